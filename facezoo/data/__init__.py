@@ -1,0 +1,1 @@
+"""Reading the data that models are trained and measured on."""

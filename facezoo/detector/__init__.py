@@ -1,0 +1,1 @@
+"""The face detector: network, losses, augmentation and training."""

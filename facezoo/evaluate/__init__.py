@@ -1,0 +1,1 @@
+"""Numbers that papers report: classification and verification, with their protocols."""

@@ -1,0 +1,1 @@
+"""One folder per paper: model, losses, augmentation and training under the same file names."""

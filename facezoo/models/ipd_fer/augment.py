@@ -1,0 +1,115 @@
+"""Random changes to aligned crops that leave the person and the expression as they are."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+
+def augment(
+    canvases: Tensor,
+    size: int,
+    generator: Generator,
+    *,
+    zoom: float = 1.0,
+    rotation_deg: float = 10.0,
+    scaling: float = 0.08,
+    shift: float = 0.04,
+    colour: float = 0.3,
+    grey: float = 0.2,
+    blur: float = 0.2,
+    erase: float = 0.25,
+) -> Tensor:
+    """Shift, turn, scale, mirror, relight, blur and partly cover crops; cut and normalise them.
+
+    Args:
+        canvases: crops with a margin around the template, uint8, (B, 1 or 3, H, H).
+        size: side S of the result, pixels.
+        generator: source of every random number.
+        zoom: the template's share of the canvas side, so that nothing random gives the template.
+        rotation_deg: turns are uniform within plus or minus this.
+        scaling: standard deviation of the logarithm of the scale, cut at two.
+        shift: largest shift as a share of the crop's side.
+        colour: brightness and contrast vary by up to this factor, channel gains by a quarter of it.
+        grey: share of the crops that lose their colour.
+        blur: share of the crops that are reduced and enlarged again.
+        erase: share of the crops in which a rectangle is replaced by noise.
+
+    Returns:
+        Normalised to [-1, 1], (B, 3, S, S).
+    """
+    count = len(canvases)
+    draw = _Draw(generator, count)
+    angle = draw.uniform(-1, 1) * math.radians(rotation_deg)
+    scale = zoom * torch.exp(scaling * draw.normal().clamp(-2, 2))
+    mirror = torch.where(draw.uniform() < 0.5, -1.0, 1.0)
+    cosine, sine = scale * torch.cos(angle), scale * torch.sin(angle)
+    x, y = (draw.uniform(-1, 1) * 2 * shift * zoom for _ in range(2))
+    theta = torch.stack(
+        [torch.stack([cosine * mirror, -sine, x], -1), torch.stack([sine * mirror, cosine, y], -1)],
+        dim=1,
+    )
+    channels = canvases.shape[1]
+    grid = F.affine_grid(theta, [count, channels, size, size], align_corners=False)
+    images = F.grid_sample(canvases.float() / 255, grid, padding_mode="border", align_corners=False)
+    images = _blur(images, draw.uniform() < blur, draw).expand(-1, 3, -1, -1)
+    if channels == 3:
+        pale = images.mean(1, keepdim=True)
+        images = torch.where((draw.uniform() < grey)[:, None, None, None], pale, images)
+        gains = 1 + colour / 4 * (2 * torch.rand(count, 3, generator=generator) - 1)
+        images = images * gains[:, :, None, None]
+    mean = images.mean((1, 2, 3), keepdim=True)
+    contrast, brightness = (1 + colour * draw.uniform(-1, 1)[:, None, None, None] for _ in range(2))
+    images = ((images - mean) * contrast + mean * brightness).clamp(0, 1)
+    return _erase(images * 2 - 1, draw.uniform() < erase, draw, generator)
+
+
+def centre_crop(canvases: Tensor, size: int, margin: int) -> Tensor:
+    """The template's crop without anything random, normalised to [-1, 1], (B, 3, S, S)."""
+    crops = canvases[..., margin:-margin, margin:-margin] if margin else canvases
+    crops = crops.float() / 127.5 - 1
+    if crops.shape[-1] != size:
+        crops = F.interpolate(crops, size=(size, size), mode="bilinear", antialias=True)
+    return crops.expand(-1, 3, -1, -1)
+
+
+class _Draw:
+    """Random numbers, one per row of a batch."""
+
+    def __init__(self, generator: Generator, count: int) -> None:
+        self.generator = generator
+        self.count = count
+
+    def uniform(self, low: float = 0, high: float = 1) -> Tensor:
+        return low + (high - low) * torch.rand(self.count, generator=self.generator)
+
+    def normal(self) -> Tensor:
+        return torch.randn(self.count, generator=self.generator)
+
+
+def _blur(images: Tensor, chosen: Tensor, draw: _Draw) -> Tensor:
+    """Reduce the chosen rows to between a quarter and two thirds and enlarge them again."""
+    rows = chosen.nonzero()[:, 0]
+    if not len(rows):
+        return images
+    size = images.shape[-1]
+    small = int(size * float(draw.uniform(0.25, 0.67)[0]))
+    reduced = F.interpolate(images[rows], size=(small, small), mode="bilinear", antialias=True)
+    blurred = F.interpolate(reduced, size=(size, size), mode="bilinear")
+    return images.index_copy(0, rows, blurred)
+
+
+def _erase(images: Tensor, chosen: Tensor, draw: _Draw, generator: Generator) -> Tensor:
+    """Cover a random rectangle of the chosen rows with noise."""
+    size = images.shape[-1]
+    height, width = (draw.uniform(0.1, 0.4) for _ in range(2))
+    top, left = draw.uniform() * (1 - height), draw.uniform() * (1 - width)
+    position = (torch.arange(size) + 0.5) / size
+    rows = (position >= top[:, None]) & (position < (top + height)[:, None])
+    columns = (position >= left[:, None]) & (position < (left + width)[:, None])
+    hidden = rows[:, None, :, None] & columns[:, None, None, :] & chosen[:, None, None, None]
+    noise = torch.randn(len(images), 1, 1, 1, generator=generator) * 0.5
+    return torch.where(hidden, noise, images)

@@ -1,0 +1,118 @@
+"""What every training loop needs: exact resume, a log, an average of the weights, a schedule."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def generator(seed: int, *path: int) -> torch.Generator:
+    """A random generator for one place in a run, such as (epoch, step).
+
+    Every step has its own, so a resumed run draws what the uninterrupted one would have drawn.
+    """
+    value = seed
+    for part in path:
+        value = (value * 1_000_003 + part + 1) % (2**63)
+    return torch.Generator().manual_seed(value)
+
+
+def batches(count: int, size: int, seed: int, epoch: int) -> list[Tensor]:
+    """Shuffled row indices of one epoch in batches of ``size``; the short last one is dropped."""
+    order = torch.randperm(count, generator=generator(seed, epoch))
+    return list(order[: count // size * size].split(size))
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """bfloat16 autocast on the devices that have it."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type != "mps")
+
+
+def set_cosine_rate(
+    optimizer: torch.optim.Optimizer, peak: float, progress: float, warmup: float
+) -> None:
+    """Linear warm-up, then half a cosine down to one per cent of ``peak``.
+
+    Args:
+        optimizer: its groups may carry ``"rate_scale"``, a factor on ``peak``.
+        peak: learning rate at the end of the warm-up.
+        progress: share of the run that is done, in [0, 1].
+        warmup: share of the run that is warm-up.
+    """
+    if progress < warmup:
+        factor = progress / warmup
+    else:
+        factor = 0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+    for group in optimizer.param_groups:
+        group["lr"] = peak * factor * group.get("rate_scale", 1.0)
+
+
+class WeightAverage:
+    """Exponential moving average of a module's floating-point state, buffers included.
+
+    The decay warms up as (1 + n) / (10 + n), so that short runs are not dominated by the start.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.updates = 0
+        self.state = {k: v.detach().clone() for k, v in module.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        """Move the average towards the module's present state."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        for key, value in module.state_dict().items():
+            if value.is_floating_point():
+                self.state[key].lerp_(value, 1 - decay)
+            else:
+                self.state[key].copy_(value)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to go on."""
+        return {"updates": self.updates, "state": self.state}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Go on from a saved state."""
+        self.updates = saved["updates"]
+        for key, value in saved["state"].items():
+            self.state[key].copy_(value)
+
+
+def save_state(path: Path, **state: Any) -> None:
+    """Write the state of a run so that an interruption leaves the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+def load_state(path: Path) -> dict[str, Any] | None:
+    """The state that ``save_state`` wrote, or None if there is none."""
+    return torch.load(path, weights_only=True, map_location="cpu") if path.is_file() else None
+
+
+def log_row(path: Path, row: dict[str, Any]) -> None:
+    """Append a row to a CSV file, with a header if the file is new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(row))
+        if fresh:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def decayed_and_not(module: nn.Module) -> Iterator[dict[str, Any]]:
+    """Parameter groups for an optimiser: weight decay on matrices only, not on norms and biases."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    yield {"params": [p for p in parameters if p.ndim > 1]}
+    yield {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}
