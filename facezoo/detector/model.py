@@ -1,0 +1,139 @@
+"""A small single-shot face detector with five landmarks, of our own design.
+
+A residual trunk of plain 3 x 3 convolutions, a top-down path, and one head shared by four levels,
+each of which sees faces of an octave or two. Every cell of a level says how sure it is that a face
+is centred near it, where the box is, and where the landmarks are. In the manner of FCOS (Tian et
+al., ICCV 2019) for the levels and of RetinaFace (Deng et al., CVPR 2020) for the landmarks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+STRIDES = (8, 16, 32, 64)
+BASES = (24.0, 48.0, 96.0, 192.0)
+"""Typical side of a level's faces in pixels; the head's outputs are in this unit."""
+
+
+def _conv(
+    inputs: int, outputs: int, stride: int = 1, groups: int = 1, kernel: int = 3
+) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    )
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(_conv(width, width), _conv(width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What every cell of every level says, A cells in all."""
+
+    logits: Tensor
+    """How likely the cell's box is a face and fits it, before the sigmoid, (B, A)."""
+    boxes: Tensor
+    """x0, y0, x1, y1 in pixels of the input, (B, A, 4)."""
+    landmarks: Tensor
+    """Five points in pixels of the input, (B, A, 5, 2)."""
+
+
+class FaceDetector(nn.Module):
+    """Faces of some 12 to 300 pixels in a batch of equally large images.
+
+    Args:
+        width: channels of the trunk and the head.
+    """
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        half = width // 2
+        self.stem = nn.Sequential(
+            _conv(3, half // 2, 2), _conv(half // 2, half, 2), _conv(half, half)
+        )
+        self.stages = nn.ModuleList(
+            [
+                nn.Sequential(_conv(half, width, 2), _Residual(width)),
+                nn.Sequential(_conv(width, width, 2), _Residual(width)),
+                nn.Sequential(_conv(width, width, 2), _Residual(width)),
+                nn.Sequential(_conv(width, width, 2)),
+            ]
+        )
+        self.laterals = nn.ModuleList(_conv(width, width, kernel=1) for _ in STRIDES)
+        self.tower = nn.Sequential(
+            *[
+                layer
+                for _ in range(2)
+                for layer in (_conv(width, width, groups=width), _conv(width, width, kernel=1))
+            ]
+        )
+        self.output = nn.Conv2d(width, 1 + 4 + 10, 1)
+        nn.init.normal_(self.output.weight, std=0.01)
+        nn.init.zeros_(self.output.bias)
+        nn.init.constant_(self.output.bias[:1], -4.0)  # most cells hold no face
+
+    def forward(self, images: Tensor) -> Candidates:
+        """What every cell says.
+
+        Args:
+            images: RGB in [-1, 1], sides multiples of 64, (B, 3, H, W).
+
+        Returns:
+            Candidates in pixels of the input.
+
+        Raises:
+            ValueError: if a side is not a multiple of 64.
+        """
+        height, width = images.shape[-2:]
+        if height % STRIDES[-1] or width % STRIDES[-1]:
+            raise ValueError(
+                f"images must have sides that are multiples of {STRIDES[-1]}, got "
+                f"{height} x {width}; pad them with zeros on the right and below"
+            )
+        features = []
+        x = self.stem(images)
+        for stage in self.stages:
+            x = stage(x)
+            features.append(x)
+        outputs, above = [], None
+        for level in reversed(range(len(STRIDES))):
+            merged = self.laterals[level](features[level])
+            if above is not None:
+                merged = merged + F.interpolate(above, scale_factor=2.0, mode="nearest")
+            above = merged
+            outputs.append(self.output(self.tower(merged)).float().flatten(2).transpose(1, 2))
+        raw = torch.cat(outputs[::-1], 1)
+        centres, bases = cells(height, width, raw.device)
+        return decode(raw, centres, bases)
+
+
+def cells(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Centre x, y (A, 2) and unit (A, 1) of every cell of an input of this size, in pixels."""
+    centres, bases = [], []
+    for stride, base in zip(STRIDES, BASES, strict=True):
+        y = (torch.arange(height // stride, device=device) + 0.5) * stride - 0.5
+        x = (torch.arange(width // stride, device=device) + 0.5) * stride - 0.5
+        grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], -1).reshape(-1, 2)
+        centres.append(grid)
+        bases.append(grid.new_full((len(grid), 1), base))
+    return torch.cat(centres), torch.cat(bases)
+
+
+def decode(raw: Tensor, centres: Tensor, bases: Tensor) -> Candidates:
+    """The head's numbers (B, A, 15) as boxes and landmarks in pixels."""
+    middle = centres + raw[..., 1:3] * bases
+    half = bases * raw[..., 3:5].clamp(-4, 4).exp() / 2
+    points = centres[:, None] + raw[..., 5:].unflatten(-1, (5, 2)) * bases[:, None]
+    return Candidates(raw[..., 0], torch.cat([middle - half, middle + half], -1), points)
