@@ -15,6 +15,18 @@ if TYPE_CHECKING:
     from torch import Tensor
     from typing_extensions import Self
 
+# The eight classes in the order of FER+ (Barsoum et al. 2016).
+EXPRESSIONS = (
+    "neutral",
+    "happiness",
+    "surprise",
+    "sadness",
+    "anger",
+    "disgust",
+    "fear",
+    "contempt",
+)
+
 LANDMARK_NAMES = ("right_eye", "left_eye", "nose_tip", "right_mouth_corner", "left_mouth_corner")
 
 
@@ -57,7 +69,8 @@ class Faces(_Result):
     boxes: Tensor
     """x0, y0, x1, y1 in pixels, (F, 4)."""
     landmarks: Tensor
-    """Right eye, left eye, nose tip, right and left mouth corner (the subject's), pixels, (F, 5, 2)."""
+    """Right eye, left eye, nose tip, right and left mouth corner (the subject's own sides), pixels,
+    (F, 5, 2)."""
     scores: Tensor
     """Detector confidence in [0, 1], (F,)."""
     image_index: Tensor

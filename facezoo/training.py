@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
-import os
+import platform
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from facezoo.card import Card, Hub, Licenses, Preprocessing, Training, Weights
+from facezoo.version import __version__
+from facezoo.weights import save, sha256_of
 
 
 def generator(seed: int, *path: int) -> torch.Generator:
@@ -92,7 +98,7 @@ def save_state(path: Path, **state: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def load_state(path: Path) -> dict[str, Any] | None:
@@ -116,3 +122,93 @@ def decayed_and_not(module: nn.Module) -> Iterator[dict[str, Any]]:
     parameters = [p for p in module.parameters() if p.requires_grad]
     yield {"params": [p for p in parameters if p.ndim > 1]}
     yield {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}
+
+
+def begin_run(out: Path, *, seed: int, recipe: dict[str, Any]) -> dict[str, Any]:
+    """Record where a run came from, or read the record of the run that is being resumed.
+
+    Raises:
+        ValueError: if the folder holds a run of another recipe or seed.
+    """
+    record = out / "run.json"
+    wanted = json.loads(json.dumps({"seed": seed, "recipe": recipe}))
+    if record.is_file():
+        run: dict[str, Any] = json.loads(record.read_text())
+        if {key: run[key] for key in wanted} != wanted:
+            raise ValueError(
+                f"{out} holds a run of another recipe or seed (see {record}); give another --out, "
+                "or remove that folder to begin anew"
+            )
+        return run
+    run = {**wanted, "commit": _commit(), "hardware": _hardware()}
+    out.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps(run, indent=2) + "\n")
+    return run
+
+
+def write_checkpoint(
+    module: nn.Module,
+    out: Path,
+    run: dict[str, Any],
+    *,
+    model: str,
+    tag: str,
+    architecture: dict[str, Any],
+    preprocessing: Preprocessing,
+    labels: tuple[str, ...],
+    precision: str,
+    licenses: Licenses,
+    data: tuple[str, ...],
+    intended_use: str,
+    citation: str,
+) -> Path:
+    """Write weights and card of a finished run; ``facezoo evaluate --write`` adds the metrics.
+
+    Returns:
+        The card's path, ``out/<model>.<tag>.json``.
+    """
+    weights = save(module, out / f"{model}.{tag}.safetensors", precision)
+    count = sum(parameter.numel() for parameter in module.parameters())
+    size, digest = weights.stat().st_size, sha256_of(weights)
+    command = f"facezoo train {model} --data DATA --out runs/{model} --seed {run['seed']}"
+    training = Training(data, command, run["commit"], run["recipe"], run["seed"], run["hardware"])
+    card = Card(
+        model=model,
+        tag=tag,
+        default=True,
+        architecture=architecture,
+        preprocessing=preprocessing,
+        labels=labels,
+        weights=Weights(weights.name, digest, size, precision, count),
+        hub=Hub(repo=f"facezoo/{model}.{tag}"),
+        licenses=licenses,
+        training=training,
+        metrics=(),
+        limits=(),
+        intended_use=intended_use,
+        citation=citation,
+    )
+    path = out / f"{model}.{tag}.json"
+    path.write_text(card.to_json(), encoding="utf-8")
+    return path
+
+
+def _commit() -> str:
+    """The commit of this checkout, or the version where there is none."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        head = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
+        )
+        changes = subprocess.run(
+            [*git, "status", "--porcelain", "."], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return f"version {__version__}"
+    return head.stdout.strip() + (" with changes" if changes.stdout.strip() else "")
+
+
+def _hardware() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{torch.get_num_threads()} CPU threads, {platform.machine()}, bfloat16 autocast"

@@ -20,21 +20,10 @@ from tqdm.auto import tqdm
 
 from facezoo.preprocess.alignment import align, similarity_transform
 from facezoo.preprocess.templates import template_points
+from facezoo.results import EXPRESSIONS
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-# The eight classes in the order of FER+ (Barsoum et al. 2016).
-EXPRESSIONS = (
-    "neutral",
-    "happiness",
-    "surprise",
-    "sadness",
-    "anger",
-    "disgust",
-    "fear",
-    "contempt",
-)
 
 
 def read_pack(path: str | Path, split: str | None = None) -> pa.Table:
@@ -81,6 +70,11 @@ def teacher_embeddings(table: pa.Table) -> Tensor:
 def _rows(values: list[Any], width: int) -> Tensor:
     missing = [float("nan")] * width
     return torch.from_numpy(np.array([missing if v is None else v for v in values], np.float32))
+
+
+def as_points(values: list[list[float]], count: int) -> Tensor:
+    """Lists of x, y, x, y, ... as points, ``count`` of them per row, (N, count, 2)."""
+    return torch.from_numpy(np.array(values, np.float32).reshape(-1, count, 2))
 
 
 def majority_labels(table: pa.Table) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -13,14 +14,17 @@ from facezoo.detector.losses import Targets
 
 CANVAS = 256
 """Side of a scene, pixels."""
+SMALLEST = 16.0
+"""Least side of the face that a photograph is scaled by, pixels."""
 
 
 @dataclass(frozen=True)
 class Photos:
     """Photographs of one size with the faces on them."""
 
-    images: Tensor
-    """uint8 RGB, (N, 3, H, H)."""
+    images: list[Tensor]
+    """uint8 RGB, the whole photographs at sides H, H / 2, H / 4 and H / 8, each (N, 3, side, side).
+    """
     boxes: list[Tensor]
     """Faces of each photograph, N of (G, 4)."""
     landmarks: list[Tensor]
@@ -46,7 +50,7 @@ def scenes(
     """Compose one scene per chosen photograph.
 
     A scene is one photograph, or 2 x 2, 3 x 3 or 4 x 4 of them; each is turned by up to 30
-    degrees, sometimes mirrored, and scaled so that one of its faces takes any size from 12 pixels
+    degrees, sometimes mirrored, and scaled so that one of its faces takes any size from 16 pixels
     to more than its tile.
 
     Args:
@@ -78,7 +82,7 @@ def _layout(
     photos: Photos, scene: int, first: int, extra: Tensor, generator: Generator
 ) -> list[_Tile]:
     """Tiles of one scene, the first of them showing ``first``."""
-    grid = int(torch.multinomial(torch.tensor([0.45, 0.3, 0.15, 0.1]), 1, generator=generator)) + 1
+    grid = int(torch.multinomial(torch.tensor([0.55, 0.3, 0.12, 0.03]), 1, generator=generator)) + 1
     others = extra[torch.randint(len(extra), (grid * grid - 1,), generator=generator)]
     cells = torch.randperm(grid * grid, generator=generator)
     return [
@@ -89,14 +93,15 @@ def _layout(
 
 def _place(photos: Photos, photo: int, grid: int, cell: int, generator: Generator) -> Tensor:
     """A random similarity that puts a photograph into its tile, (2, 3)."""
-    side, extent = photos.images.shape[-1], CANVAS / grid
+    side, extent = photos.images[0].shape[-1], CANVAS / grid
     boxes = photos.boxes[photo]
     if len(boxes):
         box = boxes[int(torch.randint(len(boxes), (), generator=generator))]
         centre = (box[:2] + box[2:]) / 2
         face = float((box[2:] - box[:2]).prod().sqrt())
-        largest = math.log(min(1.15 * extent, 3.2 * face) if grid == 1 else 0.9 * extent)
-        scale = math.exp(_uniform(generator, math.log(12.0), max(largest, math.log(13.0)))) / face
+        largest = min(1.15 * extent, 3.2 * face) if grid == 1 else 0.9 * extent
+        wanted = _uniform(generator, math.log(SMALLEST), math.log(max(largest, SMALLEST + 1)))
+        scale = math.exp(wanted) / face
         scale = max(scale, 0.6 * extent / side)  # a photograph fills most of its tile
     else:
         centre = torch.tensor([_uniform(generator, 0.2, 0.8) * side for _ in range(2)])
@@ -115,8 +120,8 @@ def _paint(images: Tensor, photos: Photos, tiles: list[_Tile], generator: Genera
     """Sample the photographs of equally large tiles into their scenes."""
     grid = tiles[0].grid
     edges = [round(CANVAS * i / grid) for i in range(grid + 1)]
-    side = photos.images.shape[-1]
-    extent = max(b - a for a, b in zip(edges, edges[1:], strict=False))
+    side = photos.images[0].shape[-1]
+    extent = max(b - a for a, b in pairwise(edges))
     border = "border" if _uniform(generator) < 0.5 else "zeros"
     levels: dict[int, list[_Tile]] = {}
     for tile in tiles:
@@ -132,9 +137,7 @@ def _paint(images: Tensor, photos: Photos, tiles: list[_Tile], generator: Genera
         theta = torch.cat(
             [inverse * (extent / side), ((origin + 0.5) * 2 / side - 1)[..., None]], -1
         )
-        source = photos.images[[t.photo for t in members]].float() / 127.5 - 1
-        if level:
-            source = F.avg_pool2d(source, 2**level)
+        source = photos.images[level][[t.photo for t in members]].float() / 127.5 - 1
         where = F.affine_grid(theta, [len(members), 3, extent, extent], align_corners=False)
         pixels = F.grid_sample(source, where, padding_mode=border, align_corners=False)
         for tile, (x, y), patch in zip(members, corners.tolist(), pixels, strict=True):
@@ -164,7 +167,7 @@ def _targets(photos: Photos, tiles: list[_Tile], count: int) -> Targets:
             points = points[:, [1, 0, 2, 4, 3]]  # mirrored: right and left change places
         for index, box in enumerate(boxes):
             side = float((box[2:] - box[:2]).prod().sqrt())
-            if index < len(points) and share[index] > 0.7 and side >= 10:
+            if index < len(points) and share[index] > 0.7 and side >= 12:
                 found[tile.scene].append((box, points[index]))
             elif share[index] > 0.15:
                 ignored[tile.scene].append(seen[index])
@@ -216,27 +219,30 @@ def _occlude(images: Tensor, targets: Targets, generator: Generator) -> Tensor:
 
 
 def _degrade(images: Tensor, generator: Generator) -> Tensor:
-    """Low light, colour casts, grey, blur and noise, each on some of the scenes."""
-    count = len(images)
+    """Colour casts, grey, contrast, low light, blur and noise, each on some of the scenes."""
+    pixels = (images + 1) / 2
 
     def some(share: float) -> Tensor:
-        return (torch.rand(count, generator=generator) < share)[:, None, None, None]
+        return (torch.rand(len(pixels), generator=generator) < share).nonzero()[:, 0]
 
-    def amount(low: float, high: float, channels: int = 1) -> Tensor:
-        return low + (high - low) * torch.rand(count, channels, 1, 1, generator=generator)
+    def amount(rows: Tensor, low: float, high: float, channels: int = 1) -> Tensor:
+        return low + (high - low) * torch.rand(len(rows), channels, 1, 1, generator=generator)
 
-    pixels = (images + 1) / 2
-    pixels = torch.where(some(0.3), pixels * amount(0.75, 1.25, 3), pixels)
-    pixels = torch.where(some(0.2), pixels.mean(1, keepdim=True), pixels)
-    pixels = torch.where(
-        some(0.5), (pixels - 0.5) * amount(0.6, 1.4) + 0.5 + amount(-0.2, 0.2), pixels
-    )
-    pixels = torch.where(some(0.2), pixels * amount(0.08, 0.6), pixels)  # low light
-    blurred = torch.rand(count, generator=generator) < 0.2
-    if bool(blurred.any()):
+    rows = some(0.3)
+    pixels[rows] = pixels[rows] * amount(rows, 0.75, 1.25, 3)
+    rows = some(0.2)
+    pixels[rows] = pixels[rows].mean(1, keepdim=True).expand(-1, 3, -1, -1)
+    rows = some(0.5)
+    contrast, brightness = amount(rows, 0.6, 1.4), amount(rows, -0.2, 0.2)
+    pixels[rows] = (pixels[rows] - 0.5) * contrast + 0.5 + brightness
+    rows = some(0.15)
+    pixels[rows] = pixels[rows] * amount(rows, 0.1, 0.6)  # low light
+    rows = some(0.2)
+    if len(rows):
         size = int(CANVAS * _uniform(generator, 0.4, 0.9))
-        small = F.interpolate(pixels[blurred], size=(size, size), mode="bilinear", antialias=True)
-        pixels[blurred] = F.interpolate(small, size=(CANVAS, CANVAS), mode="bilinear")
-    noise = torch.randn(pixels.shape, generator=generator) * amount(0.0, 0.06)
-    pixels = torch.where(some(0.25), pixels + noise, pixels)
-    return pixels.clamp(0, 1) * 2 - 1
+        small = F.interpolate(pixels[rows], size=(size, size), mode="bilinear", antialias=True)
+        pixels[rows] = F.interpolate(small, size=(CANVAS, CANVAS), mode="bilinear")
+    rows = some(0.2)
+    noise = torch.randn(len(rows), *pixels.shape[1:], generator=generator)
+    pixels[rows] = pixels[rows] + noise * amount(rows, 0.0, 0.06)
+    return pixels.clamp_(0, 1) * 2 - 1

@@ -81,8 +81,9 @@ class FaceDetector(nn.Module):
         )
         self.output = nn.Conv2d(width, 1 + 4 + 10, 1)
         nn.init.normal_(self.output.weight, std=0.01)
-        nn.init.zeros_(self.output.bias)
-        nn.init.constant_(self.output.bias[:1], -4.0)  # most cells hold no face
+        bias = torch.zeros(1 + 4 + 10)
+        bias[0] = -4.0  # most cells hold no face
+        self.output.bias = nn.Parameter(bias)
 
     def forward(self, images: Tensor) -> Candidates:
         """What every cell says.

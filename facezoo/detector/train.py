@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from facezoo.data.images import decode, read_pack
+from facezoo.card import Licenses, Preprocessing
+from facezoo.data.images import as_points, decode, read_pack
 from facezoo.detector.augment import CANVAS, Photos, scenes
-from facezoo.detector.boxes import area, iou
 from facezoo.detector.losses import Targets, detection_loss
 from facezoo.detector.model import FaceDetector, cells
-from facezoo.preprocess.detection import DetectionConfig, detect
+from facezoo.evaluate.detection import measure
 from facezoo.training import (
     WeightAverage,
     autocast,
     batches,
+    begin_run,
     decayed_and_not,
     generator,
     load_state,
     log_row,
     save_state,
     set_cosine_rate,
+    write_checkpoint,
 )
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class DetectorConfig:
     """The recipe of the detector."""
 
     width: int = 64
-    epochs: int = 12
+    epochs: int = 30
     """Passes over the photographs of people; each is the first of one scene."""
     batch_size: int = 32
     rate: float = 3e-3
@@ -52,10 +53,42 @@ class DetectorConfig:
     """Share of the scenes' other tiles that show scenery."""
 
 
+def run(data: Path, out: Path, *, seed: int, device: torch.device) -> Path:
+    """Train by the default recipe and write weights and card; returns the card's path."""
+    config = DetectorConfig()
+    record = begin_run(out, seed=seed, recipe=asdict(config))
+    detector = FaceDetector(config.width)
+    detector.load_state_dict(train(config, data, out, seed=seed, device=device))
+    return write_checkpoint(
+        detector,
+        out,
+        record,
+        model="face-detector",
+        tag="lfw",
+        architecture={"width": config.width},
+        preprocessing=Preprocessing(),
+        labels=(),
+        precision="float16",
+        licenses=Licenses(
+            code="Apache-2.0",
+            weights="research-only",
+            data="research-only: LFW and ImageNet, rights of the photographs not cleared",
+        ),
+        data=(
+            "LFW (deep-funneled) train: 8,408 photographs, boxes and landmarks by YuNet",
+            "backgrounds: 500 photographs of ImageNet classes, boxes and landmarks by YuNet",
+        ),
+        intended_use="Finding faces and aligning them for the models of this package.",
+        citation="",
+    )
+
+
 def read_photos(table: pa.Table) -> Photos:
     """Photographs with their faces, each cut to its middle square and brought to 250 pixels."""
     images = torch.empty(len(table), 3, _SIDE, _SIDE, dtype=torch.uint8)
-    boxes, landmarks, unsure = [], [], []
+    boxes: list[Tensor] = []
+    landmarks: list[Tensor] = []
+    unsure: list[Tensor] = []
     rows = zip(*(table[c] for c in ("image", "faces", "unsure")), strict=True)
     for index, (image, faces, regions) in enumerate(tqdm(rows, total=len(table), desc="reading")):
         pixels = decode(image.as_py())
@@ -71,22 +104,29 @@ def read_photos(table: pa.Table) -> Photos:
             )
         images[index] = square[0].round().to(torch.uint8)
         found = faces.as_py()
-        box = _tensor([f["box"] for f in found], 2)
-        point = _tensor([f["landmarks"] for f in found], 5)
-        region = _tensor(regions.as_py(), 2)
+        box = as_points([f["box"] for f in found], 2)
+        point = as_points([f["landmarks"] for f in found], 5)
+        region = as_points(regions.as_py(), 2)
         for store, value in ((boxes, box), (landmarks, point), (unsure, region)):
             store.append((value - corner + 0.5) * scale - 0.5)
-    return Photos(images, [b.flatten(1) for b in boxes], landmarks, [r.flatten(1) for r in unsure])
+    sizes = [images, *(_shrunk(images, _SIDE >> level) for level in (1, 2, 3))]
+    return Photos(sizes, [b.flatten(1) for b in boxes], landmarks, [r.flatten(1) for r in unsure])
 
 
-def _tensor(values: list[list[float]], points: int) -> Tensor:
-    return torch.from_numpy(np.array(values, np.float32).reshape(-1, points, 2))
+def _shrunk(images: Tensor, side: int) -> Tensor:
+    """All photographs at another size, uint8, (N, 3, side, side)."""
+    small = images.new_empty(len(images), 3, side, side)
+    for begin in range(0, len(images), 256):
+        pixels = images[begin : begin + 256].float()
+        resized = F.interpolate(pixels, size=(side, side), mode="bilinear", antialias=True)
+        small[begin : begin + 256] = resized.round().to(torch.uint8)
+    return small
 
 
 def join(first: Photos, second: Photos) -> Photos:
     """Two sets of photographs as one."""
     return Photos(
-        torch.cat([first.images, second.images]),
+        [torch.cat(pair) for pair in zip(first.images, second.images, strict=True)],
         first.boxes + second.boxes,
         first.landmarks + second.landmarks,
         first.unsure + second.unsure,
@@ -110,11 +150,11 @@ def train(
     """
     people = read_photos(read_pack(data / "lfw.parquet", "train"))
     scenery = read_photos(read_pack(data / "backgrounds.parquet"))
-    count = len(people.images)
+    count = len(people.boxes)
     photos = join(people, scenery)
     # Drawing from this list shows scenery as often as the recipe says.
-    times = round(config.scenery / (1 - config.scenery) * count / len(scenery.images))
-    extra = torch.cat([torch.arange(count), torch.arange(count, len(photos.images)).repeat(times)])
+    times = round(config.scenery / (1 - config.scenery) * count / len(scenery.boxes))
+    extra = torch.cat([torch.arange(count), torch.arange(count, len(photos.boxes)).repeat(times)])
     val = read_pack(data / "lfw.parquet", "val")
     torch.manual_seed(seed)
     detector = FaceDetector(config.width).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -182,75 +222,3 @@ def _moved(targets: Targets, device: torch.device) -> Targets:
         targets.is_face.to(device),
         targets.ignored.to(device),
     )
-
-
-def measure(
-    detector: FaceDetector,
-    table: pa.Table,
-    device: torch.device,
-    smallest: float = 24.0,
-    config: DetectionConfig | None = None,
-) -> dict[str, float]:
-    """Detection on whole photographs whose faces are known.
-
-    A face is found if a box overlaps it with an IoU of at least 0.5. Detections in regions that
-    the pack is unsure about, and on faces smaller than ``smallest``, count neither way.
-
-    Args:
-        detector: the network, in eval mode.
-        table: rows with ``image``, ``faces`` and ``unsure``.
-        device: where the detector is.
-        smallest: least length of a face's longer side, pixels.
-        config: scales and thresholds.
-
-    Returns:
-        ``recall``; ``false_positives`` as a share of the detections that count;
-        ``landmark_error``, the mean over landmarks and found faces as a share of the distance
-        between the eyes; ``faces``, how many count.
-    """
-    found = wanted = wrong = detections = 0
-    errors: list[Tensor] = []
-    for begin in range(0, len(table), 64):
-        part = table.slice(begin, 64)
-        photos = [decode(image.as_py()).to(device) for image in part["image"]]
-        seen = detect(detector, photos, config).to("cpu")
-        for index, (faces, regions) in enumerate(
-            zip(part["faces"].to_pylist(), part["unsure"].to_pylist(), strict=True)
-        ):
-            mine = seen[seen.image_index == index]
-            boxes = _tensor([f["box"] for f in faces], 2).flatten(1)
-            points = _tensor([f["landmarks"] for f in faces], 5)
-            large = (
-                (boxes[:, 2:] - boxes[:, :2]).amax(1) >= smallest if len(boxes) else boxes[:, 0] > 0
-            )
-            overlap = iou(boxes, mine.boxes)
-            hit = (
-                (overlap >= 0.5).any(1) if len(mine) else torch.zeros(len(boxes), dtype=torch.bool)
-            )
-            wanted, found = wanted + int(large.sum()), found + int((hit & large).sum())
-            for face in (hit & large).nonzero()[:, 0]:
-                match = overlap[face].argmax()
-                apart = (mine.landmarks[match] - points[face]).norm(dim=-1).mean()
-                errors.append(apart / (points[face, 0] - points[face, 1]).norm())
-            of_large = (overlap[large] >= 0.5).any(0)
-            elsewhere = _touches(
-                mine.boxes, torch.cat([boxes[~large], _tensor(regions, 2).flatten(1)])
-            )
-            wrong += int((~of_large & ~elsewhere).sum())
-            detections += int((of_large | ~elsewhere).sum())
-    error = float(torch.stack(errors).mean()) if errors else float("nan")
-    return {
-        "recall": found / max(1, wanted),
-        "false_positives": wrong / max(1, detections),
-        "landmark_error": error,
-        "faces": wanted,
-    }
-
-
-def _touches(boxes: Tensor, regions: Tensor) -> Tensor:
-    """Whether the larger part of a box, or of a region, is where the two overlap, (N,)."""
-    low = torch.maximum(boxes[:, None, :2], regions[None, :, :2])
-    high = torch.minimum(boxes[:, None, 2:], regions[None, :, 2:])
-    shared = (high - low).clamp(min=0).prod(-1)
-    smaller = torch.minimum(area(boxes)[:, None], area(regions)[None]).clamp(min=1e-6)
-    return (shared / smaller > 0.5).any(1)

@@ -72,7 +72,8 @@ def detect(
     for alike in views.values():
         for begin in range(0, len(alike), config.batch_size):
             found.append(_candidates(detector, alike[begin : begin + config.batch_size], config))
-    return _merge(*(torch.cat(column) for column in zip(*found, strict=True)), config)
+    scores, boxes, points, photo = (torch.cat(column) for column in zip(*found, strict=True))
+    return _merge(scores, boxes, points, photo, config)
 
 
 def _views(photo: Tensor, index: int, config: DetectionConfig) -> list[_View]:

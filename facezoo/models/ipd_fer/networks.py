@@ -20,7 +20,7 @@ class Encoder(nn.Module):
     def __init__(self, backbone: str = "resnet18", feature_dim: int = 512) -> None:
         super().__init__()
         self.backbone = timm.create_model(backbone, pretrained=False, num_classes=0)
-        width = self.backbone.num_features
+        width: int = self.backbone.num_features  # type: ignore[assignment]
         self.projection = nn.Identity() if width == feature_dim else nn.Linear(width, feature_dim)
         self.norm = nn.BatchNorm1d(feature_dim)
 

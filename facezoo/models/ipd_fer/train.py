@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from facezoo.card import Licenses, Preprocessing
 from facezoo.data.images import (
-    EXPRESSIONS,
     aligned_crops,
     label_distributions,
     majority_labels,
@@ -32,21 +32,31 @@ from facezoo.models.ipd_fer.losses import (
     similarity_matching_loss,
     teacher_loss,
 )
+from facezoo.models.ipd_fer.model import IPDFER
 from facezoo.models.ipd_fer.networks import Encoder
+from facezoo.results import EXPRESSIONS
 from facezoo.training import (
     WeightAverage,
     autocast,
     batches,
+    begin_run,
     decayed_and_not,
     generator,
     load_state,
     log_row,
     save_state,
     set_cosine_rate,
+    write_checkpoint,
 )
 
 SIZE, MARGIN = 112, 8
 TEMPLATE = "arcface112"
+CITATION = """@article{jiang2022disentangling,
+  title = {Disentangling Identity and Pose for Facial Expression Recognition},
+  author = {Jiang, Jing and Deng, Weihong},
+  journal = {IEEE Transactions on Affective Computing},
+  year = {2022}
+}"""
 
 
 @dataclass(frozen=True)
@@ -84,6 +94,43 @@ class TrainConfig:
     """How often an epoch of identity training shows each LFW photograph."""
     lfw_trust: float = 0.3
     """Weight of LFW's machine-made expression labels beside FER+ votes."""
+    precision: str = "int8"
+    """On disk."""
+
+
+def run(data: Path, out: Path, *, seed: int, device: torch.device) -> Path:
+    """Train by the default recipe and write weights and card; returns the card's path."""
+    config = TrainConfig()
+    record = begin_run(out, seed=seed, recipe=asdict(config))
+    tensors = train(config, data, out, seed=seed, device=device)
+    model = IPDFER(config.backbone, config.feature_dim, len(EXPRESSIONS))
+    model.load_state_dict(tensors)
+    return write_checkpoint(
+        model,
+        out,
+        record,
+        model="ipd-fer",
+        tag="ferplus-lfw",
+        architecture=model.architecture,
+        preprocessing=Preprocessing(TEMPLATE, SIZE),
+        labels=EXPRESSIONS,
+        precision=config.precision,
+        licenses=Licenses(
+            code="Apache-2.0",
+            weights="research-only",
+            data="research-only: LFW and FER2013, rights of the photographs not cleared",
+        ),
+        data=(
+            "FER+ train: 26,804 images of FER2013 with the annotators' votes",
+            "LFW (deep-funneled) train: 8,408 photographs, expression labels made by machine",
+            "teacher for identity: dlib_face_recognition_resnet_model_v1 on both",
+        ),
+        intended_use=(
+            "Features for research on facial expression: describing what a face shows, not what a "
+            "person feels. Not for identifying people, nor for decisions about them."
+        ),
+        citation=CITATION,
+    )
 
 
 @dataclass(frozen=True)
@@ -185,7 +232,7 @@ def train_identity(
         mean, spread = verification_accuracy(features, val.files, pairs)
         return {"verification": mean, "verification_std": spread}
 
-    state = fit(parts, config.identity, index, step, validate, None, out / "identity", seed, device)
+    state = fit(parts, config.identity, index, step, validate, None, out / "identity", seed)
     return {k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")}
 
 
@@ -243,7 +290,6 @@ def train_expression(
         "ferplus_accuracy",
         out / "expression",
         seed,
-        device,
     )
 
 
@@ -256,7 +302,6 @@ def fit(
     select: str | None,
     out: Path,
     seed: int,
-    device: torch.device,
     save_every: int = 200,
 ) -> dict[str, Tensor]:
     """Run a stage to its end, from its saved state if there is one.
@@ -270,23 +315,23 @@ def fit(
         select: the metric whose highest value picks the epoch; None keeps the last.
         out: folder for ``state.pt`` and ``log.csv``.
         seed: of order and augmentation.
-        device: where to train.
         save_every: steps between saved states.
 
     Returns:
         The kept averaged state of ``parts`` on the CPU.
     """
-    parts.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    parts.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(
         list(decayed_and_not(parts)), lr=config.rate, weight_decay=config.weight_decay
     )
     average = WeightAverage(parts, config.average)
-    position, best = [0, 0], {"score": float("-inf"), "state": {}}
+    position, best_score, kept = [0, 0], float("-inf"), dict[str, Tensor]()
     if saved := load_state(out / "state.pt"):
         parts.load_state_dict(saved["parts"])
         optimizer.load_state_dict(saved["optimizer"])
         average.load_state_dict(saved["average"])
-        position, best = saved["position"], saved["best"]
+        position = saved["position"]
+        best_score, kept = saved["best"]["score"], saved["best"]["state"]
 
     def save(epoch: int, batch: int) -> None:
         save_state(
@@ -295,7 +340,7 @@ def fit(
             optimizer=optimizer.state_dict(),
             average=average.state_dict(),
             position=[epoch, batch],
-            best=best,
+            best={"score": best_score, "state": kept},
         )
 
     steps = index.shape[1] // config.batch_size
@@ -326,10 +371,9 @@ def fit(
         log_row(out / "log.csv", {"epoch": epoch + 1, "size": size, "loss": loss_mean, **metrics})
         tqdm.write(f"{out.name} epoch {epoch + 1}: loss {loss_mean:.4f}, {metrics}")
         score = metrics[select] if select else float(epoch)
-        if score > best["score"]:
-            best = {"score": score, "state": {k: v.clone() for k, v in average.state.items()}}
+        if score > best_score:
+            best_score, kept = score, {k: v.clone() for k, v in average.state.items()}
         save(epoch + 1, 0)
-    kept: dict[str, Tensor] = best["state"]  # type: ignore[assignment]
     return {key: value.cpu() for key, value in kept.items()}
 
 

@@ -1,0 +1,59 @@
+"""Disentangled face representations: expression without the person, the person without it.
+
+Importing this imports nothing heavy; torch comes with the first model.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from facezoo.version import __version__
+
+if TYPE_CHECKING:
+    from facezoo import errors
+    from facezoo.base import FaceModel
+    from facezoo.card import Card
+    from facezoo.registry import download, info, list_models, load
+    from facezoo.results import ExpressionPrediction, FaceEncoding, Faces
+
+__all__ = [
+    "Card",
+    "ExpressionPrediction",
+    "FaceEncoding",
+    "FaceModel",
+    "Faces",
+    "__version__",
+    "download",
+    "errors",
+    "info",
+    "list_models",
+    "load",
+]
+
+_HOMES = {
+    "Card": "facezoo.card",
+    "ExpressionPrediction": "facezoo.results",
+    "FaceEncoding": "facezoo.results",
+    "FaceModel": "facezoo.base",
+    "Faces": "facezoo.results",
+    "download": "facezoo.registry",
+    "info": "facezoo.registry",
+    "list_models": "facezoo.registry",
+    "load": "facezoo.registry",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for when it is asked for (PEP 562)."""
+    if name == "errors":
+        return import_module("facezoo.errors")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'facezoo' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,317 @@
+"""What every model of the zoo is: a module that takes photographs and gives features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NoReturn
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from facezoo.card import Card, Preprocessing
+from facezoo.errors import UnsupportedError
+from facezoo.families import FAMILIES, model_class
+from facezoo.preprocess.pipeline import (
+    OnMissing,
+    Which,
+    check_options,
+    find_faces,
+    prepare,
+    prepare_aligned,
+    to_device,
+)
+from facezoo.preprocess.reading import ImageSource, as_list, describe, read_image
+from facezoo.pretrained import Pretrained
+from facezoo.results import ExpressionPrediction, FaceEncoding, Faces
+
+Images = ImageSource | Sequence[ImageSource]
+Stage = Callable[[Tensor], Tensor]
+
+# What a model can be asked for, and the stage that it must have for it.
+CAPABILITIES = {
+    "encode_expression": "embed_expression",
+    "encode_identity": "embed_identity",
+    "encode_pose": "embed_pose",
+    "predict_expression": "classify_expression",
+}
+
+
+@dataclass(frozen=True)
+class _Options:
+    faces: Which
+    on_missing: OnMissing
+    aligned: bool
+    batch_size: int
+    progress: bool
+
+
+class FaceModel(nn.Module, Pretrained):
+    """A disentangled face representation.
+
+    ``encode_*`` and ``predict_*`` take photographs, run in inference mode and batch by themselves;
+    the lower-case stages (``embed_expression`` and the like) take prepared tensors and keep
+    gradients. A family says what it can do by the stages that it has.
+
+    The photographs may be anything that ``facezoo.preprocess.reading.read_image`` reads: paths,
+    bytes, file objects, PIL images, arrays, tensors, or a list of these. Colours are RGB.
+    """
+
+    model_name: ClassVar[str | None] = None
+    architecture: dict[str, Any]
+    preprocessing: Preprocessing = Preprocessing()
+    labels: tuple[str, ...] = ()
+    card: Card | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are, and where photographs are worked on."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the parameters."""
+        return next(self.parameters()).dtype
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of a prepared crop."""
+        return (3, self.preprocessing.size, self.preprocessing.size)
+
+    @classmethod
+    def capabilities(cls) -> list[str]:
+        """Names of the methods that this model can be asked for."""
+        return [name for name, stage in CAPABILITIES.items() if hasattr(cls, stage)]
+
+    def encode_expression(
+        self,
+        images: Images,
+        *,
+        faces: Which = "largest",
+        on_missing: OnMissing = "raise",
+        aligned: bool = False,
+        batch_size: int = 64,
+        progress: bool = False,
+    ) -> Tensor:
+        """Expression features of the faces in photographs.
+
+        Args:
+            images: one photograph or several.
+            faces: ``"largest"`` for one face per photograph, ``"all"`` for every face.
+            on_missing: what becomes of a photograph without a face: ``"raise"``, ``"skip"`` or
+                ``"nan"``, which keeps its place in the result.
+            aligned: whether the images are crops in the model's template already.
+            batch_size: photographs, and then faces, that are worked on at once.
+            progress: whether to show a progress bar.
+
+        Returns:
+            float32 features on the model's device, (F, D).
+
+        Raises:
+            ImageError: if an image cannot be read.
+            NoFaceError: if a photograph has no face and ``on_missing`` is ``"raise"``.
+            UnsupportedError: if this family has no expression features.
+        """
+        options = _Options(faces, on_missing, aligned, batch_size, progress)
+        return self._encode(images, ["encode_expression"], options)[0]["encode_expression"]
+
+    def encode_identity(
+        self,
+        images: Images,
+        *,
+        faces: Which = "largest",
+        on_missing: OnMissing = "raise",
+        aligned: bool = False,
+        batch_size: int = 64,
+        progress: bool = False,
+    ) -> Tensor:
+        """Identity features of the faces in photographs; see ``encode_expression``."""
+        options = _Options(faces, on_missing, aligned, batch_size, progress)
+        return self._encode(images, ["encode_identity"], options)[0]["encode_identity"]
+
+    def encode(
+        self,
+        images: Images,
+        *,
+        faces: Which = "largest",
+        on_missing: OnMissing = "raise",
+        aligned: bool = False,
+        batch_size: int = 64,
+        progress: bool = False,
+    ) -> FaceEncoding:
+        """Every feature that this model reads from a face; see ``encode_expression``.
+
+        Returns:
+            Features by name, None for what this family lacks, and the faces.
+        """
+        options = _Options(faces, on_missing, aligned, batch_size, progress)
+        wanted = [name for name in self.capabilities() if name.startswith("encode_")]
+        features, found = self._encode(images, wanted, options)
+        named = {name.removeprefix("encode_"): value for name, value in features.items()}
+        return FaceEncoding(
+            expression=named.get("expression"),
+            identity=named.get("identity"),
+            pose=named.get("pose"),
+            faces=found,
+        )
+
+    def predict_expression(
+        self,
+        images: Images,
+        *,
+        faces: Which = "largest",
+        on_missing: OnMissing = "raise",
+        aligned: bool = False,
+        batch_size: int = 64,
+        progress: bool = False,
+    ) -> ExpressionPrediction:
+        """Expression classes of the faces in photographs; see ``encode_expression``.
+
+        Returns:
+            Labels, probabilities and faces.
+        """
+        options = _Options(faces, on_missing, aligned, batch_size, progress)
+        results, found = self._encode(images, ["predict_expression"], options)
+        probabilities = results["predict_expression"].softmax(-1)
+        return ExpressionPrediction(
+            self.name_labels(probabilities), probabilities, self.labels, found
+        )
+
+    def name_labels(self, probabilities: Tensor) -> list[str | None]:
+        """The most probable class of each row, None for rows of NaN."""
+        known = torch.isfinite(probabilities).all(-1).tolist()
+        best = probabilities.nan_to_num().argmax(-1).tolist()
+        return [self.labels[b] if k else None for b, k in zip(best, known, strict=True)]
+
+    @torch.inference_mode()
+    def run(self, crops: Tensor, wanted: Sequence[str], batch_size: int = 64) -> dict[str, Tensor]:
+        """Stages on prepared crops, in eval mode and batches.
+
+        Args:
+            crops: normalised, (F, 3, S, S).
+            wanted: keys of ``CAPABILITIES``.
+            batch_size: crops per forward pass.
+
+        Returns:
+            float32 features, or logits, by name, (F, D).
+
+        Raises:
+            UnsupportedError: if this family cannot do one of them.
+        """
+        stages = {name: self._stage(name) for name in wanted}
+        parts: dict[str, list[Tensor]] = {name: [] for name in wanted}
+        was_training = self.training
+        self.eval()
+        try:
+            for batch in crops.to(self.dtype).split(batch_size) if len(crops) else [crops[:0]]:
+                for name, stage in stages.items():
+                    parts[name].append(self._run_stage(stage, batch))
+        finally:
+            self.train(was_training)
+        return {name: torch.cat(rows) for name, rows in parts.items()}
+
+    def _run_stage(self, stage: Stage, batch: Tensor) -> Tensor:
+        if len(batch):
+            return stage(batch).float()
+        # A width is needed even for no faces at all.
+        return stage(batch.new_zeros(1, *self.input_shape)).float()[:0]
+
+    def _stage(self, name: str) -> Stage:
+        stage = getattr(self, CAPABILITIES[name], None)
+        return stage if stage is not None else self._refuse(name)
+
+    def _refuse(self, name: str) -> NoReturn:
+        able = [f for f in FAMILIES if hasattr(model_class(f), CAPABILITIES[name])]
+        raise UnsupportedError(
+            f"{self.model_name} cannot {name}; models that can: {', '.join(able) or 'none'}"
+        )
+
+    def _encode(
+        self, images: Images, wanted: Sequence[str], options: _Options
+    ) -> tuple[dict[str, Tensor], Faces | None]:
+        """Results by capability, and where the faces stand, over all photographs."""
+        check_options(options.faces, options.on_missing)
+        for name in wanted:
+            self._stage(name)
+        results: list[dict[str, Tensor]] = []
+        found: list[Faces] = []
+        for begin, names, chunk in self._chunks(images, options):
+            if options.aligned:
+                crops = prepare_aligned(chunk, self.preprocessing)
+                results.append(self.run(crops, wanted, options.batch_size))
+                continue
+            faces = find_faces(
+                chunk,
+                faces=options.faces,
+                on_missing=options.on_missing,
+                names=names,
+            )
+            results.append(self.encode_faces(chunk, faces, wanted, options.batch_size))
+            found.append(_shifted(faces, begin))
+        joined = {name: torch.cat([part[name] for part in results]) for name in wanted}
+        return joined, None if options.aligned else _joined(found)
+
+    def encode_faces(
+        self, photos: Sequence[Tensor], faces: Faces, wanted: Sequence[str], batch_size: int = 64
+    ) -> dict[str, Tensor]:
+        """Results for faces that have been found; rows of NaN stay rows of NaN.
+
+        Args:
+            photos: uint8 RGB, each (H, W, 3), on the model's device.
+            faces: faces of these photographs.
+            wanted: keys of ``CAPABILITIES``.
+            batch_size: faces per forward pass.
+
+        Returns:
+            float32 features, or logits, by name, (F, D).
+        """
+        known = torch.isfinite(faces.scores)
+        if bool(known.all()):
+            return self.run(prepare(photos, faces, self.preprocessing), wanted, batch_size)
+        features = self.run(prepare(photos, faces[known], self.preprocessing), wanted, batch_size)
+        filled = {}
+        for name, rows in features.items():
+            filled[name] = rows.new_full((len(faces), rows.shape[1]), float("nan"))
+            filled[name][known] = rows
+        return filled
+
+    def _chunks(
+        self, images: Images, options: _Options
+    ) -> Iterator[tuple[int, list[str], list[Tensor]]]:
+        """Photographs on the device, a batch at a time: index of the first, names, pixels."""
+        sources = as_list(images)
+        if not sources:
+            raise ValueError("images is an empty list; give one photograph or more")
+        if options.batch_size < 1:
+            raise ValueError(f"batch_size must be 1 or more, got {options.batch_size}")
+        starts = range(0, len(sources), options.batch_size)
+        for begin in tqdm(starts, disable=not options.progress, unit="batch"):
+            part = sources[begin : begin + options.batch_size]
+            places = [begin + i if len(sources) > 1 else None for i in range(len(part))]
+            photos = [read_image(s, place) for s, place in zip(part, places, strict=True)]
+            names = [describe(s, place) for s, place in zip(part, places, strict=True)]
+            yield begin, names, to_device(photos, self.device)
+
+
+def check_shape(images: Tensor, shape: tuple[int, int, int], name: str = "images") -> None:
+    """Refuse anything but a batch of prepared crops, (B, *shape)."""
+    if images.ndim != 4 or tuple(images.shape[1:]) != shape:
+        wanted = ", ".join(map(str, shape))
+        raise ValueError(
+            f"{name} must be (B, {wanted}), got {tuple(images.shape)}; for photographs call "
+            "encode_expression() and the like, which find and align faces"
+        )
+
+
+def _shifted(faces: Faces, begin: int) -> Faces:
+    return Faces(faces.boxes, faces.landmarks, faces.scores, faces.image_index + begin)
+
+
+def _joined(parts: Sequence[Faces]) -> Faces:
+    return Faces(
+        torch.cat([f.boxes for f in parts]),
+        torch.cat([f.landmarks for f in parts]),
+        torch.cat([f.scores for f in parts]),
+        torch.cat([f.image_index for f in parts]),
+    )

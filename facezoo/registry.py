@@ -1,0 +1,161 @@
+"""What there is and how to get it: list, describe, download, load.
+
+Listing and describing read the cards only; torch is imported by the first ``load``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from facezoo.card import Card, bundled_cards, card_named
+from facezoo.errors import LicenseError
+from facezoo.families import FAMILIES, model_class
+
+if TYPE_CHECKING:
+    import torch
+
+    from facezoo.base import FaceModel
+
+
+def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
+    """Names of models, or of their checkpoints.
+
+    Args:
+        pattern: shell-style, such as ``"*fer*"``.
+        pretrained: whether to list checkpoints (``"ipd-fer.ferplus-lfw"``) instead of models.
+
+    Returns:
+        Names in alphabetical order, each of which ``load`` takes.
+    """
+    names: Iterable[str] = FAMILIES
+    if pretrained:
+        names = [name for name, card in bundled_cards().items() if card.model in FAMILIES]
+    return sorted(name for name in names if fnmatchcase(name, pattern))
+
+
+def info(name: str) -> Card:
+    """The card of a checkpoint: licences, data, metrics, limits, input, size.
+
+    Args:
+        name: a checkpoint, or a model for its default checkpoint.
+
+    Raises:
+        UnknownNameError: if there is none; the message lists near matches.
+    """
+    return card_named(name, FAMILIES)
+
+
+def download(names: str | Iterable[str]) -> dict[str, Path]:
+    """Bring weights onto this machine without building a model, for use without network.
+
+    Args:
+        names: checkpoints, models or ``hf-hub:`` repositories; one name or several.
+
+    Returns:
+        The verified file of each name, in the package or in the Hub cache.
+
+    Raises:
+        UnknownNameError: if one is unknown, before anything is fetched.
+        WeightsError: if one cannot be found, fetched or trusted.
+    """
+    from facezoo.pretrained import resolve
+    from facezoo.weights import find
+
+    wanted = [names] if isinstance(names, str) else list(names)
+    sources = {name: resolve(name) for name in wanted}
+    return {name: find(source.card, source.path) for name, source in sources.items()}
+
+
+def load(
+    name: str | Path,
+    *,
+    pretrained: bool = True,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str | None = None,
+    licenses: Sequence[str] | None = None,
+    strict: bool = True,
+    **overrides: Any,
+) -> FaceModel:
+    """A model, ready to encode: in eval mode, on the best device.
+
+    Args:
+        name: a model (``"ipd-fer"``: its default checkpoint), a checkpoint
+            (``"ipd-fer.ferplus-lfw"``), a folder or ``.safetensors`` file with its card, or a Hub
+            repository (``"hf-hub:org/name@revision"``).
+        pretrained: False for random weights, in the architecture of the checkpoint if there is one.
+        device: None for CUDA, else MPS, else the CPU.
+        dtype: None for float32.
+        licenses: licences that are acceptable for code, weights and training data; None for any.
+        strict: whether a missing or unexpected tensor is an error.
+        **overrides: architecture arguments that differ from the card's.
+
+    Raises:
+        UnknownNameError: if there is no such name; the message lists near matches.
+        LicenseError: if a licence in the card is not in ``licenses``.
+        RuntimeError: if ``device`` does not exist on this machine.
+        WeightsError: if the weights cannot be found, trusted or fitted.
+    """
+    from facezoo import weights
+    from facezoo.pretrained import build, family_of, resolve
+
+    target, precision = best_device(device), weights.as_dtype(dtype)
+    if not pretrained and name in FAMILIES and not _has_card(str(name)):
+        model = build(model_class(str(name)), None, None, overrides=overrides)
+        return model.to(device=target, dtype=precision)
+    source = resolve(str(name))
+    _check_licenses(source.card, licenses, pretrained)
+    family = family_of(source.card)
+    path = weights.find(source.card, source.path) if pretrained else None
+    model = build(family, source.card, path, strict=strict, overrides=overrides)
+    return model.to(device=target, dtype=precision)
+
+
+def best_device(device: str | torch.device | None = None) -> torch.device:
+    """The device that is asked for, checked; or CUDA, else MPS, else the CPU.
+
+    Raises:
+        RuntimeError: if the device does not exist here; nothing falls back to the CPU unasked.
+    """
+    import torch
+
+    mps = torch.backends.mps.is_available()
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
+    chosen = torch.device(device)
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if chosen.type == "cuda" and (chosen.index or 0) >= count:
+        raise RuntimeError(
+            f"device={str(device)!r} was asked for, but torch sees {count} CUDA devices; install a "
+            "torch built for CUDA and check the driver, or pass device=None for the best there is"
+        )
+    if chosen.type == "mps" and not mps:
+        raise RuntimeError(f"device={str(device)!r} was asked for, but torch has no MPS here")
+    return chosen
+
+
+def _has_card(model: str) -> bool:
+    return any(card.model == model for card in bundled_cards().values())
+
+
+def _check_licenses(card: Card, licenses: Sequence[str] | None, pretrained: bool) -> None:
+    """Refuse a checkpoint of which any part has another licence; random weights are code only."""
+    if licenses is None:
+        return
+    if isinstance(licenses, str):
+        raise TypeError(
+            f"licenses must be a list of names, got {licenses!r}; wanted ({licenses!r},)"
+        )
+    held = {"code": card.licenses.code}
+    if pretrained:
+        held.update(weights=card.licenses.weights, data=card.licenses.data)
+    allowed = {name.lower() for name in licenses}
+    refused = [f"{part}: {name}" for part, name in held.items() if name.lower() not in allowed]
+    if refused:
+        raise LicenseError(
+            f"{card.name} is refused, since its licences are not all among "
+            f"{', '.join(licenses) or 'none at all'} ({'; '.join(refused)}); allow them, or choose "
+            "another checkpoint: facezoo.info(name).licenses shows each one's"
+        )
