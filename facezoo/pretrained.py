@@ -18,6 +18,7 @@ from typing import Any, ClassVar, cast
 
 from huggingface_hub import HfApi, PyTorchModelHubMixin
 
+from facezoo import hub
 from facezoo import weights as files
 from facezoo.card import (
     Card,
@@ -36,8 +37,8 @@ from facezoo.errors import (
     WeightsNotFoundError,
 )
 from facezoo.families import FAMILIES, model_class
+from facezoo.hub import HubOptions
 from facezoo.version import __version__
-from facezoo.weights import HubOptions
 
 HUB_PREFIX = "hf-hub:"
 CONFIG = "config.json"
@@ -350,11 +351,11 @@ def _local(path: Path) -> Source:
 
 def _hosted(repo: str, revision: str | None, options: HubOptions) -> Source:
     """A Hub repository: its card, with the commit that the card came from."""
-    path, commit = files.fetch(repo, CONFIG, revision, options)
+    path, commit = hub.fetch(repo, CONFIG, revision, options)
     try:
         card = Card.load(path)
     except CardError as error:
-        files.discard(path, files.cache_folder(options))
+        hub.discard(path, hub.cache_folder(options))
         raise CardError(
             f"the {CONFIG} of {repo} at {commit} is not a facezoo card ({error}); only "
             "repositories that save_pretrained() or push_to_hub() filled can be loaded"

@@ -8,6 +8,7 @@ at whole numbers: a landmark at fraction f of a crop of side S lies at pixel f *
 from __future__ import annotations
 
 from difflib import get_close_matches
+from math import dist, hypot
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from facezoo.errors import UnknownNameError
 
 # Pixels of a 112 x 112 crop; the template of ArcFace (Deng et al. 2019) and of most open face
 # recognition models since.
-_ARCFACE_112 = (
+_ARCFACE_112: tuple[tuple[float, float], ...] = (
     (38.2946, 51.6963),
     (73.5318, 51.5014),
     (56.0252, 71.7366),
@@ -25,21 +26,43 @@ _ARCFACE_112 = (
 )
 
 
-def _arcface_in(side: float, shift_x: float, shift_y: float) -> list[tuple[float, float]]:
-    """The ArcFace points inside a larger square that starts ``shift`` pixels before the crop."""
-    return [((x + shift_x + 0.5) / side, (y + shift_y + 0.5) / side) for x, y in _ARCFACE_112]
+def _arcface_in(side: float, left: float, top: float) -> list[tuple[float, float]]:
+    """ArcFace's points in a square of another side whose corner is at ``left``, ``top``.
+
+    Both are in pixels of the 112 x 112 crop, the corner with pixel centres at whole numbers.
+    """
+    return [((x - left + 0.5) / side, (y - top + 0.5) / side) for x, y in _ARCFACE_112]
+
+
+def _loose(factor: float) -> list[tuple[float, float]]:
+    """ArcFace's points in a square ``factor`` times as wide about the same centre."""
+    side = 112 * factor
+    return _arcface_in(side, 55.5 - (side - 1) / 2, 55.5 - (side - 1) / 2)
+
+
+def _ffhq() -> list[tuple[float, float]]:
+    """ArcFace's points under FFHQ's rule (Karras et al. 2019, appendix C).
+
+    The square is centred a tenth of the way from the eyes to the mouth; half its side is the
+    larger of twice the distance between the eyes and 1.8 times that from eyes to mouth.
+    """
+    right, left, _, mouth_right, mouth_left = _ARCFACE_112
+    eyes = ((right[0] + left[0]) / 2, (right[1] + left[1]) / 2)
+    mouth = ((mouth_right[0] + mouth_left[0]) / 2, (mouth_right[1] + mouth_left[1]) / 2)
+    down = (mouth[0] - eyes[0], mouth[1] - eyes[1])
+    half = max(2.0 * dist(right, left), 1.8 * hypot(*down))
+    return _arcface_in(
+        2 * half, eyes[0] + 0.1 * down[0] - half + 0.5, eyes[1] + 0.1 * down[1] - half + 0.5
+    )
 
 
 TEMPLATES: dict[str, list[tuple[float, float]]] = {
-    # Tight: brows to just under the mouth corners' height plus a margin; 35 px between the eyes.
+    # Tight, from above the brows to below the mouth; 35 of 112 pixels between the eyes.
     "arcface112": _arcface_in(112, 0, 0),
-    # Loose: the whole head with hair and chin, as FaceNet's crops with a margin show it. The same
-    # five points in a square 1.6 times as wide, the face a little above its middle.
-    "facenet-loose": _arcface_in(179.2, 33.6, 26.0),
-    # FFHQ (Karras et al. 2019): the eyes' midpoint above the centre, the side four times the
-    # distance from there to the mouth or twice that between the eyes, whichever is larger. These
-    # are the points where a frontal face of ArcFace's proportions ends up under that rule.
-    "ffhq": _arcface_in(162.7, 25.3, 15.6),
+    # Loose, the head with hair and chin, as the margins of FaceNet's crops leave it.
+    "facenet-loose": _loose(1.5),
+    # FFHQ: looser still, the mean of what the rule of that data set gives a frontal face.
+    "ffhq": _ffhq(),
 }
 
 

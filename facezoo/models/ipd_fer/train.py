@@ -84,7 +84,7 @@ class TrainConfig:
         default_factory=lambda: StageConfig(9, ((0, 64), (4, 80), (7, 112)))
     )
     expression: StageConfig = field(
-        default_factory=lambda: StageConfig(14, ((0, 64), (6, 80), (11, 112)), rate=7e-4)
+        default_factory=lambda: StageConfig(10, ((0, 64), (5, 80), (8, 112)), rate=7e-4)
     )
     matching: float = 5.0
     """Weight of the similarity-matching loss."""
@@ -227,8 +227,8 @@ def train_identity(
             + config.margin * margin_loss(features, centres.weight, person.to(device))
         )
 
-    def validate(network: nn.Module) -> dict[str, float]:
-        features = embed(network.get_submodule("encoder"), val.crops, device)
+    def validate(network: nn.Module, size: int) -> dict[str, float]:
+        features = embed(network.get_submodule("encoder"), val.crops, device, size)
         mean, spread = verification_accuracy(features, val.files, pairs)
         return {"verification": mean, "verification_std": spread}
 
@@ -270,10 +270,11 @@ def train_expression(
         logits = parts["expression_classifier"](features)
         return expression_loss(logits, targets.to(device), trust[pack].to(device))
 
-    def validate(network: nn.Module) -> dict[str, float]:
+    def validate(network: nn.Module, size: int) -> dict[str, float]:
         result = {}
         for name, part in zip(("ferplus", "lfw"), val, strict=True):
-            features = embed(network.get_submodule("expression_encoder"), part.crops, device)
+            encoder = network.get_submodule("expression_encoder")
+            features = embed(encoder, part.crops, device, size)
             with torch.no_grad():
                 logits = network.get_submodule("expression_classifier")(features.to(device)).cpu()
             known = part.labels >= 0
@@ -298,7 +299,7 @@ def fit(
     config: StageConfig,
     index: Tensor,
     step: Callable[[Tensor, int, torch.Generator], Tensor],
-    validate: Callable[[nn.Module], dict[str, float]],
+    validate: Callable[[nn.Module, int], dict[str, float]],
     select: str | None,
     out: Path,
     seed: int,
@@ -311,8 +312,9 @@ def fit(
         config: the stage's recipe.
         index: pack and row of each training example, (2, N).
         step: loss of a batch, given (pack, row) (2, B), crop side and generator.
-        validate: metrics of the averaged weights after an epoch.
-        select: the metric whose highest value picks the epoch; None keeps the last.
+        validate: metrics of the averaged weights after an epoch, at that epoch's crop side.
+        select: the metric whose highest value picks one of the epochs at the last crop side; None
+            keeps the last epoch.
         out: folder for ``state.pt`` and ``log.csv``.
         seed: of order and augmentation.
         save_every: steps between saved states.
@@ -366,23 +368,25 @@ def fit(
                 save(epoch, number + 1)
                 bar.set_postfix(loss=f"{total / (number + 1 - begin):.3f}")
         averaged.load_state_dict(average.state)
-        metrics = validate(averaged.eval())
+        metrics = validate(averaged.eval(), size)
         loss_mean = total / max(1, steps - begin)
         log_row(out / "log.csv", {"epoch": epoch + 1, "size": size, "loss": loss_mean, **metrics})
         tqdm.write(f"{out.name} epoch {epoch + 1}: loss {loss_mean:.4f}, {metrics}")
         score = metrics[select] if select else float(epoch)
-        if score > best_score:
+        if score > best_score and size == config.sizes[-1][1]:
             best_score, kept = score, {k: v.clone() for k, v in average.state.items()}
         save(epoch + 1, 0)
     return {key: value.cpu() for key, value in kept.items()}
 
 
 @torch.no_grad()
-def embed(encoder: nn.Module, crops: Tensor, device: torch.device, batch: int = 128) -> Tensor:
+def embed(
+    encoder: nn.Module, crops: Tensor, device: torch.device, size: int = SIZE, batch: int = 128
+) -> Tensor:
     """Features of crops with a margin, nothing random, float32 on the CPU, (N, D)."""
     features = []
     for part in crops.split(batch):
-        images = centre_crop(part, SIZE, MARGIN).to(device)
+        images = centre_crop(part, size, MARGIN).to(device)
         with autocast(device):
             features.append(encoder(images.contiguous(memory_format=torch.channels_last)))
     return torch.cat(features).float().cpu()

@@ -1,0 +1,34 @@
+"""What every test starts from: fixed seeds, and no way out to the network."""
+
+import random
+import socket
+
+import numpy as np
+import pytest
+import torch
+
+LOCAL = ("127.0.0.1", "::1", "localhost")
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seeds():
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 (for code under test that draws from the global generator)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _no_network(request, monkeypatch):
+    """Connections leave this machine only in tests that are marked ``hub``."""
+    if request.node.get_closest_marker("hub"):
+        return
+    connect = socket.socket.connect
+
+    def connect_locally(self, address):
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in LOCAL:
+            raise ConnectionRefusedError(
+                f"a test connects to {address}; use a server on 127.0.0.1 or mark the test hub"
+            )
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", connect_locally)

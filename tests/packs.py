@@ -1,0 +1,179 @@
+"""Tiny packs of noise in the layout of the real ones, and a detector that sees white squares."""
+
+import io
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from skimage.measure import label
+from torch import nn
+
+from facezoo.detector.model import Candidates
+from facezoo.preprocess.templates import template_points
+from facezoo.results import EXPRESSIONS
+
+FACE = template_points("arcface112", 112).float()
+"""Landmarks of a face of 112 pixels."""
+
+
+def png(pixels):
+    """A uint8 array (H, W, 3) or (H, W) as the bytes of a file."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def noise(side, rng, channels=3):
+    return rng.integers(0, 256, (side, side, channels)[: 2 if channels == 1 else 3], np.uint8)
+
+
+def face_at(x0, y0, side):
+    """A row's ``faces`` entry: a square box and landmarks where the template has them."""
+    points = (FACE + 0.5) * side / 112 - 0.5 + torch.tensor([x0, y0])
+    box = [float(x0), float(y0), float(x0 + side), float(y0 + side)]
+    return {"box": box, "landmarks": points.flatten().tolist()}
+
+
+def embedding(rng):
+    return rng.standard_normal(128).astype(np.float16)
+
+
+def write_ferplus(folder, train=6, val=4, test=4, side=48):
+    """Grey faces that fill the picture, ten votes each; the second row has no landmarks."""
+    rng = np.random.default_rng(1)
+    splits = ["train"] * train + ["val"] * val + ["test"] * test
+    rows = []
+    for index, split in enumerate(splits):
+        votes = [0] * 10
+        votes[index % 8], votes[(index + 1) % 8] = 7, 3
+        points = face_at(0, 0, side)["landmarks"]
+        rows.append(
+            {
+                "image": png(noise(side, rng, channels=1)),
+                "file": f"fer{index}.png",
+                "split": split,
+                "votes": votes,
+                "expression": EXPRESSIONS[index % 8],
+                "landmarks": None if index == 1 else points,
+                "teacher_identity": None if index == 1 else embedding(rng).tolist(),
+            }
+        )
+    pq.write_table(pa.Table.from_pylist(rows), folder / "ferplus.parquet")
+
+
+def write_lfw(folder, train=6, val=4, side=64):
+    """Two photographs each of several people, with the faces that a detector should find."""
+    rng = np.random.default_rng(2)
+    splits = ["train"] * train + ["val"] * val
+    rows = []
+    for index, split in enumerate(splits):
+        face = face_at(side // 4, side // 4, side // 2)
+        rows.append(
+            {
+                "image": png(noise(side, rng)),
+                "file": f"person{index // 2}_{index % 2}.png",
+                "identity": f"person{index // 2}",
+                "split": split,
+                "expression": ("neutral", "happiness", None)[index % 3],
+                "landmarks": face["landmarks"],
+                "faces": [face],
+                "unsure": [[0.0, 0.0, 5.0, 5.0]] if index % 2 else [],
+                "teacher_identity": embedding(rng).tolist(),
+            }
+        )
+    pq.write_table(pa.Table.from_pylist(rows), folder / "lfw.parquet")
+
+
+def write_pairs(folder, train=6, val=4):
+    """Every pair of the validation photographs of ``write_lfw``, in two folds."""
+    files = [f"person{i // 2}_{i % 2}.png" for i in range(train, train + val)]
+    pairs = [(a, b) for i, a in enumerate(files) for b in files[i + 1 :]]
+    lines = [
+        f"{a},{b},{int(a.split('_')[0] == b.split('_')[0])},{fold % 2}"
+        for fold, (a, b) in enumerate(pairs)
+    ]
+    text = "\n".join(["file_a,file_b,same,fold", *lines, ""])
+    (folder / "lfw_pairs_val.csv").write_text(text, encoding="utf-8")
+
+
+def write_backgrounds(folder, count=3, side=64):
+    """Photographs without faces, of which one has an unsure region."""
+    rng = np.random.default_rng(3)
+    kinds = pa.schema(
+        {
+            "image": pa.binary(),
+            "file": pa.string(),
+            "faces": pa.list_(
+                pa.struct({"box": pa.list_(pa.float32()), "landmarks": pa.list_(pa.float32())})
+            ),
+            "unsure": pa.list_(pa.list_(pa.float32())),
+        }
+    )
+    rows = [
+        {
+            "image": png(noise(side, rng)),
+            "file": f"scenery{index}.png",
+            "faces": [],
+            "unsure": [[1.0, 2.0, 30.0, 40.0]] if index == 0 else [],
+        }
+        for index in range(count)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows, kinds), folder / "backgrounds.parquet")
+
+
+def write_packs(folder):
+    """Everything that training reads."""
+    write_ferplus(folder)
+    write_lfw(folder)
+    write_pairs(folder)
+    write_backgrounds(folder)
+    return folder
+
+
+def photo_of(*squares, height=200, width=200):
+    """A black photograph with squares (x0, y0, side[, brightness]), uint8 (H, W, 3)."""
+    photo = torch.zeros(height, width, 3, dtype=torch.uint8)
+    for x0, y0, side, *brightness in squares:
+        photo[y0 : y0 + side, x0 : x0 + side] = brightness[0] if brightness else 255
+    return photo
+
+
+def edges_of(x0, y0, side):
+    """The box of a square: its edges lie half a pixel off the centres of its pixels."""
+    return [x0 - 0.5, y0 - 0.5, x0 + side - 0.5, y0 + side - 0.5]
+
+
+class SquareDetector(nn.Module):
+    """Says that every bright patch is a face; the brighter, the surer. In place of a network."""
+
+    def __init__(self):
+        super().__init__()
+        self.anywhere = nn.Parameter(torch.zeros(1))
+        self.shown = []
+
+    def forward(self, images):
+        self.shown.append(tuple(images.shape))
+        found = [list(self.patches(image)) for image in images]
+        count = max(1, *(len(patches) for patches in found))
+        logits = torch.full((len(images), count), -20.0)
+        boxes = torch.zeros(len(images), count, 4)
+        points = torch.zeros(len(images), count, 5, 2)
+        for row, patches in enumerate(found):
+            for slot, (x0, y0, x1, y1, brightness) in enumerate(patches):
+                logits[row, slot] = 8 * brightness - 4
+                boxes[row, slot] = torch.tensor([x0, y0, x1, y1])
+                extent = torch.tensor([x1 - x0, y1 - y0])
+                points[row, slot] = torch.tensor([x0, y0]) + (FACE + 0.5) / 112 * extent
+        return Candidates(logits, boxes, points)
+
+    def patches(self, image):
+        """Edges and greatest brightness in [0, 1] of each patch that is brighter than 0.3."""
+        grey = ((image.mean(0) + 1) / 2).numpy()
+        numbered = label(grey > 0.3, connectivity=1)
+        for number in range(1, numbered.max() + 1):
+            rows, columns = np.nonzero(numbered == number)
+            low = float(columns.min()) - 0.5, float(rows.min()) - 0.5
+            high = float(columns.max()) + 0.5, float(rows.max()) + 0.5
+            yield *low, *high, float(grey[rows, columns].max())

@@ -1,0 +1,87 @@
+import pytest
+import torch
+from torch import nn
+
+from facezoo.convert import convert
+from facezoo.errors import PickleRefusedError, WeightsError, WeightsNotFoundError
+from facezoo.weights import read_tensors
+
+TENSORS = {"a.weight": torch.arange(4.0), "a.bias": torch.ones(2, dtype=torch.float16)}
+
+
+def saved(folder, content, name="model.pth"):
+    torch.save(content, folder / name)
+    return folder / name
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        TENSORS,
+        {"state_dict": TENSORS, "epoch": 3, "optimizer": {"state": {}, "param_groups": []}},
+        {"model": TENSORS, "args": ["x"]},
+        {"g_ema": TENSORS, "steps": 7},
+        {f"module.{name}": tensor for name, tensor in TENSORS.items()},
+    ],
+)
+def test_a_state_dict_is_found_bare_or_wrapped(tmp_path, content):
+    path = convert(saved(tmp_path, content))
+    assert path == tmp_path / "model.safetensors"
+    stored = read_tensors(path)
+    assert stored.keys() == TENSORS.keys()
+    for name, tensor in TENSORS.items():
+        assert torch.equal(stored[name], tensor)
+        assert stored[name].dtype == tensor.dtype
+
+
+def test_tied_tensors_are_written_apart(tmp_path):
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    stored = read_tensors(convert(saved(tmp_path, model.state_dict(), "tied.ckpt")))
+    assert torch.equal(stored["0.weight"], stored["1.weight"])
+
+
+def test_several_state_dicts_are_not_guessed_between(tmp_path):
+    source = saved(tmp_path, {"g": TENSORS, "g_ema": TENSORS, "epoch": 1})
+    with pytest.raises(WeightsError, match=r"'g' \(.*'g_ema' .*'epoch' \(int\).*name one of"):
+        convert(source)
+    assert not source.with_suffix(".safetensors").exists()
+    assert read_tensors(convert(source, key="g_ema")).keys() == TENSORS.keys()
+    with pytest.raises(WeightsError, match="no state dict under 'd'"):
+        convert(source, key="d", overwrite=True)
+
+
+def test_tensors_beside_a_state_dict_are_not_dropped_silently(tmp_path):
+    with pytest.raises(WeightsError, match="several sets of tensors"):
+        convert(saved(tmp_path, {"model": TENSORS, "latent_avg": torch.ones(2)}))
+
+
+@pytest.mark.parametrize("content", [{"epoch": 1}, torch.ones(2), {}])
+def test_a_file_without_a_state_dict_says_what_it_holds(tmp_path, content):
+    with pytest.raises(WeightsError, match=r"no state dict; (its keys are|it holds one Tensor)"):
+        convert(saved(tmp_path, content))
+
+
+def test_a_pickle_of_more_than_tensors_is_refused(tmp_path):
+    with pytest.raises(PickleRefusedError, match="could run code"):
+        convert(saved(tmp_path, nn.Linear(2, 2)))
+
+
+def test_a_damaged_or_missing_file_is_named(tmp_path):
+    source = saved(tmp_path, TENSORS)
+    source.write_bytes(source.read_bytes()[:200])
+    with pytest.raises(WeightsError, match=r"model\.pth"):
+        convert(source)
+    with pytest.raises(WeightsNotFoundError, match=r"other\.pth"):
+        convert(tmp_path / "other.pth")
+
+
+def test_an_existing_target_is_kept_unless_told_otherwise(tmp_path):
+    source = saved(tmp_path, TENSORS)
+    target = tmp_path / "sub" / "out.safetensors"
+    assert convert(source, target) == target
+    with pytest.raises(FileExistsError, match="is there already"):
+        convert(source, target)
+    convert(source, target, overwrite=True)
+    with pytest.raises(ValueError, match=r"must end in \.safetensors"):
+        convert(source, tmp_path / "out.pth")

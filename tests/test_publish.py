@@ -1,0 +1,80 @@
+import json
+from dataclasses import replace
+
+import pytest
+from hub_server import COMMIT, Repo, client, running_hub, write_checkpoint
+
+from facezoo import card as cards
+from facezoo.card import Card
+from facezoo.errors import UnknownNameError, WeightsCorruptedError, WeightsNotFoundError
+from facezoo.publish import publish
+
+NAME = "tiny-face.first"
+SEND = """
+from facezoo.publish import publish
+wanted = {"organization": "org", "dry_run": False, "token": "hf_x"}
+attempt(lambda: publish("tiny-face", **wanted)[0].commit)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(cards, "CHECKPOINTS", tmp_path / "checkpoints")
+    write_checkpoint(tmp_path / "checkpoints")
+    return tmp_path / "checkpoints"
+
+
+def test_a_dry_run_shows_files_and_sizes_and_touches_no_network(folder, monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.HfApi.__init__", lambda *a, **k: 1 / 0)
+    (publication,) = publish([NAME], organization="org")
+    size = (folder / f"{NAME}.safetensors").stat().st_size
+    assert publication.repo == f"org/{NAME}"
+    assert publication.commit is None
+    assert publication.files["model.safetensors"] == size
+    assert set(publication.files) == {"README.md", "config.json", "model.safetensors"}
+    shown = capsys.readouterr().out
+    assert f"{NAME}: would send to org/{NAME}" in shown
+    for name, count in publication.files.items():
+        assert f"{name:<20} {count:>12,} bytes" in shown
+
+
+def test_publishing_sends_exactly_what_the_dry_run_showed(folder, tmp_path):
+    (planned,) = publish("tiny-face", organization="org")
+    with running_hub() as hub:
+        said = client(SEND, folder, home=tmp_path, hub=hub)
+        sent = hub.repos[f"org/{NAME}"].files
+        assert {name: len(content) for name, content in sent.items()} == planned.files
+        assert f'put "revision": "{COMMIT}" in its card' in said
+        assert said.splitlines()[-1] == COMMIT
+        agents = [headers for method, _, headers in hub.requests if method == "POST"]
+        assert all("facezoo/" in str(headers) for headers in agents)
+    card = Card.parse(json.loads(sent["config.json"]))
+    assert card.hub.repo == f"org/{NAME}"
+    assert card.weights == cards.card_named(NAME).weights
+    assert sent["README.md"].decode().startswith("---\n")
+
+
+def test_the_bytes_of_a_tag_never_change(folder, tmp_path):
+    with running_hub({f"org/{NAME}": Repo({"model.safetensors": b"other"})}) as hub:
+        said = client(SEND, folder, home=tmp_path, hub=hub)
+        assert "WeightsError" in said
+        assert "give the new weights a new tag" in said
+        assert set(hub.repos[f"org/{NAME}"].files) == {"model.safetensors"}
+
+
+def test_nothing_is_published_that_does_not_fit_its_card(folder):
+    with pytest.raises(UnknownNameError):
+        publish([NAME, "nothing"], organization="org")
+    path = folder / f"{NAME}.safetensors"
+    path.write_bytes(path.read_bytes() + b"x")
+    with pytest.raises(WeightsCorruptedError, match="out of date"):
+        publish(NAME, organization="org")
+    assert path.exists()
+    path.unlink()
+    with pytest.raises(WeightsNotFoundError, match="put the weights"):
+        publish(NAME, organization="org")
+
+
+def test_a_publication_hides_its_content_when_shown(folder):
+    (publication,) = publish(NAME, organization="org")
+    assert "content" not in repr(replace(publication, commit=COMMIT))

@@ -1,0 +1,275 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from hub_server import TinyFace, card_mapping, write_checkpoint
+from torch import nn
+
+import facezoo
+from facezoo import card as cards
+from facezoo import families, registry
+from facezoo import pretrained as hub_mixin
+from facezoo.card import Card
+from facezoo.errors import (
+    CardError,
+    LicenseError,
+    PickleRefusedError,
+    UnknownNameError,
+    WeightsCorruptedError,
+    WeightsMismatchError,
+    WeightsNotFoundError,
+)
+from facezoo.pretrained import Pretrained
+
+CPU = {"device": "cpu"}
+
+
+class OtherFace(TinyFace):
+    model_name = "other-face"
+
+
+class AnyFace(nn.Module, Pretrained):
+    """A base class, as FaceModel is one."""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """A package with two checkpoints of tiny-face, a detector, and a family without any."""
+    folder = tmp_path / "checkpoints"
+    write_checkpoint(folder)
+    write_checkpoint(folder, tag="wide", default=False, architecture={"width": 9})
+    write_checkpoint(folder, model="face-detector", tag="v1", labels=[])
+    monkeypatch.setattr(cards, "CHECKPOINTS", folder)
+    names = {"tiny-face": ("hub_server", "TinyFace"), "other-face": (__name__, "OtherFace")}
+    for module in (families, registry, hub_mixin):
+        monkeypatch.setattr(module, "FAMILIES", names)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    return folder
+
+
+def same(one, other):
+    there = other.state_dict()
+    return all(torch.equal(tensor, there[name]) for name, tensor in one.state_dict().items())
+
+
+def test_models_and_checkpoints_are_listed_by_pattern_and_detectors_are_not():
+    assert facezoo.list_models() == ["other-face", "tiny-face"]
+    assert facezoo.list_models("tiny*") == ["tiny-face"]
+    assert facezoo.list_models(pretrained=True) == ["tiny-face.first", "tiny-face.wide"]
+    assert facezoo.list_models("*wide", pretrained=True) == ["tiny-face.wide"]
+
+
+def test_info_gives_the_card_of_a_checkpoint_or_of_the_default_one():
+    assert facezoo.info("tiny-face").tag == "first"
+    assert facezoo.info("tiny-face.wide").architecture == {"width": 9}
+    assert facezoo.info("face-detector").tag == "v1"
+    with pytest.raises(UnknownNameError, match="did you mean tiny-face"):
+        facezoo.info("tiny-fac")
+    with pytest.raises(UnknownNameError, match="pretrained=False"):
+        facezoo.info("other-face")
+
+
+def test_download_returns_the_verified_file_of_each_name(folder):
+    found = facezoo.download(["tiny-face", "tiny-face.wide"])
+    assert found["tiny-face"] == folder / "tiny-face.first.safetensors"
+    assert found["tiny-face.wide"] == folder / "tiny-face.wide.safetensors"
+    assert list(facezoo.download("face-detector.v1")) == ["face-detector.v1"]
+    with pytest.raises(UnknownNameError):
+        facezoo.download(["tiny-face", "nothing"])
+
+
+def test_a_loaded_model_is_in_eval_mode_and_follows_its_card():
+    model = facezoo.load("tiny-face", **CPU)
+    assert isinstance(model, TinyFace)
+    assert not model.training
+    assert model.labels == ("happy", "sad")
+    assert model.preprocessing.std == (0.25, 0.5, 0.5)
+    assert model.card is facezoo.info("tiny-face")
+    assert model.head.weight.dtype == torch.float32
+    assert facezoo.load("tiny-face.wide", **CPU).architecture["width"] == 9
+
+
+def test_dtype_and_device_are_chosen_and_an_absent_device_is_an_error():
+    assert facezoo.load("tiny-face", dtype="bfloat16", **CPU).head.weight.dtype == torch.bfloat16
+    assert facezoo.load("tiny-face", dtype=torch.float64, **CPU).head.bias.dtype == torch.float64
+    with pytest.raises(RuntimeError, match="torch sees 0 CUDA devices"):
+        facezoo.load("tiny-face", device="cuda")
+
+
+def test_random_weights_have_the_architecture_of_the_checkpoint_and_no_card():
+    model = facezoo.load("tiny-face.wide", pretrained=False, **CPU)
+    assert model.architecture["width"] == 9
+    assert model.card is None
+    assert not same(model, facezoo.load("tiny-face.wide", **CPU))
+    other = facezoo.load("other-face", pretrained=False, width=5, **CPU)
+    assert isinstance(other, OtherFace)
+    assert other.architecture == {"width": 5, "num_classes": 2}
+
+
+def test_licences_that_are_not_in_the_list_are_refused_and_named():
+    allowed = ["apache-2.0", "research-only", "unknown"]
+    assert facezoo.load("tiny-face", licenses=allowed, **CPU).card.name == "tiny-face.first"
+    with pytest.raises(LicenseError, match=r"\(weights: research-only; data: unknown\)"):
+        facezoo.load("tiny-face", licenses=("Apache-2.0", "MIT"), **CPU)
+    with pytest.raises(LicenseError, match="none at all"):
+        facezoo.load("tiny-face", licenses=(), **CPU)
+    with pytest.raises(TypeError, match=r"\('MIT',\)"):
+        facezoo.load("tiny-face", licenses="MIT", **CPU)
+    facezoo.load("tiny-face", pretrained=False, licenses=("Apache-2.0",), **CPU)
+
+
+def test_other_classes_are_an_error_that_names_reset_classifier():
+    with pytest.raises(
+        WeightsMismatchError, match=r"num_classes=5.*reset_classifier\(5\)"
+    ) as error:
+        facezoo.load("tiny-face", num_classes=5, **CPU)
+    assert "head.weight (2, 4) for (5, 4)" in str(error.value)
+    model = facezoo.load("tiny-face", num_classes=5, pretrained=False, **CPU)
+    assert len(model.labels) == 5
+
+
+def test_an_override_that_the_class_does_not_take_is_named():
+    with pytest.raises(TypeError, match="TinyFace takes no depth; it takes width, num_classes"):
+        facezoo.load("tiny-face", depth=3, **CPU)
+
+
+@pytest.mark.parametrize(
+    "name", ["tiny-faec", "tiny-face.frist", "no/such", "hf-hub:x", "./no/x/y"]
+)
+def test_an_unknown_name_is_an_error(name):
+    with pytest.raises(UnknownNameError, match=r"did you mean|hf-hub:org/name"):
+        facezoo.load(name, **CPU)
+
+
+def test_a_pickled_file_is_refused_with_the_command_to_convert_it(tmp_path):
+    path = tmp_path / "model.pth"
+    torch.save(TinyFace().state_dict(), path)
+    with pytest.raises(PickleRefusedError, match=f"facezoo convert {path}"):
+        facezoo.load(path, **CPU)
+
+
+def test_a_file_is_loaded_by_the_card_beside_it(folder, tmp_path):
+    path = folder / "tiny-face.wide.safetensors"
+    assert facezoo.load(path, **CPU).card.name == "tiny-face.wide"
+    alone = tmp_path / "alone.safetensors"
+    alone.write_bytes(path.read_bytes())
+    with pytest.raises(CardError, match=r"looked for alone\.json and config\.json"):
+        facezoo.load(alone, **CPU)
+    with pytest.raises(WeightsNotFoundError, match=r"no weights file .*gone\.safetensors"):
+        facezoo.load(tmp_path / "gone.safetensors", **CPU)
+    with pytest.raises(WeightsNotFoundError, match=r"no config\.json"):
+        facezoo.load(tmp_path, **CPU)
+
+
+def test_an_unchanged_model_keeps_its_metrics_when_saved(tmp_path):
+    model = facezoo.load("tiny-face", **CPU)
+    model.save_pretrained(tmp_path / "copy")
+    again = facezoo.load(tmp_path / "copy", **CPU)
+    assert same(model, again)
+    assert again.card.metrics == model.card.metrics
+    assert again.card.name == "tiny-face.first"
+    assert again.card.weights.sha256 == model.card.weights.sha256
+    assert "51.5" in (tmp_path / "copy" / "README.md").read_text()
+    names = {path.name for path in (tmp_path / "copy").iterdir()}
+    assert names == {"config.json", "model.safetensors", "README.md"}
+
+
+def test_a_changed_model_loses_its_metrics_and_names_its_base(tmp_path):
+    model = facezoo.load("tiny-face", **CPU)
+    with torch.no_grad():
+        model.head.weight += 1e-6
+    model.save_pretrained(tmp_path / "tuned")
+    again = facezoo.load(tmp_path / "tuned", **CPU)
+    assert same(model, again), "changed weights are stored in full precision"
+    assert again.card.name == "tiny-face.custom"
+    assert again.card.metrics == ()
+    assert again.card.training.base == "tiny-face.first"
+    assert "Changed in an unrecorded way" in again.card.limits[-1]
+    assert again.card.licenses == model.card.licenses
+    assert again.card.hub.revision is None
+
+
+def test_labels_and_a_new_head_survive_the_trip(tmp_path):
+    model = facezoo.load("tiny-face", **CPU)
+    model.reset_classifier(3)
+    model.labels = ("a", "b", "c")
+    model.save_pretrained(tmp_path / "three")
+    again = TinyFace.from_pretrained(tmp_path / "three")
+    assert again.labels == ("a", "b", "c")
+    assert again.architecture["num_classes"] == 3
+    assert same(model, again)
+
+
+def test_renamed_labels_drop_the_metrics(tmp_path):
+    model = facezoo.load("tiny-face", **CPU)
+    model.labels = ("sad", "happy")
+    model.save_pretrained(tmp_path / "swapped")
+    assert Card.load(tmp_path / "swapped" / "config.json").metrics == ()
+
+
+def test_random_weights_are_saved_as_untrained_unless_told_otherwise(tmp_path):
+    model = facezoo.load("tiny-face", pretrained=False, **CPU)
+    model.save_pretrained(tmp_path / "random")
+    card = Card.load(tmp_path / "random" / "config.json")
+    assert card.tag == "untrained"
+    assert "no training" in card.limits[0]
+    told = Card.parse(card_mapping(tag="mine"))
+    model.save_pretrained(tmp_path / "told", card=told, dtype="float16")
+    again = facezoo.load(tmp_path / "told", **CPU)
+    assert again.card.name == "tiny-face.mine"
+    assert again.card.weights.dtype == "float16"
+    assert again.card.weights.parameters == sum(p.numel() for p in model.parameters())
+    assert again.card.training == told.training
+
+
+def test_a_saved_file_that_was_altered_is_refused_and_kept(tmp_path):
+    facezoo.load("tiny-face", **CPU).save_pretrained(tmp_path / "copy")
+    path = tmp_path / "copy" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(WeightsCorruptedError, match="truncated"):
+        facezoo.load(tmp_path / "copy", **CPU)
+    assert path.exists()
+
+
+def test_from_pretrained_is_strict_by_default(folder):
+    card = facezoo.info("tiny-face")
+    path = folder / card.weights.file
+    model = TinyFace()
+    del model.head
+    changed = Card.load(folder / "tiny-face.first.json")
+    model.card, model.preprocessing = changed, changed.preprocessing
+    model.save_pretrained(path.parent.parent / "headless")
+    with pytest.raises(WeightsMismatchError, match=r"missing: head\.weight, head\.bias"):
+        TinyFace.from_pretrained(path.parent.parent / "headless")
+    with pytest.warns(UserWarning, match=r"missing: head\.weight, head\.bias"):
+        TinyFace.from_pretrained(path.parent.parent / "headless", strict=False)
+
+
+def test_a_base_class_loads_any_family_and_a_family_refuses_another():
+    assert isinstance(AnyFace.from_pretrained("tiny-face"), TinyFace)
+    with pytest.raises(TypeError, match="checkpoint of 'tiny-face', and OtherFace is 'other-face'"):
+        OtherFace.from_pretrained("tiny-face")
+
+
+def test_a_bundled_checkpoint_has_no_revision_to_choose():
+    with pytest.raises(ValueError, match="pinned by its card"):
+        TinyFace.from_pretrained("tiny-face", revision="main")
+
+
+def test_a_malformed_config_is_named(tmp_path):
+    facezoo.load("tiny-face", **CPU).save_pretrained(tmp_path / "copy")
+    path = tmp_path / "copy" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "colour": 1}))
+    with pytest.raises(CardError, match=r"config\.json: unknown field colour"):
+        facezoo.load(tmp_path / "copy", **CPU)
+
+
+def test_models_can_be_copied_and_pickled_for_workers():
+    import copy
+    import pickle
+
+    model = facezoo.load("tiny-face", **CPU)
+    assert same(copy.deepcopy(model), model)
+    assert pickle.loads(pickle.dumps(model)).card == model.card
+    assert replace(model.card, tag="x").name == "tiny-face.x"
