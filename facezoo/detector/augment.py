@@ -14,7 +14,7 @@ from facezoo.detector.losses import Targets
 
 CANVAS = 256
 """Side of a scene, pixels."""
-SMALLEST = 16.0
+SMALLEST = 18.0
 """Least side of the face that a photograph is scaled by, pixels."""
 
 
@@ -49,8 +49,8 @@ def scenes(
 ) -> tuple[Tensor, Targets]:
     """Compose one scene per chosen photograph.
 
-    A scene is one photograph, or 2 x 2, 3 x 3 or 4 x 4 of them; each is turned by up to 30
-    degrees, sometimes mirrored, and scaled so that one of its faces takes any size from 16 pixels
+    A scene is one photograph, or 2 x 2 or 3 x 3 of them; each is turned by up to 30
+    degrees, sometimes mirrored, and scaled so that one of its faces takes any size from 18 pixels
     to more than its tile.
 
     Args:
@@ -82,7 +82,7 @@ def _layout(
     photos: Photos, scene: int, first: int, extra: Tensor, generator: Generator
 ) -> list[_Tile]:
     """Tiles of one scene, the first of them showing ``first``."""
-    grid = int(torch.multinomial(torch.tensor([0.55, 0.3, 0.12, 0.03]), 1, generator=generator)) + 1
+    grid = int(torch.multinomial(torch.tensor([0.55, 0.3, 0.15]), 1, generator=generator)) + 1
     others = extra[torch.randint(len(extra), (grid * grid - 1,), generator=generator)]
     cells = torch.randperm(grid * grid, generator=generator)
     return [

@@ -13,7 +13,12 @@ from facezoo.detector.model import BASES, Candidates
 
 # Side of a face, the root of its box's area, that a level answers for, in units of its base. Levels
 # are an octave apart and the ranges wider than that, so that no size falls on an edge.
-_SMALLEST, _LARGEST = 0.55, 1.75
+_SMALLEST, _LARGEST = 0.45, 1.6
+# Share of a box, to either side of its middle, whose cells answer, and how far at least, in units
+# of the level's base; strides are a fifth of that, so that some cell always does.
+_REACH, _LEAST_REACH = 0.22, 0.13
+# Cells that nearly answer, by place or by size, are neither asked nor blamed.
+_MARGIN = 1.5
 
 
 @dataclass(frozen=True)
@@ -33,9 +38,9 @@ class Targets:
 def assign(targets: Targets, centres: Tensor, bases: Tensor) -> tuple[Tensor, Tensor]:
     """The face that each cell answers for.
 
-    A cell answers if its level suits the face's size and its centre lies in the middle half of the
-    box, or is among the nearest where the box is smaller than the cells. Of two faces the smaller
-    one wins.
+    A cell answers if its level suits the face's size and its centre lies in the middle of the box,
+    or is among the nearest where the box is smaller than the cells. Of two faces the smaller one
+    wins. Cells a little outside of that do not count.
 
     Args:
         targets: the faces.
@@ -52,16 +57,20 @@ def assign(targets: Targets, centres: Tensor, bases: Tensor) -> tuple[Tensor, Te
     unit = bases[:, 0][None, :, None]
     low = torch.where(unit == BASES[0], 0.0, _SMALLEST * unit)
     high = torch.where(unit == BASES[-1], float("inf"), _LARGEST * unit)
-    suits = (size[:, None] >= low) & (size[:, None] <= high) & targets.is_face[:, None]
-    reach = torch.maximum(extent[:, None] * 0.22, unit[..., None] / 3 * 0.6)
-    near = ((centres[None, :, None] - middle[:, None]).abs() <= reach).all(-1)
-    cost = torch.where(suits & near, size[:, None], float("inf"))
-    best, face = cost.min(-1)
+    reach = torch.maximum(extent[:, None] * _REACH, unit[..., None] * _LEAST_REACH)
+    distance = (centres[None, :, None] - middle[:, None]).abs()
+
+    def answering(margin: float) -> Tensor:
+        suits = (size[:, None] >= low / margin) & (size[:, None] <= high * margin)
+        return suits & (distance <= reach * margin).all(-1) & targets.is_face[:, None]
+
+    best, face = torch.where(answering(1.0), size[:, None], float("inf")).min(-1)
     face = torch.where(torch.isfinite(best), face, -1)
+    nearly = answering(_MARGIN).any(-1)
     point = centres[None, :, None]
     hidden = (point >= targets.ignored[:, None, :, :2]) & (point <= targets.ignored[:, None, :, 2:])
     counts = ~(hidden.all(-1) & (area(targets.ignored) > 0)[:, None]).any(-1)
-    return face, counts | (face >= 0)
+    return face, (counts & ~nearly) | (face >= 0)
 
 
 def detection_loss(
@@ -98,7 +107,7 @@ def detection_loss(
     landmark = F.smooth_l1_loss(distance, torch.zeros_like(distance), beta=0.02, reduction="none")
     number = positive.sum().clamp(min=1)
     box = _generalised_iou_loss(boxes, truth, overlap).sum()
-    return (2 * score + 2 * box + 8 * landmark.mean((1, 2)).sum()) / number
+    return (2 * score + 2 * box + 12 * landmark.mean((1, 2)).sum()) / number
 
 
 def _generalised_iou_loss(boxes: Tensor, truth: Tensor, overlap: Tensor) -> Tensor:

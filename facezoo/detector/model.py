@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 STRIDES = (8, 16, 32, 64)
-BASES = (24.0, 48.0, 96.0, 192.0)
+BASES = (40.0, 80.0, 160.0, 320.0)
 """Typical side of a level's faces in pixels; the head's outputs are in this unit."""
 
 
@@ -27,6 +27,12 @@ def _conv(
         nn.BatchNorm2d(outputs),
         nn.ReLU(inplace=True),
     )
+
+
+def _tower(width: int) -> nn.Module:
+    """Two depthwise separable convolutions."""
+    pairs = [(_conv(width, width, groups=width), _conv(width, width, kernel=1)) for _ in range(2)]
+    return nn.Sequential(*[layer for pair in pairs for layer in pair])
 
 
 class _Residual(nn.Module):
@@ -68,22 +74,18 @@ class FaceDetector(nn.Module):
                 nn.Sequential(_conv(half, width, 2), _Residual(width)),
                 nn.Sequential(_conv(width, width, 2), _Residual(width)),
                 nn.Sequential(_conv(width, width, 2), _Residual(width)),
-                nn.Sequential(_conv(width, width, 2)),
+                nn.Sequential(_conv(width, width, 2), _Residual(width)),
             ]
         )
         self.laterals = nn.ModuleList(_conv(width, width, kernel=1) for _ in STRIDES)
-        self.tower = nn.Sequential(
-            *[
-                layer
-                for _ in range(2)
-                for layer in (_conv(width, width, groups=width), _conv(width, width, kernel=1))
-            ]
-        )
-        self.output = nn.Conv2d(width, 1 + 4 + 10, 1)
-        nn.init.normal_(self.output.weight, std=0.01)
-        bias = torch.zeros(1 + 4 + 10)
-        bias[0] = -4.0  # most cells hold no face
-        self.output.bias = nn.Parameter(bias)
+        self.box_tower = _tower(width)
+        self.landmark_tower = _tower(width)
+        self.box_output = nn.Conv2d(width, 1 + 4, 1)
+        self.landmark_output = nn.Conv2d(width, 10, 1)
+        nn.init.normal_(self.box_output.weight, std=0.01)
+        nn.init.normal_(self.landmark_output.weight, std=0.01)
+        # Most cells hold no face.
+        self.box_output.bias = nn.Parameter(torch.tensor([-4.0, 0.0, 0.0, 0.0, 0.0]))
 
     def forward(self, images: Tensor) -> Candidates:
         """What every cell says.
@@ -114,10 +116,18 @@ class FaceDetector(nn.Module):
             if above is not None:
                 merged = merged + F.interpolate(above, scale_factor=2.0, mode="nearest")
             above = merged
-            outputs.append(self.output(self.tower(merged)).float().flatten(2).transpose(1, 2))
+            outputs.append(self._read(merged))
         raw = torch.cat(outputs[::-1], 1)
         centres, bases = cells(height, width, raw.device)
         return decode(raw, centres, bases)
+
+    def _read(self, features: Tensor) -> Tensor:
+        """A level's features as numbers per cell, (B, A, 15), in full precision: they are pixels."""
+        box, landmark = self.box_tower(features), self.landmark_tower(features)
+        with torch.autocast(features.device.type, enabled=False):
+            dtype = self.box_output.weight.dtype
+            numbers = [self.box_output(box.to(dtype)), self.landmark_output(landmark.to(dtype))]
+        return torch.cat(numbers, 1).float().flatten(2).transpose(1, 2)
 
 
 def cells(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
