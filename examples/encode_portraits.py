@@ -1,6 +1,6 @@
 """Encode photographs: what do two faces share in expression, and what in identity?
 
-    python examples/encode_portraits.py examples/portraits/*.jpg
+python examples/encode_portraits.py examples/portraits/*.jpg
 """
 
 import sys

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from facezoo import errors
     from facezoo.base import FaceModel
     from facezoo.card import Card
+    from facezoo.extraction import extract
     from facezoo.registry import download, info, list_models, load
     from facezoo.results import ExpressionPrediction, FaceEncoding, Faces
 
@@ -26,6 +27,7 @@ __all__ = [
     "__version__",
     "download",
     "errors",
+    "extract",
     "info",
     "list_models",
     "load",
@@ -38,6 +40,7 @@ _HOMES = {
     "FaceModel": "facezoo.base",
     "Faces": "facezoo.results",
     "download": "facezoo.registry",
+    "extract": "facezoo.extraction",
     "info": "facezoo.registry",
     "list_models": "facezoo.registry",
     "load": "facezoo.registry",

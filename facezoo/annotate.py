@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -19,6 +20,9 @@ COLOURS = ("#ffd166", "#06d6a0", "#4cc9f0", "#f78c6b", "#c77dff", "#f15bb5")
 
 Point = tuple[float, float]
 Box = tuple[float, float, float, float]
+
+
+PICTURES = (".jpg", ".jpeg", ".png")
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,36 @@ def annotate(
     for mark in marks:
         taken.append(_draw_panel(draw, mark, picture.size, taken))
     return Image.alpha_composite(picture.convert("RGBA"), overlay).convert("RGB")
+
+
+def picture_paths(files: Sequence[Path], out: Path) -> dict[Path, Path]:
+    """Where to write the annotated picture of each photograph; never onto a photograph.
+
+    Args:
+        files: photographs.
+        out: a ``.png`` or ``.jpg`` file for one photograph, or a folder, which need not exist.
+
+    Raises:
+        ValueError: if ``out`` does not suit.
+    """
+    into_folder = out.is_dir() or (out.suffix == "" and not out.exists()) or len(files) > 1
+    if not into_folder and out.suffix.lower() not in PICTURES:
+        raise ValueError(f"--save writes {', '.join(PICTURES)}, or into a folder; got {out}")
+    if into_folder and (out.is_file() or out.suffix.lower() in PICTURES):
+        raise ValueError(f"--save needs a folder for {len(files)} photographs, got {out}")
+    paths: dict[Path, Path] = {}
+    for file in files:
+        if file in paths:
+            continue
+        suffix = file.suffix if file.suffix.lower() in PICTURES else ".png"
+        path, number = (out / f"{file.stem}{suffix}" if into_folder else out), 2
+        while path in paths.values():
+            path, number = out / f"{file.stem}-{number}{suffix}", number + 1
+        paths[file] = path
+    inputs = {file.resolve() for file in files}
+    if over := [path for path in paths.values() if path.resolve() in inputs]:
+        raise ValueError(f"--save would overwrite the photograph {over[0]}; choose another place")
+    return paths
 
 
 def _marks(found: ExpressionPrediction | Faces, image_index: int, factor: int) -> list[_Mark]:

@@ -29,12 +29,13 @@ from facezoo.results import ExpressionPrediction, FaceEncoding, Faces
 Images = ImageSource | Sequence[ImageSource]
 Stage = Callable[[Tensor], Tensor]
 
-# What a model can be asked for, and the stage that it must have for it.
+# What a model can be asked for, and the stage that it must have for it. Stages take prepared crops;
+# ``classify_features`` takes the expression features of such.
 CAPABILITIES = {
     "encode_expression": "embed_expression",
     "encode_identity": "embed_identity",
     "encode_pose": "embed_pose",
-    "predict_expression": "classify_expression",
+    "predict_expression": "classify_features",
 }
 
 
@@ -199,23 +200,32 @@ class FaceModel(nn.Module, Pretrained):
         Raises:
             UnsupportedError: if this family cannot do one of them.
         """
-        stages = {name: self._stage(name) for name in wanted}
+        for name in wanted:
+            self._stage(name)
         parts: dict[str, list[Tensor]] = {name: [] for name in wanted}
         was_training = self.training
         self.eval()
         try:
             for batch in crops.to(self.dtype).split(batch_size) if len(crops) else [crops[:0]]:
-                for name, stage in stages.items():
-                    parts[name].append(self._run_stage(stage, batch))
+                for name, rows in self._run_batch(batch, wanted).items():
+                    parts[name].append(rows)
         finally:
             self.train(was_training)
         return {name: torch.cat(rows) for name, rows in parts.items()}
 
-    def _run_stage(self, stage: Stage, batch: Tensor) -> Tensor:
-        if len(batch):
-            return stage(batch).float()
-        # A width is needed even for no faces at all.
-        return stage(batch.new_zeros(1, *self.input_shape)).float()[:0]
+    def _run_batch(self, batch: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
+        if not len(batch):  # a width is needed even for no faces at all
+            one = self._run_batch(batch.new_zeros(1, *self.input_shape), wanted)
+            return {name: rows[:0] for name, rows in one.items()}
+        # Classes are read from the expression features, which are computed once for both.
+        features = [name for name in wanted if name != "predict_expression"]
+        if "predict_expression" in wanted and "encode_expression" not in wanted:
+            features.append("encode_expression")
+        results = {name: self._stage(name)(batch) for name in features}
+        if "predict_expression" in wanted:
+            classify = self._stage("predict_expression")
+            results["predict_expression"] = classify(results["encode_expression"])
+        return {name: results[name].float() for name in wanted}
 
     def _stage(self, name: str) -> Stage:
         stage = getattr(self, CAPABILITIES[name], None)

@@ -1,44 +1,396 @@
-"""The command line: ``facezoo list | info | predict | extract | download | train | publish``."""
+"""The command line: ``facezoo list | info | predict | extract | download | train | ...``.
+
+Every command imports what it needs when it runs, so that listing needs no torch.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from facezoo.errors import ImageError, UnsupportedError
+from facezoo.version import __version__
+
+if TYPE_CHECKING:
+    from facezoo.base import FaceModel
+    from facezoo.card import Card
+    from facezoo.results import ExpressionPrediction
+
+CODES = "Exit codes: 0 fine, 1 an error, 2 wrong usage, 130 interrupted."
+FAULTS = (OSError, ValueError, RuntimeError, ImportError, UnsupportedError)
+"""What callers and machines do wrong; anything else is a bug of ours, and shows its traceback."""
+
+Handler = Callable[[argparse.Namespace], int]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="facezoo")
-    commands = parser.add_subparsers(dest="command", required=True)
-    train = commands.add_parser("train", help="train a model by its recipe")
-    train.add_argument("model", choices=["ipd-fer", "face-detector"])
-    train.add_argument("--data", type=Path, required=True, help="folder with the packs")
-    train.add_argument("--out", type=Path, required=True, help="folder for state, log and result")
-    train.add_argument("--seed", type=int, default=0)
-    train.add_argument("--device", default="cpu")
-    options = parser.parse_args(arguments)
-    return _train(options)
+    """Run a command.
+
+    Args:
+        arguments: without the program's name; None for those of the process.
+
+    Returns:
+        The exit code: 0 fine, 1 an error, 130 interrupted. Wrong usage exits with 2.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.handler(options)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        hint = "; run the same command again to continue" if options.command == "extract" else ""
+        print(f"facezoo: interrupted{hint}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except FAULTS as error:
+        if options.debug:
+            raise
+        reason = " ".join(str(error).split()) or type(error).__name__
+        print(f"facezoo: error: {reason}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="facezoo", description="Disentangled face representations.", epilog=CODES
+    )
+    parser.add_argument("--version", action="version", version=f"facezoo {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (_add_list, _add_info, _add_predict, _add_extract, _add_download):
+        add(commands)
+    for add in (_add_train, _add_evaluate, _add_publish, _add_convert):
+        add(commands)
+    return parser
+
+
+def _command(commands: Any, name: str, handler: Handler, text: str, more: str = "") -> Any:
+    command = commands.add_parser(
+        name, help=text, description=text[0].upper() + text[1:] + ".", epilog=f"{more} {CODES}"
+    )
+    # Given here or before the command; SUPPRESS keeps this one from undoing that one.
+    command.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks"
+    )
+    command.set_defaults(handler=handler)
+    return command
+
+
+def _add_device(command: Any) -> None:
+    command.add_argument(
+        "--device", metavar="D", help="cpu, cuda, cuda:1, mps (default: the best there is)"
+    )
+
+
+def _add_list(commands: Any) -> None:
+    command = _command(commands, "list", _list, "list models, or checkpoints")
+    command.add_argument("pattern", nargs="?", default="*", help="such as '*fer*'")
+    command.add_argument("--pretrained", action="store_true", help="list checkpoints")
+
+
+def _list(options: argparse.Namespace) -> int:
+    from facezoo.registry import list_models
+
+    names = list_models(options.pattern, options.pretrained)
+    for name in names:
+        print(name)
+    if not names:
+        what = "checkpoint" if options.pretrained else "model"
+        print(f"facezoo: no {what} matches {options.pattern!r}", file=sys.stderr)
+    return 0 if names else 1
+
+
+def _add_info(commands: Any) -> None:
+    command = _command(commands, "info", _info, "show what is known about a checkpoint")
+    command.add_argument("name", help="a checkpoint, or a model for its default one")
+    command.add_argument("--json", action="store_true", help="print the card itself")
+
+
+def _info(options: argparse.Namespace) -> int:
+    from facezoo.registry import info
+
+    card = info(options.name)
+    print(card.to_json() if options.json else _card_text(card), end="" if options.json else "\n")
+    return 0
+
+
+def _card_text(card: Card) -> str:
+    """A card for reading: its summary, then what to use it for and where it comes from."""
+    place = card.hub.repo or "in the package only"
+    if card.hub.repo and card.hub.revision:
+        place += f" at {card.hub.revision[:12]}"
+    lines = [
+        repr(card),
+        f"  classes   {', '.join(card.labels) or 'none'}",
+        f"  use       {card.intended_use or 'not stated'}",
+        f"  command   {card.training.command or 'not recorded'}",
+        f"  sha256    {card.weights.sha256}",
+        f"  hub       {place}",
+    ]
+    return "\n".join(lines)
+
+
+def _add_predict(commands: Any) -> None:
+    more = (
+        "A photograph without a face says so and is no error, unless no photograph has one. "
+        "Unreadable files are told on the error stream, and the exit code is 1."
+    )
+    text = "tell the expression of every face in photographs"
+    command = _command(commands, "predict", _predict, text, more)
+    command.add_argument("files", nargs="+", type=Path, metavar="PHOTO")
+    command.add_argument("--model", default="ipd-fer", help="default: %(default)s")
+    command.add_argument("--faces", choices=["all", "largest"], default="all")
+    _add_device(command)
+    command.add_argument("--json", action="store_true", help="print JSON")
+    command.add_argument(
+        "--save",
+        type=Path,
+        metavar="OUT",
+        help="write annotated pictures: a .png or .jpg file for one photograph, else a folder",
+    )
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from facezoo.registry import load
+
+    files: list[Path] = options.files
+    pictures = {}
+    if options.save:
+        from facezoo.annotate import picture_paths
+
+        pictures = picture_paths(files, options.save)
+    model = load(options.model, device=options.device)
+    told: list[dict[str, Any]] = []
+    for file in files:
+        try:
+            entry = _predict_one(model, file, options.faces, pictures.get(file))
+        except ImageError as error:
+            entry = {"file": str(file), "error": str(error)}
+            print(f"facezoo: error: {error}", file=sys.stderr)
+        told.append(entry)
+        if not options.json and "faces" in entry:
+            _say(_prediction_text(entry))
+    if options.json:
+        print(json.dumps(told, indent=2))
+    unreadable = any("error" in entry for entry in told)
+    return 1 if unreadable or not any(entry.get("faces") for entry in told) else 0
+
+
+def _predict_one(model: FaceModel, file: Path, faces: Any, picture: Path | None) -> dict[str, Any]:
+    """One photograph's faces as plain values; the annotated picture is written if it has any."""
+    from facezoo.preprocess.reading import read_image
+
+    pixels = read_image(file)
+    prediction = model.predict_expression(pixels, faces=faces, on_missing="skip")
+    if picture is not None and len(prediction):
+        from facezoo.annotate import annotate
+
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        annotate(pixels, prediction).save(picture, quality=92)
+    return {"file": str(file), "faces": _faces_of(prediction)}
+
+
+def _faces_of(prediction: ExpressionPrediction) -> list[dict[str, Any]]:
+    faces = prediction.faces
+    assert faces is not None
+    columns = (faces.boxes, faces.landmarks, faces.scores, prediction.probabilities)
+    return [
+        {
+            "label": label,
+            "probabilities": dict(zip(prediction.classes, probabilities, strict=True)),
+            "box": box,
+            "landmarks": landmarks,
+            "score": score,
+        }
+        for label, box, landmarks, score, probabilities in zip(
+            prediction.labels, *(column.tolist() for column in columns), strict=True
+        )
+    ]
+
+
+def _prediction_text(entry: dict[str, Any]) -> str:
+    lines = [entry["file"] + ("" if entry["faces"] else ": no face found")]
+    for index, face in enumerate(entry["faces"]):
+        box = " ".join(f"{value:.0f}" for value in face["box"])
+        lines.append(f"  face {index}: {face['label']}  box {box}  score {face['score']:.2f}")
+        ranked = sorted(face["probabilities"].items(), key=lambda item: -item[1])
+        lines.append("    " + "  ".join(f"{name} {value:.3f}" for name, value in ranked))
+    return "\n".join(lines)
+
+
+def _say(text: str) -> None:
+    """Print a text that may hold file names that are not UTF-8."""
+    print(text.encode("utf-8", "backslashreplace").decode())
+
+
+def _add_extract(commands: Any) -> None:
+    more = (
+        "Interrupted, the same command goes on where it was. Unreadable files are listed at the "
+        "end, and are an error only with --strict."
+    )
+    text = "write the features of every face in many photographs to a file"
+    command = _command(commands, "extract", _extract, text, more)
+    command.add_argument("source", nargs="+", metavar="FOLDER_OR_FILE")
+    command.add_argument(
+        "-o", "--output", required=True, metavar="FILE", help="a .parquet, .csv or .npz file"
+    )
+    command.add_argument("--model", default="ipd-fer", help="default: %(default)s")
+    command.add_argument(
+        "--what",
+        default="expression,identity",
+        metavar="NAMES",
+        help="embeddings to write, with commas between (default: %(default)s)",
+    )
+    command.add_argument("--faces", choices=["all", "largest"], default="all")
+    command.add_argument(
+        "--on-missing",
+        choices=["skip", "nan"],
+        default="skip",
+        help="no row for a photograph without a face, or one of NaN (default: skip)",
+    )
+    _add_device(command)
+    command.add_argument("--batch-size", type=int, default=32, metavar="N")
+    command.add_argument("--workers", type=int, default=2, metavar="N", help="decoding threads")
+    command.add_argument("--strict", action="store_true", help="exit with 1 for unreadable files")
+    command.add_argument("--profile", action="store_true", help="show the share of each stage")
+    command.add_argument("--no-recursive", action="store_true", help="not the folders in folders")
+    command.add_argument("--overwrite", action="store_true", help="replace the output; start anew")
+
+
+def _extract(options: argparse.Namespace) -> int:
+    from facezoo.extraction import extract
+
+    report = extract(
+        options.source,
+        options.output,
+        model=options.model,
+        what=[name.strip() for name in options.what.split(",") if name.strip()],
+        faces=options.faces,
+        on_missing=options.on_missing,
+        device=options.device,
+        batch_size=options.batch_size,
+        workers=options.workers,
+        profile=options.profile,
+        recursive=not options.no_recursive,
+        overwrite=options.overwrite,
+    )
+    print(report)
+    if options.profile:
+        print(report.profile())
+    for name, reason in report.unreadable:
+        print(f"facezoo: unreadable: {name}: {reason}", file=sys.stderr)
+    return 1 if options.strict and report.unreadable else 0
+
+
+def _add_download(commands: Any) -> None:
+    text = "bring weights onto this machine, for use without network"
+    command = _command(commands, "download", _download, text)
+    command.add_argument(
+        "names", nargs="+", metavar="NAME", help="a model, checkpoint or hf-hub:org/name"
+    )
+
+
+def _download(options: argparse.Namespace) -> int:
+    from facezoo.registry import download
+
+    for name, path in download(options.names).items():
+        print(f"{name}\t{path}")
+    return 0
+
+
+def _add_train(commands: Any) -> None:
+    more = "Interrupted, the same command goes on where it was."
+    command = _command(commands, "train", _train, "train a model by its recipe", more)
+    command.add_argument("model", choices=["ipd-fer", "face-detector"])
+    command.add_argument("--data", type=Path, required=True, metavar="DIR", help="with the packs")
+    command.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="for state, log, weights and card"
+    )
+    command.add_argument("--seed", type=int, default=0, metavar="N")
+    _add_device(command)
 
 
 def _train(options: argparse.Namespace) -> int:
-    import torch
-    from safetensors.torch import save_file
+    from facezoo.registry import best_device
 
-    device = torch.device(options.device)
     if options.model == "face-detector":
-        from facezoo.detector import train as detector
-
-        tensors = detector.train(
-            detector.DetectorConfig(), options.data, options.out, seed=options.seed, device=device
-        )
+        from facezoo.detector.train import run
     else:
-        from facezoo.models.ipd_fer import train as ipd_fer
+        from facezoo.models.ipd_fer.train import run
+    device = best_device(options.device)
+    print(run(options.data, options.out, seed=options.seed, device=device))
+    return 0
 
-        tensors = ipd_fer.train(
-            ipd_fer.TrainConfig(), options.data, options.out, seed=options.seed, device=device
-        )
-    save_file({k: v.contiguous() for k, v in tensors.items()}, options.out / "model.safetensors")
+
+def _add_evaluate(commands: Any) -> None:
+    text = "measure a checkpoint by the protocols that suit it"
+    command = _command(commands, "evaluate", _evaluate, text)
+    command.add_argument("name", help="a checkpoint, or a folder or .safetensors file with a card")
+    command.add_argument("--data", type=Path, required=True, metavar="DIR", help="with the packs")
+    command.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers there")
+    command.add_argument(
+        "--card", type=Path, metavar="FILE", help="also put the numbers into this card"
+    )
+    _add_device(command)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from facezoo.evaluate.report import as_json, as_table, measure_checkpoint, write_card
+    from facezoo.registry import best_device
+
+    card, metrics = measure_checkpoint(options.name, options.data, best_device(options.device))
+    print(as_table(metrics))
+    if options.json:
+        options.json.write_text(as_json(card, metrics), encoding="utf-8")
+    if options.card:
+        write_card(options.card, metrics)
+    return 0
+
+
+def _add_publish(commands: Any) -> None:
+    more = "Without --send it only shows what would be sent."
+    text = "send checkpoints to the Hugging Face Hub, one repository each"
+    command = _command(commands, "publish", _publish, text, more)
+    command.add_argument("names", nargs="+", metavar="NAME", help="a checkpoint or model")
+    command.add_argument("--organization", required=True, metavar="ORG")
+    command.add_argument("--private", action="store_true", help="make new repositories private")
+    command.add_argument("--send", action="store_true", help="really send")
+
+
+def _publish(options: argparse.Namespace) -> int:
+    from facezoo.publish import publish
+
+    publish(
+        options.names,
+        organization=options.organization,
+        private=options.private,
+        dry_run=not options.send,
+    )
+    return 0
+
+
+def _add_convert(commands: Any) -> None:
+    text = "convert a pickled state dict (.pth, .pt, .ckpt, .bin) to safetensors"
+    command = _command(commands, "convert", _convert, text)
+    command.add_argument("source", type=Path)
+    command.add_argument(
+        "target", nargs="?", type=Path, help="default: the source with the suffix .safetensors"
+    )
+    command.add_argument("--key", help="which entry to take, where there are several state dicts")
+    command.add_argument("--overwrite", action="store_true", help="replace the target")
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from facezoo.convert import convert
+
+    print(convert(options.source, options.target, key=options.key, overwrite=options.overwrite))
     return 0
 
 

@@ -14,6 +14,9 @@ from facezoo.detector.model import Candidates
 from facezoo.preprocess.templates import template_points
 from facezoo.results import EXPRESSIONS
 
+# Threads that share tensors this small, on cores that are busy, mostly wait for each other.
+torch.set_num_threads(1)
+
 FACE = template_points("arcface112", 112).float()
 """Landmarks of a face of 112 pixels."""
 

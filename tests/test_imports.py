@@ -27,8 +27,9 @@ ROWS = [
     ["preprocess"],
     ["base", "data"],
     ["evaluate"],
-    ["models", "detector.train", "extract", "annotate"],
+    ["models", "detector.train", "annotate"],
     ["registry"],
+    ["extraction"],
     ["publish", "__init__", "cli", "__main__"],
 ]
 # Rows in which modules may import one another, as long as no cycle arises.

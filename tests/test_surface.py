@@ -11,6 +11,7 @@ PUBLIC = [
     "__version__",
     "download",
     "errors",
+    "extract",
     "info",
     "list_models",
     "load",

@@ -122,7 +122,7 @@ class FaceDetector(nn.Module):
         return decode(raw, centres, bases)
 
     def _read(self, features: Tensor) -> Tensor:
-        """A level's features as numbers per cell, (B, A, 15), in full precision: they are pixels."""
+        """A level's features as numbers per cell, (B, A, 15), in float32 as they become pixels."""
         box, landmark = self.box_tower(features), self.landmark_tower(features)
         with torch.autocast(features.device.type, enabled=False):
             dtype = self.box_output.weight.dtype

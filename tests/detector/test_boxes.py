@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from facezoo.detector.boxes import area, iou, paired_iou, suppress
 
 corner, extent = st.integers(0, 20), st.integers(0, 15)
-box = st.tuples(corner, corner, extent, extent).map(lambda b: (b[0], b[1], b[0] + b[2], b[1] + b[3]))
+box = st.tuples(corner, corner, extent, extent).map(
+    lambda b: (b[0], b[1], b[0] + b[2], b[1] + b[3])
+)
 scored = st.lists(st.tuples(box, st.integers(1, 9)), max_size=12)
 
 

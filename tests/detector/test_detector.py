@@ -7,9 +7,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facezoo.detector.losses import Targets, _generalised_iou_loss, assign, detection_loss
+from facezoo.detector import losses
 from facezoo.detector.boxes import paired_iou
+from facezoo.detector.losses import Targets, _generalised_iou_loss, assign, detection_loss
 from facezoo.detector.model import BASES, STRIDES, Candidates, FaceDetector, cells, decode
+
+SCORE, BOX, LANDMARK = 2, 2, 12
+"""Weights of the three parts of the loss."""
 
 
 def targets_of(*images, ignored=()):
@@ -28,30 +32,40 @@ def targets_of(*images, ignored=()):
     return Targets(boxes, points, is_face, regions)
 
 
+def naive_answers(cell, box, margin):
+    """Whether a cell answers for a box, or with a margin above 1 nearly does."""
+    x, y, base = cell
+    x0, y0, x1, y1 = box
+    side = math.sqrt((x1 - x0) * (y1 - y0))
+    large_enough = side >= losses._SMALLEST * base / margin or base == BASES[0]
+    small_enough = side <= losses._LARGEST * base * margin or base == BASES[-1]
+    least = losses._LEAST_REACH * base
+    reach_x = margin * max(losses._REACH * (x1 - x0), least)
+    reach_y = margin * max(losses._REACH * (y1 - y0), least)
+    near = abs(x - (x0 + x1) / 2) <= reach_x and abs(y - (y0 + y1) / 2) <= reach_y
+    return large_enough and small_enough and near
+
+
 def naive_assign(targets, centres, bases):
     """The rule of ``assign``, cell by cell and face by face."""
     face = torch.full((len(targets.boxes), len(centres)), -1)
     counts = torch.ones(face.shape, dtype=torch.bool)
-    for row in range(len(targets.boxes)):
-        for cell, ((x, y), (base,)) in enumerate(
-            zip(centres.tolist(), bases.tolist(), strict=True)
-        ):
-            smallest = math.inf
-            for slot, (x0, y0, x1, y1) in enumerate(targets.boxes[row].tolist()):
-                side = math.sqrt((x1 - x0) * (y1 - y0))
-                fits = (side >= 0.55 * base or base == BASES[0]) and (
-                    side <= 1.75 * base or base == BASES[-1]
-                )
-                reach_x = max(0.22 * (x1 - x0), 0.6 * base / 3)
-                reach_y = max(0.22 * (y1 - y0), 0.6 * base / 3)
-                near = abs(x - (x0 + x1) / 2) <= reach_x and abs(y - (y0 + y1) / 2) <= reach_y
-                if targets.is_face[row, slot] and fits and near and side < smallest:
-                    smallest, face[row, cell] = side, slot
+    for row, boxes in enumerate(targets.boxes):
+        for number, cell in enumerate(torch.cat([centres, bases], 1).tolist()):
+            x, y, _ = cell
+            smallest, nearly = math.inf, False
+            for slot, box in enumerate(boxes.tolist()):
+                side = math.sqrt((box[2] - box[0]) * (box[3] - box[1]))
+                if not targets.is_face[row, slot]:
+                    continue
+                nearly |= naive_answers(cell, box, losses._MARGIN)
+                if naive_answers(cell, box, 1.0) and side < smallest:
+                    smallest, face[row, number] = side, slot
             hidden = any(
                 x0 <= x <= x1 and y0 <= y <= y1 and (x1 - x0) * (y1 - y0) > 0
                 for x0, y0, x1, y1 in targets.ignored[row].tolist()
             )
-            counts[row, cell] = not hidden or face[row, cell] >= 0
+            counts[row, number] = face[row, number] >= 0 or not (hidden or nearly)
     return face, counts
 
 
@@ -83,7 +97,7 @@ def naive_loss(said, targets, centres, bases):
                 p = 1 / (1 + math.exp(-float(said.logits[row, cell])))
                 entropy = -quality * math.log(p) - (1 - quality) * math.log(1 - p)
                 score += (p - quality) ** 2 * entropy
-    return (2 * score + 2 * box + 8 * landmark) / max(1, number)
+    return (SCORE * score + BOX * box + LANDMARK * landmark) / max(1, number)
 
 
 def said_near(targets, centres, bases, generator):
@@ -136,7 +150,8 @@ def test_images_of_uneven_sides_are_refused_with_the_remedy():
 def test_every_parameter_of_the_detector_learns_from_the_loss():
     detector = FaceDetector(16)
     # The head starts so close to zero that nothing behind it would learn anything measurable.
-    torch.nn.init.normal_(detector.output.weight, std=0.3)
+    for output in (detector.box_output, detector.landmark_output):
+        torch.nn.init.normal_(output.weight, std=0.3)
     targets = targets_of([(10, 10, 34, 34), (60, 20, 110, 75)], [(5, 5, 120, 120)])
     said = detector(torch.randn(2, 3, 128, 128))
     detection_loss(said, targets, *cells(128, 128, torch.device("cpu"))).backward()
@@ -173,9 +188,19 @@ def test_every_face_has_a_cell_that_answers_for_it(middle, side, aspect):
 
 
 def test_of_two_faces_the_smaller_one_wins_the_cell():
-    face, _ = assign(targets_of([(34, 34, 94, 94), (40, 40, 88, 88)]), *cells(128, 128, "cpu"))
-    _, bases = cells(128, 128, "cpu")
-    assert set(face[0, bases[:, 0] == 48].tolist()) == {-1, 1}
+    centres, bases = cells(128, 128, torch.device("cpu"))
+    face, _ = assign(targets_of([(34, 34, 94, 94), (40, 40, 88, 88)]), centres, bases)
+    nearest = (centres - 64).norm(dim=1) + (bases[:, 0] - BASES[0])
+    assert face[0, nearest.argmin()] == 1
+    assert set(face[0].tolist()) == {-1, 0, 1}
+
+
+def test_cells_just_outside_a_face_are_neither_asked_nor_blamed():
+    centres, bases = cells(128, 128, torch.device("cpu"))
+    face, counts = assign(targets_of([(30, 30, 94, 94)]), centres, bases)
+    silent = (face[0] < 0) & ~counts[0]
+    assert silent.any()
+    assert (centres[silent] - 62).abs().max() < 64 * 0.5
 
 
 def test_padding_is_never_a_face_and_hides_nothing():

@@ -18,15 +18,6 @@ CPU = torch.device("cpu")
 CONFIG = DetectorConfig(width=8, epochs=2, batch_size=2)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Tensors this small only make threads wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def small(monkeypatch):
     """Scenes of 64 pixels, which train in milliseconds."""

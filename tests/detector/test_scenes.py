@@ -115,11 +115,12 @@ def test_boxes_enclose_the_ellipse_that_filled_them(clean):
     checked = 0
     for seed in range(30):
         images, targets = one_scene(photos_showing(ellipse(BOX)), seed)
+        if not targets.is_face[0, 0]:
+            continue
         box = targets.boxes[0, 0]
-        scale = scale_of(box)
         mass, _ = light(images[0])
-        extent = (BOX[2:] - BOX[:2]) * scale
-        if not targets.is_face[0, 0] or abs(mass / float(math.pi / 4 * extent.prod()) - 1) > 0.02:
+        extent = (BOX[2:] - BOX[:2]) * scale_of(box)
+        if abs(mass / float(math.pi / 4 * extent.prod()) - 1) > 0.004:  # not all of it is seen
             continue
         rows, columns = (images[0].mean(0) > 0).nonzero().T
         edges = torch.stack([columns.min(), rows.min(), columns.max(), rows.max()]) + torch.tensor(
@@ -136,11 +137,10 @@ def test_unsure_regions_are_ignored_where_they_end_up_and_are_no_faces(clean):
         photos = photos_showing(ellipse(BOX), faces=False, unsure=True)
         images, targets = one_scene(photos, seed)
         assert not targets.is_face.any()
-        bright = images[0].mean(0) > 0
-        if bright.sum() < 50:
-            continue
-        rows, columns = bright.nonzero().T
         x0, y0, x1, y1 = targets.ignored[0, 0].tolist()
+        if x1 == 0:  # nearly nothing of it is to be seen
+            continue
+        rows, columns = (images[0].mean(0) > 0).nonzero().T
         assert x0 - 2 <= columns.min() <= columns.max() <= x1 + 2, f"seed {seed}"
         assert y0 - 2 <= rows.min() <= rows.max() <= y1 + 2, f"seed {seed}"
         checked += 1
@@ -148,22 +148,23 @@ def test_unsure_regions_are_ignored_where_they_end_up_and_are_no_faces(clean):
 
 
 def test_a_face_that_is_mostly_cut_off_is_ignored_and_not_wanted(clean):
+    # Two faces far apart: a scene that is centred on one often cuts the other off.
     photos = photos_showing(ellipse(BOX))
+    photos.boxes[0] = torch.stack([BOX, torch.tensor([10.0, 10.0, 60.0, 60.0])])
+    photos.landmarks[0] = torch.stack([LANDMARKS, LANDMARKS * 0.5 - 60])
     wanted = ignored = 0
-    for seed in range(60):
+    for seed in range(40):
         _, targets = one_scene(photos, seed)
-        box, region = targets.boxes[0, 0], targets.ignored[0, 0]
-        assert not (targets.is_face[0, 0] and (region != 0).any())
-        if targets.is_face[0, 0]:
-            low, high = box[:2].clamp(min=0), box[2:].clamp(max=CANVAS)
-            assert (high - low).prod() > 0.69 * (box[2:] - box[:2]).prod()
-            wanted += 1
-        elif (region != 0).any():
-            assert (region >= 0).all()
-            assert (region <= CANVAS).all()
-            ignored += 1
-    assert wanted > 30
-    assert ignored > 0
+        boxes = targets.boxes[targets.is_face]
+        regions = targets.ignored[targets.ignored.any(-1)]
+        assert len(boxes) + len(regions) <= 2
+        low, high = boxes[:, :2].clamp(min=0), boxes[:, 2:].clamp(max=CANVAS)
+        share = (high - low).prod(1) / (boxes[:, 2:] - boxes[:, :2]).prod(1)
+        assert (share > 0.69).all()
+        assert ((regions >= 0) & (regions <= CANVAS)).all()
+        wanted, ignored = wanted + len(boxes), ignored + len(regions)
+    assert wanted > 40
+    assert ignored > 3
 
 
 def test_scenes_are_decided_by_the_generator_alone():

@@ -72,10 +72,14 @@ class IPDFER(FaceModel):
         features: Tensor = self.identity_encoder(images)
         return features
 
+    def classify_features(self, features: Tensor) -> Tensor:
+        """Logits of C_exp (Sec. 3.2) from expression features (B, D), keeping gradients, (B, K)."""
+        logits: Tensor = self.expression_classifier(features)
+        return logits
+
     def classify_expression(self, images: Tensor) -> Tensor:
         """Logits of C_exp(E_exp(x)) (Sec. 3.2), keeping gradients, (B, K)."""
-        logits: Tensor = self.expression_classifier(self.embed_expression(images))
-        return logits
+        return self.classify_features(self.embed_expression(images))
 
     def forward_features(self, images: Tensor) -> Tensor:
         """timm's word for ``embed_expression``."""

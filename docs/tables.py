@@ -1,0 +1,165 @@
+"""Write what the cards say into the README and the pages of this folder.
+
+    python docs/tables.py            rewrites the regions between markers
+    python docs/tables.py --check    exits with 1 if one of them differs from the cards
+
+A region stands between ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``. NAME is ``models`` for
+the table of the README, or ``card-<model>`` for everything about a model's checkpoints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from facezoo.card import Card, Metric, bundled_cards
+from facezoo.evaluate.protocols import FOUND, GIVEN
+from facezoo.families import FAMILIES
+
+ROOT = Path(__file__).resolve().parent.parent
+HEADLINES = ("accuracy", "balanced accuracy")
+"""Metrics that the README shows; the model's page shows all."""
+REGION = re.compile(
+    r"<!-- (?P<name>[\w-]+):begin -->\n(?P<text>.*?)<!-- (?P=name):end -->", re.DOTALL
+)
+
+
+def pages(root: Path = ROOT) -> list[Path]:
+    """The README and every page of the documentation."""
+    return [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
+
+
+def regenerated(text: str, cards: Sequence[Card]) -> str:
+    """A page with its regions written anew from the cards; the rest is left as it is.
+
+    Raises:
+        ValueError: if a region has a name that is not known.
+    """
+    return REGION.sub(lambda match: _region(match["name"], cards), text)
+
+
+def stale(root: Path = ROOT) -> list[Path]:
+    """Pages of which a region differs from the cards."""
+    cards = list(bundled_cards().values())
+    texts = {page: page.read_text(encoding="utf-8") for page in pages(root)}
+    return [page for page, text in texts.items() if regenerated(text, cards) != text]
+
+
+def models_table(cards: Iterable[Card]) -> str:
+    """The checkpoints that ``facezoo.load`` takes, and their accuracies in two settings."""
+    of_models = [card for card in cards if card.model in FAMILIES]
+    if not of_models:
+        return "No checkpoint is in the package yet."
+    rows = [
+        [f"`{card.name}`", _parameters(card), _bytes(card), card.licenses.weights]
+        for card in of_models
+    ]
+    table = _table(["checkpoint", "parameters", "file", "licence of the weights"], rows)
+    return f"{table}\n\n{_accuracies(of_models)}"
+
+
+def card_text(cards: Iterable[Card], model: str) -> str:
+    """Everything about the checkpoints of one model."""
+    mine = [card for card in cards if card.model == model]
+    return "\n\n".join(map(_card_text, mine)) or f"No checkpoint of `{model}` is in the package."
+
+
+def _region(name: str, cards: Sequence[Card]) -> str:
+    if name == "models":
+        text = models_table(cards)
+    elif name.startswith("card-"):
+        text = card_text(cards, name.removeprefix("card-"))
+    else:
+        raise ValueError(f"no region is named {name!r}; wanted models or card-<model>")
+    return f"<!-- {name}:begin -->\n{text}\n<!-- {name}:end -->"
+
+
+def _accuracies(cards: Sequence[Card]) -> str:
+    """One row per data set and rule, the two ways of finding the faces side by side."""
+    found: dict[tuple[str, str, str], dict[str, str]] = {}
+    for card in cards:
+        for metric in card.metrics:
+            rule, _, how = metric.protocol.rpartition("; ")
+            if metric.name in HEADLINES and how in (GIVEN, FOUND):
+                where = f"{metric.dataset} {metric.split}: {rule}"
+                found.setdefault((card.name, where, metric.name), {})[how] = _value(metric)
+    if not found:
+        return "Accuracy: none measured."
+    rows = [
+        [f"`{name}`", where, metric_name, values.get(GIVEN, ""), values.get(FOUND, "")]
+        for (name, where, metric_name), values in found.items()
+    ]
+    return _table(["checkpoint", "measured on", "metric", GIVEN, FOUND], rows)
+
+
+def _card_text(card: Card) -> str:
+    training = card.training
+    facts = {
+        "weights": f"{_parameters(card)} parameters, {_bytes(card)} in {card.weights.dtype}",
+        "input": _input(card) if card.model in FAMILIES else "",
+        "classes": ", ".join(card.labels),
+        "licences": f"code {card.licenses.code}; weights {card.licenses.weights}; "
+        f"training data {card.licenses.data}",
+        "trained on": "; ".join(training.data),
+        "trained by": f"`{training.command}`" if training.command else "",
+        "at commit": training.commit,
+        "on hardware": training.hardware,
+        "intended use": card.intended_use,
+    }
+    lines = [f"- {key}: {value}" for key, value in facts.items() if value]
+    limits = [f"- {limit}" for limit in card.limits] or ["None on record."]
+    parts = [f"### {card.name}", "\n".join(lines), "Limits:\n\n" + "\n".join(limits)]
+    return "\n\n".join([*parts, _metrics_text(card.metrics)])
+
+
+def _metrics_text(metrics: Sequence[Metric]) -> str:
+    if not metrics:
+        return "Metrics: none measured."
+    rows = [[m.dataset, m.split, m.name, _value(m), m.protocol] for m in metrics]
+    commands = ", ".join(f"`{command}`" for command in dict.fromkeys(m.command for m in metrics))
+    table = _table(["data", "split", "metric", "value", "protocol"], rows)
+    return f"Metrics, as printed by {commands}:\n\n{table}"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+
+
+def _value(metric: Metric) -> str:
+    digits = 2 if metric.unit == "%" else 3
+    return f"{metric.value:.{digits}f} {metric.unit}".strip()
+
+
+def _input(card: Card) -> str:
+    size, template = card.preprocessing.size, card.preprocessing.template
+    return f"crops of {size} x {size} pixels, template `{template}`"
+
+
+def _parameters(card: Card) -> str:
+    return f"{card.weights.parameters / 1e6:.1f} M"
+
+
+def _bytes(card: Card) -> str:
+    return f"{card.weights.size / 1e6:.1f} MB"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Rewrite the pages, or say which are out of date."""
+    parser = argparse.ArgumentParser(description="Write the cards' numbers into the pages.")
+    parser.add_argument("--check", action="store_true", help="only say which pages differ")
+    options = parser.parse_args(arguments)
+    cards = list(bundled_cards().values())
+    differing = stale()
+    for page in differing:
+        print(page.relative_to(ROOT))
+        if not options.check:
+            text = regenerated(page.read_text(encoding="utf-8"), cards)
+            page.write_text(text, encoding="utf-8")
+    return 1 if options.check and differing else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,162 @@
+"""Which photographs there are, and their pixels, decoded ahead of the one who wants them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from facezoo.errors import ImageError
+from facezoo.preprocess.reading import read_image
+
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    *(".avif", ".jp2", ".ppm", ".pgm", ".pnm"),
+)
+AHEAD_BYTES = 256 * 2**20
+"""Decoded photographs that may wait, together."""
+BATCH_BYTES = 256 * 2**20
+"""A batch is closed early when its pixels need as much as this."""
+
+Source = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class Photos:
+    """Photographs by name, in sorted order."""
+
+    root: Path
+    """What the names are relative to."""
+    names: list[str]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """One photograph, or why there is none."""
+
+    name: str
+    pixels: NDArray[np.uint8] | None
+    """RGB, (H, W, 3)."""
+    reason: str
+    """Why it is unreadable, else empty."""
+    seconds: float
+    """Time that decoding took."""
+
+
+def list_photos(source: Source | Iterable[Source], recursive: bool = True) -> Photos:
+    """Find photographs.
+
+    Args:
+        source: a folder, whose photographs are named relative to it; or a file, or several files
+            and folders, named as they are given. Folders are searched for the usual suffixes, and
+            hidden files and folders in them are passed over; a file is taken whatever its name.
+        recursive: whether to search folders in folders.
+
+    Returns:
+        Each photograph once, sorted by name.
+
+    Raises:
+        FileNotFoundError: if a path does not exist.
+        ValueError: if there is no photograph at all.
+    """
+    given = [source] if isinstance(source, (str, os.PathLike)) else list(source)
+    only = Path(given[0]) if len(given) == 1 else None
+    names: list[str] = []
+    for path in map(Path, given):
+        if path.is_dir():
+            inside = _walk(path, recursive)
+            names += inside if only else [(path / name).as_posix() for name in inside]
+        elif path.exists():
+            names.append(str(path))
+        else:
+            raise FileNotFoundError(f"no such file or folder: {str(path)!r}")
+    if not names:
+        where = ", ".join(repr(str(path)) for path in given[:3]) or "an empty list"
+        raise ValueError(
+            f"no photographs in {where}; folders are searched for {' '.join(SUFFIXES)}"
+        )
+    return Photos(only if only and only.is_dir() else Path(), sorted(set(names)))
+
+
+def _walk(folder: Path, recursive: bool) -> Iterator[str]:
+    """Names of the photographs below a folder, relative to it, with forward slashes."""
+    for inner, folders, files in os.walk(folder, onerror=_raise):
+        folders[:] = [name for name in folders if recursive and not name.startswith(".")]
+        below = Path(inner).relative_to(folder)
+        for name in files:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:  # noqa: PTH122 (a Path per file is slow)
+                yield (below / name).as_posix()
+
+
+def _raise(error: OSError) -> NoReturn:
+    """A folder that cannot be listed is an error, not an empty folder."""
+    raise error
+
+
+def load_ahead(
+    root: Path, names: Sequence[str], *, workers: int, ahead: int
+) -> Generator[Loaded, None, None]:
+    """Decode photographs in threads while the caller works on earlier ones.
+
+    Args:
+        root: what the names are relative to.
+        names: photographs.
+        workers: threads.
+        ahead: how many photographs may be decoded, or waiting to be, beyond the one that is handed
+            out; fewer where they are so large that they would need more than ``AHEAD_BYTES``.
+
+    Yields:
+        One entry per name, in their order.
+    """
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    waiting: deque[Future[Loaded]] = deque()
+    room, largest = min(workers, ahead), 1
+    try:
+        for name in names:
+            waiting.append(pool.submit(_load, root, name))
+            while len(waiting) > room:
+                loaded = waiting.popleft().result()
+                largest = max(largest, _size(loaded))
+                room = min(ahead, max(workers, AHEAD_BYTES // largest))
+                yield loaded
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def group(loaded: Iterable[Loaded], size: int) -> Iterator[list[Loaded]]:
+    """Batches of ``size``, or fewer where the photographs are very large."""
+    batch: list[Loaded] = []
+    held = 0
+    for photo in loaded:
+        batch.append(photo)
+        held += _size(photo)
+        if len(batch) == size or held >= BATCH_BYTES:
+            yield batch
+            batch, held = [], 0
+    if batch:
+        yield batch
+
+
+def _size(loaded: Loaded) -> int:
+    """Bytes that a photograph holds in memory."""
+    return 0 if loaded.pixels is None else loaded.pixels.nbytes
+
+
+def _load(root: Path, name: str) -> Loaded:
+    begin = time.perf_counter()
+    path = root / name
+    try:
+        pixels, reason = read_image(path), ""
+    except ImageError as error:
+        pixels, reason = None, str(error).removeprefix(f"{str(path)!r}: ")
+    return Loaded(name, pixels, reason, time.perf_counter() - begin)

@@ -1,0 +1,114 @@
+"""Verification against a search over every threshold, and on a tiny pack."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from packs import write_lfw, write_pairs
+
+from facezoo.evaluate import protocols
+from facezoo.evaluate.verification import (
+    Pairs,
+    best_threshold,
+    read_pairs,
+    ten_fold_accuracy,
+    verification_accuracy,
+)
+from facezoo.models.ipd_fer import IPDFER
+
+pair = st.tuples(st.integers(-8, 8), st.booleans())
+
+
+def accuracy_at(threshold, similarity, same):
+    called = [s > threshold for s in similarity]
+    return sum(c == t for c, t in zip(called, same, strict=True)) / len(same)
+
+
+def thresholds(similarity):
+    """Every cut that makes a difference: below all values, and between neighbours."""
+    values = sorted(set(similarity))
+    between = [(a + b) / 2 for a, b in zip(values, values[1:], strict=False)]
+    return [values[0] - 1, *between, values[-1]]
+
+
+@given(st.lists(pair, min_size=1, max_size=20))
+@settings(deadline=None)
+def test_no_threshold_is_better_than_the_best_one(pairs):
+    similarity, same = [s / 8 for s, _ in pairs], [t for _, t in pairs]
+    found = best_threshold(torch.tensor(similarity), torch.tensor(same))
+    best = max(accuracy_at(t, similarity, same) for t in thresholds(similarity))
+    assert accuracy_at(found, similarity, same) == pytest.approx(best)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_ten_fold_accuracy_is_what_a_search_gives(seed):
+    draw = torch.Generator().manual_seed(seed)
+    similarity = torch.randn(60, generator=draw)
+    same = similarity + torch.randn(60, generator=draw) > 0
+    fold = torch.arange(60) % 10
+    values = []
+    for held_out in range(10):
+        rest, inside = fold != held_out, fold == held_out
+        known, truth = similarity[rest].tolist(), same[rest].tolist()
+        # max() keeps the first of equally good cuts, which is the lowest.
+        cut = max(thresholds(known), key=lambda t: accuracy_at(t, known, truth))  # noqa: B023
+        values.append(accuracy_at(cut, similarity[inside].tolist(), same[inside].tolist()))
+    mean = sum(values) / 10
+    spread = (sum((v - mean) ** 2 for v in values) / 10) ** 0.5
+    assert ten_fold_accuracy(similarity, same, fold) == pytest.approx((mean, spread))
+
+
+def test_pairs_that_can_be_told_apart_are_all_right():
+    same = torch.tensor([True, False] * 10)
+    result = ten_fold_accuracy(torch.where(same, 0.9, 0.1), same, torch.arange(20) % 10)
+    assert result == (1.0, 0.0)
+
+
+def test_the_threshold_of_a_fold_does_not_see_the_fold():
+    # In the second fold everything is shifted up: the first fold's threshold calls all of it same.
+    similarity = torch.tensor([0.0, 0.2, 10.0, 10.2])
+    same = torch.tensor([False, True, False, True])
+    mean, _ = ten_fold_accuracy(similarity, same, torch.tensor([0, 0, 1, 1]))
+    assert mean == pytest.approx(0.5)
+
+
+def test_pairs_are_read_from_their_file(tmp_path):
+    text = "file_a,file_b,same,fold\na.jpg,b.jpg,1,0\na.jpg,c.jpg,0,9\n"
+    (tmp_path / "pairs.csv").write_text(text, encoding="utf-8")
+    pairs = read_pairs(tmp_path / "pairs.csv")
+    assert (pairs.first, pairs.second) == (["a.jpg", "a.jpg"], ["b.jpg", "c.jpg"])
+    assert pairs.same.tolist() == [True, False]
+    assert pairs.fold.tolist() == [0, 9]
+
+
+def test_features_are_found_by_file_name_and_compared_by_cosine():
+    files = ["c", "a", "b", "d"]
+    features = torch.tensor([[0.0, 3.0], [1.0, 0.1], [5.0, 0.0], [0.1, 1.0]])
+    pairs = Pairs(["a", "c", "a", "b"], ["b", "d", "c", "d"], *_truth())
+    assert verification_accuracy(features, files, pairs) == (1.0, 0.0)
+
+
+def _truth():
+    return torch.tensor([True, True, False, False]), torch.tensor([0, 1, 0, 1])
+
+
+def test_a_pair_without_a_feature_is_named():
+    pairs = Pairs(["a"], ["gone.jpg"], torch.tensor([True]), torch.tensor([0]))
+    with pytest.raises(KeyError, match=r"gone\.jpg"):
+        verification_accuracy(torch.ones(1, 2), ["a"], pairs)
+
+
+def test_lfw_pairs_are_measured_both_ways_and_a_missed_face_is_like_nobody(tmp_path, monkeypatch):
+    write_lfw(tmp_path, train=6, val=6)
+    write_pairs(tmp_path, train=6, val=6)
+    people = torch.eye(3).repeat_interleave(2, 0)
+    missed = people.clone()
+    missed[0] = torch.nan
+    ways = [(protocols.GIVEN, people), (protocols.FOUND, missed)]
+    monkeypatch.setattr(protocols, "_both_ways", lambda *_: iter(ways))
+    model = IPDFER("test_resnet.r160_in1k", 8)
+    metrics = protocols.lfw_pairs(model, tmp_path, "c")
+    values = {(m.name, m.protocol.split("; ")[1]): m.value for m in metrics}
+    assert values["accuracy", protocols.GIVEN] == 100
+    assert values["accuracy", protocols.FOUND] == pytest.approx(100 * (7 / 8 + 1) / 2)
+    assert {m.unit for m in metrics} == {"%"}

@@ -1,0 +1,143 @@
+"""Each loss of IPD-FER against a transcription of its formula in loops."""
+
+import math
+
+import pytest
+import torch
+
+from facezoo.models.ipd_fer.losses import (
+    expression_loss,
+    margin_loss,
+    similarity_matching_loss,
+    teacher_loss,
+)
+
+
+def softmax(row):
+    powers = [math.exp(value) for value in row]
+    return [power / sum(powers) for power in powers]
+
+
+def cosine(a, b):
+    dot = sum(x * y for x, y in zip(a, b, strict=True))
+    return dot / math.sqrt(sum(x * x for x in a)) / math.sqrt(sum(y * y for y in b))
+
+
+def cross_entropies(logits, targets):
+    return [
+        -sum(t * math.log(p) for t, p in zip(target, softmax(row), strict=True))
+        for row, target in zip(logits.tolist(), targets.tolist(), strict=True)
+    ]
+
+
+def test_expression_loss_of_classes_is_equation_5():
+    logits, classes = torch.randn(6, 8), torch.tensor([0, 7, 3, 3, 1, 5])
+    wanted = -sum(math.log(softmax(row)[c]) for row, c in zip(logits.tolist(), classes)) / 6  # noqa: B905
+    hot = torch.nn.functional.one_hot(classes, 8).float()
+    torch.testing.assert_close(expression_loss(logits, hot), torch.tensor(wanted))
+
+
+def test_expression_loss_of_votes_is_their_cross_entropy():
+    logits, votes = torch.randn(5, 8), torch.rand(5, 8)
+    votes = votes / votes.sum(1, keepdim=True)
+    wanted = sum(cross_entropies(logits, votes)) / 5
+    torch.testing.assert_close(expression_loss(logits, votes), torch.tensor(wanted))
+
+
+def test_expression_loss_weighs_rows_by_trust():
+    logits, votes, trust = torch.randn(4, 8), torch.rand(4, 8), torch.tensor([1.0, 0.3, 0.0, 2.0])
+    votes = votes / votes.sum(1, keepdim=True)
+    each = cross_entropies(logits, votes)
+    wanted = sum(w * loss for w, loss in zip(trust.tolist(), each, strict=True)) / 3.3
+    torch.testing.assert_close(expression_loss(logits, votes, trust), torch.tensor(wanted))
+
+
+def test_equal_trust_is_no_trust_given():
+    logits, votes = torch.randn(4, 8), torch.full((4, 8), 1 / 8)
+    torch.testing.assert_close(
+        expression_loss(logits, votes, torch.full((4,), 0.3)), expression_loss(logits, votes)
+    )
+
+
+def test_a_batch_without_trust_costs_nothing_and_stays_finite():
+    logits = torch.randn(3, 8, requires_grad=True)
+    loss = expression_loss(logits, torch.full((3, 8), 1 / 8), torch.zeros(3))
+    loss.backward()
+    assert loss.item() == 0
+    assert not logits.grad.any()
+
+
+def test_teacher_loss_is_one_minus_the_mean_cosine():
+    predicted, teacher = torch.randn(5, 16), torch.randn(5, 16)
+    pairs = zip(predicted.tolist(), teacher.tolist(), strict=True)
+    wanted = sum(1 - cosine(p, t) for p, t in pairs) / 5
+    torch.testing.assert_close(teacher_loss(predicted, teacher), torch.tensor(wanted))
+
+
+def test_teacher_loss_is_0_for_parallel_and_2_for_opposite_embeddings():
+    teacher = torch.randn(4, 16)
+    assert teacher_loss(3 * teacher, teacher).item() == pytest.approx(0, abs=1e-6)
+    assert teacher_loss(-0.5 * teacher, teacher).item() == pytest.approx(2, abs=1e-6)
+
+
+def test_similarity_matching_loss_compares_every_pair_of_different_faces():
+    features, teacher = torch.randn(5, 7), torch.randn(5, 128)
+    f, t = features.tolist(), teacher.tolist()
+    gaps = [
+        (cosine(f[i], f[j]) - cosine(t[i], t[j])) ** 2 for i in range(5) for j in range(5) if i != j
+    ]
+    loss = similarity_matching_loss(features, teacher)
+    torch.testing.assert_close(loss, torch.tensor(sum(gaps) / 20))
+
+
+def test_similarity_matching_loss_is_0_when_the_feature_is_the_teacher_turned_and_scaled():
+    teacher = torch.randn(6, 16)
+    turn, _ = torch.linalg.qr(torch.randn(16, 16))
+    loss = similarity_matching_loss(2.5 * teacher @ turn, teacher)
+    assert loss.item() == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize(("scale", "margin"), [(32.0, 0.2), (10.0, 0.35), (1.0, 0.0)])
+def test_margin_loss_is_cosface(scale, margin):
+    features, centres = torch.randn(5, 9), torch.randn(4, 9)
+    labels = [2, 0, 3, 0, 1]
+    losses = []
+    for feature, person in zip(features.tolist(), labels, strict=True):
+        cosines = [cosine(feature, centre) for centre in centres.tolist()]
+        true = math.exp(scale * (cosines[person] - margin))
+        others = sum(math.exp(scale * c) for i, c in enumerate(cosines) if i != person)
+        losses.append(-math.log(true / (true + others)))
+    loss = margin_loss(features, centres, torch.tensor(labels), scale, margin)
+    torch.testing.assert_close(loss, torch.tensor(sum(losses) / 5))
+
+
+def test_margin_loss_leaves_out_faces_without_a_name():
+    features, centres = torch.randn(4, 9), torch.randn(3, 9)
+    named = margin_loss(features[[0, 2]], centres, torch.tensor([1, 2]))
+    torch.testing.assert_close(margin_loss(features, centres, torch.tensor([1, -1, 2, -1])), named)
+
+
+def test_margin_loss_of_nobody_is_0_and_can_be_differentiated():
+    features = torch.randn(3, 9, requires_grad=True)
+    loss = margin_loss(features, torch.randn(2, 9), torch.full((3,), -1))
+    loss.backward()
+    assert loss.item() == 0
+    assert not features.grad.any()
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda x: expression_loss(x, torch.full((4, 8), 1 / 8)),
+        lambda x: teacher_loss(x, torch.ones(4, 8).cumsum(1)),
+        lambda x: similarity_matching_loss(x, torch.eye(4, 16)),
+        lambda x: margin_loss(x, torch.eye(5, 8), torch.tensor([0, 1, 2, 4])),
+    ],
+    ids=["expression", "teacher", "similarity matching", "margin"],
+)
+def test_every_loss_is_float32_and_reaches_its_input_under_autocast(loss):
+    features = torch.randn(4, 8, dtype=torch.bfloat16, requires_grad=True)
+    value = loss(features)
+    value.backward()
+    assert value.dtype == torch.float32
+    assert features.grad.abs().sum() > 0

@@ -1,0 +1,245 @@
+"""From photographs to prepared crops: choice of faces, missing faces, alignment, fingerprint."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from packs import FACE, SquareDetector, edges_of, photo_of
+
+from facezoo.card import Preprocessing
+from facezoo.detector.model import FaceDetector
+from facezoo.errors import ImageError, NoFaceError
+from facezoo.preprocess import pipeline
+from facezoo.preprocess.detection import DetectionConfig, detect
+from facezoo.preprocess.pipeline import (
+    find_faces,
+    fingerprint,
+    load_detector,
+    normalise,
+    prepare,
+    prepare_aligned,
+    to_device,
+)
+from facezoo.results import Faces
+
+CPU = torch.device("cpu")
+PLAIN = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+TWO = photo_of((10, 10, 40, 255), (100, 100, 80, 200))
+"""A small face that is sure, and a large one that is less so."""
+ONE, NONE = photo_of((30, 50, 60)), photo_of()
+
+
+@pytest.fixture(autouse=True)
+def _squares_are_faces(monkeypatch):
+    monkeypatch.setattr(pipeline, "load_detector", lambda device: SquareDetector())
+
+
+@pytest.fixture
+def detector_card(monkeypatch):
+    """A card in place of the bundled detector's."""
+    card = SimpleNamespace(weights=SimpleNamespace(sha256="a" * 64), architecture={"width": 8})
+    monkeypatch.setattr(pipeline, "card_named", lambda name: card)
+    return card
+
+
+def left_edges(faces):
+    return [None if box.isnan().all() else round(float(box[0]) + 0.5) for box in faces.boxes]
+
+
+def test_the_largest_face_of_each_photograph_is_found():
+    faces = find_faces([TWO, ONE, TWO])
+    assert faces.image_index.tolist() == [0, 1, 2]
+    assert left_edges(faces) == [100, 30, 100]
+    torch.testing.assert_close(faces.boxes[1], torch.tensor(edges_of(30, 50, 60)))
+
+
+def test_all_faces_are_found_by_falling_score():
+    faces = find_faces([ONE, TWO], faces="all")
+    assert faces.image_index.tolist() == [0, 1, 1]
+    assert left_edges(faces) == [30, 10, 100]
+
+
+def test_photographs_without_a_face_are_all_named():
+    names = ["'a.jpg'", "'b.jpg'", "'c.jpg'", "'d.jpg'"]
+    with pytest.raises(NoFaceError, match=r"in 'b.jpg', 'd.jpg' \(2 of 4\); pass on_missing") as e:
+        find_faces([ONE, NONE, TWO, NONE], names=names)
+    assert e.value.missing == [1, 3]
+
+
+def test_photographs_without_a_name_are_numbered_and_many_are_counted():
+    with pytest.raises(NoFaceError, match=r"image 0, .*image 4 and 2 more \(7 of 8\)") as caught:
+        find_faces([NONE] * 7 + [ONE])
+    assert caught.value.missing == list(range(7))
+
+
+@pytest.mark.parametrize("which", ["largest", "all"])
+def test_skipping_leaves_out_photographs_without_a_face(which):
+    faces = find_faces([NONE, ONE, NONE, ONE], faces=which, on_missing="skip")
+    assert faces.image_index.tolist() == [1, 3]
+
+
+def test_nan_rows_hold_the_place_of_photographs_without_a_face():
+    faces = find_faces([NONE, ONE, NONE], on_missing="nan")
+    assert faces.image_index.tolist() == [0, 1, 2]
+    assert left_edges(faces) == [None, 30, None]
+    for tensor in (faces.boxes, faces.landmarks, faces.scores):
+        assert torch.isnan(tensor[[0, 2]]).all()
+        assert torch.isfinite(tensor[1]).all()
+
+
+def test_nan_rows_stand_among_all_faces_in_order():
+    faces = find_faces([TWO, NONE, ONE], faces="all", on_missing="nan")
+    assert faces.image_index.tolist() == [0, 0, 1, 2]
+    assert left_edges(faces) == [10, 100, None, 30]
+
+
+@pytest.mark.parametrize(("on_missing", "rows"), [("skip", 0), ("nan", 2)])
+def test_no_face_anywhere_does_not_lose_the_batch(on_missing, rows):
+    faces = find_faces([NONE, NONE], on_missing=on_missing)
+    assert len(faces) == rows
+    assert faces.landmarks.shape == (rows, 5, 2)
+    assert faces.image_index.dtype == torch.int64
+
+
+def test_no_photographs_have_no_faces():
+    faces = find_faces([])
+    assert len(faces) == 0
+    assert faces.boxes.shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"faces": "biggest"}, "faces must be 'largest' or 'all', got 'biggest'"),
+        ({"on_missing": "ignore"}, "on_missing must be 'raise', 'skip' or 'nan', got 'ignore'"),
+    ],
+)
+def test_options_that_do_not_exist_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        find_faces([ONE], **options)
+
+
+def test_settings_reach_the_detector():
+    dim = photo_of((30, 50, 60, 150))
+    assert len(find_faces([dim])) == 1
+    assert len(find_faces([dim], on_missing="skip", config=DetectionConfig(score=0.7))) == 0
+
+
+def face_in_template(shift):
+    """A face whose landmarks stand in the template, moved by whole pixels."""
+    one = torch.ones(1)
+    return Faces(torch.zeros(1, 4), (FACE + shift)[None], one, torch.zeros(1).long())
+
+
+def test_a_prepared_crop_is_what_the_template_covers_normalised():
+    photo = torch.randint(0, 256, (160, 150, 3), dtype=torch.uint8)
+    crops = prepare([photo], face_in_template(20), Preprocessing())
+    assert crops.shape == (1, 3, 112, 112)
+    wanted = photo[20:132, 20:132].permute(2, 0, 1)[None].float() / 127.5 - 1
+    torch.testing.assert_close(crops, wanted, atol=1e-2, rtol=0)
+
+
+def test_every_face_is_cut_from_its_own_photograph():
+    faces = find_faces([TWO, ONE], faces="all")
+    crops = prepare([TWO, ONE], faces, PLAIN)
+    middles = crops[:, 0, 60, 56] * 255
+    torch.testing.assert_close(middles, torch.tensor([255.0, 200.0, 255.0]), atol=1.0, rtol=0)
+
+
+def test_no_faces_give_no_crops_of_the_right_shape():
+    crops = prepare([NONE], find_faces([NONE], on_missing="skip"), Preprocessing(size=64))
+    assert crops.shape == (0, 3, 64, 64)
+
+
+def test_normalisation_is_per_channel():
+    settings = Preprocessing(mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.2))
+    crops = normalise(torch.full((2, 3, 4, 4), 51.0), settings)
+    wanted = torch.tensor([0.2, 0.0, -0.5])[:, None, None].expand(2, 3, 4, 4)
+    torch.testing.assert_close(crops, wanted, atol=1e-6, rtol=0)
+    assert crops.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_aligned_crops_of_the_right_size_keep_their_pixels():
+    crop = torch.randint(0, 256, (112, 112, 3), dtype=torch.uint8)
+    prepared = prepare_aligned([crop, crop], PLAIN)
+    torch.testing.assert_close(prepared[1], crop.permute(2, 0, 1) / 255)
+
+
+def test_aligned_crops_of_other_sizes_are_resized_without_aliasing():
+    lines = torch.zeros(448, 448, 3, dtype=torch.uint8)
+    lines[:, ::2] = 255
+    crops = prepare_aligned([lines, torch.full((20, 20, 3), 128, dtype=torch.uint8)], PLAIN)
+    assert crops.shape == (2, 3, 112, 112)
+    assert (crops - 0.5).abs().max() < 0.02
+
+
+def test_aligned_crops_that_are_not_square_are_refused_by_name():
+    square, wide = torch.zeros(8, 8, 3).byte(), torch.zeros(8, 9, 3).byte()
+    with pytest.raises(ImageError, match=r"image 1 is 9 x 8, .*square crops .*'arcface112'"):
+        prepare_aligned([square, wide], Preprocessing())
+
+
+def test_decoded_photographs_become_tensors_without_a_change():
+    photo = ONE.numpy().copy()
+    (tensor,) = to_device([photo], CPU)
+    assert torch.equal(tensor, ONE)
+
+
+def test_the_fingerprint_is_16_digits_and_stable(detector_card):
+    first = fingerprint(Preprocessing())
+    assert len(first) == 16
+    assert set(first) <= set("0123456789abcdef")
+    assert fingerprint(Preprocessing()) == first
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"template": "ffhq"},
+        {"size": 128},
+        {"mean": (0.5, 0.5, 0.4)},
+        {"std": (0.5, 0.4, 0.5)},
+        {"resampling": "nearest"},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_the_fingerprint_changes_with_every_setting(detector_card, change):
+    assert fingerprint(replace(Preprocessing(), **change)) != fingerprint(Preprocessing())
+
+
+@pytest.mark.parametrize("field", list(vars(DetectionConfig())))
+def test_the_fingerprint_changes_with_the_detectors_settings(detector_card, monkeypatch, field):
+    before = fingerprint(Preprocessing())
+    other = replace(DetectionConfig(), **{field: getattr(DetectionConfig(), field) * 2})
+    monkeypatch.setattr(pipeline, "DetectionConfig", lambda: other)
+    changed = fingerprint(Preprocessing()) != before
+    assert changed
+
+
+def test_the_fingerprint_changes_with_detector_template_and_revision(detector_card, monkeypatch):
+    seen = {fingerprint(Preprocessing())}
+    detector_card.weights.sha256 = "b" * 64
+    seen.add(fingerprint(Preprocessing()))
+    monkeypatch.setattr(pipeline, "REVISION", pipeline.REVISION + 1)
+    seen.add(fingerprint(Preprocessing()))
+    points = pipeline.template_points("arcface112", 112) + 1
+    monkeypatch.setattr(pipeline, "template_points", lambda name, size: points)
+    seen.add(fingerprint(Preprocessing()))
+    assert len(seen) == 4
+
+
+def test_the_detector_is_loaded_once_and_in_eval_mode(detector_card, monkeypatch):
+    loads = []
+    weights = FaceDetector(8).state_dict()
+    monkeypatch.setattr(pipeline, "find", lambda card: card)
+    monkeypatch.setattr(pipeline, "read_tensors", lambda path: loads.append(path) or weights)
+    load_detector.cache_clear()
+    try:
+        first = load_detector(CPU)
+        assert load_detector(torch.device("cpu")) is first
+        assert len(loads) == 1
+        assert not first.training
+        assert len(detect(first, [ONE])) == 0
+    finally:
+        load_detector.cache_clear()  # later tests must not meet this one

@@ -1,0 +1,122 @@
+"""Drawing what was found on photographs."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from facezoo.annotate import annotate, picture_paths
+from facezoo.results import EXPRESSIONS, ExpressionPrediction, Faces
+
+LANDMARKS = torch.tensor([[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.8], [0.65, 0.8]])
+
+
+def faces_at(*boxes, image_index=None):
+    """Faces in the given boxes, all of photograph 0 unless said otherwise."""
+    box = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    points = box[:, None, :2] + LANDMARKS * (box[:, None, 2:] - box[:, None, :2])
+    index = torch.tensor(image_index or [0] * len(box))
+    return Faces(box, points, torch.full((len(box),), 0.9), index)
+
+
+def prediction_of(faces):
+    probabilities = torch.rand(len(faces), 8).softmax(-1)
+    labels = [EXPRESSIONS[k] for k in probabilities.argmax(-1).tolist()]
+    return ExpressionPrediction(labels, probabilities, EXPRESSIONS, faces)
+
+
+def changed(before, after):
+    """Which pixels differ, (H, W)."""
+    return (np.asarray(before) != np.asarray(after)).any(-1)
+
+
+def test_a_box_is_drawn_where_the_face_is_and_the_input_stays_as_it_was():
+    photo = np.full((600, 800, 3), 120, np.uint8)
+    picture = annotate(photo, prediction_of(faces_at([100, 150, 300, 400])))
+    assert picture.size == (800, 600)
+    assert picture.mode == "RGB"
+    assert (photo == 120).all()
+    drawn = changed(photo, picture)
+    assert drawn[150:401, 100].all()
+    assert drawn[150, 100:301].all()
+    assert drawn[250, 160]  # the right eye
+    assert not drawn[:140].any()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (24, 32), (250, 250), (3000, 2000), (40, 4000)])
+def test_any_size_of_photograph_can_be_drawn_on(size):
+    width, height = size
+    box = [width * 0.2, height * 0.2, width * 0.7, height * 0.8]
+    picture = annotate(Image.new("RGB", size), prediction_of(faces_at(box)))
+    factor = picture.width // width
+    assert picture.size == (width * factor, height * factor)
+    assert max(picture.size) >= 480
+    assert np.asarray(picture).any()
+
+
+def test_writing_takes_a_readable_share_of_a_small_and_of_a_large_photograph():
+    shares = []
+    for side in (60, 480, 3000):
+        box = [side * 0.30, side * 0.1, side * 0.32, side * 0.12]
+        plain = annotate(Image.new("RGB", (side, side)), faces_at())
+        drawn = annotate(Image.new("RGB", (side, side)), prediction_of(faces_at(box)))
+        rows = changed(plain, drawn).any(1).nonzero()[0]
+        shares.append((rows.max() - rows.min()) / drawn.height)
+    assert min(shares) > 0.12
+    assert max(shares) < 0.25
+
+
+def test_faces_alone_are_drawn_without_bars():
+    photo = Image.new("RGB", (500, 500))
+    box = [100, 100, 300, 300]
+    alone, told = annotate(photo, faces_at(box)), annotate(photo, prediction_of(faces_at(box)))
+    assert 0 < changed(photo, alone).sum() < changed(photo, told).sum()
+
+
+def test_faces_of_other_photographs_and_rows_of_nan_are_left_out():
+    photo = Image.new("RGB", (500, 500))
+    nan = float("nan")
+    faces = faces_at([10, 10, 60, 60], [nan] * 4, image_index=[0, 1])
+    assert not changed(photo, annotate(photo, prediction_of(faces), image_index=1)).any()
+    assert changed(photo, annotate(photo, prediction_of(faces), image_index=0)).any()
+
+
+def test_a_box_that_leaves_the_photograph_is_drawn_as_far_as_it_is_inside():
+    picture = annotate(Image.new("RGB", (500, 500)), faces_at([-50, -50, 700, 700]))
+    assert picture.size == (500, 500)
+
+
+def test_a_prediction_of_aligned_crops_cannot_be_drawn():
+    prediction = ExpressionPrediction(["neutral"], torch.ones(1, 1), ("neutral",), None)
+    with pytest.raises(ValueError, match="without aligned=True"):
+        annotate(Image.new("RGB", (112, 112)), prediction)
+
+
+def test_pictures_of_several_photographs_go_into_a_folder_under_different_names(tmp_path):
+    files = [Path("a/x.jpg"), Path("b/x.jpg"), Path("c/y.tiff")]
+    paths = picture_paths(files, tmp_path / "out")
+    assert [paths[f].name for f in files] == ["x.jpg", "x-2.jpg", "y.png"]
+
+
+def test_one_photograph_can_be_saved_to_a_file_or_into_a_folder(tmp_path):
+    file = Path("x.jpg")
+    assert picture_paths([file], tmp_path / "y.png")[file] == tmp_path / "y.png"
+    assert picture_paths([file], tmp_path)[file] == tmp_path / "x.jpg"
+
+
+@pytest.mark.parametrize("out", ["y.gif", "y.txt"])
+def test_a_picture_of_another_kind_is_refused(tmp_path, out):
+    with pytest.raises(ValueError, match=r"\.png"):
+        picture_paths([Path("x.jpg")], tmp_path / out)
+
+
+def test_a_file_for_several_photographs_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="folder"):
+        picture_paths([Path("x.jpg"), Path("y.jpg")], tmp_path / "out.png")
+
+
+def test_a_picture_never_overwrites_a_photograph(tmp_path):
+    with pytest.raises(ValueError, match="overwrite"):
+        picture_paths([tmp_path / "x.jpg"], tmp_path)

@@ -1,0 +1,414 @@
+"""What every model does with photographs: shapes, batches, missing faces, modes, gradients."""
+
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from packs import SquareDetector, photo_of, png
+from PIL import Image
+from torch import nn
+
+import facezoo
+from facezoo.base import CAPABILITIES, FaceModel, check_shape
+from facezoo.errors import ImageError, NoFaceError, UnsupportedError
+from facezoo.models.ipd_fer import IPDFER
+from facezoo.preprocess import pipeline
+from facezoo.preprocess.pipeline import find_faces, prepare
+
+TINY = {"ipd-fer": {"backbone": "test_resnet.r160_in1k", "feature_dim": 24}}
+"""Architectures that take milliseconds, by family; a family that is not here is built as it is."""
+
+
+@pytest.fixture(autouse=True)
+def _squares_are_faces(monkeypatch):
+    monkeypatch.setattr(pipeline, "load_detector", lambda device: SquareDetector())
+
+
+@pytest.fixture
+def model():
+    return IPDFER(**TINY["ipd-fer"]).eval()
+
+
+def portrait(seed, side=80):
+    """A photograph with a bright patchy square for a face, uint8 (200, 200, 3)."""
+    photo = photo_of((40 + seed, 50, side))
+    noise = torch.randint(120, 256, (side, side, 3), generator=torch.Generator().manual_seed(seed))
+    photo[50 : 50 + side, 40 + seed : 40 + seed + side] = noise.to(torch.uint8)
+    return photo.numpy()
+
+
+PORTRAITS = [portrait(seed) for seed in range(5)]
+CROWD = photo_of((10, 10, 50), (120, 100, 70)).numpy()
+EMPTY = photo_of().numpy()
+
+
+class OnlyIdentity(FaceModel):
+    """A family that knows who, and nothing else."""
+
+    model_name = "only-identity"
+
+    def __init__(self):
+        super().__init__()
+        self.architecture = {}
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def embed_identity(self, images):
+        return images.mean((2, 3)) * self.weight
+
+
+@contextmanager
+def called(*modules):
+    """How often each module runs."""
+    counts = [0] * len(modules)
+
+    def counting(index):
+        def count(*_):
+            counts[index] += 1
+
+        return count
+
+    handles = [m.register_forward_hook(counting(i)) for i, m in enumerate(modules)]
+    yield counts
+    for handle in handles:
+        handle.remove()
+
+
+# One photograph or many, of any kind.
+
+
+def test_one_photograph_gives_one_row_and_a_list_a_row_each(model):
+    assert model.encode_expression(PORTRAITS[0]).shape == (1, 24)
+    assert model.encode_identity(PORTRAITS).shape == (5, 24)
+
+
+def test_a_list_may_mix_paths_bytes_pil_images_arrays_and_tensors(model, tmp_path):
+    array = PORTRAITS[0]
+    path = tmp_path / "portrait.png"
+    path.write_bytes(png(array))
+    tensor = torch.from_numpy(array).permute(2, 0, 1)
+    sources = [path, str(path), png(array), Image.fromarray(array), array, tensor, tensor / 255]
+    features = model.encode_expression(sources)
+    assert features.shape == (7, 24)
+    for row in features[1:]:
+        torch.testing.assert_close(row, features[0], atol=1e-4, rtol=1e-4)
+
+
+def test_a_batch_array_is_its_images(model):
+    together = model.encode_expression(np.stack(PORTRAITS))
+    torch.testing.assert_close(together, model.encode_expression(PORTRAITS))
+
+
+def test_features_are_those_of_the_aligned_crop(model):
+    photo = torch.from_numpy(PORTRAITS[2])
+    crop = prepare([photo], find_faces([photo]), model.preprocessing)
+    with torch.no_grad():
+        wanted = model.embed_identity(crop)
+    torch.testing.assert_close(model.encode_identity(PORTRAITS[2]), wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_all_faces_of_a_photograph_get_a_row(model):
+    assert model.encode_expression([CROWD, PORTRAITS[0]], faces="all").shape == (3, 24)
+    assert model.encode_expression([CROWD, PORTRAITS[0]]).shape == (2, 24)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_the_batch_size_does_not_change_the_result(model, batch_size):
+    images = [*PORTRAITS, CROWD, EMPTY]
+    options = {"faces": "all", "on_missing": "nan"}
+    wanted = model.encode(images, **options)
+    result = model.encode(images, **options, batch_size=batch_size)
+    assert result.faces.image_index.tolist() == [0, 1, 2, 3, 4, 5, 5, 6]
+    close = {"equal_nan": True, "atol": 1e-5, "rtol": 1e-4}
+    torch.testing.assert_close(result.expression, wanted.expression, **close)
+    torch.testing.assert_close(result.identity, wanted.identity, **close)
+    torch.testing.assert_close(result.faces.boxes, wanted.faces.boxes, equal_nan=True)
+    assert torch.equal(result.faces.image_index, wanted.faces.image_index)
+
+
+def test_no_photographs_and_no_batch_are_refused(model):
+    with pytest.raises(ValueError, match="images is an empty list"):
+        model.encode_expression([])
+    with pytest.raises(ValueError, match="batch_size must be 1 or more, got 0"):
+        model.encode_expression(PORTRAITS, batch_size=0)
+
+
+def test_options_that_do_not_exist_are_refused_before_anything_is_read(model):
+    with pytest.raises(ValueError, match="faces must be"):
+        model.encode_expression("no such file.jpg", faces="first")
+
+
+def test_an_unreadable_photograph_is_named(model, tmp_path):
+    with pytest.raises(ImageError, match=r"gone\.jpg"):
+        model.encode_expression([PORTRAITS[0], tmp_path / "gone.jpg"], batch_size=1)
+
+
+# Photographs without a face.
+
+
+def test_a_photograph_without_a_face_is_an_error_that_names_it(model):
+    with pytest.raises(NoFaceError, match="no face found in image 1 ") as caught:
+        model.encode_expression([PORTRAITS[0], EMPTY])
+    assert caught.value.missing == [1]
+
+
+def test_the_error_counts_photographs_over_all_batches(model):
+    with pytest.raises(NoFaceError, match="image 4") as caught:
+        model.encode_expression([*PORTRAITS[:4], EMPTY], batch_size=2)
+    assert caught.value.missing == [4]
+
+
+def test_a_file_without_a_face_is_named_by_its_path(model, tmp_path):
+    (tmp_path / "nobody.png").write_bytes(png(EMPTY))
+    with pytest.raises(NoFaceError, match=r"nobody\.png"):
+        model.encode_identity(tmp_path / "nobody.png")
+
+
+def test_skipping_gives_rows_for_the_rest_and_says_which(model):
+    encoding = model.encode([EMPTY, PORTRAITS[0], EMPTY, PORTRAITS[1]], on_missing="skip")
+    assert encoding.expression.shape == (2, 24)
+    assert encoding.faces.image_index.tolist() == [1, 3]
+
+
+def test_nan_rows_keep_the_place_of_photographs_without_a_face(model):
+    features = model.encode_expression([EMPTY, PORTRAITS[0], EMPTY], on_missing="nan")
+    assert torch.isnan(features).all(1).tolist() == [True, False, True]
+    torch.testing.assert_close(features[1:2], model.encode_expression(PORTRAITS[0]))
+
+
+@pytest.mark.parametrize(("on_missing", "rows"), [("skip", 0), ("nan", 3)])
+@pytest.mark.parametrize("batch_size", [1, 64])
+def test_no_face_anywhere_still_gives_a_result(model, on_missing, rows, batch_size):
+    options = {"on_missing": on_missing, "batch_size": batch_size}
+    encoding = model.encode([EMPTY] * 3, **options)
+    assert encoding.expression.shape == encoding.identity.shape == (rows, 24)
+    assert len(encoding.faces) == rows
+    assert model.predict_expression([EMPTY] * 3, **options).labels == [None] * rows
+
+
+# Aligned crops.
+
+
+def test_aligned_crops_are_not_searched_for_faces(model, monkeypatch):
+    monkeypatch.setattr(pipeline, "load_detector", lambda device: pytest.fail("looked for faces"))
+    crops = torch.randint(0, 256, (3, 3, 112, 112), dtype=torch.uint8)
+    encoding = model.encode(crops, aligned=True, batch_size=2)
+    assert encoding.faces is None
+    with torch.no_grad():
+        wanted = model.embed_expression(crops.float() / 127.5 - 1)
+    torch.testing.assert_close(encoding.expression, wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_aligned_crops_of_another_size_are_resized(model):
+    assert model.encode_identity(np.zeros((50, 50, 3), np.uint8), aligned=True).shape == (1, 24)
+
+
+def test_a_crop_that_is_not_square_is_named_over_all_batches(model):
+    crops = [np.zeros((50, 50, 3), np.uint8)] * 3 + [np.zeros((50, 60, 3), np.uint8)]
+    with pytest.raises(ImageError, match="image 3 is 60 x 50"):
+        model.encode_identity(crops, aligned=True, batch_size=2)
+
+
+# Results.
+
+
+def test_an_encoding_has_what_the_model_can_and_none_for_the_rest(model):
+    encoding = model.encode(PORTRAITS[:2])
+    torch.testing.assert_close(encoding.expression, model.encode_expression(PORTRAITS[:2]))
+    torch.testing.assert_close(encoding.identity, model.encode_identity(PORTRAITS[:2]))
+    assert encoding.pose is None
+    assert len(encoding.faces) == 2
+    only = OnlyIdentity().encode(PORTRAITS[:2])
+    assert only.expression is None
+    assert only.identity.shape == (2, 3)
+
+
+def test_a_prediction_names_the_most_probable_class_and_none_without_a_face(model):
+    prediction = model.predict_expression([PORTRAITS[0], EMPTY, PORTRAITS[1]], on_missing="nan")
+    assert prediction.classes == model.labels
+    assert prediction.probabilities.shape == (3, 8)
+    known = prediction.probabilities[[0, 2]]
+    torch.testing.assert_close(known.sum(1), torch.ones(2))
+    words = [model.labels[i] for i in known.argmax(1)]
+    assert prediction.labels == [words[0], None, words[1]]
+    assert torch.isnan(prediction.probabilities[1]).all()
+    assert prediction.faces.image_index.tolist() == [0, 1, 2]
+
+
+def test_predictions_use_the_labels_of_a_new_classifier(model):
+    model.reset_classifier(2, ("calm", "cross"))
+    prediction = model.predict_expression(PORTRAITS)
+    assert prediction.classes == ("calm", "cross")
+    assert set(prediction.labels) <= {"calm", "cross"}
+
+
+def test_features_can_be_learned_from(model):
+    # A tensor made in inference mode could not be saved for the backward pass.
+    features = model.encode_expression(PORTRAITS[:2])
+    probe = nn.Linear(24, 2)
+    probe(features).sum().backward()
+    assert probe.weight.grad.abs().sum() > 0
+    assert not features.requires_grad
+    assert not model.encode(PORTRAITS[:2]).faces.boxes.is_inference()
+    assert not model.predict_expression(PORTRAITS[:2]).probabilities.is_inference()
+
+
+# What runs, and in which mode.
+
+
+def test_encoding_expression_runs_the_expression_encoder_alone(model):
+    parts = model.expression_encoder, model.identity_encoder, model.expression_classifier
+    with called(*parts) as counts:
+        model.encode_expression(PORTRAITS)
+        assert counts == [1, 0, 0]
+        model.encode_identity(PORTRAITS)
+        assert counts == [1, 1, 0]
+        model.predict_expression(PORTRAITS)
+        assert counts == [2, 1, 1]
+
+
+def test_photographs_are_encoded_in_eval_mode_and_training_goes_on_after(model):
+    wanted = model.encode_expression(PORTRAITS)
+    model.train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    torch.testing.assert_close(model.encode_expression(PORTRAITS), wanted)
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_a_part_that_was_frozen_in_eval_mode_stays_there(model):
+    model.train()
+    model.identity_encoder.eval()
+    model.encode_expression(PORTRAITS[:1])
+    assert model.expression_encoder.training
+    assert not any(module.training for module in model.identity_encoder.modules())
+
+
+def test_the_mode_is_restored_after_an_error(model, monkeypatch):
+    model.train()
+    monkeypatch.setattr(model, "embed_expression", lambda batch: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model.encode_expression(PORTRAITS[:1])
+    assert model.training
+
+
+def test_run_gives_float32_by_name_in_batches(model):
+    crops = torch.rand(5, 3, 112, 112)
+    with called(model.expression_encoder) as counts:
+        rows = model.run(crops, ["encode_expression", "encode_identity"], batch_size=2)
+        assert counts == [3]
+    assert {name: value.shape for name, value in rows.items()} == {
+        "encode_expression": (5, 24),
+        "encode_identity": (5, 24),
+    }
+    assert model.run(crops[:0], ["encode_expression"])["encode_expression"].shape == (0, 24)
+
+
+# What a model cannot do.
+
+
+def test_a_model_says_what_it_can_do():
+    assert OnlyIdentity.capabilities() == ["encode_identity"]
+    able = ["encode_expression", "encode_identity", "predict_expression"]
+    assert IPDFER.capabilities() == able
+
+
+@pytest.mark.parametrize("method", ["encode_expression", "predict_expression"])
+def test_what_a_model_cannot_do_is_refused_with_models_that_can(method):
+    with pytest.raises(UnsupportedError, match=rf"only-identity cannot {method}; .*ipd-fer"):
+        getattr(OnlyIdentity(), method)("never read.jpg")
+
+
+def test_run_refuses_what_a_model_cannot_do():
+    with pytest.raises(UnsupportedError, match="cannot encode_pose"):
+        OnlyIdentity().run(torch.rand(1, 3, 112, 112), ["encode_pose"])
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 3, 8, 9), (1, 8, 8, 3), (0,)])
+def test_a_batch_of_another_shape_is_refused(shape):
+    with pytest.raises(ValueError, match=r"crops must be \(B, 3, 8, 8\), got "):
+        check_shape(torch.zeros(shape), (3, 8, 8), name="crops")
+    check_shape(torch.zeros(0, 3, 8, 8), (3, 8, 8))
+
+
+# The contract of every family.
+
+
+@pytest.fixture(params=facezoo.list_models())
+def family(request):
+    """A tiny model of a family with random weights, and a batch for it."""
+    options = TINY.get(request.param, {})
+    model = facezoo.load(request.param, pretrained=False, device="cpu", **options)
+    return model, torch.rand(2, *model.input_shape) * 2 - 1
+
+
+def stages_of(model):
+    return [getattr(model, CAPABILITIES[name]) for name in model.capabilities()]
+
+
+def test_a_family_is_a_face_model_in_eval_mode_that_can_do_something(family):
+    model, _ = family
+    assert isinstance(model, FaceModel)
+    assert not model.training
+    assert model.card is None
+    assert model.model_name in facezoo.list_models()
+    assert model.input_shape == (3, model.preprocessing.size, model.preprocessing.size)
+    assert model.capabilities()
+    assert ("predict_expression" in model.capabilities()) <= bool(model.labels)
+
+
+def test_a_familys_stages_take_a_batch_and_keep_gradients(family):
+    model, batch = family
+    batch.requires_grad_()
+    for stage in stages_of(model):
+        features = stage(batch)
+        assert features.shape[0] == 2
+        batch.grad = None
+        features.square().sum().backward()
+        assert batch.grad.abs().sum() > 0
+
+
+def test_a_familys_stages_are_deterministic_and_rows_independent(family):
+    model, batch = family
+    with torch.no_grad():
+        for stage in stages_of(model):
+            features = stage(batch)
+            torch.testing.assert_close(stage(batch), features, atol=0, rtol=0)
+            torch.testing.assert_close(stage(batch[1:]), features[1:], atol=1e-4, rtol=1e-4)
+
+
+def test_a_familys_stages_refuse_other_shapes(family):
+    model, batch = family
+    for stage in stages_of(model):
+        with pytest.raises(ValueError, match="got "):
+            stage(batch[0])
+        with pytest.raises(ValueError, match="got "):
+            stage(batch[..., :-1])
+
+
+def test_a_familys_state_makes_the_same_model_again(family):
+    model, batch = family
+    again = type(model)(**model.architecture).eval()
+    again.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        for first, second in zip(stages_of(model), stages_of(again), strict=True):
+            torch.testing.assert_close(first(batch), second(batch))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_family_encodes_in_other_precisions_and_gives_float32(family, dtype):
+    model, batch = family
+    wanted = model.run(batch, model.capabilities())
+    result = model.to(dtype).run(batch, model.capabilities())
+    assert model.dtype == dtype
+    tolerance = 0.1 if dtype == torch.bfloat16 else 1e-4
+    for name, rows in result.items():
+        assert rows.dtype == torch.float32
+        torch.testing.assert_close(rows, wanted[name], atol=tolerance, rtol=tolerance)
+
+
+def test_a_family_encodes_photographs(family):
+    model, _ = family
+    for name in model.capabilities():
+        result = getattr(model, name)(PORTRAITS[:2])
+        assert len(result) == 2

@@ -1,0 +1,168 @@
+"""What the README and the pages of docs/ say is true: code runs, links lead somewhere."""
+
+import re
+import shlex
+import shutil
+from dataclasses import fields, replace
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import pytest
+
+from facezoo import errors
+from facezoo.card import Metric, bundled_cards
+from facezoo.cli import _parser
+from facezoo.evaluate.protocols import FOUND, GIVEN
+from facezoo.preprocess.detection import DetectionConfig
+from facezoo.preprocess.templates import TEMPLATES
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(
+    r"(?P<skip><!-- no-run: .+? -->\n+)?^```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.M | re.S
+)
+LINK = re.compile(r"\[[^\]]*\]\((?P<target>[^)\s]+)\)")
+
+
+def named(page):
+    return page.relative_to(ROOT).as_posix()
+
+
+def blocks(page, kind):
+    """Texts of a page's code blocks of a kind, without those that are marked not to be run."""
+    found = BLOCK.finditer(page.read_text(encoding="utf-8"))
+    return [match["text"] for match in found if match["kind"] == kind and not match["skip"]]
+
+
+def slugs(page):
+    """The anchors that GitHub gives a page's headings."""
+    prose = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    titles = re.findall(r"^#+ (.+)$", prose, re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+def tables():
+    """docs/tables.py, which is a script and in no package."""
+    spec = spec_from_file_location("tables", ROOT / "docs" / "tables.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def card(model="ipd-fer", metrics=()):
+    """A bundled card as if it were of this model and had these metrics."""
+    known = next(iter(bundled_cards().values()))
+    return replace(known, model=model, tag="some", metrics=tuple(metrics))
+
+
+def commands(page):
+    """Arguments of every ``facezoo`` command that a page shows."""
+    lines = [line[2:] for text in blocks(page, "console") for line in text.splitlines()]
+    lines += [part for text in blocks(page, "sh") for part in text.split("&&")]
+    words = (shlex.split(line.partition("|")[0], comments=True) for line in lines)
+    return [found[1:] for found in words if found[:1] == ["facezoo"]]
+
+
+def test_the_readme_has_the_two_set_up_commands_and_no_others():
+    assert blocks(ROOT / "README.md", "sh") == [
+        "pip install . && facezoo predict examples/portraits/*.jpg --save annotated\n",
+        'pip install -e ".[test]" && pytest --cov=facezoo\n',
+    ]
+
+
+def test_tables_in_the_pages_are_those_of_the_cards():
+    pages = [named(page) for page in tables().stale()]
+    assert not pages, f"{', '.join(pages)} differ from the cards; run python docs/tables.py"
+
+
+def test_a_region_is_written_anew_and_the_rest_left_alone():
+    page = "before\n<!-- models:begin -->\nold\n<!-- models:end -->\nafter\n"
+    written = tables().regenerated(page, [card()])
+    assert written.startswith("before\n<!-- models:begin -->\n| checkpoint |")
+    assert written.endswith("<!-- models:end -->\nafter\n")
+    assert "old" not in written
+    assert tables().regenerated(written, [card()]) == written
+
+
+def test_a_region_of_unknown_name_is_refused():
+    with pytest.raises(ValueError, match="no region is named 'mdoels'"):
+        tables().regenerated("<!-- mdoels:begin -->\n<!-- mdoels:end -->", [])
+
+
+def test_a_card_without_metrics_says_none_measured():
+    assert "none measured" in tables().models_table([card()])
+    assert "none measured" in tables().card_text([card()], "ipd-fer")
+
+
+def test_no_card_at_all_says_so():
+    assert tables().models_table([card("face-detector")]) == "No checkpoint is in the package yet."
+    assert tables().card_text([], "ipd-fer") == "No checkpoint of `ipd-fer` is in the package."
+
+
+def test_accuracies_on_given_crops_and_on_whole_images_stand_in_one_row():
+    rule = "majority; 8 classes"
+    both = [
+        Metric("accuracy", value, "%", "FER+", "test", f"{rule}; {how}", "facezoo evaluate x")
+        for value, how in ((81.254, GIVEN), (79.0, FOUND))
+    ]
+    lines = tables().models_table([card(metrics=both)]).splitlines()
+    assert (
+        lines[-1]
+        == "| `ipd-fer.some` | FER+ test: majority; 8 classes | accuracy | 81.25 % | 79.00 % |"
+    )
+
+
+def test_every_metric_of_a_card_stands_on_its_models_page():
+    votes = Metric("KL from votes", 0.4321, "nats", "FER+", "test", "a | b", "facezoo evaluate x")
+    text = tables().card_text([card(metrics=[votes])], "ipd-fer")
+    assert "| FER+ | test | KL from votes | 0.432 nats | a / b |" in text
+    assert "as printed by `facezoo evaluate x`" in text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_python_in_a_page_runs(page, tmp_path, monkeypatch):
+    shutil.copytree(ROOT / "examples" / "portraits", tmp_path / "examples" / "portraits")
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "page"}
+    for number, text in enumerate(blocks(page, "python")):
+        exec(compile(text, f"{named(page)}, block {number}", "exec"), names)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_links_and_pictures_of_a_page_exist(page):
+    for match in LINK.finditer(page.read_text(encoding="utf-8")):
+        target, _, anchor = match["target"].partition("#")
+        if re.match(r"[a-z]+:", target):
+            continue
+        there = (page.parent / target).resolve() if target else page
+        assert there.exists(), f"{named(page)} links to {target}, which is not there"
+        if anchor:
+            assert anchor in slugs(there), f"{named(page)} links to {target}#{anchor}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_commands_shown_in_a_page_are_understood(page):
+    for arguments in commands(page):
+        assert _parser().parse_args(arguments).command == arguments[0]
+
+
+def test_every_page_is_linked_from_the_index():
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    for page in PAGES[1:]:
+        place = page.relative_to(ROOT / "docs").as_posix()
+        assert place == "index.md" or f"({place})" in index
+
+
+def test_every_error_is_explained_with_what_it_derives_from():
+    page = (ROOT / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    raised = [item for item in vars(errors).values() if isinstance(item, type)]
+    for error in (item for item in raised if item.__module__ == errors.__name__):
+        assert f"| `{error.__name__}` | `{error.__base__.__name__}` |" in page
+
+
+def test_the_detection_settings_and_templates_are_those_of_the_code():
+    page = (ROOT / "docs" / "preprocessing.md").read_text(encoding="utf-8")
+    for field in fields(DetectionConfig):
+        assert f"| `{field.name}` | {field.default} |" in page
+    for template in TEMPLATES:
+        assert f"| `{template}` |" in page

@@ -1,0 +1,55 @@
+"""Every example runs on the portraits."""
+
+import shutil
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+PORTRAITS = sorted((EXAMPLES / "portraits").glob("*.jpg"))
+
+
+def example(name):
+    spec = spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_encode_portraits_tells_an_expression_per_portrait(capsys):
+    example("encode_portraits").main(PORTRAITS)
+    told = capsys.readouterr().out
+    assert all(f"{portrait.name}: " in told for portrait in PORTRAITS)
+    assert "cosines of identity features" in told
+
+
+def test_annotate_portraits_writes_one_picture_of_all(tmp_path, capsys):
+    example("annotate_portraits").main(tmp_path / "row.jpg", PORTRAITS)
+    with Image.open(tmp_path / "row.jpg") as picture:
+        assert picture.width > picture.height
+    assert "faces in 2 photographs" in capsys.readouterr().out
+
+
+def test_features_to_classifier_fits_the_classes_of_a_tree(tmp_path, capsys):
+    for portrait, name in zip(PORTRAITS, ("first", "second"), strict=True):
+        (tmp_path / name).mkdir()
+        for copy in range(4):
+            shutil.copy(portrait, tmp_path / name / f"{copy}.jpg")
+    # The held-out faces are copies of those that it was fitted on.
+    assert example("features_to_classifier").main(tmp_path) == 1.0
+    assert "first, second" in capsys.readouterr().out
+
+
+def test_features_to_classifier_wants_two_classes(tmp_path):
+    (tmp_path / "only").mkdir()
+    with pytest.raises(ValueError, match="two folders or more"):
+        example("features_to_classifier").main(tmp_path)
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_an_example_is_short_has_a_main_and_is_listed(path):
+    assert len(path.read_text().splitlines()) < 80
+    assert callable(example(path.stem).main)
+    assert path.name in (EXAMPLES / "README.md").read_text()

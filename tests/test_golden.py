@@ -1,0 +1,90 @@
+"""A fixed input gives a stored output, so that neither weights nor preprocessing drift unnoticed.
+
+After a change that is meant to change outputs, and is marked so in CHANGELOG.md, rewrite the stored
+outputs with ``python tests/test_golden.py``.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import facezoo
+from facezoo.card import bundled_cards
+from facezoo.detector.model import FaceDetector
+from facezoo.preprocess.pipeline import find_faces, fingerprint, to_device
+from facezoo.preprocess.reading import read_image
+from facezoo.weights import find, load_into, read_tensors
+
+GOLDEN = Path(__file__).parent / "golden"
+PORTRAITS = sorted((Path(__file__).parents[1] / "examples" / "portraits").glob("*.jpg"))
+KEPT = 64  # numbers of each feature that are stored
+
+
+def pattern(size):
+    """Smooth colours that need no file, uint8, (size, size, 3)."""
+    y, x = np.mgrid[0:size, 0:size] / size
+    waves = [np.sin(7 * x + 3 * y), np.cos(5 * x * y + 1), np.sin(9 * y - 4 * x)]
+    return np.uint8(127.5 + 120 * np.stack(waves, -1))
+
+
+def outputs_of_model(name):
+    model = facezoo.load(name, device="cpu")
+    stored = {"fingerprint": fingerprint(model.preprocessing), "labels": list(model.labels)}
+    wanted = model.capabilities()
+    crop = torch.from_numpy(pattern(model.preprocessing.size)).permute(2, 0, 1)[None] / 127.5 - 1
+    for key, value in model.run(crop, wanted).items():
+        stored[f"pattern.{key}"] = value[:, :KEPT].tolist()
+    photos = to_device([read_image(path) for path in PORTRAITS], model.device)
+    for key, value in model.encode_faces(photos, find_faces(photos), wanted).items():
+        stored[f"portraits.{key}"] = value[:, :KEPT].tolist()
+    return stored
+
+
+def outputs_of_detector(name):
+    card = bundled_cards()[name]
+    detector = FaceDetector(**card.architecture).eval()
+    load_into(detector, read_tensors(find(card)))
+    with torch.inference_mode():
+        image = torch.from_numpy(pattern(128)).permute(2, 0, 1)[None] / 127.5 - 1
+        said = detector(image)
+    faces = find_faces(to_device([read_image(path) for path in PORTRAITS], torch.device("cpu")))
+    return {
+        "pattern.logits": said.logits[:, ::7].tolist(),
+        "pattern.landmarks": said.landmarks[:, ::31].tolist(),
+        "portraits.boxes": faces.boxes.tolist(),
+        "portraits.landmarks": faces.landmarks.tolist(),
+        "portraits.scores": faces.scores.tolist(),
+    }
+
+
+def outputs(name):
+    is_detector = bundled_cards()[name].model == "face-detector"
+    return outputs_of_detector(name) if is_detector else outputs_of_model(name)
+
+
+@pytest.mark.parametrize("name", bundled_cards())
+def test_a_checkpoint_gives_its_stored_outputs(name):
+    stored = json.loads((GOLDEN / f"{name}.json").read_text())
+    now = outputs(name)
+    assert now.keys() == stored.keys()
+    for key, value in stored.items():
+        if isinstance(value, str) or isinstance(value[0], str):
+            assert now[key] == value, key
+        else:
+            np.testing.assert_allclose(now[key], value, rtol=1e-4, atol=1e-4, err_msg=key)
+
+
+def test_every_bundled_checkpoint_has_its_weights_and_stored_outputs():
+    for name, card in bundled_cards().items():
+        assert find(card).is_file()
+        assert (GOLDEN / f"{name}.json").is_file()
+
+
+if __name__ == "__main__":
+    for checkpoint in bundled_cards():
+        text = json.dumps(outputs(checkpoint), indent=1)
+        (GOLDEN / f"{checkpoint}.json").write_text(text + "\n")
+        print(f"wrote the outputs of {checkpoint}")

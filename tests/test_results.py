@@ -1,0 +1,147 @@
+"""Results: selecting, moving and turning into tables."""
+
+import dataclasses
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from facezoo.results import LANDMARK_NAMES, ExpressionPrediction, FaceEncoding, Faces
+
+
+def faces_of(count):
+    return Faces(
+        torch.arange(count * 4).float().view(count, 4),
+        torch.arange(count * 10).float().view(count, 5, 2),
+        torch.linspace(1, 0.5, count),
+        torch.arange(count) // 2,
+    )
+
+
+def with_gap():
+    """Two faces, the second a photograph in which none was found."""
+    faces = faces_of(2)
+    for tensor in (faces.boxes, faces.landmarks, faces.scores):
+        tensor[1] = float("nan")
+    return faces
+
+
+def same(first, second):
+    return all(
+        torch.equal(getattr(first, f.name), getattr(second, f.name))
+        for f in dataclasses.fields(first)
+    )
+
+
+def test_faces_know_how_many_they_are():
+    assert len(faces_of(3)) == 3
+    assert len(faces_of(0)) == 0
+
+
+@pytest.mark.parametrize(
+    ("index", "rows"),
+    [
+        (slice(1, 3), [1, 2]),
+        (torch.tensor([True, False, False, True]), [0, 3]),
+        (torch.tensor([3, 0]), [3, 0]),
+        (2, [2]),
+        (-1, [3]),
+        (slice(0, 0), []),
+    ],
+)
+def test_faces_are_selected_by_slices_masks_indices_and_numbers(index, rows):
+    faces = faces_of(4)
+    chosen = faces[index]
+    assert len(chosen) == len(rows)
+    assert torch.equal(chosen.boxes, faces.boxes[rows])
+    assert torch.equal(chosen.landmarks, faces.landmarks[rows])
+    assert torch.equal(chosen.scores, faces.scores[rows])
+    assert torch.equal(chosen.image_index, faces.image_index[rows])
+
+
+@pytest.mark.parametrize("index", [4, -5])
+def test_a_face_that_does_not_exist_is_an_index_error(index):
+    with pytest.raises(IndexError):
+        faces_of(4)[index]
+
+
+def test_a_loop_over_faces_ends_after_the_last_one():
+    faces = list(islice(faces_of(3), 10))
+    assert [len(face) for face in faces] == [1, 1, 1]
+    assert same(faces[2], faces_of(3)[2])
+
+
+def test_a_result_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        faces_of(1).scores = torch.zeros(1)
+
+
+def test_moving_a_result_moves_every_tensor_and_what_is_nested():
+    faces = faces_of(2)
+    prediction = ExpressionPrediction(["calm", None], torch.rand(2, 2), ("calm", "cross"), faces)
+    moved = prediction.to("meta")
+    assert moved.probabilities.device.type == "meta"
+    assert moved.faces.landmarks.device.type == "meta"
+    assert moved.labels == ["calm", None]
+    assert faces.boxes.device.type == "cpu"
+    assert same(faces.to("cpu"), faces)
+
+
+def test_moving_leaves_what_a_model_lacks():
+    moved = FaceEncoding(torch.zeros(1, 2), None).to("meta")
+    assert moved.identity is None
+    assert moved.pose is None
+    assert moved.faces is None
+
+
+def test_arrays_are_float32_or_whole_numbers_and_keep_nan():
+    arrays = with_gap().numpy()
+    assert arrays["boxes"].dtype == np.float32
+    assert arrays["image_index"].dtype == np.int64
+    assert arrays["boxes"].shape == (2, 4)
+    assert np.isnan(arrays["scores"]).tolist() == [False, True]
+
+
+def test_arrays_come_from_half_precision_and_from_tensors_with_gradients():
+    features = torch.ones(1, 2, dtype=torch.bfloat16, requires_grad=True)
+    arrays = FaceEncoding(features * 2, torch.ones(1, 2).half(), faces_of(1)).numpy()
+    assert arrays["expression"].dtype == arrays["identity"].dtype == np.float32
+    assert arrays["expression"].tolist() == [[2, 2]]
+    assert arrays["faces"]["boxes"].shape == (1, 4)
+    assert arrays["pose"] is None
+
+
+def test_a_table_of_faces_has_a_row_per_face_with_named_numbers():
+    rows = faces_of(3).to_dict()
+    assert len(rows) == 3
+    assert rows[2]["image_index"] == 1
+    assert (rows[1]["x0"], rows[1]["y0"], rows[1]["x1"], rows[1]["y1"]) == (4, 5, 6, 7)
+    assert rows[1]["right_eye_x"] == 10
+    assert rows[1]["left_mouth_corner_y"] == 19
+    assert set(rows[0]) == {"image_index", "score", "x0", "y0", "x1", "y1"} | {
+        f"{name}_{axis}" for name in LANDMARK_NAMES for axis in "xy"
+    }
+    assert all(type(value) in (int, float) for row in rows for value in row.values())
+
+
+def test_a_table_of_predictions_has_label_probabilities_and_place():
+    probabilities = torch.tensor([[0.75, 0.25], [float("nan")] * 2])
+    prediction = ExpressionPrediction(["calm", None], probabilities, ("calm", "cross"), with_gap())
+    rows = prediction.to_dict()
+    assert len(prediction) == 2
+    assert rows[0]["label"] == "calm"
+    assert (rows[0]["p_calm"], rows[0]["p_cross"]) == (0.75, 0.25)
+    assert rows[0]["x1"] == 2
+    assert rows[1]["label"] is None
+    assert np.isnan([rows[1]["p_calm"], rows[1]["x0"]]).all()
+
+
+def test_a_table_of_aligned_crops_has_no_places():
+    prediction = ExpressionPrediction(["cross"], torch.tensor([[0.0, 1.0]]), ("calm", "cross"))
+    assert prediction.to_dict() == [{"label": "cross", "p_calm": 0.0, "p_cross": 1.0}]
+
+
+def test_no_faces_make_an_empty_table():
+    assert faces_of(0).to_dict() == []
+    assert ExpressionPrediction([], torch.zeros(0, 2), ("a", "b"), faces_of(0)).to_dict() == []

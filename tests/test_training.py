@@ -1,0 +1,226 @@
+"""What training loops share: generators, schedule, averages, saved states and logs."""
+
+import csv
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from facezoo import training
+from facezoo.card import Card, Licenses, Preprocessing
+from facezoo.training import (
+    WeightAverage,
+    batches,
+    begin_run,
+    decayed_and_not,
+    generator,
+    load_state,
+    log_row,
+    save_state,
+    set_cosine_rate,
+    write_checkpoint,
+)
+from facezoo.weights import load_into, read_tensors
+
+
+def drawn(*place):
+    return torch.rand(4, generator=generator(*place)).tolist()
+
+
+def test_a_place_in_a_run_draws_the_same_numbers_every_time():
+    assert drawn(3, 1, 7) == drawn(3, 1, 7)
+
+
+def test_places_in_a_run_draw_different_numbers():
+    steps = [(epoch, step) for epoch in range(4) for step in range(4)]
+    places = [(7, epoch) for epoch in range(4)] + [(7, *step) for step in steps]
+    assert len({tuple(drawn(*place)) for place in places}) == 20
+
+
+def test_runs_of_different_seeds_draw_different_numbers():
+    places = [(seed, epoch, step) for seed in range(4) for epoch in range(3) for step in range(3)]
+    assert len({tuple(drawn(*place)) for place in places}) == 36
+
+
+def test_batches_hold_every_row_once_and_drop_the_short_rest():
+    parts = batches(10, 4, seed=0, epoch=0)
+    assert [len(part) for part in parts] == [4, 4]
+    rows = torch.cat(parts).tolist()
+    assert len(set(rows)) == 8
+    assert set(rows) <= set(range(10))
+    assert sorted(torch.cat(batches(8, 4, 0, 0)).tolist()) == list(range(8))
+
+
+def test_batches_are_shuffled_anew_in_every_epoch():
+    first, again = (torch.cat(batches(32, 8, 5, 2)) for _ in range(2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, torch.cat(batches(32, 8, 5, 3)))
+    assert not torch.equal(first, torch.cat(batches(32, 8, 6, 2)))
+
+
+def test_fewer_rows_than_a_batch_make_no_batch():
+    assert batches(3, 4, 0, 0) == []
+
+
+@pytest.mark.parametrize(
+    ("progress", "factor"),
+    [(0.0, 0.0), (0.05, 0.5), (0.1, 1.0), (0.55, 0.505), (1.0, 0.01)],
+)
+def test_the_rate_warms_up_and_falls_along_half_a_cosine(progress, factor):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))], "rate_scale": 0.1})
+    set_cosine_rate(optimizer, 0.5, progress, 0.1)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    assert rates == pytest.approx([0.5 * factor, 0.05 * factor])
+
+
+def test_without_warm_up_the_rate_starts_at_its_peak():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    set_cosine_rate(optimizer, 0.5, 0.0, 0.0)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.5)
+
+
+def small_network():
+    return nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+
+
+def stepped(network):
+    """The network after a change to its parameters and its running statistics."""
+    network(torch.randn(4, 3))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += torch.randn_like(parameter)
+    return network
+
+
+def test_the_average_is_exponential_with_a_decay_that_warms_up():
+    network = small_network()
+    average = WeightAverage(network, 0.3)
+    wanted = {k: v.double() for k, v in network.state_dict().items()}
+    for update in range(1, 6):
+        stepped(network)
+        average.update(network)
+        decay = min(0.3, (1 + update) / (10 + update))
+        for key, value in network.state_dict().items():
+            counted = key.endswith("num_batches_tracked")
+            wanted[key] = value if counted else decay * wanted[key] + (1 - decay) * value
+    for key, value in average.state.items():
+        torch.testing.assert_close(value.double(), wanted[key].double(), msg=key)
+
+
+def test_the_average_does_not_share_memory_with_the_network():
+    network = small_network()
+    average = WeightAverage(network, 0.5)
+    before = {k: v.clone() for k, v in average.state.items()}
+    stepped(network)
+    assert all(torch.equal(v, before[k]) for k, v in average.state.items())
+
+
+def test_a_saved_average_goes_on_as_if_nothing_had_happened(tmp_path):
+    network = small_network()
+    average = WeightAverage(network, 0.9)
+    average.update(stepped(network))
+    save_state(tmp_path / "state.pt", average=average.state_dict())
+    resumed = WeightAverage(small_network(), 0.9)
+    resumed.load_state_dict(load_state(tmp_path / "state.pt")["average"])
+    stepped(network)
+    average.update(network)
+    resumed.update(network)
+    assert resumed.updates == average.updates
+    assert all(torch.equal(v, resumed.state[k]) for k, v in average.state.items())
+
+
+def test_a_state_comes_back_as_it_was_saved(tmp_path):
+    path = tmp_path / "new" / "folder" / "state.pt"
+    save_state(path, tensors={"a": torch.arange(3)}, position=[2, 5], best={"score": -math.inf})
+    state = load_state(path)
+    assert state["position"] == [2, 5]
+    assert state["best"] == {"score": -math.inf}
+    assert torch.equal(state["tensors"]["a"], torch.arange(3))
+    assert [p.name for p in path.parent.iterdir()] == ["state.pt"]
+
+
+def test_a_run_that_has_no_state_yet_has_none(tmp_path):
+    assert load_state(tmp_path / "state.pt") is None
+
+
+def test_an_interrupted_save_leaves_the_old_state(tmp_path, monkeypatch):
+    path = tmp_path / "state.pt"
+    save_state(path, position=[1, 0])
+
+    def half_written(state, file):
+        file.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training.torch, "save", half_written)
+    with pytest.raises(KeyboardInterrupt):
+        save_state(path, position=[2, 0])
+    assert load_state(path) == {"position": [1, 0]}
+
+
+def test_log_rows_share_one_header(tmp_path):
+    path = tmp_path / "runs" / "log.csv"
+    log_row(path, {"epoch": 1, "loss": 0.5})
+    log_row(path, {"epoch": 2, "loss": 0.25})
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows == [{"epoch": "1", "loss": "0.5"}, {"epoch": "2", "loss": "0.25"}]
+
+
+def test_only_matrices_decay_and_frozen_parameters_are_left_out():
+    network = small_network()
+    network[1].bias.requires_grad_(False)
+    decayed, not_decayed = decayed_and_not(network)
+    assert [p.shape for p in decayed["params"]] == [(2, 3)]
+    assert {id(p) for p in not_decayed["params"]} == {id(network[0].bias), id(network[1].weight)}
+    optimizer = torch.optim.AdamW([decayed, not_decayed], weight_decay=0.1)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
+
+
+def test_a_run_records_its_recipe_and_finds_it_again(tmp_path):
+    recipe = {"rate": 0.1, "sizes": ((0, 32), (4, 64))}
+    first = begin_run(tmp_path / "run", seed=4, recipe=recipe)
+    assert first["seed"] == 4
+    assert first["recipe"]["sizes"] == [[0, 32], [4, 64]]
+    assert begin_run(tmp_path / "run", seed=4, recipe=recipe) == first
+    assert json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8")) == first
+
+
+@pytest.mark.parametrize(("seed", "rate"), [(5, 0.1), (4, 0.2)])
+def test_a_run_of_another_recipe_or_seed_is_not_continued(tmp_path, seed, rate):
+    begin_run(tmp_path, seed=4, recipe={"rate": 0.1})
+    with pytest.raises(ValueError, match="another recipe or seed"):
+        begin_run(tmp_path, seed=seed, recipe={"rate": rate})
+
+
+@pytest.mark.parametrize(("precision", "error"), [("float32", 0.0), ("float16", 1e-3)])
+def test_a_written_checkpoint_has_a_card_that_is_true_of_its_weights(tmp_path, precision, error):
+    network = small_network()
+    run = begin_run(tmp_path, seed=1, recipe={"rate": 0.1})
+    path = write_checkpoint(
+        network,
+        tmp_path,
+        run,
+        model="ipd-fer",
+        tag="tiny",
+        architecture={"num_classes": 2},
+        preprocessing=Preprocessing(),
+        labels=("calm", "cross"),
+        precision=precision,
+        licenses=Licenses("Apache-2.0", "research-only", "research-only"),
+        data=("noise",),
+        intended_use="Tests.",
+        citation="",
+    )
+    card = Card.load(path)
+    assert path.name == "ipd-fer.tiny.json"
+    assert card.weights.parameters == 12
+    assert card.weights.size == (tmp_path / card.weights.file).stat().st_size
+    assert card.training.seed == 1
+    assert card.training.recipe == {"rate": 0.1}
+    again = small_network()
+    load_into(again, read_tensors(tmp_path / card.weights.file))
+    for ours, theirs in zip(network.parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(theirs, ours, atol=error, rtol=0)
