@@ -83,6 +83,10 @@ class TrainConfig:
     identity: StageConfig = field(
         default_factory=lambda: StageConfig(9, ((0, 64), (4, 80), (7, 112)))
     )
+    polish: StageConfig = field(
+        default_factory=lambda: StageConfig(8, ((0, 112),), rate=4e-4, warmup=0.1, average=0.995)
+    )
+    """A second round for the identity encoder, on LFW alone: real photographs in colour."""
     expression: StageConfig = field(
         default_factory=lambda: StageConfig(10, ((0, 64), (5, 80), (8, 112)), rate=7e-4)
     )
@@ -232,7 +236,11 @@ def train_identity(
         mean, spread = verification_accuracy(features, val.files, pairs)
         return {"verification": mean, "verification_std": spread}
 
-    state = fit(parts, config.identity, index, step, validate, None, out / "identity", seed)
+    parts.load_state_dict(
+        fit(parts, config.identity, index, step, validate, None, out / "identity", seed)
+    )
+    photographs = torch.stack([torch.ones_like(usable[1]), usable[1]])
+    state = fit(parts, config.polish, photographs, step, validate, None, out / "polish", seed)
     return {k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")}
 
 
