@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from facezoo.card import Card, Preprocessing
-from facezoo.errors import UnsupportedError
+from facezoo.errors import NoFaceError, UnsupportedError
 from facezoo.families import FAMILIES, model_class
 from facezoo.preprocess.pipeline import (
     OnMissing,
@@ -34,7 +34,6 @@ Stage = Callable[[Tensor], Tensor]
 CAPABILITIES = {
     "encode_expression": "embed_expression",
     "encode_identity": "embed_identity",
-    "encode_pose": "embed_pose",
     "predict_expression": "classify_features",
 }
 
@@ -153,7 +152,6 @@ class FaceModel(nn.Module, Pretrained):
         return FaceEncoding(
             expression=named.get("expression"),
             identity=named.get("identity"),
-            pose=named.get("pose"),
             faces=found,
         )
 
@@ -203,14 +201,15 @@ class FaceModel(nn.Module, Pretrained):
         for name in wanted:
             self._stage(name)
         parts: dict[str, list[Tensor]] = {name: [] for name in wanted}
-        was_training = self.training
+        modes = [(module, module.training) for module in self.modules()]
         self.eval()
         try:
             for batch in crops.to(self.dtype).split(batch_size) if len(crops) else [crops[:0]]:
                 for name, rows in self._run_batch(batch, wanted).items():
                     parts[name].append(rows)
         finally:
-            self.train(was_training)
+            for module, mode in modes:
+                module.training = mode
         return {name: torch.cat(rows) for name, rows in parts.items()}
 
     def _run_batch(self, batch: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
@@ -248,15 +247,15 @@ class FaceModel(nn.Module, Pretrained):
         found: list[Faces] = []
         for begin, names, chunk in self._chunks(images, options):
             if options.aligned:
-                crops = prepare_aligned(chunk, self.preprocessing)
+                crops = prepare_aligned(chunk, self.preprocessing, names)
                 results.append(self.run(crops, wanted, options.batch_size))
                 continue
-            faces = find_faces(
-                chunk,
-                faces=options.faces,
-                on_missing=options.on_missing,
-                names=names,
-            )
+            try:
+                faces = find_faces(
+                    chunk, faces=options.faces, on_missing=options.on_missing, names=names
+                )
+            except NoFaceError as error:
+                raise NoFaceError(str(error), [begin + i for i in error.missing]) from None
             results.append(self.encode_faces(chunk, faces, wanted, options.batch_size))
             found.append(_shifted(faces, begin))
         joined = {name: torch.cat([part[name] for part in results]) for name in wanted}

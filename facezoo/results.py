@@ -82,6 +82,8 @@ class Faces(_Result):
     def __getitem__(self, index: Any) -> Faces:
         """Select faces by a slice, a boolean mask or an index tensor."""
         if isinstance(index, int):
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"there are {len(self)} faces, and none at {index}")
             index = slice(index, index + 1 or None)
         return Faces(
             self.boxes[index], self.landmarks[index], self.scores[index], self.image_index[index]

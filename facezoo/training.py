@@ -31,7 +31,13 @@ def generator(seed: int, *path: int) -> torch.Generator:
 
 
 def batches(count: int, size: int, seed: int, epoch: int) -> list[Tensor]:
-    """Shuffled row indices of one epoch in batches of ``size``; the short last one is dropped."""
+    """Shuffled row indices of one epoch in batches of ``size``; the short last one is dropped.
+
+    Raises:
+        ValueError: if there are too few rows for one batch.
+    """
+    if count < size:
+        raise ValueError(f"there are {count} rows to train on, too few for a batch of {size}")
     order = torch.randperm(count, generator=generator(seed, epoch))
     return list(order[: count // size * size].split(size))
 

@@ -173,7 +173,10 @@ def save(
         stored.update({name: stored[name].to(as_dtype(dtype)) for name in floating})
     part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
     try:
+        part.touch()
+        mode = part.stat().st_mode  # what the umask gives; save_file's own is for the owner only
         save_file(_unshared(stored), part, metadata={"format": "pt"})
+        part.chmod(mode)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)

@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+# The networks of the tests are so small that a second thread costs more than it brings.
+torch.set_num_threads(1)
+
 LOCAL = ("127.0.0.1", "::1", "localhost")
 
 

@@ -14,9 +14,6 @@ from facezoo.detector.model import Candidates
 from facezoo.preprocess.templates import template_points
 from facezoo.results import EXPRESSIONS
 
-# Threads that share tensors this small, on cores that are busy, mostly wait for each other.
-torch.set_num_threads(1)
-
 FACE = template_points("arcface112", 112).float()
 """Landmarks of a face of 112 pixels."""
 
@@ -165,16 +162,16 @@ class SquareDetector(nn.Module):
         points = torch.zeros(len(images), count, 5, 2)
         for row, patches in enumerate(found):
             for slot, (x0, y0, x1, y1, brightness) in enumerate(patches):
-                logits[row, slot] = 8 * brightness - 4
+                logits[row, slot] = 8 * brightness - 5
                 boxes[row, slot] = torch.tensor([x0, y0, x1, y1])
                 extent = torch.tensor([x1 - x0, y1 - y0])
                 points[row, slot] = torch.tensor([x0, y0]) + (FACE + 0.5) / 112 * extent
         return Candidates(logits, boxes, points)
 
     def patches(self, image):
-        """Edges and greatest brightness in [0, 1] of each patch that is brighter than 0.3."""
+        """Edges and greatest brightness of each patch that is brighter than the grey of padding."""
         grey = ((image.mean(0) + 1) / 2).numpy()
-        numbered = label(grey > 0.3, connectivity=1)
+        numbered = label(grey > 0.52, connectivity=1)
         for number in range(1, numbered.max() + 1):
             rows, columns = np.nonzero(numbered == number)
             low = float(columns.min()) - 0.5, float(rows.min()) - 0.5

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
-from test_extract import fake_find_faces, stop_at, tiny_model, write_folder, write_photo
+from test_extraction import fake_find_faces, stop_at, tiny_model, write_folder, write_photo
 
 import facezoo
 from facezoo.cli import main

@@ -387,7 +387,7 @@ KILLED = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-import test_extract as t
+import test_extraction as t
 def slow(*args, **options):
     time.sleep(0.1)
     return t.fake_find_faces(*args, **options)

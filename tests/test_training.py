@@ -60,8 +60,9 @@ def test_batches_are_shuffled_anew_in_every_epoch():
     assert not torch.equal(first, torch.cat(batches(32, 8, 6, 2)))
 
 
-def test_fewer_rows_than_a_batch_make_no_batch():
-    assert batches(3, 4, 0, 0) == []
+def test_fewer_rows_than_a_batch_are_an_error():
+    with pytest.raises(ValueError, match="3 rows"):
+        batches(3, 4, 0, 0)
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,13 @@ def join(first: Photos, second: Photos) -> Photos:
 
 
 def train(
-    config: DetectorConfig, data: Path, out: Path, *, seed: int, device: torch.device
+    config: DetectorConfig,
+    data: Path,
+    out: Path,
+    *,
+    seed: int,
+    device: torch.device,
+    save_every: int = 100,
 ) -> dict[str, Tensor]:
     """Train the detector; interrupted, the same call goes on and ends at the same weights.
 
@@ -145,6 +151,7 @@ def train(
         out: folder for the run's state and log.
         seed: of initial weights, order and scenes.
         device: where to train.
+        save_every: steps between saved states.
 
     Returns:
         Averaged tensors by name, float32, on the CPU.
@@ -203,7 +210,7 @@ def train(
             optimizer.step()
             average.update(detector)
             total += loss.item()
-            if (step + 1) % 100 == 0:
+            if (step + 1) % save_every == 0:
                 save(epoch, step + 1)
                 bar.set_postfix(loss=f"{total / (step + 1 - begin):.3f}")
         averaged = FaceDetector(config.width).to(device)

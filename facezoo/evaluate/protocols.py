@@ -6,6 +6,7 @@ it, and from the whole photograph through this package's detector, as a user mee
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -130,9 +131,12 @@ def detection(
             for key, label in (
                 ("recall", "recall"),
                 ("false_positives", "false positives among detections"),
-                ("landmark_error", "landmark error over the distance between the eyes"),
+                ("landmark_error", "mean landmark error over the distance between the eyes"),
+                ("landmark_median", "median landmark error over the distance between the eyes"),
             ):
                 where = split or "train"
+                if math.isnan(numbers[key]):
+                    continue  # no landmarks to measure where nothing was found
                 metrics.append(Metric(label, 100 * numbers[key], "%", name, where, rule, command))
     return metrics
 

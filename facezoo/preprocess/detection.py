@@ -27,6 +27,8 @@ class DetectionConfig:
     fill them; pixels."""
     score: float = 0.5
     """Least score of a face."""
+    smallest_face: float = 20.0
+    """Least length of a face's longer side, as the detector is shown it, pixels."""
     overlap: float = 0.4
     """IoU above which the lower score of two boxes goes."""
     voters: float = 0.6
@@ -109,7 +111,8 @@ def _candidates(
     batch = torch.stack([view.pixels for view in views])
     said: Candidates = detector(batch.contiguous(memory_format=torch.channels_last))
     scores = said.logits.sigmoid()
-    likely = scores > config.score / 2
+    extent = said.boxes[..., 2:] - said.boxes[..., :2]
+    likely = (scores > config.score / 2) & (extent.amax(-1) >= config.smallest_face)
     which = likely.nonzero()[:, 0]
     scale = torch.tensor([view.scale for view in views], device=batch.device)[which]
     photo = torch.tensor([view.photo for view in views], device=batch.device)[which]

@@ -105,7 +105,7 @@ def find_faces(
     seen = set(found.image_index.tolist())
     missing = [index for index in range(len(photos)) if index not in seen]
     if missing and on_missing == "raise":
-        raise _no_face(missing, names, len(photos))
+        raise _no_face(missing, names)
     return _with_gaps(found, missing) if missing and on_missing == "nan" else found
 
 
@@ -134,8 +134,18 @@ def prepare(photos: Sequence[Tensor], faces: Faces, preprocessing: Preprocessing
     return normalise(crops, preprocessing)
 
 
-def prepare_aligned(photos: Sequence[Tensor], preprocessing: Preprocessing) -> Tensor:
+def prepare_aligned(
+    photos: Sequence[Tensor], preprocessing: Preprocessing, names: Sequence[str] | None = None
+) -> Tensor:
     """Bring crops that show the template already to the network's size and normalise them.
+
+    Args:
+        photos: uint8 RGB, each (H, H, 3).
+        preprocessing: template, size and normalisation.
+        names: what to call the crops in an error.
+
+    Returns:
+        (F, 3, S, S).
 
     Raises:
         ImageError: if a crop is not square.
@@ -144,8 +154,9 @@ def prepare_aligned(photos: Sequence[Tensor], preprocessing: Preprocessing) -> T
     crops = []
     for index, photo in enumerate(photos):
         if photo.shape[0] != photo.shape[1]:
+            name = names[index] if names else f"image {index}"
             raise ImageError(
-                f"image {index} is {photo.shape[1]} x {photo.shape[0]}, but aligned=True wants "
+                f"{name} is {photo.shape[1]} x {photo.shape[0]}, but aligned=True wants "
                 f"square crops in the template {preprocessing.template!r}; for photographs leave "
                 "aligned out"
             )
@@ -192,11 +203,11 @@ def _with_gaps(found: Faces, missing: list[int]) -> Faces:
     )
 
 
-def _no_face(missing: list[int], names: Sequence[str] | None, total: int) -> NoFaceError:
+def _no_face(missing: list[int], names: Sequence[str] | None) -> NoFaceError:
     shown = [names[i] if names else f"image {i}" for i in missing[:5]]
     rest = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
     return NoFaceError(
-        f"no face found in {', '.join(shown)}{rest} ({len(missing)} of {total}); pass "
+        f"no face found in {', '.join(shown)}{rest}; pass "
         'on_missing="skip" to leave them out or on_missing="nan" to keep their place, or '
         "aligned=True if they are aligned crops already",
         missing,

@@ -13,6 +13,7 @@ from facezoo.detector import augment
 from facezoo.detector import train as training
 from facezoo.detector.model import FaceDetector
 from facezoo.detector.train import DetectorConfig, join, read_photos, train
+from facezoo.training import save_state
 
 CPU = torch.device("cpu")
 CONFIG = DetectorConfig(width=8, epochs=2, batch_size=2)
@@ -129,22 +130,22 @@ def test_an_interrupted_run_ends_at_the_same_weights(tmp_path, small, monkeypatc
     assert differing(whole, resumed) == []
 
 
-def test_a_run_interrupted_within_an_epoch_goes_on_from_the_saved_batch(
-    tmp_path, small, monkeypatch
-):
-    # The state is saved every 100 batches: stop after 102 of 104, 100 of which are kept.
-    packs(tmp_path, train=104)
+def test_a_run_goes_on_from_a_state_that_was_saved_within_an_epoch(tmp_path, small, monkeypatch):
+    packs(tmp_path, train=6)
     for module in (augment, training):  # a batch of one needs more than one cell per level
         monkeypatch.setattr(module, "CANVAS", 128)
     config = replace(CONFIG, epochs=1, batch_size=1)
-    whole = train(config, tmp_path, tmp_path / "whole", seed=1, device=CPU)
+
+    def keeping(path, **state):
+        save_state(path, **state)
+        if state["position"] == [0, 4]:
+            save_state(tmp_path / "run" / "state.pt", **state)
+
     with monkeypatch.context() as patch:
-        interrupt_after(patch, 102)
-        with pytest.raises(KeyboardInterrupt):
-            train(config, tmp_path, tmp_path / "run", seed=1, device=CPU)
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 4)  # no more than four batches are left to do
-        resumed = train(config, tmp_path, tmp_path / "run", seed=1, device=CPU)
+        patch.setattr(training, "save_state", keeping)
+        whole = train(config, tmp_path, tmp_path / "whole", seed=1, device=CPU, save_every=2)
+    interrupt_after(monkeypatch, 3)  # no more than two batches are left to do
+    resumed = train(config, tmp_path, tmp_path / "run", seed=1, device=CPU)
     assert differing(whole, resumed) == []
 
 

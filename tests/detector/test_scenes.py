@@ -85,7 +85,7 @@ def clean(monkeypatch):
 def test_landmarks_lie_on_the_dots_that_were_drawn_there_and_swap_in_a_mirror(clean):
     radius, checked, mirrored, turned = 6.0, 0, set(), set()
     dots = [ellipse(torch.cat([p - radius, p + radius])) for p in LANDMARKS]
-    for seed in range(40):
+    for seed in range(25):
         seen = [one_scene(photos_showing(dot), seed) for dot in dots]
         targets = seen[0][1]
         if not targets.is_face[0, 0]:
@@ -106,7 +106,7 @@ def test_landmarks_lie_on_the_dots_that_were_drawn_there_and_swap_in_a_mirror(cl
         checked += 1
         mirrored.add(flipped)
         turned.add(abs(float(across[1] / across[0])) > 0.2)
-    assert checked >= 15
+    assert checked >= 10
     assert mirrored == {True, False}
     assert turned == {True, False}
 
@@ -199,7 +199,7 @@ def test_scenes_are_pixels_in_range_with_targets_padded_alike():
 def test_faces_come_in_all_sizes():
     photos = photos_showing(ellipse(BOX))
     sides = []
-    for seed in range(12):
+    for seed in range(6):
         _, targets = scenes(photos, torch.zeros(8).long(), torch.tensor([0]), draw_from(seed))
         boxes = targets.boxes[targets.is_face]
         sides += (boxes[:, 2:] - boxes[:, :2]).prod(1).sqrt().tolist()

@@ -1,5 +1,7 @@
 """Verification against a search over every threshold, and on a tiny pack."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -27,7 +29,7 @@ def accuracy_at(threshold, similarity, same):
 def thresholds(similarity):
     """Every cut that makes a difference: below all values, and between neighbours."""
     values = sorted(set(similarity))
-    between = [(a + b) / 2 for a, b in zip(values, values[1:], strict=False)]
+    between = [(a + b) / 2 for a, b in pairwise(values)]
     return [values[0] - 1, *between, values[-1]]
 
 
@@ -51,7 +53,7 @@ def test_ten_fold_accuracy_is_what_a_search_gives(seed):
         rest, inside = fold != held_out, fold == held_out
         known, truth = similarity[rest].tolist(), same[rest].tolist()
         # max() keeps the first of equally good cuts, which is the lowest.
-        cut = max(thresholds(known), key=lambda t: accuracy_at(t, known, truth))  # noqa: B023
+        cut = max(thresholds(known), key=lambda t: accuracy_at(t, known, truth))
         values.append(accuracy_at(cut, similarity[inside].tolist(), same[inside].tolist()))
     mean = sum(values) / 10
     spread = (sum((v - mean) ** 2 for v in values) / 10) ** 0.5

@@ -14,9 +14,12 @@ from facezoo.models.ipd_fer.train import Rows, StageConfig, TrainConfig, embed, 
 
 CPU = torch.device("cpu")
 BACKBONE = "test_resnet.r160_in1k"
-# The identity stage sees 5 + 2 * 6 examples, four batches; the expression stage 10, two batches.
 STAGE = StageConfig(epochs=2, sizes=((0, 32),), batch_size=4)
-CONFIG = TrainConfig(backbone=BACKBONE, feature_dim=16, identity=STAGE, expression=STAGE)
+# Batches: 2 x 4 of 5 + 2 x 6 examples for identity, 2 x 1 of 6 for its second round, and 2 x 2 of
+# 10 for expression.
+CONFIG = TrainConfig(
+    backbone=BACKBONE, feature_dim=16, identity=STAGE, polish=STAGE, expression=STAGE
+)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +51,7 @@ def differing(first, second):
 
 
 def interrupt_after(monkeypatch, steps):
-    """Ctrl-C once ``steps`` batches have been augmented, over both stages."""
+    """Ctrl-C once ``steps`` batches have been augmented, over all stages."""
     pick, calls = training._pick, []
 
     def counted(*arguments):
@@ -61,16 +64,16 @@ def interrupt_after(monkeypatch, steps):
 
 
 def stage_given(monkeypatch, stage, *arguments):
-    """Parts, index and step function that a stage hands to ``fit``, which is not run."""
-    seen = {}
+    """Parts, index and step function of each round that a stage wants of ``fit``."""
+    rounds = []
 
     def caught(parts, config, index, step, *rest):
-        seen.update(parts=parts, index=index, step=step)
-        return {}
+        rounds.append((parts, index, step))
+        return parts.state_dict()
 
     monkeypatch.setattr(training, "fit", caught)
     stage(*arguments)
-    return seen["parts"], seen["index"], seen["step"]
+    return rounds
 
 
 def one_step(parts, index, step):
@@ -96,27 +99,27 @@ def test_rows_hold_crops_embeddings_labels_and_names(rows):
 
 
 def test_the_identity_stage_trains_its_encoder_head_and_centres(rows, tmp_path, monkeypatch):
-    parts, index, step = stage_given(
+    (parts, index, step), (again, *_) = stage_given(
         monkeypatch, training.train_identity, CONFIG, rows, rows[1], None, tmp_path, 0, CPU
     )
+    assert again is parts
     assert {n.split(".")[0] for n, _ in parts.named_parameters()} == {"encoder", "head", "centres"}
     assert one_step(parts, index, step) == {n for n, _ in parts.named_parameters()}
 
 
-def test_the_identity_stage_shows_faces_with_an_embedding_and_lfw_twice(
-    rows, tmp_path, monkeypatch
-):
-    _, index, _ = stage_given(
+def test_the_identity_stage_shows_lfw_twice_and_then_once_more_alone(rows, tmp_path, monkeypatch):
+    rounds = stage_given(
         monkeypatch, training.train_identity, CONFIG, rows, rows[1], None, tmp_path, 0, CPU
     )
-    shown = sorted(map(tuple, index.T.tolist()))
-    assert shown == sorted([(0, i) for i in (0, 2, 3, 4, 5)] + [(1, i) for i in range(6)] * 2)
+    shown = [sorted(map(tuple, index.T.tolist())) for _, index, _ in rounds]
+    ferplus, lfw = [(0, i) for i in (0, 2, 3, 4, 5)], [(1, i) for i in range(6)]
+    assert shown == [sorted(ferplus + lfw * 2), lfw]
 
 
 def test_the_expression_stage_starts_from_identity_and_leaves_it_alone(rows, tmp_path, monkeypatch):
     identity = Encoder(BACKBONE, 16).state_dict()
     before = {k: v.clone() for k, v in identity.items()}
-    parts, index, step = stage_given(
+    ((parts, index, step),) = stage_given(
         monkeypatch, training.train_expression, CONFIG, identity, rows, rows, tmp_path, 0, CPU
     )
     assert differing(parts["expression_encoder"].state_dict(), before) == []
@@ -128,7 +131,7 @@ def test_the_expression_stage_starts_from_identity_and_leaves_it_alone(rows, tmp
 
 def test_the_expression_stage_shows_only_faces_with_a_label(rows, tmp_path, monkeypatch):
     identity = Encoder(BACKBONE, 16).state_dict()
-    _, index, _ = stage_given(
+    ((_, index, _),) = stage_given(
         monkeypatch, training.train_expression, CONFIG, identity, rows, rows, tmp_path, 0, CPU
     )
     wanted = [(0, i) for i in range(6)] + [(1, i) for i in (0, 1, 3, 4)]
@@ -141,7 +144,8 @@ def test_training_gives_a_state_that_the_model_takes(whole):
     model.load_state_dict(state)
     assert all(torch.isfinite(value).all() for value in state.values())
     assert all(value.device == CPU for value in state.values())
-    for stage, metric in (("identity", "verification"), ("expression", "ferplus_accuracy")):
+    metrics = {"identity": "verification", "polish": "verification"}
+    for stage, metric in {**metrics, "expression": "ferplus_accuracy"}.items():
         with (out / stage / "log.csv").open(newline="") as file:
             log = list(csv.DictReader(file))
         assert [row["epoch"] for row in log] == ["1", "2"]
@@ -150,14 +154,8 @@ def test_training_gives_a_state_that_the_model_takes(whole):
 
 @pytest.mark.parametrize(
     "after",
-    [1, 3, 8, 9, 11],
-    ids=[
-        "before anything is saved",
-        "within identity",
-        "before expression saves",
-        "within expression",
-        "in the last epoch",
-    ],
+    [3, 9, 10, 13],
+    ids=["within identity", "within its second round", "before expression", "in the last epoch"],
 )
 def test_an_interrupted_run_ends_at_the_same_weights(
     data, whole, tmp_path, monkeypatch, saving_often, after

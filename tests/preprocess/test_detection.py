@@ -139,15 +139,21 @@ def test_faces_are_ordered_by_photograph_and_then_by_falling_score(detector):
     faces = detect(detector, photos)
     assert faces.image_index.tolist() == [0, 0, 0, 1, 1]
     assert faces.boxes[:, 0].round().tolist() == [120, 10, 10, 130, 50]
-    wanted = [torch.tensor(8 * b / 255 - 4).sigmoid().item() for b in (255, 220, 180, 240, 200)]
+    wanted = [torch.tensor(8 * b / 255 - 5).sigmoid().item() for b in (255, 220, 180, 240, 200)]
     assert faces.scores.tolist() == pytest.approx(wanted, abs=1e-4)
 
 
 def test_faint_faces_are_left_out():
-    photo = photo_of((10, 10, 40, 120), (120, 10, 40, 140))  # scores 0.44 and 0.60
+    photo = photo_of((10, 10, 40, 150), (120, 10, 40, 170))  # scores 0.43 and 0.58
     assert len(detect(SquareDetector(), [photo])) == 1
     assert len(detect(SquareDetector(), [photo], DetectionConfig(score=0.4))) == 2
     assert len(detect(SquareDetector(), [photo], DetectionConfig(score=0.7))) == 0
+
+
+def test_faces_that_are_shown_too_small_are_left_out():
+    photo = photo_of((20, 20, 24), (120, 100, 50))
+    assert len(detect(SquareDetector(), [photo])) == 2
+    assert len(detect(SquareDetector(), [photo], DetectionConfig(smallest_face=30.0))) == 1
 
 
 def test_boxes_that_agree_share_in_the_position_by_their_score():
@@ -177,6 +183,6 @@ def test_two_faces_that_overlap_a_little_are_both_kept():
 
 
 def test_scores_stay_between_the_threshold_and_one(detector):
-    faces = detect(detector, [photo_of((10, 10, 40), (120, 10, 40, 150))])
+    faces = detect(detector, [photo_of((10, 10, 40), (120, 10, 40, 180))])
     assert ((faces.scores > 0.5) & (faces.scores <= 1)).all()
     assert not math.isnan(float(faces.landmarks.sum()))

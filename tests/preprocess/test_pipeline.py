@@ -62,13 +62,13 @@ def test_all_faces_are_found_by_falling_score():
 
 def test_photographs_without_a_face_are_all_named():
     names = ["'a.jpg'", "'b.jpg'", "'c.jpg'", "'d.jpg'"]
-    with pytest.raises(NoFaceError, match=r"in 'b.jpg', 'd.jpg' \(2 of 4\); pass on_missing") as e:
+    with pytest.raises(NoFaceError, match=r"in 'b.jpg', 'd.jpg'; pass on_missing") as e:
         find_faces([ONE, NONE, TWO, NONE], names=names)
     assert e.value.missing == [1, 3]
 
 
 def test_photographs_without_a_name_are_numbered_and_many_are_counted():
-    with pytest.raises(NoFaceError, match=r"image 0, .*image 4 and 2 more \(7 of 8\)") as caught:
+    with pytest.raises(NoFaceError, match=r"image 0, .*image 4 and 2 more; pass") as caught:
         find_faces([NONE] * 7 + [ONE])
     assert caught.value.missing == list(range(7))
 
@@ -121,7 +121,7 @@ def test_options_that_do_not_exist_are_refused(options, message):
 
 
 def test_settings_reach_the_detector():
-    dim = photo_of((30, 50, 60, 150))
+    dim = photo_of((30, 50, 60, 170))
     assert len(find_faces([dim])) == 1
     assert len(find_faces([dim], on_missing="skip", config=DetectionConfig(score=0.7))) == 0
 
@@ -171,7 +171,7 @@ def test_aligned_crops_of_other_sizes_are_resized_without_aliasing():
     lines[:, ::2] = 255
     crops = prepare_aligned([lines, torch.full((20, 20, 3), 128, dtype=torch.uint8)], PLAIN)
     assert crops.shape == (2, 3, 112, 112)
-    assert (crops - 0.5).abs().max() < 0.02
+    assert (crops[..., 2:-2] - 0.5).abs().max() < 0.01
 
 
 def test_aligned_crops_that_are_not_square_are_refused_by_name():

@@ -36,7 +36,7 @@ def augment(
         colour: brightness and contrast vary by up to this factor, channel gains by a quarter of it.
         grey: share of the crops that lose their colour.
         blur: share of the crops that are reduced and enlarged again.
-        erase: share of the crops in which a rectangle is replaced by noise.
+        erase: share of the crops in which a rectangle is covered by one grey.
 
     Returns:
         Normalised to [-1, 1], (B, 3, S, S).
@@ -103,7 +103,7 @@ def _blur(images: Tensor, chosen: Tensor, draw: _Draw) -> Tensor:
 
 
 def _erase(images: Tensor, chosen: Tensor, draw: _Draw, generator: Generator) -> Tensor:
-    """Cover a random rectangle of the chosen rows with noise."""
+    """Cover a random rectangle of the chosen rows with one random grey."""
     size = images.shape[-1]
     height, width = (draw.uniform(0.1, 0.4) for _ in range(2))
     top, left = draw.uniform() * (1 - height), draw.uniform() * (1 - width)
@@ -111,5 +111,5 @@ def _erase(images: Tensor, chosen: Tensor, draw: _Draw, generator: Generator) ->
     rows = (position >= top[:, None]) & (position < (top + height)[:, None])
     columns = (position >= left[:, None]) & (position < (left + width)[:, None])
     hidden = rows[:, None, :, None] & columns[:, None, None, :] & chosen[:, None, None, None]
-    noise = torch.randn(len(images), 1, 1, 1, generator=generator) * 0.5
-    return torch.where(hidden, noise, images)
+    grey = torch.randn(len(images), 1, 1, 1, generator=generator) * 0.5
+    return torch.where(hidden, grey, images)

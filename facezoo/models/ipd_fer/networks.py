@@ -26,4 +26,5 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Features (B, D) of normalised crops (B, 3, H, W)."""
-        return self.norm(self.projection(self.backbone(images)).float())
+        pooled = self.projection(self.backbone(images))
+        return self.norm(pooled.to(self.norm.weight.dtype))

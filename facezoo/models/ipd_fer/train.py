@@ -330,6 +330,10 @@ def fit(
     Returns:
         The kept averaged state of ``parts`` on the CPU.
     """
+    if config.sizes[-1][0] >= config.epochs:
+        raise ValueError(
+            f"the last crop side of {config.sizes} never comes in {config.epochs} epochs"
+        )
     parts.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(
         list(decayed_and_not(parts)), lr=config.rate, weight_decay=config.weight_decay
