@@ -45,7 +45,7 @@ class _Tile:
 
 
 def scenes(
-    photos: Photos, chosen: Tensor, extra: Tensor, generator: Generator
+    photos: Photos, chosen: Tensor, extra: Tensor, generator: Generator, natural: float = 0.0
 ) -> tuple[Tensor, Targets]:
     """Compose one scene per chosen photograph.
 
@@ -58,6 +58,8 @@ def scenes(
         chosen: the first photograph of each scene, (B,).
         extra: photographs that fill the other tiles are drawn from these, (M,).
         generator: source of every random number.
+        natural: share of the scenes that show their photograph whole and nearly as it is, so that
+            small faces are as rare beside other small things as they are in photographs.
 
     Returns:
         Scenes in [-1, 1], (B, 3, 256, 256), and their faces.
@@ -65,7 +67,11 @@ def scenes(
     tiles = [
         t
         for scene, photo in enumerate(chosen)
-        for t in _layout(photos, scene, int(photo), extra, generator)
+        for t in (
+            [_Tile(int(photo), scene, 1, 0, _as_it_is(photos, generator))]
+            if natural and _uniform(generator) < natural
+            else _layout(photos, scene, int(photo), extra, generator)
+        )
     ]
     images = torch.zeros(len(chosen), 3, CANVAS, CANVAS)
     for grid in {tile.grid for tile in tiles}:
@@ -91,6 +97,23 @@ def _layout(
     ]
 
 
+def _as_it_is(photos: Photos, generator: Generator) -> Tensor:
+    """A similarity that shows a photograph whole, more or less, (2, 3)."""
+    side = photos.images[0].shape[-1]
+    scale = CANVAS / side * math.exp(_uniform(generator, -0.5, 0.35))
+    angle = math.radians(_uniform(generator, -15, 15)) * (_uniform(generator) < 0.5)
+    where = torch.tensor([_uniform(generator, 0.4, 0.6) for _ in range(2)]) * CANVAS
+    mirror = -1.0 if _uniform(generator) < 0.5 else 1.0
+    return _similarity(scale, angle, mirror, torch.full((2,), (side - 1) / 2), where)
+
+
+def _similarity(scale: float, angle: float, mirror: float, centre: Tensor, where: Tensor) -> Tensor:
+    """Scale, turn and perhaps mirror about ``centre``, which goes to ``where``, (2, 3)."""
+    cosine, sine = scale * math.cos(angle), scale * math.sin(angle)
+    linear = torch.tensor([[cosine * mirror, -sine], [sine * mirror, cosine]])
+    return torch.cat([linear, (where - linear @ centre)[:, None]], 1)
+
+
 def _place(photos: Photos, photo: int, grid: int, cell: int, generator: Generator) -> Tensor:
     """A random similarity that puts a photograph into its tile, (2, 3)."""
     side, extent = photos.images[0].shape[-1], CANVAS / grid
@@ -108,12 +131,10 @@ def _place(photos: Photos, photo: int, grid: int, cell: int, generator: Generato
         scale = extent / side * math.exp(_uniform(generator, -0.2, 0.9))
     angle = math.radians(_uniform(generator, -30, 30)) * (_uniform(generator) < 0.7)
     mirror = -1.0 if _uniform(generator) < 0.5 else 1.0
-    cosine, sine = scale * math.cos(angle), scale * math.sin(angle)
-    linear = torch.tensor([[cosine * mirror, -sine], [sine * mirror, cosine]])
     row, column = divmod(cell, grid)
     where = torch.tensor([_uniform(generator, 0.2, 0.8) for _ in range(2)]) * extent
     where = where + torch.tensor([column, row]) * extent
-    return torch.cat([linear, (where - linear @ centre)[:, None]], 1)
+    return _similarity(scale, angle, mirror, centre, where)
 
 
 def _paint(images: Tensor, photos: Photos, tiles: list[_Tile], generator: Generator) -> None:

@@ -39,14 +39,27 @@ _WATCHED = 400  # validation photographs that are looked at after every epoch
 
 
 @dataclass(frozen=True)
+class StageConfig:
+    """One of the stages of training."""
+
+    name: str
+    epochs: int
+    """Passes over the photographs; each is the first of one scene."""
+    rate: float
+    natural: float
+    """Share of the scenes that show a photograph nearly as it is."""
+
+
+@dataclass(frozen=True)
 class DetectorConfig:
     """The recipe of the detector."""
 
     width: int = 64
-    epochs: int = 28
-    """Passes over the photographs of people; each is the first of one scene."""
+    tiled: StageConfig = StageConfig("tiled", epochs=28, rate=3e-3, natural=0.0)
+    """Scenes of many sizes, begun by the photographs of people."""
+    natural: StageConfig = StageConfig("natural", epochs=5, rate=1e-3, natural=0.7)
+    """Scenes with the clutter of real photographs, begun by scenery too."""
     batch_size: int = 32
-    rate: float = 3e-3
     warmup: float = 0.05
     weight_decay: float = 0.02
     average: float = 0.998
@@ -158,16 +171,47 @@ def train(
     """
     people = read_photos(read_pack(data / "lfw.parquet", "train"))
     scenery = read_photos(read_pack(data / "backgrounds.parquet"))
-    count = len(people.boxes)
-    photos = join(people, scenery)
+    count, total = len(people.boxes), len(people.boxes) + len(scenery.boxes)
     # Drawing from this list shows scenery as often as the recipe says.
     times = round(config.scenery / (1 - config.scenery) * count / len(scenery.boxes))
-    extra = torch.cat([torch.arange(count), torch.arange(count, len(photos.boxes)).repeat(times)])
+    extra = torch.cat([torch.arange(count), torch.arange(count, total).repeat(times)])
+    source = _Source(join(people, scenery), extra)
     val = read_pack(data / "lfw.parquet", "val").slice(0, _WATCHED)
     torch.manual_seed(seed)
     detector = FaceDetector(config.width).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    rows = torch.arange(count)
+    for number, stage in enumerate((config.tiled, config.natural)):
+        if number:
+            rows = extra
+        state = _fit(
+            detector, stage, config, source, rows, val, out / stage.name, seed + number, save_every
+        )
+        detector.load_state_dict(state)
+    return {key: value.cpu() for key, value in state.items()}
+
+
+@dataclass(frozen=True)
+class _Source:
+    photos: Photos
+    extra: Tensor
+    """Photographs that fill the tiles of a scene, and how often each counts, (M,)."""
+
+
+def _fit(
+    detector: FaceDetector,
+    stage: StageConfig,
+    config: DetectorConfig,
+    source: _Source,
+    rows: Tensor,
+    val: pa.Table,
+    out: Path,
+    seed: int,
+    save_every: int,
+) -> dict[str, Tensor]:
+    """One stage, from its saved state if there is one; the averaged state."""
+    device = next(detector.parameters()).device
     optimizer = torch.optim.AdamW(
-        list(decayed_and_not(detector)), lr=config.rate, weight_decay=config.weight_decay
+        list(decayed_and_not(detector)), lr=stage.rate, weight_decay=config.weight_decay
     )
     average = WeightAverage(detector, config.average)
     begin_epoch, begin_step = 0, 0
@@ -177,7 +221,7 @@ def train(
         average.load_state_dict(saved["average"])
         begin_epoch, begin_step = saved["position"]
     centres, bases = cells(CANVAS, CANVAS, device)
-    steps = count // config.batch_size
+    steps = len(rows) // config.batch_size
 
     def save(epoch: int, step: int) -> None:
         save_state(
@@ -188,18 +232,20 @@ def train(
             position=[epoch, step],
         )
 
-    for epoch in range(begin_epoch, config.epochs):
-        order = batches(count, config.batch_size, seed, epoch)
+    for epoch in range(begin_epoch, stage.epochs):
+        order = batches(len(rows), config.batch_size, seed, epoch)
         begin = begin_step if epoch == begin_epoch else 0
         detector.train()
         bar = tqdm(range(begin, steps), initial=begin, total=steps, mininterval=10)
-        bar.set_description(f"detector epoch {epoch + 1}/{config.epochs}")
+        bar.set_description(f"{stage.name} scenes, epoch {epoch + 1}/{stage.epochs}")
         total = 0.0
         for step in bar:
-            progress = (epoch * steps + step) / (config.epochs * steps)
-            set_cosine_rate(optimizer, config.rate, progress, config.warmup)
+            progress = (epoch * steps + step) / (stage.epochs * steps)
+            set_cosine_rate(optimizer, stage.rate, progress, config.warmup)
             draw = generator(seed, epoch, step)
-            images, targets = scenes(photos, order[step], extra, draw)
+            images, targets = scenes(
+                source.photos, rows[order[step]], source.extra, draw, stage.natural
+            )
             images = images.to(device, memory_format=torch.channels_last)
             with autocast(device):
                 said = detector(images)
@@ -218,9 +264,9 @@ def train(
         metrics = measure(averaged.eval(), val, device)
         mean = total / max(1, steps - begin)
         log_row(out / "log.csv", {"epoch": epoch + 1, "loss": mean, **metrics})
-        tqdm.write(f"detector epoch {epoch + 1}: loss {mean:.4f}, {metrics}")
+        tqdm.write(f"{stage.name} epoch {epoch + 1}: loss {mean:.4f}, {metrics}")
         save(epoch + 1, 0)
-    return {key: value.cpu() for key, value in average.state.items()}
+    return average.state
 
 
 def _moved(targets: Targets, device: torch.device) -> Targets:

@@ -12,11 +12,16 @@ from packs import face_at, photo_of, png, write_backgrounds, write_lfw
 from facezoo.detector import augment
 from facezoo.detector import train as training
 from facezoo.detector.model import FaceDetector
-from facezoo.detector.train import DetectorConfig, join, read_photos, train
+from facezoo.detector.train import DetectorConfig, StageConfig, join, read_photos, train
 from facezoo.training import save_state
 
 CPU = torch.device("cpu")
-CONFIG = DetectorConfig(width=8, epochs=2, batch_size=2)
+CONFIG = DetectorConfig(
+    width=8,
+    tiled=StageConfig("tiled", epochs=2, rate=3e-3, natural=0.0),
+    natural=StageConfig("natural", epochs=1, rate=1e-3, natural=0.7),
+    batch_size=2,
+)
 
 
 @pytest.fixture
@@ -95,7 +100,7 @@ def test_training_gives_weights_that_a_detector_takes_and_a_row_per_epoch(tmp_pa
     state = train(CONFIG, packs(tmp_path), tmp_path / "run", seed=0, device=CPU)
     FaceDetector(CONFIG.width).load_state_dict(state)
     assert all(torch.isfinite(value).all() for value in state.values())
-    with (tmp_path / "run" / "log.csv").open(newline="") as file:
+    with (tmp_path / "run" / "tiled" / "log.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert all(float(row["loss"]) > 0 for row in rows)
@@ -103,7 +108,7 @@ def test_training_gives_weights_that_a_detector_takes_and_a_row_per_epoch(tmp_pa
 
 
 def test_training_changes_every_parameter(tmp_path, small):
-    config = replace(CONFIG, epochs=4, rate=0.02)
+    config = replace(CONFIG, tiled=replace(CONFIG.tiled, epochs=4, rate=0.02))
     torch.manual_seed(0)
     before = FaceDetector(config.width).state_dict()
     after = train(config, packs(tmp_path), tmp_path / "run", seed=0, device=CPU)
@@ -134,12 +139,13 @@ def test_a_run_goes_on_from_a_state_that_was_saved_within_an_epoch(tmp_path, sma
     packs(tmp_path, train=6)
     for module in (augment, training):  # a batch of one needs more than one cell per level
         monkeypatch.setattr(module, "CANVAS", 128)
-    config = replace(CONFIG, epochs=1, batch_size=1)
+    tiled, natural = replace(CONFIG.tiled, epochs=1), replace(CONFIG.natural, epochs=0)
+    config = replace(CONFIG, tiled=tiled, natural=natural, batch_size=1)
 
     def keeping(path, **state):
         save_state(path, **state)
-        if state["position"] == [0, 4]:
-            save_state(tmp_path / "run" / "state.pt", **state)
+        if state["position"] == [0, 4] and path.parent.name == "tiled":
+            save_state(tmp_path / "run" / "tiled" / "state.pt", **state)
 
     with monkeypatch.context() as patch:
         patch.setattr(training, "save_state", keeping)
