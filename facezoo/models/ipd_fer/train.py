@@ -90,6 +90,10 @@ class TrainConfig:
     expression: StageConfig = field(
         default_factory=lambda: StageConfig(10, ((0, 64), (5, 80), (8, 112)), rate=7e-4)
     )
+    settle: StageConfig = field(
+        default_factory=lambda: StageConfig(3, ((0, 112),), rate=3e-4, warmup=0.1, average=0.995)
+    )
+    """A second round for the expression encoder, which two epochs at full size leave unsettled."""
     matching: float = 5.0
     """Weight of the similarity-matching loss."""
     margin: float = 0.02
@@ -290,16 +294,11 @@ def train_expression(
             result[f"{name}_accuracy"] = float(right.double().mean())
         return result
 
-    return fit(
-        parts,
-        config.expression,
-        index,
-        step,
-        validate,
-        "ferplus_accuracy",
-        out / "expression",
-        seed,
+    select = "ferplus_accuracy"
+    parts.load_state_dict(
+        fit(parts, config.expression, index, step, validate, select, out / "expression", seed)
     )
+    return fit(parts, config.settle, index, step, validate, select, out / "settle", seed)
 
 
 def fit(
