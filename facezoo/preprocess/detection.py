@@ -25,7 +25,7 @@ class DetectionConfig:
     again_above: int = 256
     """Photographs with a longer side are also shown in half size, and again, so that a face may
     fill them; pixels."""
-    score: float = 0.5
+    score: float = 0.9
     """Least score of a face."""
     smallest_face: float = 20.0
     """Least length of a face's longer side, as the detector is shown it, pixels."""

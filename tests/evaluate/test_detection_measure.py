@@ -109,9 +109,9 @@ def test_rows_are_measured_each_for_itself_however_many_there_are():
 
 
 def test_settings_reach_the_detector():
-    dim = row([(20, 30, 40, 170)], [(20, 30, 40)])  # sure to 0.58
+    dim = row([(20, 30, 40, 170)], [(20, 30, 40)])  # sure to 0.95
     assert measured(dim)["recall"] == 1
-    assert measured(dim, config=DetectionConfig(score=0.7))["recall"] == 0
+    assert measured(dim, config=DetectionConfig(score=0.97))["recall"] == 0
 
 
 def test_photographs_without_any_face_have_no_landmark_error():

@@ -18,7 +18,7 @@ STAGE = StageConfig(epochs=2, sizes=((0, 32),), batch_size=4)
 # Batches: 2 x 4 of 5 + 2 x 6 examples for identity, 2 x 1 of 6 for its second round, and 2 x 2 of
 # 10 for expression.
 CONFIG = TrainConfig(
-    backbone=BACKBONE, feature_dim=16, identity=STAGE, polish=STAGE, expression=STAGE
+    backbone=BACKBONE, feature_dim=16, identity=STAGE, polish=STAGE, expression=STAGE, settle=STAGE
 )
 
 
@@ -119,9 +119,10 @@ def test_the_identity_stage_shows_lfw_twice_and_then_once_more_alone(rows, tmp_p
 def test_the_expression_stage_starts_from_identity_and_leaves_it_alone(rows, tmp_path, monkeypatch):
     identity = Encoder(BACKBONE, 16).state_dict()
     before = {k: v.clone() for k, v in identity.items()}
-    ((parts, index, step),) = stage_given(
+    (parts, index, step), (again, *_) = stage_given(
         monkeypatch, training.train_expression, CONFIG, identity, rows, rows, tmp_path, 0, CPU
     )
+    assert again is parts
     assert differing(parts["expression_encoder"].state_dict(), before) == []
     changed = one_step(parts, index, step)
     assert changed == {n for n, _ in parts.named_parameters()}
@@ -131,11 +132,12 @@ def test_the_expression_stage_starts_from_identity_and_leaves_it_alone(rows, tmp
 
 def test_the_expression_stage_shows_only_faces_with_a_label(rows, tmp_path, monkeypatch):
     identity = Encoder(BACKBONE, 16).state_dict()
-    ((_, index, _),) = stage_given(
+    rounds = stage_given(
         monkeypatch, training.train_expression, CONFIG, identity, rows, rows, tmp_path, 0, CPU
     )
     wanted = [(0, i) for i in range(6)] + [(1, i) for i in (0, 1, 3, 4)]
-    assert sorted(map(tuple, index.T.tolist())) == wanted
+    for _, index, _ in rounds:
+        assert sorted(map(tuple, index.T.tolist())) == wanted
 
 
 def test_training_gives_a_state_that_the_model_takes(whole):
@@ -145,7 +147,11 @@ def test_training_gives_a_state_that_the_model_takes(whole):
     assert all(torch.isfinite(value).all() for value in state.values())
     assert all(value.device == CPU for value in state.values())
     metrics = {"identity": "verification", "polish": "verification"}
-    for stage, metric in {**metrics, "expression": "ferplus_accuracy"}.items():
+    for stage, metric in {
+        **metrics,
+        "expression": "ferplus_accuracy",
+        "settle": "ferplus_accuracy",
+    }.items():
         with (out / stage / "log.csv").open(newline="") as file:
             log = list(csv.DictReader(file))
         assert [row["epoch"] for row in log] == ["1", "2"]

@@ -123,7 +123,7 @@ def test_options_that_do_not_exist_are_refused(options, message):
 def test_settings_reach_the_detector():
     dim = photo_of((30, 50, 60, 170))
     assert len(find_faces([dim])) == 1
-    assert len(find_faces([dim], on_missing="skip", config=DetectionConfig(score=0.7))) == 0
+    assert len(find_faces([dim], on_missing="skip", config=DetectionConfig(score=0.97))) == 0
 
 
 def face_in_template(shift):
