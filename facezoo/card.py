@@ -54,6 +54,16 @@ class Preprocessing:
     resampling: str = "bilinear-box"
     """The only resampling there is: bilinear samples, box-averaged where the crop shrinks."""
 
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise CardError(f"preprocessing.size must be 1 pixel or more, got {self.size}")
+        if min(self.std) <= 0:
+            raise CardError(f"preprocessing.std must be above 0, got {self.std}")
+        if self.resampling != "bilinear-box":
+            raise CardError(
+                f"preprocessing.resampling must be 'bilinear-box', got {self.resampling!r}"
+            )
+
 
 @dataclass(frozen=True)
 class Weights:

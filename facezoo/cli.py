@@ -43,7 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        hint = "; run the same command again to continue" if options.command == "extract" else ""
+        hint = ""
+        if options.command == "extract":
+            without = " without --overwrite" if options.overwrite else ""
+            hint = f"; run the same command again{without} to continue"
         print(f"facezoo: interrupted{hint}", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
@@ -232,8 +235,8 @@ def _say(text: str) -> None:
 
 def _add_extract(commands: Any) -> None:
     more = (
-        "Interrupted, the same command goes on where it was. Unreadable files are listed at the "
-        "end, and are an error only with --strict."
+        "Interrupted, the same command without --overwrite goes on where it was. Unreadable files "
+        "are listed at the end, and are an error only with --strict."
     )
     text = "write the features of every face in many photographs to a file"
     command = _command(commands, "extract", _extract, text, more)
@@ -350,7 +353,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.json:
         options.json.write_text(as_json(card, metrics), encoding="utf-8")
     if options.card:
-        write_card(options.card, metrics)
+        write_card(options.card, card, metrics)
     return 0
 
 

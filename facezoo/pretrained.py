@@ -21,6 +21,7 @@ from huggingface_hub import HfApi, PyTorchModelHubMixin
 from facezoo import hub
 from facezoo import weights as files
 from facezoo.card import (
+    DTYPES,
     Card,
     Hub,
     Licenses,
@@ -134,6 +135,7 @@ class Pretrained(PyTorchModelHubMixin, library_name="facezoo"):
         """
         if push_to_hub and repo_id is None:
             raise ValueError("push_to_hub=True needs repo_id='org/name'")
+        _check_precision(self, dtype)
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
         stored = _write_weights(self, folder / WEIGHTS, dtype)
@@ -268,6 +270,7 @@ def build(
 
     Raises:
         TypeError: if the class does not take one of the overrides.
+        CardError: if the card has more or fewer labels than the architecture has classes.
         WeightsMismatchError: if the weights do not fit; the message says so of overrides.
     """
     overrides = overrides or {}
@@ -277,6 +280,11 @@ def build(
     if card is not None:
         model.preprocessing = card.preprocessing
         if overrides.get("num_classes", len(card.labels)) == len(card.labels):
+            if len(card.labels) != len(model.labels):
+                raise CardError(
+                    f"{card.name}: labels must be {len(model.labels)} names, one per class of the "
+                    f"architecture, got {len(card.labels)}"
+                )
             model.labels = card.labels
     if card is not None and path is not None:
         with _blaming_overrides(card, overrides):
@@ -364,6 +372,17 @@ def _hosted(repo: str, revision: str | None, options: HubOptions) -> Source:
 
 
 # Saving.
+
+
+def _check_precision(model: Any, dtype: Any) -> None:
+    """Refuse what a card could not say, before an older file is overwritten."""
+    names = [dtype] if dtype is not None else [p.dtype for p in model.parameters()]
+    for name in {str(files.as_dtype(name)).removeprefix("torch.") for name in names}:
+        if name not in DTYPES:
+            raise ValueError(
+                f"weights are stored as one of {', '.join(DTYPES)}, got {name}; pass dtype= or "
+                "convert the model first"
+            )
 
 
 def _write_weights(model: Any, path: Path, dtype: Any) -> Weights:

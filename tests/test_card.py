@@ -202,3 +202,12 @@ def test_the_cards_that_ship_are_well_formed():
     for name, card in bundled_cards().items():
         assert card.name == name
         assert packaged_file(card).name == f"{name}.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("size", 0), ("std", (0.5, 0.0, 0.5)), ("resampling", "lanczos")],
+)
+def test_preprocessing_that_cannot_work_is_refused(field, value):
+    with pytest.raises(CardError, match=f"preprocessing.{field}"):
+        Preprocessing(**{field: value})

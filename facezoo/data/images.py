@@ -51,6 +51,20 @@ def read_pack(path: str | Path, split: str | None = None) -> pa.Table:
     return table
 
 
+def check_packs(folder: Path, *names: str) -> None:
+    """Refuse a folder that lacks one of the files, before anything is begun.
+
+    Raises:
+        FileNotFoundError: naming the files that are missing.
+    """
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{folder} has no {', '.join(missing)}; --data must name the folder that holds "
+            f"{', '.join(names)}"
+        )
+
+
 def decode(image: bytes) -> Tensor:
     """Pixels of one row, uint8 RGB, (H, W, 3)."""
     with Image.open(io.BytesIO(image)) as photo:

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from facezoo.card import Licenses, Preprocessing
-from facezoo.data.images import as_points, decode, read_pack
+from facezoo.data.images import as_points, check_packs, decode, read_pack
 from facezoo.detector.augment import CANVAS, Photos, scenes
 from facezoo.detector.losses import Targets, detection_loss
 from facezoo.detector.model import FaceDetector, cells
@@ -70,6 +70,7 @@ class DetectorConfig:
 def run(data: Path, out: Path, *, seed: int, device: torch.device) -> Path:
     """Train by the default recipe and write weights and card; returns the card's path."""
     config = DetectorConfig()
+    check_packs(data, "lfw.parquet", "backgrounds.parquet")
     record = begin_run(out, seed=seed, recipe=asdict(config))
     detector = FaceDetector(config.width)
     detector.load_state_dict(train(config, data, out, seed=seed, device=device))
@@ -86,7 +87,7 @@ def run(data: Path, out: Path, *, seed: int, device: torch.device) -> Path:
         licenses=Licenses(
             code="Apache-2.0",
             weights="research-only",
-            data="research-only: LFW and ImageNet, rights of the photographs not cleared",
+            data="research-only",
         ),
         data=(
             "LFW (deep-funneled) train: 8,408 photographs, boxes and landmarks by YuNet",

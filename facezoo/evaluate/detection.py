@@ -63,7 +63,7 @@ def measure(
     return {
         "recall": found / max(1, wanted),
         "false_positives": wrong / max(1, detections),
-        "landmark_error": float(torch.cat(errors).mean()),
+        "landmark_error": float(torch.cat(errors).nanmean()) if found else float("nan"),
         "landmark_median": float(torch.cat(errors).nanmedian()) if found else float("nan"),
         "faces": wanted,
     }

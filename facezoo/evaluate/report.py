@@ -41,9 +41,19 @@ def measure_checkpoint(name: str, data: Path, device: torch.device) -> tuple[Car
     return source.card, [replace(m, value=round(m.value, 4)) for m in metrics]
 
 
-def write_card(card_path: Path, metrics: list[Metric]) -> None:
-    """Put metrics into a card, in place of the ones that it had."""
-    card = replace(Card.load(card_path), metrics=tuple(metrics))
+def write_card(card_path: Path, measured: Card, metrics: list[Metric]) -> None:
+    """Put metrics into a card, in place of the ones that it had.
+
+    Raises:
+        ValueError: if the card is not of the weights that were measured.
+    """
+    card = Card.load(card_path)
+    if card.weights.sha256 != measured.weights.sha256:
+        raise ValueError(
+            f"{card_path} is the card of {card.name}, whose weights are not those of "
+            f"{measured.name} that were measured; give that one's card"
+        )
+    card = replace(card, metrics=tuple(metrics))
     card_path.write_text(card.to_json(), encoding="utf-8")
 
 

@@ -189,10 +189,9 @@ def _plan(
 
 
 def _checkpoint(model: FaceModel) -> str:
-    """``name@sha`` of the file that was loaded; of the tensors themselves if there was none."""
-    if model.card is None:
-        return f"{model.model_name}@{_digest(model)[:12]}"
-    return f"{model.card.name}@{model.card.weights.sha256[:12]}"
+    """``name@sha`` of the tensors as they are now, whatever file they once came from."""
+    name = model.card.name if model.card else model.model_name
+    return f"{name}@{_digest(model)[:12]}"
 
 
 def _digest(model: FaceModel) -> str:

@@ -38,7 +38,9 @@ def similarity_transform(source: Tensor, target: Tensor) -> Tensor:
             "similarity_transform wants source (F, P, 2) and target (P, 2) or (F, P, 2), got "
             f"{tuple(source.shape)} and {tuple(target.shape)}"
         )
-    x, y = source.double(), target.to(source.device).double().expand_as(source)
+    # In double precision, which not every device has, and too little work to need one.
+    x = source.detach().cpu().double()
+    y = target.detach().cpu().double().expand_as(x)
     if not bool(torch.isfinite(x).all() & torch.isfinite(y).all()):
         raise ValueError(
             "similarity_transform got points that are NaN or infinite; drop them first"
@@ -56,18 +58,13 @@ def similarity_transform(source: Tensor, target: Tensor) -> Tensor:
         [torch.stack([cosine, -sine], -1), torch.stack([sine, cosine], -1)], dim=-2
     )
     shift = y_mean[:, 0] - torch.einsum("fij,fj->fi", linear, x_mean[:, 0])
-    return torch.cat([linear, shift[..., None]], -1).to(source.dtype)
+    return torch.cat([linear, shift[..., None]], -1).to(source)
 
 
 def invert(matrices: Tensor) -> Tensor:
     """Inverse of affine matrices, (F, 2, 3)."""
     linear = torch.linalg.inv(matrices[..., :2])
     return torch.cat([linear, -linear @ matrices[..., 2:]], -1)
-
-
-def transform_points(matrices: Tensor, points: Tensor) -> Tensor:
-    """Apply affine matrices (F, 2, 3) to points (F, P, 2)."""
-    return points @ matrices[..., :2].transpose(-1, -2) + matrices[..., None, :, 2]
 
 
 def align(images: Sequence[Tensor], image_index: Tensor, matrices: Tensor, size: int) -> Tensor:
@@ -96,7 +93,7 @@ def align(images: Sequence[Tensor], image_index: Tensor, matrices: Tensor, size:
             )
     device = images[0].device if images else matrices.device
     crops = torch.empty(len(matrices), 3, size, size, device=device)
-    inverse = invert(matrices.double()).cpu()
+    inverse = invert(matrices.cpu().double())
     # The scale of a similarity is the square root of its determinant.
     shrink = torch.linalg.det(inverse[..., :2]).abs().sqrt().tolist()
     groups: dict[int, list[int]] = {}

@@ -154,7 +154,7 @@ def _decode(source: Any) -> NDArray[np.uint8]:
     if isinstance(source, (str, os.PathLike)) or hasattr(source, "read"):
         return _from_file(source)
     if isinstance(source, (list, tuple)):
-        raise ImageError("one image was wanted here, got a list; pass a flat list to read_images()")
+        raise ImageError("one image was wanted here, got a list; pass a flat list")
     raise ImageError(
         f"cannot read an object of type {type(source).__name__}; wanted a path, bytes, a binary "
         "file, a PIL image, a numpy array (H, W, 3), a tensor (3, H, W) or a list of these"
@@ -323,7 +323,7 @@ def _array_shape_message(shape: tuple[int, ...]) -> str:
     if len(shape) == 3 and shape[0] in CHANNELS:
         return wanted + "this is channels first: pass array.transpose(1, 2, 0)"
     if len(shape) == 4:
-        return wanted + "for a batch call read_images()"
+        return wanted + "for a batch pass list(batch)"
     return wanted + "for arrays of paths pass array.tolist()"
 
 
@@ -332,5 +332,5 @@ def _tensor_shape_message(shape: tuple[int, ...]) -> str:
     if len(shape) == 3 and shape[-1] in CHANNELS:
         return wanted + "this is channels last: pass tensor.permute(2, 0, 1)"
     if len(shape) == 4:
-        return wanted + "for a batch call read_images()"
+        return wanted + "for a batch pass list(batch)"
     return wanted + "put the colours first"

@@ -128,3 +128,14 @@ def test_a_step_on_the_logits_leaves_the_identity_encoder_alone(model, batch):
     assert not {k for k in changed if k.startswith("identity_encoder.")}
     parameters = {n for n, _ in model.named_parameters() if not n.startswith("identity_encoder.")}
     assert parameters <= changed
+
+
+@pytest.mark.parametrize("backbone", ["mobilenetv3_small_050", "test_vit.r160_in1k"])
+def test_backbones_with_a_wider_head_or_a_fixed_input_size_work(backbone):
+    encoder = Encoder(backbone, 16).eval()
+    assert encoder(torch.randn(2, 3, 112, 112)).shape == (2, 16)
+
+
+def test_a_classifier_without_classes_is_refused():
+    with pytest.raises(ValueError, match="num_classes=0"):
+        IPDFER(BACKBONE, 16).reset_classifier(0)

@@ -362,7 +362,7 @@ def test_a_batch_gives_its_images():
 
 
 def test_a_batch_is_refused_where_one_image_is_wanted():
-    with pytest.raises(ImageError, match="for a batch call read_images"):
+    with pytest.raises(ImageError, match=r"for a batch pass list\(batch\)"):
         read_image(torch.zeros(2, 3, 4, 4))
 
 

@@ -97,8 +97,13 @@ class IPDFER(FaceModel):
             labels: names of the classes, K; None for ``class_0`` and so on.
 
         Raises:
-            ValueError: if the numbers do not agree.
+            ValueError: if the numbers do not agree, or there is no class.
         """
+        if num_classes < 1:
+            raise ValueError(
+                f"reset_classifier got num_classes={num_classes}; give 1 or more, or call "
+                "encode_expression() for features without a classifier"
+            )
         if labels is not None and len(labels) != num_classes:
             raise ValueError(
                 f"reset_classifier got num_classes={num_classes} and {len(labels)} labels; "

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 from facezoo.card import Licenses, Preprocessing
 from facezoo.data.images import (
     aligned_crops,
+    check_packs,
     label_distributions,
     majority_labels,
     read_pack,
@@ -109,6 +110,7 @@ class TrainConfig:
 def run(data: Path, out: Path, *, seed: int, device: torch.device) -> Path:
     """Train by the default recipe and write weights and card; returns the card's path."""
     config = TrainConfig()
+    check_packs(data, "ferplus.parquet", "lfw.parquet", "lfw_pairs_val.csv")
     record = begin_run(out, seed=seed, recipe=asdict(config))
     tensors = train(config, data, out, seed=seed, device=device)
     model = IPDFER(config.backbone, config.feature_dim, len(EXPRESSIONS))
@@ -126,7 +128,7 @@ def run(data: Path, out: Path, *, seed: int, device: torch.device) -> Path:
         licenses=Licenses(
             code="Apache-2.0",
             weights="research-only",
-            data="research-only: LFW and FER2013, rights of the photographs not cleared",
+            data="research-only",
         ),
         data=(
             "FER+ train: 26,804 images of FER2013 with the annotators' votes",
