@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NoReturn
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -28,6 +30,9 @@ from facezoo.results import ExpressionPrediction, FaceEncoding, Faces
 
 Images = ImageSource | Sequence[ImageSource]
 Stage = Callable[[Tensor], Tensor]
+
+CHUNK_BYTES = 256 * 2**20
+"""Decoded photographs that are held at once, however large ``batch_size`` is."""
 
 # What a model can be asked for, and the stage that it must have for it. Stages take prepared crops;
 # ``classify_features`` takes the expression features of such.
@@ -294,13 +299,17 @@ class FaceModel(nn.Module, Pretrained):
             raise ValueError("images is an empty list; give one photograph or more")
         if options.batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {options.batch_size}")
-        starts = range(0, len(sources), options.batch_size)
-        for begin in tqdm(starts, disable=not options.progress, unit="batch"):
-            part = sources[begin : begin + options.batch_size]
-            places = [begin + i if len(sources) > 1 else None for i in range(len(part))]
-            photos = [read_image(s, place) for s, place in zip(part, places, strict=True)]
-            names = [describe(s, place) for s, place in zip(part, places, strict=True)]
-            yield begin, names, to_device(photos, self.device)
+        photos: list[NDArray[np.uint8]] = []
+        names: list[str] = []
+        bar = tqdm(sources, disable=not options.progress, unit="photo")
+        for index, source in enumerate(bar):
+            place = index if len(sources) > 1 else None
+            photos.append(read_image(source, place))
+            names.append(describe(source, place))
+            full = sum(photo.nbytes for photo in photos) >= CHUNK_BYTES
+            if full or len(photos) == options.batch_size or index + 1 == len(sources):
+                yield index + 1 - len(photos), names, to_device(photos, self.device)
+                photos, names = [], []
 
 
 def check_shape(images: Tensor, shape: tuple[int, int, int], name: str = "images") -> None:

@@ -162,7 +162,7 @@ class SquareDetector(nn.Module):
         points = torch.zeros(len(images), count, 5, 2)
         for row, patches in enumerate(found):
             for slot, (x0, y0, x1, y1, brightness) in enumerate(patches):
-                logits[row, slot] = 12 * brightness - 5
+                logits[row, slot] = 16 * brightness - 5.6
                 boxes[row, slot] = torch.tensor([x0, y0, x1, y1])
                 extent = torch.tensor([x1 - x0, y1 - y0])
                 points[row, slot] = torch.tensor([x0, y0]) + (FACE + 0.5) / 112 * extent

@@ -18,14 +18,14 @@ from facezoo.results import Faces
 class DetectionConfig:
     """How photographs are shown to the detector and what counts as a face."""
 
-    smallest_side: int = 160
+    smallest_side: int = 64
     """Photographs whose longer side is shorter than this are enlarged to it, pixels."""
     largest_side: int = 640
     """Photographs whose longer side is longer than this are reduced to it, pixels."""
-    again_above: int = 256
+    again_above: int = 96
     """Photographs with a longer side are also shown in half size, and again, so that a face may
     fill them; pixels."""
-    score: float = 0.9
+    score: float = 0.955
     """Least score of a face."""
     smallest_face: float = 20.0
     """Least length of a face's longer side, as the detector is shown it, pixels."""

@@ -19,7 +19,8 @@ def detector():
     return SquareDetector()
 
 
-EASY = DetectionConfig(score=0.5)
+EASY = DetectionConfig(score=0.5, smallest_side=160, again_above=256)
+SIZES = DetectionConfig(smallest_side=160, again_above=256)
 
 
 class Saying(nn.Module):
@@ -51,7 +52,7 @@ def same(first, second):
 
 
 def test_a_square_comes_back_exactly_in_a_photograph_that_is_shown_as_it_is(detector):
-    faces = detect(detector, [photo_of((30, 50, 60), height=180, width=220)])
+    faces = detect(detector, [photo_of((30, 50, 60), height=180, width=220)], SIZES)
     torch.testing.assert_close(faces.boxes, torch.tensor([edges_of(30, 50, 60)]))
     wanted = torch.tensor([29.5, 49.5]) + (FACE + 0.5) * 60 / 112
     torch.testing.assert_close(faces.landmarks[0], wanted)
@@ -71,7 +72,7 @@ def test_a_square_comes_back_exactly_in_a_photograph_that_is_shown_as_it_is(dete
     ],
 )
 def test_boxes_are_in_pixels_of_the_photograph_whatever_its_size(detector, height, width, square):
-    faces = detect(detector, [photo_of(square, height=height, width=width)])
+    faces = detect(detector, [photo_of(square, height=height, width=width)], SIZES)
     assert len(faces) == 1
     longest = max(height, width)
     # Half a pixel of the coarsest view that may share in the box's position, and a little.
@@ -85,16 +86,16 @@ def test_boxes_are_in_pixels_of_the_photograph_whatever_its_size(detector, heigh
 
 
 def test_photographs_are_shown_enlarged_reduced_and_again_in_half_size(detector):
-    detect(detector, [photo_of(height=40, width=80)])
+    detect(detector, [photo_of(height=40, width=80)], SIZES)
     assert detector.shown == [(1, 3, 128, 192)]  # 80 x 160, padded
     detector.shown.clear()
-    detect(detector, [photo_of(height=1280, width=640)])
+    detect(detector, [photo_of(height=1280, width=640)], SIZES)
     assert detector.shown == [(1, 3, 640, 320), (1, 3, 320, 192), (1, 3, 192, 128)]
 
 
 def test_views_of_one_size_are_shown_together_up_to_the_batch_size(detector):
     photos = [photo_of((9, 9, 40), height=200, width=100 + i) for i in range(5)]
-    faces = detect(detector, photos, DetectionConfig(batch_size=2))
+    faces = detect(detector, photos, dataclasses.replace(SIZES, batch_size=2))
     assert detector.shown == [(2, 3, 256, 128)] * 2 + [(1, 3, 256, 128)]
     assert faces.image_index.tolist() == [0, 1, 2, 3, 4]
 
@@ -107,10 +108,10 @@ def test_what_is_found_does_not_depend_on_the_other_photographs(detector):
         photo_of((350, 200, 150), height=480, width=640),
         photo_of((100, 90, 70)),
     ]
-    together = detect(detector, photos, DetectionConfig(batch_size=3))
+    together = detect(detector, photos, dataclasses.replace(SIZES, batch_size=3))
     assert together.image_index.tolist() == [0, 0, 1, 3, 4]
     for index, photo in enumerate(photos):
-        alone = detect(detector, [photo])
+        alone = detect(detector, [photo], SIZES)
         mine = together[together.image_index == index]
         assert same(mine, dataclasses.replace(alone, image_index=mine.image_index))
 
@@ -142,15 +143,15 @@ def test_faces_are_ordered_by_photograph_and_then_by_falling_score(detector):
     faces = detect(detector, photos)
     assert faces.image_index.tolist() == [0, 0, 0, 1, 1]
     assert faces.boxes[:, 0].round().tolist() == [120, 10, 10, 130, 50]
-    wanted = [torch.tensor(12 * b / 255 - 5).sigmoid().item() for b in (255, 220, 180, 240, 200)]
+    wanted = [torch.tensor(16 * b / 255 - 5.6).sigmoid().item() for b in (255, 220, 180, 240, 200)]
     assert faces.scores.tolist() == pytest.approx(wanted, abs=1e-4)
 
 
 def test_faint_faces_are_left_out():
-    photo = photo_of((10, 10, 40, 150), (120, 10, 40, 170))  # scores 0.89 and 0.95
+    photo = photo_of((10, 10, 40, 134), (120, 10, 40, 140))  # scores 0.94 and 0.96
     assert len(detect(SquareDetector(), [photo])) == 1
-    assert len(detect(SquareDetector(), [photo], DetectionConfig(score=0.8))) == 2
-    assert len(detect(SquareDetector(), [photo], DetectionConfig(score=0.97))) == 0
+    assert len(detect(SquareDetector(), [photo], DetectionConfig(score=0.9))) == 2
+    assert len(detect(SquareDetector(), [photo], DetectionConfig(score=0.99))) == 0
 
 
 def test_faces_that_are_shown_too_small_are_left_out():
