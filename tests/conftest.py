@@ -1,6 +1,7 @@
 """What every test starts from: fixed seeds, and no way out to the network."""
 
 import random
+import signal
 import socket
 
 import numpy as np
@@ -9,6 +10,9 @@ import torch
 
 # The networks of the tests are so small that a second thread costs more than it brings.
 torch.set_num_threads(1)
+
+# A shell starts background jobs with Ctrl-C ignored, and tests of Ctrl-C would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LOCAL = ("127.0.0.1", "::1", "localhost")
 
