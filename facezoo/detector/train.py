@@ -180,10 +180,8 @@ def train(
     val = read_pack(data / "lfw.parquet", "val").slice(0, _WATCHED)
     torch.manual_seed(seed)
     detector = FaceDetector(config.width).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    rows = torch.arange(count)
-    for number, stage in enumerate((config.tiled, config.natural)):
-        if number:
-            rows = extra
+    stages = ((config.tiled, torch.arange(count)), (config.natural, extra))
+    for number, (stage, rows) in enumerate(stages):
         state = _fit(
             detector, stage, config, source, rows, val, out / stage.name, seed + number, save_every
         )
