@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NoReturn
 
@@ -39,12 +39,18 @@ CHUNK_BYTES = 256 * 2**20
 CAPABILITIES = {
     "encode_expression": "embed_expression",
     "encode_identity": "embed_identity",
+    "encode_pose": "embed_pose",
     "predict_expression": "classify_features",
+    "reconstruct": "reconstruct_crops",
+    "neutralize": "neutralize_crops",
+    "frontalize": "frontalize_crops",
 }
 
 
 @dataclass(frozen=True)
-class _Options:
+class Options:
+    """What every public method takes beside photographs; see ``FaceModel.encode_expression``."""
+
     faces: Which
     on_missing: OnMissing
     aligned: bool
@@ -68,6 +74,8 @@ class FaceModel(nn.Module, Pretrained):
     preprocessing: Preprocessing = Preprocessing()
     labels: tuple[str, ...] = ()
     card: Card | None = None
+    absent: Mapping[str, str] = {}
+    """What the family can do and this configuration of it cannot, and why."""
 
     @property
     def device(self) -> torch.device:
@@ -84,10 +92,13 @@ class FaceModel(nn.Module, Pretrained):
         """Channels, height and width of a prepared crop."""
         return (3, self.preprocessing.size, self.preprocessing.size)
 
-    @classmethod
-    def capabilities(cls) -> list[str]:
+    def capabilities(self) -> list[str]:
         """Names of the methods that this model can be asked for."""
-        return [name for name, stage in CAPABILITIES.items() if hasattr(cls, stage)]
+        return [
+            name
+            for name, stage in CAPABILITIES.items()
+            if hasattr(self, stage) and name not in self.absent
+        ]
 
     def encode_expression(
         self,
@@ -118,7 +129,7 @@ class FaceModel(nn.Module, Pretrained):
             NoFaceError: if a photograph has no face and ``on_missing`` is ``"raise"``.
             UnsupportedError: if this family has no expression features.
         """
-        options = _Options(faces, on_missing, aligned, batch_size, progress)
+        options = Options(faces, on_missing, aligned, batch_size, progress)
         return self._encode(images, ["encode_expression"], options)[0]["encode_expression"]
 
     def encode_identity(
@@ -132,8 +143,22 @@ class FaceModel(nn.Module, Pretrained):
         progress: bool = False,
     ) -> Tensor:
         """Identity features of the faces in photographs; see ``encode_expression``."""
-        options = _Options(faces, on_missing, aligned, batch_size, progress)
+        options = Options(faces, on_missing, aligned, batch_size, progress)
         return self._encode(images, ["encode_identity"], options)[0]["encode_identity"]
+
+    def encode_pose(
+        self,
+        images: Images,
+        *,
+        faces: Which = "largest",
+        on_missing: OnMissing = "raise",
+        aligned: bool = False,
+        batch_size: int = 64,
+        progress: bool = False,
+    ) -> Tensor:
+        """Pose features of the faces in photographs; see ``encode_expression``."""
+        options = Options(faces, on_missing, aligned, batch_size, progress)
+        return self._encode(images, ["encode_pose"], options)[0]["encode_pose"]
 
     def encode(
         self,
@@ -150,13 +175,14 @@ class FaceModel(nn.Module, Pretrained):
         Returns:
             Features by name, None for what this family lacks, and the faces.
         """
-        options = _Options(faces, on_missing, aligned, batch_size, progress)
+        options = Options(faces, on_missing, aligned, batch_size, progress)
         wanted = [name for name in self.capabilities() if name.startswith("encode_")]
         features, found = self._encode(images, wanted, options)
         named = {name.removeprefix("encode_"): value for name, value in features.items()}
         return FaceEncoding(
             expression=named.get("expression"),
             identity=named.get("identity"),
+            pose=named.get("pose"),
             faces=found,
         )
 
@@ -175,7 +201,7 @@ class FaceModel(nn.Module, Pretrained):
         Returns:
             Labels, probabilities and faces.
         """
-        options = _Options(faces, on_missing, aligned, batch_size, progress)
+        options = Options(faces, on_missing, aligned, batch_size, progress)
         results, found = self._encode(images, ["predict_expression"], options)
         probabilities = results["predict_expression"].softmax(-1)
         return ExpressionPrediction(
@@ -198,10 +224,10 @@ class FaceModel(nn.Module, Pretrained):
             batch_size: crops per forward pass.
 
         Returns:
-            float32 features, or logits, by name, (F, D).
+            float32 by name: features or logits, (F, D), or normalised crops, (F, 3, S, S).
 
         Raises:
-            UnsupportedError: if this family cannot do one of them.
+            UnsupportedError: if this model cannot do one of them.
         """
         for name in wanted:
             self._stage(name)
@@ -232,17 +258,27 @@ class FaceModel(nn.Module, Pretrained):
         return {name: results[name].float() for name in wanted}
 
     def _stage(self, name: str) -> Stage:
-        stage = getattr(self, CAPABILITIES[name], None)
-        return stage if stage is not None else self._refuse(name)
+        stage: Stage | None = getattr(self, CAPABILITIES[name], None)
+        return stage if stage is not None and name not in self.absent else self.refuse(name)
 
-    def _refuse(self, name: str) -> NoReturn:
+    def refuse(self, name: str) -> NoReturn:
+        """Say that this model cannot do ``name``, a method of some model, and what can.
+
+        Raises:
+            UnsupportedError: always.
+        """
+        if name in self.absent:
+            raise UnsupportedError(
+                f"this {self.model_name} cannot {name}: {self.absent[name]}; load a checkpoint "
+                "that has it (facezoo.info(NAME) shows the architecture)"
+            )
         able = [f for f in FAMILIES if hasattr(model_class(f), CAPABILITIES[name])]
         raise UnsupportedError(
             f"{self.model_name} cannot {name}; models that can: {', '.join(able) or 'none'}"
         )
 
     def _encode(
-        self, images: Images, wanted: Sequence[str], options: _Options
+        self, images: Images, wanted: Sequence[str], options: Options
     ) -> tuple[dict[str, Tensor], Faces | None]:
         """Results by capability, and where the faces stand, over all photographs."""
         check_options(options.faces, options.on_missing)
@@ -278,7 +314,7 @@ class FaceModel(nn.Module, Pretrained):
             batch_size: faces per forward pass.
 
         Returns:
-            float32 features, or logits, by name, (F, D).
+            float32 by name: features or logits, (F, D), or normalised crops, (F, 3, S, S).
         """
         known = torch.isfinite(faces.scores)
         if bool(known.all()):
@@ -286,12 +322,12 @@ class FaceModel(nn.Module, Pretrained):
         features = self.run(prepare(photos, faces[known], self.preprocessing), wanted, batch_size)
         filled = {}
         for name, rows in features.items():
-            filled[name] = rows.new_full((len(faces), rows.shape[1]), float("nan"))
+            filled[name] = rows.new_full((len(faces), *rows.shape[1:]), float("nan"))
             filled[name][known] = rows
         return filled
 
     def _chunks(
-        self, images: Images, options: _Options
+        self, images: Images, options: Options
     ) -> Iterator[tuple[int, list[str], list[Tensor]]]:
         """Photographs on the device, a batch at a time: index of the first, names, pixels."""
         sources = as_list(images)

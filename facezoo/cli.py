@@ -316,19 +316,54 @@ def _add_train(commands: Any) -> None:
     command.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="for state, log, weights and card"
     )
-    command.add_argument("--seed", type=int, default=0, metavar="N")
+    command.add_argument("--seed", type=int, nargs="+", default=[0], metavar="N")
+    command.add_argument("--recipe", metavar="NAME", help=_RECIPES)
+    command.add_argument(
+        "--without",
+        action="append",
+        default=[],
+        metavar="PART",
+        help="leave a part of the objective out; may be given again",
+    )
+    command.add_argument(
+        "--dataset", metavar="NAME", help="DIR is a data set in its official layout, such as raf-db"
+    )
+    command.add_argument("--fold", type=int, metavar="N", help="the fold left for testing, for ck+")
+    command.add_argument("--start", metavar="CHECKPOINT", help="take the identity encoder from it")
     _add_device(command)
+
+
+_RECIPES = "of ipd-fer: paper, paper-baseline, compact or compact-baseline (default: paper)"
+_OF_IPD_FER = ("recipe", "without", "dataset", "fold", "start")
 
 
 def _train(options: argparse.Namespace) -> int:
     from facezoo.registry import best_device
 
-    if options.model == "face-detector":
-        from facezoo.detector.train import run
-    else:
-        from facezoo.models.ipd_fer.train import run
     device = best_device(options.device)
-    print(run(options.data, options.out, seed=options.seed, device=device))
+    if options.model == "face-detector":
+        from facezoo.detector.train import run as train_detector
+
+        given = [name for name in _OF_IPD_FER if getattr(options, name) not in (None, [])]
+        if given or len(options.seed) > 1:
+            what = f"--{given[0]}" if given else "several seeds"
+            raise ValueError(f"face-detector has one recipe and trains one seed; leave out {what}")
+        print(train_detector(options.data, options.out, seed=options.seed[0], device=device))
+        return 0
+    from facezoo.models.ipd_fer.train import run
+
+    cards = run(
+        options.data,
+        options.out,
+        seeds=options.seed,
+        device=device,
+        name=options.recipe or "paper",
+        without=tuple(options.without),
+        dataset=options.dataset,
+        fold=options.fold,
+        start=options.start,
+    )
+    print(*cards, sep="\n")
     return 0
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import platform
 import subprocess
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +64,92 @@ def set_cosine_rate(
         factor = progress / warmup
     else:
         factor = 0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * (progress - warmup) / (1 - warmup)))
+    set_rate(optimizer, peak * factor)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set the learning rate of every group, times the group's ``"rate_scale"`` if it has one."""
     for group in optimizer.param_groups:
-        group["lr"] = peak * factor * group.get("rate_scale", 1.0)
+        group["lr"] = rate * group.get("rate_scale", 1.0)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes that train one model together, each on its share of every batch.
+
+    They are what ``accelerate launch`` (or torchrun) starts; without it there is one.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    @classmethod
+    def present(cls) -> Processes:
+        """Those of this run.
+
+        Raises:
+            ImportError: if there are several and accelerate is not installed.
+        """
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return cls()
+        state = _partial_state()
+        return cls(state.process_index, state.num_processes)
+
+    @property
+    def first(self) -> bool:
+        """Whether this process is the one that validates and writes."""
+        return self.rank == 0
+
+    @property
+    def path(self) -> tuple[int, ...]:
+        """What tells this process's random numbers from the first one's."""
+        return (self.rank,) if self.rank else ()
+
+    def share(self, batch: Tensor) -> Tensor:
+        """This process's part of a batch's row numbers.
+
+        Raises:
+            ValueError: if the batch cannot be shared evenly, which would weigh rows unevenly.
+        """
+        if len(batch) % self.count:
+            raise ValueError(
+                f"a batch of {len(batch)} cannot be shared by {self.count} processes; start a "
+                "number of processes that divides it"
+            )
+        return batch[self.rank :: self.count]
+
+    def wait(self) -> None:
+        """Go on when every process is here."""
+        if self.count > 1:
+            _partial_state().wait_for_everyone()
+
+    def mean_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        """Replace every gradient by its mean over the processes."""
+        if self.count == 1:
+            return
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    torch.distributed.all_reduce(parameter.grad)
+                    parameter.grad /= self.count
+
+
+def _partial_state() -> Any:
+    try:
+        from accelerate import PartialState
+    except ImportError as error:
+        raise ImportError(
+            "training in several processes needs accelerate: pip install 'facezoo[train]'"
+        ) from error
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One step of an optimiser down the gradient of a loss, over all processes' shares."""
+    optimizer.zero_grad()
+    loss.backward()
+    Processes.present().mean_gradients(optimizer)
+    optimizer.step()
 
 
 class WeightAverage:
@@ -159,6 +245,8 @@ def write_checkpoint(
     *,
     model: str,
     tag: str,
+    default: bool = True,
+    flags: str = "",
     architecture: dict[str, Any],
     preprocessing: Preprocessing,
     labels: tuple[str, ...],
@@ -176,12 +264,12 @@ def write_checkpoint(
     weights = save(module, out / f"{model}.{tag}.safetensors", precision)
     count = sum(parameter.numel() for parameter in module.parameters())
     size, digest = weights.stat().st_size, sha256_of(weights)
-    command = f"facezoo train {model} --data DATA --out runs/{model} --seed {run['seed']}"
+    command = f"facezoo train {model} --data DATA --out runs/{model}{flags} --seed {run['seed']}"
     training = Training(data, command, run["commit"], run["recipe"], run["seed"], run["hardware"])
     card = Card(
         model=model,
         tag=tag,
-        default=True,
+        default=default,
         architecture=architecture,
         preprocessing=preprocessing,
         labels=labels,

@@ -58,6 +58,7 @@ def write_ferplus(folder, train=6, val=4, test=4, side=48):
                 "expression": EXPRESSIONS[index % 8],
                 "landmarks": None if index == 1 else points,
                 "teacher_identity": None if index == 1 else embedding(rng).tolist(),
+                "yaw": None if index == 2 else 9.0 * index - 20,
             }
         )
     pq.write_table(pa.Table.from_pylist(rows), folder / "ferplus.parquet")
@@ -81,6 +82,7 @@ def write_lfw(folder, train=6, val=4, side=64):
                 "faces": [face],
                 "unsure": [[0.0, 0.0, 5.0, 5.0]] if index % 2 else [],
                 "teacher_identity": embedding(rng).tolist(),
+                "yaw": 9.0 * index - 20,
             }
         )
     pq.write_table(pa.Table.from_pylist(rows), folder / "lfw.parquet")

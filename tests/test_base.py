@@ -16,7 +16,16 @@ from facezoo.models.ipd_fer import IPDFER
 from facezoo.preprocess import pipeline
 from facezoo.preprocess.pipeline import find_faces, prepare
 
-TINY = {"ipd-fer": {"backbone": "test_resnet.r160_in1k", "feature_dim": 24}}
+BACKBONE = "test_resnet.r160_in1k"
+TINY = {
+    "ipd-fer": {
+        "backbone": BACKBONE,
+        "feature_dim": 24,
+        "pose_backbone": BACKBONE,
+        "decoder_size": 14,
+        "decoder_width": 4,
+    }
+}
 """Architectures that take milliseconds, by family; a family that is not here is built as it is."""
 
 
@@ -317,9 +326,13 @@ def test_run_gives_float32_by_name_in_batches(model):
 
 
 def test_a_model_says_what_it_can_do():
-    assert OnlyIdentity.capabilities() == ["encode_identity"]
-    able = ["encode_expression", "encode_identity", "predict_expression"]
-    assert IPDFER.capabilities() == able
+    assert OnlyIdentity().capabilities() == ["encode_identity"]
+    able = ["encode_expression", "encode_identity", "encode_pose", "predict_expression"]
+    pictures = ["reconstruct", "neutralize", "frontalize"]
+    assert IPDFER(**TINY["ipd-fer"]).capabilities() == able + pictures
+    able.remove("encode_pose")
+    encoders = IPDFER(BACKBONE, 24, pose_backbone=None, decoder_size=None)
+    assert encoders.capabilities() == able
 
 
 @pytest.mark.parametrize("method", ["encode_expression", "predict_expression"])

@@ -178,22 +178,49 @@ def test_convert_writes_safetensors_and_prints_the_file(tmp_path, capsys):
     assert "is there already" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("name", "module"),
-    [("ipd-fer", "facezoo.models.ipd_fer.train"), ("face-detector", "facezoo.detector.train")],
-)
-def test_train_hands_its_arguments_to_the_recipe(name, module, monkeypatch, tmp_path, capsys):
+def test_train_hands_its_arguments_to_the_detectors_recipe(monkeypatch, tmp_path, capsys):
     called = []
 
     def recipe(data, out, *, seed, device):
         called.append((data, out, seed, device))
         return out / "card.json"
 
-    monkeypatch.setattr(f"{module}.run", recipe)
-    arguments = ["train", name, "--data", "packs", "--out", str(tmp_path)]
+    monkeypatch.setattr("facezoo.detector.train.run", recipe)
+    arguments = ["train", "face-detector", "--data", "packs", "--out", str(tmp_path)]
     assert main([*arguments, "--seed", "3", "--device", "cpu"]) == 0
     assert called == [(Path("packs"), tmp_path, 3, torch.device("cpu"))]
     assert capsys.readouterr().out.strip() == str(tmp_path / "card.json")
+    for flags, named in ((["--seed", "1", "2"], "several seeds"), (["--fold", "1"], "--fold")):
+        assert main([*arguments, *flags]) == 1
+        assert f"leave out {named}" in capsys.readouterr().err
+
+
+def test_train_hands_its_arguments_to_the_recipe_of_ipd_fer(monkeypatch, tmp_path, capsys):
+    called = []
+
+    def recipe(data, out, **options):
+        called.append((data, out, options))
+        return [out / "first.json", out / "second.json"]
+
+    monkeypatch.setattr("facezoo.models.ipd_fer.train.run", recipe)
+    arguments = ["train", "ipd-fer", "--data", "packs", "--out", str(tmp_path), "--device", "cpu"]
+    assert main(arguments) == 0
+    flags = ["--seed", "0", "1", "--recipe", "compact", "--without", "cos", "--without", "id"]
+    assert main([*arguments, *flags, "--dataset", "ck+", "--fold", "3", "--start", "ipd-fer"]) == 0
+    plain, full = (options for _, _, options in called)
+    nothing = {"without": (), "dataset": None, "fold": None, "start": None}
+    assert plain == {"seeds": [0], "device": torch.device("cpu"), "name": "paper", **nothing}
+    assert full == {
+        "seeds": [0, 1],
+        "device": torch.device("cpu"),
+        "name": "compact",
+        "without": ("cos", "id"),
+        "dataset": "ck+",
+        "fold": 3,
+        "start": "ipd-fer",
+    }
+    cards = [str(tmp_path / name) for name in ("first.json", "second.json")]
+    assert capsys.readouterr().out.split() == cards * 2
 
 
 # --- predict -----------------------------------------------------------------------------------

@@ -81,6 +81,11 @@ def teacher_embeddings(table: pa.Table) -> Tensor:
     return _rows(table["teacher_identity"].to_pylist(), 128)
 
 
+def yaw_column(table: pa.Table) -> Tensor:
+    """Yaw of each row's face as the pack has it, degrees, NaN where unknown, (N,)."""
+    return _rows([[float("nan") if y is None else y] for y in table["yaw"].to_pylist()], 1)[:, 0]
+
+
 def _rows(values: list[Any], width: int) -> Tensor:
     missing = [float("nan")] * width
     return torch.from_numpy(np.array([missing if v is None else v for v in values], np.float32))

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from facezoo.errors import UnsupportedError
 from facezoo.models.ipd_fer import IPDFER
-from facezoo.models.ipd_fer.networks import Encoder
+from facezoo.models.ipd_fer.networks import Decoder, Encoder
 from facezoo.results import EXPRESSIONS
 
 BACKBONE = "test_resnet.r160_in1k"
@@ -13,7 +14,7 @@ BACKBONE = "test_resnet.r160_in1k"
 
 @pytest.fixture
 def model():
-    return IPDFER(BACKBONE, feature_dim=24).eval()
+    return IPDFER(BACKBONE, 24, 8, BACKBONE, decoder_size=28, decoder_width=8).eval()
 
 
 @pytest.fixture
@@ -125,8 +126,8 @@ def test_a_step_on_the_logits_leaves_the_identity_encoder_alone(model, batch):
     nn.functional.cross_entropy(model(batch), torch.tensor([0, 1, 2])).backward()
     optimizer.step()
     changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
-    assert not {k for k in changed if k.startswith("identity_encoder.")}
-    parameters = {n for n, _ in model.named_parameters() if not n.startswith("identity_encoder.")}
+    assert {k.split(".")[0] for k in changed} == {"expression_encoder", "expression_classifier"}
+    parameters = {n for n, _ in model.named_parameters() if n.startswith("expression_")}
     assert parameters <= changed
 
 
@@ -139,3 +140,82 @@ def test_backbones_with_a_wider_head_or_a_fixed_input_size_work(backbone):
 def test_a_classifier_without_classes_is_refused():
     with pytest.raises(ValueError, match="num_classes=0"):
         IPDFER(BACKBONE, 16).reset_classifier(0)
+
+
+def test_a_pose_encoder_of_its_own_tells_five_classes(model, batch):
+    features = model.embed_pose(batch)
+    assert features.shape == (3, 24)
+    assert model.classify_pose(features).shape == (3, 5)
+    assert not torch.allclose(features, model.embed_identity(batch))
+
+
+def test_pictures_are_decoded_from_the_sums_that_section_3_1_names(model, batch):
+    identity, pose = model.embed_identity(batch), model.embed_pose(batch)
+    expression = model.embed_expression(batch)
+    torch.testing.assert_close(model.frontalize_crops(batch), model.decode(identity))
+    torch.testing.assert_close(model.neutralize_crops(batch), model.decode(identity + pose))
+    whole = model.decode(identity + pose + expression)
+    torch.testing.assert_close(model.reconstruct_crops(batch), whole)
+    assert whole.shape == batch.shape
+    assert whole.abs().max() <= 1
+
+
+def test_expression_is_encoded_without_the_other_networks(model, batch, monkeypatch):
+    for part in ("identity_encoder", "pose_encoder", "decoder"):
+        monkeypatch.setattr(getattr(model, part), "forward", None)
+    model.run(batch, ["encode_expression", "predict_expression"])
+
+
+@pytest.mark.parametrize(("size", "stages"), [(14, 2), (56, 4), (112, 5)])
+def test_a_decoder_has_one_stage_for_each_doubling(size, stages):
+    decoder = Decoder(24, size, width=32)
+    assert len(decoder.stages) == stages
+    assert decoder.generate(torch.randn(2, 24)).shape == (2, 3, size, size)
+    assert decoder(torch.randn(2, 24)).shape == (2, 3, 112, 112)
+
+
+def test_a_decoder_of_a_size_that_doubling_does_not_reach_is_refused():
+    with pytest.raises(ValueError, match=r"14, 28, 56, 112, \.\.\. pixels, got 60"):
+        Decoder(24, 60)
+    with pytest.raises(ValueError, match="width 4 cannot be halved 4 times"):
+        Decoder(24, 112, width=4)
+
+
+def test_features_of_lower_rank_keep_to_their_subspace(batch):
+    model = IPDFER(BACKBONE, 24, 8, None, None, expression_rank=3).eval()
+    features = model.embed_expression(torch.rand(20, 3, 112, 112))
+    assert torch.linalg.matrix_rank(features - features.mean(0), tol=1e-4) <= 3
+
+
+def test_without_a_pose_branch_a_neutral_face_is_identity_alone(batch):
+    model = IPDFER(BACKBONE, 24, 8, None, 14, 8).eval()
+    torch.testing.assert_close(model.neutralize_crops(batch), model.frontalize_crops(batch))
+    both = model.embed_identity(batch) + model.embed_expression(batch)
+    torch.testing.assert_close(model.reconstruct_crops(batch), model.decode(both))
+    with pytest.raises(UnsupportedError, match="without a pose branch"):
+        model.encode_pose(batch[0], aligned=True)
+    with pytest.raises(UnsupportedError, match="without a pose branch"):
+        model.embed_pose(batch)
+
+
+def test_public_pictures_are_rgb_in_the_models_template(model):
+    crops = torch.randint(0, 256, (2, 3, 112, 112), dtype=torch.uint8)
+    images = list(crops)
+    unit = (model.reconstruct_crops(crops / 127.5 - 1) + 1) / 2
+    torch.testing.assert_close(model.reconstruct(images, aligned=True), unit, atol=1e-3, rtol=0)
+    for method in (model.neutralize, model.frontalize):
+        made = method(images, aligned=True)
+        assert made.shape == (2, 3, 112, 112)
+        assert made.min() >= 0
+        assert made.max() <= 1
+
+
+def test_an_expression_is_transferred_onto_every_target(model):
+    source, *targets = torch.randint(0, 256, (3, 3, 112, 112), dtype=torch.uint8)
+    batch = torch.stack([source, *targets]) / 127.5 - 1
+    features = model.embed_identity(batch) + model.embed_pose(batch)
+    wanted = model.decode(features[1:] + model.embed_expression(batch)[:1])
+    made = model.transfer_expression(source, targets, aligned=True)
+    torch.testing.assert_close(made, (wanted + 1) / 2, atol=1e-3, rtol=0)
+    with pytest.raises(ValueError, match="got 2 source faces and 3 target faces"):
+        model.transfer_expression(targets, [source, *targets], aligned=True)

@@ -6,8 +6,19 @@ import pytest
 import torch
 
 from facezoo.models.ipd_fer.losses import (
+    classification_loss,
+    confusion_loss,
+    discriminator_loss,
     expression_loss,
+    fake_expression_loss,
+    fake_neutral_loss,
+    generative_loss,
+    generator_loss,
+    identity_consistency_loss,
     margin_loss,
+    orthogonality_loss,
+    pose_loss,
+    reconstruction_loss,
     similarity_matching_loss,
     teacher_loss,
 )
@@ -28,6 +39,89 @@ def cross_entropies(logits, targets):
         -sum(t * math.log(p) for t, p in zip(target, softmax(row), strict=True))
         for row, target in zip(logits.tolist(), targets.tolist(), strict=True)
     ]
+
+
+def mean(values):
+    values = list(values)
+    return torch.tensor(sum(values) / len(values))
+
+
+def l1(a, b):
+    """Mean absolute difference of two flat lists."""
+    return sum(abs(x - y) for x, y in zip(a, b, strict=True)) / len(a)
+
+
+def flat(batch):
+    return [image.flatten().tolist() for image in batch]
+
+
+def test_reconstruction_loss_is_equation_1():
+    full, neutral, real = torch.rand(3, 4, 3, 2, 2)
+    is_neutral = torch.tensor([True, False, False, True])
+    each = [
+        l1(f, x) + (l1(n, x) if c else 0)
+        for f, n, x, c in zip(flat(full), flat(neutral), flat(real), is_neutral, strict=True)
+    ]
+    torch.testing.assert_close(reconstruction_loss(full, neutral, real, is_neutral), mean(each))
+
+
+def test_identity_consistency_loss_is_equation_2():
+    full, neutral, real = torch.randn(3, 5, 7)
+    each = [
+        l1(f, x) + l1(n, x)
+        for f, n, x in zip(full.tolist(), neutral.tolist(), real.tolist(), strict=True)
+    ]
+    torch.testing.assert_close(identity_consistency_loss(full, neutral, real), mean(each))
+
+
+def test_orthogonality_loss_is_equation_3():
+    identity, expression = torch.randn(2, 6, 5)
+    pairs = zip(identity.tolist(), expression.tolist(), strict=True)
+    wanted = mean(abs(cosine(a, b)) for a, b in pairs)
+    torch.testing.assert_close(orthogonality_loss(identity, expression), wanted)
+    assert orthogonality_loss(torch.eye(2)[:1], torch.eye(2)[1:]) == 0
+
+
+def test_confusion_loss_is_equation_4_and_least_where_no_pose_can_be_told():
+    logits = torch.randn(4, 5)
+    wanted = mean(-sum(math.log(p) / 5 for p in softmax(row)) for row in logits.tolist())
+    torch.testing.assert_close(confusion_loss(logits), wanted)
+    torch.testing.assert_close(confusion_loss(torch.ones(2, 5)), torch.tensor(math.log(5)))
+
+
+def test_pose_loss_is_equation_6_over_the_rows_of_known_pose():
+    logits, labels = torch.randn(4, 5), torch.tensor([3, -1, 0, 4])
+    known = [(row, c) for row, c in zip(logits.tolist(), labels.tolist(), strict=True) if c >= 0]
+    wanted = mean(-math.log(softmax(row)[c]) for row, c in known)
+    torch.testing.assert_close(pose_loss(logits, labels), wanted)
+    assert pose_loss(logits, torch.full((4,), -1)) == 0
+
+
+def test_classification_loss_is_equation_7():
+    assert classification_loss(torch.tensor(2.0), torch.tensor(0.5)) == 2.5
+
+
+def test_the_discriminators_losses_are_equations_8_to_10():
+    logits, targets = torch.randn(5, 8), torch.rand(5, 8).softmax(1)
+    wanted = mean(cross_entropies(logits, targets))
+    torch.testing.assert_close(discriminator_loss(logits, targets), wanted)
+    torch.testing.assert_close(fake_expression_loss(logits, targets), wanted)
+    of_neutral = mean(-math.log(softmax(row)[2]) for row in logits.tolist())
+    torch.testing.assert_close(fake_neutral_loss(logits, 2), of_neutral)
+
+
+def test_generative_loss_is_equation_11_with_the_weights_of_section_4_2():
+    neutral, expression, identity, reconstruction = terms = torch.rand(4)
+    wanted = 0.001 * neutral + 0.001 * expression + 1 * identity + 10 * reconstruction
+    torch.testing.assert_close(generative_loss(tuple(terms)), wanted)
+    torch.testing.assert_close(generative_loss(tuple(terms), (1, 0, 0, 0)), neutral)
+
+
+def test_generator_loss_is_equation_12_with_the_weights_of_section_4_2():
+    generative, classification, orthogonality, confusion = torch.rand(4)
+    wanted = generative + classification + 0.5 * orthogonality + 1 * confusion
+    found = generator_loss(generative, classification, orthogonality, confusion)
+    torch.testing.assert_close(found, wanted)
 
 
 def test_expression_loss_of_classes_is_equation_5():

@@ -1,58 +1,56 @@
-"""Training of IPD-FER's encoders on tiny packs: what each stage changes, and exact resume."""
+"""Training of IPD-FER on tiny packs from the first round to the card, and exact resume."""
 
 import csv
+import json
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
+from ipd_fer_tiny import BACKBONE, BASELINE, COMPACT, CPU, PAPER, differing
 from packs import write_packs
+from PIL import Image
 
+import facezoo
+from facezoo.data.expressions import with_labels
+from facezoo.errors import UnsupportedError
 from facezoo.models.ipd_fer import IPDFER
-from facezoo.models.ipd_fer import train as training
-from facezoo.models.ipd_fer.networks import Encoder
-from facezoo.models.ipd_fer.train import Rows, StageConfig, TrainConfig, embed, read_rows, train
-
-CPU = torch.device("cpu")
-BACKBONE = "test_resnet.r160_in1k"
-STAGE = StageConfig(epochs=2, sizes=((0, 32),), batch_size=4)
-# Batches: 2 x 4 of 5 + 2 x 6 examples for identity, 2 x 1 of 6 for its second round, and 2 x 2 of
-# 10 for expression.
-CONFIG = TrainConfig(
-    backbone=BACKBONE, feature_dim=16, identity=STAGE, polish=STAGE, expression=STAGE, settle=STAGE
-)
+from facezoo.models.ipd_fer.train import algorithm, rounds, rows, run, sources, start, train
+from facezoo.models.ipd_fer.train import command as training
+from facezoo.models.ipd_fer.train.sources import Sources, from_packs, split_rows
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
+def folder(tmp_path_factory):
     return write_packs(tmp_path_factory.mktemp("packs"))
 
 
 @pytest.fixture(scope="module")
-def rows(data):
-    return [read_rows(data, pack, "train") for pack in ("ferplus", "lfw")]
+def data(folder):
+    return from_packs(folder)
 
 
 @pytest.fixture
 def saving_often(monkeypatch):
     """A saved state every second batch."""
-    monkeypatch.setattr(training, "fit", partial(training.fit, save_every=2))
+    for module in (algorithm, start):
+        monkeypatch.setattr(module, "fit", partial(rounds.fit, save_every=2))
 
 
 @pytest.fixture(scope="module")
 def whole(data, tmp_path_factory):
-    """The result of a run that nothing interrupted, and its folder."""
-    out = tmp_path_factory.mktemp("run")
-    return train(CONFIG, data, out, seed=3, device=CPU), out
-
-
-def differing(first, second):
-    assert first.keys() == second.keys()
-    return [key for key in first if not torch.equal(first[key], second[key])]
+    """The results of runs that nothing interrupted, and their folders."""
+    results = {}
+    for name, chosen in (("paper", PAPER), ("compact", COMPACT), ("baseline", BASELINE)):
+        out = tmp_path_factory.mktemp(name)
+        model = train(chosen, data, out / "start", out, seed=3, device=CPU)
+        results[name] = chosen, model.state_dict(), out
+    return results
 
 
 def interrupt_after(monkeypatch, steps):
-    """Ctrl-C once ``steps`` batches have been augmented, over all stages."""
-    pick, calls = training._pick, []
+    """Ctrl-C once ``steps`` batches have been augmented, over all rounds."""
+    pick, calls = rows.pick, []
 
     def counted(*arguments):
         calls.append(1)
@@ -60,173 +58,164 @@ def interrupt_after(monkeypatch, steps):
             raise KeyboardInterrupt
         return pick(*arguments)
 
-    monkeypatch.setattr(training, "_pick", counted)
+    for module in (algorithm, start):
+        monkeypatch.setattr(module, "pick", counted)
 
 
-def stage_given(monkeypatch, stage, *arguments):
-    """Parts, index and step function of each round that a stage wants of ``fit``."""
-    rounds = []
-
-    def caught(parts, config, index, step, *rest):
-        rounds.append((parts, index, step))
-        return parts.state_dict()
-
-    monkeypatch.setattr(training, "fit", caught)
-    stage(*arguments)
-    return rounds
-
-
-def one_step(parts, index, step):
-    """Names of the parameters that one optimiser step changes."""
-    for parameter in parts.parameters():  # timm starts residual branches at zero
-        torch.nn.init.normal_(parameter, std=0.1)
-    before = {name: p.detach().clone() for name, p in parts.named_parameters()}
-    optimizer = torch.optim.AdamW(parts.parameters(), lr=0.01, weight_decay=0)
-    parts.train()
-    step(index, 32, torch.Generator().manual_seed(0)).backward()
-    optimizer.step()
-    return {n for n, p in parts.named_parameters() if not torch.equal(p, before[n])}
-
-
-def test_rows_hold_crops_embeddings_labels_and_names(rows):
-    ferplus, lfw = rows
-    assert ferplus.crops.shape == (6, 1, 128, 128)
-    assert lfw.crops.shape == (6, 3, 128, 128)
-    assert torch.isfinite(ferplus.teacher).all(1).tolist() == [True, False] + [True] * 4
-    assert ferplus.persons == [""] * 6
-    assert lfw.persons == ["person0", "person0", "person1", "person1", "person2", "person2"]
-    assert lfw.expression.sum(1).tolist() == [1, 1, 0, 1, 1, 0]
-
-
-def test_the_identity_stage_trains_its_encoder_head_and_centres(rows, tmp_path, monkeypatch):
-    (parts, index, step), (again, *_) = stage_given(
-        monkeypatch, training.train_identity, CONFIG, rows, rows[1], None, tmp_path, 0, CPU
-    )
-    assert again is parts
-    assert {n.split(".")[0] for n, _ in parts.named_parameters()} == {"encoder", "head", "centres"}
-    assert one_step(parts, index, step) == {n for n, _ in parts.named_parameters()}
-
-
-def test_the_identity_stage_shows_lfw_twice_and_then_once_more_alone(rows, tmp_path, monkeypatch):
-    rounds = stage_given(
-        monkeypatch, training.train_identity, CONFIG, rows, rows[1], None, tmp_path, 0, CPU
-    )
-    shown = [sorted(map(tuple, index.T.tolist())) for _, index, _ in rounds]
-    ferplus, lfw = [(0, i) for i in (0, 2, 3, 4, 5)], [(1, i) for i in range(6)]
-    assert shown == [sorted(ferplus + lfw * 2), lfw]
-
-
-def test_the_expression_stage_starts_from_identity_and_leaves_it_alone(rows, tmp_path, monkeypatch):
-    identity = Encoder(BACKBONE, 16).state_dict()
-    before = {k: v.clone() for k, v in identity.items()}
-    (parts, index, step), (again, *_) = stage_given(
-        monkeypatch, training.train_expression, CONFIG, identity, rows, rows, tmp_path, 0, CPU
-    )
-    assert again is parts
-    assert differing(parts["expression_encoder"].state_dict(), before) == []
-    changed = one_step(parts, index, step)
-    assert changed == {n for n, _ in parts.named_parameters()}
-    assert {n.split(".")[0] for n in changed} == {"expression_encoder", "expression_classifier"}
-    assert differing(identity, before) == []
-
-
-def test_the_expression_stage_shows_only_faces_with_a_label(rows, tmp_path, monkeypatch):
-    identity = Encoder(BACKBONE, 16).state_dict()
-    rounds = stage_given(
-        monkeypatch, training.train_expression, CONFIG, identity, rows, rows, tmp_path, 0, CPU
-    )
-    wanted = [(0, i) for i in range(6)] + [(1, i) for i in (0, 1, 3, 4)]
-    for _, index, _ in rounds:
-        assert sorted(map(tuple, index.T.tolist())) == wanted
-
-
-def test_training_gives_a_state_that_the_model_takes(whole):
-    state, out = whole
-    model = IPDFER(BACKBONE, 16)
-    model.load_state_dict(state)
+@pytest.mark.parametrize("name", ["paper", "compact", "baseline"])
+def test_training_gives_a_model_and_a_log_of_every_round(whole, name):
+    _, state, out = whole[name]
     assert all(torch.isfinite(value).all() for value in state.values())
     assert all(value.device == CPU for value in state.values())
-    metrics = {"identity": "verification", "polish": "verification"}
-    for stage, metric in {
-        **metrics,
-        "expression": "ferplus_accuracy",
-        "settle": "ferplus_accuracy",
-    }.items():
+    metrics = dict.fromkeys(("start/identity", "start/polish"), "verification")
+    later = ("start/expression", "start/settle", "main")
+    for stage, metric in (metrics | dict.fromkeys(later, "ferplus_accuracy")).items():
         with (out / stage / "log.csv").open(newline="") as file:
             log = list(csv.DictReader(file))
         assert [row["epoch"] for row in log] == ["1", "2"]
         assert all(0 <= float(row[metric]) <= 1 for row in log)
 
 
+def test_the_identity_encoder_stays_as_the_first_rounds_left_it(whole):
+    states = [state for _, state, _ in whole.values()]
+    of_identity = [{k: v for k, v in s.items() if k.startswith("identity")} for s in states]
+    assert differing(of_identity[0], of_identity[1]) == []
+    assert differing(of_identity[0], of_identity[2]) == []
+
+
 @pytest.mark.parametrize(
-    "after",
-    [3, 9, 10, 13],
-    ids=["within identity", "within its second round", "before expression", "in the last epoch"],
+    ("name", "after"),
+    [("baseline", 3), ("baseline", 9), ("baseline", 10), ("compact", 20), ("paper", 21)],
+    ids=[
+        "in identity",
+        "in its second round",
+        "before expression",
+        "in the last",
+        "in Algorithm 1",
+    ],
 )
 def test_an_interrupted_run_ends_at_the_same_weights(
-    data, whole, tmp_path, monkeypatch, saving_often, after
+    data, whole, tmp_path, monkeypatch, saving_often, name, after
 ):
+    chosen, state, _ = whole[name]
     with monkeypatch.context() as patch:
         interrupt_after(patch, after)
         with pytest.raises(KeyboardInterrupt):
-            train(CONFIG, data, tmp_path, seed=3, device=CPU)
+            train(chosen, data, tmp_path / "start", tmp_path, seed=3, device=CPU)
     torch.manual_seed(77)
-    resumed = train(CONFIG, data, tmp_path, seed=3, device=CPU)
-    assert differing(whole[0], resumed) == []
-
-
-def test_a_run_interrupted_while_it_validates_ends_at_the_same_weights(
-    data, whole, tmp_path, monkeypatch
-):
-    with monkeypatch.context() as patch:
-        patch.setattr(training, "embed", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            train(CONFIG, data, tmp_path, seed=3, device=CPU)
-    assert differing(whole[0], train(CONFIG, data, tmp_path, seed=3, device=CPU)) == []
+    resumed = train(chosen, data, tmp_path / "start", tmp_path, seed=3, device=CPU)
+    assert differing(state, resumed.state_dict()) == []
 
 
 def test_a_finished_run_is_not_trained_again(data, whole, monkeypatch):
-    state, out = whole
+    chosen, state, out = whole["compact"]
     interrupt_after(monkeypatch, 0)
-    assert differing(state, train(CONFIG, data, out, seed=3, device=CPU)) == []
+    again = train(chosen, data, out / "start", out, seed=3, device=CPU)
+    assert differing(state, again.state_dict()) == []
 
 
-def test_another_seed_gives_other_weights(data, whole, tmp_path):
-    assert differing(whole[0], train(CONFIG, data, tmp_path, seed=4, device=CPU))
+def test_another_seed_gives_other_weights_from_the_same_start(data, whole, tmp_path):
+    chosen, state, out = whole["compact"]
+    other = train(chosen, data, out / "start", tmp_path, seed=4, device=CPU)
+    changed = {key.split(".")[0] for key in differing(state, other.state_dict())}
+    assert "expression_encoder" in changed
+    assert "identity_encoder" not in changed
 
 
-def test_the_crop_side_follows_the_recipe_and_the_best_epoch_at_the_last_side_is_kept(tmp_path):
-    part = torch.nn.Linear(2, 1)
-    sides, scores, states = [], iter([0.9, 0.5, 0.7, 0.6]), []
-
-    def step(chosen, size, draw):
-        sides.append(size)
-        return part(torch.rand(len(chosen[0]), 2, generator=draw)).square().mean()
-
-    def validate(network, *_):
-        states.append({k: v.clone() for k, v in network.state_dict().items()})
-        return {"score": next(scores)}
-
-    config = StageConfig(epochs=4, sizes=((0, 8), (1, 16)), batch_size=2, rate=0.1)
-    index = torch.zeros(2, 4, dtype=torch.long)
-    kept = training.fit(part, config, index, step, validate, "score", tmp_path / "stage", 0)
-    assert sides == [8, 8] + [16] * 6
-    assert differing(kept, states[2]) == []
+@pytest.fixture
+def tiny_recipes(monkeypatch):
+    tiny = {"paper": PAPER, "compact": COMPACT, "compact-baseline": BASELINE}
+    monkeypatch.setattr(training, "recipe", lambda name, without: tiny[name])
 
 
-def test_features_do_not_depend_on_the_batch_they_are_computed_in():
-    crops = torch.randint(0, 256, (5, 3, 128, 128), dtype=torch.uint8)
-    encoder = Encoder(BACKBONE, 16).eval()
-    together = embed(encoder, crops, CPU)
-    assert together.shape == (5, 16)
-    assert together.dtype == torch.float32
-    torch.testing.assert_close(embed(encoder, crops, CPU, batch=2), together, atol=2e-2, rtol=2e-2)
+def test_a_run_writes_a_checkpoint_for_every_seed_that_loads(folder, tmp_path, tiny_recipes):
+    cards = run(folder, tmp_path, seeds=[0, 1], device=CPU, name="compact")
+    assert [card.parent.name for card in cards] == ["compact-seed0", "compact-seed1"]
+    card = json.loads(cards[1].read_text())
+    assert card["tag"] == "ferplus-lfw"
+    assert card["default"]
+    assert card["training"]["command"] == (
+        "facezoo train ipd-fer --data DATA --out runs/ipd-fer --recipe compact --seed 1"
+    )
+    model = facezoo.load(str(cards[1].with_suffix(".safetensors")))
+    assert model.architecture["expression_rank"] == 4
+    assert (tmp_path / "start" / "identity" / "state.pt").is_file()
 
 
-def test_persons_are_numbered_across_packs_if_they_have_two_photographs():
-    def rows_of(*names):
-        none = torch.zeros(len(names), 0)
-        return Rows(none, none, none, none, list(names), list(names))
+def test_a_baseline_has_encoders_only_and_a_tag_of_its_own(folder, tmp_path, tiny_recipes):
+    (path,) = run(folder, tmp_path, seeds=[0], device=CPU, name="compact-baseline")
+    card = json.loads(path.read_text())
+    assert (card["tag"], card["default"]) == ("ferplus-lfw-compact-baseline", False)
+    model = facezoo.load(str(path.with_suffix(".safetensors")))
+    assert {"reconstruct", "encode_pose"}.isdisjoint(model.capabilities())
+    with pytest.raises(UnsupportedError, match="without a decoder"):
+        model.reconstruct(torch.zeros(3, 112, 112), aligned=True)
 
-    numbers = training._number_persons([rows_of("b", "", "a"), rows_of("a", "c", "b", "d", "")])
-    assert [n.tolist() for n in numbers] == [[1, -1, 0], [0, -1, 1, -1, -1]]
+
+def small_set(tmp_path, monkeypatch, **fields):
+    """A data set of drawn images under the name raf-db, read by nobody's reader."""
+    words = ["neutral", "happiness", "surprise", "sadness"] * 5
+    files = [tmp_path / f"image{number}.png" for number in range(20)]
+    for number, file in enumerate(files):
+        Image.new("RGB", (40, 40), (10 * number, 99, 0)).save(file)
+    splits = fields.pop("splits", ["train"] * 16 + ["test"] * 4)
+    points = torch.rand(20, 5, 2) * 40
+    data = with_labels("raf-db", files, words, splits, cropped=True, landmarks=points, **fields)
+    monkeypatch.setattr(sources, "read_official", lambda name, root: data)
+    return data
+
+
+def test_an_official_set_trains_from_the_identity_encoder_of_a_checkpoint(
+    whole, tmp_path, monkeypatch, tiny_recipes
+):
+    small_set(tmp_path, monkeypatch)
+    monkeypatch.setattr(sources, "_HELD_OUT", 0.3)
+    model = IPDFER(BACKBONE, 16, 8, BACKBONE, 14, 8)
+    model.save_pretrained(tmp_path / "begun")
+    monkeypatch.setattr(training, "recipe", lambda *_: replace(PAPER, lfw_trust=0.0))
+    (path,) = run(
+        tmp_path,
+        tmp_path / "out",
+        seeds=[0],
+        device=CPU,
+        dataset="raf-db",
+        start=str(tmp_path / "begun"),
+    )
+    trained = facezoo.load(str(path.with_suffix(".safetensors")))
+    before, after = model.identity_encoder.state_dict(), trained.identity_encoder.state_dict()
+    assert differing(before, after) == []
+    card = json.loads(path.read_text())
+    assert card["tag"] == "raf-db-paper"
+    assert "--dataset raf-db" in card["training"]["command"]
+
+
+def test_an_official_set_without_a_start_is_refused(tmp_path, tiny_recipes):
+    with pytest.raises(ValueError, match="--start CHECKPOINT"):
+        run(tmp_path, tmp_path, seeds=[0], device=CPU, dataset="raf-db")
+
+
+def test_rows_that_validate_are_apart_from_those_that_train_and_from_the_test(
+    tmp_path, monkeypatch
+):
+    data = small_set(tmp_path, monkeypatch)
+    monkeypatch.setattr(sources, "_HELD_OUT", 0.3)
+    train_rows, val_rows = split_rows(data, None)
+    assert sorted([*train_rows.tolist(), *val_rows.tolist()]) == list(range(16))
+    assert 0 < len(val_rows) < 10
+
+
+def test_folds_leave_one_for_testing_and_one_for_validation(tmp_path, monkeypatch):
+    fold = torch.arange(20) % 10
+    data = small_set(tmp_path, monkeypatch, splits=[""] * 20, fold=fold)
+    train_rows, val_rows = split_rows(data, 9)
+    assert set(fold[val_rows].tolist()) == {0}
+    assert set(fold[train_rows].tolist()) == set(range(1, 9))
+    with pytest.raises(ValueError, match="is split into folds, and no fold was given"):
+        split_rows(data, None)
+    with pytest.raises(ValueError, match="fold must be 0 to 9"):
+        split_rows(data, 10)
+
+
+def test_sources_say_what_they_are(data):
+    assert isinstance(data, Sources)
+    assert data.said[0].startswith("FER+ train")

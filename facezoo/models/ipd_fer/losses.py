@@ -1,6 +1,10 @@
-"""Losses of IPD-FER.
+"""Losses of IPD-FER, equations (1) to (12).
 
 Source: Jiang & Deng, "Disentangling Identity and Pose for Facial Expression Recognition", Sec. 3.
+Where the paper writes an L1 norm, the mean over its entries is taken, so that no weight depends on
+a size. Where it has one class per image, a distribution may stand, such as the shares of the
+annotators' votes, of which one class is the special case.
+
 The paper takes its identity encoder from face recognition on CASIA-WebFace; the three losses that
 train ours from a teacher's embeddings are not in the paper and say so.
 """
@@ -13,10 +17,10 @@ from torch import Tensor
 
 
 def expression_loss(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Cross-entropy of the expression classifier: L_exp, eq. (5).
+    """Cross-entropy with distributions for targets: L_exp, eq. (5).
 
-    The paper's targets are one class per image; ours may be a distribution, such as the shares of
-    the annotators' votes, of which one class is the special case.
+    The same serves eq. (8), where D(x) of real crops stands for the logits, and eq. (10), where
+    D(G_dec(f_id + f_pose + f_exp)) does.
 
     Args:
         logits: C_exp(E_exp(x)), (B, K).
@@ -30,6 +34,146 @@ def expression_loss(logits: Tensor, targets: Tensor, weights: Tensor | None = No
     if weights is None:
         return losses.mean()
     return (losses * weights).sum() / weights.sum().clamp(min=1e-6)
+
+
+def reconstruction_loss(full: Tensor, neutral: Tensor, real: Tensor, is_neutral: Tensor) -> Tensor:
+    """L1 distance of generated crops from the real one: L_recon, eq. (1).
+
+    Args:
+        full: G_dec(f_id + f_pose + f_exp), (B, 3, H, W).
+        neutral: G_dec(f_id + f_pose), (B, 3, H, W); counts only where the real face is neutral.
+        real: x, (B, 3, H, W).
+        is_neutral: 1[y_e = c], bool, (B,).
+
+    Returns:
+        Scalar: mean over the batch, rows that are not neutral included as zeros in the second term.
+    """
+    whole = (full.float() - real).abs().mean()
+    parts = (neutral.float() - real).abs().mean((1, 2, 3))
+    return whole + (parts * is_neutral).mean()
+
+
+def identity_consistency_loss(full: Tensor, neutral: Tensor, real: Tensor) -> Tensor:
+    """L1 distance between identity features of generated and real crops: L_id, eq. (2).
+
+    Args:
+        full: N(G_dec(f_id + f_pose + f_exp)), (B, D).
+        neutral: N(G_dec(f_id + f_pose)), (B, D).
+        real: N(x), (B, D).
+
+    Returns:
+        Scalar.
+    """
+    return (full.float() - real).abs().mean() + (neutral.float() - real).abs().mean()
+
+
+def orthogonality_loss(identity: Tensor, expression: Tensor) -> Tensor:
+    """Mean absolute cosine between paired features: L_cos, eq. (3).
+
+    Args:
+        identity: f_id, (B, D).
+        expression: f_exp, (B, D).
+
+    Returns:
+        Scalar in [0, 1]; 0 when every pair is orthogonal.
+    """
+    return F.cosine_similarity(identity.float(), expression.float(), dim=-1).abs().mean()
+
+
+def confusion_loss(pose_logits: Tensor) -> Tensor:
+    """Cross-entropy of the uniform distribution: L_confusion, eq. (4).
+
+    Args:
+        pose_logits: C_p(E_exp(x)), (B, K_P).
+
+    Returns:
+        Scalar, at least log K_P, which it is when no pose can be told from the expression feature.
+    """
+    return -F.log_softmax(pose_logits.float(), -1).mean()
+
+
+def pose_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of the pose classifier: L_pose, eq. (6).
+
+    Args:
+        logits: C_p(E_pose(x)), (B, K_P).
+        labels: pose class of Table 1, -1 where unknown, int64, (B,).
+
+    Returns:
+        Scalar: mean over the rows of known pose, 0 if there is none.
+    """
+    known = labels >= 0
+    if not bool(known.any()):
+        return logits.sum() * 0
+    return F.cross_entropy(logits[known].float(), labels[known])
+
+
+def classification_loss(expression: Tensor, pose: Tensor) -> Tensor:
+    """L_c = L_exp + L_pose, eq. (7), of the two scalars."""
+    return expression + pose
+
+
+def discriminator_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of D on real crops: L^r_exp, eq. (8).
+
+    Args:
+        logits: D(x) before the softmax, (B, K).
+        targets: probabilities of the real expression, rows sum to one, (B, K).
+
+    Returns:
+        Scalar.
+    """
+    return expression_loss(logits, targets)
+
+
+def fake_neutral_loss(logits: Tensor, neutral: int) -> Tensor:
+    """How little D takes a neutralised crop for neutral: L^f_neu, eq. (9).
+
+    Args:
+        logits: D(G_dec(f_id + f_pose)) before the softmax, (B, K).
+        neutral: index c of the neutral class.
+
+    Returns:
+        Scalar.
+    """
+    return -F.log_softmax(logits.float(), -1)[:, neutral].mean()
+
+
+def fake_expression_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """How little D finds the expression in a reconstructed crop: L^f_exp, eq. (10).
+
+    Args:
+        logits: D(G_dec(f_id + f_pose + f_exp)) before the softmax, (B, K).
+        targets: probabilities of the real expression, rows sum to one, (B, K).
+
+    Returns:
+        Scalar.
+    """
+    return expression_loss(logits, targets)
+
+
+def generative_loss(
+    terms: tuple[Tensor, Tensor, Tensor, Tensor],
+    lambdas: tuple[float, float, float, float] = (0.001, 0.001, 1.0, 10.0),
+) -> Tensor:
+    """L'_G = λ1 L^f_neu + λ2 L^f_exp + λ3 L_id + λ4 L_recon, eq. (11).
+
+    Args:
+        terms: the four losses, in this order.
+        lambdas: their weights; those of Sec. 4.2 unless told.
+    """
+    return torch.stack([w * t for w, t in zip(lambdas, terms, strict=True)]).sum()
+
+
+def generator_loss(
+    generative: Tensor,
+    classification: Tensor,
+    orthogonality: Tensor,
+    confusion: Tensor,
+    betas: tuple[float, float] = (0.5, 1.0),
+) -> Tensor:
+    """L_G = L'_G + L_c + β1 L_cos + β2 L_confusion, eq. (12); β of Sec. 4.2."""
+    return generative + classification + betas[0] * orthogonality + betas[1] * confusion
 
 
 def teacher_loss(predicted: Tensor, teacher: Tensor) -> Tensor:

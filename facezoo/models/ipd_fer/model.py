@@ -4,40 +4,73 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
-from facezoo.base import FaceModel, check_shape
-from facezoo.models.ipd_fer.networks import Encoder
+from facezoo.base import Images, Options, check_shape
+from facezoo.decoding import DecodingModel
+from facezoo.models.ipd_fer.networks import Decoder, Encoder
+from facezoo.preprocess.pipeline import OnMissing, Which
 from facezoo.results import EXPRESSIONS
 
+POSES = 5
+"""K_P: |yaw| of 0 to 10, 10 to 20, 20 to 30, 30 to 40 and over 40 degrees (Table 1)."""
 
-class IPDFER(FaceModel):
-    """A face as the sum of identity and expression features.
+
+class IPDFER(DecodingModel):
+    """A face as the sum of identity, pose and expression features.
 
     Source: Jiang & Deng, "Disentangling Identity and Pose for Facial Expression Recognition",
-    Sec. 3: the identity encoder E_id, the expression encoder E_exp and the classifier C_exp.
+    Sec. 3 and Fig. 2: the encoders E_id, E_pose and E_exp, the classifiers C_p and C_exp, the
+    decoder G_dec. The discriminator is used in training only. The arguments' defaults are the
+    paper's.
 
     Args:
-        backbone: timm model behind both encoders; the paper's is ResNet-18.
-        feature_dim: D of f_id and f_exp; 512 in the paper.
+        backbone: timm model behind E_id and E_exp.
+        feature_dim: D of all three features.
         num_classes: K, expressions to tell apart.
+        pose_backbone: timm model behind E_pose; None leaves the pose branch out, as the paper does
+            for CK+, whose faces are frontal.
+        decoder_size: side of what the decoder makes, pixels, enlarged to the crops' where smaller;
+            None leaves the decoder out.
+        decoder_width: channels of the decoder's first map.
+        expression_rank: dimensions that f_exp may use (ours): fewer leave less room for identity;
+            None for all D.
     """
 
     model_name: ClassVar[str | None] = "ipd-fer"
 
     def __init__(
-        self, backbone: str = "resnet18", feature_dim: int = 512, num_classes: int = 8
+        self,
+        backbone: str = "resnet18",
+        feature_dim: int = 512,
+        num_classes: int = 8,
+        pose_backbone: str | None = "resnet18",
+        decoder_size: int | None = 112,
+        decoder_width: int = 256,
+        expression_rank: int | None = None,
     ) -> None:
         super().__init__()
         self.architecture: dict[str, Any] = {
             "backbone": backbone,
             "feature_dim": feature_dim,
             "num_classes": num_classes,
+            "pose_backbone": pose_backbone,
+            "decoder_size": decoder_size,
+            "decoder_width": decoder_width,
+            "expression_rank": expression_rank,
         }
         self.num_features = feature_dim
         self.identity_encoder = Encoder(backbone, feature_dim)
-        self.expression_encoder = Encoder(backbone, feature_dim)
+        self.expression_encoder = Encoder(backbone, feature_dim, rank=expression_rank)
         self.expression_classifier = nn.Linear(feature_dim, num_classes)
+        self.pose_encoder = self.pose_classifier = self.decoder = None
+        if pose_backbone is not None:
+            self.pose_encoder = Encoder(pose_backbone, feature_dim)
+            self.pose_classifier = nn.Linear(feature_dim, POSES)
+        if decoder_size is not None:
+            self.decoder = Decoder(feature_dim, decoder_size, decoder_width)
+        self.absent = _absent(pose=pose_backbone is not None, decoder=decoder_size is not None)
         self.labels = _default_labels(num_classes)
 
     def embed_expression(self, images: Tensor) -> Tensor:
@@ -71,6 +104,114 @@ class IPDFER(FaceModel):
         check_shape(images, self.input_shape)
         features: Tensor = self.identity_encoder(images)
         return features
+
+    def embed_pose(self, images: Tensor) -> Tensor:
+        """Pose features f_pose (Sec. 3.1), keeping gradients.
+
+        Args:
+            images: aligned, normalised crops, (B, 3, 112, 112).
+
+        Returns:
+            (B, D).
+
+        Raises:
+            ValueError: if ``images`` has another shape.
+            UnsupportedError: if this model has no pose branch.
+        """
+        check_shape(images, self.input_shape)
+        if self.pose_encoder is None:
+            self.refuse("encode_pose")
+        features: Tensor = self.pose_encoder(images)
+        return features
+
+    def classify_pose(self, features: Tensor) -> Tensor:
+        """Logits of C_p (Sec. 3.2) over the classes of Table 1, of features (B, D), (B, 5).
+
+        Raises:
+            UnsupportedError: if this model has no pose branch.
+        """
+        if self.pose_classifier is None:
+            self.refuse("encode_pose")
+        logits: Tensor = self.pose_classifier(features)
+        return logits
+
+    def decode(self, features: Tensor) -> Tensor:
+        """Crops that G_dec makes of a sum of features, keeping gradients.
+
+        Args:
+            features: f_id, f_id + f_pose or f_id + f_pose + f_exp (Sec. 3.1), (B, D).
+
+        Returns:
+            Normalised like the crops that go in, (B, 3, 112, 112).
+
+        Raises:
+            UnsupportedError: if this model has no decoder.
+        """
+        if self.decoder is None:
+            self.refuse("reconstruct")
+        images: Tensor = self.decoder(features)
+        return images
+
+    def frontalize_crops(self, images: Tensor) -> Tensor:
+        """G_dec(f_id) (Fig. 9): the frontal, neutral face, normalised, (B, 3, 112, 112)."""
+        return self.decode(self.embed_identity(images))
+
+    def neutralize_crops(self, images: Tensor) -> Tensor:
+        """G_dec(f_id + f_pose) (Sec. 3.1): the neutral face in its pose, (B, 3, 112, 112)."""
+        return self.decode(self._posed_identity(images))
+
+    def reconstruct_crops(self, images: Tensor) -> Tensor:
+        """G_dec(f_id + f_pose + f_exp) (Sec. 3.1): the face as it is, (B, 3, 112, 112)."""
+        return self.decode(self._posed_identity(images) + self.embed_expression(images))
+
+    def _posed_identity(self, images: Tensor) -> Tensor:
+        identity = self.embed_identity(images)
+        return identity if self.pose_encoder is None else identity + self.embed_pose(images)
+
+    @torch.inference_mode()
+    def transfer_expression(
+        self,
+        source: Images,
+        target: Images,
+        *,
+        faces: Which = "largest",
+        on_missing: OnMissing = "raise",
+        aligned: bool = False,
+        batch_size: int = 64,
+        progress: bool = False,
+    ) -> Tensor:
+        """Faces of ``target`` with the expression of ``source``: G_dec over mixed features.
+
+        Args:
+            source: photographs whose f_exp is taken: one, or as many faces as ``target`` has.
+            target: photographs whose f_id and f_pose are taken.
+            faces: see ``encode_expression``, as all that follow.
+            on_missing: what becomes of a photograph without a face.
+            aligned: whether the images are crops in the model's template already.
+            batch_size: photographs, and then faces, that are worked on at once.
+            progress: whether to show a progress bar.
+
+        Returns:
+            RGB crops in [0, 1] in the model's template, (F, 3, 112, 112).
+
+        Raises:
+            ValueError: if the numbers of faces do not go together.
+            UnsupportedError: if this model has no decoder.
+        """
+        if "reconstruct" in self.absent:
+            self.refuse("transfer_expression")
+        options = Options(faces, on_missing, aligned, batch_size, progress)
+        expression = self._encode(source, ["encode_expression"], options)[0]["encode_expression"]
+        named = ["encode_identity", "encode_pose"][: 1 if self.pose_encoder is None else 2]
+        kept, _ = self._encode(target, named, options)
+        base = torch.stack(list(kept.values())).sum(0)
+        if len(expression) not in (1, len(base)):
+            raise ValueError(
+                f"transfer_expression got {len(expression)} source faces and {len(base)} target "
+                "faces; give one source, or as many as there are targets"
+            )
+        mixed = (base + expression).to(self.dtype).split(batch_size)
+        return self.to_unit(torch.cat([self.decode(part).float() for part in mixed]))
 
     def classify_features(self, features: Tensor) -> Tensor:
         """Logits of C_exp (Sec. 3.2) from expression features (B, D), keeping gradients, (B, K)."""
@@ -115,6 +256,18 @@ class IPDFER(FaceModel):
         )
         self.architecture = {**self.architecture, "num_classes": num_classes}
         self.labels = labels or tuple(f"class_{index}" for index in range(num_classes))
+
+
+def _absent(*, pose: bool, decoder: bool) -> dict[str, str]:
+    """What a configuration cannot do, and why."""
+    reasons = {}
+    if not pose:
+        reasons["encode_pose"] = "it was built without a pose branch (pose_backbone=None)"
+    if not decoder:
+        reason = "it was built without a decoder (decoder_size=None)"
+        names = ("reconstruct", "neutralize", "frontalize", "transfer_expression")
+        reasons |= dict.fromkeys(names, reason)
+    return reasons
 
 
 def _default_labels(num_classes: int) -> tuple[str, ...]:

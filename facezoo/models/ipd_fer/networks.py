@@ -1,13 +1,18 @@
-"""The networks of IPD-FER (Sec. 3.1, Sec. 4.2): today the encoders."""
+"""The networks of IPD-FER (Sec. 3, Fig. 2; sizes in Sec. 4.2): encoders, decoder, discriminator."""
 
 from __future__ import annotations
 
 import timm
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+SEED_SIDE = 7
+"""Side of the decoder's first map, pixels; every later stage doubles it."""
 
 
 class Encoder(nn.Module):
-    """An aligned face crop to one feature vector: E_id and E_exp of Fig. 2.
+    """An aligned face crop to one feature vector: E_id, E_pose and E_exp of Fig. 2.
 
     The paper's encoders are ResNet-18s with 512-d outputs; any timm backbone serves. The batch
     norm behind the pooled feature, as in ArcFace, centres it, so that cosines use their full range.
@@ -16,20 +21,162 @@ class Encoder(nn.Module):
         backbone: name of a timm model.
         feature_dim: D; a linear map is added where the backbone's own width differs.
         size: side of the crops, pixels, for backbones that are built for one size.
+        rank: dimensions of the subspace that the features keep to (ours, not the paper's): what
+            does not pass through so few numbers cannot be read from them; None for all D.
     """
 
-    def __init__(self, backbone: str = "resnet18", feature_dim: int = 512, size: int = 112) -> None:
+    def __init__(
+        self,
+        backbone: str = "resnet18",
+        feature_dim: int = 512,
+        size: int = 112,
+        rank: int | None = None,
+    ) -> None:
         super().__init__()
         self.backbone = _backbone(backbone, size)
         # What comes out without a classifier; wider than num_features where a head has a layer.
         width: int = self.backbone.head_hidden_size  # type: ignore[assignment]
-        self.projection = nn.Identity() if width == feature_dim else nn.Linear(width, feature_dim)
+        self.projection: nn.Module = nn.Identity()
+        if rank is not None:
+            self.projection = nn.Sequential(
+                nn.Linear(width, rank, bias=False), nn.Linear(rank, feature_dim, bias=False)
+            )
+        elif width != feature_dim:
+            self.projection = nn.Linear(width, feature_dim)
         self.norm = nn.BatchNorm1d(feature_dim)
 
     def forward(self, images: Tensor) -> Tensor:
         """Features (B, D) of normalised crops (B, 3, H, W)."""
         pooled = self.projection(self.backbone(images))
-        return self.norm(pooled.to(self.norm.weight.dtype))
+        features: Tensor = self.norm(pooled.to(self.norm.weight.dtype))
+        return features
+
+    @torch.no_grad()
+    def start_from(self, whole: Encoder, pooled: Tensor) -> None:
+        """Take the weights of an encoder of full rank, and its principal axes for the projection.
+
+        Args:
+            whole: of the same backbone.
+            pooled: what its backbone makes of some training crops, (N, C).
+        """
+        self.backbone.load_state_dict(whole.backbone.state_dict())
+        whole.eval()
+        features = whole.norm(whole.projection(pooled))
+        centred = features - features.mean(0)
+        assert isinstance(self.projection, nn.Sequential)
+        inward, outward = self.projection.parameters()
+        axes = torch.linalg.svd(centred, full_matrices=False)[2][: len(inward)]
+        variance = whole.norm.running_var
+        assert variance is not None
+        scaled = axes * whole.norm.weight / (variance + whole.norm.eps).sqrt()
+        full = whole.projection
+        inward.copy_(scaled @ full.weight if isinstance(full, nn.Linear) else scaled)
+        outward.copy_(axes.T)
+        projected = self.projection(pooled)
+        # The norm has to give back what the axes keep of the features, with their mean.
+        mean, variance = projected.mean(0), projected.var(0, unbiased=False)
+        for tensor, value in (
+            (self.norm.running_mean, mean),
+            (self.norm.running_var, variance),
+            (self.norm.weight, (variance + self.norm.eps).sqrt()),
+            (self.norm.bias, features.mean(0)),
+        ):
+            assert tensor is not None
+            tensor.copy_(value)
+
+
+class Discriminator(nn.Module):
+    """D of Sec. 3.3: tells the K expressions apart, on real crops and on generated ones.
+
+    Args:
+        backbone: name of a timm model.
+        feature_dim: D of the feature before the classifier.
+        num_classes: K.
+    """
+
+    def __init__(self, backbone: str, feature_dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.encoder = Encoder(backbone, feature_dim)
+        self.classifier = nn.Linear(feature_dim, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, K) of normalised crops (B, 3, H, W)."""
+        logits: Tensor = self.classifier(self.encoder(images))
+        return logits
+
+
+class Decoder(nn.Module):
+    """G_dec of Sec. 4.2: a feature vector to a face crop.
+
+    Five stages of transposed convolution, instance norm, ReLU and residual block, through maps of
+    7, 14, 28, 56 and 112 pixels. The paper gives neither widths nor the step from the last map to
+    colours; here a stage has half the width of the one before, and a 3x3 convolution and a tanh
+    end it.
+
+    Args:
+        feature_dim: D.
+        size: side of what the stages make, 14 x 2^n pixels; a smaller side has fewer stages, and
+            ``forward`` enlarges what they make to ``full_size``.
+        width: channels of the first map.
+        full_size: side of the result, pixels.
+    """
+
+    def __init__(
+        self, feature_dim: int = 512, size: int = 112, width: int = 256, full_size: int = 112
+    ) -> None:
+        super().__init__()
+        doublings = (size // SEED_SIDE).bit_length() - 1
+        if size < 2 * SEED_SIDE or SEED_SIDE << doublings != size:
+            raise ValueError(f"decoder size must be 14, 28, 56, 112, ... pixels, got {size}")
+        if width >> doublings < 1:
+            raise ValueError(f"decoder width {width} cannot be halved {doublings} times")
+        widths = [feature_dim, *(width >> stage for stage in range(doublings + 1))]
+        self.full_size = full_size
+        self.stages = nn.Sequential(
+            *(_stage(*widths[i : i + 2], first=i == 0) for i in range(len(widths) - 1))
+        )
+        self.to_rgb = nn.Conv2d(widths[-1], 3, 3, padding=1)
+
+    def generate(self, features: Tensor) -> Tensor:
+        """Crops in [-1, 1] at the size of the last stage, (B, 3, size, size), of (B, D)."""
+        images: Tensor = self.to_rgb(self.stages(features[:, :, None, None])).tanh()
+        return images
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Crops in [-1, 1], (B, 3, full_size, full_size), of features (B, D)."""
+        images = self.generate(features)
+        if images.shape[-1] == self.full_size:
+            return images
+        side = [self.full_size, self.full_size]
+        return F.interpolate(images, side, mode="bilinear")
+
+
+class _Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.InstanceNorm2d(width, affine=True),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.InstanceNorm2d(width, affine=True),
+        )
+
+    def forward(self, maps: Tensor) -> Tensor:
+        change: Tensor = self.body(maps)
+        return maps + change
+
+
+def _stage(inward: int, outward: int, *, first: bool) -> nn.Sequential:
+    """One stage of the decoder: from one pixel to the first map, or twice the side."""
+    enlarge = (
+        nn.ConvTranspose2d(inward, outward, SEED_SIDE, bias=False)
+        if first
+        else nn.ConvTranspose2d(inward, outward, 4, stride=2, padding=1, bias=False)
+    )
+    return nn.Sequential(
+        enlarge, nn.InstanceNorm2d(outward, affine=True), nn.ReLU(inplace=True), _Residual(outward)
+    )
 
 
 def _backbone(name: str, size: int) -> nn.Module:

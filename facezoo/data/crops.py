@@ -1,0 +1,160 @@
+"""Aligned crops of a data set's photographs, in memory."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from facezoo.data.expressions import ExpressionData
+from facezoo.data.yaw import yaw_deg
+from facezoo.errors import NoFaceError
+from facezoo.preprocess.alignment import align, similarity_transform
+from facezoo.preprocess.pipeline import find_faces, to_device
+from facezoo.preprocess.reading import read_image
+from facezoo.preprocess.templates import template_points
+
+_READERS = 4  # threads that decode a batch
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Aligned faces; the M rows of all fields agree."""
+
+    images: Tensor
+    """uint8, (M, 3, S, S)."""
+    landmarks: Tensor
+    """Five points in pixels of the crop, NaN where no face was found, (M, 5, 2)."""
+    rows: Tensor
+    """Which row of the data set each crop shows, int64, (M,)."""
+    yaw_deg: Tensor
+    """Degrees, positive to the image's right, NaN where no face was found, (M,)."""
+
+
+def load_crops(
+    data: ExpressionData,
+    indices: Tensor | None = None,
+    *,
+    template: str = "arcface112",
+    size: int = 112,
+    margin: int = 0,
+    device: torch.device | str = "cpu",
+    batch_size: int = 32,
+) -> Crops:
+    """Find the face in each image of a data set and cut it out, aligned to a template.
+
+    Landmarks of the data set are used where it has them; elsewhere the largest face that the
+    detector finds counts. An image without a face is left out, with a warning, unless the images
+    of the set are crops of a face already: then it is aligned by the mean place of the landmarks
+    in the other images of this call or, if none has a face, taken to show the template itself.
+
+    Memory holds one batch of photographs beside the result, whose crops need
+    3 (size + 2 margin)^2 bytes each.
+
+    Args:
+        data: as read by ``read_official``.
+        indices: rows to load, such as ``data.rows("train")``, int64, (N,); None for all.
+        template: name of the alignment template.
+        size: side of the square that the template fills, pixels.
+        margin: pixels kept around it on every side, so that a random shift has something to show.
+        device: where the detector runs.
+        batch_size: photographs at a time.
+
+    Returns:
+        Crops with side S = size + 2 margin, in the order of ``indices``.
+
+    Raises:
+        NoFaceError: if no image is left.
+        ImageError: if a file cannot be read as an image; the message names it.
+    """
+    rows = torch.arange(len(data)) if indices is None else indices
+    files = [data.files[row] for row in rows.tolist()]
+    points = torch.full((len(rows), 5, 2), float("nan"))
+    if data.landmarks is not None:
+        points = data.landmarks[rows]
+    sizes = _detect(files, points, torch.device(device), batch_size)
+    found = _known(points)
+    places = points.clone()
+    if data.cropped:
+        places[~found] = _usual_places(points, sizes, template)[~found]
+    kept = _known(places)
+    if not bool(kept.all()):
+        _report_missing(data.name, [f for f, k in zip(files, kept.tolist(), strict=True) if not k])
+    if not bool(kept.any()):
+        raise NoFaceError(f"no face was found in any of {len(rows):,} images of {data.name}")
+    matrices = similarity_transform(places[kept], template_points(template, size) + margin)
+    chosen = [file for file, keep in zip(files, kept.tolist(), strict=True) if keep]
+    landmarks = torch.einsum("nij,npj->npi", matrices[..., :2], points[kept])
+    landmarks = landmarks + matrices[:, None, :, 2]
+    return Crops(
+        images=_cut(chosen, matrices, size + 2 * margin, batch_size),
+        landmarks=landmarks,
+        rows=rows[kept],
+        yaw_deg=yaw_deg(landmarks),
+    )
+
+
+def _known(points: Tensor) -> Tensor:
+    """Which rows have all five landmarks, (N,)."""
+    return torch.isfinite(points).all(2).all(1)
+
+
+def _detect(files: Sequence[Path], points: Tensor, device: torch.device, batch_size: int) -> Tensor:
+    """Fill in landmarks that are NaN where the detector finds a face.
+
+    Returns:
+        Width and height of the images it was shown, NaN for the others, (N, 2).
+    """
+    sizes = torch.full((len(files), 2), float("nan"))
+    missing = (~_known(points)).nonzero()[:, 0]
+    wanted = [files[row] for row in missing.tolist()]
+    for begin, photos in _read_batches(wanted, batch_size, "finding faces"):
+        here = missing[begin : begin + len(photos)]
+        sizes[here] = torch.tensor([[float(p.shape[1]), float(p.shape[0])] for p in photos])
+        faces = find_faces(to_device(photos, device), on_missing="skip")
+        points[here[faces.image_index.cpu()]] = faces.landmarks.float().cpu()
+    return sizes
+
+
+def _usual_places(points: Tensor, sizes: Tensor, template: str) -> Tensor:
+    """Where a face's landmarks are to be expected in images of these sizes, (N, 5, 2)."""
+    shares = ((points + 0.5) / sizes[:, None])[_known(points)]
+    shares = shares[_known(shares)]
+    mean = shares.mean(0) if len(shares) else template_points(template, 1).float() + 0.5
+    return mean * sizes[:, None] - 0.5
+
+
+def _report_missing(name: str, files: Sequence[Path]) -> None:
+    warnings.warn(
+        f"no face was found in {len(files):,} images of {name}, which are left out; the first is "
+        f"{files[0]}",
+        stacklevel=3,
+    )
+
+
+def _cut(files: Sequence[Path], matrices: Tensor, side: int, batch_size: int) -> Tensor:
+    """One crop of each photograph, uint8, (N, 3, side, side)."""
+    crops = torch.empty(len(files), 3, side, side, dtype=torch.uint8)
+    for begin, photos in _read_batches(files, batch_size, "aligning"):
+        end = begin + len(photos)
+        pixels = [torch.from_numpy(photo) for photo in photos]
+        part = align(pixels, torch.arange(len(photos)), matrices[begin:end], side)
+        crops[begin:end] = part.round().to(torch.uint8)
+    return crops
+
+
+def _read_batches(
+    files: Sequence[Path], size: int, title: str
+) -> Iterator[tuple[int, list[NDArray[np.uint8]]]]:
+    """Batches of decoded photographs, each with the number of its first file."""
+    with ThreadPoolExecutor(_READERS, thread_name_prefix="decode") as pool:
+        for begin in tqdm(range(0, len(files), size), desc=title, unit="batch"):
+            yield begin, list(pool.map(read_image, files[begin : begin + size]))

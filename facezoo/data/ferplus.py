@@ -1,0 +1,137 @@
+"""FER+: the images of FER2013 with ten votes each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from facezoo.data.expressions import ExpressionData
+from facezoo.data.folders import check_files, rows_of, the_one
+from facezoo.data.images import label_distributions
+from facezoo.results import EXPRESSIONS
+
+FOLDERS = {
+    "Training": ("train", "FER2013Train"),
+    "PublicTest": ("val", "FER2013Valid"),
+    "PrivateTest": ("test", "FER2013Test"),
+}
+
+
+def read_ferplus(root: str | Path) -> ExpressionData:
+    """FER+ (Barsoum et al. 2016): FER2013's images with ten votes each.
+
+    Layout: ``README.md`` and ``src/generate_training_data.py`` of microsoft/FERPlus. ``root`` holds
+    ``FER2013Train``, ``FER2013Valid`` and ``FER2013Test``, or a folder ``data`` with them. The
+    votes are those of ``fer2013new.csv`` in ``root`` or, if it is not there, of ``label.csv`` in
+    each of the three. The ``label.csv`` files in that repository hold other votes than its
+    ``fer2013new.csv`` for some images; the generating script replaces them. If both kinds are
+    there and differ, the reader stops.
+
+    Labels follow the majority rule of that repository. Of rows that name the same image the last
+    counts, since its pixels are what the script leaves in the file.
+
+    Raises:
+        FileNotFoundError: if something is missing; the message says what.
+        ValueError: if a row of votes is malformed, or the label files differ.
+        ModuleNotFoundError: if the extra ``[parquet]`` is not installed.
+    """
+    base = the_one("ferplus", root, "FER2013Train", "data/FER2013Train").parent
+    for _, folder in FOLDERS.values():
+        the_one("ferplus", base, folder)
+    whole, parts = Path(root) / "fer2013new.csv", base / "FER2013Train" / "label.csv"
+    if not whole.is_file() and not parts.is_file():
+        raise FileNotFoundError(
+            f"{root} has neither fer2013new.csv nor FER2013Train/label.csv; FER+ needs its votes, "
+            "which are in the repository microsoft/FERPlus"
+        )
+    votes = _whole_votes(whole, base) if whole.is_file() else _part_votes(base)
+    if whole.is_file() and parts.is_file():
+        _check_same_votes(votes, _part_votes(base), whole)
+    files = list(votes)
+    check_files(files, whole if whole.is_file() else base)
+    split_of = {folder: split for split, folder in FOLDERS.values()}
+    counts = torch.tensor(list(votes.values()))
+    return ExpressionData(
+        name="ferplus",
+        files=files,
+        labels=majority_of_votes(counts),
+        distributions=_vote_distributions(counts),
+        splits=[split_of[file.parent.name] for file in files],
+        persons=[""] * len(files),
+        cropped=True,
+    )
+
+
+def majority_of_votes(votes: Tensor) -> Tensor:
+    """Labels by the majority rule of FER+.
+
+    A class with a single vote is an outlier and loses it. The class with most votes wins if it
+    holds more than half of what is left; otherwise, and where "unknown" or "not a face" wins, there
+    is no label. Source: ``src/ferplus.py`` of microsoft/FERPlus, mode "majority".
+
+    Args:
+        votes: for the eight of ``EXPRESSIONS``, unknown and not a face, (N, 10).
+
+    Returns:
+        Index in ``EXPRESSIONS`` or -1, int64, (N,).
+    """
+    kept = torch.where(votes > 1, votes, 0)
+    most, winner = kept.max(1)
+    clear = (2 * most > kept.sum(1)) & (winner < len(EXPRESSIONS))
+    return torch.where(clear, winner, -1)
+
+
+def _vote_distributions(votes: Tensor) -> Tensor:
+    """The packs' rule for soft labels, (N, 8)."""
+    import pyarrow as pa
+
+    return label_distributions(pa.table({"votes": votes.tolist()}))
+
+
+def _whole_votes(path: Path, base: Path) -> dict[Path, list[int]]:
+    """Votes by image from ``fer2013new.csv``; rows without an image name have no image."""
+    votes = {}
+    for number, row in enumerate(rows_of(path), 1):
+        where = f"line {number} of {path}"
+        if row[:1] == ["Usage"]:
+            continue
+        if len(row) != 12 or row[0] not in FOLDERS:
+            raise ValueError(f"{where} must be a usage, an image name and ten votes, got {row}")
+        if row[1]:
+            votes[base / FOLDERS[row[0]][1] / row[1]] = _ten_votes(row[2:], where)
+    return votes
+
+
+def _part_votes(base: Path) -> dict[Path, list[int]]:
+    """Votes by image from each ``label.csv``: name, in some a box, ten votes."""
+    votes = {}
+    for _, folder in FOLDERS.values():
+        path = the_one("ferplus", base, f"{folder}/label.csv")
+        for number, row in enumerate(rows_of(path), 1):
+            where = f"line {number} of {path}"
+            if len(row) not in (11, 12):
+                raise ValueError(f"{where} must be an image name and ten votes, got {row}")
+            votes[base / folder / row[0]] = _ten_votes(row[-10:], where)
+    return votes
+
+
+def _ten_votes(cells: Sequence[str], where: str) -> list[int]:
+    try:
+        return [int(cell) for cell in cells]
+    except ValueError as error:
+        raise ValueError(f"{where} must have whole numbers of votes, got {cells}") from error
+
+
+def _check_same_votes(
+    whole: dict[Path, list[int]], parts: dict[Path, list[int]], path: Path
+) -> None:
+    names = whole.keys() | parts.keys()
+    if differing := sorted(n for n in names if whole.get(n) != parts.get(n)):
+        raise ValueError(
+            f"{path.name} and the label.csv files differ in the votes of {len(differing):,} of "
+            f"{len(names):,} images, the first {differing[0].name}; move away those that "
+            "are not meant (IPD-FER counts its training faces by fer2013new.csv)"
+        )

@@ -1,0 +1,140 @@
+"""Head yaw from five landmarks, and the pose classes that IPD-FER makes of it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from facezoo.preprocess.alignment import similarity_transform
+from facezoo.preprocess.templates import template_points
+
+# Right eye, left eye, nose tip, right and left mouth corner of a mean head; mm, x to the image's
+# right, y down, z away from the camera.
+HEAD = (
+    (-31.5, 0.0, 0.0),
+    (31.5, 0.0, 0.0),
+    (0.0, 29.4, -37.2),
+    (-24.5, 67.3, -9.3),
+    (24.5, 67.3, -9.3),
+)
+FOCAL, CENTRE, SHIFT = 1600.0, 80.0, 24.0
+"""The camera that sees the ArcFace template moved by ``SHIFT``: focal length and centre, pixels."""
+
+POSE_LIMITS = (10.0, 20.0, 30.0, 40.0)
+"""Absolute yaw at which each pose class ends, degrees."""
+
+_STEPS = 30
+_ROWS = 1 << 14  # solved together, which bounds the memory
+
+
+def yaw_deg(landmarks: Tensor) -> Tensor:
+    """How far heads are turned to the side, estimated from five landmarks.
+
+    The landmarks are aligned to the ArcFace template; the pose of the generic head ``HEAD`` whose
+    perspective image is nearest to them in the least-squares sense is found by Levenberg-Marquardt
+    (Marquardt 1963). This is how the column ``yaw`` of the packs is defined. The head is nobody's
+    own, so a frontal face can be off by a few degrees, and large angles come out too small.
+
+    Args:
+        landmarks: five points in the order of ``LANDMARK_NAMES``, pixels of any picture,
+            (N, 5, 2); rows with NaN are unknown.
+
+    Returns:
+        Degrees, positive where the face looks towards the image's right, NaN where unknown,
+        float32 on the CPU, (N,).
+
+    Raises:
+        ValueError: if the shape is another, or the points of a row all coincide.
+    """
+    if landmarks.ndim != 3 or landmarks.shape[1:] != (5, 2):
+        raise ValueError(f"landmarks must be (N, 5, 2), got {tuple(landmarks.shape)}")
+    points = landmarks.detach().cpu().double()
+    known = torch.isfinite(points).all(2).all(1)
+    result = torch.full((len(points),), math.nan)
+    if bool(known.any()):
+        parts = [_solve(_aligned(part)) for part in points[known].split(_ROWS)]
+        result[known] = torch.cat(parts).float()
+    return result
+
+
+def pose_labels(yaw: Tensor) -> Tensor:
+    """Pose classes of IPD-FER (Table 1): 0-10, 10-20, 20-30, 30-40 and over 40 degrees either way.
+
+    Args:
+        yaw: degrees, (N,).
+
+    Returns:
+        0 to 4, a limit belonging to the class below it; -1 where yaw is NaN; int64, (N,).
+    """
+    classes = torch.bucketize(yaw.abs(), torch.tensor(POSE_LIMITS, device=yaw.device))
+    return torch.where(yaw.isnan(), -1, classes)
+
+
+def _aligned(points: Tensor) -> Tensor:
+    """Points aligned to the template as the camera sees it, (N, 5, 2)."""
+    matrices = similarity_transform(points, template_points("arcface112", 112) + SHIFT)
+    return torch.einsum("nij,npj->npi", matrices[..., :2], points) + matrices[:, None, :, 2]
+
+
+def _solve(seen: Tensor) -> Tensor:
+    """Yaw in degrees of the heads seen at these points, (N,)."""
+    head = seen.new_tensor(HEAD)
+    rotation = torch.eye(3, dtype=seen.dtype).repeat(len(seen), 1, 1)
+    translation = _frontal_place(seen, head)
+    damping = torch.full((len(seen),), 1e-3, dtype=seen.dtype)
+    turned, error = _project(head, rotation, translation, seen)
+    for _ in range(_STEPS):
+        jacobian = _jacobian(turned, translation)
+        normal = jacobian.mT @ jacobian
+        damped = normal + torch.diag_embed(damping[:, None] * normal.diagonal(dim1=1, dim2=2))
+        step = -torch.linalg.solve(damped, jacobian.mT @ error.flatten(1)[..., None])[..., 0]
+        new_rotation = torch.linalg.matrix_exp(_cross_matrix(step[:, :3])) @ rotation
+        new_translation = translation + step[:, 3:]
+        new_turned, new_error = _project(head, new_rotation, new_translation, seen)
+        better = new_error.square().sum((1, 2)) < error.square().sum((1, 2))
+        wide = better[:, None, None]
+        rotation = torch.where(wide, new_rotation, rotation)
+        translation = torch.where(better[:, None], new_translation, translation)
+        turned, error = torch.where(wide, new_turned, turned), torch.where(wide, new_error, error)
+        damping = torch.where(better, damping / 10, damping * 10).clamp(1e-12, 1e12)
+    # The head looks along -z: where its third axis points tells the side it is turned to.
+    return torch.rad2deg(torch.atan2(-rotation[:, 0, 2], rotation[:, 2, 2]))
+
+
+def _frontal_place(seen: Tensor, head: Tensor) -> Tensor:
+    """Where a frontal head would stand to cover the same part of the picture, mm, (N, 3)."""
+    spread = (seen - seen.mean(1, keepdim=True)).square().sum((1, 2)).sqrt()
+    flat = head[:, :2] - head[:, :2].mean(0)
+    depth = FOCAL * flat.square().sum().sqrt() / spread
+    sideways = (seen.mean(1) - CENTRE) * depth[:, None] / FOCAL - head[:, :2].mean(0)
+    return torch.cat([sideways, depth[:, None]], 1)
+
+
+def _project(
+    head: Tensor, rotation: Tensor, translation: Tensor, seen: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The turned head, mm, (N, 5, 3), and how far its image is off, pixels, (N, 5, 2)."""
+    turned = torch.einsum("nij,pj->npi", rotation, head)
+    placed = turned + translation[:, None]
+    return turned, FOCAL * placed[..., :2] / placed[..., 2:] + CENTRE - seen
+
+
+def _jacobian(turned: Tensor, translation: Tensor) -> Tensor:
+    """Image points by a small rotation in front of the present one and by place, (N, 10, 6)."""
+    placed = turned + translation[:, None]
+    depth = placed[..., 2]
+    by_place = turned.new_zeros(*depth.shape, 2, 3)
+    by_place[..., 0, 0] = by_place[..., 1, 1] = FOCAL / depth
+    by_place[..., :, 2] = -FOCAL * placed[..., :2] / depth[..., None].square()
+    by_rotation = by_place @ -_cross_matrix(turned)
+    return torch.cat([by_rotation, by_place], -1).flatten(1, 2)
+
+
+def _cross_matrix(vectors: Tensor) -> Tensor:
+    """Matrices that take the cross product of each vector with another, (..., 3, 3)."""
+    x, y, z = vectors.unbind(-1)
+    zero = torch.zeros_like(x)
+    rows = [(zero, -z, y), (z, zero, -x), (-y, x, zero)]
+    return torch.stack([torch.stack(row, -1) for row in rows], -2)

@@ -1,0 +1,88 @@
+"""Models that make faces: what comes back is crops in the model's template."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from facezoo.base import FaceModel, Images, Options
+from facezoo.preprocess.pipeline import OnMissing, Which
+
+
+class DecodingModel(FaceModel):
+    """A face representation with a way back to pixels.
+
+    Pictures come back as RGB crops in [0, 1] in the template that the faces were aligned to, so
+    ``encode_*`` and ``predict_*`` take them with ``aligned=True``.
+    """
+
+    def reconstruct(
+        self,
+        images: Images,
+        *,
+        faces: Which = "largest",
+        on_missing: OnMissing = "raise",
+        aligned: bool = False,
+        batch_size: int = 64,
+        progress: bool = False,
+    ) -> Tensor:
+        """The faces of photographs as the features describe them.
+
+        Args:
+            images: one photograph or several.
+            faces: ``"largest"`` for one face per photograph, ``"all"`` for every face.
+            on_missing: what becomes of a photograph without a face: ``"raise"``, ``"skip"`` or
+                ``"nan"``.
+            aligned: whether the images are crops in the model's template already.
+            batch_size: photographs, and then faces, that are worked on at once.
+            progress: whether to show a progress bar.
+
+        Returns:
+            RGB crops in [0, 1], (F, 3, S, S).
+
+        Raises:
+            ImageError: if an image cannot be read.
+            NoFaceError: if a photograph has no face and ``on_missing`` is ``"raise"``.
+            UnsupportedError: if this model has no decoder.
+        """
+        options = Options(faces, on_missing, aligned, batch_size, progress)
+        return self._crops(images, "reconstruct", options)
+
+    def neutralize(
+        self,
+        images: Images,
+        *,
+        faces: Which = "largest",
+        on_missing: OnMissing = "raise",
+        aligned: bool = False,
+        batch_size: int = 64,
+        progress: bool = False,
+    ) -> Tensor:
+        """The faces without their expression; see ``reconstruct``."""
+        options = Options(faces, on_missing, aligned, batch_size, progress)
+        return self._crops(images, "neutralize", options)
+
+    def frontalize(
+        self,
+        images: Images,
+        *,
+        faces: Which = "largest",
+        on_missing: OnMissing = "raise",
+        aligned: bool = False,
+        batch_size: int = 64,
+        progress: bool = False,
+    ) -> Tensor:
+        """The faces seen from the front; see ``reconstruct``."""
+        options = Options(faces, on_missing, aligned, batch_size, progress)
+        return self._crops(images, "frontalize", options)
+
+    def to_unit(self, crops: Tensor) -> Tensor:
+        """Normalised crops (F, 3, S, S) as RGB in [0, 1]."""
+        mean, std = (
+            torch.tensor(values, device=crops.device)[:, None, None]
+            for values in (self.preprocessing.mean, self.preprocessing.std)
+        )
+        return (crops * std + mean).clamp(0, 1)
+
+    def _crops(self, images: Images, name: str, options: Options) -> Tensor:
+        return self.to_unit(self._encode(images, [name], options)[0][name])

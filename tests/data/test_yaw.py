@@ -1,0 +1,82 @@
+"""Head yaw from five landmarks, against heads projected at a known angle, and pose classes."""
+
+import numpy as np
+import pytest
+import torch
+from packs import FACE
+
+from facezoo.data.yaw import CENTRE, FOCAL, HEAD, _solve, pose_labels, yaw_deg
+
+
+def head_at(yaw, pitch=0.0, x=0.0, y=-35.0, depth=2900.0):
+    """Where the camera sees the generic head, turned to the image's right; pixels, (5, 2)."""
+    a, b = np.deg2rad(yaw), np.deg2rad(pitch)
+    # A head that looks along -z looks along (sin a, 0, -cos a) after this turn.
+    turn = np.array([[np.cos(a), 0, -np.sin(a)], [0, 1, 0], [np.sin(a), 0, np.cos(a)]])
+    nod = np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
+    placed = np.array(HEAD) @ (turn @ nod).T + [x, y, depth]
+    return torch.from_numpy(FOCAL * placed[:, :2] / placed[:, 2:] + CENTRE)
+
+
+@pytest.mark.parametrize("angle", [-60, -45, -30, -10, 0, 10, 30, 45, 60])
+@pytest.mark.parametrize("pitch", [-15, 0, 15])
+def test_a_head_seen_by_the_camera_gives_its_yaw_back(angle, pitch):
+    assert float(_solve(head_at(angle, pitch)[None])) == pytest.approx(angle, abs=1e-4)
+
+
+@pytest.mark.parametrize("angle", [-40, -20, 0, 20, 40])
+def test_alignment_changes_the_yaw_of_a_turned_head_little(angle):
+    # It enlarges a turned head, so that the camera sees it from slightly nearer than it was.
+    assert abs(float(yaw_deg(head_at(angle)[None])) - angle) < 1.5
+
+
+def test_a_face_that_looks_to_the_images_right_has_positive_yaw():
+    points = head_at(25.0)
+    eyes_middle = points[:2].mean(0)
+    assert points[2, 0] > eyes_middle[0]
+    assert float(yaw_deg(points[None])) > 20
+
+
+def test_mirroring_changes_the_sign():
+    # Up to the template, which is not quite symmetric about the camera.
+    points = head_at(17.0, 8.0)
+    mirrored = (torch.tensor([160.0, 0]) + points * torch.tensor([-1.0, 1]))[[1, 0, 2, 4, 3]]
+    left, right = yaw_deg(torch.stack([points, mirrored])).tolist()
+    assert left == pytest.approx(-right, abs=0.2)
+
+
+def test_place_size_and_roll_in_the_picture_do_not_matter():
+    points = head_at(22.0)
+    cosine, sine = np.cos(0.7), np.sin(0.7)
+    roll = torch.tensor([[cosine, -sine], [sine, cosine]])
+    moved = 7.3 * points @ roll.T + torch.tensor([900.0, -40.0])
+    once, again = yaw_deg(torch.stack([points, moved])).tolist()
+    assert once == pytest.approx(again, abs=1e-3)
+
+
+def test_the_template_itself_is_nearly_frontal():
+    assert abs(float(yaw_deg(FACE[None]))) < 2
+
+
+def test_rows_with_unknown_landmarks_have_no_yaw_and_do_not_disturb_the_others():
+    points = torch.stack([head_at(5.0), head_at(30.0)])
+    with_gap = torch.cat([points[:1], torch.full((1, 5, 2), float("nan")), points[1:]])
+    found = yaw_deg(with_gap)
+    assert found.isnan().tolist() == [False, True, False]
+    torch.testing.assert_close(found[[0, 2]], yaw_deg(points))
+
+
+def test_no_rows_give_no_angles():
+    assert yaw_deg(torch.zeros(0, 5, 2)).shape == (0,)
+
+
+@pytest.mark.parametrize("shape", [(5, 2), (1, 68, 2), (1, 5, 3)])
+def test_landmarks_of_another_shape_are_refused(shape):
+    with pytest.raises(ValueError, match=r"landmarks must be \(N, 5, 2\), got"):
+        yaw_deg(torch.zeros(shape))
+
+
+def test_pose_classes_end_at_10_20_30_and_40_degrees_either_way():
+    yaw = torch.tensor([0.0, -9.9, 10.0, 10.1, -20.1, 30.0, 39.9, -40.1, 88.0, float("nan")])
+    assert pose_labels(yaw).tolist() == [0, 0, 0, 1, 2, 2, 3, 4, 4, -1]
+    assert pose_labels(yaw).dtype == torch.int64
