@@ -7,74 +7,159 @@ it, and from the whole photograph through this package's detector, as a user mee
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
-from tqdm.auto import tqdm
 
 from facezoo.base import FaceModel
 from facezoo.card import Metric
-from facezoo.data.images import (
-    aligned_crops,
-    decode,
-    label_distributions,
-    majority_labels,
-    read_pack,
-)
+from facezoo.data.images import label_distributions, majority_labels, read_pack, yaw_column
 from facezoo.detector.model import FaceDetector
-from facezoo.evaluate.classification import scores, vote_divergence
+from facezoo.evaluate.classification import (
+    confusion_of,
+    expected_calibration_error,
+    recalls,
+    scores,
+    vote_divergence,
+)
 from facezoo.evaluate.detection import measure
+from facezoo.evaluate.embedding import FOUND, GIVEN, both_ways
+from facezoo.evaluate.leakage import leakage
+from facezoo.evaluate.pose import PoseBin, accuracy_by_yaw
 from facezoo.evaluate.verification import read_pairs, verification_accuracy
-from facezoo.preprocess.pipeline import find_faces, normalise
 
-if TYPE_CHECKING:
-    import pyarrow as pa
+__all__ = [
+    "FOUND",
+    "GIVEN",
+    "Confusion",
+    "Measurements",
+    "detection",
+    "evaluate",
+    "ferplus",
+    "lfw_pairs",
+    "neutral_or_happy",
+]
 
-GIVEN, FOUND = "crops by the data set's landmarks", "whole images, faces found by face-detector"
+FERPLUS = "majority rule, 8 classes"
 
 
-def evaluate(model: FaceModel, data: Path, command: str) -> list[Metric]:
+@dataclass(frozen=True)
+class Confusion:
+    """Which class was taken for which."""
+
+    dataset: str
+    split: str
+    protocol: str
+    labels: tuple[str, ...]
+    """The K classes."""
+    counts: list[list[int]]
+    """How often each true class (outer) was called each class (inner), K x K."""
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """All that was measured of a checkpoint."""
+
+    metrics: list[Metric]
+    """What goes into the card."""
+    confusion: Confusion | None = None
+    """The expressions of FER+ on given crops; None for a checkpoint that tells no expressions."""
+
+
+def evaluate(model: FaceModel, data: Path, command: str) -> Measurements:
     """Everything that can be measured on a model with the packs of a folder.
 
     Args:
         model: the model.
-        data: folder with ``ferplus.parquet``, ``lfw.parquet`` and ``lfw_pairs_val.csv``.
+        data: folder with ``ferplus.parquet``, ``lfw.parquet``, ``lfw_pairs_val.csv`` and
+            ``london_expr.parquet``.
         command: what was typed, for the record.
 
     Returns:
-        Metrics, in per cent where a share is measured.
+        Metrics, in per cent where a share is measured, and a confusion matrix.
     """
-    metrics = []
+    metrics: list[Metric] = []
+    confusion = None
     able = model.capabilities()
     if "predict_expression" in able:
-        metrics += ferplus(model, data, "test", command)
+        measured = ferplus(model, data, "test", command)
+        metrics, confusion = [*measured.metrics], measured.confusion
         metrics += neutral_or_happy(model, data, "lfw", command)
         metrics += neutral_or_happy(model, data, "london_expr", command)
     if "encode_identity" in able:
         metrics += lfw_pairs(model, data, command)
-    return metrics
+    metrics += leakage(model, data, command)
+    return Measurements(metrics, confusion)
 
 
-def ferplus(model: FaceModel, data: Path, split: str, command: str) -> list[Metric]:
-    """Eight-class expression on FER+ under the majority rule (Barsoum et al. 2016)."""
+def ferplus(model: FaceModel, data: Path, split: str, command: str) -> Measurements:
+    """Eight-class expression on FER+ under the majority rule (Barsoum et al. 2016).
+
+    Calibration, the single classes and, where the pack has the column ``yaw``, poses are measured
+    on given crops only.
+    """
     table = read_pack(data / "ferplus.parquet", split)
     truth, votes = majority_labels(table), label_distributions(table)
     known = truth >= 0
-    rule = f"majority rule, 8 classes, {int(known.sum())} images"
-    metrics = []
-    for how, logits in _both_ways(model, table, "predict_expression"):
+    truth, votes = truth[known], votes[known]
+    metrics, confusion = [], None
+    for how, logits in both_ways(model, table, "predict_expression"):
+        rule = f"{FERPLUS}, {len(truth)} images; {how}"
         probabilities = logits.softmax(1)[known]
-        for name, value in scores(probabilities, truth[known]).items():
-            metrics.append(Metric(name, 100 * value, "%", "FER+", split, f"{rule}; {how}", command))
+        values = scores(probabilities, truth)
+        metrics += [_of_ferplus(name, v, split, rule, command) for name, v in values.items()]
         if how == GIVEN:
-            value = vote_divergence(probabilities, votes[known])
-            metrics.append(
-                Metric("KL from votes", value, "nats", "FER+", split, f"{rule}; {how}", command)
-            )
-    return metrics
+            value = vote_divergence(probabilities, votes)
+            metrics.append(Metric("KL from votes", value, "nats", "FER+", split, rule, command))
+            value = expected_calibration_error(probabilities, truth)
+            name = "expected calibration error"
+            metrics.append(_of_ferplus(name, value, split, rule, command))
+            counts = confusion_of(probabilities, truth)
+            confusion = Confusion("FER+", split, rule, model.labels, counts.tolist())
+            metrics += _per_class(confusion, command)
+            if "yaw" in table.column_names:
+                bins = accuracy_by_yaw(probabilities, truth, yaw_column(table)[known])
+                metrics += _per_pose(bins, split, command)
+    return Measurements(metrics, confusion)
+
+
+def _per_class(confusion: Confusion, command: str) -> list[Metric]:
+    """Recall of every class of FER+ that occurs."""
+    counts = torch.tensor(confusion.counts)
+    rows = zip(confusion.labels, counts.sum(1).tolist(), recalls(counts).tolist(), strict=True)
+    return [
+        _of_ferplus(
+            f"recall of {label}",
+            recall,
+            confusion.split,
+            f"{FERPLUS}, {images} images of {label}; {GIVEN}",
+            command,
+        )
+        for label, images, recall in rows
+        if images
+    ]
+
+
+def _per_pose(bins: list[PoseBin], split: str, command: str) -> list[Metric]:
+    """Accuracy on FER+ by how far the faces look aside, where there are such faces."""
+    return [
+        _of_ferplus(
+            f"accuracy beyond {part.beyond_deg} degrees of yaw"
+            if part.beyond_deg is not None
+            else "accuracy at any yaw",
+            part.accuracy,
+            split,
+            f"{FERPLUS}, {part.images} images; {GIVEN}",
+            command,
+        )
+        for part in bins
+        if part.images
+    ]
+
+
+def _of_ferplus(name: str, share: float, split: str, rule: str, command: str) -> Metric:
+    return Metric(name, 100 * share, "%", "FER+", split, rule, command)
 
 
 def neutral_or_happy(model: FaceModel, data: Path, pack: str, command: str) -> list[Metric]:
@@ -90,7 +175,7 @@ def neutral_or_happy(model: FaceModel, data: Path, pack: str, command: str) -> l
     known = (truth == pair[0]) | (truth == pair[1])
     rule = f"neutral against happiness, {int(known.sum())} images"
     metrics = []
-    for how, logits in _both_ways(model, table, "predict_expression"):
+    for how, logits in both_ways(model, table, "predict_expression"):
         probabilities = logits[known][:, pair].softmax(1)
         value = scores(probabilities, (truth[known] == pair[1]).long())["accuracy"]
         metrics.append(
@@ -104,7 +189,7 @@ def lfw_pairs(model: FaceModel, data: Path, command: str) -> list[Metric]:
     table = read_pack(data / "lfw.parquet", "val")
     pairs = read_pairs(data / "lfw_pairs_val.csv")
     metrics = []
-    for how, features in _both_ways(model, table, "encode_identity"):
+    for how, features in both_ways(model, table, "encode_identity"):
         # A face that was not found is like nobody.
         found = features.nan_to_num()
         mean, spread = verification_accuracy(found, table["file"].to_pylist(), pairs)
@@ -139,20 +224,3 @@ def detection(
                     continue  # no landmarks to measure where nothing was found
                 metrics.append(Metric(label, 100 * numbers[key], "%", name, where, rule, command))
     return metrics
-
-
-def _both_ways(model: FaceModel, table: pa.Table, what: str) -> Iterator[tuple[str, Tensor]]:
-    """Results (N, D) on given crops and on whole images, NaN rows where no face was found."""
-    crops = aligned_crops(table, model.preprocessing.template, model.preprocessing.size)
-    parts = []
-    for part in tqdm(crops.split(256), desc=f"{what}, given crops", unit="batch"):
-        batch = normalise(part.to(model.device).float(), model.preprocessing)
-        parts.append(model.run(batch, [what])[what].cpu())
-    yield GIVEN, torch.cat(parts)
-    parts = []
-    images = table["image"]
-    for begin in tqdm(range(0, len(table), 64), desc=f"{what}, whole images", unit="batch"):
-        photos = [decode(i.as_py()).to(model.device) for i in images[begin : begin + 64]]
-        faces = find_faces(photos, faces="largest", on_missing="nan")
-        parts.append(model.encode_faces(photos, faces, [what])[what].cpu())
-    yield FOUND, torch.cat(parts)

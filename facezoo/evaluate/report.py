@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from facezoo.base import FaceModel
-from facezoo.card import Card, Metric
+from facezoo.card import Card
 from facezoo.detector.model import FaceDetector
-from facezoo.evaluate.protocols import detection, evaluate
+from facezoo.evaluate.protocols import Measurements, detection, evaluate
 from facezoo.preprocess.pipeline import DETECTOR
 from facezoo.pretrained import resolve
 from facezoo.weights import find, load_into, read_tensors
 
 
-def measure_checkpoint(name: str, data: Path, device: torch.device) -> tuple[Card, list[Metric]]:
+def measure_checkpoint(name: str, data: Path, device: torch.device) -> tuple[Card, Measurements]:
     """Every measurement that suits a checkpoint.
 
     Args:
@@ -27,7 +28,7 @@ def measure_checkpoint(name: str, data: Path, device: torch.device) -> tuple[Car
         device: where to run.
 
     Returns:
-        The card as it was, and the metrics.
+        The card as it was, and the measurements.
     """
     source = resolve(name)
     path = find(source.card, source.path)
@@ -35,14 +36,15 @@ def measure_checkpoint(name: str, data: Path, device: torch.device) -> tuple[Car
     if source.card.model == DETECTOR:
         detector = FaceDetector(**source.card.architecture)
         load_into(detector, read_tensors(path))
-        metrics = detection(detector.to(device).eval(), data, device, command)
+        found = Measurements(detection(detector.to(device).eval(), data, device, command))
     else:
-        metrics = evaluate(FaceModel.from_pretrained(name).to(device), data, command)
-    return source.card, [replace(m, value=round(m.value, 4)) for m in metrics]
+        found = evaluate(FaceModel.from_pretrained(name).to(device), data, command)
+    rounded = [replace(m, value=round(m.value, 4)) for m in found.metrics]
+    return source.card, replace(found, metrics=rounded)
 
 
-def write_card(card_path: Path, measured: Card, metrics: list[Metric]) -> None:
-    """Put metrics into a card, in place of the ones that it had.
+def write_card(card_path: Path, measured: Card, found: Measurements) -> None:
+    """Put the metrics into a card, in place of the ones that it had.
 
     Raises:
         ValueError: if the card is not of the weights that were measured.
@@ -53,25 +55,31 @@ def write_card(card_path: Path, measured: Card, metrics: list[Metric]) -> None:
             f"{card_path} is the card of {card.name}, whose weights are not those of "
             f"{measured.name} that were measured; give that one's card"
         )
-    card = replace(card, metrics=tuple(metrics))
+    card = replace(card, metrics=tuple(found.metrics))
     card_path.write_text(card.to_json(), encoding="utf-8")
 
 
-def as_json(card: Card, metrics: list[Metric]) -> str:
-    """The measurements with what they were made on, as JSON text."""
-    content = {
+def as_json(card: Card, found: Measurements) -> str:
+    """The measurements with what they were made on, as JSON text.
+
+    Where expressions were told, ``confusion`` stands beside the metrics: labels, and counts with
+    the true classes in rows. The card does not hold it.
+    """
+    content: dict[str, Any] = {
         "checkpoint": card.name,
         "sha256": card.weights.sha256,
         "commit": card.training.commit,
         "seed": card.training.seed,
-        "metrics": [asdict(metric) for metric in metrics],
+        "metrics": [asdict(metric) for metric in found.metrics],
     }
+    if found.confusion is not None:
+        content["confusion"] = asdict(found.confusion)
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
-def as_table(metrics: list[Metric]) -> str:
-    """The measurements as lines of text."""
+def as_table(found: Measurements) -> str:
+    """The metrics as lines of text."""
     return "\n".join(
-        f"{m.dataset:28} {m.split:6} {m.name:36} {m.value:8.2f} {m.unit:5} {m.protocol}"
-        for m in metrics
+        f"{m.dataset:28} {m.split:6} {m.name:56} {m.value:8.2f} {m.unit:5} {m.protocol}"
+        for m in found.metrics
     )

@@ -2,6 +2,8 @@
 
 import math
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from packs import write_ferplus, write_lfw
@@ -11,11 +13,16 @@ from facezoo.evaluate.classification import (
     accuracy,
     balanced_accuracy,
     confusion,
+    confusion_of,
+    expected_calibration_error,
+    is_right,
     macro_f1,
+    recalls,
     scores,
     vote_divergence,
 )
 from facezoo.models.ipd_fer import IPDFER
+from facezoo.results import EXPRESSIONS
 
 # Six of ten right: rows are the true classes.
 COUNTS = torch.tensor([[3, 1, 0], [1, 2, 1], [0, 1, 1]])
@@ -94,6 +101,77 @@ def test_nothing_predicted_at_all_scores_0():
     assert list(result.values()) == [0, 0, 0]
 
 
+def test_recalls_are_shares_of_the_rows_and_unknown_for_a_class_that_does_not_occur():
+    counts = torch.tensor([[3, 1, 0], [0, 0, 0], [1, 2, 1]])
+    values = recalls(counts).tolist()
+    assert values[0] == pytest.approx(3 / 4)
+    assert math.isnan(values[1])
+    assert values[2] == pytest.approx(1 / 4)
+
+
+def test_a_missing_prediction_is_never_right_and_never_on_the_diagonal():
+    truth = torch.tensor([0, 3, 1, 2])
+    probabilities = as_probabilities([None, None, 1, 0])
+    assert is_right(probabilities, truth).tolist() == [False, False, True, False]
+    counts = confusion_of(probabilities, truth)
+    assert counts.sum(1).tolist() == [1, 1, 1, 1]
+    assert counts.diagonal().tolist() == [0, 1, 0, 0]
+
+
+def naive_calibration_error(probabilities, truth, bins):
+    """Guo et al. 2017, eq. (3), in loops over bins ((m - 1) / M, m / M]."""
+    error = 0.0
+    for m in range(1, bins + 1):
+        inside = [
+            (max(row), row.index(max(row)) == t)
+            for row, t in zip(probabilities, truth, strict=True)
+            if (m - 1) / bins < max(row) <= m / bins
+        ]
+        if inside:
+            confidence = sum(top for top, _ in inside) / len(inside)
+            right = sum(hit for _, hit in inside) / len(inside)
+            error += len(inside) / len(truth) * abs(right - confidence)
+    return error
+
+
+@pytest.mark.parametrize("bins", [1, 4, 15])
+def test_calibration_error_is_what_loops_give(bins):
+    draw = torch.Generator().manual_seed(bins)
+    probabilities = (4 * torch.randn(60, 5, generator=draw, dtype=torch.double)).softmax(1)
+    truth = torch.randint(0, 5, (60,), generator=draw)
+    wanted = naive_calibration_error(probabilities.tolist(), truth.tolist(), bins)
+    assert wanted > 0.05
+    assert expected_calibration_error(probabilities, truth, bins) == pytest.approx(wanted)
+
+
+def test_one_who_is_as_often_right_as_he_says_has_no_calibration_error():
+    probabilities = torch.tensor([[0.75, 0.25]] * 4, dtype=torch.double)
+    assert expected_calibration_error(probabilities, torch.tensor([0, 0, 0, 1])) == 0
+    sure = torch.tensor([[1.0, 0.0]] * 4)
+    assert expected_calibration_error(sure, torch.tensor([0, 0, 0, 1])) == pytest.approx(0.25)
+
+
+def test_a_probability_on_the_edge_of_two_bins_is_in_the_lower_one():
+    # In one bin with 0.4 the errors would cancel: 0.5 is right once, 0.4 never.
+    probabilities = torch.tensor([[0.5, 0.3, 0.2], [0.4, 0.3, 0.3]], dtype=torch.double)
+    truth = torch.tensor([0, 1])
+    assert expected_calibration_error(probabilities, truth, 2) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(
+    ("rows", "bins", "told"),
+    [
+        (torch.full((2, 3), torch.nan), 15, "rows with a prediction"),
+        (torch.tensor([[9.0, -3.0, 2.0]] * 2), 15, r"probabilities in \[0, 1\]"),
+        (torch.zeros(0, 3), 15, "0 rows"),
+        (torch.full((2, 3), 1 / 3), 0, "bins=0"),
+    ],
+)
+def test_calibration_error_refuses_what_is_not_of_probabilities(rows, bins, told):
+    with pytest.raises(ValueError, match=told):
+        expected_calibration_error(rows, torch.zeros(len(rows), dtype=torch.long), bins)
+
+
 def test_divergence_from_votes_is_kullback_leiblers():
     probabilities, votes = torch.rand(5, 8), torch.rand(5, 8)
     votes[:, 3] = 0
@@ -115,8 +193,8 @@ def test_divergence_of_the_votes_from_themselves_is_0_and_of_impossible_ones_fin
 
 def test_ferplus_is_scored_on_given_crops_and_on_whole_images(tmp_path, model, monkeypatch):
     write_ferplus(tmp_path, test=8)
-    monkeypatch.setattr(protocols, "_both_ways", lambda *_: iter(outcomes(8)))
-    metrics = protocols.ferplus(model, tmp_path, "test", "facezoo evaluate ipd-fer")
+    monkeypatch.setattr(protocols, "both_ways", lambda *_: iter(outcomes(8)))
+    metrics = protocols.ferplus(model, tmp_path, "test", "facezoo evaluate ipd-fer").metrics
     values = {(m.name, m.protocol.split("; ")[1]): m.value for m in metrics}
     assert values["accuracy", protocols.GIVEN] == 100
     assert values["accuracy", protocols.FOUND] == pytest.approx(100 * 7 / 8)
@@ -124,6 +202,52 @@ def test_ferplus_is_scored_on_given_crops_and_on_whole_images(tmp_path, model, m
     assert ("KL from votes", protocols.FOUND) not in values
     assert {m.split for m in metrics} == {"test"}
     assert {m.command for m in metrics} == {"facezoo evaluate ipd-fer"}
+
+
+def test_calibration_classes_and_confusion_of_ferplus_are_measured_on_given_crops(
+    tmp_path, model, monkeypatch
+):
+    write_ferplus(tmp_path, test=8)
+    given = dict(outcomes(8))[protocols.GIVEN]
+    given[0] = given[1]  # the first, of sadness, is taken for the second's class
+    monkeypatch.setattr(protocols, "both_ways", lambda *_: iter([(protocols.GIVEN, given)]))
+    measured = protocols.ferplus(model, tmp_path, "test", "c")
+    values = {m.name: m.value for m in measured.metrics}
+    first, second = (EXPRESSIONS[row % 8] for row in (10, 11))
+    assert values[f"recall of {first}"] == 0
+    assert values[f"recall of {second}"] == 100
+    top = float(given[2].softmax(0).max())
+    assert values["expected calibration error"] == pytest.approx(100 * abs(7 / 8 - top), rel=1e-4)
+    counts = torch.tensor(measured.confusion.counts)
+    assert measured.confusion.labels == EXPRESSIONS
+    assert counts[10 % 8, 11 % 8] == 1
+    assert int(counts.diagonal().sum()) == 7
+    path = tmp_path / "ferplus.parquet"
+    pq.write_table(pq.read_table(path).drop_columns("yaw"), path)
+    monkeypatch.setattr(protocols, "both_ways", lambda *_: iter([(protocols.GIVEN, given)]))
+    without = protocols.ferplus(model, tmp_path, "test", "c")
+    assert any("yaw" in m.name for m in measured.metrics)
+    assert not any("yaw" in m.name for m in without.metrics)
+
+
+def test_ferplus_is_measured_by_yaw_where_the_pack_knows_it(tmp_path, model, monkeypatch):
+    write_ferplus(tmp_path, test=8)
+    path = tmp_path / "ferplus.parquet"
+    table = pq.read_table(path)
+    yaw = [0.0] * 10 + [-35.0, 25.0, 15.0, 10.0, 5.0, None, 0.0, -12.0]
+    pq.write_table(table.drop_columns("yaw").append_column("yaw", pa.array(yaw, pa.float32())), path)
+    given = dict(outcomes(8))[protocols.GIVEN]
+    given[0] = given[1]
+    monkeypatch.setattr(protocols, "both_ways", lambda *_: iter([(protocols.GIVEN, given)]))
+    measured = protocols.ferplus(model, tmp_path, "test", "c")
+    by_yaw = {m.name: m for m in measured.metrics if "yaw" in m.name}
+    assert {name: m.value for name, m in by_yaw.items()} == {
+        "accuracy at any yaw": 87.5,
+        "accuracy beyond 10 degrees of yaw": 75,
+        "accuracy beyond 20 degrees of yaw": 50,
+        "accuracy beyond 30 degrees of yaw": 0,
+    }
+    assert "4 images" in by_yaw["accuracy beyond 10 degrees of yaw"].protocol
 
 
 def outcomes(count):
@@ -141,7 +265,7 @@ def test_neutral_or_happy_compares_two_classes_and_ignores_the_rest(tmp_path, mo
     logits[:, 4] = 50  # anger is the favourite everywhere, and not asked for
     logits[[0, 3, 4], [0, 0, 0]] = 5
     logits[1, 1] = 5
-    monkeypatch.setattr(protocols, "_both_ways", lambda *_: iter([(protocols.GIVEN, logits)]))
+    monkeypatch.setattr(protocols, "both_ways", lambda *_: iter([(protocols.GIVEN, logits)]))
     (metric,) = protocols.neutral_or_happy(model, tmp_path, "lfw", "c")
     assert metric.value == pytest.approx(75)
     assert "4 images" in metric.protocol

@@ -107,7 +107,7 @@ def test_lfw_pairs_are_measured_both_ways_and_a_missed_face_is_like_nobody(tmp_p
     missed = people.clone()
     missed[0] = torch.nan
     ways = [(protocols.GIVEN, people), (protocols.FOUND, missed)]
-    monkeypatch.setattr(protocols, "_both_ways", lambda *_: iter(ways))
+    monkeypatch.setattr(protocols, "both_ways", lambda *_: iter(ways))
     model = IPDFER("test_resnet.r160_in1k", 8)
     metrics = protocols.lfw_pairs(model, tmp_path, "c")
     values = {(m.name, m.protocol.split("; ")[1]): m.value for m in metrics}

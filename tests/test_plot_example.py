@@ -1,0 +1,82 @@
+"""The example that draws the space of expression features, on random weights."""
+
+import shutil
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+import facezoo
+from facezoo.models.ipd_fer import IPDFER
+
+matplotlib = pytest.importorskip("matplotlib")
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+PORTRAITS = sorted((EXAMPLES / "portraits").glob("*.jpg"))
+
+
+@pytest.fixture
+def example(monkeypatch):
+    spec = spec_from_file_location("plot", EXAMPLES / "plot_expression_space.py")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    model = IPDFER("test_resnet.r160_in1k", 8).eval()
+    monkeypatch.setattr(facezoo, "load", lambda *_, **__: model)
+    return module
+
+
+@pytest.fixture
+def people(tmp_path):
+    """Two people with two photographs each."""
+    for portrait in PORTRAITS:
+        (tmp_path / portrait.stem).mkdir()
+        for copy in range(2):
+            shutil.copy(portrait, tmp_path / portrait.stem / f"{copy}.jpg")
+    return tmp_path
+
+
+def test_a_folder_per_person_is_drawn_in_two_panels(example, people, capsys):
+    example.main(people, people / "space.png", pretrained=False)
+    with Image.open(people / "space.png") as picture:
+        assert picture.width == 2 * picture.height
+        assert len(picture.convert("RGB").getcolors(1 << 20)) > 3
+    assert "4 faces of 4 photographs" in capsys.readouterr().out
+
+
+def test_a_pack_is_drawn_with_the_expressions_that_it_knows(example, people, monkeypatch):
+    rows = [
+        {"image": path.read_bytes(), "expression": word, "identity": path.stem}
+        for path in PORTRAITS
+        for word in ("happiness", None)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), people / "pack.parquet")
+    panels = []
+    monkeypatch.setattr(example, "draw", lambda axes, points, names, title: panels.append(names))
+    example.main(people / "pack.parquet", people / "space.png", pretrained=False)
+    assert panels[0] == ["happiness", "unknown"] * 2
+    assert panels[1] == [PORTRAITS[0].stem] * 2 + [PORTRAITS[1].stem] * 2
+
+
+def test_the_plane_is_that_of_greatest_spread(example):
+    features = torch.randn(50, 6) * torch.tensor([1.0, 9.0, 0.1, 0.1, 5.0, 1.0])
+    spread = example.to_plane(features, "pca").var(0).sqrt()
+    assert spread[0] > spread[1] > features.std(0)[[0, 2, 3, 5]].max()
+
+
+def test_t_sne_keeps_groups_apart(example):
+    pytest.importorskip("sklearn")
+    features = torch.cat([torch.randn(20, 8), torch.randn(20, 8) + 30])
+    points = example.to_plane(features, "tsne")
+    apart = (points[:20].mean(0) - points[20:].mean(0)).norm()
+    assert apart > points[:20].std(0).norm()
+
+
+def test_too_few_faces_are_refused(example, tmp_path):
+    (tmp_path / "one").mkdir()
+    shutil.copy(PORTRAITS[0], tmp_path / "one")
+    with pytest.raises(ValueError, match="1 faces are found in"):
+        example.main(tmp_path, tmp_path / "space.png", pretrained=False)
