@@ -1,0 +1,102 @@
+"""How long the meshes of depth maps take to draw: torch, and PyTorch3D where it is installed.
+
+    python benchmarks/rasterize.py [--batch 16] [--size 128] [--device cpu] [--json rasterize.json]
+
+The meshes are those of one depth map of a face's rough shape, turned by -45 to 45 degrees.
+Searching (which triangle does a pixel see) and interpolating three colours are both in the time;
+the gradients' time is listed apart. The renderers are timed in turn. Seconds are those of the wall
+clock; on a CPU the processor's own are given too, which other work on the machine does not
+lengthen.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+from facezoo.geometry.camera import Camera, grid_triangles, to_view
+from facezoo.geometry.rasterize import has_pytorch3d, interpolate, rasterize
+
+
+def depth_map(size: int) -> torch.Tensor:
+    """A head and a nose, with the border columns of Unsup3D, (1, size, size)."""
+    axis = torch.linspace(-1, 1, size)
+    x, y = axis, axis[:, None]
+    head = 0.11 * torch.exp(-((x / 0.55) ** 2) - (y / 0.7) ** 2)
+    nose = 0.03 * torch.exp(-(((x - 0.12) / 0.15) ** 2) - ((y - 0.08) / 0.2) ** 2)
+    depth = (1.05 + 0.01 * x * y - head - nose).clamp(0.9, 1.1)
+    depth[:, :2] = depth[:, -2:] = 1.04
+    return depth[None]
+
+
+def scene(batch: int, size: int, device: torch.device) -> tuple[torch.Tensor, ...]:
+    camera = Camera(size)
+    view = torch.zeros(batch, 6)
+    view[:, 1] = torch.linspace(-1, 1, batch) * torch.pi / 4
+    points = camera.unproject(depth_map(size)).flatten(1, 2).expand(batch, -1, -1)
+    projected = camera.project(to_view(points, view)).to(device)
+    colours = torch.rand(batch, size * size, 3, device=device)
+    return projected, colours, grid_triangles(size, size, device)
+
+
+def main(
+    batch: int = 16, size: int = 128, device: str = "cpu", repeats: int = 5, pytorch3d: bool = True
+) -> dict:
+    place = torch.device(device)
+    projected, colours, triangles = scene(batch, size, place)
+
+    def wait() -> None:
+        if place.type == "cuda":
+            torch.cuda.synchronize()
+
+    def draw(renderer: str) -> torch.Tensor:
+        leaf = projected.clone().requires_grad_()
+        fragments = rasterize(leaf, triangles, (size, size), renderer)
+        return interpolate(fragments, colours).square().sum()
+
+    renderers = ["torch", "pytorch3d"] if pytorch3d and has_pytorch3d() else ["torch"]
+    wall, cpu = ({name: [] for name in [*renderers, "torch backward"]} for _ in range(2))
+    for repeat in range(repeats + 1):
+        for name in wall:
+            loss = draw("torch") if name == "torch backward" else None
+            wait()
+            begin = time.perf_counter(), time.process_time()
+            if loss is None:
+                draw(name)
+            else:
+                loss.backward()
+            wait()
+            if repeat:  # the first is to warm up
+                wall[name].append(time.perf_counter() - begin[0])
+                cpu[name].append(time.process_time() - begin[1])
+    seconds = {name: statistics.median(times) for name, times in wall.items()}
+    result = {
+        "batch": batch,
+        "size": size,
+        "triangles": len(triangles),
+        "device": torch.cuda.get_device_name() if place.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "seconds": seconds,
+        "cpu_seconds": {name: statistics.median(times) for name, times in cpu.items()},
+    }
+    if "pytorch3d" in seconds:
+        result["pytorch3d_over_torch"] = seconds["pytorch3d"] / seconds["torch"]
+    return result
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    text = json.dumps(main(options.batch, options.size, options.device, options.repeats), indent=2)
+    print(text)
+    if options.json:
+        options.json.write_text(text + "\n")

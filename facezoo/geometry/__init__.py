@@ -1,0 +1,1 @@
+"""Cameras, meshes and rendering: geometry that knows nothing of any model."""

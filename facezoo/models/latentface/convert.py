@@ -1,0 +1,137 @@
+"""Published checkpoints of Unsup3D and LatentFace, renamed for our modules.
+
+Their layouts: dictionaries of state dicts ``netD``, ``netA``, ``netL``, ``netV``, ``netC``, and for
+LatentFace ``netEA`` and ``netED`` too; training checkpoints hold optimisers and counters beside
+these. Nothing but names differs, so no number is changed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from facezoo.errors import WeightsError
+
+NETWORKS = {
+    "netD": "shape_autoencoder",
+    "netA": "texture_autoencoder",
+    "netL": "light_encoder",
+    "netV": "view_encoder",
+    "netC": "confidence_network",
+    "netEA": "texture_diffusion.unet",
+    "netED": "shape_diffusion.unet",
+}
+"""Their name of each network, and ours."""
+
+# Layers of Unsup3D's netD and netA up to and including the code's ReLU; the decoder comes after.
+ENCODER_LAYERS = 13
+
+# Order matters: the first pattern that fits a name is taken.
+_AUTOENCODER = [(r"network1\.", "encoder."), (r"network2\.", "decoder.")]
+_CONFIDENCE = [
+    (r"out_net1\.", "pixel_head."),
+    (r"out_net2\.", "feature_head."),
+]
+_UNET = [
+    (r"time_embedding\.linear_1\.", "time_embedding.0."),
+    (r"time_embedding\.linear_2\.", "time_embedding.2."),
+    (r"down_blocks\.0\.resnets\.", "down."),
+    (r"mid_block\.resnets\.", "middle."),
+    (r"up_blocks\.0\.resnets\.", "up."),
+    (r"mid_block\.attentions\.0\.group_norm\.", "attention.norm."),
+    # diffusers 0.14 has the first name of each pair, later versions the second.
+    (r"mid_block\.attentions\.0\.(?:query|to_q)\.", "attention.query."),
+    (r"mid_block\.attentions\.0\.(?:key|to_k)\.", "attention.key."),
+    (r"mid_block\.attentions\.0\.(?:value|to_v)\.", "attention.value."),
+    (r"mid_block\.attentions\.0\.(?:proj_attn|to_out\.0)\.", "attention.out."),
+    (r"conv_norm_out\.", "norm_out."),
+]
+_UNET_INNER = [(r"\.time_emb_proj\.", ".time."), (r"\.conv_shortcut\.", ".shortcut.")]
+
+
+def convert_checkpoint(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """One state dict for ``LatentFace`` out of a published checkpoint.
+
+    Args:
+        checkpoint: what the file holds; entries that are no network are left out.
+
+    Returns:
+        Tensors by our names. ``architecture_of`` says which model they fit.
+
+    Raises:
+        WeightsError: if a network of the first stage is missing; the message lists the entries.
+    """
+    missing = [name for name in ("netD", "netA", "netL", "netV") if name not in checkpoint]
+    if missing:
+        raise WeightsError(
+            f"this is no checkpoint of Unsup3D or LatentFace: {', '.join(missing)} missing, got "
+            f"{', '.join(map(repr, checkpoint)) or 'nothing'}; give the file that holds all of them"
+        )
+    return {
+        f"{ours}.{_renamed(theirs, name.removeprefix('module.'))}": tensor
+        for theirs, ours in NETWORKS.items()
+        if theirs in checkpoint
+        for name, tensor in checkpoint[theirs].items()
+    }
+
+
+def architecture_of(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The arguments of the ``LatentFace`` that converted tensors fit.
+
+    Args:
+        tensors: as ``convert_checkpoint`` gives them.
+
+    Returns:
+        Keyword arguments. The sampler is the one that the published results were made with.
+
+    Raises:
+        WeightsError: if the layers are not those of a 64-pixel model.
+    """
+    layout = [name for name in tensors if name.startswith("light_encoder.network.")]
+    if "light_encoder.network.10.weight" not in layout or len(layout) != 6:
+        raise WeightsError(
+            "the light encoder has other layers than those for 64 x 64 images: "
+            f"{', '.join(layout) or 'none'}; the layout of published weights for larger images is "
+            "not known"
+        )
+    diffusion = "texture_diffusion.unet.conv_in.weight" in tensors
+    unet = {"unet_width": len(tensors["texture_diffusion.unet.conv_in.bias"])} if diffusion else {}
+    return {
+        "size": 64,
+        "width": len(tensors["shape_autoencoder.encoder.0.weight"]),
+        "number_width": len(tensors["light_encoder.network.0.weight"]),
+        "code_dim": len(tensors["shape_autoencoder.encoder.11.weight"]),
+        "diffusion": diffusion,
+        "confidence": "confidence_network.network.0.weight" in tensors,
+        "map_size": 1,
+        "sampler": "diffusers-0.14",
+        **unet,
+    }
+
+
+def _renamed(network: str, name: str) -> str:
+    if network in ("netL", "netV"):
+        return name
+    if network == "netC":
+        return _replaced(name, _CONFIDENCE)
+    if network in ("netEA", "netED"):
+        for pattern, new in _UNET_INNER:
+            name = re.sub(pattern, new, name)
+        return _replaced(name, _UNET)
+    layer = re.fullmatch(r"network\.(\d+)\.(\w+)", name)
+    if layer is None:
+        return _replaced(name, _AUTOENCODER)
+    index = int(layer[1])
+    if index < ENCODER_LAYERS:
+        return f"encoder.{index}.{layer[2]}"
+    return f"decoder.{index - ENCODER_LAYERS}.{layer[2]}"
+
+
+def _replaced(name: str, rules: list[tuple[str, str]]) -> str:
+    for pattern, new in rules:
+        if re.match(pattern, name):
+            return re.sub(f"^{pattern}", new, name)
+    return name

@@ -1,0 +1,193 @@
+"""The representation diffusion model (RDM): from the code of a face to that of its identity.
+
+Source: LatentFace, Sec. 2.4 and 5.2. The network predicts the clean code (x0), not the noise. The
+paper's codes stand in the middle of a 3 x 3 map of zeros; the published weights work on 1 x 1 maps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from facezoo.models.latentface.unet import UNet
+
+TRAIN_STEPS = 1000
+"""T, Sec. 2.4."""
+SAMPLE_STEPS = 5
+"""S of the DDIM sampler, Sec. 2.4."""
+
+Denoiser = Callable[[Tensor, Tensor], Tensor]
+StepRule = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
+
+
+def alphas_cumprod() -> Tensor:
+    """ᾱ of every step: betas linear from 1e-4 to 0.02 (Ho et al. 2020), float32, (T,)."""
+    return (1 - torch.linspace(1e-4, 0.02, TRAIN_STEPS)).cumprod(0)
+
+
+def add_noise(clean: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
+    """Noisy codes Z_τ = √ᾱ_τ Z_0 + √(1 - ᾱ_τ) ε, eq. (3).
+
+    Args:
+        clean: Z_0, (B, D).
+        noise: ε from a normal distribution, (B, D).
+        steps: τ from 0 to T - 1, int64, (B,).
+
+    Returns:
+        (B, D).
+    """
+    kept = alphas_cumprod().to(clean)[steps][:, None]
+    return kept.sqrt() * clean + (1 - kept).sqrt() * noise
+
+
+def ddim_step(noisy: Tensor, predicted: Tensor, now: Tensor, after: Tensor, limit: float) -> Tensor:
+    """One step of DDIM without noise (Song et al. 2021, eq. 12, η = 0).
+
+    Args:
+        noisy: x at this step.
+        predicted: what the network says the clean x is, of the same shape.
+        now: ᾱ at this step.
+        after: ᾱ at the next.
+        limit: the prediction is clipped to [-limit, limit] where it stands for the clean x; the
+            noise is computed from the unclipped one, as diffusers does.
+
+    Returns:
+        x at the next step.
+    """
+    noise = (noisy - now.sqrt() * predicted) / (1 - now).sqrt()
+    return after.sqrt() * predicted.clamp(-limit, limit) + (1 - after).sqrt() * noise
+
+
+def published_step(
+    noisy: Tensor,
+    predicted: Tensor,
+    now: Tensor,
+    after: Tensor,
+    limit: float,
+) -> Tensor:
+    """The step of diffusers 0.14, which the published results were made with.
+
+    There the network's prediction stands in for the noise. That version is wrong; it is here
+    because the published weights' numbers depend on it. Arguments as for ``ddim_step``.
+    """
+    del noisy, now  # what tells the two rules apart
+    return after.sqrt() * predicted.clamp(-limit, limit) + (1 - after).sqrt() * predicted
+
+
+SAMPLERS: dict[str, StepRule] = {"ddim": ddim_step, "diffusers-0.14": published_step}
+"""The rules of a sampling step by the name that stands in cards."""
+
+
+def sample(
+    denoise: Denoiser,
+    noise: Tensor,
+    rule: StepRule = ddim_step,
+    limit: float = 1.0,
+    count: int = SAMPLE_STEPS,
+) -> Tensor:
+    """From noise to a clean x in a few steps, without any further chance.
+
+    Args:
+        denoise: noisy x and steps (B,) to the predicted clean x.
+        noise: x to start from, (B, ...).
+        rule: one of ``SAMPLERS``.
+        limit: see ``ddim_step``.
+        count: S, which divides T.
+
+    Returns:
+        The last clipped prediction, of the shape of ``noise``.
+
+    Raises:
+        ValueError: if ``count`` does not divide T.
+    """
+    if count < 1 or TRAIN_STEPS % count:
+        raise ValueError(f"count must divide {TRAIN_STEPS}, got {count}")
+    stride = TRAIN_STEPS // count
+    alphas = alphas_cumprod().to(noise)
+    x = noise
+    for step in range(TRAIN_STEPS - stride, -1, -stride):
+        predicted = denoise(x, torch.full((len(x),), step, device=x.device))
+        after = alphas[step - stride] if step else alphas.new_ones(())
+        x = rule(x, predicted, alphas[step], after, limit)
+    return x
+
+
+class RepresentationDiffusion(nn.Module):
+    """Draws the code of an identity, given that of a face.
+
+    Args:
+        code_dim: D.
+        width: channels of the U-Net; 128 in the published weights.
+        map_size: 1 as published, 3 as the paper says: the codes in the middle of 3 x 3 zeros. The
+            middle of the U-Net's output is the prediction, of which the paper says nothing.
+        sampler: a key of ``SAMPLERS``.
+        limit: largest entry, up to its sign, of a code that the sampler can give; 1 as published.
+            Codes of the autoencoders may be larger.
+        seed: of the noise that ``forward`` starts from where none is given.
+    """
+
+    noise: Tensor
+
+    def __init__(
+        self,
+        code_dim: int = 256,
+        width: int = 128,
+        map_size: int = 1,
+        sampler: str = "ddim",
+        limit: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if map_size not in (1, 3):
+            raise ValueError(
+                f"map_size must be 1 as published or 3 as in the paper, got {map_size}"
+            )
+        if sampler not in SAMPLERS:
+            raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {sampler!r}")
+        if limit <= 0:
+            raise ValueError(f"limit must be above 0, got {limit}")
+        self.map_size, self.rule, self.limit = map_size, SAMPLERS[sampler], limit
+        self.unet = UNet(2 * code_dim, code_dim, width)
+        drawn = torch.randn(code_dim, generator=torch.Generator().manual_seed(seed))
+        self.register_buffer("noise", drawn, persistent=False)
+
+    def denoise(self, noisy: Tensor, steps: Tensor, condition: Tensor) -> Tensor:
+        """The predicted identity code Ẑ_0 = E_r(Z_τ, τ, Z_exp), eq. (4).
+
+        Args:
+            noisy: Z_τ, (B, D).
+            steps: τ, (B,).
+            condition: Z_exp, (B, D).
+
+        Returns:
+            (B, D), not clipped.
+        """
+        codes = rearrange(torch.cat([noisy, condition], 1), "b d -> b d 1 1")
+        border = self.map_size // 2
+        predicted = self.unet(F.pad(codes, [border] * 4), steps)
+        middle: Tensor = predicted[:, :, border, border]
+        return middle
+
+    def forward(self, condition: Tensor, noise: Tensor | None = None) -> Tensor:
+        """The identity codes Z_id of faces, keeping gradients.
+
+        Args:
+            condition: Z_exp, (B, D).
+            noise: to start from, (B, D), or None for the model's own, which is the same for every
+                face: the same photograph always gives the same code, in whatever batch.
+
+        Returns:
+            In [-limit, limit], (B, D).
+        """
+        if noise is None:
+            noise = self.noise.to(condition).expand_as(condition)
+        return sample(
+            lambda noisy, steps: self.denoise(noisy, steps, condition),
+            noise,
+            self.rule,
+            self.limit,
+        )

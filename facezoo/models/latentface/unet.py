@@ -1,0 +1,138 @@
+"""The denoising U-Net of LatentFace's second stage.
+
+Source: LatentFace, Sec. 5.2: one down block, one middle block and one up block, two residual layers
+in each. Where the paper is silent it does what diffusers' ``UNet2DModel`` does, which the published
+weights are made for: group norms, SiLU, a sinusoidal time embedding with the cosines
+first, attention with heads of 8 channels in the middle block, three residual layers on the way up,
+one for each of the three maps that are carried over. With one level nothing is ever halved.
+"""
+
+from __future__ import annotations
+
+from math import log
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+GROUP = 4  # channels per group of a group norm, of the first map; 128 channels have 32 groups
+HEAD_DIM = 8
+MAX_PERIOD = 10_000.0
+
+
+class UNet(nn.Module):
+    """Noisy map and time step to a clean map.
+
+    Args:
+        in_channels: of the noisy map and its condition together; 512 in the paper.
+        out_channels: 256 in the paper.
+        width: channels inside; 128 in the published weights. A multiple of 8.
+    """
+
+    def __init__(self, in_channels: int = 512, out_channels: int = 256, width: int = 128) -> None:
+        super().__init__()
+        if width < HEAD_DIM or width % HEAD_DIM:
+            raise ValueError(f"width must be a multiple of {HEAD_DIM} channels, got {width}")
+        self.width = width
+        time_dim = 4 * width
+        self.conv_in = nn.Conv2d(in_channels, width, 3, padding=1)
+        self.time_embedding = nn.Sequential(
+            nn.Linear(width, time_dim), nn.SiLU(), nn.Linear(time_dim, time_dim)
+        )
+        self.down = nn.ModuleList(ResidualLayer(width, width, time_dim) for _ in range(2))
+        self.middle = nn.ModuleList(ResidualLayer(width, width, time_dim) for _ in range(2))
+        self.attention = Attention(width)
+        self.up = nn.ModuleList(ResidualLayer(2 * width, width, time_dim) for _ in range(3))
+        self.norm_out = nn.GroupNorm(width // GROUP, width)
+        self.conv_out = nn.Conv2d(width, out_channels, 3, padding=1)
+
+    def forward(self, maps: Tensor, steps: Tensor) -> Tensor:
+        """One prediction.
+
+        Args:
+            maps: noisy map and condition, (B, in_channels, H, W).
+            steps: time steps of the noise, (B,).
+
+        Returns:
+            (B, out_channels, H, W).
+        """
+        time = self.time_embedding(time_features(steps, self.width).to(maps.dtype))
+        hidden = self.conv_in(maps)
+        carried = [hidden]
+        for layer in self.down:
+            hidden = layer(hidden, time)
+            carried.append(hidden)
+        hidden = self.middle[0](hidden, time)
+        hidden = self.middle[1](self.attention(hidden), time)
+        for layer in self.up:
+            hidden = layer(torch.cat([hidden, carried.pop()], 1), time)
+        clean: Tensor = self.conv_out(F.silu(self.norm_out(hidden)))
+        return clean
+
+
+class ResidualLayer(nn.Module):
+    """Two normed convolutions with the time added in between, and a way past them."""
+
+    def __init__(self, before: int, after: int, time_dim: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(after // GROUP, before)
+        self.conv1 = nn.Conv2d(before, after, 3, padding=1)
+        self.time = nn.Linear(time_dim, after)
+        self.norm2 = nn.GroupNorm(after // GROUP, after)
+        self.conv2 = nn.Conv2d(after, after, 3, padding=1)
+        self.shortcut = nn.Identity() if before == after else nn.Conv2d(before, after, 1)
+
+    def forward(self, maps: Tensor, time: Tensor) -> Tensor:
+        """(B, after, H, W) from maps (B, before, H, W) and time features (B, time_dim)."""
+        hidden = self.conv1(F.silu(self.norm1(maps)))
+        hidden = hidden + rearrange(self.time(F.silu(time)), "b c -> b c 1 1")
+        hidden = self.conv2(F.silu(self.norm2(hidden)))
+        total: Tensor = self.shortcut(maps) + hidden
+        return total
+
+
+class Attention(nn.Module):
+    """Every place of a map looks at every other; at 1 x 1 it is two linear layers."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.heads = width // HEAD_DIM
+        self.norm = nn.GroupNorm(width // GROUP, width)
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """The maps and what they found, (B, width, H, W)."""
+        height = maps.shape[2]
+        places = rearrange(self.norm(maps), "b c h w -> b (h w) c")
+        query, key, value = (
+            rearrange(layer(places), "b p (n d) -> b n p d", n=self.heads)
+            for layer in (self.query, self.key, self.value)
+        )
+        found = F.scaled_dot_product_attention(query, key, value)
+        found = self.out(rearrange(found, "b n p d -> b p (n d)"))
+        return maps + rearrange(found, "b (h w) c -> b c h w", h=height)
+
+
+def time_features(steps: Tensor, width: int) -> Tensor:
+    """Cosines, then sines, of time steps at frequencies 10000^(-2 i / width).
+
+    Exponents, frequencies and angles are rounded to float32, as in the published weights' training;
+    without the rounding, outputs of the U-Net at late steps move by 1e-5. The exponential itself is
+    taken in float64, since processors differ in its last bit in float32.
+
+    Args:
+        steps: (B,).
+        width: even.
+
+    Returns:
+        float32, (B, width).
+    """
+    half = width // 2
+    exponents = -log(MAX_PERIOD) * torch.arange(half, dtype=torch.float32) / half
+    frequencies = exponents.double().exp().float().to(steps.device)
+    angles = steps[:, None].float() * frequencies
+    return torch.cat([angles.cos(), angles.sin()], -1)

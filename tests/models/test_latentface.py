@@ -1,0 +1,204 @@
+"""The model of LatentFace: stages, pictures, gradients, and what a configuration cannot do."""
+
+import pytest
+import torch
+
+from facezoo.errors import UnsupportedError
+from facezoo.geometry.shading import Light
+from facezoo.models.latentface import LatentFace
+from facezoo.models.latentface.losses import confidence_loss, denoising_loss
+
+SMALL = {"width": 8, "number_width": 4, "code_dim": 12, "unet_width": 16, "code_limit": 50.0}
+PICTURES = ["reconstruct_crops", "frontalize_crops", "neutralize_crops"]
+
+
+@pytest.fixture
+def model():
+    return LatentFace(**SMALL).eval()
+
+
+@pytest.fixture
+def batch():
+    return torch.rand(2, 3, 64, 64) * 2 - 1
+
+
+def learned(model):
+    return {n.split(".")[0] for n, p in model.named_parameters() if p.grad is not None}
+
+
+def test_stages_give_features_of_both_codes(model, batch):
+    latents = model.embed_latents(batch)
+    assert latents.texture.shape == latents.shape.shape == (2, 12)
+    assert latents.light.shape == (2, 4)
+    assert latents.view.shape == (2, 6)
+    identity, expression = model.embed_identity(batch), model.embed_expression(batch)
+    assert identity.shape == expression.shape == (2, 24)
+    assert model.num_features == 24
+    together = torch.cat([latents.texture, latents.shape], -1)
+    torch.testing.assert_close(identity + expression, together)
+    torch.testing.assert_close(model.embed_pose(batch), latents.view)
+    torch.testing.assert_close(model.forward_features(batch), expression)
+
+
+def test_texture_and_shape_are_denoised_by_networks_of_their_own(model, batch):
+    identity = model.identity_latents(model.embed_latents(batch))
+    identity.texture.sum().backward()
+    assert "texture_diffusion" in learned(model)
+    assert "shape_diffusion" not in learned(model)
+
+
+def test_the_same_crop_gives_the_same_identity_in_any_batch(model, batch):
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            model.embed_identity(batch[1:]), model.embed_identity(batch)[1:], atol=1e-4, rtol=1e-4
+        )
+
+
+def test_other_noise_gives_another_identity_and_the_generator_decides_it(model, batch):
+    latents = model.embed_latents(batch)
+
+    def drawn(seed):
+        generator = torch.Generator().manual_seed(seed)
+        noises = torch.randn(2, 2, 12, generator=generator)
+        return model.identity_latents(latents, *noises).texture
+
+    assert torch.equal(drawn(3), drawn(3))
+    assert not torch.allclose(drawn(3), drawn(4))
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures_have_the_size_of_the_crops_and_keep_gradients(model, batch, name):
+    batch.requires_grad_()
+    image = getattr(model, name)(batch)
+    assert image.shape == (2, 3, 64, 64)
+    image.square().sum().backward()
+    assert torch.isfinite(batch.grad).all()
+    assert batch.grad.abs().sum() > 0
+
+
+def test_maps_have_the_documented_ranges(model, batch):
+    depth, albedo, normals = (
+        getattr(model, name)(batch) for name in ("depth_maps", "albedo_maps", "normal_maps")
+    )
+    assert depth.shape == (2, 64, 64)
+    assert 0.9 <= depth.min() <= depth.max() <= 1.1
+    assert albedo.shape == (2, 3, 64, 64)
+    assert albedo.abs().max() <= 1
+    assert normals.shape == (2, 64, 64, 3)
+    lengths = normals.norm(dim=-1)
+    assert 0.99 < lengths.min() <= lengths.max() <= 1.001
+
+
+def test_a_frontal_face_is_turned_by_nothing_and_fills_the_picture(model, batch):
+    frontal = model.frontalize_crops(batch)
+    torch.testing.assert_close(frontal, model.rotate_crops(batch, yaw=0.0))
+    left, right = (model.rotate_crops(batch, yaw=yaw) for yaw in (0.4, -0.4))
+    assert not torch.allclose(left, frontal)
+    assert not torch.allclose(left, right)
+    assert not torch.allclose(model.rotate_crops(batch, 0.0, pitch=0.3), frontal)
+
+
+def test_relighting_keeps_the_face_and_changes_its_brightness(model, batch):
+    own = model.embed_latents(batch).light
+    torch.testing.assert_close(model.relight_crops(batch, own), model.reconstruct_crops(batch))
+    dark = model.relight_crops(batch, torch.tensor([-1.0, -1, 0, 0]))
+    bright = model.relight_crops(batch, torch.tensor([1.0, -1, 0, 0]))
+    drawn = model.draw(model.embed_latents(batch)).mask.expand_as(dark)
+    torch.testing.assert_close(dark[drawn], torch.full_like(dark[drawn], -1.0))
+    assert (bright[drawn] >= dark[drawn]).all()
+    with pytest.raises(ValueError, match=r"\(4,\) or \(2, 4\), got \(3, 4\)"):
+        model.relight_crops(batch, torch.zeros(3, 4))
+
+
+def test_a_neutral_face_is_decoded_from_the_identity(model, batch):
+    latents = model.embed_latents(batch)
+    wanted = model.draw(model.identity_latents(latents)).image
+    torch.testing.assert_close(model.neutralize_crops(batch), wanted)
+    assert not torch.allclose(wanted, model.draw(latents).image)
+
+
+def test_both_reconstructions_are_equations_1_and_2(model, batch):
+    straight, mirrored = model.reconstruct_both(batch)
+    torch.testing.assert_close(straight.image, model(batch))
+    assert not torch.allclose(straight.image, mirrored.image)
+    latents = model.embed_latents(batch)
+    depth, albedo = model.decode_depth(latents).flip(-1), model.decode_albedo(latents).flip(-1)
+    light = Light.from_parameters(latents.light)
+    wanted = model.renderer.render(depth, albedo, light, latents.view)
+    torch.testing.assert_close(mirrored.image, wanted.image)
+
+
+def test_the_first_stage_teaches_every_network_but_the_diffusion(batch):
+    model = LatentFace(**SMALL)
+    pixels, _ = model.confidence(batch)
+    straight, mirrored = model.reconstruct_both(batch)
+    loss = confidence_loss(straight.image, batch, pixels[:, :1], straight.mask)
+    loss = loss + 0.5 * confidence_loss(mirrored.image, batch, pixels[:, 1:], mirrored.mask)
+    loss.backward()
+    networks = {name for name, _ in model.named_children()}
+    assert learned(model) == networks - {"texture_diffusion", "shape_diffusion"}
+
+
+def test_the_second_stage_learns_to_denoise_a_code():
+    model = LatentFace(**SMALL).texture_diffusion
+    clean, condition, noise = torch.rand(16, 12), torch.rand(16, 12), torch.randn(16, 12)
+    steps = torch.randint(0, 1000, (16,))
+    optimiser = torch.optim.Adam(model.parameters(), 1e-3)
+    losses = []
+    for _ in range(30):
+        loss = denoising_loss(model.denoise(noise, steps, condition), clean)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 2
+
+
+def test_without_diffusion_there_is_no_identity_and_the_rest_works(batch):
+    model = LatentFace(**SMALL, diffusion=False, confidence=False).eval()
+    able = model.capabilities()
+    assert {"reconstruct", "frontalize", "encode_pose"} <= set(able)
+    assert not {"encode_identity", "encode_expression", "neutralize"} & set(able)
+    assert model.reconstruct_crops(batch).shape == (2, 3, 64, 64)
+    for stage in ("embed_identity", "embed_expression", "neutralize_crops"):
+        with pytest.raises(UnsupportedError, match="without the second stage"):
+            getattr(model, stage)(batch)
+    with pytest.raises(UnsupportedError, match="without the confidence network"):
+        model.confidence(batch)
+
+
+def test_crops_of_128_pixels_work(batch):
+    model = LatentFace(size=128, **SMALL).eval()
+    assert model.input_shape == (3, 128, 128)
+    crops = torch.rand(1, 3, 128, 128)
+    assert model(crops).shape == (1, 3, 128, 128)
+    assert model.embed_identity(crops).shape == (1, 24)
+    with pytest.raises(ValueError, match=r"\(B, 3, 128, 128\), got \(2, 3, 64, 64\)"):
+        model.embed_identity(batch)
+
+
+@pytest.mark.parametrize("stage", ["embed_identity", "embed_pose", "confidence", "forward"])
+def test_other_shapes_are_refused_with_what_was_wanted(model, stage):
+    with pytest.raises(ValueError, match=r"must be \(B, 3, 64, 64\), got \(3, 64, 64\)"):
+        getattr(model, stage)(torch.zeros(3, 64, 64))
+
+
+def test_the_architecture_rebuilds_the_model(model):
+    again = LatentFace(**model.architecture)
+    again.load_state_dict(model.state_dict())
+    assert again.architecture == model.architecture
+
+
+def test_half_precision_draws_in_full_precision(model, batch):
+    drawn = model.to(torch.bfloat16).reconstruct_crops(batch.bfloat16())
+    assert drawn.dtype == torch.float32
+    assert torch.isfinite(drawn).all()
+
+
+def test_photographs_go_through_every_public_method(model):
+    crops = [torch.randint(0, 256, (64, 64, 3), dtype=torch.uint8) for _ in range(3)]
+    encoding = model.encode([crop.numpy() for crop in crops], aligned=True)
+    assert encoding.expression.shape == encoding.identity.shape == (3, 24)
+    picture = model.frontalize(crops[0].numpy(), aligned=True)
+    assert picture.shape == (1, 3, 64, 64)
+    assert 0 <= picture.min() <= picture.max() <= 1
