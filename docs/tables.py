@@ -4,17 +4,25 @@
     python docs/tables.py --check    exits with 1 if one of them differs from the cards
 
 A region stands between ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``. NAME is ``models`` for
-the table of the README, or ``card-<model>`` for everything about a model's checkpoints.
+the table of the README, ``card-<model>`` for everything about a model's checkpoints, or
+``comparison-<checkpoint>`` for a checkpoint beside its baseline, from the files of
+``docs/results``.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
+import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from facezoo.card import Card, Metric, bundled_cards
+from facezoo.evaluate.comparison import compare
 from facezoo.evaluate.protocols import FOUND, GIVEN
 from facezoo.families import FAMILIES
 
@@ -71,9 +79,52 @@ def _region(name: str, cards: Sequence[Card]) -> str:
         text = models_table(cards)
     elif name.startswith("card-"):
         text = card_text(cards, name.removeprefix("card-"))
+    elif name.startswith("comparison-"):
+        text = comparison_text(name.removeprefix("comparison-"))
     else:
-        raise ValueError(f"no region is named {name!r}; wanted models or card-<model>")
+        raise ValueError(
+            f"no region is named {name!r}; wanted models, card-<model> or comparison-<checkpoint>"
+        )
     return f"<!-- {name}:begin -->\n{text}\n<!-- {name}:end -->"
+
+
+def comparison_text(checkpoint: str, results: Path = ROOT / "docs" / "results") -> str:
+    """A checkpoint beside its baseline: every metric on given crops, and a paired test."""
+    of_method = _read(results / f"{checkpoint}.json")
+    baselines = [_read(path) for path in sorted(results.glob(f"{checkpoint}-*baseline*.json"))]
+    rows = []
+    for key, value in of_method["values"].items():
+        theirs = [baseline["values"][key] for baseline in baselines if key in baseline["values"]]
+        if theirs:
+            name, dataset, protocol, unit = key
+            numbers = [_mean_and_spread(theirs), f"{value:.2f}"]
+            rows.append([name, dataset, *(f"{n} {unit}" for n in numbers), protocol])
+    count = f"baseline, {len(baselines)} seed" + ("s" if len(baselines) > 1 else "")
+    table = _table(["metric", "data", count, checkpoint, "protocol"], rows)
+    tests = [
+        f"- against {Path(baseline['file']).stem}: {compare(baseline['right'], of_method['right'])}"
+        for baseline in baselines
+    ]
+    said = "Difference in accuracy on FER+ test, percentage points, paired:"
+    return "\n\n".join([table, said, "\n".join(tests)])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A file of results: values by what they are, and which images were right."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    values = {
+        (m["name"], f"{m['dataset']} {m['split']}", m["protocol"], m["unit"]): m["value"]
+        for m in content["metrics"]
+        if not m["protocol"].endswith(FOUND)
+    }
+    right = torch.tensor([mark == "1" for mark in content["confusion"]["right"]])
+    return {"file": path.name, "values": values, "right": right}
+
+
+def _mean_and_spread(values: Sequence[float]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.2f}"
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
 
 
 def _accuracies(cards: Sequence[Card]) -> str:

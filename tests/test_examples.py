@@ -32,6 +32,17 @@ def test_annotate_portraits_writes_one_picture_of_all(tmp_path, capsys):
     assert "faces in 2 photographs" in capsys.readouterr().out
 
 
+def test_take_apart_portraits_draws_five_columns_of_every_face(tmp_path, capsys):
+    from facezoo.models.ipd_fer import IPDFER
+
+    small = "test_resnet.r160_in1k"
+    model = IPDFER(small, 8, 8, small, decoder_size=14, decoder_width=4).eval()
+    example("take_apart_portraits").main(tmp_path / "parts.png", PORTRAITS, model)
+    with Image.open(tmp_path / "parts.png") as picture:
+        assert picture.size == (5 * 224, 2 * 224)
+    assert "2 faces, 5 columns" in capsys.readouterr().out
+
+
 def test_features_to_classifier_fits_the_classes_of_a_tree(tmp_path, capsys):
     for portrait, name in zip(PORTRAITS, ("first", "second"), strict=True):
         (tmp_path / name).mkdir()

@@ -19,6 +19,7 @@ from facezoo.detector.model import FaceDetector
 from facezoo.evaluate.classification import (
     confusion_of,
     expected_calibration_error,
+    is_right,
     recalls,
     scores,
     vote_divergence,
@@ -55,6 +56,9 @@ class Confusion:
     """The K classes."""
     counts: list[list[int]]
     """How often each true class (outer) was called each class (inner), K x K."""
+    right: str
+    """1 for every labelled image that was called right and 0 for the others, in the data's order,
+    so that two checkpoints can be compared image by image."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +120,8 @@ def ferplus(model: FaceModel, data: Path, split: str, command: str) -> Measureme
             name = "expected calibration error"
             metrics.append(_of_ferplus(name, value, split, rule, command))
             counts = confusion_of(probabilities, truth)
-            confusion = Confusion("FER+", split, rule, model.labels, counts.tolist())
+            right = "".join("01"[r] for r in is_right(probabilities, truth).tolist())
+            confusion = Confusion("FER+", split, rule, model.labels, counts.tolist(), right)
             metrics += _per_class(confusion, command)
             if "yaw" in table.column_names:
                 bins = accuracy_by_yaw(probabilities, truth, yaw_column(table)[known])

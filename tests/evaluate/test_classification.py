@@ -222,6 +222,7 @@ def test_calibration_classes_and_confusion_of_ferplus_are_measured_on_given_crop
     assert measured.confusion.labels == EXPRESSIONS
     assert counts[10 % 8, 11 % 8] == 1
     assert int(counts.diagonal().sum()) == 7
+    assert measured.confusion.right == "01111111"
     path = tmp_path / "ferplus.parquet"
     pq.write_table(pq.read_table(path).drop_columns("yaw"), path)
     monkeypatch.setattr(protocols, "both_ways", lambda *_: iter([(protocols.GIVEN, given)]))
@@ -235,7 +236,9 @@ def test_ferplus_is_measured_by_yaw_where_the_pack_knows_it(tmp_path, model, mon
     path = tmp_path / "ferplus.parquet"
     table = pq.read_table(path)
     yaw = [0.0] * 10 + [-35.0, 25.0, 15.0, 10.0, 5.0, None, 0.0, -12.0]
-    pq.write_table(table.drop_columns("yaw").append_column("yaw", pa.array(yaw, pa.float32())), path)
+    pq.write_table(
+        table.drop_columns("yaw").append_column("yaw", pa.array(yaw, pa.float32())), path
+    )
     given = dict(outcomes(8))[protocols.GIVEN]
     given[0] = given[1]
     monkeypatch.setattr(protocols, "both_ways", lambda *_: iter([(protocols.GIVEN, given)]))

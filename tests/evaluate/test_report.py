@@ -14,7 +14,9 @@ from facezoo.evaluate.report import as_json, as_table, measure_checkpoint, write
 
 CPU = torch.device("cpu")
 METRIC = Metric("accuracy", 81.23456, "%", "FER+", "test", "majority rule", "facezoo evaluate x")
-CONFUSION = Confusion("FER+", "test", "majority rule", ("neutral", "anger"), [[3, 1], [0, 2]])
+CONFUSION = Confusion(
+    "FER+", "test", "majority rule", ("neutral", "anger"), [[3, 1], [0, 2]], "110111"
+)
 FOUND = Measurements([METRIC], CONFUSION)
 
 
@@ -32,6 +34,7 @@ def test_the_confusion_matrix_stands_in_the_json_beside_the_metrics(card):
         "protocol": "majority rule",
         "labels": ["neutral", "anger"],
         "counts": [[3, 1], [0, 2]],
+        "right": "110111",
     }
 
 
