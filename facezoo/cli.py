@@ -197,6 +197,8 @@ def _predict_one(model: FaceModel, file: Path, faces: Any, picture: Path | None)
 
         picture.parent.mkdir(parents=True, exist_ok=True)
         annotate(pixels, prediction).save(picture, quality=92)
+    elif picture is not None:
+        print(f"facezoo: no face in {file}, so nothing was drawn to {picture}", file=sys.stderr)
     return {"file": str(file), "faces": _faces_of(prediction)}
 
 

@@ -217,6 +217,11 @@ def resolve(
             return Source(_pinned(card_named(name, FAMILIES), revision))
         files.refuse_pickle(Path(name))
         if Path(name).exists() or name.endswith(".safetensors"):
+            if revision is not None:
+                raise ValueError(
+                    f"{name} is on this machine and has no revisions, got revision={revision!r}; "
+                    "leave it out, or name the repository as 'hf-hub:org/name'"
+                )
             return _local(Path(name))
     match = HUB_NAME.fullmatch(name.removeprefix(HUB_PREFIX))
     if match and (bare_hub or name.startswith(HUB_PREFIX)):
@@ -334,13 +339,10 @@ def _pinned(card: Card, revision: str | None) -> Card:
 
 
 def _local(path: Path) -> Source:
-    """A folder as ``save_pretrained`` writes it, or a file with a card beside it."""
+    """A folder as ``save_pretrained`` or a training run writes it, or a file with a card beside."""
     if path.is_dir():
         if not (path / CONFIG).is_file():
-            raise WeightsNotFoundError(
-                f"the folder {path} has no {CONFIG}, which save_pretrained() writes; give a "
-                ".safetensors file or a folder that has one"
-            )
+            return _local(_only_weights(path))
         card = Card.load(path / CONFIG)
         named = [path / card.hub.file, path / card.weights.file]
         return Source(card, next((file for file in named if file.is_file()), path / WEIGHTS))
@@ -354,6 +356,26 @@ def _local(path: Path) -> Source:
         f"{path} has no card beside it (looked for {beside[0].name} and {CONFIG}), so its "
         "architecture is unknown; build the model with facezoo.load(name, pretrained=False) and "
         "load the tensors with facezoo.weights.load_into(), then call save_pretrained()"
+    )
+
+
+def _only_weights(folder: Path) -> Path:
+    """The weights file of a folder without ``config.json``, such as a training run's.
+
+    Raises:
+        PickleRefusedError: if there are pickled files only.
+        WeightsNotFoundError: if there is no weights file, or more than one.
+    """
+    found = sorted(folder.glob("*.safetensors"))
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        for file in sorted(folder.iterdir()):
+            files.refuse_pickle(file)
+    names = ", ".join(file.name for file in found) or "none"
+    raise WeightsNotFoundError(
+        f"the folder {folder} has no {CONFIG}, which save_pretrained() writes, and not one "
+        f".safetensors file but {names}; name a .safetensors file with its card beside it"
     )
 
 

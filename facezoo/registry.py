@@ -131,7 +131,13 @@ def best_device(device: str | torch.device | None = None) -> torch.device:
     mps = torch.backends.mps.is_available()
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
-    chosen = torch.device(device)
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise RuntimeError(
+            f"device={str(device)!r} is no device of torch; give 'cuda', 'cuda:1', 'mps' or 'cpu', "
+            "or None for the best there is"
+        ) from error
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if chosen.type == "cuda" and (chosen.index or 0) >= count:
         raise RuntimeError(

@@ -274,10 +274,13 @@ def test_predict_saves_an_annotated_picture(tiny, tmp_path, capsys):
         assert max(picture.size) >= 480
 
 
-def test_predict_saves_pictures_of_several_photographs_into_a_folder(tiny, tmp_path):
+def test_predict_saves_pictures_of_several_photographs_into_a_folder(tiny, tmp_path, capsys):
     files = [str(path) for path in write_folder(tmp_path / "photos", [1, 0, 2]).iterdir()]
     assert main(["predict", *files, "--save", str(tmp_path / "out")]) == 0
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["000.png", "002.png"]
+    told = capsys.readouterr().err
+    assert told.count("nothing was drawn to") == 1
+    assert "001.png" in told
 
 
 def test_predict_refuses_to_save_over_a_photograph(tiny, tmp_path, capsys):

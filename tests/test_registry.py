@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -255,6 +256,33 @@ def test_a_base_class_loads_any_family_and_a_family_refuses_another():
 def test_a_bundled_checkpoint_has_no_revision_to_choose():
     with pytest.raises(ValueError, match="pinned by its card"):
         TinyFace.from_pretrained("tiny-face", revision="main")
+
+
+def test_what_is_on_this_machine_has_no_revision_to_choose(tmp_path):
+    facezoo.load("tiny-face", **CPU).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="on this machine and has no revisions, got revision='v1'"):
+        AnyFace.from_pretrained(tmp_path, revision="v1")
+
+
+def test_a_folder_with_one_weights_file_and_its_card_is_loaded(folder, tmp_path):
+    for file in folder.glob("tiny-face.wide.*"):
+        shutil.copy(file, tmp_path)
+    assert facezoo.load(str(tmp_path), **CPU).card.name == "tiny-face.wide"
+    (weights,) = tmp_path.glob("*.safetensors")
+    shutil.copy(weights, tmp_path / "another.safetensors")
+    with pytest.raises(WeightsNotFoundError, match=r"not one \.safetensors file but another"):
+        facezoo.load(str(tmp_path), **CPU)
+
+
+def test_a_folder_with_a_pickle_alone_is_refused_with_the_command_to_convert_it(tmp_path):
+    torch.save({}, tmp_path / "model.pth")
+    with pytest.raises(PickleRefusedError, match="facezoo convert"):
+        facezoo.load(str(tmp_path), **CPU)
+
+
+def test_a_word_that_is_no_device_is_an_error_that_names_devices():
+    with pytest.raises(RuntimeError, match="'gpu' is no device of torch; give 'cuda'"):
+        facezoo.load("tiny-face", device="gpu")
 
 
 def test_a_malformed_config_is_named(tmp_path):
