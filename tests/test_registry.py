@@ -159,7 +159,10 @@ def test_a_file_is_loaded_by_the_card_beside_it(folder, tmp_path):
         facezoo.load(alone, **CPU)
     with pytest.raises(WeightsNotFoundError, match=r"no weights file .*gone\.safetensors"):
         facezoo.load(tmp_path / "gone.safetensors", **CPU)
-    with pytest.raises(WeightsNotFoundError, match=r"no config\.json"):
+    with pytest.raises(CardError, match=r"looked for alone\.json and config\.json"):
+        facezoo.load(tmp_path, **CPU)
+    alone.unlink()
+    with pytest.raises(WeightsNotFoundError, match=r"no config\.json.* but none"):
         facezoo.load(tmp_path, **CPU)
 
 
