@@ -1,0 +1,17 @@
+"""StyleGAN2, its inversion by the Feature-Style encoder, and SimCLR on the latent codes."""
+
+from facezoo.models.latent_simclr.adapter import FeatureStyleEncoder
+from facezoo.models.latent_simclr.discriminator import StyleGANDiscriminator
+from facezoo.models.latent_simclr.inverter import Inversion, StyleGANInverter
+from facezoo.models.latent_simclr.simclr import CodeEncoder, ProjectionHead
+from facezoo.models.latent_simclr.stylegan2 import StyleGANGenerator
+
+__all__ = [
+    "CodeEncoder",
+    "FeatureStyleEncoder",
+    "Inversion",
+    "ProjectionHead",
+    "StyleGANDiscriminator",
+    "StyleGANGenerator",
+    "StyleGANInverter",
+]

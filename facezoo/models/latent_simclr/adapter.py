@@ -1,0 +1,122 @@
+"""The Feature-Style encoder: from an image to codes of W+ and to a feature of the generator.
+
+Source: Yao et al., "Feature-Style Encoder for Style-Based GAN Inversion", ECCV 2022. Written from
+the description of the method; where that is silent, the docstrings say what was chosen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from facezoo.models.latent_simclr.iresnet import IRESNET50, IResNetTrunk
+
+POOLED = 3
+"""Side to which the outputs of the four stages are pooled."""
+
+
+class FeatureStyleEncoder(nn.Module):
+    """An image to w in W+ and f in F.
+
+    The four stages of an ArcFace-style trunk are pooled to 3 x 3 and concatenated; one linear map
+    for every style gives its code. A small convolutional head on the third stage gives the feature
+    that replaces the generator's own at layer K.
+
+    The maps give what is added to ``mean_code``, so that an encoder starts from the mean face; the
+    description leaves this open.
+
+    Args:
+        num_codes: L, the styles of the generator: 18 at 1024 pixels, 10 at 64.
+        style_dim: D of a code.
+        feature_shape: channels, height and width of the generator's layer K, as its
+            ``feature_shape(K)`` gives them.
+        depths: residual blocks of every stage of the trunk.
+        width: channels of the trunk's first stage.
+        trunk_size: side to which images are resized first, pixels; 256 in the paper. Its eighth,
+            the side of the third stage, need not be that of the feature.
+    """
+
+    mean_code: Tensor
+
+    def __init__(
+        self,
+        num_codes: int,
+        style_dim: int,
+        feature_shape: tuple[int, int, int],
+        *,
+        depths: Sequence[int] = IRESNET50,
+        width: int = 64,
+        trunk_size: int = 256,
+    ) -> None:
+        super().__init__()
+        self.num_codes, self.trunk_size = num_codes, trunk_size
+        self.output_shape = (num_codes, style_dim, *feature_shape)
+        self.trunk = IResNetTrunk(depths, width)
+        self.maps = nn.Linear(sum(self.trunk.widths) * POOLED**2, num_codes * style_dim)
+        self.head = _FeatureHead(self.trunk.widths[2], -(-trunk_size // 8), feature_shape)
+        self.register_buffer("mean_code", torch.zeros(style_dim))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes and feature of images, keeping gradients.
+
+        Args:
+            images: RGB in [-1, 1], square, of any size, (B, 3, H, H).
+
+        Returns:
+            w in W+, (B, L, D), and f, (B, C, H_K, H_K).
+
+        Raises:
+            ValueError: if the images are no such batch.
+        """
+        if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
+            raise ValueError(
+                f"images must be square, (B, 3, H, H), got {tuple(images.shape)}; "
+                "crop and align photographs first"
+            )
+        stages = self.trunk.stages(self._resized(images))
+        pooled = torch.cat([F.adaptive_avg_pool2d(stage, POOLED) for stage in stages], dim=1)
+        offsets = rearrange(self.maps(pooled.flatten(1)), "b (l d) -> b l d", l=self.num_codes)
+        return self.mean_code + offsets, self.head(stages[2])
+
+    def _resized(self, images: Tensor) -> Tensor:
+        if images.shape[-1] == self.trunk_size:
+            return images
+        size = (self.trunk_size, self.trunk_size)
+        return F.interpolate(images, size=size, mode="bilinear", antialias=True)
+
+
+class _FeatureHead(nn.Module):
+    """Two convolutions from the third stage to the generator's feature.
+
+    A stage that is larger than the feature is reduced by a stride, a smaller one is enlarged first.
+
+    Args:
+        inputs: channels of the third stage.
+        side: its height and width.
+        shape: channels, height and width of the feature.
+    """
+
+    def __init__(self, inputs: int, side: int, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        channels, self.side, _ = shape
+        stride = 2 ** max(0, round(math.log2(side / self.side)))
+        self.layers = nn.Sequential(
+            nn.BatchNorm2d(inputs),
+            nn.Conv2d(inputs, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.PReLU(channels),
+            nn.Conv2d(channels, channels, 3, stride, padding=1),
+        )
+        self.before = self.side * stride
+
+    def forward(self, stage: Tensor) -> Tensor:
+        """(B, C, H_K, H_K) of (B, inputs, H, H)."""
+        if stage.shape[-1] != self.before:
+            stage = F.interpolate(stage, size=(self.before, self.before), mode="bilinear")
+        feature: Tensor = self.layers(stage)
+        return feature

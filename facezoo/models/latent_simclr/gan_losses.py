@@ -1,0 +1,93 @@
+"""Losses and penalties with which StyleGAN2 is trained.
+
+Source: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", CVPR 2020, Sec. 3
+and App. B.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+
+def generator_loss(fake_logits: Tensor) -> Tensor:
+    """Non-saturating logistic loss of the generator: the mean of -log sigmoid(D(G(z))).
+
+    Source: Goodfellow et al., "Generative Adversarial Nets", NIPS 2014, Sec. 3.
+
+    Args:
+        fake_logits: D of generated images, (B, 1).
+
+    Returns:
+        Scalar.
+    """
+    return F.softplus(-fake_logits.float()).mean()
+
+
+def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """Logistic loss of the discriminator: the mean of -log sigmoid(D(x)) - log(1 - sigmoid(D(G))).
+
+    Args:
+        real_logits: D of real images, (B, 1).
+        fake_logits: D of generated images, (B', 1).
+
+    Returns:
+        Scalar.
+    """
+    return F.softplus(-real_logits.float()).mean() + F.softplus(fake_logits.float()).mean()
+
+
+def r1_penalty(images: Tensor, logits: Tensor) -> Tensor:
+    """Mean squared length of the gradient of D at real images; its weight is gamma / 2.
+
+    Source: Mescheder et al., "Which Training Methods for GANs do actually Converge?", ICML 2018,
+    eq. (9).
+
+    Args:
+        images: real images that require gradients, (B, 3, S, S).
+        logits: D of them, (B, 1).
+
+    Returns:
+        Scalar, to be differentiated once more.
+    """
+    (gradients,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    return gradients.float().square().sum((1, 2, 3)).mean()
+
+
+def path_lengths(images: Tensor, w_plus: Tensor, generator: Generator) -> Tensor:
+    """Lengths of J_w^T y for random images y: how far an image moves with its code, App. B.
+
+    Args:
+        images: G(w), (B, 3, S, S).
+        w_plus: codes that they were made of and that require gradients, (B, L, D).
+        generator: source of y, which is normal and divided by S.
+
+    Returns:
+        Root of the mean over the codes of the squared length, (B,), to be differentiated once more.
+    """
+    shape, device = images.shape, generator.device
+    directions = torch.randn(shape, generator=generator, device=device).to(images)
+    product = (images * directions).sum() / math.sqrt(shape[2] * shape[3])
+    (gradients,) = torch.autograd.grad(product, w_plus, create_graph=True)
+    return gradients.float().square().sum(2).mean(1).sqrt()
+
+
+def path_length_penalty(lengths: Tensor, target: Tensor) -> Tensor:
+    """Mean squared difference of path lengths and their running mean a: eq. (4).
+
+    Args:
+        lengths: ``path_lengths``, (B,).
+        target: a, (), as ``update_path_length`` keeps it.
+
+    Returns:
+        Scalar.
+    """
+    return (lengths - target.detach()).square().mean()
+
+
+def update_path_length(target: Tensor, lengths: Tensor, decay: float = 0.99) -> Tensor:
+    """The running mean a of path lengths after one more batch, ()."""
+    return target.lerp(lengths.detach().mean(), 1 - decay)

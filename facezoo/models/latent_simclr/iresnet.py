@@ -1,0 +1,130 @@
+"""The residual network of ArcFace, in insightface's layout.
+
+Source: Deng et al., "ArcFace: Additive Angular Margin Loss for Deep Face Recognition", CVPR 2019,
+Sec. 3.1. State dicts have insightface's names, so that published recognisers load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+IRESNET18 = (2, 2, 2, 2)
+IRESNET34 = (3, 4, 6, 3)
+IRESNET50 = (3, 4, 14, 3)
+IRESNET100 = (3, 13, 30, 3)
+
+
+class IResNetTrunk(nn.Module):
+    """The four stages, each of which halves the resolution.
+
+    Args:
+        depths: residual blocks of every stage.
+        width: channels of the first stage; they double with every further one.
+    """
+
+    def __init__(self, depths: Sequence[int] = IRESNET50, width: int = 64) -> None:
+        super().__init__()
+        self.widths = [width * 2**k for k in range(4)]
+        self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.prelu = nn.PReLU(width)
+        before = [width, *self.widths]
+        self.layer1, self.layer2, self.layer3, self.layer4 = (
+            _stage(a, b, n) for a, b, n in zip(before, self.widths, depths, strict=False)
+        )
+
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """Outputs of the four stages, keeping gradients.
+
+        Args:
+            images: RGB in [-1, 1], (B, 3, H, W).
+
+        Returns:
+            Stage s, counted from 1, is (B, width 2^(s-1), H / 2^s, W / 2^s), sides rounded up.
+        """
+        features = self.prelu(self.bn1(self.conv1(images)))
+        outputs = []
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            features = stage(features)
+            outputs.append(features)
+        return outputs
+
+
+class IResNet(IResNetTrunk):
+    """The trunk with ArcFace's head: a recogniser whose embeddings are compared by cosine.
+
+    Args:
+        depths: residual blocks of every stage.
+        width: channels of the first stage.
+        num_features: D of the embedding.
+        size: side of the images, pixels; the head is built for it.
+    """
+
+    def __init__(
+        self,
+        depths: Sequence[int] = IRESNET50,
+        width: int = 64,
+        num_features: int = 512,
+        size: int = 112,
+    ) -> None:
+        super().__init__(depths, width)
+        last = self.widths[-1]
+        side = -(-size // 16)
+        self.bn2 = nn.BatchNorm2d(last)
+        self.fc = nn.Linear(last * side**2, num_features)
+        self.features = nn.BatchNorm1d(num_features)
+        self.features.weight.requires_grad_(False)  # fixed at 1 in training
+        self.size = size
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embeddings before any normalisation, keeping gradients.
+
+        Args:
+            images: aligned RGB in [-1, 1], (B, 3, S, S).
+
+        Returns:
+            (B, D).
+
+        Raises:
+            ValueError: if the images have another size.
+        """
+        if tuple(images.shape[-2:]) != (self.size, self.size):
+            raise ValueError(
+                f"images must be (B, 3, {self.size}, {self.size}), got {tuple(images.shape)}; "
+                "align or resize them, or call stages(), which takes any size"
+            )
+        features = self.bn2(self.stages(images)[-1])
+        embeddings: Tensor = self.features(self.fc(features.flatten(1)))  # in the order C, H, W
+        return embeddings
+
+
+class _Block(nn.Module):
+    """A residual block whose input is normalised and whose sum is not activated."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.prelu = nn.PReLU(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, stride, padding=1, bias=False)
+        self.bn3 = nn.BatchNorm2d(outputs)
+        self.downsample = _shortcut(inputs, outputs, stride) if stride > 1 else None
+
+    def forward(self, features: Tensor) -> Tensor:
+        residual = self.prelu(self.bn2(self.conv1(self.bn1(features))))
+        residual = self.bn3(self.conv2(residual))
+        kept: Tensor = features if self.downsample is None else self.downsample(features)
+        return residual + kept
+
+
+def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+    convolution = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+    return nn.Sequential(convolution, nn.BatchNorm2d(outputs))
+
+
+def _stage(inputs: int, outputs: int, blocks: int) -> nn.Sequential:
+    further = [_Block(outputs, outputs, 1) for _ in range(blocks - 1)]
+    return nn.Sequential(_Block(inputs, outputs, 2), *further)

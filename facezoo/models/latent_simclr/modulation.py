@@ -1,0 +1,130 @@
+"""Modulated convolutions, whose weights are scaled by a style of every sample.
+
+Source: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", CVPR 2020,
+Sec. 2.2, eqs. (1) to (3).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from facezoo.models.latent_simclr.layers import EqualLinear, Filter
+
+BEFORE: dict[int, tuple[int, int]] = {1: (1, 1), 3: (2, 2)}
+"""Padding of the filter before a convolution of stride 2, by the convolution's size."""
+
+
+class _Modulated(nn.Module):
+    """The weight and the map from a style to its factors.
+
+    In a state dict the weight is (1, outputs, inputs, k, k), as published checkpoints have it. Here
+    it has four axes, so that the module can be put into the ``channels_last`` order.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, *, transposed: bool = False) -> None:
+        super().__init__()
+        self.transposed = transposed  # the order of axes that conv_transpose2d wants
+        shape = (inputs, outputs) if transposed else (outputs, inputs)
+        self.weight = nn.Parameter(torch.randn(*shape, kernel, kernel))
+        self.scale = 1 / math.sqrt(inputs * kernel**2)
+
+    def _save_to_state_dict(
+        self, destination: dict[str, Tensor], prefix: str, keep_vars: bool
+    ) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        weight = destination[f"{prefix}weight"]
+        destination[f"{prefix}weight"] = self._reordered(weight)[None]
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *rest: Any, **named: Any
+    ) -> None:
+        weight = state_dict.get(f"{prefix}weight")
+        if weight is not None and weight.ndim == 5 and len(weight) == 1:
+            state_dict[f"{prefix}weight"] = self._reordered(weight[0])
+        super()._load_from_state_dict(state_dict, prefix, *rest, **named)
+
+    def _reordered(self, weight: Tensor) -> Tensor:
+        return weight.transpose(0, 1) if self.transposed else weight
+
+
+class ModulatedConv2d(_Modulated):
+    """A modulated and demodulated convolution, with a change of resolution where one is wanted.
+
+    Modulating the weights, eq. (1), is the same as modulating what comes in, and demodulating
+    them, eq. (3), is the same as dividing what goes out. So every sample has its own weights, and
+    yet one convolution serves the whole batch, without groups.
+
+    Args:
+        inputs: channels of what comes in.
+        outputs: channels of what goes out.
+        kernel: side of the convolution, 1 or 3.
+        style_dim: D of a style.
+        resize: ``"up"`` for twice the resolution, ``"down"`` for half of it.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        style_dim: int,
+        resize: Literal["up", "down"] | None = None,
+    ) -> None:
+        super().__init__(inputs, outputs, kernel, transposed=resize == "up")
+        self.resize, self.padding = resize, kernel // 2
+        if resize is not None:
+            self.blur = Filter((1, 1), gain=4) if resize == "up" else Filter(BEFORE[kernel])
+        self.modulation = EqualLinear(style_dim, inputs, bias=1.0)
+
+    def convolve(self, features: Tensor, style: Tensor) -> tuple[Tensor, Tensor]:
+        """The convolution before it is demodulated, and the factors that demodulate it.
+
+        Args:
+            features: (B, inputs, H, W).
+            style: w, (B, D).
+
+        Returns:
+            (B, outputs, H', W') and (B, outputs).
+        """
+        factors = self.modulation(style) * self.scale
+        modulated = features * factors.to(features.dtype)[..., None, None]
+        energy = self._reordered(self.weight.square().sum((2, 3)))
+        demodulation = torch.rsqrt(F.linear(factors.square(), energy) + 1e-8)
+        return self._convolved(modulated), demodulation
+
+    def forward(self, features: Tensor, style: Tensor) -> Tensor:
+        """(B, outputs, H', W') of features (B, inputs, H, W) and styles (B, D)."""
+        convolved, demodulation = self.convolve(features, style)
+        return convolved * demodulation.to(convolved.dtype)[..., None, None]
+
+    def _convolved(self, features: Tensor) -> Tensor:
+        if self.resize == "up":
+            return self.blur(F.conv_transpose2d(features, self.weight, stride=2))
+        if self.resize == "down":
+            return F.conv2d(self.blur(features), self.weight, stride=2)
+        return F.conv2d(features, self.weight, padding=self.padding)
+
+
+class ModulatedRGB(_Modulated):
+    """A modulated convolution of one pixel to three colours, which is not demodulated.
+
+    With so few outputs it is cheapest as a matrix product with weights of every sample's own.
+    """
+
+    def __init__(self, inputs: int, style_dim: int) -> None:
+        super().__init__(inputs, 3, 1)
+        self.modulation = EqualLinear(style_dim, inputs, bias=1.0)
+
+    def forward(self, features: Tensor, style: Tensor) -> Tensor:
+        """Colours (B, 3, H, W) of features (B, inputs, H, W) and styles (B, D)."""
+        factors = self.modulation(style) * self.scale
+        weights = factors[:, :, None] * self.weight[:, :, 0, 0].T
+        pixels = rearrange(features, "b c h w -> b (h w) c")
+        colours = torch.bmm(pixels, weights.to(pixels.dtype))
+        return rearrange(colours, "b (h w) c -> b c h w", h=features.shape[2])
