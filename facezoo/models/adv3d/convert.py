@@ -1,0 +1,68 @@
+"""Checkpoints of the authors' code, github.com/rmraaron/FaceExpDisentanglement, as ``Adv3D``.
+
+Their file holds the tensors of the autoencoder alone, under the names that ``VAE`` has. The mean
+training face, the triangles and the scale stand in none of their files, and have to be given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from facezoo.errors import WeightsMismatchError
+from facezoo.geometry.meshes import Mesh
+from facezoo.models.adv3d.model import Adv3D
+from facezoo.weights import load_into
+
+SCALES_MM = {"facescape": 573.0, "bu3dfe": 156.0, "coma": 260.0}
+"""Millimetres that are 1 for the network, in the authors' code (CoMA's meshes are in metres)."""
+
+
+def from_published(
+    tensors: Mapping[str, Tensor],
+    template: Mesh,
+    *,
+    scale: float,
+    landmarks: Sequence[int] = (),
+) -> Adv3D:
+    """A model in eval mode from a state dict in the authors' layout.
+
+    Args:
+        tensors: by name, ``conv1.weight`` and so on.
+        template: the mean training face, with triangles.
+        scale: millimetres that are 1 for the network; see ``SCALES_MM``.
+        landmarks: vertices of the template by which meshes shall be aligned, K.
+
+    Raises:
+        WeightsMismatchError: if the tensors are not such a state dict, or of another number of
+            vertices than the template.
+        ValueError: if the template has no triangles.
+    """
+    wanted = ("fc2_id.bias", "fc1_id.weight", "fc1_exp.weight")
+    if missing := [name for name in wanted if name not in tensors]:
+        raise WeightsMismatchError(
+            f"not an autoencoder of adv3d in the authors' layout: {', '.join(missing)} missing; "
+            "their discriminator is not needed, and cannot be converted"
+        )
+    if template.triangles is None:
+        raise ValueError("template must have triangles, for they are written with every mesh")
+    count = len(tensors["fc2_id.bias"]) // 3
+    if count != len(template.vertices):
+        raise WeightsMismatchError(
+            f"the tensors decode {count} vertices, and the template has {len(template.vertices)}; "
+            "give the mean face that these weights were trained with"
+        )
+    model = Adv3D(
+        num_vertices=count,
+        num_triangles=len(template.triangles),
+        num_landmarks=len(landmarks),
+        identity_dim=tensors["fc1_id.weight"].shape[1],
+        expression_dim=tensors["fc1_exp.weight"].shape[1],
+        scale=scale,
+    )
+    load_into(model.vae, tensors)
+    chosen = torch.as_tensor(list(landmarks), dtype=torch.int32)
+    model.set_template(template.to_units("mm").vertices, template.triangles, chosen)
+    return model.eval()

@@ -1,0 +1,253 @@
+"""Networks of adv3d: the PointNet variational autoencoder and the identity discriminator.
+
+Names and order of the tensors are those of the authors' published code, so that a checkpoint in
+their layout loads as it is. Shapes: B batch, N vertices, D features, L numbers of a latent code.
+
+Source: Gu, Pears & Sun, "Adversarial 3D Face Disentanglement of Identity and Expression",
+Sec. III, with the layer widths of the authors' code, where the paper gives none.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+FEATURES = 1024
+"""What is left of a face after the maximum over its vertices."""
+DECODER_WIDTH = 256
+
+
+class VAE(nn.Module):
+    """One PointNet encoder with two latent distributions, and two decoders (Sec. III-B).
+
+    Everything that it decodes is an offset from the mean training face, which is added outside.
+
+    Args:
+        num_vertices: N of what is decoded; the encoder takes any number.
+        identity_dim: numbers in z_id.
+        expression_dim: numbers in z_exp.
+    """
+
+    def __init__(self, num_vertices: int, identity_dim: int = 64, expression_dim: int = 64) -> None:
+        super().__init__()
+        self.num_vertices = num_vertices
+        self.conv1 = nn.Conv1d(3, 64, 1)
+        self.conv2 = nn.Conv1d(64, 64, 1)
+        self.conv3 = nn.Conv1d(64, 64, 1)
+        self.conv4 = nn.Conv1d(64, 128, 1)
+        self.conv5 = nn.Conv1d(128, FEATURES, 1)
+        self.fc_id_mu = nn.Linear(FEATURES, identity_dim)
+        self.fc_id_sigma = nn.Linear(FEATURES, identity_dim)
+        self.fc_exp_mu = nn.Linear(FEATURES, expression_dim)
+        self.fc_exp_sigma = nn.Linear(FEATURES, expression_dim)
+        self.fc1_id = nn.Linear(identity_dim, DECODER_WIDTH)
+        self.fc2_id = nn.Linear(DECODER_WIDTH, 3 * num_vertices)
+        self.fc1_exp = nn.Linear(expression_dim, DECODER_WIDTH)
+        self.fc2_exp = nn.Linear(DECODER_WIDTH, 3 * num_vertices)
+        self.bn1 = nn.BatchNorm1d(64)
+        self.bn2 = nn.BatchNorm1d(64)
+        self.bn3 = nn.BatchNorm1d(64)
+        self.bn4 = nn.BatchNorm1d(128)
+        self.bn5 = nn.BatchNorm1d(FEATURES)
+
+    def point_features(self, points: Tensor) -> Tensor:
+        """What the last layer but one says of every point alone.
+
+        Args:
+            points: coordinates divided by the scale of the training frame, (B, N, 3).
+
+        Returns:
+            (B, 128, N).
+        """
+        hidden = points.transpose(1, 2)
+        for layer, norm in (
+            (self.conv1, self.bn1),
+            (self.conv2, self.bn2),
+            (self.conv3, self.bn3),
+            (self.conv4, self.bn4),
+        ):
+            hidden = F.relu(norm(layer(hidden)))
+        return hidden
+
+    def features(self, points: Tensor) -> Tensor:
+        """Largest response over the points, whatever their number and order.
+
+        Args:
+            points: coordinates divided by the scale of the training frame, (B, N, 3).
+
+        Returns:
+            (B, 1024).
+        """
+        return F.relu(self.responses(points))
+
+    def responses(self, points: Tensor) -> Tensor:
+        """``features`` before the last ReLU, which changes no order, (B, 1024)."""
+        if self.training:
+            values: Tensor = self.bn5(self.conv5(self.point_features(points)))
+            return values.amax(2)
+        weight, bias = self._folded()
+        if torch.is_grad_enabled():
+            return self._sparse_responses(points, weight, bias)
+        return (weight @ self.point_features(points)).amax(2) + bias
+
+    def _folded(self) -> tuple[Tensor, Tensor]:
+        """The last layer and its batch norm with fixed statistics as one layer."""
+        norm = self.bn5
+        mean, variance, bias = norm.running_mean, norm.running_var, self.conv5.bias
+        assert mean is not None
+        assert variance is not None
+        assert bias is not None
+        factor = norm.weight * torch.rsqrt(variance + norm.eps)
+        bias = (bias - mean) * factor + norm.bias
+        return self.conv5.weight[:, :, 0] * factor[:, None], bias
+
+    def _sparse_responses(self, points: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """The same with gradients through the winning points only: others have none.
+
+        With fixed batch-norm statistics this is exact, and saves most of the backward pass.
+        """
+        with torch.no_grad():
+            winners = (weight @ self.point_features(points)).argmax(2)  # (B, 1024)
+        chosen = points.gather(1, winners[..., None].expand(-1, -1, 3))
+        hidden = self.point_features(chosen)  # (B, 128, 1024): column c is of channel c's winner
+        return torch.einsum("bdc,cd->bc", hidden, weight) + bias
+
+    def distributions(self, features: Tensor) -> dict[str, Tensor]:
+        """Means and log-variances of both codes from ``features`` (B, 1024).
+
+        Returns:
+            ``id_mean``, ``id_logvar``, ``exp_mean``, ``exp_logvar``, each (B, L).
+        """
+        return {
+            "id_mean": self.fc_id_mu(features),
+            "id_logvar": self.fc_id_sigma(features),
+            "exp_mean": self.fc_exp_mu(features),
+            "exp_logvar": self.fc_exp_sigma(features),
+        }
+
+    def decode_identity(self, z_id: Tensor) -> Tensor:
+        """Offsets of the identity face from the mean face, (B, N, 3), from z_id (B, L)."""
+        return _as_vertices(self.fc2_id(F.relu(self.fc1_id(z_id))))
+
+    def decode_expression(self, z_exp: Tensor) -> Tensor:
+        """Offsets that the expression adds, (B, N, 3), from z_exp (B, L)."""
+        return _as_vertices(self.fc2_exp(F.relu(self.fc1_exp(z_exp))))
+
+
+def _as_vertices(flat: Tensor) -> Tensor:
+    """(B, 3 N) that holds all x, then all y, then all z, as (B, N, 3)."""
+    return flat.unflatten(1, (3, -1)).transpose(1, 2)
+
+
+def sample(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
+    """z = mean + σ ε with σ² = exp(logvar), all (B, L)."""
+    return mean + torch.exp(logvar / 2) * noise
+
+
+class PointFeatures(nn.Module):
+    """Shared layers over the points of a pair, and the maximum over the points.
+
+    Args:
+        channels: numbers per point.
+        use_norm: whether batch norm stands before each ReLU; its tensors exist in any case.
+    """
+
+    def __init__(self, channels: int, use_norm: bool) -> None:
+        super().__init__()
+        self.use_norm = use_norm
+        self.stn = InputTransform(channels, use_norm)
+        self.conv1 = nn.Conv1d(channels, 64, 1)
+        self.conv2 = nn.Conv1d(64, 128, 1)
+        self.conv3 = nn.Conv1d(128, FEATURES, 1)
+        self.bn1 = nn.BatchNorm1d(64)
+        self.bn2 = nn.BatchNorm1d(128)
+        self.bn3 = nn.BatchNorm1d(FEATURES)
+
+    def forward(self, pairs: Tensor) -> Tensor:
+        """(B, 1024) from pairs (B, N, 6)."""
+        return _pooled(self, pairs @ self.stn(pairs))
+
+
+class InputTransform(nn.Module):
+    """PointNet's T-Net: a matrix per pair that its points are multiplied by."""
+
+    def __init__(self, channels: int, use_norm: bool) -> None:
+        super().__init__()
+        self.use_norm = use_norm
+        self.conv1 = nn.Conv1d(channels, 64, 1)
+        self.conv2 = nn.Conv1d(64, 128, 1)
+        self.conv3 = nn.Conv1d(128, FEATURES, 1)
+        self.fc1 = nn.Linear(FEATURES, 512)
+        self.fc2 = nn.Linear(512, 256)
+        self.fc3 = nn.Linear(256, channels * channels)
+        self.bn1 = nn.BatchNorm1d(64)
+        self.bn2 = nn.BatchNorm1d(128)
+        self.bn3 = nn.BatchNorm1d(FEATURES)
+        self.bn4 = nn.BatchNorm1d(512)
+        self.bn5 = nn.BatchNorm1d(256)
+
+    def forward(self, pairs: Tensor) -> Tensor:
+        """(B, C, C) from pairs (B, N, C)."""
+        hidden = _pooled(self, pairs)
+        hidden = F.relu(_normed(self, self.bn4, self.fc1(hidden)))
+        hidden = F.relu(_normed(self, self.bn5, self.fc2(hidden)))
+        channels = pairs.shape[2]
+        matrix: Tensor = self.fc3(hidden).unflatten(1, (channels, channels))
+        return matrix + torch.eye(channels, device=pairs.device, dtype=pairs.dtype)
+
+
+class IdentityDiscriminator(nn.Module):
+    """Are two faces of one person? (Sec. III-C)
+
+    Args:
+        use_norm: batch norm and dropout as in the pre-training of the authors' code; False as in
+            its joint training. The tensors are the same.
+    """
+
+    def __init__(self, use_norm: bool = False) -> None:
+        super().__init__()
+        self.use_norm = use_norm
+        self.feature_network = PointFeatures(6, use_norm)
+        self.fc1 = nn.Linear(FEATURES, 512)
+        self.fc2 = nn.Linear(512, 256)
+        self.fc3 = nn.Linear(256, 2)
+        self.bn4 = nn.BatchNorm1d(512)
+        self.bn5 = nn.BatchNorm1d(256)
+
+    def forward(self, pairs: Tensor) -> Tensor:
+        """Log-probabilities of another person (0) and the same person (1).
+
+        Args:
+            pairs: x y z of the one face, x y z of the other, vertex by vertex, (B, N, 6).
+
+        Returns:
+            (B, 2).
+        """
+        hidden = self.feature_network(pairs)
+        hidden = F.relu(_normed(self, self.bn4, self.fc1(hidden)))
+        hidden = self.fc2(hidden)
+        if self.use_norm:
+            hidden = F.dropout(hidden, 0.5, self.training)
+        return F.log_softmax(self.fc3(F.relu(_normed(self, self.bn5, hidden))), -1)
+
+
+def _normed(
+    network: PointFeatures | InputTransform | IdentityDiscriminator,
+    norm: nn.BatchNorm1d,
+    hidden: Tensor,
+) -> Tensor:
+    normed: Tensor = norm(hidden) if network.use_norm else hidden
+    return normed
+
+
+def _pooled(network: PointFeatures | InputTransform, points: Tensor) -> Tensor:
+    """Three shared layers of a part of the discriminator, and the maximum over the points."""
+    hidden = points.transpose(1, 2)
+    for layer, norm in (
+        (network.conv1, network.bn1),
+        (network.conv2, network.bn2),
+        (network.conv3, network.bn3),
+    ):
+        hidden = F.relu(_normed(network, norm, layer(hidden)))
+    return hidden.amax(2)

@@ -1,0 +1,106 @@
+import sys
+
+import pytest
+import torch
+
+from facezoo.data.meshes import read_mesh, write_mesh
+from facezoo.geometry.meshes import Mesh
+
+SQUARE = """# a square of one polygon, with texture and normals
+o square
+v 0 0 0
+v 1 0 0 0.5 0.5 0.5
+v 1 1 0
+v 0 1 0.25
+vt 0 0
+vn 0 0 1
+f 1/1/1 2/1/1 3//1 4
+"""
+
+
+def square():
+    vertices = torch.tensor([[0.0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0.25]])
+    return Mesh(vertices, "m", torch.tensor([[0, 1, 2], [0, 2, 3]]))
+
+
+def test_a_polygon_becomes_a_fan_of_triangles(tmp_path):
+    path = tmp_path / "square.OBJ"
+    path.write_text(SQUARE)
+    mesh = read_mesh(path, "m")
+    assert mesh.vertices.tolist() == square().vertices.tolist()
+    assert mesh.triangles.tolist() == [[0, 1, 2], [0, 2, 3]]
+    assert mesh.units == "m"
+
+
+def test_corners_may_be_counted_from_the_end(tmp_path):
+    path = tmp_path / "square.obj"
+    path.write_text(SQUARE.replace("f 1/1/1 2/1/1 3//1 4", "f -4 -3 -2"))
+    assert read_mesh(path, "m").triangles.tolist() == [[0, 1, 2]]
+
+
+def test_a_written_obj_reads_back_to_the_same_mesh(tmp_path):
+    mesh = read_mesh(write_mesh(tmp_path / "new" / "square.obj", square()), "m")
+    torch.testing.assert_close(mesh.vertices, square().vertices)
+    assert torch.equal(mesh.triangles, square().triangles)
+
+
+def test_an_obj_without_polygons_is_a_cloud_of_points(tmp_path):
+    path = write_mesh(tmp_path / "cloud.obj", Mesh(torch.randn(5, 3), "mm"))
+    assert read_mesh(path, "mm").triangles is None
+
+
+@pytest.mark.parametrize("units", [None, "inches", ""])
+def test_units_are_stated_or_the_file_is_refused(tmp_path, units):
+    path = write_mesh(tmp_path / "square.obj", square())
+    with pytest.raises(ValueError, match="units must be one of mm, cm, m"):
+        read_mesh(path, units)
+
+
+def test_units_convert(tmp_path):
+    mesh = read_mesh(write_mesh(tmp_path / "square.obj", square()), "cm").to_units("mm")
+    torch.testing.assert_close(mesh.vertices, square().vertices * 10)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "holds no vertices"),
+        ("v 0 0\n", r"line 1: 'v 0 0': three numbers"),
+        ("v 0 0 zero\n", "line 1"),
+        ("v 0 0 0\nf 1 1 2\n", "triangles name vertices 0 to 1, and there are 1"),
+        ("v 0 0 0\nf 0 1 1\n", "line 2.*counted from 1"),
+        ("v 0 0 0\nf 1 1\n", "line 2.*three corners"),
+        ("v nan 0 0\n", "finite"),
+    ],
+)
+def test_a_damaged_obj_is_refused_with_its_name_and_place(tmp_path, text, reason):
+    path = tmp_path / "bad.obj"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=rf"bad\.obj.*{reason}"):
+        read_mesh(path, "mm")
+
+
+def test_other_kinds_and_missing_files_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"must end in \.obj or \.ply"):
+        read_mesh(tmp_path / "face.stl", "mm")
+    with pytest.raises(ValueError, match=r"must end in \.obj or \.ply"):
+        write_mesh(tmp_path / "face.stl", square())
+    with pytest.raises(FileNotFoundError, match="no mesh at"):
+        read_mesh(tmp_path / "face.obj", "mm")
+
+
+def test_ply_without_trimesh_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "trimesh", None)
+    path = tmp_path / "face.ply"
+    path.write_bytes(b"ply\n")
+    with pytest.raises(ImportError, match=r"facezoo\[mesh\].*\.obj"):
+        read_mesh(path, "mm")
+    with pytest.raises(ImportError, match=r"facezoo\[mesh\]"):
+        write_mesh(path, square())
+
+
+def test_a_written_ply_reads_back_to_the_same_mesh(tmp_path):
+    pytest.importorskip("trimesh")
+    mesh = read_mesh(write_mesh(tmp_path / "square.ply", square()), "m")
+    torch.testing.assert_close(mesh.vertices, square().vertices)
+    assert torch.equal(mesh.triangles, square().triangles)

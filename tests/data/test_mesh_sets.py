@@ -1,0 +1,116 @@
+import sys
+
+import pytest
+import torch
+from ict_pack import grid_triangles
+
+from facezoo.data.mesh_sets import (
+    MeshSet,
+    _snapped,
+    neutral_of,
+    read_bu3dfe,
+    read_coma,
+    read_facescape,
+    simplification,
+)
+from facezoo.geometry.meshes import Mesh
+
+
+def touch(root, *names):
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return root
+
+
+def grid(side=6):
+    line = torch.linspace(0, 1, side)
+    x, y = torch.meshgrid(line, line, indexing="ij")
+    vertices = torch.stack([x, y, 0 * x], -1).flatten(0, 1)
+    return Mesh(vertices, "m", torch.from_numpy(grid_triangles(side)).long())
+
+
+def test_coma_tests_on_ten_of_every_hundred_frames_in_alphabetical_order(tmp_path):
+    names = [f"FaceTalk_{p}_TA/{s}/{s}.{f:06d}.ply" for p in "ab" for s in "xy" for f in range(60)]
+    data = read_coma(touch(tmp_path, *names))
+    assert [row.path for row in data.rows] == sorted(row.path for row in data.rows)
+    tested = [place for place, row in enumerate(data.rows) if row.split == "test"]
+    assert tested == [p for p in range(240) if p % 100 < 10]
+    assert data.units == "m"
+    assert (data.rows[60].person, data.rows[60].expression) == ("FaceTalk_a_TA", "y")
+
+
+def test_bu3dfe_tests_on_the_first_ten_persons(tmp_path):
+    people = [f"{sex}00{n:02d}" for sex in "FM" for n in range(1, 8)]
+    names = [f"{p}/{p}_{e}WH_F3D.obj" for p in people for e in ("NE00", "HA03")]
+    data = read_bu3dfe(touch(tmp_path, *names))
+    assert {row.person for row in data.part("test")} == set(people[:10])
+    happy = next(row for row in data.rows if row.expression == "happiness")
+    assert happy.level == 3
+    assert set(neutral_of(data.part("train"))) == set(people[10:])
+
+
+def test_facescape_draws_its_test_persons_once(tmp_path):
+    names = [f"{p}/models_reg/{n}" for p in range(1, 21) for n in ("1_neutral.obj", "2_smile.obj")]
+    data = read_facescape(touch(tmp_path, *names))
+    assert len(data.part("test")) == 12
+    assert data.rows == read_facescape(tmp_path).rows
+    assert data.rows != read_facescape(tmp_path, seed=1).rows
+    assert {row.expression for row in data.rows} == {"neutral", "smile"}
+
+
+@pytest.mark.parametrize("reader", [read_coma, read_bu3dfe, read_facescape])
+def test_a_folder_of_something_else_is_refused_with_an_example(tmp_path, reader):
+    with pytest.raises(FileNotFoundError, match="wanted files such as"):
+        reader(touch(tmp_path, "photo.jpg"))
+
+
+def test_a_name_that_is_not_of_the_set_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"F0001_XX01WH_F3D\.obj is no name of BU-3DFE"):
+        read_bu3dfe(touch(tmp_path / "bu", "F0001/F0001_XX01WH_F3D.obj"))
+    with pytest.raises(ValueError, match=r"smile\.obj is no name of FaceScape"):
+        read_facescape(touch(tmp_path / "fs", "1/models_reg/smile.obj"))
+
+
+def test_a_person_without_a_neutral_is_named(tmp_path):
+    names = ["1/models_reg/1_neutral.obj", "2/models_reg/2_smile.obj"]
+    rows = list(read_facescape(touch(tmp_path, *names)).rows)
+    with pytest.raises(ValueError, match="1 persons have no neutral mesh or several, 2 first"):
+        neutral_of(rows)
+
+
+def test_an_empty_part_is_refused():
+    with pytest.raises(ValueError, match="no meshes in the part 'val'"):
+        MeshSet((), "mm").part("val")
+
+
+def test_simplified_vertices_are_snapped_to_original_ones():
+    mesh = grid()
+    chosen = torch.tensor([0, 5, 30, 35, 14])
+    points = mesh.vertices[chosen] + 0.01
+    triangles = torch.tensor([[0, 1, 4], [0, 4, 2], [4, 1, 3], [2, 4, 3], [0, 0, 1]])
+    kept, corners = _snapped(mesh.vertices, points, triangles)
+    assert kept.tolist() == [0, 5, 14, 30, 35]
+    assert corners.tolist() == [[0, 1, 2], [0, 2, 3], [2, 1, 4], [3, 2, 4]]
+
+
+def test_simplification_without_its_package_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "fast_simplification", None)
+    with pytest.raises(ImportError, match=r"fast-simplification.*facezoo\[mesh\]"):
+        simplification(grid(), 20)
+
+
+def test_simplification_refuses_what_it_cannot_simplify():
+    with pytest.raises(ValueError, match="must have triangles"):
+        simplification(Mesh(grid().vertices, "m"), 20)
+    with pytest.raises(ValueError, match="from 4 to 35, got 36"):
+        simplification(grid(), 36)
+
+
+def test_simplification_keeps_vertices_of_the_mesh():
+    pytest.importorskip("fast_simplification")
+    kept, triangles = simplification(grid(12), 60)
+    assert len(kept) <= 70
+    assert kept.unique().numel() == len(kept)
+    assert int(triangles.max()) < len(kept)

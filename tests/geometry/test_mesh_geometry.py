@@ -1,0 +1,79 @@
+import pytest
+import torch
+
+from facezoo.geometry.laplacian import edges_of, laplacian
+from facezoo.geometry.meshes import Mesh, moved, rigid_motion
+
+
+def turn(generator):
+    rotation = torch.linalg.qr(torch.randn(3, 3, generator=generator, dtype=torch.float64))[0]
+    return rotation * torch.linalg.det(rotation).sign()
+
+
+def test_a_rigid_motion_is_found_again():
+    draw = torch.Generator().manual_seed(0)
+    points = torch.randn(20, 3, generator=draw, dtype=torch.float64)
+    rotation, translation = turn(draw), torch.randn(3, generator=draw, dtype=torch.float64)
+    found, shift = rigid_motion(points, moved(points, rotation, translation))
+    torch.testing.assert_close(found, rotation)
+    torch.testing.assert_close(shift, translation)
+
+
+def test_a_mirrored_face_is_turned_but_not_mirrored_back():
+    points = torch.randn(20, 3, dtype=torch.float64)
+    rotation, _ = rigid_motion(points, points * torch.tensor([-1.0, 1, 1]))
+    assert torch.linalg.det(rotation) == pytest.approx(1)
+
+
+def test_batches_are_aligned_each_by_itself():
+    draw = torch.Generator().manual_seed(0)
+    points = torch.randn(2, 9, 3, generator=draw, dtype=torch.float64)
+    turns = torch.stack([turn(draw), turn(draw)])
+    shift = torch.randn(2, 3, dtype=torch.float64)
+    aligned = moved(points, *rigid_motion(points, moved(points, turns, shift)))
+    torch.testing.assert_close(aligned, moved(points, turns, shift))
+
+
+def test_too_few_or_unpaired_points_are_refused():
+    with pytest.raises(ValueError, match="three corresponding points"):
+        rigid_motion(torch.zeros(2, 3), torch.zeros(2, 3))
+    with pytest.raises(ValueError, match=r"\(4, 3\) and \(5, 3\)"):
+        rigid_motion(torch.zeros(4, 3), torch.zeros(5, 3))
+
+
+@pytest.mark.parametrize(
+    ("vertices", "triangles", "reason"),
+    [
+        (torch.zeros(4, 2), None, r"\(N, 3\), got \(4, 2\)"),
+        (torch.zeros(0, 3), None, r"got \(0, 3\)"),
+        (torch.full((4, 3), torch.inf), None, "finite"),
+        (torch.zeros(4, 3), torch.zeros(1, 4, dtype=torch.long), r"\(T, 3\)"),
+        (torch.zeros(4, 3), torch.zeros(1, 3), "whole numbers"),
+        (torch.zeros(4, 3), torch.tensor([[0, 1, 4]]), "there are 4"),
+    ],
+)
+def test_what_is_no_mesh_is_refused(vertices, triangles, reason):
+    with pytest.raises(ValueError, match=reason):
+        Mesh(vertices, "mm", triangles)
+
+
+def test_every_edge_is_listed_once():
+    triangles = torch.tensor([[0, 1, 2], [2, 1, 3]])
+    assert edges_of(triangles).tolist() == [[0, 1], [0, 2], [1, 2], [1, 3], [2, 3]]
+
+
+def test_the_laplacian_is_a_vertex_minus_the_mean_of_its_neighbours():
+    triangles = torch.tensor([[0, 1, 2], [2, 1, 3]])
+    vertices = torch.randn(2, 5, 3, dtype=torch.float64)
+    neighbours = {0: [1, 2], 1: [0, 2, 3], 2: [0, 1, 3], 3: [1, 2]}
+    found = laplacian(vertices, edges_of(triangles))
+    for vertex, others in neighbours.items():
+        wanted = vertices[:, vertex] - vertices[:, others].mean(1)
+        torch.testing.assert_close(found[:, vertex], wanted)
+    assert not found[:, 4].any()
+
+
+def test_the_laplacian_has_right_gradients():
+    vertices = torch.randn(1, 4, 3, dtype=torch.float64, requires_grad=True)
+    edges = edges_of(torch.tensor([[0, 1, 2], [2, 1, 3]]))
+    assert torch.autograd.gradcheck(lambda points: laplacian(points, edges), vertices)

@@ -1,0 +1,195 @@
+import numpy as np
+import pytest
+import torch
+from ict_pack import grid_triangles
+
+from facezoo.data.meshes import write_mesh
+from facezoo.errors import UnsupportedError
+from facezoo.geometry.meshes import Mesh
+from facezoo.models.adv3d import Adv3D
+
+SIDE = 8
+COUNT = SIDE * SIDE
+
+
+@pytest.fixture
+def model():
+    line = torch.linspace(-80, 80, SIDE)
+    x, y = torch.meshgrid(line, line, indexing="ij")
+    template = torch.stack([x, y, 100 - (x**2 + 2 * y**2) / 200 + x / 9], -1).flatten(0, 1)
+    triangles = torch.from_numpy(grid_triangles(SIDE))
+    model = Adv3D(COUNT, len(triangles), 5, identity_dim=6, expression_dim=4)
+    model.set_template(template, triangles, torch.tensor([0, 7, 27, 56, 63]))
+    return model.eval()
+
+
+@pytest.fixture
+def meshes(model):
+    return model.template_mm + 3 * torch.randn(3, COUNT, 3)
+
+
+def test_codes_have_a_row_per_mesh_and_do_not_depend_on_the_batch(model, meshes):
+    together = model.encode(meshes, units="mm")
+    assert together.identity.shape == (3, 6)
+    assert together.expression.shape == (3, 4)
+    apart = model.encode_identity(list(meshes), units="mm", batch_size=1)
+    torch.testing.assert_close(apart, together.identity)
+    expression = model.encode_expression(meshes.numpy(), units="mm")
+    torch.testing.assert_close(expression, together.expression)
+
+
+def test_units_are_stated_or_refused(model, meshes):
+    with pytest.raises(ValueError, match="mesh 0: units must be one of mm, cm, m, got None"):
+        model.encode_identity(meshes)
+    in_metres = model.encode_identity(meshes / 1000, units="m")
+    torch.testing.assert_close(
+        in_metres, model.encode_identity(meshes, units="mm"), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_a_mesh_in_the_wrong_units_or_place_is_refused(model, meshes):
+    with pytest.raises(ValueError, match="times as large; check units"):
+        model.encode_identity(meshes, units="m")
+    with pytest.raises(ValueError, match="mesh 1: its middle lies"):
+        model.encode_identity([meshes[0], meshes[1] + 500], units="mm")
+
+
+def test_files_arrays_and_meshes_give_the_same_codes(model, meshes, tmp_path):
+    mesh = Mesh(meshes[0], "mm", model.triangles.long())
+    path = write_mesh(tmp_path / "face.obj", mesh.to_units("cm"))
+    from_file = model.encode_identity(path, units="cm")
+    from_mesh = model.encode_identity(mesh)
+    torch.testing.assert_close(from_file, from_mesh, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("align", ["vertices", "landmarks"])
+def test_a_turned_and_moved_mesh_is_laid_upon_the_template(model, align):
+    angle = torch.tensor(0.7)
+    turn = torch.tensor([[angle.cos(), -angle.sin(), 0], [angle.sin(), angle.cos(), 0], [0, 0, 1]])
+    elsewhere = model.template_mm @ turn.T + torch.tensor([400.0, -20, 90])
+    landmarks = model.landmark_vertices if align == "landmarks" else None
+    found = model.encode_identity(elsewhere, units="mm", align=align, landmarks=landmarks)
+    wanted = model.encode_identity(model.template_mm, units="mm")
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-3)
+
+
+def test_a_scan_of_another_topology_is_encoded_as_points_and_decoded_in_the_templates(
+    model, meshes
+):
+    scan = meshes[0][torch.randperm(COUNT)[:40]]
+    assert model.encode_expression([meshes[0], scan], units="mm").shape == (2, 4)
+    (neutral,) = model.neutralize(scan, units="mm")
+    assert neutral.vertices.shape == (COUNT, 3)
+    with pytest.raises(ValueError, match="template's 64 vertices in its order, got 40"):
+        model.neutralize(scan, units="mm", align="vertices")
+
+
+@pytest.mark.parametrize(
+    ("align", "landmarks", "reason"),
+    [
+        ("landmarks", None, "5 vertex numbers of the mesh, got none"),
+        ("landmarks", [1, 2], "got 2"),
+        ("eyes", None, "'vertices' or 'landmarks', got 'eyes'"),
+    ],
+)
+def test_alignment_that_cannot_be_done_is_refused(model, meshes, align, landmarks, reason):
+    with pytest.raises(ValueError, match=reason):
+        model.encode_identity(meshes, units="mm", align=align, landmarks=landmarks)
+
+
+def test_nothing_to_encode_is_refused(model):
+    with pytest.raises(ValueError, match="meshes is empty"):
+        model.encode([], units="mm")
+    with pytest.raises(ValueError, match="batch_size must be 1 or more"):
+        model.encode(model.template_mm, units="mm", batch_size=0)
+    with pytest.raises(ValueError, match=r"\(B, N, 3\) in millimetres"):
+        model(torch.zeros(4, 3))
+
+
+def test_samples_follow_the_generator_and_the_posterior(model, meshes):
+    def draw(seed):
+        generator = torch.Generator().manual_seed(seed)
+        return model.encode_identity(meshes, units="mm", sample=True, generator=generator)
+
+    assert torch.equal(draw(1), draw(1))
+    assert not torch.equal(draw(1), draw(2))
+    many = torch.stack([draw(seed) for seed in range(400)])
+    codes = model.vae.distributions(model.embed(meshes))
+    deviation = (codes["id_logvar"] / 2).exp()
+    assert ((many.mean(0) - codes["id_mean"]).abs() < 0.25 * deviation).all()
+    assert (many.std(0) / deviation - 1).abs().max() < 0.25
+
+
+def test_a_face_is_the_sum_of_its_identity_and_its_expression(model, meshes):
+    face, identity, expression = model(meshes)
+    torch.testing.assert_close(face, identity + expression)
+    rebuilt = model.reconstruct(meshes, units="mm")
+    neutral = model.neutralize(meshes, units="mm")
+    for row in range(3):
+        torch.testing.assert_close(rebuilt[row].vertices, face[row], atol=1e-3, rtol=1e-4)
+        torch.testing.assert_close(neutral[row].vertices, identity[row], atol=1e-3, rtol=1e-4)
+    assert rebuilt[0].units == "mm"
+    assert torch.equal(rebuilt[0].triangles, model.triangles.long())
+
+
+def test_transfer_takes_the_identity_of_one_and_the_expression_of_the_other(model, meshes):
+    codes = model.encode(meshes, units="mm")
+    moved = model.transfer_expression(meshes[0], meshes[1:], units="mm")
+    wanted = model.synthesise(codes.identity[1:], codes.expression[:1].expand(2, -1))
+    for one, other in zip(moved, wanted, strict=True):
+        torch.testing.assert_close(one.vertices, other.vertices, rtol=1e-5, atol=1e-3)
+    with pytest.raises(ValueError, match="got 2 and 3"):
+        model.transfer_expression(meshes[:2], meshes, units="mm")
+
+
+@pytest.mark.parametrize("what", ["expression", "identity"])
+def test_interpolation_moves_one_code_from_end_to_end(model, meshes, what):
+    frames = model.interpolate(meshes[0], meshes[1], 3, what=what, units="mm")
+    codes = model.encode(meshes, units="mm")
+    ends = {"identity": codes.identity[:1], "expression": codes.expression[:1]}
+    (first,) = model.synthesise(**ends)
+    (last,) = model.synthesise(**{**ends, what: getattr(codes, what)[1:2]})
+    torch.testing.assert_close(frames[0].vertices, first.vertices, rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(frames[-1].vertices, last.vertices, rtol=1e-5, atol=1e-3)
+    assert not torch.equal(frames[1].vertices, frames[0].vertices)
+
+
+def test_interpolation_refuses_what_it_cannot_do(model, meshes):
+    with pytest.raises(ValueError, match="2 or more"):
+        model.interpolate(meshes[0], meshes[1], 1, units="mm")
+    with pytest.raises(ValueError, match="'expression' or 'identity', got 'pose'"):
+        model.interpolate(meshes[0], meshes[1], 3, what="pose", units="mm")
+    with pytest.raises(ValueError, match="one mesh for each end"):
+        model.interpolate(meshes, meshes[1], 3, units="mm")
+
+
+def test_encoding_keeps_the_training_mode_and_stages_keep_gradients(model, meshes):
+    model.train()
+    with torch.no_grad():
+        before = model.vae.bn5.running_mean.clone()
+    model.encode(meshes, units="mm")
+    assert model.training
+    assert model.vae.bn5.training
+    assert torch.equal(model.vae.bn5.running_mean, before)
+    model.eval()
+    points = meshes.clone().requires_grad_()
+    model.embed_expression(points).sum().backward()
+    assert points.grad.abs().sum() > 0
+
+
+def test_expression_classes_are_refused_and_other_models_named(model, meshes):
+    assert Adv3D.capabilities() == ["encode_expression", "encode_identity"]
+    with pytest.raises(UnsupportedError, match=r"adv3d cannot predict_expression.*ipd-fer"):
+        model.predict_expression(meshes)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_the_template_survives_any_precision_on_disk(model, tmp_path, dtype):
+    from facezoo.weights import load_into, read_tensors, save
+
+    path = save(model, tmp_path / "model.safetensors", dtype)
+    again = Adv3D(**model.architecture)
+    load_into(again, read_tensors(path))
+    assert torch.equal(again.template_um, model.template_um)
+    assert (again.template_mm - model.template_mm).abs().max() == 0
+    assert np.array_equal(again.triangles, model.triangles)

@@ -1,0 +1,172 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from ict_pack import write_ict
+
+from facezoo.card import Card
+from facezoo.data.ict import IctFaces
+from facezoo.evaluate.ict import SPOILS, as_metrics, benchmark
+from facezoo.geometry.laplacian import edges_of
+from facezoo.models.adv3d import Adv3D, config, joint, train
+from facezoo.models.adv3d.coordinates import principal_frame
+from facezoo.models.adv3d.losses import laplacian_loss
+from facezoo.models.adv3d.networks import VAE
+from facezoo.models.adv3d.start import draw_mixtures, ridge, set_shared_layers
+from facezoo.training import generator
+from facezoo.weights import load_into, read_tensors
+
+SMALL = replace(
+    config.ICT,
+    size="tiny",
+    identity_dim=6,
+    expression_dim=4,
+    mixtures=40,
+    pretraining_steps=2,
+    steps=4,
+    batch_size=4,
+    pair_vertices=16,
+    encoded_again=2,
+)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_ict(tmp_path_factory.mktemp("ict"))
+
+
+def trained(folder, out, recipe=SMALL):
+    return train.train(recipe, IctFaces(folder), out, seed=1, device=CPU).state_dict()
+
+
+def test_an_interrupted_run_ends_at_the_same_weights(folder, tmp_path, monkeypatch):
+    whole = trained(folder, tmp_path / "whole")
+    step = joint.Step.train
+    calls = []
+
+    def interrupted(self, *arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return step(self, *arguments)
+
+    fit = train.fit
+    monkeypatch.setattr(train, "fit", lambda *a: fit(*a, save_every=1))
+    monkeypatch.setattr(joint.Step, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trained(folder, tmp_path / "parts")
+    resumed = trained(folder, tmp_path / "parts")
+    for name, tensor in whole.items():
+        assert torch.equal(tensor, resumed[name]), name
+
+
+@pytest.mark.parametrize("recipe", config.RECIPES)
+def test_a_recipe_leaves_weights_and_a_card_that_load(folder, tmp_path, recipe):
+    losses, kind = config.RECIPES[recipe].losses, config.RECIPES[recipe].neutrals
+    chosen = replace(SMALL, tag=recipe, losses=losses, neutrals=kind)
+    path = train.run(folder, tmp_path, seed=0, device=CPU, config=chosen)
+    card = Card.load(path)
+    assert card.name == f"adv3d.{recipe}"
+    model = Adv3D(**card.architecture).eval()
+    load_into(model, read_tensors(tmp_path / card.weights.file))
+    meshes = torch.from_numpy(IctFaces(folder).split("tiny")[1].vertices[0])
+    assert model.encode_identity(meshes, units="mm").shape == (4, 6)
+
+
+def test_with_neutrals_the_model_starts_close_to_the_truth(folder, tmp_path):
+    recipe = replace(config.ICT_NEUTRAL, size="tiny", mixtures=400, steps=1, pretraining_steps=0)
+    recipe = replace(recipe, identity_dim=6, expression_dim=4, batch_size=4, rate=1e-6)
+    model = Adv3D(144, 242, 21, 6, 4)
+    model.load_state_dict(trained(folder, tmp_path, recipe))
+    result = benchmark(model.eval(), folder, "tiny")
+    meshes = torch.from_numpy(IctFaces(folder).split("tiny")[1].vertices)
+    copied = (meshes - meshes[:, :1]).norm(dim=-1).mean()
+    assert result.meshes.avd_neu.mean < 0.5 * float(copied)
+    assert result.codes.recognition == 1
+    assert result.spoilt["shuffled"][0].avd_neu.mean == pytest.approx(
+        result.meshes.avd_neu.mean, rel=1e-3
+    )
+    metrics = as_metrics(result, "facezoo evaluate adv3d")
+    assert {metric.protocol for metric in metrics} >= set(SPOILS)
+
+
+def parts_of(folder, recipe=SMALL):
+    faces = IctFaces(folder)
+    meshes = torch.from_numpy(faces.split("tiny")[0].vertices) / recipe.scale
+    frame = principal_frame(meshes.flatten(0, 1), 50, generator(0, 0))
+    return faces, meshes, frame
+
+
+def test_principal_coordinates_hold_every_training_mesh(folder):
+    _, meshes, frame = parts_of(folder)
+    again = frame.offsets(frame.coordinates(meshes).flatten(0, 1)) + frame.mean
+    assert (again - meshes.flatten(0, 1)).abs().max() < 1e-5
+    wanted = (meshes.flatten(0, 1) - frame.mean).square().mean()
+    coordinates = frame.coordinates(meshes).flatten(0, 1)
+    torch.testing.assert_close(frame.mean_squared(coordinates), wanted, rtol=1e-3, atol=0)
+
+
+def test_the_laplacian_in_coordinates_is_the_laplacian_of_the_meshes(folder):
+    faces, meshes, frame = parts_of(folder)
+    edges = edges_of(torch.from_numpy(faces.topology.triangles))
+    coordinates = frame.coordinates(meshes).flatten(0, 1)
+    extended = torch.cat([coordinates, torch.ones(len(coordinates), 1)], 1)
+    form = ((extended @ frame.roughness(edges)) * extended).sum(1).mean()
+    torch.testing.assert_close(form, laplacian_loss(meshes.flatten(0, 1), edges), rtol=1e-3, atol=0)
+
+
+def test_what_trains_is_multiplied_out_exactly(folder, tmp_path):
+    _, meshes, frame = parts_of(folder)
+    coordinates = frame.coordinates(meshes)
+    rows = draw_mixtures(14, 4, 40, generator(0, 2))
+    vae = VAE(144, 6, 4).eval().requires_grad_(False)
+    features = torch.randn(len(rows), 1024) + 6
+    data = joint.Rows(coordinates, rows, features, frame)
+    reading, autoencoder = train.begin(SMALL, data)
+    for parameter in autoencoder.parameters():
+        parameter.data += 0.01 * torch.randn_like(parameter)
+    autoencoder.write_into(vae, reading, frame)
+    codes = vae.distributions(features)
+    scores = reading(features)
+    with torch.no_grad():
+        mean = autoencoder.identity.mean(scores)
+        torch.testing.assert_close(codes["id_mean"], mean, rtol=1e-3, atol=1e-3)
+        decoded = frame.offsets(autoencoder.identity.decode(mean))
+        found = vae.decode_identity(mean)
+        assert (found - decoded).abs().max() < 1e-3 * decoded.abs().max()
+
+
+def test_mixtures_have_the_mean_and_covariance_of_the_meshes():
+    rows = draw_mixtures(30, 4, 50_000, generator(0))
+    torch.testing.assert_close(rows.weights.sum(1), torch.ones(len(rows)))
+    torch.testing.assert_close(rows.weights.square().sum(1), torch.ones(len(rows)))
+    assert all(len(set(three.tolist())) == 3 for three in rows.persons[120:320])
+    values = torch.randn(30, 4, 2) @ torch.tensor([[1.0, 0.5], [0, 1]]) + 3
+    assert torch.equal(rows[: 30 * 4].of(values), values.flatten(0, 1))
+    mixed = rows[slice(120, None)].of(values)
+    torch.testing.assert_close(mixed.mean(0), values.mean((0, 1)), atol=0.05, rtol=0)
+    torch.testing.assert_close(
+        torch.cov(mixed.T), torch.cov(values.flatten(0, 1).T), atol=0.1, rtol=0
+    )
+
+
+def test_ridge_solves_the_normal_equations():
+    inputs, weight = torch.randn(50, 4), torch.randn(3, 4)
+    targets = inputs @ weight.T + 2
+    found, bias = ridge(inputs, targets, 1e-6)
+    torch.testing.assert_close(found, weight, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(bias, torch.full((3,), 2.0), atol=1e-4, rtol=1e-4)
+    assert ridge(inputs, targets, 1e6)[0].abs().max() < 0.01
+
+
+def test_features_start_as_distances_to_the_nearest_point(folder):
+    _, meshes, _ = parts_of(folder)
+    vae = VAE(144, 6, 4).eval()
+    set_shared_layers(vae, meshes.flatten(0, 1), (0.05,), generator(3))
+    points = meshes[0, 0]
+    near = vae.responses(points[None])[0]
+    # A point added anywhere can only bring an anchor's nearest point closer.
+    more = vae.responses(torch.cat([points, points + 0.05])[None])[0]
+    assert bool((more >= near - 1e-4).all())
+    assert (more > near + 1e-3).double().mean() > 0.2
