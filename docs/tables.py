@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HEADLINES = ("accuracy", "balanced accuracy")
 """Metrics that the README shows; the model's page shows all."""
 REGION = re.compile(
-    r"<!-- (?P<name>[\w-]+):begin -->\n(?P<text>.*?)<!-- (?P=name):end -->", re.DOTALL
+    r"<!-- (?P<name>[\w.-]+):begin -->\n(?P<text>.*?)<!-- (?P=name):end -->", re.DOTALL
 )
 
 
@@ -95,8 +95,8 @@ def comparison_text(checkpoint: str, results: Path = ROOT / "docs" / "results") 
     rows = []
     for key, value in of_method["values"].items():
         theirs = [baseline["values"][key] for baseline in baselines if key in baseline["values"]]
-        if theirs:
-            name, dataset, protocol, unit = key
+        name, dataset, protocol, unit = key
+        if theirs and "identity features" not in name:  # E_id is the same in both
             numbers = [_mean_and_spread(theirs), f"{value:.2f}"]
             rows.append([name, dataset, *(f"{n} {unit}" for n in numbers), protocol])
     count = f"baseline, {len(baselines)} seed" + ("s" if len(baselines) > 1 else "")

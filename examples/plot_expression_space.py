@@ -2,9 +2,8 @@
 
     python examples/plot_expression_space.py photos space.png
 
-where photos/anna/*.jpg, photos/ben/*.jpg and so on have a folder per person, and the model tells
-the expressions; or a parquet file with the columns image, expression and identity. If the features
-hold no person, colours mix on the right. Needs matplotlib, and scikit-learn for --method tsne.
+where photos/anna/*.jpg, photos/ben/*.jpg and so on have a folder per person; or a parquet file with
+the columns image, expression and identity. Where features hold no person, colours mix on the right.
 """
 
 import argparse
@@ -53,13 +52,13 @@ def draw(axes, points: torch.Tensor, names: list[str], title: str) -> None:
         axes.legend()
 
 
-def main(source: Path, target: Path, method: str = "pca", pretrained: bool = True) -> None:
+def main(source: Path, target: Path, method: str = "pca", model: str = "ipd-fer") -> None:
     from matplotlib.figure import Figure
 
     photos, expressions, people = read(source)
-    model = facezoo.load("ipd-fer", pretrained=pretrained)
-    features = model.encode_expression(photos, on_missing="nan").cpu()
-    told = expressions or model.predict_expression(photos, on_missing="nan").labels
+    network = facezoo.load(model)
+    features = network.encode_expression(photos, on_missing="nan").cpu()
+    told = expressions or network.predict_expression(photos, on_missing="nan").labels
     found = torch.isfinite(features).all(1).tolist()
     if sum(found) < 3:
         raise ValueError(f"{sum(found)} faces are found in {source}; give 3 or more")
@@ -76,4 +75,5 @@ if __name__ == "__main__":
     parser.add_argument("source", type=Path, help="a folder per person, or a parquet file")
     parser.add_argument("target", type=Path, help="the picture to write")
     parser.add_argument("--method", choices=["pca", "tsne"], default="pca")
+    parser.add_argument("--model", default="ipd-fer", help="default: %(default)s")
     main(**vars(parser.parse_args()))

@@ -232,15 +232,16 @@ class FaceModel(nn.Module, Pretrained):
         for name in wanted:
             self._stage(name)
         parts: dict[str, list[Tensor]] = {name: [] for name in wanted}
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
+        in_training = [module for module in self.modules() if module.training]
+        if in_training:
+            self.eval()
         try:
             for batch in crops.to(self.dtype).split(batch_size) if len(crops) else [crops[:0]]:
                 for name, rows in self._run_batch(batch, wanted).items():
                     parts[name].append(rows)
         finally:
-            for module, mode in modes:
-                module.training = mode
+            for module in in_training:
+                module.training = True
         return {name: torch.cat(rows) for name, rows in parts.items()}
 
     def _run_batch(self, batch: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:

@@ -256,7 +256,7 @@ def write_checkpoint(
     intended_use: str,
     citation: str,
 ) -> Path:
-    """Write weights and card of a finished run; ``facezoo evaluate --write`` adds the metrics.
+    """Write weights and card of a finished run; ``facezoo evaluate --card`` adds the metrics.
 
     Returns:
         The card's path, ``out/<model>.<tag>.json``.

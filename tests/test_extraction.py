@@ -552,8 +552,9 @@ def test_an_output_of_unknown_kind_is_refused(folder, tmp_path, model):
 
 
 def test_an_embedding_that_the_model_lacks_is_refused(folder, tmp_path, model):
-    with pytest.raises(UnsupportedError, match="no embedding pose; it has expression, identity"):
-        go(folder, tmp_path / "f.csv", model, what=["pose"])
+    known = "no embedding age; it has expression, identity, pose"
+    with pytest.raises(UnsupportedError, match=known):
+        go(folder, tmp_path / "f.csv", model, what=["age"])
 
 
 # --- report ------------------------------------------------------------------------------------

@@ -40,7 +40,7 @@ def people(tmp_path):
 
 
 def test_a_folder_per_person_is_drawn_in_two_panels(example, people, capsys):
-    example.main(people, people / "space.png", pretrained=False)
+    example.main(people, people / "space.png")
     with Image.open(people / "space.png") as picture:
         assert picture.width == 2 * picture.height
         assert len(picture.convert("RGB").getcolors(1 << 20)) > 3
@@ -56,7 +56,7 @@ def test_a_pack_is_drawn_with_the_expressions_that_it_knows(example, people, mon
     pq.write_table(pa.Table.from_pylist(rows), people / "pack.parquet")
     panels = []
     monkeypatch.setattr(example, "draw", lambda axes, points, names, title: panels.append(names))
-    example.main(people / "pack.parquet", people / "space.png", pretrained=False)
+    example.main(people / "pack.parquet", people / "space.png")
     assert panels[0] == ["happiness", "unknown"] * 2
     assert panels[1] == [PORTRAITS[0].stem] * 2 + [PORTRAITS[1].stem] * 2
 
@@ -79,4 +79,4 @@ def test_too_few_faces_are_refused(example, tmp_path):
     (tmp_path / "one").mkdir()
     shutil.copy(PORTRAITS[0], tmp_path / "one")
     with pytest.raises(ValueError, match="1 faces are found in"):
-        example.main(tmp_path, tmp_path / "space.png", pretrained=False)
+        example.main(tmp_path, tmp_path / "space.png")

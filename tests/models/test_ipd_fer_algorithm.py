@@ -51,6 +51,7 @@ def updates(whole, monkeypatch):
     monkeypatch.setattr(algorithm, "descend", watched)
     shaken(whole.parts)
     losses = whole.update(batch_of(), whole.optimizers(CONFIG))
+    assert all(torch.isfinite(p).all() for p in whole.parts.parameters())
     return steps, losses
 
 
