@@ -185,6 +185,8 @@ def _value(metric: Metric) -> str:
 
 
 def _input(card: Card) -> str:
+    if card.preprocessing is None:
+        return "meshes or points, with units"
     size, template = card.preprocessing.size, card.preprocessing.template
     return f"crops of {size} x {size} pixels, template `{template}`"
 

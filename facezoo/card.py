@@ -154,7 +154,8 @@ class Card:
     """Whether the bare model name means this checkpoint."""
     architecture: dict[str, Any]
     """Keyword arguments of the model's class."""
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | None
+    """None for a model of meshes, which takes no photograph."""
     labels: tuple[str, ...]
     """Expression classes in the order of the logits; empty for a model without classes."""
     weights: Weights
@@ -232,7 +233,7 @@ class Card:
             f"{self.name}{' (default)' if self.default else ''}",
             f"  size      {self.weights.parameters / 1e6:.1f} M parameters, {megabytes:.1f} MB"
             f" in {self.weights.dtype}",
-            f"  input     {self.preprocessing.template}, {self.preprocessing.size} px",
+            f"  input     {_input_line(self.preprocessing)}",
             f"  licences  code {self.licenses.code}; weights {self.licenses.weights};"
             f" data {self.licenses.data}",
             f"  trained   on {', '.join(self.training.data) or 'nothing'}",
@@ -382,6 +383,21 @@ def _check_file(where: str, name: str) -> None:
 # The README.
 
 
+def _input_line(preprocessing: Preprocessing | None) -> str:
+    if preprocessing is None:
+        return "meshes or points, with units"
+    return f"{preprocessing.template}, {preprocessing.size} px"
+
+
+def _input_text(preprocessing: Preprocessing | None) -> str:
+    if preprocessing is None:
+        return "Face meshes or clouds of points with stated units, aligned to the model's template."
+    return (
+        f"RGB face crops of {preprocessing.size} pixels, aligned to the "
+        f"`{preprocessing.template}` template."
+    )
+
+
 def _metric_line(metric: Metric) -> str:
     unit = metric.unit if metric.unit in ("", "%") else f" {metric.unit}"
     where = " ".join(part for part in (metric.dataset, metric.split) if part)
@@ -449,8 +465,7 @@ def _markdown(card: Card) -> str:
         + (f"\n\n```json\n{recipe}\n```" if card.training.recipe else ""),
         "Licences": f"- code: {card.licenses.code}\n- weights: {card.licenses.weights}\n"
         f"- training data: {card.licenses.data}",
-        "Input": f"RGB face crops of {card.preprocessing.size} pixels, aligned to the "
-        f"`{card.preprocessing.template}` template."
+        "Input": _input_text(card.preprocessing)
         + (f" Classes: {', '.join(card.labels)}." if card.labels else ""),
         "Weights": f"{card.weights.parameters} parameters in {card.weights.dtype}, "
         f"{card.weights.size} bytes, SHA-256 `{card.weights.sha256}`.",

@@ -9,6 +9,7 @@ from typing import Any
 from facezoo.errors import UnknownNameError
 
 FAMILIES = {
+    "adv3d": ("facezoo.models.adv3d", "Adv3D"),
     "ipd-fer": ("facezoo.models.ipd_fer", "IPDFER"),
 }
 

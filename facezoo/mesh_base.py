@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from facezoo.base import CAPABILITIES
-from facezoo.card import Card, Preprocessing
+from facezoo.card import Card
 from facezoo.data.meshes import read_mesh
 from facezoo.errors import UnsupportedError
 from facezoo.families import FAMILIES, model_class
@@ -61,7 +61,8 @@ class MeshModel(nn.Module, Pretrained):
 
     model_name: ClassVar[str | None] = None
     architecture: dict[str, Any]
-    preprocessing: Preprocessing = Preprocessing()
+    preprocessing: None = None
+    """There are no photographs to prepare."""
     labels: tuple[str, ...] = ()
     card: Card | None = None
 
@@ -113,10 +114,10 @@ class MeshModel(nn.Module, Pretrained):
     def synthesise(self, identity: Tensor, expression: Tensor | None = None) -> list[Mesh]:
         """Meshes of codes (M, D), millimetres; the identity face without an expression code."""
 
-    @classmethod
-    def capabilities(cls) -> list[str]:
+    def capabilities(self) -> list[str]:
         """Names of the methods that this model can be asked for."""
-        return [name for name, stage in CAPABILITIES.items() if hasattr(cls, stage)]
+        able = [name for name in CAPABILITIES if hasattr(self, name)]
+        return [name for name in able if name != "predict_expression"]
 
     def predict_expression(self, *_: Any, **__: Any) -> NoReturn:
         """Refused: models of meshes have no expression classes.

@@ -65,7 +65,7 @@ class Pretrained(PyTorchModelHubMixin, library_name="facezoo"):
     model_name: ClassVar[str | None] = None
     """Key of ``families.FAMILIES``; None on a base class, which loads any family."""
     architecture: dict[str, Any]
-    preprocessing: Preprocessing
+    preprocessing: Preprocessing | None
     labels: tuple[str, ...]
     card: Card | None = None
     """The card of the checkpoint that was loaded; None for random weights."""

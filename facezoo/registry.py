@@ -17,8 +17,6 @@ from facezoo.families import FAMILIES, model_class
 if TYPE_CHECKING:
     import torch
 
-    from facezoo.base import FaceModel
-
 
 def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
     """Names of models, or of their checkpoints.
@@ -78,8 +76,10 @@ def load(
     licenses: Sequence[str] | None = None,
     strict: bool = True,
     **overrides: Any,
-) -> FaceModel:
+) -> Any:
     """A model, ready to encode: in eval mode, on the best device.
+
+    The name decides whether it is a ``FaceModel``, of photographs, or a ``MeshModel``.
 
     Args:
         name: a model (``"ipd-fer"``: its default checkpoint), a checkpoint
@@ -113,7 +113,7 @@ def load(
     return _placed(model, target, precision)
 
 
-def _placed(model: FaceModel, device: torch.device, dtype: torch.dtype | None) -> FaceModel:
+def _placed(model: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
     """On a device, in a precision, and in the memory order that convolutions are fastest in."""
     import torch
 

@@ -248,7 +248,7 @@ def write_checkpoint(
     default: bool = True,
     flags: str = "",
     architecture: dict[str, Any],
-    preprocessing: Preprocessing,
+    preprocessing: Preprocessing | None,
     labels: tuple[str, ...],
     precision: str,
     licenses: Licenses,

@@ -12,7 +12,10 @@ import torch
 from facezoo.base import FaceModel
 from facezoo.card import Card
 from facezoo.detector.model import FaceDetector
+from facezoo.evaluate.ict import as_metrics, benchmark
 from facezoo.evaluate.protocols import Measurements, detection, evaluate
+from facezoo.families import model_class
+from facezoo.mesh_base import MeshModel
 from facezoo.preprocess.pipeline import DETECTOR
 from facezoo.pretrained import resolve
 from facezoo.weights import find, load_into, read_tensors
@@ -24,7 +27,7 @@ def measure_checkpoint(name: str, data: Path, device: torch.device) -> tuple[Car
     Args:
         name: a checkpoint, a folder or a ``.safetensors`` file with its card; the face detector's
             too.
-        data: folder with the packs.
+        data: folder with the packs, or with the files of ICT-3D for a model of meshes.
         device: where to run.
 
     Returns:
@@ -37,6 +40,9 @@ def measure_checkpoint(name: str, data: Path, device: torch.device) -> tuple[Car
         detector = FaceDetector(**source.card.architecture)
         load_into(detector, read_tensors(path))
         found = Measurements(detection(detector.to(device).eval(), data, device, command))
+    elif issubclass(model_class(source.card.model), MeshModel):
+        meshes = MeshModel.from_pretrained(name).to(device)
+        found = Measurements(as_metrics(benchmark(meshes, data), command))
     else:
         found = evaluate(FaceModel.from_pretrained(name).to(device), data, command)
     rounded = [replace(m, value=round(m.value, 4)) for m in found.metrics]

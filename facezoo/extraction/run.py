@@ -117,7 +117,7 @@ def extract(
         FileExistsError: if the output is there, or the interrupted run was not this one.
         ImageError: if ``strict`` and a file is unreadable.
         ImportError: if the output is Parquet and pyarrow is missing.
-        UnsupportedError: if the model lacks one of ``what``.
+        UnsupportedError: if the model lacks one of ``what``, or takes no photographs.
         ValueError: if there are no photographs, or an argument has no such value.
     """
     target = Path(output)
@@ -170,6 +170,11 @@ def _plan(
     model: FaceModel, what: Sequence[str], faces: Which, on_missing: Literal["skip", "nan"]
 ) -> _Plan:
     """What to ask of the model for each face, and how wide the answers are."""
+    if not isinstance(model, FaceModel):
+        raise UnsupportedError(
+            f"{type(model).__name__} takes meshes, not photographs; call its encode_expression() "
+            "with them, or extract with a model of photographs"
+        )
     able = model.capabilities()
     known = [name.removeprefix("encode_") for name in able if name.startswith("encode_")]
     features = list(dict.fromkeys([what] if isinstance(what, str) else what))

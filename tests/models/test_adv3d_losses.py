@@ -5,10 +5,12 @@ from facezoo.geometry.laplacian import edges_of
 from facezoo.models.adv3d.losses import (
     adversarial_loss,
     discriminator_loss,
+    independence_loss,
     kl_loss,
     laplacian_loss,
     neutral_loss,
     reconstruction_loss,
+    rest_loss,
 )
 
 
@@ -66,3 +68,19 @@ def test_laplacian_loss_is_zero_for_a_face_that_is_one_point_and_grows_with_a_sp
     spike[0, 0, 2] += 3
     # The spike itself differs by 3; it is one of 3 neighbours of vertices 1 and 2.
     assert float(laplacian_loss(spike, edges)) == pytest.approx((9 + 1 + 1) / 4)
+
+
+def test_independence_loss_counts_what_the_codes_share():
+    draw = torch.Generator().manual_seed(0)
+    z_id = torch.randn(4000, 3, generator=draw)
+    free = torch.randn(4000, 2, generator=draw)
+    assert abs(float(independence_loss(z_id, free))) < 0.01
+    bound = torch.stack([7 * z_id[:, 1] + 2, free[:, 0]], 1)
+    assert float(independence_loss(z_id, bound)) == pytest.approx(1, abs=0.02)
+    still = torch.cat([bound, torch.zeros(4000, 1)], 1)
+    assert float(independence_loss(z_id, still)) == pytest.approx(1, abs=0.02)
+
+
+def test_rest_loss_is_zero_only_where_no_expression_is_left():
+    assert float(rest_loss(torch.zeros(2, 3))) == 0
+    assert float(rest_loss(torch.tensor([[1.0, -3.0]]))) == 2

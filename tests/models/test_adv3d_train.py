@@ -9,10 +9,10 @@ from facezoo.data.ict import IctFaces
 from facezoo.evaluate.ict import SPOILS, as_metrics, benchmark
 from facezoo.geometry.laplacian import edges_of
 from facezoo.models.adv3d import Adv3D, config, joint, train
-from facezoo.models.adv3d.coordinates import principal_frame
+from facezoo.models.adv3d.coordinates import Autoencoder, Reading, principal_frame
 from facezoo.models.adv3d.losses import laplacian_loss
 from facezoo.models.adv3d.networks import VAE
-from facezoo.models.adv3d.start import draw_mixtures, ridge, set_shared_layers
+from facezoo.models.adv3d.start import draw_mixtures, ridge, set_shared_layers, spoil
 from facezoo.training import generator
 from facezoo.weights import load_into, read_tensors
 
@@ -21,12 +21,15 @@ SMALL = replace(
     size="tiny",
     identity_dim=6,
     expression_dim=4,
+    hidden_dim=8,
     mixtures=40,
+    spoilt=12,
+    reading_steps=5,
     pretraining_steps=2,
     steps=4,
     batch_size=4,
+    population=32,
     pair_vertices=16,
-    encoded_again=2,
 )
 CPU = torch.device("cpu")
 
@@ -75,9 +78,10 @@ def test_a_recipe_leaves_weights_and_a_card_that_load(folder, tmp_path, recipe):
 
 
 def test_with_neutrals_the_model_starts_close_to_the_truth(folder, tmp_path):
-    recipe = replace(config.ICT_NEUTRAL, size="tiny", mixtures=400, steps=1, pretraining_steps=0)
-    recipe = replace(recipe, identity_dim=6, expression_dim=4, batch_size=4, rate=1e-6)
-    model = Adv3D(144, 242, 21, 6, 4)
+    recipe = replace(config.RECIPES["ict-neutral"], size="tiny", mixtures=400, spoilt=0)
+    recipe = replace(recipe, identity_dim=6, expression_dim=4, hidden_dim=8, reading_steps=5)
+    recipe = replace(recipe, steps=1, pretraining_steps=0, batch_size=4, rate=1e-6)
+    model = Adv3D(144, 242, 21, 6, 4, hidden_dim=8)
     model.load_state_dict(trained(folder, tmp_path, recipe))
     result = benchmark(model.eval(), folder, "tiny")
     meshes = torch.from_numpy(IctFaces(folder).split("tiny")[1].vertices)
@@ -116,25 +120,48 @@ def test_the_laplacian_in_coordinates_is_the_laplacian_of_the_meshes(folder):
     torch.testing.assert_close(form, laplacian_loss(meshes.flatten(0, 1), edges), rtol=1e-3, atol=0)
 
 
-def test_what_trains_is_multiplied_out_exactly(folder, tmp_path):
+def test_what_trains_is_multiplied_out_exactly(folder):
     _, meshes, frame = parts_of(folder)
-    coordinates = frame.coordinates(meshes)
-    rows = draw_mixtures(14, 4, 40, generator(0, 2))
-    vae = VAE(144, 6, 4).eval().requires_grad_(False)
-    features = torch.randn(len(rows), 1024) + 6
-    data = joint.Rows(coordinates, rows, features, frame)
-    reading, autoencoder = train.begin(SMALL, data)
-    for parameter in autoencoder.parameters():
+    vae = VAE(144, 6, 4, hidden_dim=8).eval().requires_grad_(False)
+    features = torch.randn(30, 1024) + 6
+    start = train.begin(SMALL, frame.coordinates(meshes), frame)
+    autoencoder = Autoencoder(*start.branches)
+    reading = Reading(torch.randn(len(start.sizes), 1024) / 32, torch.randn(len(start.sizes)), 8)
+    for parameter in [*autoencoder.parameters(), *reading.parameters()]:
         parameter.data += 0.01 * torch.randn_like(parameter)
     autoencoder.write_into(vae, reading, frame)
     codes = vae.distributions(features)
-    scores = reading(features)
     with torch.no_grad():
-        mean = autoencoder.identity.mean(scores)
+        mean = autoencoder.identity.mean(reading(features))
         torch.testing.assert_close(codes["id_mean"], mean, rtol=1e-3, atol=1e-3)
         decoded = frame.offsets(autoencoder.identity.decode(mean))
         found = vae.decode_identity(mean)
         assert (found - decoded).abs().max() < 1e-3 * decoded.abs().max()
+
+
+def test_hidden_units_mend_what_the_linear_reading_leaves(tmp_path):
+    draw = generator(0)
+    features = torch.randn(2000, 12, generator=draw) + 6
+    targets = (features[:, :2] - 6).square() + features[:, 2:4]
+    recipe = replace(SMALL, hidden_dim=64, reading_steps=1500)
+    reading = train.fit_reading(recipe, features, targets, torch.ones(2), tmp_path, 0)
+    left = (targets - reading(features)).square().mean()
+    linear = (targets - reading.linear(features)).square().mean()
+    assert left < 0.5 * linear
+    again = train.fit_reading(recipe, features, targets, torch.ones(2), tmp_path, 0)
+    torch.testing.assert_close(again(features), reading(features))
+
+
+def test_a_spoilt_cloud_has_fewer_points_near_the_whole_one():
+    points = torch.rand(1000, 3) * 100
+    sizes = []
+    for seed in range(30):
+        cloud = spoil(points, 1.0, generator(seed))
+        sizes.append(len(cloud))
+        nearest = torch.cdist(cloud, points).amin(1)
+        assert nearest.mean() < 2
+    assert 170 <= min(sizes) < max(sizes) <= 1000
+    assert torch.equal(spoil(points, 1.0, generator(3)), spoil(points, 1.0, generator(3)))
 
 
 def test_mixtures_have_the_mean_and_covariance_of_the_meshes():
@@ -163,7 +190,7 @@ def test_ridge_solves_the_normal_equations():
 def test_features_start_as_distances_to_the_nearest_point(folder):
     _, meshes, _ = parts_of(folder)
     vae = VAE(144, 6, 4).eval()
-    set_shared_layers(vae, meshes.flatten(0, 1), (0.05,), generator(3))
+    set_shared_layers(vae, meshes.flatten(0, 1), (0.03, 0.1), generator(3))
     points = meshes[0, 0]
     near = vae.responses(points[None])[0]
     # A point added anywhere can only bring an anchor's nearest point closer.

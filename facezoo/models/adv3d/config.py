@@ -24,6 +24,12 @@ class Losses:
     """λ4, of L_neu; the value is the authors' code's."""
     laplacian: float = 1e-2
     """λ5; used without neutrals, as the paper says. The value is the authors' code's."""
+    rest: float = 0.0
+    """Ours, see ``rest_loss``."""
+    independence: float = 0.0
+    """Ours, see ``independence_loss``."""
+    centre: float = 0.0
+    """Ours: of the mean square of the mean expression, which fixes what both parts could share."""
 
 
 FACESCAPE = Losses()
@@ -35,9 +41,14 @@ COMA_NEUTRAL = Losses(kl=3e-3, neutral_truth=5.0, consistency=7e-3, laplacian=7e
 """Loss weights of Sec. IV-B for the paper's data sets, and of the authors' code where the paper
 gives none. Where both do, the paper's: the code has λ1 = 600 for CoMA without neutrals and
 λ3 = 1e-5 with."""
-HERE = replace(FACESCAPE, adversarial=1e-2)
-"""For ICT-3D: FaceScape's, with the adversarial term twenty times as heavy, for the paper trains a
-hundred times as many steps."""
+HERE = Losses(
+    reconstruction=20_000.0,
+    adversarial=3e-2,
+    rest=2e-2,
+    independence=2e-2,
+    centre=20_000.0,
+)
+"""For ICT-3D; docs/models/adv3d.md says why it is not FaceScape's."""
 
 
 @dataclass(frozen=True)
@@ -51,32 +62,38 @@ class TrainConfig:
     """Of ICT-3D."""
     identity_dim: int = 64
     expression_dim: int = 64
+    hidden_dim: int = 512
+    """Of the encoder, beside its features."""
     scale: float = 573.0
     """Millimetres that become 1; the authors' code's for FaceScape."""
     losses: Losses = HERE
-    anchor_spreads: tuple[float, ...] = (35.0, 100.0)
-    """Of the encoder's anchor points about the face, millimetres."""
-    mixtures: int = 7800
+    anchor_spreads: tuple[float, float] = (15.0, 150.0)
+    """Of the encoder's anchor points about the face, millimetres, smallest and largest."""
+    mixtures: int = 24_000
     """Rows that are mixtures of meshes, beside the meshes themselves."""
+    spoilt: int = 8000
+    """Rows more, mixtures of which the cloud of points is spoilt."""
     components: int = 150
     """Principal axes of the training meshes, at most."""
     penalty: float = 1.0
     """Of the ridge regression from features to scores."""
+    reading_steps: int = 4000
+    """Of the hidden units."""
     pretraining_steps: int = 200
-    steps: int = 6000
-    batch_size: int = 16
+    steps: int = 7000
+    batch_size: int = 32
+    population: int = 512
+    """Meshes that the correlation of the codes and the mean expression are taken over."""
+    pair_widths: tuple[int, int, int] = (32, 64, 256)
+    """Of the discriminator over points."""
+    pair_head: tuple[int, int] = (256, 128)
+    """Of the discriminator behind them."""
     pair_vertices: int = 64
     """V: vertices that the discriminator sees of a pair, drawn anew in every step."""
-    pair_noise: float = 1.0
-    """Millimetres, standard deviation of noise on the second face of every pair: it hides that a
-    decoded face has fewer degrees of freedom than a real one, which is not what is asked."""
-    identity_share: float = 0.05
-    """Of the reconstruction's gradient that reaches the identity branch. The sum of both branches
-    must stay the mesh while identity moves from one to the other; at 1 that valley is too steep to
-    follow in so few steps."""
-    encoded_again: int = 4
-    """Decoded identities of a batch that L_neu encodes again."""
-    rate: float = 3e-3
+    pair_noise: tuple[float, float] = (4.0, 0.3)
+    """Millimetres, standard deviation of noise on the second face of every pair, at the start and
+    from seven tenths of the joint training on: what the discriminator knows is coarse first."""
+    rate: float = 2e-3
     decoder_rate: float = 0.5
     """Times ``rate``."""
     discriminator_rate: float = 3e-4
@@ -89,11 +106,10 @@ class TrainConfig:
 
 
 ICT = TrainConfig("ict")
-ICT_NEUTRAL = TrainConfig("ict-neutral", neutrals=True)
 RECIPES = {
     "ict": ICT,
     "ict-no-discriminator": replace(
         ICT, tag="ict-no-discriminator", losses=replace(HERE, adversarial=0.0)
     ),
-    "ict-neutral": ICT_NEUTRAL,
+    "ict-neutral": replace(ICT, tag="ict-neutral", neutrals=True, steps=2000, rate=5e-4),
 }

@@ -30,6 +30,10 @@ class Frame:
     deviation: Tensor
     """Standard deviation of the training meshes along each, (C,)."""
 
+    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean, axes and deviation."""
+        return self.mean, self.axes, self.deviation
+
     def coordinates(self, meshes: Tensor) -> Tensor:
         """Meshes (..., N, 3) as coordinates (..., C)."""
         return (meshes - self.mean).flatten(-2) @ self.axes.flatten(1).T
@@ -62,18 +66,34 @@ def principal_frame(meshes: Tensor, components: int, draw: torch.Generator) -> F
     return Frame(mean, flat.unflatten(1, (-1, 3)).contiguous(), deviation)
 
 
-@dataclass(frozen=True)
-class Reading:
-    """A linear map from the encoder's features to scores."""
+class Reading(nn.Module):
+    """Scores from the encoder's features: a linear map, and hidden units that mend it.
 
-    weight: Tensor
-    """(K, 1024)."""
-    bias: Tensor
-    """(K,)."""
+    Args:
+        weight: of the linear map, (K, 1024).
+        bias: (K,).
+        hidden_dim: hidden units.
+    """
 
-    def __call__(self, features: Tensor) -> Tensor:
+    def __init__(self, weight: Tensor, bias: Tensor, hidden_dim: int) -> None:
+        super().__init__()
+        scores, features = weight.shape
+        self.linear = nn.Linear(features, scores)
+        self.hidden = nn.Linear(features, hidden_dim)
+        self.mend = nn.Linear(hidden_dim, scores, bias=False)
+        with torch.no_grad():
+            self.linear.weight.copy_(weight)
+            self.linear.bias.copy_(bias)
+            self.mend.weight.zero_()
+
+    def forward(self, features: Tensor) -> Tensor:
         """Scores (B, K) of features (B, 1024)."""
-        return F.linear(features, self.weight, self.bias)
+        scores: Tensor = self.linear(features) + self.mend(F.relu(self.hidden(features)))
+        return scores
+
+    def joined(self) -> tuple[Tensor, Tensor]:
+        """Weight (K, 1024 + H) on features and hidden units side by side, and bias (K,)."""
+        return torch.cat([self.linear.weight, self.mend.weight], 1), self.linear.bias
 
 
 class Branch(nn.Module):
@@ -118,8 +138,9 @@ class Branch(nn.Module):
     def write_into(self, vae: VAE, part: str, reading: Reading, frame: Frame) -> None:
         """Multiply out into the layers of ``part``, "id" or "exp"."""
         mean, logvar = getattr(vae, f"fc_{part}_mu"), getattr(vae, f"fc_{part}_sigma")
-        mean.weight.copy_(self.mean.weight @ reading.weight)
-        mean.bias.copy_(self.mean(reading.bias))
+        weight, bias = reading.joined()
+        mean.weight.copy_(self.mean.weight @ weight)
+        mean.bias.copy_(self.mean(bias))
         logvar.weight.zero_()
         logvar.bias.copy_(self.logvar)
         first, second = getattr(vae, f"fc1_{part}"), getattr(vae, f"fc2_{part}")
@@ -138,5 +159,7 @@ class Autoencoder(nn.Module):
 
     def write_into(self, vae: VAE, reading: Reading, frame: Frame) -> None:
         """Multiply out into the networks."""
+        assert vae.fc_hidden is not None
+        vae.fc_hidden.load_state_dict(reading.hidden.state_dict())
         self.identity.write_into(vae, "id", reading, frame)
         self.expression.write_into(vae, "exp", reading, frame)

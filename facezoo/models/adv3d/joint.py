@@ -3,11 +3,13 @@
 Source: Gu, Pears & Sun, Sec. III-C, III-D and IV-B: pre-training of the discriminator on pairs of
 meshes, then both networks together, eqs. (6) to (8).
 
-Letters: P persons, E expressions, R rows, C principal axes, B batch, V vertices of a pair.
+Letters: P persons, E expressions, R rows, C principal axes, K scores, B batch, V vertices of a
+pair, L numbers of a code.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,18 +19,21 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from facezoo.models.adv3d.config import TrainConfig
-from facezoo.models.adv3d.coordinates import Autoencoder, Frame, Reading
+from facezoo.models.adv3d.coordinates import Autoencoder, Frame
 from facezoo.models.adv3d.losses import (
     adversarial_loss,
     discriminator_loss,
+    independence_loss,
     kl_loss,
     neutral_loss,
+    rest_loss,
 )
-from facezoo.models.adv3d.networks import VAE, IdentityDiscriminator
+from facezoo.models.adv3d.networks import IdentityDiscriminator
 from facezoo.models.adv3d.start import Mixtures
 from facezoo.training import (
     WeightAverage,
     autocast,
+    descend,
     generator,
     load_state,
     log_row,
@@ -45,8 +50,10 @@ class Rows:
     """Training meshes, expression 0 neutral, (P, E, C)."""
     mixtures: Mixtures
     """R rows; the first P · E are the meshes themselves."""
-    features: Tensor
-    """Of every row, (R, 1024)."""
+    scores: Tensor
+    """What the encoder reads from every row, (R, K)."""
+    exact: Tensor
+    """The same scores from coordinates and 1, without the encoder's errors, (C + 1, K)."""
     frame: Frame
 
     @property
@@ -54,13 +61,17 @@ class Rows:
         """The neutral of every mesh's person, (P, E, C)."""
         return self.coordinates[:, :1].expand_as(self.coordinates)
 
+    def to(self, device: torch.device) -> Rows:
+        """The same on a device."""
+        frame = Frame(*(part.to(device) for part in self.frame.parts()))
+        moved = (part.to(device) for part in (self.scores, self.exact))
+        return Rows(self.coordinates.to(device), self.mixtures.to(device), *moved, frame)
+
 
 def fit(
     config: TrainConfig,
     autoencoder: Autoencoder,
     data: Rows,
-    reading: Reading,
-    vae: VAE,
     edges: Tensor,
     out: Path,
     seed: int,
@@ -72,8 +83,9 @@ def fit(
     Goes on from ``out/state.pt`` if it is there.
     """
     torch.manual_seed(seed)
-    discriminator = IdentityDiscriminator().to(device)
+    discriminator = IdentityDiscriminator(shared=config.pair_widths, head=config.pair_head)
     autoencoder.to(device)
+    discriminator.to(device)
     optimizers = {
         "autoencoder": _autoencoder_optimizer(config, autoencoder),
         "discriminator": torch.optim.Adam(
@@ -93,16 +105,18 @@ def fit(
         for name, part in keep.items():
             part.load_state_dict(saved[name])
         first = saved["step"]
-    step = Step(config, autoencoder, discriminator, data, reading, vae, edges, device)
+    curvature = data.frame.roughness(edges).to(device)
+    step = Step(config, autoencoder, discriminator, data.to(device), curvature)
     before = config.pretraining_steps if config.losses.adversarial else 0
-    for number in tqdm(range(first, before + config.steps), initial=first, mininterval=10):
+    bar = tqdm(range(first, before + config.steps), initial=first, mininterval=10, desc="joint")
+    for number in bar:
         draw = generator(seed, 3, number)
         if number < before:
             numbers = step.pretrain(optimizers["discriminator"], draw)
         else:
             progress = (number - before) / config.steps
             set_cosine_rate(optimizers["autoencoder"], config.rate, progress, 0.02)
-            numbers = step.train(optimizers, draw)
+            numbers = step.train(optimizers, progress, draw)
             average.update(autoencoder)
         if (number + 1) % save_every == 0:
             save_state(
@@ -125,81 +139,84 @@ class Step:
         autoencoder: Autoencoder,
         discriminator: IdentityDiscriminator,
         data: Rows,
-        reading: Reading,
-        vae: VAE,
-        edges: Tensor,
-        device: torch.device,
+        curvature: Tensor,
     ) -> None:
-        self.config, self.device, self.data = config, device, data
-        self.autoencoder, self.discriminator, self.vae = autoencoder, discriminator, vae
-        frame = data.frame
-        self.frame = Frame(frame.mean.to(device), frame.axes.to(device), frame.deviation.to(device))
-        self.reading = Reading(reading.weight.to(device), reading.bias.to(device))
-        self.curvature = frame.roughness(edges).to(device)
+        self.config, self.data, self.frame = config, data, data.frame
+        self.autoencoder, self.discriminator = autoencoder, discriminator
+        self.curvature = curvature
+        self.device = curvature.device
 
     def pretrain(self, optimizer: torch.optim.Optimizer, draw: torch.Generator) -> dict[str, float]:
         """Pairs of one person from pairs of two, as many of each."""
-        index = self._rows(draw)
-        mixed = self.data.mixtures[index]
-        mesh = mixed.of(self.data.coordinates).to(self.device)
-        partner = self._partner(mixed, draw)
-        stranger = partner.roll(1, 0)
-        real, fake = self._judge(mesh, [partner, stranger], draw)
+        mixed = self.data.mixtures[self._rows(draw)]
+        mesh, partner = mixed.of(self.data.coordinates), self._partner(mixed, draw)
+        noise = self.config.pair_noise[0]
+        real, fake = self._judge(mesh, [partner, partner.roll(1, 0)], noise, draw)
         loss = discriminator_loss(real, fake)
-        _descend(optimizer, loss)
+        descend(optimizer, loss)
         right = (real.argmax(1) == 1).double().mean() + (fake.argmax(1) == 0).double().mean()
         return {"loss": loss.item(), "accuracy": right.item() / 2}
 
     def train(
-        self, optimizers: dict[str, torch.optim.Optimizer], draw: torch.Generator
+        self, optimizers: dict[str, torch.optim.Optimizer], progress: float, draw: torch.Generator
     ) -> dict[str, float]:
         """Discriminator, then autoencoder, on one batch: eqs. (7) and (8)."""
         config, weigh = self.config, self.config.losses
         index = self._rows(draw)
-        mixed = self.data.mixtures[index]
-        mesh = mixed.of(self.data.coordinates).to(self.device)
-        scores = self.reading(self.data.features[index].to(self.device))
-        noise = torch.randn(2, len(index), config.identity_dim, generator=draw).to(self.device)
-        z_id, id_mean = self.autoencoder.identity.encode(scores, noise[0])
-        wide = torch.randn(len(index), config.expression_dim, generator=draw).to(self.device)
-        z_exp, exp_mean = self.autoencoder.expression.encode(scores, wide)
+        mixed, scores = self.data.mixtures[index], self.data.scores[index]
+        mesh = mixed.of(self.data.coordinates)
+        noises = [self._noise((len(index), dim), draw) for dim in self._dims()]
+        z_id, id_mean = self.autoencoder.identity.encode(scores, noises[0])
+        z_exp, exp_mean = self.autoencoder.expression.encode(scores, noises[1])
         identity = self.autoencoder.identity.decode(z_id)
         expression = self.autoencoder.expression.decode(z_exp)
+        logvars = [branch.logvar.expand(len(index), -1) for branch in self.autoencoder.children()]
+        parts = {
+            "reconstruction": self.frame.mean_squared(identity + expression - mesh),
+            "kl": kl_loss(z_id, id_mean, logvars[0]) + kl_loss(z_exp, exp_mean, logvars[1]),
+            **self._again(identity, z_id, draw),
+            **self._population(draw),
+        }
+        weights = {"consistency": weigh.consistency, "rest": weigh.rest, "kl": weigh.kl}
+        weights |= {"independence": weigh.independence, "centre": weigh.centre}
+        weights["reconstruction"] = weigh.reconstruction
         numbers: dict[str, float] = {}
-        adversarial = mesh.new_zeros(())
         if weigh.adversarial:
-            real, fake = self._judge(mesh, [self._partner(mixed, draw), identity.detach()], draw)
+            # The identity face wears the expression of the batch's next mesh, so that both kinds
+            # of pairs differ in expression alike.
+            dressed = identity + expression.roll(1, 0)
+            spread = self._spread(progress)
+            partner = self._partner(mixed, draw)
+            real, fake = self._judge(mesh, [partner, dressed.detach()], spread, draw)
             judged = discriminator_loss(real, fake)
-            _descend(optimizers["discriminator"], judged)
+            descend(optimizers["discriminator"], judged)
             numbers["discriminator"] = judged.item()
             self.discriminator.requires_grad_(False)
-            (fooled,) = self._judge(mesh, [identity], draw)
+            (fooled,) = self._judge(mesh, [dressed], spread, draw)
             self.discriminator.requires_grad_(True)
-            adversarial = adversarial_loss(fooled)
-        logvars = self.autoencoder.identity.logvar, self.autoencoder.expression.logvar
-        held = torch.lerp(identity.detach(), identity, config.identity_share)
-        parts = {
-            "reconstruction": self.frame.mean_squared(held + expression - mesh),
-            "kl": kl_loss(z_id, id_mean, logvars[0].expand_as(z_id))
-            + kl_loss(z_exp, exp_mean, logvars[1].expand_as(z_exp)),
-            "consistency": self._consistency(identity, z_id, noise[1]),
-            "adversarial": adversarial,
-        }
-        total = (
-            weigh.reconstruction * parts["reconstruction"]
-            + weigh.kl * parts["kl"]
-            + weigh.consistency * parts["consistency"]
-            + weigh.adversarial * parts["adversarial"]
-        )
+            parts["adversarial"] = adversarial_loss(fooled)
+            weights["adversarial"] = weigh.adversarial
         if config.neutrals:
-            truth = mixed.of(self.data.neutral).to(self.device)
+            truth = mixed.of(self.data.neutral)
             parts["neutral_truth"] = self.frame.mean_squared(identity - truth)
-            total = total + weigh.reconstruction * weigh.neutral_truth * parts["neutral_truth"]
+            weights["neutral_truth"] = weigh.reconstruction * weigh.neutral_truth
         else:
             parts["laplacian"] = self._roughness(identity)
-            total = total + weigh.laplacian * parts["laplacian"]
-        _descend(optimizers["autoencoder"], total)
+            weights["laplacian"] = weigh.laplacian
+        total = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
+        descend(optimizers["autoencoder"], total)
         return numbers | {name: value.item() for name, value in parts.items()}
+
+    def _dims(self) -> tuple[int, int]:
+        return self.config.identity_dim, self.config.expression_dim
+
+    def _noise(self, shape: Sequence[int], draw: torch.Generator) -> Tensor:
+        return torch.randn(shape, generator=draw).to(self.device)
+
+    def _spread(self, progress: float) -> float:
+        """Noise of pairs in mm: linearly down to its last value in seven tenths of the training."""
+        begin, end = self.config.pair_noise
+        return end + (begin - end) * max(0.0, 1 - progress / 0.7)
 
     def _rows(self, draw: torch.Generator) -> Tensor:
         """Rows of a batch: half of them meshes as they are, half mixtures."""
@@ -215,39 +232,59 @@ class Step:
         """The same persons in other expressions, in coordinates, (B, C)."""
         count = self.data.coordinates.shape[1]
         step = torch.randint(1, count, mixed.expressions.shape, generator=draw)
-        other = (mixed.expressions + step) % count
-        return mixed.of(self.data.coordinates, other).to(self.device)
+        other = (mixed.expressions + step.to(self.device)) % count
+        return mixed.of(self.data.coordinates, other)
 
     def _judge(
-        self, mesh: Tensor, others: list[Tensor], draw: torch.Generator
+        self, mesh: Tensor, others: list[Tensor], spread: float, draw: torch.Generator
     ) -> tuple[Tensor, ...]:
-        """The discriminator on pairs of meshes (B, C) with others, on some vertices."""
+        """The discriminator on pairs of meshes (B, C) with others, on some vertices.
+
+        The others get noise of ``spread`` mm.
+        """
         count = len(self.frame.mean)
         chosen = torch.randperm(count, generator=draw)[: self.config.pair_vertices]
         chosen = chosen.to(self.device)
         first = self.frame.offsets(mesh, chosen)
-        spread = self.config.pair_noise / self.config.scale
         pairs = []
         for other in others:
             second = self.frame.offsets(other, chosen)
-            noise = torch.randn(second.shape, generator=draw).to(self.device)
-            pairs.append(pair_channels(self.frame.mean[chosen], first, second + spread * noise))
+            second = second + spread / self.config.scale * self._noise(second.shape, draw)
+            pairs.append(pair_channels(self.frame.mean[chosen], first, second))
         with autocast(self.device):
             judged = self.discriminator(torch.cat(pairs))
         return judged.float().split(len(mesh))
 
-    def _consistency(self, identity: Tensor, z_id: Tensor, noise: Tensor) -> Tensor:
-        """L_neu, on some of the batch: the decoded identity goes through the encoder again."""
-        few = self.config.encoded_again
-        meshes = self.frame.offsets(identity[:few]) + self.frame.mean
-        scores = self.reading(self.vae.features(meshes))
-        again, _ = self.autoencoder.identity.encode(scores, noise[:few])
-        return neutral_loss(z_id[:few], again)
+    def _again(self, identity: Tensor, z_id: Tensor, draw: torch.Generator) -> dict[str, Tensor]:
+        """L_neu and ``rest``: decoded identities are encoded again, without the encoder's error."""
+        scores = extended(identity) @ self.data.exact
+        noise = self._noise(z_id.shape, draw)
+        again, _ = self.autoencoder.identity.encode(scores, noise)
+        at_rest = self.autoencoder.expression.mean(scores)
+        return {"consistency": neutral_loss(z_id, again), "rest": rest_loss(at_rest)}
+
+    def _population(self, draw: torch.Generator) -> dict[str, Tensor]:
+        """What is asked of many meshes together: independent codes, no expression on average."""
+        rows = len(self.data.scores)
+        index = torch.randint(rows, (self.config.population,), generator=draw)
+        scores = self.data.scores[index]
+        identity = self.autoencoder.identity.mean(scores)
+        expression = self.autoencoder.expression.mean(scores)
+        mean = self.autoencoder.expression.decode(expression).mean(0, keepdim=True)
+        return {
+            "independence": independence_loss(identity, expression),
+            "centre": self.frame.mean_squared(mean),
+        }
 
     def _roughness(self, identity: Tensor) -> Tensor:
         """The Laplacian loss of decoded identities plus the mean face."""
-        extended = torch.cat([identity, torch.ones_like(identity[:, :1])], 1)
-        return ((extended @ self.curvature) * extended).sum(1).mean()
+        coordinates = extended(identity)
+        return ((coordinates @ self.curvature) * coordinates).sum(1).mean()
+
+
+def extended(coordinates: Tensor) -> Tensor:
+    """Coordinates (B, C) and a column of ones, (B, C + 1)."""
+    return torch.cat([coordinates, torch.ones_like(coordinates[:, :1])], 1)
 
 
 def pair_channels(mean: Tensor, first: Tensor, second: Tensor) -> Tensor:
@@ -277,9 +314,3 @@ def _autoencoder_optimizer(config: TrainConfig, autoencoder: Autoencoder) -> tor
         {"params": decoders, "rate_scale": config.decoder_rate},
     ]
     return torch.optim.Adam(groups, lr=config.rate, betas=config.momentum)
-
-
-def _descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()

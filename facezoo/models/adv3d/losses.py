@@ -88,6 +88,43 @@ def neutral_loss(z_id: Tensor, again: Tensor) -> Tensor:
     return F.l1_loss(again, z_id)
 
 
+def independence_loss(z_id: Tensor, z_exp: Tensor) -> Tensor:
+    """How much one code tells of the other: squared correlations of their numbers, summed.
+
+    Ours. With identity labels alone, an identity face may wear an expression of its own that every
+    mesh of the person shares; z_exp then has to undo it, and is correlated with z_id.
+
+    Args:
+        z_id: means over many meshes, (R, L).
+        z_exp: (R, L').
+
+    Returns:
+        Scalar, less its expectation L L' / R where nothing is correlated.
+    """
+    first, second = _standardised(z_id), _standardised(z_exp)
+    correlation = first.T @ second / len(z_id)
+    return correlation.square().sum() - correlation.numel() / len(z_id)
+
+
+def _standardised(values: Tensor) -> Tensor:
+    """Numbers of a code (R, L) with mean 0 and variance 1; one that never moves stays still."""
+    return (values - values.mean(0)) / (values.std(0) + 1e-3)
+
+
+def rest_loss(again: Tensor) -> Tensor:
+    """Mean absolute z_exp of decoded identities, encoded again: they shall wear no expression.
+
+    Ours, beside L_neu, which compares z_id alone.
+
+    Args:
+        again: (B, L).
+
+    Returns:
+        Scalar.
+    """
+    return again.abs().mean()
+
+
 def laplacian_loss(vertices: Tensor, edges: Tensor) -> Tensor:
     """Roughness of meshes: L_lap.
 

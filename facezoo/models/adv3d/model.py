@@ -27,6 +27,7 @@ class Adv3D(MeshModel):
         identity_dim: numbers in z_id.
         expression_dim: numbers in z_exp.
         scale: millimetres that are 1 for the network.
+        hidden_dim: hidden units beside the features, see ``VAE``.
     """
 
     model_name: ClassVar[str | None] = "adv3d"
@@ -39,6 +40,7 @@ class Adv3D(MeshModel):
         identity_dim: int = 64,
         expression_dim: int = 64,
         scale: float = 573.0,
+        hidden_dim: int = 0,
     ) -> None:
         super().__init__(num_vertices, num_triangles, num_landmarks)
         self.architecture: dict[str, Any] = {
@@ -48,9 +50,10 @@ class Adv3D(MeshModel):
             "identity_dim": identity_dim,
             "expression_dim": expression_dim,
             "scale": scale,
+            "hidden_dim": hidden_dim,
         }
         self.scale = scale
-        self.vae = VAE(num_vertices, identity_dim, expression_dim)
+        self.vae = VAE(num_vertices, identity_dim, expression_dim, hidden_dim)
 
     def forward(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Reconstruction, identity and expression from the means of the codes.

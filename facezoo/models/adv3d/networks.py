@@ -16,6 +16,8 @@ from torch import Tensor, nn
 FEATURES = 1024
 """What is left of a face after the maximum over its vertices."""
 DECODER_WIDTH = 256
+SHARED, HEAD = (64, 128, 1024), (512, 256)
+"""Widths of a part of the discriminator in the authors' code: over points, and behind them."""
 
 
 class VAE(nn.Module):
@@ -27,9 +29,17 @@ class VAE(nn.Module):
         num_vertices: N of what is decoded; the encoder takes any number.
         identity_dim: numbers in z_id.
         expression_dim: numbers in z_exp.
+        hidden_dim: hidden units that stand beside the features where codes are read from; 0 for
+            none, as in the authors' code.
     """
 
-    def __init__(self, num_vertices: int, identity_dim: int = 64, expression_dim: int = 64) -> None:
+    def __init__(
+        self,
+        num_vertices: int,
+        identity_dim: int = 64,
+        expression_dim: int = 64,
+        hidden_dim: int = 0,
+    ) -> None:
         super().__init__()
         self.num_vertices = num_vertices
         self.conv1 = nn.Conv1d(3, 64, 1)
@@ -37,10 +47,12 @@ class VAE(nn.Module):
         self.conv3 = nn.Conv1d(64, 64, 1)
         self.conv4 = nn.Conv1d(64, 128, 1)
         self.conv5 = nn.Conv1d(128, FEATURES, 1)
-        self.fc_id_mu = nn.Linear(FEATURES, identity_dim)
-        self.fc_id_sigma = nn.Linear(FEATURES, identity_dim)
-        self.fc_exp_mu = nn.Linear(FEATURES, expression_dim)
-        self.fc_exp_sigma = nn.Linear(FEATURES, expression_dim)
+        self.fc_hidden = nn.Linear(FEATURES, hidden_dim) if hidden_dim else None
+        wide = FEATURES + hidden_dim
+        self.fc_id_mu = nn.Linear(wide, identity_dim)
+        self.fc_id_sigma = nn.Linear(wide, identity_dim)
+        self.fc_exp_mu = nn.Linear(wide, expression_dim)
+        self.fc_exp_sigma = nn.Linear(wide, expression_dim)
         self.fc1_id = nn.Linear(identity_dim, DECODER_WIDTH)
         self.fc2_id = nn.Linear(DECODER_WIDTH, 3 * num_vertices)
         self.fc1_exp = nn.Linear(expression_dim, DECODER_WIDTH)
@@ -119,6 +131,8 @@ class VAE(nn.Module):
         Returns:
             ``id_mean``, ``id_logvar``, ``exp_mean``, ``exp_logvar``, each (B, L).
         """
+        if self.fc_hidden is not None:
+            features = torch.cat([features, F.relu(self.fc_hidden(features))], 1)
         return {
             "id_mean": self.fc_id_mu(features),
             "id_logvar": self.fc_id_sigma(features),
@@ -151,41 +165,53 @@ class PointFeatures(nn.Module):
     Args:
         channels: numbers per point.
         use_norm: whether batch norm stands before each ReLU; its tensors exist in any case.
+        shared: widths over the points, (C1, C2, C3).
+        head: widths of the T-Net behind them.
     """
 
-    def __init__(self, channels: int, use_norm: bool) -> None:
+    def __init__(
+        self,
+        channels: int,
+        use_norm: bool,
+        shared: tuple[int, int, int] = SHARED,
+        head: tuple[int, int] = HEAD,
+    ) -> None:
         super().__init__()
         self.use_norm = use_norm
-        self.stn = InputTransform(channels, use_norm)
-        self.conv1 = nn.Conv1d(channels, 64, 1)
-        self.conv2 = nn.Conv1d(64, 128, 1)
-        self.conv3 = nn.Conv1d(128, FEATURES, 1)
-        self.bn1 = nn.BatchNorm1d(64)
-        self.bn2 = nn.BatchNorm1d(128)
-        self.bn3 = nn.BatchNorm1d(FEATURES)
+        self.stn = InputTransform(channels, use_norm, shared, head)
+        first, second, third = shared
+        self.conv1 = nn.Conv1d(channels, first, 1)
+        self.conv2 = nn.Conv1d(first, second, 1)
+        self.conv3 = nn.Conv1d(second, third, 1)
+        self.bn1 = nn.BatchNorm1d(first)
+        self.bn2 = nn.BatchNorm1d(second)
+        self.bn3 = nn.BatchNorm1d(third)
 
     def forward(self, pairs: Tensor) -> Tensor:
-        """(B, 1024) from pairs (B, N, 6)."""
+        """(B, C3) from pairs (B, N, 6)."""
         return _pooled(self, pairs @ self.stn(pairs))
 
 
 class InputTransform(nn.Module):
     """PointNet's T-Net: a matrix per pair that its points are multiplied by."""
 
-    def __init__(self, channels: int, use_norm: bool) -> None:
+    def __init__(
+        self, channels: int, use_norm: bool, shared: tuple[int, int, int], head: tuple[int, int]
+    ) -> None:
         super().__init__()
         self.use_norm = use_norm
-        self.conv1 = nn.Conv1d(channels, 64, 1)
-        self.conv2 = nn.Conv1d(64, 128, 1)
-        self.conv3 = nn.Conv1d(128, FEATURES, 1)
-        self.fc1 = nn.Linear(FEATURES, 512)
-        self.fc2 = nn.Linear(512, 256)
-        self.fc3 = nn.Linear(256, channels * channels)
-        self.bn1 = nn.BatchNorm1d(64)
-        self.bn2 = nn.BatchNorm1d(128)
-        self.bn3 = nn.BatchNorm1d(FEATURES)
-        self.bn4 = nn.BatchNorm1d(512)
-        self.bn5 = nn.BatchNorm1d(256)
+        first, second, third = shared
+        self.conv1 = nn.Conv1d(channels, first, 1)
+        self.conv2 = nn.Conv1d(first, second, 1)
+        self.conv3 = nn.Conv1d(second, third, 1)
+        self.fc1 = nn.Linear(third, head[0])
+        self.fc2 = nn.Linear(head[0], head[1])
+        self.fc3 = nn.Linear(head[1], channels * channels)
+        self.bn1 = nn.BatchNorm1d(first)
+        self.bn2 = nn.BatchNorm1d(second)
+        self.bn3 = nn.BatchNorm1d(third)
+        self.bn4 = nn.BatchNorm1d(head[0])
+        self.bn5 = nn.BatchNorm1d(head[1])
 
     def forward(self, pairs: Tensor) -> Tensor:
         """(B, C, C) from pairs (B, N, C)."""
@@ -203,17 +229,24 @@ class IdentityDiscriminator(nn.Module):
     Args:
         use_norm: batch norm and dropout as in the pre-training of the authors' code; False as in
             its joint training. The tensors are the same.
+        shared: widths over the points.
+        head: widths behind the maximum over the points.
     """
 
-    def __init__(self, use_norm: bool = False) -> None:
+    def __init__(
+        self,
+        use_norm: bool = False,
+        shared: tuple[int, int, int] = SHARED,
+        head: tuple[int, int] = HEAD,
+    ) -> None:
         super().__init__()
         self.use_norm = use_norm
-        self.feature_network = PointFeatures(6, use_norm)
-        self.fc1 = nn.Linear(FEATURES, 512)
-        self.fc2 = nn.Linear(512, 256)
-        self.fc3 = nn.Linear(256, 2)
-        self.bn4 = nn.BatchNorm1d(512)
-        self.bn5 = nn.BatchNorm1d(256)
+        self.feature_network = PointFeatures(6, use_norm, shared, head)
+        self.fc1 = nn.Linear(shared[2], head[0])
+        self.fc2 = nn.Linear(head[0], head[1])
+        self.fc3 = nn.Linear(head[1], 2)
+        self.bn4 = nn.BatchNorm1d(head[0])
+        self.bn5 = nn.BatchNorm1d(head[1])
 
     def forward(self, pairs: Tensor) -> Tensor:
         """Log-probabilities of another person (0) and the same person (1).

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from facezoo.geometry.points import jittered, some_points, without_part
 from facezoo.models.adv3d.networks import FEATURES, VAE
 
 KNOTS = (-0.05, 0.12, 0.27, 0.42, 0.57, 0.72, 0.87)
@@ -32,15 +33,16 @@ SAMPLES = 20_000
 
 @torch.no_grad()
 def set_shared_layers(
-    vae: VAE, meshes: Tensor, spreads: tuple[float, ...], draw: torch.Generator
+    vae: VAE, meshes: Tensor, spreads: tuple[float, float], draw: torch.Generator
 ) -> None:
     """Set the encoder's five shared layers, and their batch norms' fixed statistics.
 
     Args:
         vae: changed in place.
         meshes: some of the training meshes, (M, N, 3).
-        spreads: standard deviations of the anchors about the surface of the mean mesh; anchors are
-            dealt out to them in turn. Far anchors see smooth surfaces well, near ones detail.
+        spreads: smallest and largest standard deviation of the anchors about the surface of the
+            mean mesh; each anchor has its own between them. Far anchors see smooth surfaces well,
+            near ones detail.
         draw: of anchors and sample points.
     """
     points = meshes.flatten(0, 1)
@@ -60,13 +62,34 @@ def set_shared_layers(
         hidden = _settle(vae, number, hidden)
     nearest = meshes.mean(0)
     chosen = torch.randint(len(nearest), (FEATURES,), generator=draw)
-    reach = torch.tensor(spreads)[torch.arange(FEATURES) % len(spreads), None]
+    closest, farthest = spreads
+    reach = closest * (farthest / closest) ** torch.rand(FEATURES, 1, generator=draw)
     anchors = nearest[chosen] + reach * torch.randn(FEATURES, 3, generator=draw)
     _set_distances(vae, hidden[0].T, points, anchors)
     vae.bn5.reset_parameters()
     mean, variance = _statistics(vae.bn5)
     mean.zero_()
     variance.fill_(1 - vae.bn5.eps)  # so that it changes nothing yet
+
+
+def spoil(points: Tensor, unit: float, draw: torch.Generator) -> Tensor:
+    """A cloud of points as a scanner might leave it: fewer, displaced, some of it missing.
+
+    Half of the clouds lose up to two fifths on one side.
+
+    Args:
+        points: (N, 3).
+        unit: one millimetre, in the points' unit.
+        draw: of everything.
+
+    Returns:
+        (N', 3) with N' between three tenths and all of what was left.
+    """
+    chosen, noise, missing, cut = torch.rand(4, generator=draw).tolist()
+    if cut < 0.5:
+        points = without_part(points, 0.4 * missing, draw)
+    points = some_points(points, round(len(points) * (0.3 + 0.7 * chosen)), draw)
+    return jittered(points, 0.7 * unit * noise, draw)
 
 
 @torch.no_grad()
@@ -150,6 +173,12 @@ class Mixtures:
         """Rows of values (P, E, D), mixed, (R, D); with ``expressions`` (R, 3) in place of ours."""
         chosen = values[self.persons, self.expressions if expressions is None else expressions]
         return torch.einsum("rk,rkd->rd", self.weights, chosen)
+
+    def to(self, device: torch.device) -> Mixtures:
+        """The same on a device."""
+        return Mixtures(
+            *(part.to(device) for part in (self.persons, self.expressions, self.weights))
+        )
 
     def __len__(self) -> int:
         return len(self.weights)

@@ -10,7 +10,7 @@ Letters: P persons, E expressions, R rows, C principal axes.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from facezoo.card import Licenses, Preprocessing
+from facezoo.card import Licenses
 from facezoo.data.ict import IctFaces
 from facezoo.geometry.laplacian import edges_of
 from facezoo.models.adv3d.config import ICT, TrainConfig
 from facezoo.models.adv3d.coordinates import Autoencoder, Branch, Frame, Reading, principal_frame
-from facezoo.models.adv3d.joint import Rows, fit
+from facezoo.models.adv3d.joint import Rows, extended, fit
 from facezoo.models.adv3d.model import Adv3D
 from facezoo.models.adv3d.networks import VAE
 from facezoo.models.adv3d.start import (
@@ -31,9 +31,18 @@ from facezoo.models.adv3d.start import (
     draw_mixtures,
     ridge,
     set_shared_layers,
+    spoil,
     standardise_features,
 )
-from facezoo.training import begin_run, generator, load_state, save_state, write_checkpoint
+from facezoo.training import (
+    begin_run,
+    descend,
+    generator,
+    load_state,
+    save_state,
+    set_cosine_rate,
+    write_checkpoint,
+)
 
 CITATION = """@inproceedings{gu2023adversarial,
   title = {Adversarial 3D Face Disentanglement of Identity and Expression},
@@ -65,7 +74,7 @@ def run(
         model="adv3d",
         tag=config.tag,
         architecture=model.architecture,
-        preprocessing=Preprocessing(),
+        preprocessing=None,
         labels=(),
         precision=config.precision,
         licenses=Licenses(code="Apache-2.0", weights="mit", data="mit"),
@@ -87,27 +96,35 @@ def train(
     train_set, _ = faces.split(config.size)
     meshes = torch.from_numpy(train_set.vertices) / config.scale  # (P, E, N, 3)
     frame = principal_frame(meshes.flatten(0, 1), config.components, generator(seed, 0))
-    vae = VAE(meshes.shape[2], config.identity_dim, config.expression_dim)
+    vae = VAE(meshes.shape[2], config.identity_dim, config.expression_dim, config.hidden_dim)
     vae.eval().requires_grad_(False)
-    spreads = tuple(spread / config.scale for spread in config.anchor_spreads)
+    low, high = (spread / config.scale for spread in config.anchor_spreads)
     some = meshes.flatten(0, 1)[:: max(1, meshes.shape[0] * meshes.shape[1] // 84)]
-    set_shared_layers(vae, some, spreads, generator(seed, 1))
+    set_shared_layers(vae, some, (low, high), generator(seed, 1))
     _round(vae)  # so that what is stored is what the features were made with
     coordinates = frame.coordinates(meshes)
     del meshes, some
     people, expressions = coordinates.shape[:2]
-    rows = draw_mixtures(people, expressions, config.mixtures, generator(seed, 2))
-    responses = compute_features(vae.to(device), frame, rows.of(coordinates), out)
+    rows = draw_mixtures(people, expressions, config.mixtures + config.spoilt, generator(seed, 2))
+    whole = len(rows) - config.spoilt
+    unit = 1 / config.scale
+    responses = compute_features(
+        vae.to(device), frame, rows.of(coordinates), out, whole, unit, seed
+    )
     standardise_features(vae.cpu(), responses)
     _round(vae.bn5)
     features = F.relu(vae.bn5(responses))
-    data = Rows(coordinates, rows, features, frame)
-    torch.manual_seed(seed)  # of the hidden units that the branches have to spare
-    reading, autoencoder = begin(config, data)
+    torch.manual_seed(seed)  # of hidden units, which the branches have to spare
+    start = begin(config, coordinates, frame)
+    reading = fit_reading(config, features, rows.of(start.targets), start.sizes, out, seed)
+    flat = extended(coordinates.flatten(0, 1)).double()
+    exact = torch.linalg.lstsq(flat, start.targets.flatten(0, 1).double(), driver="gelsd").solution
+    with torch.no_grad():
+        scores = reading(features[:whole])
+    data = Rows(coordinates, rows[slice(whole)], scores, exact.float(), frame)
     edges = edges_of(torch.from_numpy(faces.topology.triangles))
-    vae.to(device)
-    kept = fit(config, autoencoder, data, reading, vae, edges, out, seed, device)
-    kept.cpu().write_into(vae.cpu(), reading, frame)
+    kept = fit(config, Autoencoder(*start.branches), data, edges, out, seed, device)
+    kept.cpu().write_into(vae, reading, frame)
     model = Adv3D(
         num_vertices=vae.num_vertices,
         num_triangles=len(faces.topology.triangles),
@@ -115,6 +132,7 @@ def train(
         identity_dim=config.identity_dim,
         expression_dim=config.expression_dim,
         scale=config.scale,
+        hidden_dim=config.hidden_dim,
     )
     model.vae.load_state_dict(vae.state_dict())
     model.set_template(
@@ -126,62 +144,135 @@ def train(
 
 
 def compute_features(
-    vae: VAE, frame: Frame, coordinates: Tensor, out: Path, chunk: int = 400, batch: int = 8
+    vae: VAE,
+    frame: Frame,
+    coordinates: Tensor,
+    out: Path,
+    whole: int,
+    unit: float,
+    seed: int,
+    chunk: int = 400,
+    batch: int = 8,
 ) -> Tensor:
-    """Responses of the shared layers for every row, kept in ``out/features.pt`` chunk by chunk."""
-    path = out / "features.pt"
-    saved = load_state(path)
-    done: list[Tensor] = [saved["features"]] if saved else []
-    begin_at = len(done[0]) if done else 0
+    """Responses of the shared layers for every row, kept in ``out`` chunk by chunk.
+
+    Args:
+        vae: with its shared layers set.
+        frame: of the coordinates.
+        coordinates: (R, C).
+        out: folder.
+        whole: how many rows, the first ones, are whole meshes; the others are spoilt.
+        unit: one millimetre.
+        seed: of the spoiling.
+        chunk: rows in a file; what an interruption costs.
+        batch: whole meshes at once.
+
+    Returns:
+        (R, 1024).
+    """
     device = next(vae.parameters()).device
     mean, axes = frame.mean.to(device), frame.axes.flatten(1).to(device)
+    responses = []
     for part in tqdm(list(batches_of(len(coordinates), chunk)), mininterval=10, desc="features"):
-        if part.stop <= begin_at:
+        path = out / f"features-{part.start}.pt"
+        if (saved := load_state(path)) is not None:
+            responses.append(saved["responses"])
             continue
         meshes = (coordinates[part].to(device) @ axes).unflatten(1, (-1, 3)) + mean
+        clouds = [
+            spoil(mesh, unit, generator(seed, row))[None]
+            for row, mesh in enumerate(meshes, part.start)
+            if row >= whole
+        ]
+        several = meshes[: len(meshes) - len(clouds)].split(batch)
         with torch.no_grad():
-            responses = torch.cat([vae.responses(few) for few in meshes.split(batch)])
-        done.append(responses.cpu())
-        save_state(path, features=torch.cat(done))
-    return torch.cat(done)
+            found = torch.cat([vae.responses(few) for few in (*several, *clouds) if len(few)])
+        responses.append(found.cpu())
+        save_state(path, responses=responses[-1])
+    return torch.cat(responses)
 
 
-def begin(config: TrainConfig, data: Rows) -> tuple[Reading, Autoencoder]:
-    """Scores by ridge regression, and branches that start from them.
+@dataclass(frozen=True)
+class Start:
+    """What the encoder is to read, and branches that start from it."""
+
+    targets: Tensor
+    """Scores of the training meshes, of variance about one, (P, E, K)."""
+    sizes: Tensor
+    """What one of each score is in coordinates, (K,)."""
+    branches: tuple[Branch, Branch]
+    """Of identity and of expression."""
+
+
+def begin(config: TrainConfig, mesh: Tensor, frame: Frame) -> Start:
+    """Scores that are to be read, and where the branches start.
 
     With neutrals the scores are principal scores of the neutral and of the rest, and the branches
     start as these. Without, they are principal scores of the mesh, of which each branch starts
     with a random half: nothing says yet what is identity.
+
+    Args:
+        config: the recipe.
+        mesh: training meshes in coordinates, expression 0 neutral, (P, E, C).
+        frame: of the coordinates.
     """
-    deviation = data.frame.deviation
-    mesh, count = data.coordinates, len(deviation)
+    deviation, dims = frame.deviation, (config.identity_dim, config.expression_dim)
     if config.neutrals:
-        parts = [data.neutral, mesh - data.neutral]
-        dims = [config.identity_dim, config.expression_dim]
+        neutral = mesh[:, :1].expand_as(mesh)
+        parts = (neutral, mesh - neutral)
         bases = [_whitened(p.flatten(0, 1), d) for p, d in zip(parts, dims, strict=True)]
         targets = [
-            (data.mixtures.of(part) - middle) @ project
+            (part - middle) @ project
             for part, (middle, project, _) in zip(parts, bases, strict=True)
         ]
-        reading = Reading(*ridge(data.features, torch.cat(targets, 1), config.penalty))
-        eye = torch.eye(sum(dims))
-        branches = [
+        sizes = torch.cat([back.norm(dim=0) for _, _, back in bases])
+        first, second = (
             Branch(half, back / deviation[:, None], deviation)
-            for half, (_, _, back) in zip(eye.split(dims), bases, strict=True)
-        ]
+            for half, (_, _, back) in zip(torch.eye(sum(dims)).split(dims), bases, strict=True)
+        )
         with torch.no_grad():
-            for branch, (middle, _, _) in zip(branches, bases, strict=True):
+            for branch, (middle, _, _) in zip((first, second), bases, strict=True):
                 branch.out.bias.copy_(middle / deviation)
-        return reading, Autoencoder(*branches)
-    scores = data.mixtures.of(mesh) / deviation
-    reading = Reading(*ridge(data.features, scores, config.penalty))
-    dim = config.identity_dim + config.expression_dim
-    kept = min(dim, count)
-    mixing = torch.zeros(count, dim)
-    draw = generator(0, count)
-    mixing[:kept] = torch.linalg.qr(torch.randn(dim, dim, generator=draw))[0][:kept]
-    halves = mixing.split([config.identity_dim, config.expression_dim], 1)
-    return reading, Autoencoder(*(Branch(half.T, half, deviation) for half in halves))
+        return Start(torch.cat(targets, 2), sizes, (first, second))
+    mixing = torch.zeros(len(deviation), sum(dims))
+    kept = min(mixing.shape)
+    draw = generator(0, len(deviation))
+    mixing[:kept] = torch.linalg.qr(torch.randn(sum(dims), sum(dims), generator=draw))[0][:kept]
+    first, second = (Branch(half.T, half, deviation) for half in mixing.split(dims, 1))
+    return Start(mesh / deviation, deviation, (first, second))
+
+
+def fit_reading(
+    config: TrainConfig, features: Tensor, targets: Tensor, sizes: Tensor, out: Path, seed: int
+) -> Reading:
+    """Ridge regression from features to scores, then hidden units that mend what it leaves.
+
+    Args:
+        config: the recipe.
+        features: (R, 1024).
+        targets: (R, K).
+        sizes: weight of an error in each score, (K,).
+        out: folder, where the result is kept.
+        seed: of the hidden units and batches.
+    """
+    torch.manual_seed(seed)
+    reading = Reading(*ridge(features, targets, config.penalty), config.hidden_dim)
+    if saved := load_state(out / "reading.pt"):
+        reading.load_state_dict(saved["reading"])
+        return reading.requires_grad_(False)
+    left = (targets - reading.linear(features)).detach()
+    sizes = sizes / (left * sizes).square().mean().sqrt()
+    with torch.no_grad():
+        reading.hidden.bias.copy_(-reading.hidden.weight @ features.mean(0))
+    trained = [*reading.hidden.parameters(), *reading.mend.parameters()]
+    optimizer = torch.optim.Adam(trained)
+    for step in tqdm(range(config.reading_steps), mininterval=10, desc="reading"):
+        set_cosine_rate(optimizer, 1e-3, step / config.reading_steps, 0.1)
+        rows = torch.randint(len(features), (512,), generator=generator(seed, 4, step))
+        mended = reading.mend(F.relu(reading.hidden(features[rows])))
+        descend(optimizer, ((mended - left[rows]) * sizes).square().mean())
+    save_state(out / "reading.pt", reading=reading.state_dict())
+    return reading.requires_grad_(False)
 
 
 def _whitened(values: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
