@@ -70,15 +70,17 @@ def test_laplacian_loss_is_zero_for_a_face_that_is_one_point_and_grows_with_a_sp
     assert float(laplacian_loss(spike, edges)) == pytest.approx((9 + 1 + 1) / 4)
 
 
-def test_independence_loss_counts_what_the_codes_share():
+def test_independence_loss_sums_the_squared_correlations_of_the_codes():
     draw = torch.Generator().manual_seed(0)
-    z_id = torch.randn(4000, 3, generator=draw)
-    free = torch.randn(4000, 2, generator=draw)
-    assert abs(float(independence_loss(z_id, free))) < 0.01
-    bound = torch.stack([7 * z_id[:, 1] + 2, free[:, 0]], 1)
-    assert float(independence_loss(z_id, bound)) == pytest.approx(1, abs=0.02)
-    still = torch.cat([bound, torch.zeros(4000, 1)], 1)
-    assert float(independence_loss(z_id, still)) == pytest.approx(1, abs=0.02)
+    scores = torch.randn(500, 5, generator=draw) @ torch.randn(5, 5, generator=draw)
+    identity, expression = torch.randn(3, 5, generator=draw), torch.randn(2, 5, generator=draw)
+    codes = torch.cat([scores @ identity.T, scores @ expression.T], 1)
+    wanted = torch.corrcoef(codes.T)[:3, 3:].square().sum()
+    found = independence_loss(identity, expression, torch.cov(scores.T))
+    torch.testing.assert_close(found, wanted, rtol=1e-2, atol=0)
+    silent = torch.cat([expression, torch.zeros(1, 5)])
+    again = independence_loss(identity, silent, torch.cov(scores.T))
+    torch.testing.assert_close(again, found)
 
 
 def test_rest_loss_is_zero_only_where_no_expression_is_left():

@@ -83,7 +83,7 @@ class TrainConfig:
     steps: int = 7000
     batch_size: int = 32
     population: int = 512
-    """Meshes that the correlation of the codes and the mean expression are taken over."""
+    """Meshes that the mean expression is taken over."""
     pair_widths: tuple[int, int, int] = (32, 64, 256)
     """Of the discriminator over points."""
     pair_head: tuple[int, int] = (256, 128)

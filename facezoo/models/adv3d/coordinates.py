@@ -30,9 +30,9 @@ class Frame:
     deviation: Tensor
     """Standard deviation of the training meshes along each, (C,)."""
 
-    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean, axes and deviation."""
-        return self.mean, self.axes, self.deviation
+    def to(self, device: torch.device) -> Frame:
+        """The same on a device."""
+        return Frame(self.mean.to(device), self.axes.to(device), self.deviation.to(device))
 
     def coordinates(self, meshes: Tensor) -> Tensor:
         """Meshes (..., N, 3) as coordinates (..., C)."""

@@ -63,9 +63,13 @@ class Rows:
 
     def to(self, device: torch.device) -> Rows:
         """The same on a device."""
-        frame = Frame(*(part.to(device) for part in self.frame.parts()))
-        moved = (part.to(device) for part in (self.scores, self.exact))
-        return Rows(self.coordinates.to(device), self.mixtures.to(device), *moved, frame)
+        return Rows(
+            self.coordinates.to(device),
+            self.mixtures.to(device),
+            self.scores.to(device),
+            self.exact.to(device),
+            self.frame.to(device),
+        )
 
 
 def fit(
@@ -144,6 +148,7 @@ class Step:
         self.config, self.data, self.frame = config, data, data.frame
         self.autoencoder, self.discriminator = autoencoder, discriminator
         self.curvature = curvature
+        self.covariance = torch.cov(data.scores.T)
         self.device = curvature.device
 
     def pretrain(self, optimizer: torch.optim.Optimizer, draw: torch.Generator) -> dict[str, float]:
@@ -170,7 +175,8 @@ class Step:
         z_exp, exp_mean = self.autoencoder.expression.encode(scores, noises[1])
         identity = self.autoencoder.identity.decode(z_id)
         expression = self.autoencoder.expression.decode(z_exp)
-        logvars = [branch.logvar.expand(len(index), -1) for branch in self.autoencoder.children()]
+        branches = self.autoencoder.identity, self.autoencoder.expression
+        logvars = [branch.logvar.expand(len(index), -1) for branch in branches]
         parts = {
             "reconstruction": self.frame.mean_squared(identity + expression - mesh),
             "kl": kl_loss(z_id, id_mean, logvars[0]) + kl_loss(z_exp, exp_mean, logvars[1]),
@@ -267,12 +273,12 @@ class Step:
         """What is asked of many meshes together: independent codes, no expression on average."""
         rows = len(self.data.scores)
         index = torch.randint(rows, (self.config.population,), generator=draw)
-        scores = self.data.scores[index]
-        identity = self.autoencoder.identity.mean(scores)
-        expression = self.autoencoder.expression.mean(scores)
-        mean = self.autoencoder.expression.decode(expression).mean(0, keepdim=True)
+        identity, expression = self.autoencoder.identity, self.autoencoder.expression
+        codes = expression.mean(self.data.scores[index])
+        mean = expression.decode(codes).mean(0, keepdim=True)
+        weights = identity.mean.weight, expression.mean.weight
         return {
-            "independence": independence_loss(identity, expression),
+            "independence": independence_loss(*weights, self.covariance),
             "centre": self.frame.mean_squared(mean),
         }
 

@@ -88,27 +88,28 @@ def neutral_loss(z_id: Tensor, again: Tensor) -> Tensor:
     return F.l1_loss(again, z_id)
 
 
-def independence_loss(z_id: Tensor, z_exp: Tensor) -> Tensor:
+def independence_loss(identity: Tensor, expression: Tensor, covariance: Tensor) -> Tensor:
     """How much one code tells of the other: squared correlations of their numbers, summed.
 
     Ours. With identity labels alone, an identity face may wear an expression of its own that every
-    mesh of the person shares; z_exp then has to undo it, and is correlated with z_id.
+    mesh of the person shares; z_exp then has to undo it, and is correlated with z_id. Taken over
+    the whole training set, for correlations within a batch are mostly chance, which a number of
+    the code can escape only by falling silent.
 
     Args:
-        z_id: means over many meshes, (R, L).
-        z_exp: (R, L').
+        identity: weights of the mean of z_id on scores, (L, K).
+        expression: weights of the mean of z_exp on scores, (L', K).
+        covariance: of the scores of the training meshes, (K, K).
 
     Returns:
-        Scalar, less its expectation L L' / R where nothing is correlated.
+        Scalar.
     """
-    first, second = _standardised(z_id), _standardised(z_exp)
-    correlation = first.T @ second / len(z_id)
-    return correlation.square().sum() - correlation.numel() / len(z_id)
-
-
-def _standardised(values: Tensor) -> Tensor:
-    """Numbers of a code (R, L) with mean 0 and variance 1; one that never moves stays still."""
-    return (values - values.mean(0)) / (values.std(0) + 1e-3)
+    first, second = (
+        ((weight @ covariance) * weight).sum(1).clamp(min=1e-12).sqrt() + 1e-3
+        for weight in (identity, expression)
+    )
+    correlation = identity @ covariance @ expression.T / first[:, None] / second
+    return correlation.square().sum()
 
 
 def rest_loss(again: Tensor) -> Tensor:
