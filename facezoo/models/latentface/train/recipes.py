@@ -44,6 +44,8 @@ class Autoencoding:
     a straight line."""
     prior_share: float = 0.2
     """Share of the stage in which it does."""
+    smoothness: float = 0.0
+    """Weight of the depth maps' roughness (ours), which otherwise takes over what is texture."""
     grey: float = 0.0
     """Share of the crops that lose their colour (ours)."""
 
@@ -78,7 +80,10 @@ RECIPES = {
     ),
     "compact": Recipe(
         Autoencoding(
-            Schedule(20, rate=5e-4, schedule="cosine", average=0.998), prior=20.0, grey=0.2
+            Schedule(20, rate=5e-4, schedule="cosine", average=0.998),
+            prior=20.0,
+            smoothness=3.0,
+            grey=0.2,
         ),
         Disentangling(Schedule(60, rate=5e-4, schedule="cosine", average=0.998)),
         {"width": 16, "number_width": 16, "unet_width": 64},

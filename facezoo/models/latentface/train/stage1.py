@@ -56,7 +56,9 @@ def train_autoencoders(
         loss = reconstruction_loss(
             **terms, lambda_feature=config.lambda_feature, lambda_flip=config.lambda_flip
         )
-        return {"loss": loss + weight * away, **terms, "away": away}
+        rough = roughness(depth)
+        loss = loss + weight * away + config.smoothness * rough
+        return {"loss": loss, **terms, "away": away, "rough": rough}
 
     return fit(model, config.schedule, len(photographs.crops), losses, out, seed)
 
@@ -97,6 +99,21 @@ def reconstruction_terms(
             ours[number], theirs, sigma_feature[:, channel].float(), face.mask
         )
     return terms, depth
+
+
+def roughness(depth: Tensor) -> Tensor:
+    """Mean absolute second difference of depth maps, beside their fixed borders.
+
+    Args:
+        depth: (B, S, S).
+
+    Returns:
+        Scalar, in shares of the depth range.
+    """
+    inside = depth[..., 2:-2]
+    across = inside[..., 2:] - 2 * inside[..., 1:-1] + inside[..., :-2]
+    down = inside[:, 2:] - 2 * inside[:, 1:-1] + inside[:, :-2]
+    return (across.abs().mean() + down.abs().mean()) / (MAX_DEPTH - MIN_DEPTH)
 
 
 def convex_depth(size: int) -> Tensor:
