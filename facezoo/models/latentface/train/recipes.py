@@ -80,7 +80,7 @@ RECIPES = {
     ),
     "compact": Recipe(
         Autoencoding(
-            Schedule(20, rate=5e-4, schedule="cosine", average=0.998),
+            Schedule(15, rate=5e-4, schedule="cosine", average=0.998),
             prior=20.0,
             smoothness=3.0,
             grey=0.2,
