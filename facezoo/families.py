@@ -10,6 +10,7 @@ from facezoo.errors import UnknownNameError
 
 FAMILIES = {
     "ipd-fer": ("facezoo.models.ipd_fer", "IPDFER"),
+    "latentface": ("facezoo.models.latentface", "LatentFace"),
 }
 
 

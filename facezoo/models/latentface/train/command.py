@@ -4,59 +4,140 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
+from facezoo.card import Licenses
 from facezoo.models.latentface.model import LatentFace
-from facezoo.models.latentface.train.photographs import read_photographs
+from facezoo.models.latentface.train.photographs import Photographs, read_photographs
 from facezoo.models.latentface.train.recipes import Recipe, recipe
 from facezoo.models.latentface.train.stage1 import train_autoencoders
-from facezoo.training import begin_run
+from facezoo.models.latentface.train.stage2 import (
+    PARTS,
+    by_person,
+    codes_of,
+    equalise,
+    train_diffusion,
+)
+from facezoo.training import begin_run, write_checkpoint
+from facezoo.weights import load_into, read_tensors, save
 
-STAGES = (1, 2)
+AUTOENCODERS = "autoencoders.safetensors"
+"""What stage 1 leaves for stage 2, in float32."""
+CITATION = """@article{he2023unsupervised,
+  title = {Unsupervised Disentangling of Facial Representations with 3D-aware Latent Diffusion Models},
+  author = {He, Ruian and Xing, Zhen and Tan, Weimin and Yan, Bo},
+  journal = {arXiv preprint arXiv:2309.08273},
+  year = {2023}
+}"""  # noqa: E501
 
 
 def run(
-    data: Path,
-    out: Path,
-    *,
-    stage: int,
-    seed: int,
-    device: torch.device,
-    name: str = "paper",
+    data: Path, out: Path, *, stage: int, seed: int, device: torch.device, name: str = "paper"
 ) -> Path:
     """Train one stage by a recipe; the second one needs the first in the same folder.
 
+    Interrupted, the same call goes on where the last saved state stands and ends at the same
+    weights.
+
     Args:
-        data: folder with ``lfw.parquet``, or with a folder of images per person.
-        out: folder for the runs.
+        data: see ``read_photographs``.
+        out: folder for the runs, which go into ``<recipe>-seed<n>``.
         stage: 1 or 2.
         seed: of initial weights, order and chance.
         device: where to train.
         name: of the recipe.
 
     Returns:
-        Of stage 1 the folder with its state, of stage 2 the card.
+        What was written: the autoencoders of stage 1, or the card of stage 2.
 
     Raises:
         ValueError: if there is no such stage.
+        FileNotFoundError: if stage 2 finds no finished stage 1.
     """
-    if stage not in STAGES:
+    if stage not in (1, 2):
         raise ValueError(f"stage must be 1 or 2, got {stage}")
     chosen = recipe(name)
-    folder = out / f"{name}-seed{seed}" / "stage1"
+    folder = out / f"{name}-seed{seed}"
+    if stage == 1:
+        return run_stage1(chosen, data, folder / "stage1", seed, device)
+    tensors = folder / "stage1" / AUTOENCODERS
+    if not tensors.is_file():
+        raise FileNotFoundError(
+            f"no {tensors}; run stage 1 to its end first, with the same --recipe, --seed and --out"
+        )
+    return run_stage2(chosen, name, data, read_tensors(tensors), folder, seed, device)
+
+
+def run_stage1(chosen: Recipe, data: Path, out: Path, seed: int, device: torch.device) -> Path:
+    """Train the autoencoders, and write them; see ``run``."""
+    said = {"autoencoding": asdict(chosen.autoencoding), "architecture": chosen.architecture}
+    begin_run(out, seed=seed, recipe=said)
     torch.manual_seed(seed)
-    model = first_stage_model(chosen)
-    begin_run(folder, seed=seed, recipe=_first_recipe(chosen))
-    photographs = read_photographs(data, model.preprocessing)
-    train_autoencoders(model, photographs, chosen.autoencoding, folder, seed, device)
-    return folder
+    model = LatentFace(**{**chosen.architecture, "diffusion": False})
+    photographs = read_photographs(data, model.preprocessing, device)
+    tensors = train_autoencoders(model, photographs, chosen.autoencoding, out, seed, device)
+    return save(tensors, out / AUTOENCODERS)
 
 
-def first_stage_model(chosen: Recipe) -> LatentFace:
-    """A model without diffusion, with random weights, as a recipe wants it."""
-    return LatentFace(**{**chosen.architecture, "diffusion": False})
+def run_stage2(
+    chosen: Recipe,
+    name: str,
+    data: Path,
+    autoencoders: dict[str, Tensor],
+    out: Path,
+    seed: int,
+    device: torch.device,
+) -> Path:
+    """Train the diffusion on the codes of finished autoencoders, and write weights and card."""
+    record = begin_run(out / "stage2", seed=seed, recipe=asdict(chosen))
+    first = LatentFace(**{**chosen.architecture, "diffusion": False})
+    load_into(first, autoencoders)
+    photographs = read_photographs(data, first.preprocessing, device)
+    persons = prepare_codes(first, photographs, device)
+    limit = float(torch.cat([codes.mean(0) for codes in persons]).max())
+    torch.manual_seed(seed)
+    model = LatentFace(**{**chosen.architecture, "code_limit": limit})
+    tensors = train_diffusion(model, persons, chosen.disentangling, out / "stage2", seed, device)
+    model.load_state_dict({**first.state_dict(), **tensors})
+    return _write(model, name, photographs, out, record)
 
 
-def _first_recipe(chosen: Recipe) -> dict[str, object]:
-    return {"autoencoding": asdict(chosen.autoencoding), "architecture": chosen.architecture}
+def prepare_codes(
+    model: LatentFace, photographs: Photographs, device: torch.device
+) -> list[Tensor]:
+    """Codes of every person, after the autoencoders' scales were set; see ``equalise``."""
+    codes = codes_of(model, photographs.crops, device)
+    model.cpu()
+    for number, part in enumerate(PARTS):
+        autoencoder = {"texture": model.texture_autoencoder, "shape": model.shape_autoencoder}[part]
+        codes[:, :, number] *= equalise(autoencoder, codes[:, 0, number])
+    return by_person(codes, photographs)
+
+
+def _write(
+    model: LatentFace, name: str, photographs: Photographs, out: Path, record: dict[str, Any]
+) -> Path:
+    return write_checkpoint(
+        model.cpu(),
+        out,
+        record,
+        model="latentface",
+        tag=photographs.tag + ("" if name == "compact" else f"-{name}"),
+        default=name == "compact",
+        flags=f" --recipe {name} --stage 2",
+        architecture=model.architecture,
+        preprocessing=model.preprocessing,
+        labels=(),
+        precision="float16",
+        licenses=Licenses(code="Apache-2.0", weights="research-only", data="research-only"),
+        data=(photographs.said,),
+        intended_use=(
+            "Research on how faces come apart into shape, colours, light and view, and into who is "
+            "shown and what the face does. Not for identifying people, nor for decisions about "
+            "them."
+        ),
+        citation=CITATION,
+    )

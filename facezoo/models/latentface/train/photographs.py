@@ -9,8 +9,14 @@ import torch
 from torch import Tensor
 
 from facezoo.card import Preprocessing
+from facezoo.data.crops import load_crops
+from facezoo.data.expressions import ExpressionData
 from facezoo.data.images import aligned_crops, read_pack
 from facezoo.models.latentface.train.recipes import MARGIN
+from facezoo.results import EXPRESSIONS
+
+PACK = "lfw.parquet"
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 @dataclass(frozen=True)
@@ -20,14 +26,48 @@ class Photographs:
     crops: Tensor
     """uint8, (N, 3, S + 2 MARGIN, S + 2 MARGIN)."""
     persons: list[str]
-    """Names; empty where unknown, N."""
+    """Names, N."""
+    said: str
+    """What they are, for the card."""
+    tag: str
+    """The same for the checkpoint's name."""
 
 
-def read_photographs(data: Path, preprocessing: Preprocessing, split: str = "train") -> Photographs:
-    """A split of ``lfw.parquet`` in ``data``, aligned by its landmarks to a model's template."""
-    table = read_pack(data / "lfw.parquet", split)
-    crops = aligned_crops(table, preprocessing.template, preprocessing.size, MARGIN)
-    return Photographs(crops, table["identity"].to_pylist())
+def read_photographs(data: Path, preprocessing: Preprocessing, device: torch.device) -> Photographs:
+    """The photographs to train on, aligned to a model's template and held in memory.
+
+    Args:
+        data: a folder with ``lfw.parquet``, whose split ``train`` is taken, or a folder of images
+            of which each lies in the folder of its person or video, however deep, as in VoxCeleb;
+            faces are then found by this package's detector.
+        preprocessing: the model's.
+        device: where faces are found.
+
+    Raises:
+        FileNotFoundError: if there is neither.
+    """
+    template, size = preprocessing.template, preprocessing.size
+    if (data / PACK).is_file():
+        table = read_pack(data / PACK, "train")
+        crops = aligned_crops(table, template, size, MARGIN)
+        said = f"LFW (deep-funneled) train: {len(table):,} photographs with names"
+        return Photographs(crops, table["identity"].to_pylist(), said, "lfw")
+    files = sorted(path for path in data.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not files:
+        raise FileNotFoundError(
+            f"{data} has neither {PACK} nor images; --data must name a folder with one of them"
+        )
+    persons = [str(path.parent.relative_to(data)) for path in files]
+    found = load_crops(
+        _unlabelled(data.name, files, persons),
+        template=template,
+        size=size,
+        margin=MARGIN,
+        device=device,
+    )
+    kept = [persons[row] for row in found.rows.tolist()]
+    said = f"{data.name}: {len(kept):,} images in {len(set(kept)):,} folders"
+    return Photographs(found.images, kept, said, "own")
 
 
 def centred(crops: Tensor) -> Tensor:
@@ -59,3 +99,16 @@ def augmented(crops: Tensor, draw: torch.Generator, grey: float = 0.0) -> Tensor
 
 def _normalised(crops: Tensor) -> Tensor:
     return crops.float() / 127.5 - 1
+
+
+def _unlabelled(name: str, files: list[Path], persons: list[str]) -> ExpressionData:
+    """Files as a data set without expressions and splits."""
+    return ExpressionData(
+        name=name,
+        files=files,
+        labels=torch.full((len(files),), -1),
+        distributions=torch.zeros(len(files), len(EXPRESSIONS)),
+        splits=["" for _ in files],
+        persons=persons,
+        cropped=False,
+    )

@@ -57,9 +57,11 @@ class Disentangling:
     schedule: Schedule
     frames: int = 16
     """Images that are drawn of one identity at a time, Sec. 3.1."""
-    snr_limit: float = 5.0
-    """Largest weight of a step; eq. (10) has none, and then the first steps outweigh all others
-    by some thousand times."""
+    snr_limit: float | None = float("inf")
+    """Largest weight of eq. (10), which has no limit; None for eq. (4), which weighs all alike."""
+    others: bool = False
+    """Whether the identity of a photograph is the mean code of the person's other ones (ours), in
+    place of all: of two or three, its own part would be much of the mean."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,9 @@ RECIPES = {
             smoothness=3.0,
             grey=0.2,
         ),
-        Disentangling(Schedule(60, rate=5e-4, schedule="cosine", average=0.998)),
+        Disentangling(
+            Schedule(150, rate=5e-4, schedule="cosine", average=0.998), snr_limit=None, others=True
+        ),
         {"width": 16, "number_width": 16, "unet_width": 64},
     ),
 }

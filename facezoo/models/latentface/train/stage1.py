@@ -15,7 +15,7 @@ from facezoo.models.latentface.losses import (
     reconstruction_loss,
 )
 from facezoo.models.latentface.model import LatentFace
-from facezoo.models.latentface.renderer import MAX_DEPTH, MIN_DEPTH, depth_from_output
+from facezoo.models.latentface.renderer import BORDER, MAX_DEPTH, MIN_DEPTH, depth_from_output
 from facezoo.models.latentface.train.features import FeatureMaps
 from facezoo.models.latentface.train.loop import fit
 from facezoo.models.latentface.train.photographs import Photographs, augmented
@@ -110,7 +110,7 @@ def roughness(depth: Tensor) -> Tensor:
     Returns:
         Scalar, in shares of the depth range.
     """
-    inside = depth[..., 2:-2]
+    inside = depth[..., BORDER:-BORDER]
     across = inside[..., 2:] - 2 * inside[..., 1:-1] + inside[..., :-2]
     down = inside[:, 2:] - 2 * inside[:, 1:-1] + inside[:, :-2]
     return (across.abs().mean() + down.abs().mean()) / (MAX_DEPTH - MIN_DEPTH)
