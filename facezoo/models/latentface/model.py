@@ -58,7 +58,6 @@ class LatentFace(LatentFaceStages):
             expression=expression, identity=identity, pose=latents.view, faces=found, **named
         )
 
-    @torch.inference_mode()
     def encode_factors(
         self,
         images: Images,
@@ -71,10 +70,12 @@ class LatentFace(LatentFaceStages):
     ) -> Latents:
         """Texture, shape, light and view of the faces in photographs; see ``encode_expression``.
 
-        Any of them may be exchanged before ``draw`` makes pictures of them again.
+        Any of them may be exchanged before ``draw`` makes pictures of them again, with gradients if
+        wanted: these are ordinary tensors.
         """
         options = Options(faces, on_missing, aligned, batch_size, progress)
-        return self._factors(images, options)[0]
+        # A copy made outside of inference mode is an ordinary tensor.
+        return Latents.unpacked(self._factors(images, options)[0].packed().clone())
 
     @torch.inference_mode()
     def depth(

@@ -20,7 +20,7 @@ from facezoo.models.latentface.train.recipes import Disentangling
 PARTS = ("texture", "shape")
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def codes_of(
     model: LatentFace, crops: Tensor, device: torch.device, batch_size: int = 128
 ) -> Tensor:
@@ -41,7 +41,7 @@ def codes_of(
         images = centred(part).to(device)
         both = [model.embed_latents(view) for view in (images, images.flip(-1))]
         codes.append(torch.stack([torch.stack([z.texture, z.shape], 1) for z in both], 1).cpu())
-    return torch.cat(codes).clone()
+    return torch.cat(codes)
 
 
 @torch.no_grad()
