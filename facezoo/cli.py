@@ -452,11 +452,23 @@ def _add_convert(commands: Any) -> None:
     command.add_argument(
         "target", nargs="?", type=Path, help="default: the source with the suffix .safetensors"
     )
+    command.add_argument(
+        "--model",
+        choices=["latentface"],
+        help="SOURCE is a published checkpoint of this model; TARGET becomes a folder to load",
+    )
     command.add_argument("--key", help="which entry to take, where there are several state dicts")
     command.add_argument("--overwrite", action="store_true", help="replace the target")
 
 
 def _convert(options: argparse.Namespace) -> int:
+    if options.model == "latentface":
+        from facezoo.models.latentface.convert import convert_file
+
+        if options.key is not None:
+            raise ValueError("latentface is made of several state dicts; leave out --key")
+        print(convert_file(options.source, options.target, overwrite=options.overwrite))
+        return 0
     from facezoo.convert import convert
 
     print(convert(options.source, options.target, key=options.key, overwrite=options.overwrite))
