@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from facezoo.models.latentface.train.photographs import Photographs, read_photog
 from facezoo.models.latentface.train.recipes import Recipe, recipe
 from facezoo.models.latentface.train.stage1 import train_autoencoders
 from facezoo.models.latentface.train.stage2 import (
-    PARTS,
     by_person,
     codes_of,
     equalise,
@@ -93,6 +93,9 @@ def run_stage2(
 ) -> Path:
     """Train the diffusion on the codes of finished autoencoders, and write weights and card."""
     record = begin_run(out / "stage2", seed=seed, recipe=asdict(chosen))
+    # The stages may have been trained at different commits.
+    begun = json.loads((out / "stage1" / "run.json").read_text(encoding="utf-8"))
+    record["recipe"] = {**record["recipe"], "autoencoding_commit": begun["commit"]}
     first = LatentFace(**{**chosen.architecture, "diffusion": False})
     load_into(first, autoencoders)
     photographs = read_photographs(data, first.preprocessing, device)
@@ -111,8 +114,7 @@ def prepare_codes(
     """Codes of every person, after the autoencoders' scales were set; see ``equalise``."""
     codes = codes_of(model, photographs.crops, device)
     model.cpu()
-    for number, part in enumerate(PARTS):
-        autoencoder = {"texture": model.texture_autoencoder, "shape": model.shape_autoencoder}[part]
+    for number, autoencoder in enumerate((model.texture_autoencoder, model.shape_autoencoder)):
         codes[:, :, number] *= equalise(autoencoder, codes[:, 0, number])
     return by_person(codes, photographs)
 

@@ -88,7 +88,7 @@ RECIPES = {
             grey=0.2,
         ),
         Disentangling(
-            Schedule(150, rate=5e-4, schedule="cosine", average=0.998), snr_limit=None, others=True
+            Schedule(60, rate=5e-4, schedule="cosine", average=0.998), snr_limit=None, others=True
         ),
         {"width": 16, "number_width": 16, "unet_width": 64},
     ),
