@@ -186,9 +186,8 @@ def features_table(model: LatentFace, data: Path, steps: int) -> list[dict]:
             row |= {f"{name} {k}": v for k, v in probed(found, packs).items()}
         identity = features(of_val, val.crops)[1]
         for name, measure in (("cosine", verification_accuracy), ("learned", learned_accuracy)):
-            row[f"LFW pairs {name}"], row[f"LFW pairs {name} deviation"] = (
-                100 * value for value in measure(identity, val.files, pairs)
-            )
+            mean, spread = measure(identity, val.files, pairs)
+            row[f"LFW pairs, {name}"] = f"{100 * mean:.2f} ± {100 * spread:.2f}"
         tqdm.write(json.dumps(row))
         rows.append(row)
     return rows
