@@ -5,8 +5,8 @@
 
 A region stands between ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``. NAME is ``models`` for
 the table of the README, ``card-<model>`` for everything about a model's checkpoints, or
-``comparison-<checkpoint>`` for a checkpoint beside its baseline, from the files of
-``docs/results``.
+``comparison-<checkpoint>`` for a checkpoint beside its baseline, or ``results-<file>.<table>`` for
+a table of numbers as a script of ``benchmarks`` wrote it, both from the files of ``docs/results``.
 """
 
 from __future__ import annotations
@@ -81,9 +81,12 @@ def _region(name: str, cards: Sequence[Card]) -> str:
         text = card_text(cards, name.removeprefix("card-"))
     elif name.startswith("comparison-"):
         text = comparison_text(name.removeprefix("comparison-"))
+    elif name.startswith("results-"):
+        text = results_text(*name.removeprefix("results-").rsplit(".", 1))
     else:
         raise ValueError(
-            f"no region is named {name!r}; wanted models, card-<model> or comparison-<checkpoint>"
+            f"no region is named {name!r}; wanted models, card-<model>, comparison-<checkpoint> or "
+            "results-<file>.<table>"
         )
     return f"<!-- {name}:begin -->\n{text}\n<!-- {name}:end -->"
 
@@ -107,6 +110,20 @@ def comparison_text(checkpoint: str, results: Path = ROOT / "docs" / "results") 
     ]
     said = "Difference in accuracy on FER+ test, percentage points, paired:"
     return "\n\n".join([table, said, "\n".join(tests)])
+
+
+def results_text(file: str, table: str, results: Path = ROOT / "docs" / "results") -> str:
+    """A table that a script wrote: a list of rows by column, numbers with three digits or more."""
+    content = json.loads((results / f"{file}.json").read_text(encoding="utf-8"))
+    rows = content["tables"][table]
+    cells = [[_cell(value) for value in row.values()] for row in rows]
+    return _table(list(rows[0]), cells)
+
+
+def _cell(value: Any) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.2f}" if abs(value) >= 10 else f"{value:.3f}"
 
 
 def _read(path: Path) -> dict[str, Any]:

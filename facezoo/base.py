@@ -40,6 +40,7 @@ CAPABILITIES = {
     "encode_expression": "embed_expression",
     "encode_identity": "embed_identity",
     "encode_pose": "embed_pose",
+    "encode_factors": "embed_factors",
     "predict_expression": "classify_features",
     "reconstruct": "reconstruct_crops",
     "neutralize": "neutralize_crops",

@@ -313,13 +313,14 @@ def _download(options: argparse.Namespace) -> int:
 def _add_train(commands: Any) -> None:
     more = "Interrupted, the same command goes on where it was."
     command = _command(commands, "train", _train, "train a model by its recipe", more)
-    command.add_argument("model", choices=["ipd-fer", "face-detector"])
+    command.add_argument("model", choices=["ipd-fer", "latentface", "face-detector"])
     command.add_argument("--data", type=Path, required=True, metavar="DIR", help="with the packs")
     command.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="for state, log, weights and card"
     )
     command.add_argument("--seed", type=int, nargs="+", default=[0], metavar="N")
     command.add_argument("--recipe", metavar="NAME", help=_RECIPES)
+    command.add_argument("--stage", type=int, choices=[1, 2], help="of latentface; 1 comes first")
     command.add_argument(
         "--without",
         action="append",
@@ -335,8 +336,11 @@ def _add_train(commands: Any) -> None:
     _add_device(command)
 
 
-_RECIPES = "of ipd-fer: paper, paper-baseline, compact or compact-baseline (default: paper)"
-_OF_IPD_FER = ("recipe", "without", "dataset", "fold", "start")
+_RECIPES = (
+    "of ipd-fer: paper, paper-baseline, compact or compact-baseline; of latentface: paper or "
+    "compact (default: paper)"
+)
+_OF_IPD_FER = ("without", "dataset", "fold", "start")
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -346,12 +350,21 @@ def _train(options: argparse.Namespace) -> int:
     if options.model == "face-detector":
         from facezoo.detector.train import run as train_detector
 
-        given = [name for name in _OF_IPD_FER if getattr(options, name) not in (None, [])]
-        if given or len(options.seed) > 1:
-            what = f"--{given[0]}" if given else "several seeds"
-            raise ValueError(f"face-detector has one recipe and trains one seed; leave out {what}")
-        print(train_detector(options.data, options.out, seed=options.seed[0], device=device))
+        seed = _only_seed(options, "recipe", "stage", *_OF_IPD_FER)
+        print(train_detector(options.data, options.out, seed=seed, device=device))
         return 0
+    if options.model == "latentface":
+        from facezoo.models.latentface.train import run as train_latentface
+
+        seed = _only_seed(options, *_OF_IPD_FER)
+        stage, name = options.stage or 1, options.recipe or "paper"
+        print(
+            train_latentface(
+                options.data, options.out, stage=stage, seed=seed, device=device, name=name
+            )
+        )
+        return 0
+    _refuse_given(options, "stage")
     from facezoo.models.ipd_fer.train import run
 
     cards = run(
@@ -367,6 +380,22 @@ def _train(options: argparse.Namespace) -> int:
     )
     print(*cards, sep="\n")
     return 0
+
+
+def _only_seed(options: argparse.Namespace, *others: str) -> int:
+    """The seed of a model that trains one at a time and knows nothing of the ``others``."""
+    _refuse_given(options, *others)
+    if len(options.seed) > 1:
+        raise ValueError(f"{options.model} trains one seed at a time; leave out several seeds")
+    seed: int = options.seed[0]
+    return seed
+
+
+def _refuse_given(options: argparse.Namespace, *names: str) -> None:
+    """Refuse options that mean nothing to the model, rather than leave them unheeded."""
+    given = [name for name in names if getattr(options, name) not in (None, [])]
+    if given:
+        raise ValueError(f"{options.model} knows no --{given[0]}; leave out --{given[0]}")
 
 
 def _add_evaluate(commands: Any) -> None:
@@ -423,11 +452,23 @@ def _add_convert(commands: Any) -> None:
     command.add_argument(
         "target", nargs="?", type=Path, help="default: the source with the suffix .safetensors"
     )
+    command.add_argument(
+        "--model",
+        choices=["latentface"],
+        help="SOURCE is a published checkpoint of this model; TARGET becomes a folder to load",
+    )
     command.add_argument("--key", help="which entry to take, where there are several state dicts")
     command.add_argument("--overwrite", action="store_true", help="replace the target")
 
 
 def _convert(options: argparse.Namespace) -> int:
+    if options.model == "latentface":
+        from facezoo.models.latentface.convert import convert_file
+
+        if options.key is not None:
+            raise ValueError("latentface is made of several state dicts; leave out --key")
+        print(convert_file(options.source, options.target, overwrite=options.overwrite))
+        return 0
     from facezoo.convert import convert
 
     print(convert(options.source, options.target, key=options.key, overwrite=options.overwrite))

@@ -53,14 +53,20 @@ def convert(
         raise ValueError(f"target must end in .safetensors, got {target}")
     if target.exists() and not overwrite:
         raise FileExistsError(f"{target} is there already; remove it or choose another name")
-    tensors = _state_dict(_open(source), source, key)
+    tensors = _state_dict(read_pickle(source), source, key)
     if all(name.startswith(PARALLEL) for name in tensors):
         tensors = {name.removeprefix(PARALLEL): tensor for name, tensor in tensors.items()}
     target.parent.mkdir(parents=True, exist_ok=True)
     return save(tensors, target)
 
 
-def _open(path: Path) -> Any:
+def read_pickle(path: Path) -> Any:
+    """What a file that ``torch.save`` wrote holds, as long as that is tensors and plain containers.
+
+    Raises:
+        PickleRefusedError: if it holds more.
+        WeightsError: if it is no such file, or damaged.
+    """
     import torch
 
     if not path.is_file():

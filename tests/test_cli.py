@@ -223,6 +223,31 @@ def test_train_hands_its_arguments_to_the_recipe_of_ipd_fer(monkeypatch, tmp_pat
     assert capsys.readouterr().out.split() == cards * 2
 
 
+def test_train_hands_its_arguments_to_the_stages_of_latentface(monkeypatch, tmp_path, capsys):
+    called = []
+
+    def recipe(data, out, **options):
+        called.append(options)
+        return out / "written"
+
+    monkeypatch.setattr("facezoo.models.latentface.train.run", recipe)
+    arguments = ["train", "latentface", "--data", "packs", "--out", str(tmp_path)]
+    arguments += ["--device", "cpu"]
+    assert main([*arguments, "--seed", "3"]) == 0
+    assert main([*arguments, "--stage", "2", "--recipe", "compact"]) == 0
+    shared = {"device": torch.device("cpu")}
+    assert called == [
+        {"stage": 1, "seed": 3, "name": "paper", **shared},
+        {"stage": 2, "seed": 0, "name": "compact", **shared},
+    ]
+    assert capsys.readouterr().out.split() == [str(tmp_path / "written")] * 2
+    for flags, named in ((["--seed", "1", "2"], "several seeds"), (["--start", "x"], "--start")):
+        assert main([*arguments, *flags]) == 1
+        assert f"leave out {named}" in capsys.readouterr().err
+    assert main(["train", "ipd-fer", *arguments[2:], "--stage", "1"]) == 1
+    assert "ipd-fer knows no --stage" in capsys.readouterr().err
+
+
 # --- predict -----------------------------------------------------------------------------------
 
 

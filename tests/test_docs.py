@@ -1,5 +1,6 @@
 """What the README and the pages of docs/ say is true: code runs, links lead somewhere."""
 
+import json
 import re
 import shlex
 import shutil
@@ -82,6 +83,14 @@ def test_a_region_is_written_anew_and_the_rest_left_alone():
     assert written.endswith("<!-- models:end -->\nafter\n")
     assert "old" not in written
     assert tables().regenerated(written, [card()]) == written
+
+
+def test_a_table_of_results_has_the_columns_of_its_rows(tmp_path):
+    rows = [{"what": "a|b", "count": 3, "share": 66.666, "cosine": 0.98765}]
+    (tmp_path / "some.x.json").write_text(json.dumps({"tables": {"first": rows}}))
+    lines = tables().results_text("some.x", "first", tmp_path).splitlines()
+    assert lines[0] == "| what | count | share | cosine |"
+    assert lines[2] == "| a/b | 3 | 66.67 | 0.988 |"
 
 
 def test_a_region_of_unknown_name_is_refused():

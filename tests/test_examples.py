@@ -43,6 +43,19 @@ def test_take_apart_portraits_draws_five_columns_of_every_face(tmp_path, capsys)
     assert "2 faces, 5 columns" in capsys.readouterr().out
 
 
+def test_turn_portraits_draws_a_grid_a_turntable_and_meshes(tmp_path, capsys):
+    from facezoo.models.latentface import LatentFace
+
+    model = LatentFace(width=4, number_width=4, code_dim=8, unet_width=8).eval()
+    example("turn_portraits").main(tmp_path / "parts.png", PORTRAITS, model)
+    with Image.open(tmp_path / "parts.png") as picture:
+        assert picture.size == (9 * 192, 2 * 192)
+    with Image.open(tmp_path / "parts.gif") as turntable:
+        assert turntable.n_frames == 24
+    assert (tmp_path / "parts-1.obj").is_file()
+    assert "2 faces, 9 columns" in capsys.readouterr().out
+
+
 def test_features_to_classifier_fits_the_classes_of_a_tree(tmp_path, capsys):
     for portrait, name in zip(PORTRAITS, ("first", "second"), strict=True):
         (tmp_path / name).mkdir()

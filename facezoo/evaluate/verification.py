@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from facezoo.evaluate.probes import fit_logistic
+
 
 @dataclass(frozen=True)
 class Pairs:
@@ -96,3 +98,38 @@ def verification_accuracy(features: Tensor, files: list[str], pairs: Pairs) -> t
     first = features[[row[file] for file in pairs.first]]
     second = features[[row[file] for file in pairs.second]]
     return ten_fold_accuracy(F.cosine_similarity(first, second), pairs.same, pairs.fold)
+
+
+def learned_accuracy(
+    features: Tensor, files: list[str], pairs: Pairs, penalty: float = 0.1
+) -> tuple[float, float]:
+    """Ten-fold accuracy of a classifier that learns which differences between features matter.
+
+    Logistic regression on |a - b|, standardised, fitted anew to the pairs of the other folds.
+
+    Args:
+        features: one row per file, (N, D).
+        files: N file names.
+        pairs: which of them to compare.
+        penalty: on the squared weights; see ``fit_logistic``.
+
+    Returns:
+        Mean and population standard deviation over the folds, in [0, 1].
+
+    Raises:
+        KeyError: if a pair names a file that has no feature.
+    """
+    row = {file: index for index, file in enumerate(files)}
+    first, second = ([row[file] for file in side] for side in (pairs.first, pairs.second))
+    differences = (features[first] - features[second]).abs()
+    same = pairs.same.long()
+    accuracies = []
+    for held_out in pairs.fold.unique():
+        rest = pairs.fold != held_out
+        mean, spread = differences[rest].mean(0), differences[rest].std(0).clamp(min=1e-6)
+        inputs = (differences - mean) / spread
+        weight, bias = fit_logistic(inputs[rest], same[rest], 2, penalty)
+        told = (inputs[~rest] @ weight + bias).argmax(1)
+        accuracies.append((told == same[~rest]).double().mean())
+    values = torch.stack(accuracies)
+    return float(values.mean()), float(values.std(correction=0))

@@ -12,6 +12,7 @@ from facezoo.evaluate import protocols
 from facezoo.evaluate.verification import (
     Pairs,
     best_threshold,
+    learned_accuracy,
     read_pairs,
     ten_fold_accuracy,
     verification_accuracy,
@@ -92,6 +93,20 @@ def test_features_are_found_by_file_name_and_compared_by_cosine():
 
 def _truth():
     return torch.tensor([True, True, False, False]), torch.tensor([0, 1, 0, 1])
+
+
+def test_a_learned_classifier_finds_the_entry_that_tells_people_apart():
+    draw = torch.Generator().manual_seed(0)
+    persons = torch.arange(40)
+    features = 5 * torch.randn(80, 6, generator=draw)
+    features[:, 2] = persons.repeat(2).float()  # the rest is noise that drowns it in the cosine
+    files = [str(row) for row in range(80)]
+    fold = (persons % 4).repeat(2)
+    firsts, others = files[:40] * 2, files[40:] + files[40:][20:] + files[40:][:20]
+    pairs = Pairs(firsts, others, torch.arange(80) < 40, fold)
+    learned = learned_accuracy(features, files, pairs)[0]
+    assert learned > 0.95
+    assert learned > verification_accuracy(features, files, pairs)[0] + 0.2
 
 
 def test_a_pair_without_a_feature_is_named():

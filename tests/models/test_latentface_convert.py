@@ -6,6 +6,8 @@ import pytest
 import torch
 from golden_vectors import arrays, inputs, relative_error, variants, weights
 
+import facezoo
+from facezoo.cli import main
 from facezoo.errors import WeightsError
 from facezoo.models.latentface import LatentFace
 from facezoo.models.latentface.convert import architecture_of, convert_checkpoint
@@ -141,3 +143,20 @@ def test_the_embeddings_equal_the_reference_vectors():
                 -1,
             )
         assert relative_error(embedding, wanted[f"embedding{suffix}"]) < bound
+
+
+def test_a_published_file_becomes_a_folder_that_loads(tmp_path, capsys):
+    model = LatentFace(**SMALL, sampler="diffusers-0.14").eval()
+    torch.save(published(model), tmp_path / "checkpoint.pth")
+    command = ["convert", "--model", "latentface", str(tmp_path / "checkpoint.pth")]
+    assert main(command) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "checkpoint")
+    again = facezoo.load(tmp_path / "checkpoint", device="cpu")
+    assert again.architecture == model.architecture
+    crops = torch.rand(2, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(again.embed_identity(crops), model.embed_identity(crops))
+    assert main(command) == 1
+    assert "has a checkpoint already" in capsys.readouterr().err
+    assert main([*command, "--overwrite", "--key", "netD"]) == 1
+    assert "leave out --key" in capsys.readouterr().err

@@ -9,11 +9,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from facezoo.convert import read_pickle
 from facezoo.errors import WeightsError
+from facezoo.models.latentface.model import LatentFace
+from facezoo.pretrained import CONFIG
+from facezoo.weights import load_into
 
 NETWORKS = {
     "netD": "shape_autoencoder",
@@ -50,6 +55,30 @@ _UNET = [
     (r"conv_norm_out\.", "norm_out."),
 ]
 _UNET_INNER = [(r"\.time_emb_proj\.", ".time."), (r"\.conv_shortcut\.", ".shortcut.")]
+
+
+def convert_file(source: Path, target: Path | None = None, *, overwrite: bool = False) -> Path:
+    """Convert a published checkpoint to a folder that ``facezoo.load`` takes.
+
+    Args:
+        source: the pickled file.
+        target: the folder to write; None for ``source`` without its suffix.
+        overwrite: whether a checkpoint that is there may be replaced.
+
+    Returns:
+        The folder, with weights, card and README.
+
+    Raises:
+        FileExistsError: if the folder has a checkpoint and ``overwrite`` is False.
+        WeightsError: if ``source`` is no checkpoint of Unsup3D or LatentFace at 64 pixels.
+    """
+    folder = source.with_suffix("") if target is None else target
+    if (folder / CONFIG).exists() and not overwrite:
+        raise FileExistsError(f"{folder} has a checkpoint already; remove it or choose another")
+    tensors = convert_checkpoint(read_pickle(source))
+    model = LatentFace(**architecture_of(tensors))
+    load_into(model, tensors)
+    return model.save_pretrained(folder)
 
 
 def convert_checkpoint(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:

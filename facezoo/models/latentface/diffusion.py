@@ -185,9 +185,10 @@ class RepresentationDiffusion(nn.Module):
         """
         if noise is None:
             noise = self.noise.to(condition).expand_as(condition)
-        return sample(
-            lambda noisy, steps: self.denoise(noisy, steps, condition),
-            noise,
-            self.rule,
-            self.limit,
-        )
+
+        def denoise(noisy: Tensor, steps: Tensor) -> Tensor:
+            return self.denoise(noisy.to(condition.dtype), steps, condition).to(noisy.dtype)
+
+        # In half precision the noise that is left at the last steps would round to none.
+        exact = noise.to(torch.promote_types(noise.dtype, torch.float32))
+        return sample(denoise, exact, self.rule, self.limit).to(condition.dtype)

@@ -60,9 +60,13 @@ def feature_confidence_loss(
     Returns:
         Scalar.
     """
-    ours = features(predicted)
     with torch.no_grad():
         theirs = features(target)
+    return feature_map_loss(features(predicted), theirs, sigma, mask)
+
+
+def feature_map_loss(ours: Tensor, theirs: Tensor, sigma: Tensor, mask: Tensor) -> Tensor:
+    """``feature_confidence_loss`` of maps that are there already, both (B, C, H, W)."""
     size = (ours.shape[-2], ours.shape[-1])
     if tuple(sigma.shape[-2:]) != size:
         sigma = F.interpolate(sigma, size, mode="bilinear", align_corners=False)

@@ -2,323 +2,282 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from facezoo.base import check_shape
-from facezoo.card import Preprocessing
-from facezoo.decoding import DecodingModel
-from facezoo.geometry.rasterize import Renderer
-from facezoo.geometry.shading import Light
-from facezoo.models.latentface.diffusion import RepresentationDiffusion
-from facezoo.models.latentface.networks import AutoEncoder, ConfidenceNetwork, NumberEncoder
-from facezoo.models.latentface.renderer import (
-    FaceRenderer,
-    Rendering,
-    depth_from_output,
-    view_from_output,
-)
+from facezoo.base import Images, Options
+from facezoo.geometry.camera import grid_triangles
+from facezoo.geometry.textured_mesh import TexturedMesh
+from facezoo.models.latentface.latents import LatentFaceEncoding, Latents
+from facezoo.models.latentface.renderer import BORDER
+from facezoo.models.latentface.stages import LatentFaceStages
+from facezoo.preprocess.pipeline import OnMissing, Which
+from facezoo.results import Faces
+
+Make = Callable[[Latents], Tensor]
 
 
-@dataclass(frozen=True)
-class Latents:
-    """What the four encoders of the first stage say about B faces."""
-
-    texture: Tensor
-    """Z_t, 0 or more, (B, D)."""
-    shape: Tensor
-    """Z_s, 0 or more, (B, D)."""
-    light: Tensor
-    """Z_l: ambient, diffuse, dx, dy in [-1, 1], see ``Light.from_parameters``, (B, 4)."""
-    view: Tensor
-    """Z_p: rx, ry, rz in radians, tx, ty, tz, see ``facezoo.geometry.camera``, (B, 6)."""
-
-
-class LatentFace(DecodingModel):
+class LatentFace(LatentFaceStages):
     """A 3D-aware autoencoder, and diffusion from the code of a face to that of its identity.
 
-    Source: He et al., "LatentFace", Sec. 2 and 5. The arguments' defaults are the published
-    weights' widths with the paper's sampler.
+    Source: He et al., "LatentFace", Sec. 2 and 5. The arguments are those of ``LatentFaceStages``;
+    their defaults are the published weights' widths with the paper's sampler.
 
-    Args:
-        size: side of the crops, 64 or 128 pixels.
-        width: channels of the first layer of the autoencoders and of the confidence network.
-        number_width: the same of the light and view encoders.
-        code_dim: D of Z_t and Z_s.
-        unet_width: channels of the denoising U-Nets.
-        map_size: 1 for U-Nets on 1 x 1 maps, as published; 3 for 3 x 3 maps padded with zeros, as
-            the paper says.
-        sampler: ``"ddim"``, or ``"diffusers-0.14"`` for what the published results were made with.
-        code_limit: largest entry, up to its sign, of the identity codes.
-        diffusion: whether there is a second stage; without it there is no identity and no
-            expression.
-        confidence: whether the confidence network of the losses is a part of it.
-        renderer: see ``facezoo.geometry.rasterize.rasterize``; nothing that weights depend on.
+    Identity is drawn by a sampler that starts from noise. The noise is the same at all times, so a
+    photograph always gives the same identity; ``identity_latents`` takes other noise.
     """
 
-    model_name: ClassVar[str | None] = "latentface"
-
-    def __init__(
+    @torch.inference_mode()
+    def encode(
         self,
-        size: int = 64,
-        width: int = 64,
-        number_width: int = 32,
-        code_dim: int = 256,
-        unet_width: int = 128,
-        map_size: int = 1,
-        sampler: str = "ddim",
-        code_limit: float = 1.0,
-        diffusion: bool = True,
-        confidence: bool = True,
-        renderer: Renderer = "auto",
-    ) -> None:
-        super().__init__()
-        self.architecture: dict[str, Any] = {
-            "size": size,
-            "width": width,
-            "number_width": number_width,
-            "code_dim": code_dim,
-            "unet_width": unet_width,
-            "map_size": map_size,
-            "sampler": sampler,
-            "code_limit": code_limit,
-            "diffusion": diffusion,
-            "confidence": confidence,
-        }
-        self.preprocessing = Preprocessing(template="facenet-loose", size=size)
-        self.num_features = 2 * code_dim
-        self.renderer = FaceRenderer(size, renderer)
-        self.texture_autoencoder = AutoEncoder(3, size, width, code_dim, tanh=True)
-        self.shape_autoencoder = AutoEncoder(1, size, width, code_dim)
-        self.light_encoder = NumberEncoder(4, size, number_width)
-        self.view_encoder = NumberEncoder(6, size, number_width)
-        self.confidence_network = ConfidenceNetwork(size, width) if confidence else None
-        self.texture_diffusion = self.shape_diffusion = None
-        if diffusion:
-            arguments = (code_dim, unet_width, map_size, sampler, code_limit)
-            self.texture_diffusion = RepresentationDiffusion(*arguments, seed=0)
-            self.shape_diffusion = RepresentationDiffusion(*arguments, seed=1)
-        self.absent = _absent(diffusion=diffusion, confidence=confidence)
-
-    # --- what a face is made of -------------------------------------------------------------------
-
-    def embed_latents(self, images: Tensor) -> Latents:
-        """Texture, shape, light and view of faces (Sec. 2.2), keeping gradients.
-
-        Args:
-            images: aligned, normalised crops, (B, 3, S, S).
+        images: Images,
+        *,
+        faces: Which = "largest",
+        on_missing: OnMissing = "raise",
+        aligned: bool = False,
+        batch_size: int = 64,
+        progress: bool = False,
+    ) -> LatentFaceEncoding:
+        """Everything that this model reads from a face; see ``encode_expression``.
 
         Returns:
-            Z_t, Z_s, Z_l and Z_p.
-
-        Raises:
-            ValueError: if ``images`` has another shape.
+            Texture, shape, light and view, expression and identity where the model has a second
+            stage, and the faces.
         """
-        check_shape(images, self.input_shape)
-        return Latents(
-            self.texture_autoencoder.encode(images),
-            self.shape_autoencoder.encode(images),
-            self.light_encoder(images),
-            view_from_output(self.view_encoder(images)),
+        options = Options(faces, on_missing, aligned, batch_size, progress)
+        latents, found = self._factors(images, options)
+        named = {key: getattr(latents, key) for key in ("texture", "shape", "light", "view")}
+        identity = expression = None
+        if self.texture_diffusion is not None:
+            identity = self._made(latents, batch_size, _codes_of(self.identity_latents))
+            expression = torch.cat([latents.texture, latents.shape], -1) - identity
+        return LatentFaceEncoding(
+            expression=expression, identity=identity, pose=latents.view, faces=found, **named
         )
 
-    def identity_latents(
+    def encode_factors(
         self,
-        latents: Latents,
-        texture_noise: Tensor | None = None,
-        shape_noise: Tensor | None = None,
+        images: Images,
+        *,
+        faces: Which = "largest",
+        on_missing: OnMissing = "raise",
+        aligned: bool = False,
+        batch_size: int = 64,
+        progress: bool = False,
     ) -> Latents:
-        """The same faces with the codes of their identity, Z_id (Sec. 2.4), keeping gradients.
+        """Texture, shape, light and view of the faces in photographs; see ``encode_expression``.
 
-        Args:
-            latents: of B faces.
-            texture_noise: what sampling starts from, (B, D); None for the model's own, so that the
-                same face always gives the same codes.
-            shape_noise: the same for the shape.
+        Any of them may be exchanged before ``draw`` makes pictures of them again, with gradients if
+        wanted: these are ordinary tensors.
+        """
+        options = Options(faces, on_missing, aligned, batch_size, progress)
+        # A copy made outside of inference mode is an ordinary tensor.
+        return Latents.unpacked(self._factors(images, options)[0].packed().clone())
+
+    @torch.inference_mode()
+    def depth(
+        self,
+        images: Images,
+        *,
+        faces: Which = "largest",
+        on_missing: OnMissing = "raise",
+        aligned: bool = False,
+        batch_size: int = 64,
+        progress: bool = False,
+    ) -> Tensor:
+        """Depth maps of the faces, seen from the front; see ``reconstruct``.
 
         Returns:
-            Latents whose texture and shape are Z_id; light and view as they were.
-
-        Raises:
-            UnsupportedError: if this model has no diffusion.
+            Distance from the camera, which has no unit, in [0.9, 1.1], (F, S, S).
         """
-        if self.texture_diffusion is None or self.shape_diffusion is None:
-            self.refuse("encode_identity")
-        return replace(
-            latents,
-            texture=self.texture_diffusion(latents.texture, texture_noise),
-            shape=self.shape_diffusion(latents.shape, shape_noise),
+        options = Options(faces, on_missing, aligned, batch_size, progress)
+        return self._pictures(images, options, self.decode_depth)
+
+    @torch.inference_mode()
+    def normals(
+        self,
+        images: Images,
+        *,
+        faces: Which = "largest",
+        on_missing: OnMissing = "raise",
+        aligned: bool = False,
+        batch_size: int = 64,
+        progress: bool = False,
+    ) -> Tensor:
+        """Normals of the depth maps, **away** from the camera; see ``depth``.
+
+        Returns:
+            x to the right, y down, z away from the camera, nearly unit length, (F, S, S, 3).
+        """
+        options = Options(faces, on_missing, aligned, batch_size, progress)
+        return self._pictures(
+            images, options, lambda latents: self.renderer.normals(self.decode_depth(latents))
         )
 
-    def embed_identity(self, images: Tensor) -> Tensor:
-        """Identity Z_id of texture, then of shape (Sec. 3.3), keeping gradients.
+    @torch.inference_mode()
+    def albedo(
+        self,
+        images: Images,
+        *,
+        faces: Which = "largest",
+        on_missing: OnMissing = "raise",
+        aligned: bool = False,
+        batch_size: int = 64,
+        progress: bool = False,
+    ) -> Tensor:
+        """The faces' colours without light, from the front: RGB in [0, 1]; see ``reconstruct``."""
+        options = Options(faces, on_missing, aligned, batch_size, progress)
+        return self.to_unit(self._pictures(images, options, self.decode_albedo))
+
+    @torch.inference_mode()
+    def relight(
+        self,
+        images: Images,
+        light: Tensor,
+        *,
+        faces: Which = "largest",
+        on_missing: OnMissing = "raise",
+        aligned: bool = False,
+        batch_size: int = 64,
+        progress: bool = False,
+    ) -> Tensor:
+        """The faces in another light; see ``reconstruct``.
 
         Args:
-            images: aligned, normalised crops, (B, 3, S, S).
+            images: one photograph or several.
+            light: ambient, diffuse, dx, dy, each in [-1, 1], (4,). Ambient and diffuse of -1 are
+                dark; the light travels to the right and down for dx and dy above 0.
+            faces: as in ``reconstruct``, like all that follow.
+            on_missing: what becomes of a photograph without a face.
+            aligned: whether the images are crops in the model's template already.
+            batch_size: photographs, and then faces, that are worked on at once.
+            progress: whether to show a progress bar.
 
         Returns:
-            (B, 2 D).
+            RGB crops in [0, 1], (F, 3, S, S).
 
         Raises:
-            ValueError: if ``images`` has another shape.
-            UnsupportedError: if this model has no diffusion.
+            ValueError: if ``light`` has another shape.
         """
-        identity = self.identity_latents(self.embed_latents(images))
-        return torch.cat([identity.texture, identity.shape], -1)
-
-    def embed_expression(self, images: Tensor) -> Tensor:
-        """Expression γ_exp = Z_exp - Z_id of texture, then of shape (Sec. 2.3), keeping gradients.
-
-        Args:
-            images: aligned, normalised crops, (B, 3, S, S).
-
-        Returns:
-            (B, 2 D).
-
-        Raises:
-            ValueError: if ``images`` has another shape.
-            UnsupportedError: if this model has no diffusion.
-        """
-        latents = self.embed_latents(images)
-        identity = self.identity_latents(latents)
-        return torch.cat([latents.texture - identity.texture, latents.shape - identity.shape], -1)
-
-    def embed_pose(self, images: Tensor) -> Tensor:
-        """The view Z_p of prepared crops (B, 3, S, S), keeping gradients, (B, 6)."""
-        check_shape(images, self.input_shape)
-        return view_from_output(self.view_encoder(images))
-
-    def forward_features(self, images: Tensor) -> Tensor:
-        """timm's word for ``embed_expression``."""
-        return self.embed_expression(images)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """The reconstruction Î of prepared crops, (B, 3, S, S)."""
-        return self.reconstruct_crops(images)
-
-    # --- from latents to pictures -----------------------------------------------------------------
-
-    def decode_depth(self, latents: Latents) -> Tensor:
-        """Canonical depth maps, in [0.9, 1.1], float32, (B, S, S)."""
-        return depth_from_output(self.shape_autoencoder.decode(latents.shape).float())
-
-    def decode_albedo(self, latents: Latents) -> Tensor:
-        """Canonical albedo, in [-1, 1], float32, (B, 3, S, S)."""
-        return self.texture_autoencoder.decode(latents.texture).float()
-
-    def draw(self, latents: Latents, flip: bool = False) -> Rendering:
-        """Draw faces: Î of eq. (1), or Î' of eq. (2), keeping gradients.
-
-        Args:
-            latents: of B faces.
-            flip: whether depth and albedo are mirrored, left for right.
-
-        Returns:
-            Image, mask and depth, float32.
-        """
-        depth, albedo = self.decode_depth(latents), self.decode_albedo(latents)
-        if flip:
-            depth, albedo = depth.flip(-1), albedo.flip(-1)
-        light = Light.from_parameters(latents.light.float())
-        return self.renderer.render(depth, albedo, light, latents.view.float())
-
-    def reconstruct_both(self, images: Tensor) -> tuple[Rendering, Rendering]:
-        """The reconstructions of eq. (1) and (2) of prepared crops (B, 3, S, S)."""
-        latents = self.embed_latents(images)
-        return self.draw(latents), self.draw(latents, flip=True)
-
-    def reconstruct_crops(self, images: Tensor) -> Tensor:
-        """Faces as the latents describe them.
-
-        Args:
-            images: aligned, normalised crops, (B, 3, S, S).
-
-        Returns:
-            Normalised like these, 0 beside the face, (B, 3, S, S).
-
-        Raises:
-            ValueError: if ``images`` has another shape.
-        """
-        return self.draw(self.embed_latents(images)).image
-
-    def frontalize_crops(self, images: Tensor) -> Tensor:
-        """Faces in the canonical view and their own light; see ``reconstruct_crops``."""
-        latents = self.embed_latents(images)
-        return self.draw(replace(latents, view=torch.zeros_like(latents.view))).image
-
-    def neutralize_crops(self, images: Tensor) -> Tensor:
-        """Faces decoded from Z_id, in their own view and light; see ``reconstruct_crops``.
-
-        Raises:
-            UnsupportedError: if this model has no diffusion.
-        """
-        if "neutralize" in self.absent:
-            self.refuse("neutralize")
-        return self.draw(self.identity_latents(self.embed_latents(images))).image
-
-    def relight_crops(self, images: Tensor, light: Tensor) -> Tensor:
-        """Faces in another light; see ``reconstruct_crops``.
-
-        Args:
-            images: aligned, normalised crops, (B, 3, S, S).
-            light: ambient, diffuse, dx, dy, each in [-1, 1], (4,) or (B, 4); see ``Latents.light``.
-        """
-        latents = self.embed_latents(images)
-        if tuple(light.shape) not in ((4,), tuple(latents.light.shape)):
+        if tuple(light.shape) != (4,):
             raise ValueError(
-                f"light must be (4,) or {tuple(latents.light.shape)}, got {tuple(light.shape)}"
+                f"light must be (4,), ambient, diffuse, dx, dy, got {tuple(light.shape)}"
             )
-        return self.draw(replace(latents, light=light.expand_as(latents.light))).image
+        options = Options(faces, on_missing, aligned, batch_size, progress)
 
-    def rotate_crops(self, images: Tensor, yaw: float, pitch: float = 0.0) -> Tensor:
-        """Faces turned away from the canonical view; see ``reconstruct_crops``.
+        def make(latents: Latents) -> Tensor:
+            shone = light.to(latents.light).expand(len(latents), 4)
+            return self.draw(replace(latents, light=shone)).image
+
+        return self.to_unit(self._pictures(images, options, make))
+
+    @torch.inference_mode()
+    def rotate(
+        self,
+        images: Images,
+        yaw: float,
+        pitch: float = 0.0,
+        *,
+        faces: Which = "largest",
+        on_missing: OnMissing = "raise",
+        aligned: bool = False,
+        batch_size: int = 64,
+        progress: bool = False,
+    ) -> Tensor:
+        """The faces turned away from the front; see ``relight``.
 
         Args:
-            images: aligned, normalised crops, (B, 3, S, S).
+            images: one photograph or several.
             yaw: radians; above 0 the nose goes to the left of the image.
             pitch: radians; above 0 the nose goes down.
+            faces: as in ``reconstruct``, like all that follow.
+            on_missing: what becomes of a photograph without a face.
+            aligned: whether the images are crops in the model's template already.
+            batch_size: photographs, and then faces, that are worked on at once.
+            progress: whether to show a progress bar.
+
+        Returns:
+            RGB crops in [0, 1], (F, 3, S, S).
         """
-        latents = self.embed_latents(images)
-        view = latents.view.new_tensor([pitch, yaw, 0, 0, 0, 0]).expand_as(latents.view)
-        return self.draw(replace(latents, view=view)).image
+        options = Options(faces, on_missing, aligned, batch_size, progress)
 
-    # --- maps -------------------------------------------------------------------------------------
+        def make(latents: Latents) -> Tensor:
+            view = latents.view.new_tensor([pitch, yaw, 0, 0, 0, 0]).expand(len(latents), 6)
+            return self.draw(replace(latents, view=view)).image
 
-    def depth_maps(self, images: Tensor) -> Tensor:
-        """Canonical depth of prepared crops (B, 3, S, S), in [0.9, 1.1], (B, S, S)."""
-        return self.decode_depth(self.embed_latents(images))
+        return self.to_unit(self._pictures(images, options, make))
 
-    def albedo_maps(self, images: Tensor) -> Tensor:
-        """Canonical albedo of prepared crops, normalised like these, (B, 3, S, S)."""
-        return self.decode_albedo(self.embed_latents(images))
+    @torch.inference_mode()
+    def to_mesh(
+        self,
+        images: Images,
+        *,
+        faces: Which = "largest",
+        on_missing: OnMissing = "raise",
+        aligned: bool = False,
+        batch_size: int = 64,
+        progress: bool = False,
+    ) -> list[TexturedMesh]:
+        """The faces as meshes with their albedo as texture, to be saved as ``.obj`` or ``.ply``.
 
-    def normal_maps(self, images: Tensor) -> Tensor:
-        """Canonical normals of prepared crops (B, 3, S, S), away from the camera, (B, S, S, 3)."""
-        return self.renderer.normals(self.depth_maps(images))
-
-    def confidence(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """σ_p and σ_f of prepared crops; see ``ConfidenceNetwork.forward``.
-
-        Raises:
-            UnsupportedError: if this model has no confidence network.
+        A mesh is the whole depth map, background and all, less its fixed borders. It has no unit:
+        the face was 1 away from the camera, and the origin is where it turns.
         """
-        check_shape(images, self.input_shape)
-        if self.confidence_network is None:
-            self.refuse("confidence")
-        sigmas: tuple[Tensor, Tensor] = self.confidence_network(images)
-        return sigmas
+        if on_missing == "nan":
+            raise ValueError("to_mesh has no mesh of nothing; on_missing must be 'raise' or 'skip'")
+        options = Options(faces, on_missing, aligned, batch_size, progress)
+        latents, _ = self._factors(images, options)
+        depth = self._made(latents, batch_size, self.decode_depth).cpu()
+        albedo = self.to_unit(self._made(latents, batch_size, self.decode_albedo)).cpu()
+        return [self._mesh(*maps) for maps in zip(depth, albedo, strict=True)]
+
+    def _mesh(self, depth: Tensor, albedo: Tensor) -> TexturedMesh:
+        """The mesh of one depth map (S, S) and its albedo (3, S, S)."""
+        size = len(depth)
+        points = self.renderer.camera.unproject(depth[None])[0, :, BORDER:-BORDER]
+        turned = points * points.new_tensor([1, -1, -1]) + points.new_tensor([0, 0, 1])
+        row, column = torch.meshgrid(
+            torch.arange(size), torch.arange(BORDER, size - BORDER), indexing="ij"
+        )
+        return TexturedMesh(
+            vertices=turned.flatten(0, 1),
+            triangles=grid_triangles(size, size - 2 * BORDER),
+            places=torch.stack([column, row], -1).flatten(0, 1).float(),
+            texture=albedo,
+        )
+
+    def _factors(self, images: Images, options: Options) -> tuple[Latents, Faces | None]:
+        rows, found = self._encode(images, ["encode_factors"], options)
+        return Latents.unpacked(rows["encode_factors"]), found
+
+    def _pictures(self, images: Images, options: Options, make: Make) -> Tensor:
+        return self._made(self._factors(images, options)[0], options.batch_size, make)
+
+    def _made(self, latents: Latents, batch_size: int, make: Make) -> Tensor:
+        """What ``make`` makes of faces, in batches, float32; rows of NaN stay rows of NaN."""
+        rows = latents.packed()
+        known = torch.isfinite(rows).all(-1)
+        # A width is needed even for no faces at all.
+        some = rows[known] if bool(known.any()) else rows.new_zeros(1, rows.shape[1])
+        kept = Latents.unpacked(some).to(self.dtype)
+        parts = [
+            make(kept[slice(begin, begin + batch_size)]).float()
+            for begin in range(0, len(kept), batch_size)
+        ]
+        made = torch.cat(parts)
+        filled = made.new_full((len(rows), *made.shape[1:]), float("nan"))
+        filled[known] = made[: int(known.sum())]
+        return filled
 
 
-def _absent(*, diffusion: bool, confidence: bool) -> dict[str, str]:
-    """What a configuration cannot do, and why."""
-    reasons: dict[str, str] = {}
-    if not diffusion:
-        reason = "it was built without the second stage (diffusion=False)"
-        names = ("encode_identity", "encode_expression", "neutralize")
-        reasons |= dict.fromkeys(names, reason)
-    if not confidence:
-        reasons["confidence"] = "it was built without the confidence network (confidence=False)"
-    return reasons
+def _codes_of(change: Callable[[Latents], Latents]) -> Make:
+    """Texture and shape codes side by side, (B, 2 D), of changed latents."""
+
+    def make(latents: Latents) -> Tensor:
+        changed = change(latents)
+        return torch.cat([changed.texture, changed.shape], -1)
+
+    return make

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -66,7 +67,11 @@ class AutoEncoder(nn.Module):
 
     def decode(self, codes: Tensor) -> Tensor:
         """Maps (B, C, S, S) of codes (B, D)."""
-        maps: Tensor = self.decoder(rearrange(codes, "b d -> b d 1 1"))
+        hidden = self.decoder[:-1](rearrange(codes, "b d -> b d 1 1"))
+        last = self.decoder[-1]
+        # bfloat16 has too few digits for depths whose differences make the normals.
+        with torch.autocast(hidden.device.type, enabled=False):
+            maps: Tensor = last(hidden.to(self.encoder[0].weight.dtype))
         return maps
 
     def forward(self, images: Tensor) -> Tensor:

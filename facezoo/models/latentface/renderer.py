@@ -18,8 +18,10 @@ from facezoo.geometry.rasterize import Renderer, interpolate, rasterize
 from facezoo.geometry.shading import Light, grid_normals, shade, shading
 
 MIN_DEPTH, MAX_DEPTH = 0.9, 1.1
+BORDER = 2
+"""Columns at the left, and as many at the right, whose depth is fixed."""
 BORDER_DEPTH = 0.7 * MAX_DEPTH + 0.3 * MIN_DEPTH
-"""Depth of the two columns at the left and the two at the right, which keep the mesh closed."""
+"""Their depth, which keeps the mesh closed."""
 MAX_TURN = torch.pi / 3
 """Largest rotation about each axis, radians."""
 MAX_SHIFT = (0.1, 0.1, 0.0)
@@ -102,7 +104,7 @@ def depth_from_output(output: Tensor) -> Tensor:
     relative = (output - output.mean((1, 2), keepdim=True)).tanh()
     depth = MIN_DEPTH + (relative + 1) / 2 * (MAX_DEPTH - MIN_DEPTH)
     border = torch.zeros(depth.shape[-1], dtype=torch.bool, device=depth.device)
-    border[:2] = border[-2:] = True
+    border[:BORDER] = border[-BORDER:] = True
     return depth.masked_fill(border, BORDER_DEPTH)
 
 

@@ -1,0 +1,339 @@
+"""What LatentFace's features, pictures and parts are worth, beside what needs none of it.
+
+    python benchmarks/latentface.py latentface --data DATA --json latentface.json
+
+Four tables: what can be read from the features (Tables 1 and 2 of the paper, at small scale), how
+well faces are drawn again, how much of the identity the frontal view keeps, and how far identity
+depends on the noise that the sampler starts from. All on crops by the packs' landmarks.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm.auto import tqdm
+
+import facezoo
+from facezoo.data.images import aligned_crops, majority_labels, read_pack, yaw_column
+from facezoo.evaluate.classification import confusion, macro_f1
+from facezoo.evaluate.probes import linear_probe
+from facezoo.evaluate.verification import learned_accuracy, read_pairs, verification_accuracy
+from facezoo.geometry.shading import Light, shade, shading
+from facezoo.models.latentface.latents import Latents
+from facezoo.models.latentface.model import LatentFace
+from facezoo.models.latentface.networks import AutoEncoder
+from facezoo.results import EXPRESSIONS
+
+FITTED = 8000
+"""Training rows of a probe at most, as in ``facezoo.evaluate.leakage``."""
+COMPONENTS = 512
+TURNED_DEG = 15.0
+SEEDS = 8
+PARTS = ("texture", "shape")
+
+Features = Callable[[Latents, Tensor], tuple[Tensor, Tensor]]
+"""From latents and crops to what stands for the expression and for the identity, each (N, D)."""
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Some rows of a pack, aligned for the model."""
+
+    crops: Tensor
+    """In [-1, 1], (N, 3, S, S)."""
+    labels: Tensor
+    files: list[str]
+    persons: list[str]
+    yaw_deg: Tensor
+
+
+def read(data: Path, name: str, split: str, model: LatentFace, words=None) -> Pack:
+    """A split, or its rows with one of the expressions ``words``, of train the first ``FITTED``."""
+    table = read_pack(data / f"{name}.parquet", split)
+    if words is not None:
+        table = table.filter([word in words for word in table["expression"].to_pylist()])
+        table = table.slice(0, FITTED) if split == "train" else table
+    size, template = model.preprocessing.size, model.preprocessing.template
+    return Pack(
+        aligned_crops(table, template, size).float() / 127.5 - 1,
+        majority_labels(table),
+        table["file"].to_pylist(),
+        table["identity"].to_pylist() if "identity" in table.column_names else [],
+        yaw_column(table),
+    )
+
+
+# --- what can be read from the features -----------------------------------------------------------
+
+
+def factors(model: LatentFace, crops: Tensor) -> Latents:
+    return Latents.unpacked(model.run(crops, ["encode_factors"], 128)["encode_factors"])
+
+
+@torch.inference_mode()
+def identities(model: LatentFace, latents: Latents) -> Latents:
+    parts = [model.identity_latents(Latents.unpacked(p)) for p in latents.packed().split(512)]
+    return Latents.unpacked(torch.cat([part.packed() for part in parts]))
+
+
+def codes(latents: Latents) -> Tensor:
+    return torch.cat([latents.texture, latents.shape], 1)
+
+
+def taken_apart(latents: Latents, identity: Latents, parts=PARTS) -> tuple[Tensor, Tensor]:
+    """γ_exp and Z_id; a part that is not among ``parts`` stays whole in both."""
+    whose = [getattr(identity if part in parts else latents, part) for part in PARTS]
+    rest = [
+        getattr(latents, part) - (who if part in parts else 0)
+        for part, who in zip(PARTS, whose, strict=True)
+    ]
+    return torch.cat(rest, 1), torch.cat(whose, 1)
+
+
+class EncoderBased:
+    """Identity codes straight from the image, the alternative to diffusion of Table 2.
+
+    The encoders are those of the autoencoders; the paper's is a ResNet.
+    """
+
+    def __init__(self, model: LatentFace, train: Pack, steps: int, batch: int = 32) -> None:
+        torch.manual_seed(0)
+        options = {key: model.architecture[key] for key in ("size", "width", "code_dim")}
+        self.encoders = [AutoEncoder(1, **options) for _ in PARTS]
+        targets, rows = self._targets(codes(factors(model, train.crops)), train.persons)
+        learned = [p for encoder in self.encoders for p in encoder.encoder.parameters()]
+        optimizer = torch.optim.Adam(learned, lr=5e-4)
+        rates = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        draw = torch.Generator().manual_seed(0)
+        for _ in tqdm(range(steps), desc="encoder-based", mininterval=10):
+            chosen = torch.randint(len(rows), (batch,), generator=draw)
+            images = train.crops[rows[chosen]]
+            images = images.flip(-1) if torch.rand((), generator=draw) < 0.5 else images
+            loss = F.mse_loss(self(images), targets[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            rates.step()
+
+    def _targets(self, every: Tensor, persons: list[str]) -> tuple[Tensor, Tensor]:
+        """The mean code of each person's other photographs, and the rows that have one."""
+        people = {name: index for index, name in enumerate(sorted(set(persons)))}
+        numbers = torch.tensor([people[name] for name in persons])
+        counts = numbers.bincount()[numbers]
+        sums = torch.zeros(len(people), every.shape[1]).index_add(0, numbers, every)
+        rows = (counts > 1).nonzero()[:, 0]
+        return (sums[numbers[rows]] - every[rows]) / (counts[rows, None] - 1), rows
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return torch.cat([encoder.encode(images) for encoder in self.encoders], 1)
+
+    @torch.inference_mode()
+    def identities(self, latents: Latents, crops: Tensor) -> Latents:
+        found = torch.cat([self(part) for part in crops.split(256)])
+        texture, shape = found.split(latents.texture.shape[1], 1)
+        return replace(latents, texture=texture, shape=shape)
+
+
+def principal(train: Tensor) -> Callable[[Tensor], Tensor]:
+    """Pixels of crops on the principal axes of those of the training crops."""
+    flat = train.flatten(1)
+    torch.manual_seed(0)
+    axes = torch.pca_lowrank(flat - flat.mean(0), COMPONENTS, center=False)[2]
+    return lambda crops: (crops.flatten(1) - flat.mean(0)) @ axes
+
+
+def variants(model: LatentFace, train: Pack, steps: int) -> dict[str, Features]:
+    torch.manual_seed(0)
+    untrained = LatentFace(**model.architecture).eval()
+    encoder, pixels = EncoderBased(model, train, steps), principal(train.crops)
+
+    def diffused(parts):
+        return lambda z, _: taken_apart(z, identities(model, z), parts)
+
+    return {
+        "pixels, 512 principal components": lambda _, crops: (pixels(crops),) * 2,
+        "random network, codes": lambda _, crops: (codes(factors(untrained, crops)),) * 2,
+        "no RDM: the codes whole": lambda z, _: (codes(z),) * 2,
+        "encoder-based": lambda z, crops: taken_apart(z, encoder.identities(z, crops)),
+        "RDM only on texture": diffused(("texture",)),
+        "RDM only on shape": diffused(("shape",)),
+        "RDM (this checkpoint)": diffused(PARTS),
+    }
+
+
+def features_table(model: LatentFace, data: Path, steps: int) -> list[dict]:
+    """A row per variant: FER by linear probe on expression, verification by identity features."""
+    train, val = (read(data, "lfw", split, model) for split in ("train", "val"))
+    pairs = read_pairs(data / "lfw_pairs_val.csv")
+    told = {
+        "FER+ test": [read(data, "ferplus", s, model, EXPRESSIONS) for s in ("train", "test")],
+        "LFW val": [
+            read(data, "lfw", s, model, ("neutral", "happiness")) for s in ("train", "val")
+        ],
+    }
+    latents = {name: [factors(model, p.crops) for p in packs] for name, packs in told.items()}
+    of_val = factors(model, val.crops)
+    rows = []
+    for variant, features in variants(model, train, steps).items():
+        row: dict = {"features": variant}
+        for name, packs in told.items():
+            found = [features(z, p.crops)[0] for z, p in zip(latents[name], packs, strict=True)]
+            row |= {f"{name} {k}": v for k, v in probed(found, packs).items()}
+        identity = features(of_val, val.crops)[1]
+        for name, measure in (("cosine", verification_accuracy), ("learned", learned_accuracy)):
+            mean, spread = measure(identity, val.files, pairs)
+            row[f"LFW pairs, {name}"] = f"{100 * mean:.2f} ± {100 * spread:.2f}"
+        tqdm.write(json.dumps(row))
+        rows.append(row)
+    return rows
+
+
+def probed(features: list[Tensor], packs: list[Pack]) -> dict[str, float]:
+    """Accuracy and macro F1 of a linear probe from the first pack to the second, per cent."""
+    labels = torch.cat([pack.labels for pack in packs])
+    fitted, tested = torch.arange(len(labels)).split([len(pack.labels) for pack in packs])
+    predicted = linear_probe(torch.cat(features), labels, fitted, tested).predicted
+    names = labels.unique(return_inverse=True)[1]
+    back = labels.unique()
+    counts = confusion(torch.searchsorted(back, predicted), names[tested], len(back))
+    return {
+        "accuracy": 100 * float(counts.diag().sum() / counts.sum()),
+        "F1": 100 * macro_f1(counts),
+    }
+
+
+# --- pictures -------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def reconstruction_table(model: LatentFace, crops: Tensor) -> list[dict]:
+    """How far drawn faces are from the crops, where a face is drawn, with other depth maps too."""
+    latents = factors(model, crops)
+    parts = [Latents.unpacked(p) for p in latents.packed().split(128)]
+    mean = torch.cat([model.decode_depth(z) for z in parts]).mean(0)
+    shapes: dict[str, Callable[[Tensor], Tensor]] = {
+        "own depth": lambda depth: depth,
+        "mean depth of all faces": lambda depth: mean.expand_as(depth),
+        "flat": lambda depth: torch.full_like(depth, float(mean.mean())),
+    }
+    rows = []
+    for name, shape in shapes.items():
+        for lit in (True, False) if name == "flat" else (True,):
+            errors, count = torch.zeros(2), 0.0
+            for z, images in zip(parts, crops.split(128), strict=True):
+                depth, albedo = model.decode_depth(z), model.decode_albedo(z)
+                light = Light.from_parameters(z.light)
+                if not lit:  # the shading of the true shape, on a plane
+                    albedo = shade(albedo, shading(model.renderer.normals(depth), light))
+                    light = Light.from_parameters(torch.tensor([[1.0, -1, 0, 0]]).expand(len(z), 4))
+                drawn = model.renderer.render(shape(depth), albedo, light, z.view)
+                away = (drawn.image - images) / 2 * drawn.mask
+                errors += torch.stack([away.abs().sum(), away.square().sum()])
+                count += 3 * float(drawn.mask.sum())
+            said = name if lit else "flat, shaded as by its own depth"
+            rows.append(
+                {
+                    "depth": said,
+                    "mean absolute error": float(errors[0] / count),
+                    "root mean square error": float((errors[1] / count).sqrt()),
+                }
+            )
+    return rows
+
+
+@torch.inference_mode()
+def frontal_table(model: LatentFace, recogniser, pack: Pack) -> list[dict]:
+    """Cosine between E_id of each crop and of the picture that stands for its frontal view."""
+    frontal = torch.cat([model.frontalize_crops(part) for part in pack.crops.split(128)])
+    pictures = {
+        "frontal view": frontal.clamp(-1, 1),
+        "reconstruction": torch.cat([model(part) for part in pack.crops.split(128)]).clamp(-1, 1),
+        "mean of the crop and its mirror image": (pack.crops + pack.crops.flip(-1)) / 2,
+    }
+    own = known(recogniser, pack.crops)
+    turned = pack.yaw_deg.abs() > TURNED_DEG
+    rows = []
+    for name, images in pictures.items():
+        theirs = known(recogniser, images)
+        same = F.cosine_similarity(own, theirs)
+        other = F.cosine_similarity(own, theirs.roll(len(own) // 2, 0))
+        rows.append(
+            {
+                "picture": name,
+                "cosine": float(same.mean()),
+                f"cosine beyond {TURNED_DEG:.0f} degrees of yaw": float(same[turned].mean()),
+                "cosine with another's": float(other.mean()),
+                "share nearest to its own crop": 100
+                * float((nearest(theirs, own) == torch.arange(len(own))).float().mean()),
+            }
+        )
+    return rows
+
+
+def nearest(pictures: Tensor, own: Tensor) -> Tensor:
+    return (F.normalize(pictures, dim=1) @ F.normalize(own, dim=1).T).argmax(1)
+
+
+def known(recogniser, crops: Tensor) -> Tensor:
+    """E_id of loose crops, whose middle is the recogniser's own template."""
+    side = recogniser.preprocessing.size
+    theta = torch.tensor([[[1 / 1.5, 0, 0], [0, 1 / 1.5, 0]]]).expand(len(crops), 2, 3)
+    grid = F.affine_grid(theta, [len(crops), 3, side, side], align_corners=False)
+    tight = F.grid_sample(crops, grid, align_corners=False, padding_mode="border")
+    return recogniser.run(tight, ["encode_identity"])["encode_identity"]
+
+
+@torch.inference_mode()
+def spread_table(model: LatentFace, crops: Tensor) -> list[dict]:
+    """How far identity moves with the noise, beside how far it moves with the face."""
+    latents = factors(model, crops)
+    drawn = []
+    for seed in range(SEEDS):
+        noises = torch.randn(
+            2, model.architecture["code_dim"], generator=torch.Generator().manual_seed(seed)
+        )
+        given = [noise.expand_as(latents.texture) for noise in noises]
+        drawn.append(codes(model.identity_latents(latents, *given)))
+    every = torch.stack(drawn)
+    fixed = codes(identities(model, latents))
+    cosine = F.cosine_similarity(every, fixed[None], dim=-1)
+    return [
+        {
+            "seeds": SEEDS,
+            "standard deviation over seeds": float(every.std(0).mean()),
+            "standard deviation over faces": float(every.std(1).mean()),
+            "cosine with the fixed seed's": float(cosine.mean()),
+        }
+    ]
+
+
+def main(name: str, data: Path, steps: int = 2500) -> dict:
+    model = facezoo.load(name, device="cpu")
+    recogniser = facezoo.load("ipd-fer", device="cpu")
+    val = read(data, "lfw", "val", model)
+    tables = {
+        "reconstruction": reconstruction_table(model, val.crops),
+        "frontal": frontal_table(model, recogniser, val),
+        "spread": spread_table(model, val.crops),
+    }
+    for table in tables.values():
+        print(*map(json.dumps, table), sep="\n")
+    tables["features"] = features_table(model, data, steps)
+    return {"checkpoint": model.card.name, "sha256": model.card.weights.sha256, "tables": tables}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", help="a checkpoint of latentface")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=2500, help="of the encoder-based rival")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    result = main(options.name, options.data, options.steps)
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

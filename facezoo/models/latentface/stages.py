@@ -1,0 +1,312 @@
+"""The networks of LatentFace put together, and what they make of prepared crops."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from facezoo.base import check_shape
+from facezoo.card import Preprocessing
+from facezoo.decoding import DecodingModel
+from facezoo.geometry.rasterize import Renderer
+from facezoo.geometry.shading import Light
+from facezoo.models.latentface.diffusion import RepresentationDiffusion
+from facezoo.models.latentface.latents import Latents
+from facezoo.models.latentface.networks import AutoEncoder, ConfidenceNetwork, NumberEncoder
+from facezoo.models.latentface.renderer import (
+    FaceRenderer,
+    Rendering,
+    depth_from_output,
+    view_from_output,
+)
+
+
+class LatentFaceStages(DecodingModel):
+    """The stages of ``LatentFace``: tensors in, tensors out, keeping gradients.
+
+    Args:
+        size: side of the crops, 64 or 128 pixels.
+        width: channels of the first layer of the autoencoders and of the confidence network.
+        number_width: the same of the light and view encoders.
+        code_dim: D of Z_t and Z_s.
+        unet_width: channels of the denoising U-Nets.
+        map_size: 1 for U-Nets on 1 x 1 maps, as published; 3 for 3 x 3 maps padded with zeros, as
+            the paper says.
+        sampler: ``"ddim"``, or ``"diffusers-0.14"`` for what the published results were made with.
+        code_limit: largest entry, up to its sign, of the identity codes.
+        diffusion: whether there is a second stage; without it there is no identity and no
+            expression.
+        confidence: whether the confidence network of the losses is a part of it.
+        renderer: see ``facezoo.geometry.rasterize.rasterize``; nothing that weights depend on.
+    """
+
+    model_name: ClassVar[str | None] = "latentface"
+
+    def __init__(
+        self,
+        size: int = 64,
+        width: int = 64,
+        number_width: int = 32,
+        code_dim: int = 256,
+        unet_width: int = 128,
+        map_size: int = 1,
+        sampler: str = "ddim",
+        code_limit: float = 1.0,
+        diffusion: bool = True,
+        confidence: bool = True,
+        renderer: Renderer = "auto",
+    ) -> None:
+        super().__init__()
+        self.architecture: dict[str, Any] = {
+            "size": size,
+            "width": width,
+            "number_width": number_width,
+            "code_dim": code_dim,
+            "unet_width": unet_width,
+            "map_size": map_size,
+            "sampler": sampler,
+            "code_limit": code_limit,
+            "diffusion": diffusion,
+            "confidence": confidence,
+        }
+        self.preprocessing = Preprocessing(template="facenet-loose", size=size)
+        self.num_features = 2 * code_dim
+        self.renderer = FaceRenderer(size, renderer)
+        self.texture_autoencoder = AutoEncoder(3, size, width, code_dim, tanh=True)
+        self.shape_autoencoder = AutoEncoder(1, size, width, code_dim)
+        self.light_encoder = NumberEncoder(4, size, number_width)
+        self.view_encoder = NumberEncoder(6, size, number_width)
+        self.confidence_network = ConfidenceNetwork(size, width) if confidence else None
+        self.texture_diffusion = self.shape_diffusion = None
+        if diffusion:
+            arguments = (code_dim, unet_width, map_size, sampler, code_limit)
+            self.texture_diffusion = RepresentationDiffusion(*arguments, seed=0)
+            self.shape_diffusion = RepresentationDiffusion(*arguments, seed=1)
+        self.absent = _absent(diffusion=diffusion, confidence=confidence)
+
+    # --- what a face is made of -------------------------------------------------------------------
+
+    def embed_latents(self, images: Tensor) -> Latents:
+        """Texture, shape, light and view of faces (Sec. 2.2), keeping gradients.
+
+        Args:
+            images: aligned, normalised crops, (B, 3, S, S).
+
+        Returns:
+            Z_t, Z_s, Z_l and Z_p.
+
+        Raises:
+            ValueError: if ``images`` has another shape.
+        """
+        check_shape(images, self.input_shape)
+        return Latents(
+            self.texture_autoencoder.encode(images),
+            self.shape_autoencoder.encode(images),
+            self.light_encoder(images),
+            view_from_output(self.view_encoder(images)),
+        )
+
+    def embed_factors(self, images: Tensor) -> Tensor:
+        """``embed_latents`` in one row per face, see ``Latents.packed``, (B, 2 D + 10)."""
+        return self.embed_latents(images).packed()
+
+    def identity_latents(
+        self,
+        latents: Latents,
+        texture_noise: Tensor | None = None,
+        shape_noise: Tensor | None = None,
+    ) -> Latents:
+        """The same faces with the codes of their identity, Z_id (Sec. 2.4), keeping gradients.
+
+        Args:
+            latents: of B faces.
+            texture_noise: what sampling starts from, (B, D); None for the model's own, so that the
+                same face always gives the same codes.
+            shape_noise: the same for the shape.
+
+        Returns:
+            Latents whose texture and shape are Z_id; light and view as they were.
+
+        Raises:
+            UnsupportedError: if this model has no diffusion.
+        """
+        if self.texture_diffusion is None or self.shape_diffusion is None:
+            self.refuse("encode_identity")
+        return replace(
+            latents,
+            texture=self.texture_diffusion(latents.texture, texture_noise),
+            shape=self.shape_diffusion(latents.shape, shape_noise),
+        )
+
+    def embed_identity(self, images: Tensor) -> Tensor:
+        """Identity Z_id of texture, then of shape (Sec. 3.3), keeping gradients.
+
+        Args:
+            images: aligned, normalised crops, (B, 3, S, S).
+
+        Returns:
+            (B, 2 D).
+
+        Raises:
+            ValueError: if ``images`` has another shape.
+            UnsupportedError: if this model has no diffusion.
+        """
+        identity = self.identity_latents(self.embed_latents(images))
+        return torch.cat([identity.texture, identity.shape], -1)
+
+    def embed_expression(self, images: Tensor) -> Tensor:
+        """Expression γ_exp = Z_exp - Z_id of texture, then of shape (Sec. 2.3), keeping gradients.
+
+        Args:
+            images: aligned, normalised crops, (B, 3, S, S).
+
+        Returns:
+            (B, 2 D).
+
+        Raises:
+            ValueError: if ``images`` has another shape.
+            UnsupportedError: if this model has no diffusion.
+        """
+        latents = self.embed_latents(images)
+        identity = self.identity_latents(latents)
+        return torch.cat([latents.texture - identity.texture, latents.shape - identity.shape], -1)
+
+    def embed_pose(self, images: Tensor) -> Tensor:
+        """The view Z_p of prepared crops (B, 3, S, S), keeping gradients, (B, 6)."""
+        check_shape(images, self.input_shape)
+        return view_from_output(self.view_encoder(images))
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """timm's word for ``embed_expression``."""
+        return self.embed_expression(images)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The reconstruction Î of prepared crops, (B, 3, S, S)."""
+        return self.reconstruct_crops(images)
+
+    # --- from latents to pictures -----------------------------------------------------------------
+
+    def decode_depth(self, latents: Latents) -> Tensor:
+        """Canonical depth maps, in [0.9, 1.1], float32, (B, S, S)."""
+        return depth_from_output(self.shape_autoencoder.decode(latents.shape).float())
+
+    def decode_albedo(self, latents: Latents) -> Tensor:
+        """Canonical albedo, in [-1, 1], float32, (B, 3, S, S)."""
+        return self.texture_autoencoder.decode(latents.texture).float()
+
+    def draw(self, latents: Latents, flip: bool = False) -> Rendering:
+        """Draw faces: Î of eq. (1), or Î' of eq. (2), keeping gradients.
+
+        Args:
+            latents: of B faces.
+            flip: whether depth and albedo are mirrored, left for right.
+
+        Returns:
+            Image, mask and depth, float32.
+        """
+        depth, albedo = self.decode_depth(latents), self.decode_albedo(latents)
+        if flip:
+            depth, albedo = depth.flip(-1), albedo.flip(-1)
+        light = Light.from_parameters(latents.light.float())
+        return self.renderer.render(depth, albedo, light, latents.view.float())
+
+    def reconstruct_both(self, images: Tensor) -> tuple[Rendering, Rendering]:
+        """The reconstructions of eq. (1) and (2) of prepared crops (B, 3, S, S)."""
+        latents = self.embed_latents(images)
+        return self.draw(latents), self.draw(latents, flip=True)
+
+    def reconstruct_crops(self, images: Tensor) -> Tensor:
+        """Faces as the latents describe them.
+
+        Args:
+            images: aligned, normalised crops, (B, 3, S, S).
+
+        Returns:
+            Normalised like these, 0 beside the face, (B, 3, S, S).
+
+        Raises:
+            ValueError: if ``images`` has another shape.
+        """
+        return self.draw(self.embed_latents(images)).image
+
+    def frontalize_crops(self, images: Tensor) -> Tensor:
+        """Faces in the canonical view and their own light; see ``reconstruct_crops``."""
+        latents = self.embed_latents(images)
+        return self.draw(replace(latents, view=torch.zeros_like(latents.view))).image
+
+    def neutralize_crops(self, images: Tensor) -> Tensor:
+        """Faces decoded from Z_id, in their own view and light; see ``reconstruct_crops``.
+
+        Raises:
+            UnsupportedError: if this model has no diffusion.
+        """
+        if "neutralize" in self.absent:
+            self.refuse("neutralize")
+        return self.draw(self.identity_latents(self.embed_latents(images))).image
+
+    def relight_crops(self, images: Tensor, light: Tensor) -> Tensor:
+        """Faces in another light; see ``reconstruct_crops``.
+
+        Args:
+            images: aligned, normalised crops, (B, 3, S, S).
+            light: ambient, diffuse, dx, dy, each in [-1, 1], (4,) or (B, 4); see ``Latents.light``.
+        """
+        latents = self.embed_latents(images)
+        if tuple(light.shape) not in ((4,), tuple(latents.light.shape)):
+            raise ValueError(
+                f"light must be (4,) or {tuple(latents.light.shape)}, got {tuple(light.shape)}"
+            )
+        return self.draw(replace(latents, light=light.expand_as(latents.light))).image
+
+    def rotate_crops(self, images: Tensor, yaw: float, pitch: float = 0.0) -> Tensor:
+        """Faces turned away from the canonical view; see ``reconstruct_crops``.
+
+        Args:
+            images: aligned, normalised crops, (B, 3, S, S).
+            yaw: radians; above 0 the nose goes to the left of the image.
+            pitch: radians; above 0 the nose goes down.
+        """
+        latents = self.embed_latents(images)
+        view = latents.view.new_tensor([pitch, yaw, 0, 0, 0, 0]).expand_as(latents.view)
+        return self.draw(replace(latents, view=view)).image
+
+    # --- maps -------------------------------------------------------------------------------------
+
+    def depth_maps(self, images: Tensor) -> Tensor:
+        """Canonical depth of prepared crops (B, 3, S, S), in [0.9, 1.1], (B, S, S)."""
+        return self.decode_depth(self.embed_latents(images))
+
+    def albedo_maps(self, images: Tensor) -> Tensor:
+        """Canonical albedo of prepared crops, normalised like these, (B, 3, S, S)."""
+        return self.decode_albedo(self.embed_latents(images))
+
+    def normal_maps(self, images: Tensor) -> Tensor:
+        """Canonical normals of prepared crops (B, 3, S, S), away from the camera, (B, S, S, 3)."""
+        return self.renderer.normals(self.depth_maps(images))
+
+    def confidence(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """σ_p and σ_f of prepared crops; see ``ConfidenceNetwork.forward``.
+
+        Raises:
+            UnsupportedError: if this model has no confidence network.
+        """
+        check_shape(images, self.input_shape)
+        if self.confidence_network is None:
+            self.refuse("confidence")
+        sigmas: tuple[Tensor, Tensor] = self.confidence_network(images)
+        return sigmas
+
+
+def _absent(*, diffusion: bool, confidence: bool) -> dict[str, str]:
+    """What a configuration cannot do, and why."""
+    reasons: dict[str, str] = {}
+    if not diffusion:
+        reason = "it was built without the second stage (diffusion=False)"
+        names = ("encode_identity", "encode_expression", "neutralize")
+        reasons |= dict.fromkeys(names, reason)
+    if not confidence:
+        reasons["confidence"] = "it was built without the confidence network (confidence=False)"
+    return reasons

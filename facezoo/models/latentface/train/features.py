@@ -1,0 +1,49 @@
+"""The network whose maps the feature loss, eq. (6), compares."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from facezoo.base import FaceModel
+from facezoo.families import FAMILIES
+
+ENCODER = "identity_encoder.backbone"
+"""Where a model of the zoo has the timm backbone of its identity encoder."""
+
+
+class FeatureMaps(nn.Module):
+    """Maps of one stage of a frozen network, of images in [-1, 1] at their own scale.
+
+    Args:
+        name: a checkpoint of the zoo that has an identity encoder, such as ``"ipd-fer"``, or else a
+            timm model, whose pretrained weights timm fetches.
+        stage: which of timm's feature maps, from 0.
+
+    Raises:
+        RuntimeError: if timm knows no model of that name.
+    """
+
+    def __init__(self, name: str, stage: int) -> None:
+        super().__init__()
+        self.stage = stage
+        self.backbone: Any = _backbone(name)
+        self.eval().requires_grad_(False)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Maps (B, C, H', W') of images (B, 3, H, W)."""
+        maps: list[Tensor] = self.backbone.forward_intermediates(
+            images, indices=[self.stage], stop_early=True, intermediates_only=True
+        )
+        return maps[0]
+
+
+def _backbone(name: str) -> nn.Module:
+    if name.partition(".")[0] in FAMILIES:
+        model: nn.Module = FaceModel.from_pretrained(name)
+        return model.get_submodule(ENCODER)
+    return timm.create_model(name, pretrained=True)

@@ -1,0 +1,128 @@
+"""The first stage: texture, shape, light and view, by drawing every photograph again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from facezoo.geometry.shading import Light
+from facezoo.models.latentface.losses import (
+    confidence_loss,
+    feature_map_loss,
+    reconstruction_loss,
+)
+from facezoo.models.latentface.model import LatentFace
+from facezoo.models.latentface.renderer import BORDER, MAX_DEPTH, MIN_DEPTH, depth_from_output
+from facezoo.models.latentface.train.features import FeatureMaps
+from facezoo.models.latentface.train.loop import fit
+from facezoo.models.latentface.train.photographs import Photographs, augmented
+from facezoo.models.latentface.train.recipes import Autoencoding
+from facezoo.training import autocast
+
+
+def train_autoencoders(
+    model: LatentFace,
+    photographs: Photographs,
+    config: Autoencoding,
+    out: Path,
+    seed: int,
+    device: torch.device,
+) -> dict[str, Tensor]:
+    """Train everything but the diffusion, by eq. (8) and (9).
+
+    Args:
+        model: without diffusion, with a confidence network.
+        photographs: to train on.
+        config: the stage's recipe.
+        out: folder for state and log.
+        seed: of order and chance; initial weights are the model's.
+        device: where to train.
+
+    Returns:
+        Averaged tensors of ``model``, on the CPU.
+    """
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    features = FeatureMaps(config.features, config.feature_stage).to(device)
+    convex = convex_depth(model.preprocessing.size).to(device)
+
+    def losses(rows: Tensor, progress: float, draw: torch.Generator) -> dict[str, Tensor]:
+        images = augmented(photographs.crops[rows], draw, config.grey).to(device)
+        terms, depth = reconstruction_terms(model, features, images)
+        away = F.mse_loss(depth, convex.expand_as(depth)) / (MAX_DEPTH - MIN_DEPTH) ** 2
+        weight = config.prior * max(0.0, 1 - progress / config.prior_share)
+        loss = reconstruction_loss(
+            **terms, lambda_feature=config.lambda_feature, lambda_flip=config.lambda_flip
+        )
+        rough = roughness(depth)
+        loss = loss + weight * away + config.smoothness * rough
+        return {"loss": loss, **terms, "away": away, "rough": rough}
+
+    return fit(model, config.schedule, len(photographs.crops), losses, out, seed)
+
+
+def reconstruction_terms(
+    model: LatentFace, features: FeatureMaps, images: Tensor
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The four losses of eq. (8) and (9), by the names of ``reconstruction_loss``.
+
+    The networks run in bfloat16, the renderer and the losses in float32.
+
+    Args:
+        model: with a confidence network.
+        features: of eq. (6).
+        images: (B, 3, S, S).
+
+    Returns:
+        The losses, and the canonical depth maps, (B, S, S).
+    """
+    with autocast(images.device):
+        latents = model.embed_latents(images)
+        depth, albedo = model.decode_depth(latents), model.decode_albedo(latents)
+        sigma_pixel, sigma_feature = model.confidence(images)
+    light = Light.from_parameters(latents.light.float())
+    both = [(depth, albedo), (depth.flip(-1), albedo.flip(-1))]
+    drawn = [model.renderer.render(*maps, light, latents.view.float()) for maps in both]
+    with autocast(images.device):
+        ours = features(torch.cat([face.image for face in drawn])).chunk(2)
+        with torch.no_grad():
+            theirs = features(images)
+    terms = {}
+    for number, (prefix, face) in enumerate(zip(("", "flipped_"), drawn, strict=True)):
+        channel = slice(number, number + 1)
+        terms[f"{prefix}pixel"] = confidence_loss(
+            face.image, images, sigma_pixel[:, channel], face.mask
+        )
+        terms[f"{prefix}feature"] = feature_map_loss(
+            ours[number], theirs, sigma_feature[:, channel].float(), face.mask
+        )
+    return terms, depth
+
+
+def roughness(depth: Tensor) -> Tensor:
+    """Mean absolute second difference of depth maps, beside their fixed borders.
+
+    Args:
+        depth: (B, S, S).
+
+    Returns:
+        Scalar, in shares of the depth range.
+    """
+    inside = depth[..., BORDER:-BORDER]
+    across = inside[..., 2:] - 2 * inside[..., 1:-1] + inside[..., :-2]
+    down = inside[:, 2:] - 2 * inside[:, 1:-1] + inside[:, :-2]
+    return (across.abs().mean() + down.abs().mean()) / (MAX_DEPTH - MIN_DEPTH)
+
+
+def convex_depth(size: int) -> Tensor:
+    """A depth map like half an egg on a table, where a head stands in the crop, (S, S).
+
+    Without it the first steps may settle on faces that are flat, or hollow and turned the wrong
+    way, which explain a single photograph as well.
+    """
+    place = torch.linspace(-1, 1, size)
+    squared = (place / 0.55) ** 2 + (place[:, None] / 0.8) ** 2
+    bump = (1 - squared).clamp(min=0).sqrt()
+    return depth_from_output(-0.8 * bump[None, None])[0]

@@ -1,0 +1,235 @@
+"""Training of LatentFace on tiny packs: both stages, exact resume, and what the parts do."""
+
+import csv
+import json
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import timm
+import torch
+from packs import write_lfw
+from PIL import Image
+
+import facezoo
+from facezoo.errors import UnknownNameError
+from facezoo.models.latentface import LatentFace
+from facezoo.models.latentface.networks import AutoEncoder
+from facezoo.models.latentface.train import features, loop, run, stage1, stage2
+from facezoo.models.latentface.train.photographs import (
+    MARGIN,
+    Photographs,
+    augmented,
+    centred,
+    read_photographs,
+)
+from facezoo.models.latentface.train.recipes import RECIPES, Disentangling, recipe
+from facezoo.models.latentface.train.stage1 import convex_depth, roughness
+from facezoo.models.latentface.train.stage2 import by_person, codes_of, draw_pairs, equalise
+
+CPU = torch.device("cpu")
+SMALL = {"width": 4, "number_width": 4, "code_dim": 8, "unet_width": 8}
+
+
+@pytest.fixture(autouse=True)
+def _small_feature_network(monkeypatch):
+    monkeypatch.setattr(
+        features, "_backbone", lambda name: timm.create_model("test_resnet.r160_in1k")
+    )
+
+
+@pytest.fixture
+def chosen(monkeypatch):
+    """The compact recipe, tiny."""
+    compact = RECIPES["compact"]
+    short = replace(compact.autoencoding.schedule, epochs=3, batch_size=3)
+    brief = replace(compact.disentangling.schedule, epochs=4, batch_size=2)
+    tiny = replace(
+        compact,
+        autoencoding=replace(compact.autoencoding, schedule=short),
+        disentangling=replace(compact.disentangling, schedule=brief),
+        architecture=SMALL,
+    )
+    monkeypatch.setitem(RECIPES, "compact", tiny)
+    return tiny
+
+
+@pytest.fixture
+def data(tmp_path):
+    write_lfw(tmp_path, train=8, val=4)
+    return tmp_path
+
+
+def test_both_stages_end_in_a_checkpoint_that_loads(chosen, data, tmp_path):
+    out = tmp_path / "runs"
+    both = [run(data, out, stage=s, seed=1, device=CPU, name="compact") for s in (1, 2)]
+    assert both[0].name == "autoencoders.safetensors"
+    card = json.loads(both[1].read_text())
+    assert card["model"] == "latentface"
+    assert card["tag"] == "lfw"
+    assert card["training"]["command"].endswith("--recipe compact --stage 2 --seed 1")
+    model = facezoo.load(both[1].with_suffix(".safetensors"), device="cpu")
+    assert model.architecture["code_limit"] > 0
+    crops = torch.rand(2, 3, 64, 64)
+    assert model.encode_identity(list(crops), aligned=True).shape == (2, 16)
+    for stage in ("stage1", "stage2"):
+        with (both[1].parent / stage / "log.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert rows
+        assert all(float(value) == float(value) for row in rows for value in row.values())
+
+
+def test_the_second_stage_wants_the_first(chosen, data, tmp_path):
+    with pytest.raises(FileNotFoundError, match="run stage 1 to its end first"):
+        run(data, tmp_path / "runs", stage=2, seed=0, device=CPU, name="compact")
+    with pytest.raises(ValueError, match="stage must be 1 or 2, got 3"):
+        run(data, tmp_path / "runs", stage=3, seed=0, device=CPU, name="compact")
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_an_interrupted_stage_ends_at_the_same_weights(chosen, data, tmp_path, monkeypatch, stage):
+    for module in (stage1, stage2):
+        monkeypatch.setattr(module, "fit", partial(loop.fit, save_every=0.0))
+    train = partial(run, data, seed=2, device=CPU, name="compact")
+    whole = [train(tmp_path / "whole", stage=s) for s in range(1, stage + 1)][-1]
+    broken = tmp_path / "broken"
+    for before in range(1, stage):
+        train(broken, stage=before)
+    descend, calls = loop.descend, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        descend(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "descend", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(broken, stage=stage)
+    again = train(broken, stage=stage)
+    name = {1: whole.name, 2: "latentface.lfw.safetensors"}[stage]
+    first, second = (path.with_name(name).read_bytes() for path in (whole, again))
+    assert first == second
+    assert len(calls) == 4
+
+
+def test_one_step_of_the_first_stage_moves_every_network(chosen):
+    torch.manual_seed(0)
+    model = LatentFace(**SMALL, diffusion=False)
+    network = features.FeatureMaps("any", 1)
+    terms, depth = stage1.reconstruction_terms(model, network, torch.rand(2, 3, 64, 64) * 2 - 1)
+    assert depth.shape == (2, 64, 64)
+    sum(terms.values()).backward()
+    moved = {name.split(".")[0] for name, p in model.named_parameters() if p.grad.abs().sum() > 0}
+    assert moved == {name.split(".")[0] for name, _ in model.named_parameters()}
+    assert all(p.grad is None for p in network.parameters())
+
+
+def test_equalised_codes_have_unit_spread_and_the_maps_stay():
+    torch.manual_seed(0)
+    autoencoder = AutoEncoder(3, width=4, code_dim=8, tanh=True)
+    images = torch.rand(20, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        codes, maps = autoencoder.encode(images), autoencoder(images)
+        factors = equalise(autoencoder, codes)
+        after = autoencoder.encode(images)
+        torch.testing.assert_close(after, codes * factors, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(autoencoder(images), maps, atol=1e-4, rtol=1e-4)
+    alive = codes.std(0) > 1e-6
+    torch.testing.assert_close(after.std(0)[alive], torch.ones(int(alive.sum())))
+    assert (factors[~alive] == 1).all()
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_the_identity_is_the_mean_code_of_the_person(others):
+    codes = torch.randn(4, 1, 2, 3).expand(4, 2, 2, 3)  # mirror images have the same
+    config = Disentangling(RECIPES["compact"].disentangling.schedule, frames=3, others=others)
+    faces, identities = draw_pairs([codes], config, torch.Generator().manual_seed(0))
+    assert faces.shape == identities.shape == (3, 2, 3)
+    for row in range(3):
+        rest = faces[[r for r in range(3) if r != row]] if others else faces
+        torch.testing.assert_close(identities[row], rest.mean(0))
+
+
+def test_only_people_with_two_photographs_have_an_identity():
+    codes = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 2, 2, 1)
+    named = Photographs(torch.zeros(4, 3, 68, 68, dtype=torch.uint8), ["b", "a", "b", "c"], "", "")
+    (both,) = by_person(codes, named)
+    assert both[:, 0, 0, 0].tolist() == [0, 2]
+    with pytest.raises(ValueError, match="nobody is shown in two photographs"):
+        by_person(codes[1:], replace(named, persons=["a", "b", "c"]))
+
+
+def test_codes_of_crops_stand_beside_those_of_their_mirror_images():
+    model = LatentFace(**SMALL, diffusion=False)
+    crops = torch.randint(0, 256, (3, 3, 68, 68), dtype=torch.uint8)
+    codes, mirrored = codes_of(model, crops, CPU, 2), codes_of(model, crops.flip(-1), CPU, 2)
+    assert codes.shape == (3, 2, 2, 8)
+    torch.testing.assert_close(codes[:, 0], mirrored[:, 1])
+    torch.testing.assert_close(codes[:, 1, 1], model.embed_latents(centred(crops).flip(-1)).shape)
+
+
+def test_augmented_crops_are_crops_moved_mirrored_or_made_grey():
+    crops = torch.randint(0, 256, (40, 3, 8 + 2 * MARGIN, 8 + 2 * MARGIN), dtype=torch.uint8)
+    images = augmented(crops, torch.Generator().manual_seed(0), grey=0.3)
+    assert images.shape == (40, 3, 8, 8)
+    places = range(2 * MARGIN + 1)
+    grey, moved, mirrored = 0, set(), 0
+    for crop, image in zip(crops.float() / 127.5 - 1, images, strict=True):
+        windows = {(y, x): crop[:, y : y + 8, x : x + 8] for y in places for x in places}
+        pale = torch.equal(image[0], image[1])
+        grey += pale
+        for place, window in windows.items():
+            window = window.mean(0, keepdim=True).expand(3, 8, 8) if pale else window
+            if torch.allclose(window, image) or torch.allclose(window.flip(-1), image):
+                moved.add(place)
+                mirrored += not torch.allclose(window, image)
+    assert 5 < grey < 20
+    assert len(moved) > 10
+    assert 10 < mirrored < 30
+
+
+def test_a_folder_of_folders_is_read_as_people(tmp_path, monkeypatch):
+    from facezoo.data import crops as found
+
+    for name in ("id1/clip/1.png", "id1/clip/2.png", "id2/clip/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (80, 80), "white").save(tmp_path / name)
+
+    def load(data, **options):
+        assert options["size"] == 64
+        rows = torch.arange(len(data.files))
+        images = torch.zeros(len(rows), 3, 68, 68, dtype=torch.uint8)
+        return found.Crops(images, torch.zeros(len(rows), 5, 2), rows, torch.zeros(len(rows)))
+
+    monkeypatch.setattr("facezoo.models.latentface.train.photographs.load_crops", load)
+    photographs = read_photographs(tmp_path, LatentFace(**SMALL).preprocessing, CPU)
+    assert photographs.persons == ["id1/clip", "id1/clip", "id2/clip"]
+    assert photographs.said.endswith("3 images in 2 folders")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"neither lfw\.parquet nor images"):
+        read_photographs(tmp_path / "empty", LatentFace(**SMALL).preprocessing, CPU)
+
+
+def test_the_convex_depth_is_nearest_in_the_middle_and_smoother_than_noise():
+    depth = convex_depth(64)
+    assert depth.argmin() // 64 in (31, 32)
+    assert depth[:, 2:-2].max() - depth.min() > 0.05
+    noise = depth + 0.01 * torch.randn(64, 64)
+    assert roughness(depth[None]) < roughness(noise[None]) / 3
+    plane = torch.linspace(0.9, 1.1, 64).expand(1, 64, 64)
+    torch.testing.assert_close(roughness(plane), torch.zeros(()), atol=1e-5, rtol=0)
+
+
+def test_recipes_are_found_by_name():
+    assert recipe("paper").architecture["size"] == 128
+    with pytest.raises(UnknownNameError, match="did you mean compact"):
+        recipe("compct")
+
+
+def test_the_feature_network_of_a_checkpoint_is_its_identity_encoder(monkeypatch):
+    monkeypatch.undo()
+    network = features.FeatureMaps("ipd-fer", 1)
+    assert network(torch.rand(1, 3, 64, 64)).shape == (1, 64, 16, 16)
+    assert not any(p.requires_grad for p in network.parameters())
