@@ -313,8 +313,8 @@ def _download(options: argparse.Namespace) -> int:
 def _add_train(commands: Any) -> None:
     more = "Interrupted, the same command goes on where it was."
     command = _command(commands, "train", _train, "train a model by its recipe", more)
-    command.add_argument("model", choices=["ipd-fer", "latentface", "face-detector"])
-    command.add_argument("--data", type=Path, required=True, metavar="DIR", help="with the packs")
+    command.add_argument("model", choices=["adv3d", "ipd-fer", "latentface", "face-detector"])
+    command.add_argument("--data", type=Path, required=True, metavar="DIR", help=_DATA)
     command.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="for state, log, weights and card"
     )
@@ -336,9 +336,10 @@ def _add_train(commands: Any) -> None:
     _add_device(command)
 
 
+_DATA = "with the packs, or for adv3d with the files of ICT-3D"
 _RECIPES = (
     "of ipd-fer: paper, paper-baseline, compact or compact-baseline; of latentface: paper or "
-    "compact (default: paper)"
+    "compact (default: paper); of adv3d: ict, ict-neutral or ict-no-discriminator (default: ict)"
 )
 _OF_IPD_FER = ("without", "dataset", "fold", "start")
 
@@ -352,6 +353,13 @@ def _train(options: argparse.Namespace) -> int:
 
         seed = _only_seed(options, "recipe", "stage", *_OF_IPD_FER)
         print(train_detector(options.data, options.out, seed=seed, device=device))
+        return 0
+    if options.model == "adv3d":
+        from facezoo.models.adv3d.train import run as train_adv3d
+
+        seed = _only_seed(options, "stage", *_OF_IPD_FER)
+        name = options.recipe or "ict"
+        print(train_adv3d(options.data, options.out, seed=seed, device=device, name=name))
         return 0
     if options.model == "latentface":
         from facezoo.models.latentface.train import run as train_latentface
@@ -395,14 +403,15 @@ def _refuse_given(options: argparse.Namespace, *names: str) -> None:
     """Refuse options that mean nothing to the model, rather than leave them unheeded."""
     given = [name for name in names if getattr(options, name) not in (None, [])]
     if given:
-        raise ValueError(f"{options.model} knows no --{given[0]}; leave out --{given[0]}")
+        who = options.model or "a plain state dict"
+        raise ValueError(f"{who} knows no --{given[0]}; leave out --{given[0]}")
 
 
 def _add_evaluate(commands: Any) -> None:
     text = "measure a checkpoint by the protocols that suit it"
     command = _command(commands, "evaluate", _evaluate, text)
     command.add_argument("name", help="a checkpoint, or a folder or .safetensors file with a card")
-    command.add_argument("--data", type=Path, required=True, metavar="DIR", help="with the packs")
+    command.add_argument("--data", type=Path, required=True, metavar="DIR", help=_DATA)
     command.add_argument("--json", type=Path, metavar="FILE", help="also write the numbers there")
     command.add_argument(
         "--card", type=Path, metavar="FILE", help="also put the numbers into this card"
@@ -454,19 +463,44 @@ def _add_convert(commands: Any) -> None:
     )
     command.add_argument(
         "--model",
-        choices=["latentface"],
+        choices=["adv3d", "latentface"],
         help="SOURCE is a published checkpoint of this model; TARGET becomes a folder to load",
+    )
+    command.add_argument(
+        "--template", type=Path, metavar="MESH", help="of adv3d: the mean face, in millimetres"
+    )
+    command.add_argument(
+        "--scale", type=float, metavar="MM", help="of adv3d: millimetres that are 1 to the network"
     )
     command.add_argument("--key", help="which entry to take, where there are several state dicts")
     command.add_argument("--overwrite", action="store_true", help="replace the target")
 
 
 def _convert(options: argparse.Namespace) -> int:
+    if options.model == "adv3d":
+        from facezoo.models.adv3d.convert import convert_file as convert_adv3d
+
+        _refuse_given(options, "key")
+        if options.template is None or options.scale is None:
+            raise ValueError(
+                "adv3d needs --template MESH, the mean face in millimetres, and --scale MM: both "
+                "stand in none of the published files (FaceScape 573, BU-3DFE 156, CoMA 260)"
+            )
+        print(
+            convert_adv3d(
+                options.source,
+                options.target,
+                template=options.template,
+                scale=options.scale,
+                overwrite=options.overwrite,
+            )
+        )
+        return 0
+    _refuse_given(options, "template", "scale")
     if options.model == "latentface":
         from facezoo.models.latentface.convert import convert_file
 
-        if options.key is not None:
-            raise ValueError("latentface is made of several state dicts; leave out --key")
+        _refuse_given(options, "key")
         print(convert_file(options.source, options.target, overwrite=options.overwrite))
         return 0
     from facezoo.convert import convert

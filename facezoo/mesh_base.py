@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from facezoo.base import CAPABILITIES
 from facezoo.card import Card
-from facezoo.data.meshes import read_mesh
 from facezoo.errors import UnsupportedError
 from facezoo.families import FAMILIES, model_class
+from facezoo.geometry.mesh_files import read_mesh
 from facezoo.geometry.meshes import Mesh, millimetres, moved, rigid_motion
 from facezoo.pretrained import Pretrained
 

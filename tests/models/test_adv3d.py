@@ -3,8 +3,8 @@ import pytest
 import torch
 from ict_pack import grid_triangles
 
-from facezoo.data.meshes import write_mesh
 from facezoo.errors import UnsupportedError
+from facezoo.geometry.mesh_files import write_mesh
 from facezoo.geometry.meshes import Mesh
 from facezoo.models.adv3d import Adv3D
 
@@ -178,7 +178,8 @@ def test_encoding_keeps_the_training_mode_and_stages_keep_gradients(model, meshe
 
 
 def test_expression_classes_are_refused_and_other_models_named(model, meshes):
-    assert Adv3D.capabilities() == ["encode_expression", "encode_identity"]
+    able = ["encode_expression", "encode_identity", "reconstruct", "neutralize"]
+    assert model.capabilities() == able
     with pytest.raises(UnsupportedError, match=r"adv3d cannot predict_expression.*ipd-fer"):
         model.predict_expression(meshes)
 

@@ -65,10 +65,11 @@ def test_an_interrupted_run_ends_at_the_same_weights(folder, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("recipe", config.RECIPES)
-def test_a_recipe_leaves_weights_and_a_card_that_load(folder, tmp_path, recipe):
+def test_a_recipe_leaves_weights_and_a_card_that_load(folder, tmp_path, recipe, monkeypatch):
     losses, kind = config.RECIPES[recipe].losses, config.RECIPES[recipe].neutrals
     chosen = replace(SMALL, tag=recipe, losses=losses, neutrals=kind)
-    path = train.run(folder, tmp_path, seed=0, device=CPU, config=chosen)
+    monkeypatch.setitem(config.RECIPES, recipe, chosen)
+    path = train.run(folder, tmp_path, seed=0, device=CPU, name=recipe)
     card = Card.load(path)
     assert card.name == f"adv3d.{recipe}"
     model = Adv3D(**card.architecture).eval()

@@ -6,6 +6,9 @@ Source: Gu, Pears & Sun, Sec. IV-B, and the authors' code where the paper gives 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
+
+from facezoo.errors import UnknownNameError
 
 
 @dataclass(frozen=True)
@@ -113,3 +116,15 @@ RECIPES = {
     ),
     "ict-neutral": replace(ICT, tag="ict-neutral", neutrals=True, steps=2000, rate=5e-4),
 }
+
+
+def recipe(name: str) -> TrainConfig:
+    """A recipe by name.
+
+    Raises:
+        UnknownNameError: if there is none.
+    """
+    if name not in RECIPES:
+        near = get_close_matches(name, RECIPES) or sorted(RECIPES)
+        raise UnknownNameError(f"no recipe named {name!r}; did you mean {' or '.join(near)}?")
+    return RECIPES[name]

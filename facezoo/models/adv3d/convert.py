@@ -7,17 +7,52 @@ training face, the triangles and the scale stand in none of their files, and hav
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from facezoo.convert import read_pickle
 from facezoo.errors import WeightsMismatchError
+from facezoo.geometry.mesh_files import read_mesh
 from facezoo.geometry.meshes import Mesh
 from facezoo.models.adv3d.model import Adv3D
+from facezoo.pretrained import CONFIG
 from facezoo.weights import load_into
 
 SCALES_MM = {"facescape": 573.0, "bu3dfe": 156.0, "coma": 260.0}
 """Millimetres that are 1 for the network, in the authors' code (CoMA's meshes are in metres)."""
+
+
+def convert_file(
+    source: Path,
+    target: Path | None = None,
+    *,
+    template: Path,
+    scale: float,
+    overwrite: bool = False,
+) -> Path:
+    """Convert a published checkpoint to a folder that ``facezoo.load`` takes.
+
+    Args:
+        source: the pickled state dict.
+        target: the folder to write; None for ``source`` without its suffix.
+        template: the mean training face with triangles, in millimetres.
+        scale: millimetres that are 1 for the network; see ``SCALES_MM``.
+        overwrite: whether a checkpoint that is there may be replaced.
+
+    Returns:
+        The folder, with weights, card and README.
+
+    Raises:
+        FileExistsError: if the folder has a checkpoint and ``overwrite`` is False.
+        WeightsMismatchError: if ``source`` is no such checkpoint, or of another template.
+    """
+    folder = source.with_suffix("") if target is None else target
+    if (folder / CONFIG).exists() and not overwrite:
+        raise FileExistsError(f"{folder} has a checkpoint already; remove it or choose another")
+    model = from_published(read_pickle(source), read_mesh(template, "mm"), scale=scale)
+    return model.save_pretrained(folder)
 
 
 def from_published(

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from facezoo.card import Licenses
 from facezoo.data.ict import IctFaces
 from facezoo.geometry.laplacian import edges_of
-from facezoo.models.adv3d.config import ICT, TrainConfig
+from facezoo.models.adv3d.config import TrainConfig, recipe
 from facezoo.models.adv3d.coordinates import Autoencoder, Branch, Frame, Reading, principal_frame
 from facezoo.models.adv3d.joint import Rows, extended, fit
 from facezoo.models.adv3d.model import Adv3D
@@ -52,9 +52,7 @@ CITATION = """@inproceedings{gu2023adversarial,
 }"""
 
 
-def run(
-    data: Path, out: Path, *, seed: int, device: torch.device, config: TrainConfig = ICT
-) -> Path:
+def run(data: Path, out: Path, *, seed: int, device: torch.device, name: str = "ict") -> Path:
     """Train by a recipe and write weights and card; returns the card's path.
 
     Args:
@@ -62,8 +60,12 @@ def run(
         out: folder for the run's state, log and result.
         seed: of everything random.
         device: where to train.
-        config: the recipe, such as one of ``RECIPES``.
+        name: of the recipe, a key of ``RECIPES``.
+
+    Raises:
+        UnknownNameError: if there is no such recipe.
     """
+    config = recipe(name)
     faces = IctFaces(data)
     record = begin_run(out, seed=seed, recipe=asdict(config))
     model = train(config, faces, out, seed=seed, device=device)
@@ -73,6 +75,8 @@ def run(
         record,
         model="adv3d",
         tag=config.tag,
+        default=name == "ict",
+        flags=f" --recipe {name}",
         architecture=model.architecture,
         preprocessing=None,
         labels=(),

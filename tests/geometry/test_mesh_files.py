@@ -3,7 +3,7 @@ import sys
 import pytest
 import torch
 
-from facezoo.data.meshes import read_mesh, write_mesh
+from facezoo.geometry.mesh_files import read_mesh, write_mesh
 from facezoo.geometry.meshes import Mesh
 
 SQUARE = """# a square of one polygon, with texture and normals
