@@ -2,7 +2,7 @@
 
 Nothing is downloaded: the sets are asked for from their makers, and a reader is given the folder
 where they were unpacked. It lists every mesh with its person, expression and part of the split of
-Gu, Pears & Sun, Sec. IV-A, and reads none; ``read_mesh`` of ``facezoo.geometry.mesh_files`` does, with
+Gu, Pears & Sun, Sec. IV-A, and reads none; ``facezoo.geometry.mesh_files.read_mesh`` does, with
 ``units``.
 """
 

@@ -169,14 +169,24 @@ def test_mixtures_have_the_mean_and_covariance_of_the_meshes():
     rows = draw_mixtures(30, 4, 50_000, generator(0))
     torch.testing.assert_close(rows.weights.sum(1), torch.ones(len(rows)))
     torch.testing.assert_close(rows.weights.square().sum(1), torch.ones(len(rows)))
-    assert all(len(set(three.tolist())) == 3 for three in rows.persons[120:320])
-    values = torch.randn(30, 4, 2) @ torch.tensor([[1.0, 0.5], [0, 1]]) + 3
-    assert torch.equal(rows[: 30 * 4].of(values), values.flatten(0, 1))
+    assert all(len(set(several.tolist())) == 12 for several in rows.persons[120:320])
+    person = torch.randn(30, 1, 2) @ torch.tensor([[1.0, 0.5], [0, 1]]) + 3
+    values = person + torch.randn(30, 4, 2)
+    torch.testing.assert_close(rows[: 30 * 4].of(values), values.flatten(0, 1))
     mixed = rows[slice(120, None)].of(values)
     torch.testing.assert_close(mixed.mean(0), values.mean((0, 1)), atol=0.05, rtol=0)
     torch.testing.assert_close(
         torch.cov(mixed.T), torch.cov(values.flatten(0, 1).T), atol=0.1, rtol=0
     )
+
+
+def test_a_mixture_changes_its_expression_and_keeps_its_identity():
+    rows = draw_mixtures(6, 4, 50, generator(1))
+    person = torch.randn(6, 1, 3).expand(-1, 4, -1)
+    expression = torch.randn(1, 4, 3).expand(6, -1, -1)
+    other = rows.dressed(rows.person, (rows.expression + 1) % 4)
+    torch.testing.assert_close(other.of(person), rows.of(person))
+    assert (other.of(expression) - rows.of(expression)).abs().amax(1).min() > 1e-3
 
 
 def test_ridge_solves_the_normal_equations():

@@ -48,7 +48,7 @@ HERE = Losses(
     reconstruction=20_000.0,
     adversarial=3e-2,
     rest=2e-2,
-    independence=2e-2,
+    independence=5e-2,
     centre=20_000.0,
 )
 """For ICT-3D; docs/models/adv3d.md says why it is not FaceScape's."""
@@ -72,18 +72,18 @@ class TrainConfig:
     losses: Losses = HERE
     anchor_spreads: tuple[float, float] = (15.0, 150.0)
     """Of the encoder's anchor points about the face, millimetres, smallest and largest."""
-    mixtures: int = 24_000
+    mixtures: int = 28_000
     """Rows that are mixtures of meshes, beside the meshes themselves."""
-    spoilt: int = 8000
+    spoilt: int = 0
     """Rows more, mixtures of which the cloud of points is spoilt."""
     components: int = 150
     """Principal axes of the training meshes, at most."""
     penalty: float = 1.0
     """Of the ridge regression from features to scores."""
-    reading_steps: int = 4000
+    reading_steps: int = 3000
     """Of the hidden units."""
     pretraining_steps: int = 200
-    steps: int = 7000
+    steps: int = 10_000
     batch_size: int = 32
     population: int = 512
     """Meshes that the mean expression is taken over."""
@@ -111,6 +111,7 @@ class TrainConfig:
 ICT = TrainConfig("ict")
 RECIPES = {
     "ict": ICT,
+    "ict-scans": replace(ICT, tag="ict-scans", spoilt=8000),
     "ict-no-discriminator": replace(
         ICT, tag="ict-no-discriminator", losses=replace(HERE, adversarial=0.0)
     ),

@@ -235,11 +235,17 @@ class Step:
         return torch.cat([meshes, mixed])
 
     def _partner(self, mixed: Mixtures, draw: torch.Generator) -> Tensor:
-        """The same persons in other expressions, in coordinates, (B, C)."""
-        count = self.data.coordinates.shape[1]
-        step = torch.randint(1, count, mixed.expressions.shape, generator=draw)
-        other = (mixed.expressions + step.to(self.device)) % count
-        return mixed.of(self.data.coordinates, other)
+        """The same identities in the expressions of other meshes, in coordinates, (B, C).
+
+        Meshes of the set itself stay with their own person.
+        """
+        people, count = self.data.coordinates.shape[:2]
+        step = torch.randint(1, count, (len(mixed),), generator=draw).to(self.device)
+        other = torch.randint(people, (len(mixed),), generator=draw).to(self.device)
+        own = mixed.weights[:, 0] == 1
+        person = torch.where(own, mixed.person, other)
+        expression = (mixed.expression + step) % count
+        return mixed.dressed(person, expression).of(self.data.coordinates)
 
     def _judge(
         self, mesh: Tensor, others: list[Tensor], spread: float, draw: torch.Generator

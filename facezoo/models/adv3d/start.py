@@ -160,62 +160,78 @@ def _set_distances(vae: VAE, hidden: Tensor, points: Tensor, anchors: Tensor) ->
 
 @dataclass(frozen=True)
 class Mixtures:
-    """Rows that are weighted sums of training meshes."""
+    """Rows that are made of training meshes: several persons' means and one mesh's deviation.
+
+    A person's mean, over all expressions, is known from identity labels alone, and so is what a
+    mesh deviates from it. The model itself is additive, eq. (1).
+    """
 
     persons: Tensor
-    """Of the three meshes of a row, (R, 3)."""
-    expressions: Tensor
-    """(R, 3)."""
+    """Whose means make up the identity of a row, (R, J)."""
     weights: Tensor
-    """(R, 3)."""
+    """Of these, (R, J)."""
+    person: Tensor
+    """Whose mesh lends its deviation, (R,)."""
+    expression: Tensor
+    """Which of their meshes, (R,)."""
 
-    def of(self, values: Tensor, expressions: Tensor | None = None) -> Tensor:
-        """Rows of values (P, E, D), mixed, (R, D); with ``expressions`` (R, 3) in place of ours."""
-        chosen = values[self.persons, self.expressions if expressions is None else expressions]
-        return torch.einsum("rk,rkd->rd", self.weights, chosen)
+    def of(self, values: Tensor) -> Tensor:
+        """What rows have of ``values`` (P, E, D), which are additive, (R, D)."""
+        means = values.mean(1)
+        identity = torch.einsum("rj,rjd->rd", self.weights, means[self.persons])
+        return identity + values[self.person, self.expression] - means[self.person]
+
+    def dressed(self, person: Tensor, expression: Tensor) -> Mixtures:
+        """The same identities with the deviations of other meshes, (R,) each."""
+        return Mixtures(self.persons, self.weights, person, expression)
 
     def to(self, device: torch.device) -> Mixtures:
         """The same on a device."""
-        return Mixtures(
-            *(part.to(device) for part in (self.persons, self.expressions, self.weights))
-        )
+        parts = (self.persons, self.weights, self.person, self.expression)
+        return Mixtures(*(part.to(device) for part in parts))
 
     def __len__(self) -> int:
         return len(self.weights)
 
     def __getitem__(self, index: Tensor | slice) -> Mixtures:
         """Some of the rows."""
-        return Mixtures(self.persons[index], self.expressions[index], self.weights[index])
+        parts = (self.persons, self.weights, self.person, self.expression)
+        return Mixtures(*(part[index] for part in parts))
 
 
-def draw_mixtures(people: int, expressions: int, count: int, draw: torch.Generator) -> Mixtures:
-    """Every training mesh once as it is, then mixtures of three meshes of three persons.
+def draw_mixtures(
+    people: int, expressions: int, count: int, draw: torch.Generator, joined: int = 12
+) -> Mixtures:
+    """Every training mesh once as it is, then new persons in the expressions of others.
 
-    The weights of a mixture lie on the circle where both they and their squares sum to one, so
-    that mixtures have the mean and the covariance of the meshes that they are made of: new persons
-    where there are few. The model itself is additive, eq. (1).
+    The weights of a new person sum to one, and so do their squares, so that new persons have the
+    mean and the covariance of the persons that they are made of.
 
     Args:
         people: P.
         expressions: E.
-        count: mixtures, beside the P · E meshes.
+        count: new rows, beside the P · E meshes.
         draw: of persons, expressions and weights.
+        joined: J, how many persons make a new one; at most P.
 
     Returns:
         R = P · E + ``count`` rows.
     """
-    whole = torch.arange(people * expressions)[:, None].expand(-1, 3)
-    first = torch.randint(people, (count, 1), generator=draw)
-    second = torch.randint(1, people, (count, 1), generator=draw)
-    third = (second + torch.randint(people - 2, (count, 1), generator=draw)) % (people - 1) + 1
-    three = torch.cat([first, (first + second) % people, (first + third) % people], 1)
-    angle = 2 * math.pi * (torch.rand(count, 1, generator=draw) + torch.arange(3) / 3)
+    joined = min(joined, people)
+    whole = torch.arange(people * expressions)
+    alone = torch.zeros(len(whole), joined)
+    alone[:, 0] = 1
+    chosen = torch.rand(count, people, generator=draw).argsort(1)[:, :joined]
+    direction = torch.randn(count, joined, generator=draw)
+    direction = F.normalize(direction - direction.mean(1, keepdim=True), dim=1)
+    weights = 1 / joined + math.sqrt(1 - 1 / joined) * direction
+    lends = torch.randint(people * expressions, (count,), generator=draw)
+    lends = torch.cat([whole, lends])
     return Mixtures(
-        torch.cat([whole // expressions, three]),
-        torch.cat([whole % expressions, torch.randint(expressions, (count, 3), generator=draw)]),
-        torch.cat(
-            [torch.tensor([1.0, 0.0, 0.0]).expand(len(whole), 3), 1 / 3 + 2 / 3 * torch.cos(angle)]
-        ),
+        torch.cat([(whole // expressions)[:, None].expand(-1, joined), chosen]),
+        torch.cat([alone, weights]),
+        lends // expressions,
+        lends % expressions,
     )
 
 
