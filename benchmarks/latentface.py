@@ -1,10 +1,11 @@
 """What LatentFace's features, pictures and parts are worth, beside what needs none of it.
 
-    python benchmarks/latentface.py latentface --data DATA --json latentface.json
+    python benchmarks/latentface.py latentface --data DATA [--part features] [--json FILE]
 
-Four tables: what can be read from the features (Tables 1 and 2 of the paper, at small scale), how
-well faces are drawn again, how much of the identity the frontal view keeps, and how far identity
-depends on the noise that the sampler starts from. All on crops by the packs' landmarks.
+Four tables: what can be read from the features (Tables 1 and 2 of the paper, at small scale); and
+of pictures, how well faces are drawn again, how much of the identity the frontal view keeps, and
+how far identity depends on the noise that the sampler starts from. All on crops by the packs'
+landmarks. Tables go into the file beside those of the same weights that it has.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from tqdm.auto import tqdm
 
 import facezoo
 from facezoo.data.images import aligned_crops, majority_labels, read_pack, yaw_column
-from facezoo.evaluate.classification import confusion, macro_f1
+from facezoo.evaluate.classification import accuracy, confusion, macro_f1
 from facezoo.evaluate.probes import linear_probe
 from facezoo.evaluate.verification import learned_accuracy, read_pairs, verification_accuracy
 from facezoo.geometry.shading import Light, shade, shading
@@ -35,9 +36,12 @@ COMPONENTS = 512
 TURNED_DEG = 15.0
 SEEDS = 8
 PARTS = ("texture", "shape")
+PACKS = (("ferplus", "train"), ("ferplus", "test"), ("lfw", "train"), ("lfw", "val"))
+SAID = {"ferplus": "FER+", "lfw": "LFW"}
 
-Features = Callable[[Latents, Tensor], tuple[Tensor, Tensor]]
-"""From latents and crops to what stands for the expression and for the identity, each (N, D)."""
+Features = Callable[[Latents, Latents, Tensor], tuple[Tensor, Tensor]]
+"""From latents, the same with identity codes, and crops to what stands for the expression and for
+the identity, each (N, D)."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +56,11 @@ class Pack:
     yaw_deg: Tensor
 
 
-def read(data: Path, name: str, split: str, model: LatentFace, words=None) -> Pack:
-    """A split, or its rows with one of the expressions ``words``, of train the first ``FITTED``."""
+def read(data: Path, name: str, split: str, model: LatentFace) -> Pack:
     table = read_pack(data / f"{name}.parquet", split)
-    if words is not None:
-        table = table.filter([word in words for word in table["expression"].to_pylist()])
-        table = table.slice(0, FITTED) if split == "train" else table
+    if name == "ferplus":
+        known = (majority_labels(table) >= 0).nonzero()[:, 0]
+        table = table.take((known[:FITTED] if split == "train" else known).tolist())
     size, template = model.preprocessing.size, model.preprocessing.template
     return Pack(
         aligned_crops(table, template, size).float() / 127.5 - 1,
@@ -152,59 +155,53 @@ def variants(model: LatentFace, train: Pack, steps: int) -> dict[str, Features]:
     untrained = LatentFace(**model.architecture).eval()
     encoder, pixels = EncoderBased(model, train, steps), principal(train.crops)
 
-    def diffused(parts):
-        return lambda z, _: taken_apart(z, identities(model, z), parts)
-
     return {
-        "pixels, 512 principal components": lambda _, crops: (pixels(crops),) * 2,
-        "random network, codes": lambda _, crops: (codes(factors(untrained, crops)),) * 2,
-        "no RDM: the codes whole": lambda z, _: (codes(z),) * 2,
-        "encoder-based": lambda z, crops: taken_apart(z, encoder.identities(z, crops)),
-        "RDM only on texture": diffused(("texture",)),
-        "RDM only on shape": diffused(("shape",)),
-        "RDM (this checkpoint)": diffused(PARTS),
+        "pixels, 512 principal components": lambda _z, _i, crops: (pixels(crops),) * 2,
+        "random network, codes": lambda _z, _i, crops: (codes(factors(untrained, crops)),) * 2,
+        "no RDM: the codes whole": lambda z, _i, _crops: (codes(z),) * 2,
+        "encoder-based": lambda z, _i, crops: taken_apart(z, encoder.identities(z, crops)),
+        "RDM only on texture": lambda z, i, _crops: taken_apart(z, i, ("texture",)),
+        "RDM only on shape": lambda z, i, _crops: taken_apart(z, i, ("shape",)),
+        "RDM (this checkpoint)": lambda z, i, _crops: taken_apart(z, i),
     }
 
 
 def features_table(model: LatentFace, data: Path, steps: int) -> list[dict]:
     """A row per variant: FER by linear probe on expression, verification by identity features."""
-    train, val = (read(data, "lfw", split, model) for split in ("train", "val"))
+    packs = {(name, split): read(data, name, split, model) for name, split in PACKS}
     pairs = read_pairs(data / "lfw_pairs_val.csv")
-    told = {
-        "FER+ test": [read(data, "ferplus", s, model, EXPRESSIONS) for s in ("train", "test")],
-        "LFW val": [
-            read(data, "lfw", s, model, ("neutral", "happiness")) for s in ("train", "val")
-        ],
-    }
-    latents = {name: [factors(model, p.crops) for p in packs] for name, packs in told.items()}
-    of_val = factors(model, val.crops)
+    latents = {key: factors(model, pack.crops) for key, pack in packs.items()}
+    whose = {key: identities(model, z) for key, z in latents.items()}
+    val = packs["lfw", "val"]
     rows = []
-    for variant, features in variants(model, train, steps).items():
+    for variant, features in variants(model, packs["lfw", "train"], steps).items():
+        found = {k: features(latents[k], whose[k], packs[k].crops) for k in packs}
         row: dict = {"features": variant}
-        for name, packs in told.items():
-            found = [features(z, p.crops)[0] for z, p in zip(latents[name], packs, strict=True)]
-            row |= {f"{name} {k}": v for k, v in probed(found, packs).items()}
-        identity = features(of_val, val.crops)[1]
+        for name, split in (("ferplus", "test"), ("lfw", "val")):
+            both = [(name, "train"), (name, split)]
+            words = ("neutral", "happiness") if name == "lfw" else EXPRESSIONS
+            scores = probed([found[k][0] for k in both], [packs[k].labels for k in both], words)
+            row |= {f"{SAID[name]} {split}, {k}": v for k, v in scores.items()}
+        identity = found["lfw", "val"][1]
         for name, measure in (("cosine", verification_accuracy), ("learned", learned_accuracy)):
             mean, spread = measure(identity, val.files, pairs)
             row[f"LFW pairs, {name}"] = f"{100 * mean:.2f} ± {100 * spread:.2f}"
-        tqdm.write(json.dumps(row))
+        print(json.dumps(row, ensure_ascii=False), flush=True)
         rows.append(row)
     return rows
 
 
-def probed(features: list[Tensor], packs: list[Pack]) -> dict[str, float]:
+def probed(features: list[Tensor], labels: list[Tensor], words) -> dict[str, float]:
     """Accuracy and macro F1 of a linear probe from the first pack to the second, per cent."""
-    labels = torch.cat([pack.labels for pack in packs])
-    fitted, tested = torch.arange(len(labels)).split([len(pack.labels) for pack in packs])
-    predicted = linear_probe(torch.cat(features), labels, fitted, tested).predicted
-    names = labels.unique(return_inverse=True)[1]
-    back = labels.unique()
-    counts = confusion(torch.searchsorted(back, predicted), names[tested], len(back))
-    return {
-        "accuracy": 100 * float(counts.diag().sum() / counts.sum()),
-        "F1": 100 * macro_f1(counts),
-    }
+    wanted = torch.tensor([EXPRESSIONS.index(word) for word in words])
+    kept = [torch.isin(each, wanted).nonzero()[:, 0][:FITTED] for each in labels]
+    features = [f[rows] for f, rows in zip(features, kept, strict=True)]
+    labels = [each[rows] for each, rows in zip(labels, kept, strict=True)]
+    classes, every = torch.cat(labels).unique(return_inverse=True)
+    fitted, tested = torch.arange(len(every)).split([len(each) for each in labels])
+    predicted = linear_probe(torch.cat(features), every, fitted, tested).predicted
+    counts = confusion(predicted, every[tested], len(classes))
+    return {"accuracy": 100 * accuracy(counts), "F1": 100 * macro_f1(counts)}
 
 
 # --- pictures -------------------------------------------------------------------------------------
@@ -250,9 +247,11 @@ def reconstruction_table(model: LatentFace, crops: Tensor) -> list[dict]:
 def frontal_table(model: LatentFace, recogniser, pack: Pack) -> list[dict]:
     """Cosine between E_id of each crop and of the picture that stands for its frontal view."""
     frontal = torch.cat([model.frontalize_crops(part) for part in pack.crops.split(128)])
+    drawn = torch.cat([model(part) for part in pack.crops.split(128)]).clamp(-1, 1)
     pictures = {
         "frontal view": frontal.clamp(-1, 1),
-        "reconstruction": torch.cat([model(part) for part in pack.crops.split(128)]).clamp(-1, 1),
+        "reconstruction": drawn,
+        "mean of the reconstruction and its mirror image": (drawn + drawn.flip(-1)) / 2,
         "mean of the crop and its mirror image": (pack.crops + pack.crops.flip(-1)) / 2,
     }
     own = known(recogniser, pack.crops)
@@ -312,28 +311,40 @@ def spread_table(model: LatentFace, crops: Tensor) -> list[dict]:
     ]
 
 
-def main(name: str, data: Path, steps: int = 2500) -> dict:
-    model = facezoo.load(name, device="cpu")
-    recogniser = facezoo.load("ipd-fer", device="cpu")
+def pictures_tables(model: LatentFace, data: Path) -> dict[str, list[dict]]:
     val = read(data, "lfw", "val", model)
-    tables = {
+    return {
         "reconstruction": reconstruction_table(model, val.crops),
-        "frontal": frontal_table(model, recogniser, val),
+        "frontal": frontal_table(model, facezoo.load("ipd-fer", device="cpu"), val),
         "spread": spread_table(model, val.crops),
     }
-    for table in tables.values():
-        print(*map(json.dumps, table), sep="\n")
-    tables["features"] = features_table(model, data, steps)
+
+
+def main(name: str, data: Path, part: str, steps: int) -> dict:
+    model = facezoo.load(name, device="cpu")
+    tables = pictures_tables(model, data) if part != "features" else {}
+    if part != "pictures":
+        tables["features"] = features_table(model, data, steps)
     return {"checkpoint": model.card.name, "sha256": model.card.weights.sha256, "tables": tables}
+
+
+def write(path: Path, result: dict) -> None:
+    """Put tables beside those of the same weights that are there already."""
+    there = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else result
+    if there["sha256"] == result["sha256"]:
+        result = {**result, "tables": {**there["tables"], **result["tables"]}}
+    path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", help="a checkpoint of latentface")
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=2500, help="of the encoder-based rival")
+    parser.add_argument("--part", choices=["features", "pictures", "all"], default="all")
+    parser.add_argument("--steps", type=int, default=1000, help="of the encoder-based rival")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    result = main(options.name, options.data, options.steps)
+    found = main(options.name, options.data, options.part, options.steps)
+    print(json.dumps(found, indent=2, ensure_ascii=False))
     if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write(options.json, found)

@@ -15,7 +15,7 @@ from PIL import Image
 import facezoo
 
 PORTRAITS = sorted((Path(__file__).parent / "portraits").glob("*.jpg"))
-SCALE = 3
+SCALE = 2
 FRAMES = 24
 LIGHT = torch.tensor([-0.6, 0.8, 0.9, 0.2])
 """Dim from all sides, strong from the left and a little from above."""

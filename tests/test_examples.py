@@ -49,7 +49,7 @@ def test_turn_portraits_draws_a_grid_a_turntable_and_meshes(tmp_path, capsys):
     model = LatentFace(width=4, number_width=4, code_dim=8, unet_width=8).eval()
     example("turn_portraits").main(tmp_path / "parts.png", PORTRAITS, model)
     with Image.open(tmp_path / "parts.png") as picture:
-        assert picture.size == (9 * 192, 2 * 192)
+        assert picture.size == (9 * 128, 2 * 128)
     with Image.open(tmp_path / "parts.gif") as turntable:
         assert turntable.n_frames == 24
     assert (tmp_path / "parts-1.obj").is_file()

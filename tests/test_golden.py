@@ -1,10 +1,11 @@
 """A fixed input gives a stored output, so that neither weights nor preprocessing drift unnoticed.
 
 After a change that is meant to change outputs, and is marked so in CHANGELOG.md, rewrite the stored
-outputs with ``python tests/test_golden.py``.
+outputs with ``python tests/test_golden.py [CHECKPOINT ...]``.
 """
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -71,8 +72,11 @@ def test_a_checkpoint_gives_its_stored_outputs(name):
     now = outputs(name)
     assert now.keys() == stored.keys()
     for key, value in stored.items():
-        if isinstance(value, str) or isinstance(value[0], str):
+        if isinstance(value, str) or all(isinstance(part, str) for part in value):
             assert now[key] == value, key
+        elif np.ndim(value) > 2:
+            # On another processor a pixel on the outline of a drawn face may not be covered.
+            assert np.isclose(now[key], value, rtol=1e-4, atol=1e-4).mean() > 0.999, key
         else:
             np.testing.assert_allclose(now[key], value, rtol=1e-4, atol=1e-4, err_msg=key)
 
@@ -84,7 +88,7 @@ def test_every_bundled_checkpoint_has_its_weights_and_stored_outputs():
 
 
 if __name__ == "__main__":
-    for checkpoint in bundled_cards():
+    for checkpoint in sys.argv[1:] or bundled_cards():
         text = json.dumps(outputs(checkpoint), indent=1)
         (GOLDEN / f"{checkpoint}.json").write_text(text + "\n")
         print(f"wrote the outputs of {checkpoint}")

@@ -33,9 +33,9 @@ SMALL = {"width": 4, "number_width": 4, "code_dim": 8, "unet_width": 8}
 
 @pytest.fixture(autouse=True)
 def _small_feature_network(monkeypatch):
-    monkeypatch.setattr(
-        features, "_backbone", lambda name: timm.create_model("test_resnet.r160_in1k")
-    )
+    grey = (0.5, 0.5, 0.5)
+    network = timm.create_model("test_resnet.r160_in1k")
+    monkeypatch.setattr(features, "_backbone", lambda name: (network, grey, grey))
 
 
 @pytest.fixture
@@ -222,6 +222,19 @@ def test_the_convex_depth_is_nearest_in_the_middle_and_smoother_than_noise():
     torch.testing.assert_close(roughness(plane), torch.zeros(()), atol=1e-5, rtol=0)
 
 
+def test_another_feature_network_gets_the_colours_that_it_wants(monkeypatch):
+    monkeypatch.undo()
+    make = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained: make(name))
+    network = features.FeatureMaps("test_resnet.r160_in1k", 1)
+    settings = network.backbone.pretrained_cfg
+    black = (torch.zeros(3) - torch.tensor(settings["mean"])) / torch.tensor(settings["std"])
+    seen = []
+    network.backbone.forward_intermediates = lambda images, **_: seen.append(images) or [images]
+    network(torch.full((1, 3, 8, 8), -1.0))
+    torch.testing.assert_close(seen[0][0, :, 0, 0], black)
+
+
 def test_recipes_are_found_by_name():
     assert recipe("paper").architecture["size"] == 128
     with pytest.raises(UnknownNameError, match="did you mean compact"):
@@ -231,5 +244,10 @@ def test_recipes_are_found_by_name():
 def test_the_feature_network_of_a_checkpoint_is_its_identity_encoder(monkeypatch):
     monkeypatch.undo()
     network = features.FeatureMaps("ipd-fer", 1)
-    assert network(torch.rand(1, 3, 64, 64)).shape == (1, 64, 16, 16)
+    images = torch.rand(1, 3, 64, 64) * 2 - 1
+    maps = network(images)
+    assert maps.shape == (1, 64, 16, 16)
+    options = {"indices": [1], "intermediates_only": True}
+    own = facezoo.load("ipd-fer", device="cpu").identity_encoder.backbone
+    torch.testing.assert_close(maps, own.forward_intermediates(images, **options)[0])
     assert not any(p.requires_grad for p in network.parameters())

@@ -105,7 +105,8 @@ def run_stage2(
     model = LatentFace(**{**chosen.architecture, "code_limit": limit})
     tensors = train_diffusion(model, persons, chosen.disentangling, out / "stage2", seed, device)
     model.load_state_dict({**first.state_dict(), **tensors})
-    return _write(model, name, photographs, out, record)
+    said = (photographs.said, f"feature loss by {chosen.autoencoding.features}")
+    return _write(model, name, photographs.tag, said, out, record)
 
 
 def prepare_codes(
@@ -120,14 +121,14 @@ def prepare_codes(
 
 
 def _write(
-    model: LatentFace, name: str, photographs: Photographs, out: Path, record: dict[str, Any]
+    model: LatentFace, name: str, tag: str, said: tuple[str, ...], out: Path, record: dict[str, Any]
 ) -> Path:
     return write_checkpoint(
         model.cpu(),
         out,
         record,
         model="latentface",
-        tag=photographs.tag + ("" if name == "compact" else f"-{name}"),
+        tag=tag + ("" if name == "compact" else f"-{name}"),
         default=name == "compact",
         flags=f" --recipe {name} --stage 2",
         architecture=model.architecture,
@@ -135,7 +136,7 @@ def _write(
         labels=(),
         precision="float16",
         licenses=Licenses(code="Apache-2.0", weights="research-only", data="research-only"),
-        data=(photographs.said,),
+        data=said,
         intended_use=(
             "Research on how faces come apart into shape, colours, light and view, and into who is "
             "shown and what the face does. Not for identifying people, nor for decisions about "

@@ -27,23 +27,32 @@ class FeatureMaps(nn.Module):
         RuntimeError: if timm knows no model of that name.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, name: str, stage: int) -> None:
         super().__init__()
         self.stage = stage
-        self.backbone: Any = _backbone(name)
+        self.backbone: Any
+        self.backbone, *statistics = _backbone(name)
+        for key, values in zip(("mean", "std"), statistics, strict=True):
+            self.register_buffer(key, torch.tensor(values)[:, None, None], persistent=False)
         self.eval().requires_grad_(False)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> Tensor:
         """Maps (B, C, H', W') of images (B, 3, H, W)."""
+        normal = (images / 2 + 0.5 - self.mean) / self.std
         maps: list[Tensor] = self.backbone.forward_intermediates(
-            images, indices=[self.stage], stop_early=True, intermediates_only=True
+            normal, indices=[self.stage], stop_early=True, intermediates_only=True
         )
         return maps[0]
 
 
-def _backbone(name: str) -> nn.Module:
+def _backbone(name: str) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
+    """A network, and mean and deviation of the colours that it wants, of values in [0, 1]."""
     if name.partition(".")[0] in FAMILIES:
-        model: nn.Module = FaceModel.from_pretrained(name)
-        return model.get_submodule(ENCODER)
-    return timm.create_model(name, pretrained=True)
+        model = FaceModel.from_pretrained(name)
+        return model.get_submodule(ENCODER), model.preprocessing.mean, model.preprocessing.std
+    network: Any = timm.create_model(name, pretrained=True)
+    return network, network.pretrained_cfg["mean"], network.pretrained_cfg["std"]
