@@ -25,14 +25,10 @@ WRITERS = {
 
 def small(name, **changes):
     recipe = RECIPES[name]
-    size = {"identity_dim": 3, "expression_dim": 2, "batch_size": 6, "pretraining_batch_size": 6}
+    size = {"simplify_to": None, "size": "tiny", "identity_dim": 3, "expression_dim": 2}
+    length = {"epochs": 2, "batch_size": 12, "pretraining_batch_size": 12}
     pretraining = min(recipe.pretraining_epochs, 1)
-    return replace(
-        recipe,
-        **{"simplify_to": None, "size": "tiny", "epochs": 2, **size},
-        pretraining_epochs=pretraining,
-        **changes,
-    )
+    return replace(recipe, **(size | length | {"pretraining_epochs": pretraining} | changes))
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +50,7 @@ def meshes(folders):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_leaves_weights_and_a_card_that_load(name, folders, tmp_path, monkeypatch):
-    config = small(name, **({"epochs": 1} if False else {}))
+    config = small(name)
     if config.source == "coma":
         pytest.importorskip("trimesh")
     monkeypatch.setattr(command, "recipe", lambda _: config)
@@ -85,33 +81,42 @@ class InterruptError(Exception):
     pass
 
 
-@pytest.mark.parametrize("at", [(0, 5), (0, 9), (1, 1), (1, 10), (1, 17)])
-def test_an_interrupted_run_ends_at_the_same_weights(at, meshes, tmp_path, monkeypatch):
-    """Interrupted in either stage, at any step; 56 meshes in batches of 6 are 9 steps an epoch."""
-    config = small("ict-paper-neutral")
-    arguments = {"seed": 3, "device": CPU, "save_every": 0.0}
-    whole = training.train(config, meshes, tmp_path / "whole", **arguments).state_dict()
-    descend, stages = training.descend, [0, 0]
+SHORT = small("ict-paper-neutral", batch_size=6, pretraining_batch_size=6)
+
+
+@pytest.fixture(scope="module")
+def few(meshes):
+    """Six persons: four steps an epoch."""
+    return replace(meshes, vertices=meshes.vertices[:24], persons=meshes.persons[:24])
+
+
+@pytest.fixture(scope="module")
+def whole(few, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole")
+    return training.train(SHORT, few, out, seed=3, device=CPU), out
+
+
+@pytest.mark.parametrize("at", [3, 5, 8, 15])
+def test_an_interrupted_run_ends_at_the_same_weights(at, few, whole, tmp_path, monkeypatch):
+    """In the pre-training, at the first joint step, between its two halves, in the second epoch."""
+    config, descend, calls = SHORT, training.descend, []
 
     def interrupted(optimizer, loss):
-        stage = 1 if (tmp_path / "parts/pretraining.pt").is_file() and stages[0] == 9 else 0
-        stages[stage] += 1
-        if (stage, stages[stage]) == at:
+        calls.append(1)
+        if len(calls) == at:
             raise InterruptError
         descend(optimizer, loss)
 
+    arguments = {"seed": 3, "device": CPU, "save_every": 0.0}
     monkeypatch.setattr(training, "descend", interrupted)
-    try:
-        training.train(config, meshes, tmp_path / "parts", **arguments)
-        assert at == (0, 9 + 1)
-    except InterruptError:
-        pass
-    monkeypatch.setattr(training, "descend", descend)
-    resumed = training.train(config, meshes, tmp_path / "parts", **arguments).state_dict()
-    for name, tensor in whole.items():
-        assert torch.equal(tensor, resumed[name]), name
+    with pytest.raises(InterruptError):
+        training.train(config, few, tmp_path, **arguments)
+    resumed = training.train(config, few, tmp_path, **arguments)
+    assert len(calls) == 4 + 2 * 4 * 2 + (2 if at == 8 else 1)
+    for name, tensor in whole[0].state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
     for log in ("pretraining.csv", "joint.csv"):
-        assert (tmp_path / "parts" / log).read_text() == (tmp_path / "whole" / log).read_text()
+        assert (tmp_path / log).read_text() == (whole[1] / log).read_text()
 
 
 def test_epochs_that_were_not_saved_are_logged_once(tmp_path):
@@ -126,9 +131,9 @@ def test_epochs_that_were_not_saved_are_logged_once(tmp_path):
 
     arguments = ({"network": network}, 4, 2, 4, step)
     with pytest.raises(InterruptError):
-        training.fit(*arguments, tmp_path / "parts", 0)
-    training.fit(*arguments, tmp_path / "parts", 0)
-    training.fit(*arguments, tmp_path / "whole", 0)
+        training.fit(*arguments, tmp_path / "parts", 0, 180)
+    training.fit(*arguments, tmp_path / "parts", 0, 180)
+    training.fit(*arguments, tmp_path / "whole", 0, 180)
     assert len(calls) == 7 + 8 + 8
     assert (tmp_path / "parts.csv").read_text() == (tmp_path / "whole.csv").read_text()
 
@@ -230,8 +235,8 @@ def test_rates_fall_by_three_tenths_every_fifty_epochs(meshes, tmp_path, monkeyp
         return {}
 
     monkeypatch.setattr(training.Joint, "step", watched)
-    config = replace(small("ict-paper"), pretraining_epochs=0, batch_size=56)
-    training.train(replace(config, epochs=101), meshes, tmp_path, seed=0, device=CPU)
+    config = small("ict-paper", pretraining_epochs=0, batch_size=56, epochs=101)
+    training.train(config, meshes, tmp_path, seed=0, device=CPU)
     for epoch, wanted in ((0, 1e-4), (49, 1e-4), (50, 7e-5), (100, 4.9e-5)):
         assert rates[epoch] == pytest.approx([wanted, wanted])
 
@@ -263,8 +268,8 @@ def test_the_discriminator_learns_to_tell_pairs(meshes, tmp_path):
     people = meshes.persons % 2
     offsets = torch.tensor([-200.0, 200.0])[people][:, None, None]
     far = replace(meshes, vertices=meshes.vertices + offsets, persons=people)
-    config = replace(small("ict-paper"), pretraining_epochs=12, rate=1e-3)
-    training.pretrain(config, far, tmp_path, 0, CPU)
+    config = small("ict-paper", pretraining_epochs=15, rate=1e-3)
+    training.pretrain(config, far, tmp_path, seed=0, device=CPU)
     rows = (tmp_path / "pretraining.csv").read_text().splitlines()
     assert float(rows[-1].split(",")[2]) > 0.9
     assert float(rows[-1].split(",")[1]) < 0.5 * float(rows[1].split(",")[1])
@@ -278,17 +283,18 @@ def test_the_joint_training_starts_from_the_pretrained_discriminator(meshes, tmp
         return {}
 
     monkeypatch.setattr(training.Joint, "step", watched)
-    config = replace(small("ict-paper"), epochs=1)
+    config = small("ict-paper", epochs=1)
     training.train(config, meshes, tmp_path, seed=0, device=CPU)
-    trained = training.pretrain(config, meshes, tmp_path, 0, CPU)
+    trained = training.pretrain(config, meshes, tmp_path, seed=0, device=CPU)
     assert all(torch.equal(v, started[0][0][n]) for n, v in trained.state_dict().items())
     norms = [module.use_norm for module in started[0][1].modules() if hasattr(module, "use_norm")]
     assert norms == [False] * 3
 
 
-def test_training_reconstructs_better_and_better(meshes, tmp_path):
-    config = replace(small("ict-paper-neutral"), epochs=25, rate=1e-3, expression_dim=4)
-    training.train(config, meshes, tmp_path, seed=0, device=CPU)
+def test_training_reconstructs_better_and_better(few, tmp_path):
+    recipe = "ict-paper-neutral-no-discriminator"
+    config = small(recipe, epochs=15, rate=2e-3, expression_dim=4)
+    training.train(config, few, tmp_path, seed=0, device=CPU)
     rows = [line.split(",") for line in (tmp_path / "joint.csv").read_text().splitlines()]
     for term in ("reconstruction", "neutral_truth"):
         column = rows[0].index(term)

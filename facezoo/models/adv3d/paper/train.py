@@ -50,9 +50,15 @@ Step = Callable[[int, Tensor, torch.Generator], Mapping[str, Tensor]]
 
 
 def pretrain(
-    config: PaperConfig, meshes: RegisteredMeshes, out: Path, seed: int, device: torch.device
+    config: PaperConfig,
+    meshes: RegisteredMeshes,
+    out: Path,
+    *,
+    seed: int,
+    device: torch.device,
+    save_every: float = 180.0,
 ) -> IdentityDiscriminator:
-    """Train the discriminator to tell whether two meshes are of one person, half of them are."""
+    """Train the discriminator on pairs, of which half are of one person; see ``train``."""
     torch.manual_seed(seed)
     discriminator = IdentityDiscriminator(use_norm=True).to(device)
     optimizer = torch.optim.Adam(discriminator.parameters(), lr=config.rate)
@@ -70,7 +76,7 @@ def pretrain(
 
     parts = {"discriminator": discriminator, "optimizer": optimizer}
     size, epochs = config.pretraining_batch_size, config.pretraining_epochs
-    fit(parts, len(meshes.vertices), size, epochs, step, out / "pretraining", seed)
+    fit(parts, len(meshes.vertices), size, epochs, step, out / "pretraining", seed, save_every)
     return discriminator
 
 
@@ -91,7 +97,7 @@ def train(
         out: folder for the states and logs.
         seed: of initial weights, order and chance.
         device: where to train.
-        save_every: seconds between saved states of the joint training.
+        save_every: seconds between saved states of either stage.
 
     Raises:
         ValueError: if there are too few meshes or persons, or no neutrals where they are wanted.
@@ -100,7 +106,8 @@ def train(
         raise ValueError("this recipe needs neutral meshes, and these meshes come without")
     judge = IdentityDiscriminator().to(device)
     if config.losses.adversarial:
-        judge.load_state_dict(pretrain(config, meshes, out, seed, device).state_dict())
+        knows = pretrain(config, meshes, out, seed=seed, device=device, save_every=save_every)
+        judge.load_state_dict(knows.state_dict())
     torch.manual_seed(seed)
     vae = VAE(meshes.vertices.shape[1], config.identity_dim, config.expression_dim).to(device)
     optimizers = {
@@ -269,7 +276,7 @@ def fit(
     step: Step,
     stage: Path,
     seed: int,
-    save_every: float = 180.0,
+    save_every: float,
 ) -> None:
     """Run a stage to its end, from its saved state if there is one.
 
