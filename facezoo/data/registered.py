@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,8 +29,11 @@ from facezoo.data.mesh_sets import (
 )
 from facezoo.data.meshes import read_mesh
 from facezoo.geometry.meshes import Mesh, moved, rigid_motion
+from facezoo.training import load_state, save_state
 
 READERS = {"coma": read_coma, "bu-3dfe": read_bu3dfe, "facescape": read_facescape}
+CHUNK = 200
+"""Meshes that an interruption of the reading costs at most."""
 LANDMARKS = "landmarks.txt"
 """Beside the persons' folders: numbers of vertices that expressions do not move, from 0."""
 
@@ -80,6 +83,7 @@ def read_registered(
     neutrals: bool = False,
     simplify_to: int | None = None,
     align: bool = False,
+    cache: Path | None = None,
 ) -> RegisteredMeshes:
     """Every mesh of one part of a data set.
 
@@ -94,6 +98,8 @@ def read_registered(
         simplify_to: vertices to keep, about; see ``simplification``. None for all.
         align: whether to lay every mesh upon the first neutral by the vertices that
             ``landmarks.txt`` in ``folder`` names.
+        cache: folder of this part, where what was read is kept, so that an interrupted call goes on
+            and the next one is quick. It must be removed when the files change.
 
     Raises:
         FileNotFoundError: if the folder holds no such meshes, or landmarks are wanted and missing.
@@ -111,6 +117,7 @@ def read_registered(
         kept=kept,
         landmarks=landmarks,
         target=template.vertices if template else None,
+        cache=cache,
     )
 
 
@@ -122,6 +129,7 @@ def read_rows(
     kept: tuple[Tensor, Tensor] | None = None,
     landmarks: Tensor | None = None,
     target: Tensor | None = None,
+    cache: Path | None = None,
 ) -> RegisteredMeshes:
     """Meshes of rows, all in one topology.
 
@@ -133,29 +141,32 @@ def read_rows(
         landmarks: vertices by which to align, (K,), in the numbers of the files. Where vertices are
             dropped, the nearest that is kept stands for each afterwards.
         target: a mesh to align to, millimetres, (N, 3).
+        cache: see ``read_registered``.
 
     Raises:
         ValueError: see ``read_registered``.
     """
     rows, left_out = _usable(rows, neutrals)
-    landmarks = torch.zeros(0, dtype=torch.int64) if landmarks is None else landmarks
+    anchors = torch.zeros(0, dtype=torch.int64) if landmarks is None else landmarks
     first = read_mesh(rows[0].path, units)
     if first.triangles is None:
         raise ValueError(f"{rows[0].path} has no triangles; the first mesh gives them for all")
     chosen, triangles = kept or (torch.arange(len(first.vertices)), first.triangles)
-    vertices = torch.empty(len(rows), len(chosen), 3)
-    for place, row in enumerate(tqdm(rows, desc="reading meshes", mininterval=1)):
+
+    def points_of(row: MeshRow) -> Tensor:
         points = read_mesh(row.path, units).to_units("mm").vertices
         if len(points) != len(first.vertices):
             raise ValueError(
                 f"{row.path} has {len(points)} vertices and {rows[0].path} "
                 f"{len(first.vertices)}; register the meshes to one topology first"
             )
-        if len(landmarks) and target is not None:
-            points = moved(points, *rigid_motion(points[landmarks], target[landmarks]))
-        vertices[place] = points[chosen]
-    if len(landmarks) and kept:
-        landmarks = torch.cdist(first.vertices[landmarks], first.vertices[chosen]).argmin(1)
+        if len(anchors) and target is not None:
+            points = moved(points, *rigid_motion(points[anchors], target[anchors]))
+        return points[chosen]
+
+    vertices = _read_all(rows, points_of, cache)
+    if len(anchors) and kept:
+        anchors = torch.cdist(first.vertices[anchors], first.vertices[chosen]).argmin(1)
     names = tuple(dict.fromkeys(row.person for row in rows))
     number = {name: place for place, name in enumerate(names)}
     neutral = {row.person: place for place, row in enumerate(rows) if row.expression == "neutral"}
@@ -165,10 +176,34 @@ def read_rows(
         tuple(_expression(row) for row in rows),
         names,
         triangles,
-        landmarks,
+        anchors,
         vertices[[neutral[name] for name in names]] if neutrals else None,
         left_out,
     )
+
+
+def _read_all(
+    rows: Sequence[MeshRow], points_of: Callable[[MeshRow], Tensor], cache: Path | None
+) -> Tensor:
+    """Vertices of all rows, (M, N, 3), kept in ``cache`` chunk by chunk."""
+    chunks = []
+    bar = tqdm(total=len(rows), desc="reading meshes", mininterval=1)
+    for start in range(0, len(rows), CHUNK):
+        part = rows[start : start + CHUNK]
+        path = cache / f"{start}.pt" if cache else None
+        if path and (saved := load_state(path)):
+            chunks.append(saved["vertices"])
+            bar.update(len(part))
+            continue
+        chunk = []
+        for row in part:
+            chunk.append(points_of(row))
+            bar.update()
+        chunks.append(torch.stack(chunk))
+        if path:
+            save_state(path, vertices=chunks[-1])
+    bar.close()
+    return torch.cat(chunks)
 
 
 def _usable(rows: Sequence[MeshRow], neutrals: bool) -> tuple[list[MeshRow], tuple[str, ...]]:
@@ -202,7 +237,7 @@ def _template(data: MeshSet) -> Mesh:
     for row in data.part("train"):
         if row.expression == "neutral":
             return read_mesh(row.path, data.units).to_units("mm")
-    raise ValueError("no training person has a neutral mesh, after which all would be laid out")
+    raise ValueError("no training person has a neutral mesh to simplify or align the others after")
 
 
 def _landmarks(folder: Path) -> Tensor:

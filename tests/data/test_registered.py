@@ -6,6 +6,7 @@ import torch
 from ict_pack import write_ict
 from mesh_trees import SIDE, face, write_bu3dfe, write_coma, write_facescape
 
+from facezoo.data import registered
 from facezoo.data.ict import IctFaces
 from facezoo.data.mesh_sets import read_facescape
 from facezoo.data.meshes import write_mesh
@@ -105,3 +106,23 @@ def test_ict_comes_in_the_same_form(tmp_path):
         assert meshes.expressions[place] == part.expressions[expression]
         assert np.array_equal(meshes.vertices[place], part.vertices[person, expression])
     assert np.array_equal(meshes.neutral, part.vertices[:, 0])
+
+
+def test_an_interrupted_reading_goes_on(tmp_path, monkeypatch):
+    root, cache = write_facescape(tmp_path / "set"), tmp_path / "cache"
+    whole = read_registered("facescape", root)
+    monkeypatch.setattr(registered, "CHUNK", 5)
+    read, calls = registered.read_mesh, []
+
+    def interrupted(path, units):
+        calls.append(path)
+        if len(calls) == 9:  # the first mesh is read twice
+            raise KeyboardInterrupt
+        return read(path, units)
+
+    monkeypatch.setattr(registered, "read_mesh", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        read_registered("facescape", root, cache=cache)
+    again = read_registered("facescape", root, cache=cache)
+    assert len(calls) == 9 + 1 + 7
+    assert torch.equal(again.vertices, whole.vertices)

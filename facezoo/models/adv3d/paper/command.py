@@ -15,7 +15,7 @@ from facezoo.models.adv3d.networks import VAE
 from facezoo.models.adv3d.paper.recipes import PaperConfig, recipe
 from facezoo.models.adv3d.paper.train import train
 from facezoo.models.adv3d.train import CITATION
-from facezoo.training import begin_run, load_state, save_state, write_checkpoint
+from facezoo.training import begin_run, write_checkpoint
 
 TITLES = {
     "coma": "CoMA (Ranjan et al. 2018)",
@@ -29,7 +29,7 @@ def run(name: str, data: Path, out: Path, *, seed: int, device: torch.device) ->
     """Train by one of the paper's recipes and write weights and card.
 
     Interrupted, the same call goes on where the last saved state stands and ends at the same
-    weights. The meshes are read once and kept in ``out/meshes.pt``.
+    weights. Meshes from files are read once and kept in ``out/meshes``.
 
     Args:
         name: of the recipe, a key of ``RECIPES``.
@@ -48,7 +48,7 @@ def run(name: str, data: Path, out: Path, *, seed: int, device: torch.device) ->
     """
     config = recipe(name)
     record = begin_run(out, seed=seed, recipe=asdict(config))
-    meshes = kept_meshes(config, data, out)
+    meshes = read(config, data, cache=out / "meshes")
     model = as_model(config, train(config, meshes, out, seed=seed, device=device), meshes)
     weights = "mit" if config.source == "ict" else "research-only"
     return write_checkpoint(
@@ -73,8 +73,17 @@ def run(name: str, data: Path, out: Path, *, seed: int, device: torch.device) ->
     )
 
 
-def read(config: PaperConfig, data: Path, split: str = "train") -> RegisteredMeshes:
-    """Meshes of one part of a recipe's data set, ``"train"`` or ``"test"``, as it prepares them."""
+def read(
+    config: PaperConfig, data: Path, split: str = "train", cache: Path | None = None
+) -> RegisteredMeshes:
+    """Meshes of one part of a recipe's data set, prepared as for training.
+
+    Args:
+        config: the recipe.
+        data: folder of the data set.
+        split: ``"train"`` or ``"test"``.
+        cache: see ``read_registered``.
+    """
     if config.source == "ict":
         faces = IctFaces(data)
         parts = dict(zip(("train", "test"), faces.split(config.size), strict=True))
@@ -86,16 +95,8 @@ def read(config: PaperConfig, data: Path, split: str = "train") -> RegisteredMes
         neutrals=config.neutrals,
         simplify_to=config.simplify_to,
         align=config.align,
+        cache=cache,
     )
-
-
-def kept_meshes(config: PaperConfig, data: Path, out: Path) -> RegisteredMeshes:
-    """The training meshes, from ``out/meshes.pt`` if an earlier call has read them."""
-    if saved := load_state(out / "meshes.pt"):
-        return RegisteredMeshes(**saved)
-    meshes = read(config, data)
-    save_state(out / "meshes.pt", **vars(meshes))
-    return meshes
 
 
 def as_model(config: PaperConfig, vae: VAE, meshes: RegisteredMeshes) -> Adv3D:
