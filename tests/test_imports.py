@@ -125,12 +125,13 @@ def test_a_family_that_imports_another_is_caught(tmp_path):
     assert fault.endswith("model imports facezoo.models.ipd_fer.losses: families stay apart")
 
 
-def test_only_train_imports_data_in_a_family(tmp_path):
+def test_only_the_training_imports_data_in_a_family(tmp_path):
     line = "from facezoo.data.images import Pack\n"
-    may = {"models/adv3d/train.py": line, "models/ipd_fer/train/rows.py": line}
+    may = dict.fromkeys(("models/adv3d/train.py", "models/ipd_fer/train/rows.py"), line)
+    may["models/adv3d/paper/command.py"] = line
     files = {**may, "models/adv3d/model.py": line, "data/images.py": ""}
     (fault,) = direction_faults(plant(tmp_path, files))
-    assert fault == "facezoo.models.adv3d.model imports facezoo.data.images: only its train may"
+    assert fault == "facezoo.models.adv3d.model imports facezoo.data.images: only its training may"
 
 
 def test_a_module_without_a_row_is_caught(tmp_path):
@@ -248,9 +249,9 @@ def fault(name: str, target: str) -> str | None:
     if (
         family
         and target.startswith("facezoo.data")
-        and not f"{name}.".startswith(f"{family}.train.")
+        and not f"{name}.".startswith((f"{family}.train.", f"{family}.paper."))
     ):
-        return ": only its train may"
+        return ": only its training may"
     if here is None or there is None or folder_of(name) == folder_of(target):
         return None
     if family and target.startswith("facezoo.models."):
