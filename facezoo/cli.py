@@ -336,10 +336,12 @@ def _add_train(commands: Any) -> None:
     _add_device(command)
 
 
-_DATA = "with the packs, or for adv3d with the files of ICT-3D"
+_DATA = "with the packs, or for adv3d with the files of ICT-3D or of the recipe's meshes"
 _RECIPES = (
     "of ipd-fer: paper, paper-baseline, compact or compact-baseline; of latentface: paper or "
-    "compact (default: paper); of adv3d: ict, ict-neutral or ict-no-discriminator (default: ict)"
+    "compact (default: paper); of adv3d: ict, ict-neutral, ict-scans or ict-no-discriminator "
+    "(default: ict), and the paper's own: facescape, facescape-neutral, bu-3dfe, bu-3dfe-neutral, "
+    "coma, ict-paper or ict-paper-neutral, each with -no-discriminator too"
 )
 _OF_IPD_FER = ("without", "dataset", "fold", "start")
 
@@ -355,11 +357,12 @@ def _train(options: argparse.Namespace) -> int:
         print(train_detector(options.data, options.out, seed=seed, device=device))
         return 0
     if options.model == "adv3d":
-        from facezoo.models.adv3d.train import run as train_adv3d
+        from facezoo.models.adv3d import paper, train
 
         seed = _only_seed(options, "stage", *_OF_IPD_FER)
         name = options.recipe or "ict"
-        print(train_adv3d(options.data, options.out, seed=seed, device=device, name=name))
+        run_adv3d = paper.run if name in paper.RECIPES else train.run
+        print(run_adv3d(name, options.data, options.out, seed=seed, device=device))
         return 0
     if options.model == "latentface":
         from facezoo.models.latentface.train import run as train_latentface

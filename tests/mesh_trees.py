@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from ict_pack import grid_triangles
 
-from facezoo.data.meshes import write_mesh
+from facezoo.geometry.mesh_files import write_mesh
 from facezoo.geometry.meshes import Mesh
 
 SIDE = 8

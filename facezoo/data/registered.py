@@ -27,7 +27,7 @@ from facezoo.data.mesh_sets import (
     read_facescape,
     simplification,
 )
-from facezoo.data.meshes import read_mesh
+from facezoo.geometry.mesh_files import read_mesh
 from facezoo.geometry.meshes import Mesh, moved, rigid_motion
 from facezoo.training import load_state, save_state
 

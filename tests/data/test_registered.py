@@ -9,8 +9,8 @@ from mesh_trees import SIDE, face, write_bu3dfe, write_coma, write_facescape
 from facezoo.data import registered
 from facezoo.data.ict import IctFaces
 from facezoo.data.mesh_sets import read_facescape
-from facezoo.data.meshes import write_mesh
 from facezoo.data.registered import from_faces, read_registered, read_rows
+from facezoo.geometry.mesh_files import write_mesh
 
 
 def test_facescape_is_read_with_its_neutrals(tmp_path):

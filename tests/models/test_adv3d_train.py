@@ -69,7 +69,7 @@ def test_a_recipe_leaves_weights_and_a_card_that_load(folder, tmp_path, recipe, 
     losses, kind = config.RECIPES[recipe].losses, config.RECIPES[recipe].neutrals
     chosen = replace(SMALL, tag=recipe, losses=losses, neutrals=kind)
     monkeypatch.setitem(config.RECIPES, recipe, chosen)
-    path = train.run(folder, tmp_path, seed=0, device=CPU, name=recipe)
+    path = train.run(recipe, folder, tmp_path, seed=0, device=CPU)
     card = Card.load(path)
     assert card.name == f"adv3d.{recipe}"
     model = Adv3D(**card.architecture).eval()

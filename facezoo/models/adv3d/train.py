@@ -52,15 +52,15 @@ CITATION = """@inproceedings{gu2023adversarial,
 }"""
 
 
-def run(data: Path, out: Path, *, seed: int, device: torch.device, name: str = "ict") -> Path:
+def run(name: str, data: Path, out: Path, *, seed: int, device: torch.device) -> Path:
     """Train by a recipe and write weights and card; returns the card's path.
 
     Args:
+        name: of the recipe, a key of ``RECIPES``.
         data: folder with the files of ICT-3D.
         out: folder for the run's state, log and result.
         seed: of everything random.
         device: where to train.
-        name: of the recipe, a key of ``RECIPES``.
 
     Raises:
         UnknownNameError: if there is no such recipe.
