@@ -4,9 +4,9 @@
     python docs/tables.py --check    exits with 1 if one of them differs from the cards
 
 A region stands between ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``. NAME is ``models`` for
-the table of the README, ``card-<model>`` for everything about a model's checkpoints, or
-``comparison-<checkpoint>`` for a checkpoint beside its baseline, from the files of
-``docs/results``.
+the table of the README, ``card-<model>`` for everything about a model's checkpoints,
+``comparison-<checkpoint>`` for a checkpoint beside its baseline, or ``finetuning``; the last two
+from the files of ``docs/results``.
 """
 
 from __future__ import annotations
@@ -81,9 +81,12 @@ def _region(name: str, cards: Sequence[Card]) -> str:
         text = card_text(cards, name.removeprefix("card-"))
     elif name.startswith("comparison-"):
         text = comparison_text(name.removeprefix("comparison-"))
+    elif name == "finetuning":
+        text = finetuning_text(ROOT / "docs" / "results" / "finetune.lfw.json")
     else:
         raise ValueError(
-            f"no region is named {name!r}; wanted models, card-<model> or comparison-<checkpoint>"
+            f"no region is named {name!r}; wanted models, finetuning, card-<model> or "
+            "comparison-<checkpoint>"
         )
     return f"<!-- {name}:begin -->\n{text}\n<!-- {name}:end -->"
 
@@ -107,6 +110,28 @@ def comparison_text(checkpoint: str, results: Path = ROOT / "docs" / "results") 
     ]
     said = "Difference in accuracy on FER+ test, percentage points, paired:"
     return "\n\n".join([table, said, "\n".join(tests)])
+
+
+def finetuning_text(path: Path) -> str:
+    """Balanced accuracy by labels per class, from what benchmarks/finetune.py wrote."""
+    if not path.is_file():
+        return "Not measured."
+    content = json.loads(path.read_text(encoding="utf-8"))
+    runs = content["runs"]
+    arms = list(dict.fromkeys(run["arm"] for run in runs))
+    sizes = list(dict.fromkeys(run["labels_per_class"] for run in runs))
+    rows, header = [], ["labels per class"]
+    for size in sizes:
+        found = [run for run in runs if run["labels_per_class"] == size]
+        row = [f"{size} ({found[0]['images']} photographs)"]
+        for arm in arms:
+            values = [run["balanced accuracy"] for run in found if run["arm"] == arm]
+            seeds = f" ({len(values)} seeds)" if len(values) > 1 else ""
+            row.append(f"{_mean_and_spread(values)}{seeds}")
+        rows.append(row)
+    said = f"{content['what']}, {content['validation_images']} photographs".capitalize()
+    table = _table([*header, *arms], rows)
+    return f"{said}; mean ± standard deviation. Printed by `{content['command']}`.\n\n{table}"
 
 
 def _read(path: Path) -> dict[str, Any]:

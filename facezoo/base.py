@@ -9,12 +9,13 @@ from typing import Any, ClassVar, NoReturn
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from facezoo.card import Card, Preprocessing
 from facezoo.errors import NoFaceError, UnsupportedError
 from facezoo.families import FAMILIES, model_class
+from facezoo.freezing import Freezable
 from facezoo.preprocess.pipeline import (
     OnMissing,
     Which,
@@ -58,7 +59,7 @@ class Options:
     progress: bool
 
 
-class FaceModel(nn.Module, Pretrained):
+class FaceModel(Freezable, Pretrained):
     """A disentangled face representation.
 
     ``encode_*`` and ``predict_*`` take photographs, run in inference mode and batch by themselves;

@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (_add_list, _add_info, _add_predict, _add_extract, _add_download):
         add(commands)
-    for add in (_add_train, _add_evaluate, _add_publish, _add_convert):
+    for add in (_add_train, _add_finetune, _add_evaluate, _add_publish, _add_convert):
         add(commands)
     return parser
 
@@ -366,6 +366,76 @@ def _train(options: argparse.Namespace) -> int:
         start=options.start,
     )
     print(*cards, sep="\n")
+    return 0
+
+
+_NUMBERS = {
+    "epochs": (int, "passes over the data (default: 10)"),
+    "batch_size": (int, "photographs per step (default: 32)"),
+    "rate": (float, "learning rate of the classifier (default: 0.001)"),
+    "layer_decay": (float, "factor on the rate per layer towards the input (default: 0.7)"),
+    "weight_decay": (float, "default: 0.05"),
+    "warmup": (float, "share of the steps (default: 0.1)"),
+    "smoothing": (float, "of the labels (default: 0.1)"),
+}
+"""Fields of ``facezoo.finetuning.Finetuning``, which is not imported to build the parser."""
+
+
+def _add_finetune(commands: Any) -> None:
+    more = "Interrupted, the same command goes on where it was."
+    text = "train a checkpoint further on photographs and classes of your own"
+    command = _command(commands, "finetune", _finetune, text, more)
+    command.add_argument("--model", default="ipd-fer", help="default: %(default)s")
+    command.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        help="a folder with a folder of photographs per class, or a .csv or .parquet file",
+    )
+    command.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="a folder that load opens"
+    )
+    command.add_argument("--label-column", metavar="NAME", help="of a table (default: label, ...)")
+    command.add_argument("--classes", metavar="NAMES", help="only these, with commas between")
+    command.add_argument("--aligned", action="store_true", help="the images are aligned crops")
+    for name, (kind, help_text) in _NUMBERS.items():
+        flag = f"--{name.replace('_', '-')}"
+        command.add_argument(flag, type=kind, metavar="N", help=help_text)
+    command.add_argument(
+        "--freeze",
+        action="append",
+        default=[],
+        metavar="PART",
+        help="keep a part as it is, such as expression_encoder.backbone.layer1; may be repeated",
+    )
+    command.add_argument("--probe", action="store_true", help="train the classifier alone")
+    command.add_argument("--from-scratch", action="store_true", help="from random weights")
+    command.add_argument("--seed", type=int, default=0, metavar="N")
+    _add_device(command)
+
+
+def _finetune(options: argparse.Namespace) -> int:
+    from facezoo.finetuning import Finetuning, finetune
+
+    given = {name: getattr(options, name) for name in _NUMBERS}
+    recipe = Finetuning(
+        **{name: value for name, value in given.items() if value is not None},
+        freeze=tuple(options.freeze),
+        probe=options.probe,
+        pretrained=not options.from_scratch,
+    )
+    done = finetune(
+        options.data,
+        options.out,
+        model=options.model,
+        recipe=recipe,
+        label_column=options.label_column,
+        classes=[w.strip() for w in options.classes.split(",")] if options.classes else None,
+        aligned=options.aligned,
+        seed=options.seed,
+        device=options.device,
+    )
+    print(done)
     return 0
 
 

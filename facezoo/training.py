@@ -216,6 +216,54 @@ def decayed_and_not(module: nn.Module) -> Iterator[dict[str, Any]]:
     yield {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}
 
 
+def layer_groups(module: nn.Module, decay: float) -> list[dict[str, Any]]:
+    """Parameter groups whose learning rate falls with the distance from the output.
+
+    Every timm backbone in the module counts its own layers, the last of which is trained at
+    ``decay`` times the full rate, the one before at ``decay**2`` times, and so on; what is outside
+    of backbones is trained at the full rate. Norms and biases are not decayed.
+
+    Source: Clark et al., "ELECTRA" (2020), Sec. 3.1, layer-wise learning rates.
+
+    Args:
+        module: of which parameters without gradients are left out.
+        decay: factor per layer, in (0, 1]; 1 gives every layer the full rate.
+
+    Returns:
+        Groups for an optimiser, with ``"rate_scale"`` for ``set_cosine_rate`` and ``set_rate``.
+
+    Raises:
+        ValueError: if ``decay`` is outside of (0, 1].
+    """
+    if not 0 < decay <= 1:
+        raise ValueError(f"layer decay must be above 0 and at most 1, got {decay}")
+    depths = _distances(module)
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            key = depths.get(name, 0), parameter.ndim > 1
+            groups.setdefault(key, []).append(parameter)
+    return [
+        {"params": parameters, "rate_scale": decay**depth}
+        | ({} if is_matrix else {"weight_decay": 0.0})
+        for (depth, is_matrix), parameters in groups.items()
+    ]
+
+
+def _distances(module: nn.Module) -> dict[str, int]:
+    """How many layers before the end of its timm backbone a parameter is, from 1; by name."""
+    from timm.models import group_parameters
+
+    depths: dict[str, int] = {}
+    for prefix, part in module.named_modules():
+        if hasattr(part, "group_matcher"):
+            layers = group_parameters(part, part.group_matcher(coarse=False), reverse=True)
+            last = max(layers.values(), default=0)
+            start = f"{prefix}." if prefix else ""
+            depths |= {f"{start}{name}": last + 1 - layer for name, layer in layers.items()}
+    return depths
+
+
 def begin_run(out: Path, *, seed: int, recipe: dict[str, Any]) -> dict[str, Any]:
     """Record where a run came from, or read the record of the run that is being resumed.
 

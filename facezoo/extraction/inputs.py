@@ -15,12 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facezoo.errors import ImageError
-from facezoo.preprocess.reading import read_image
+from facezoo.preprocess.reading import SUFFIXES, read_image
 
-SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
-    *(".avif", ".jp2", ".ppm", ".pgm", ".pnm"),
-)
 AHEAD_BYTES = 256 * 2**20
 """Decoded photographs that may wait, together."""
 BATCH_BYTES = 256 * 2**20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -230,16 +231,24 @@ class IPDFER(DecodingModel):
         """Expression logits of prepared crops, (B, K)."""
         return self.classify_expression(images)
 
-    def reset_classifier(self, num_classes: int, labels: tuple[str, ...] | None = None) -> None:
+    def get_classifier(self) -> nn.Module:
+        """timm's word for C_exp."""
+        return self.expression_classifier
+
+    def reset_classifier(
+        self, num_classes: int | None = None, labels: Sequence[str] | None = None
+    ) -> None:
         """Replace C_exp by a new one with random weights.
 
         Args:
-            num_classes: K.
+            num_classes: K; None for one class per label.
             labels: names of the classes, K; None for ``class_0`` and so on.
 
         Raises:
             ValueError: if the numbers do not agree, or there is no class.
         """
+        if num_classes is None:
+            num_classes = len(labels or ())
         if num_classes < 1:
             raise ValueError(
                 f"reset_classifier got num_classes={num_classes}; give 1 or more, or call "
@@ -255,7 +264,7 @@ class IPDFER(DecodingModel):
             self.num_features, num_classes, device=old.device, dtype=old.dtype
         )
         self.architecture = {**self.architecture, "num_classes": num_classes}
-        self.labels = labels or tuple(f"class_{index}" for index in range(num_classes))
+        self.labels = tuple(labels or ()) or tuple(f"class_{index}" for index in range(num_classes))
 
 
 def _absent(*, pose: bool, decoder: bool) -> dict[str, str]:
