@@ -30,7 +30,7 @@ ROWS = [
     ["evaluate"],
     ["models", "detector.train", "annotate"],
     ["registry"],
-    ["extraction", "finetuning"],
+    ["extraction", "finetuning", "sklearn"],
     ["publish", "__init__", "cli", "__main__"],
 ]
 # Rows in which modules may import one another, as long as no cycle arises.
