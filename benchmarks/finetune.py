@@ -32,8 +32,8 @@ MODEL = "ipd-fer"
 # Training from scratch gets twice the epochs and the full rate in every layer.
 RECIPES = {
     "10": (Finetuning(epochs=30, batch_size=10), 3),
-    "100": (Finetuning(epochs=12, batch_size=25), 3),
-    "all": (Finetuning(epochs=3, batch_size=64), 1),
+    "100": (Finetuning(epochs=8, batch_size=25), 3),
+    "all": (Finetuning(epochs=2, batch_size=64), 1),
 }
 """Fine-tuning recipe and number of seeds by labels per class."""
 
