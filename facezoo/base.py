@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NoReturn
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from facezoo.card import Card, Preprocessing
@@ -75,6 +75,8 @@ class FaceModel(Freezable, Pretrained):
     preprocessing: Preprocessing = Preprocessing()
     labels: tuple[str, ...] = ()
     card: Card | None = None
+    timm_stages: ClassVar[tuple[str, ...]] = ()
+    """Stages that ``as_timm`` gives as one timm model; see ``facezoo.export``."""
     absent: Mapping[str, str] = {}
     """What the family can do and this configuration of it cannot, and why."""
 
@@ -262,6 +264,17 @@ class FaceModel(Freezable, Pretrained):
     def _stage(self, name: str) -> Stage:
         stage: Stage | None = getattr(self, CAPABILITIES[name], None)
         return stage if stage is not None and name not in self.absent else self.refuse(name)
+
+    def as_timm(self, stage: str) -> nn.Module:
+        """A stage as one timm model with a linear last layer, which gives the same numbers.
+
+        Args:
+            stage: one of ``timm_stages``.
+
+        Raises:
+            UnsupportedError: if this family has no such stage.
+        """
+        raise UnsupportedError(f"{self.model_name} has no stage {stage!r} that is a timm model")
 
     def refuse(self, name: str) -> NoReturn:
         """Say that this model cannot do ``name``, a method of some model, and what can.

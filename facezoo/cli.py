@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (_add_list, _add_info, _add_predict, _add_extract, _add_download):
         add(commands)
-    for add in (_add_train, _add_finetune, _add_evaluate, _add_publish, _add_convert):
+    for add in (_add_train, _add_finetune, _add_evaluate, _add_publish, _add_convert, _add_export):
         add(commands)
     return parser
 
@@ -501,6 +501,28 @@ def _convert(options: argparse.Namespace) -> int:
     from facezoo.convert import convert
 
     print(convert(options.source, options.target, key=options.key, overwrite=options.overwrite))
+    return 0
+
+
+def _add_export(commands: Any) -> None:
+    more = "Every stage is compared with the model before it counts."
+    text = "write stages of a model as ONNX, torch.export programs or timm folders"
+    command = _command(commands, "export", _export, text, more)
+    command.add_argument("model", help="any name that load takes")
+    command.add_argument("--format", choices=["onnx", "torch-export", "timm"], required=True)
+    command.add_argument("--out", type=Path, required=True, metavar="DIR")
+    command.add_argument(
+        "--stages", metavar="NAMES", help="such as probabilities,expression (default: all)"
+    )
+
+
+def _export(options: argparse.Namespace) -> int:
+    from facezoo.export import export
+    from facezoo.registry import load
+
+    stages = [name.strip() for name in options.stages.split(",")] if options.stages else None
+    model = load(options.model, device="cpu")
+    print(*export(model, options.out, options.format, stages), sep="\n")
     return 0
 
 

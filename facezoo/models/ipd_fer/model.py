@@ -231,6 +231,29 @@ class IPDFER(DecodingModel):
         """Expression logits of prepared crops, (B, K)."""
         return self.classify_expression(images)
 
+    timm_stages = ("probabilities", "expression", "identity", "pose")
+
+    def as_timm(self, stage: str) -> nn.Module:
+        """A stage as one timm model with a linear last layer, which gives the same numbers.
+
+        Everything behind the backbone is linear in eval mode: the projection, the norm and, for
+        classes, C_exp. Their product is the last layer.
+
+        Args:
+            stage: ``"probabilities"``, whose logits it gives, or a name of features.
+
+        Raises:
+            UnsupportedError: if this model has no pose branch and it is asked for.
+        """
+        encoders = {"identity": self.identity_encoder, "pose": self.pose_encoder}
+        encoder = encoders.get(stage, self.expression_encoder)
+        if encoder is None:
+            self.refuse("encode_pose")
+        names = {"pose": self.architecture["pose_backbone"]}
+        name = names.get(stage, self.architecture["backbone"])
+        last = self.expression_classifier if stage == "probabilities" else None
+        return encoder.as_timm(name, last)
+
     def get_classifier(self) -> nn.Module:
         """timm's word for C_exp."""
         return self.expression_classifier
