@@ -71,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         add(commands)
     for add in (_add_train, _add_finetune, _add_evaluate, _add_publish, _add_convert, _add_export):
         add(commands)
+    _add_reproduce(commands)
     return parser
 
 
@@ -332,6 +333,9 @@ def _add_train(commands: Any) -> None:
     )
     command.add_argument("--fold", type=int, metavar="N", help="the fold left for testing, for ck+")
     command.add_argument("--start", metavar="CHECKPOINT", help="take the identity encoder from it")
+    command.add_argument(
+        "--smoke", action="store_true", help="one epoch of small batches, to see that it runs"
+    )
     _add_device(command)
 
 
@@ -350,7 +354,8 @@ def _train(options: argparse.Namespace) -> int:
         if given or len(options.seed) > 1:
             what = f"--{given[0]}" if given else "several seeds"
             raise ValueError(f"face-detector has one recipe and trains one seed; leave out {what}")
-        print(train_detector(options.data, options.out, seed=options.seed[0], device=device))
+        seed, smoke = options.seed[0], options.smoke
+        print(train_detector(options.data, options.out, seed=seed, device=device, smoke=smoke))
         return 0
     from facezoo.models.ipd_fer.train import run
 
@@ -364,6 +369,7 @@ def _train(options: argparse.Namespace) -> int:
         dataset=options.dataset,
         fold=options.fold,
         start=options.start,
+        smoke=options.smoke,
     )
     print(*cards, sep="\n")
     return 0
@@ -523,6 +529,31 @@ def _export(options: argparse.Namespace) -> int:
     stages = [name.strip() for name in options.stages.split(",")] if options.stages else None
     model = load(options.model, device="cpu")
     print(*export(model, options.out, options.format, stages), sep="\n")
+    return 0
+
+
+def _add_reproduce(commands: Any) -> None:
+    more = "Interrupted, the same command goes on where it was, but with --smoke begins anew."
+    text = "train a checkpoint again by the command in its card"
+    command = _command(commands, "reproduce", _reproduce, text, more)
+    command.add_argument("name", metavar="CHECKPOINT", help="a bundled one, or a model")
+    command.add_argument("--data", type=Path, required=True, metavar="DIR", help="DATA of the card")
+    command.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="for state, log, weights and card"
+    )
+    command.add_argument(
+        "--smoke", action="store_true", help="on a few images, to see that the recipe runs"
+    )
+    _add_device(command)
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    from facezoo.reproduce import reproduce
+
+    done = reproduce(
+        options.name, options.data, options.out, smoke=options.smoke, device=options.device
+    )
+    print(done)
     return 0
 
 

@@ -9,9 +9,9 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,28 @@ from torch import Tensor, nn
 from facezoo.card import Card, Hub, Licenses, Preprocessing, Training, Weights
 from facezoo.version import __version__
 from facezoo.weights import save, sha256_of
+
+Recipe = TypeVar("Recipe")
+
+
+def shortened(recipe: Recipe, **values: Any) -> Recipe:
+    """A recipe with some of its fields set, at any depth; to rehearse it in a few steps.
+
+    Args:
+        recipe: a dataclass, which may hold others.
+        values: of fields by name, such as ``epochs=1``.
+
+    Returns:
+        A copy in which every field of these names has that value.
+    """
+    changed: dict[str, Any] = {}
+    for entry in fields(recipe):  # type: ignore[arg-type]
+        value = getattr(recipe, entry.name)
+        if entry.name in values:
+            changed[entry.name] = values[entry.name]
+        elif is_dataclass(value):
+            changed[entry.name] = shortened(value, **values)
+    return replace(recipe, **changed)  # type: ignore[type-var]
 
 
 def generator(seed: int, *path: int) -> torch.Generator:

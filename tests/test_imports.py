@@ -30,7 +30,7 @@ ROWS = [
     ["evaluate"],
     ["models", "detector.train", "annotate"],
     ["registry"],
-    ["extraction", "finetuning", "sklearn", "export"],
+    ["extraction", "finetuning", "sklearn", "export", "reproduce"],
     ["publish", "__init__", "cli", "__main__"],
 ]
 # Rows in which modules may import one another, as long as no cycle arises.
