@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -71,7 +72,8 @@ def _parser() -> argparse.ArgumentParser:
         add(commands)
     for add in (_add_train, _add_finetune, _add_evaluate, _add_publish, _add_convert, _add_export):
         add(commands)
-    _add_reproduce(commands)
+    for add in (_add_join, _add_reproduce):
+        add(commands)
     return parser
 
 
@@ -243,11 +245,21 @@ def _add_extract(commands: Any) -> None:
     )
     text = "write the features of every face in many photographs to a file"
     command = _command(commands, "extract", _extract, text, more)
-    command.add_argument("source", nargs="+", metavar="FOLDER_OR_FILE")
+    command.add_argument(
+        "source",
+        nargs="+",
+        metavar="SOURCE",
+        help="a folder, photograph, pattern, .txt list, or shard (.parquet, .tar)",
+    )
     command.add_argument(
         "-o", "--output", required=True, metavar="FILE", help="a .parquet, .csv or .npz file"
     )
-    command.add_argument("--model", default="ipd-fer", help="default: %(default)s")
+    command.add_argument(
+        "--model",
+        action="append",
+        help="may be given again: FILE then becomes one file per model, NAME.<model>.SUFFIX "
+        "(default: ipd-fer)",
+    )
     command.add_argument(
         "--what",
         default="expression,identity",
@@ -271,12 +283,11 @@ def _add_extract(commands: Any) -> None:
 
 
 def _extract(options: argparse.Namespace) -> int:
-    from facezoo.extraction import extract
+    from facezoo.extraction import extract_each
 
-    report = extract(
+    reports = extract_each(
         options.source,
-        options.output,
-        model=options.model,
+        _outputs(Path(options.output), options.model or ["ipd-fer"]),
         what=[name.strip() for name in options.what.split(",") if name.strip()],
         faces=options.faces,
         on_missing=options.on_missing,
@@ -287,12 +298,44 @@ def _extract(options: argparse.Namespace) -> int:
         recursive=not options.no_recursive,
         overwrite=options.overwrite,
     )
-    print(report)
+    report = reports[0]
+    print(*reports, sep="\n")
     if options.profile:
         print(report.profile())
     for name, reason in report.unreadable:
         print(f"facezoo: unreadable: {name}: {reason}", file=sys.stderr)
     return 1 if options.strict and report.unreadable else 0
+
+
+def _outputs(output: Path, models: list[str]) -> dict[str | os.PathLike[str], str | FaceModel]:
+    """Which model's rows go to which file."""
+    if len(models) == 1:
+        return {output: models[0]}
+    outputs: dict[str | os.PathLike[str], str | FaceModel] = {}
+    for name in models:
+        short = Path(name).name if Path(name).exists() else name
+        word = re.sub(r"[^\w.-]+", "-", short).strip("-")
+        outputs[output.with_name(f"{output.stem}.{word}{output.suffix}")] = name
+    if len(outputs) < len(models):
+        raise ValueError("two of the models have one name, and their rows would go to one file")
+    return outputs
+
+
+def _add_join(commands: Any) -> None:
+    more = "Files of different checkpoints or preprocessing are refused."
+    text = "put several .parquet files of extract into one"
+    command = _command(commands, "join", _join, text, more)
+    command.add_argument("files", nargs="+", metavar="FILE")
+    command.add_argument("-o", "--output", required=True, metavar="FILE", help="a .parquet file")
+    command.add_argument("--overwrite", action="store_true", help="replace the output")
+
+
+def _join(options: argparse.Namespace) -> int:
+    from facezoo.extraction import join_files
+
+    count = join_files(options.files, options.output, options.overwrite)
+    print(f"{options.output}: {count} rows from {len(options.files)} files")
+    return 0
 
 
 def _add_download(commands: Any) -> None:

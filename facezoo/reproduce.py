@@ -83,7 +83,7 @@ def commands(card: Card, data: Path, out: Path) -> list[list[str]]:
     found = []
     for text in card.training.command.split("&&"):
         words = shlex.split(text)
-        if len(words) < 2 or words[0] != "facezoo" or words[1] != "train" or "--out" not in words:
+        if words[:2] != ["facezoo", "train"] or "--out" not in words[:-1]:
             raise CardError(
                 f"{card.name}: the card's command is {text.strip()!r}; only 'facezoo train ... "
                 "--out ...' can be run again"
