@@ -32,3 +32,14 @@ def test_the_fine_tuning_experiment_measures_every_arm(tmp_path, monkeypatch):
     monkeypatch.setattr(script, "fit", None)  # nothing is trained again
     script.measure(tmp_path, out, tmp_path / "cache", smoke=True)
     assert json.loads(out.read_text())["runs"] == runs
+
+
+def test_the_extraction_benchmark_measures_memory_and_stages(tmp_path):
+    small = IPDFER("test_resnet.r160_in1k", 8, pose_backbone=None, decoder_size=None)
+    small.save_pretrained(tmp_path / "base")
+    script = benchmark("extraction")
+    script.replicate(script.PORTRAITS, tmp_path / "photos", 3)
+    run = script.measure(tmp_path / "photos", tmp_path / "f.npz", str(tmp_path / "base"), "cpu")
+    assert (run["images"], run["rows"]) == (3, 3)
+    assert run["peak_mb"] > 0
+    assert {"decode", "detect", "encode"} <= run["images_per_second_by_stage"].keys()
