@@ -14,6 +14,7 @@ import argparse
 import json
 import time
 from dataclasses import asdict
+from functools import cache as cache_results
 from pathlib import Path
 
 import torch
@@ -33,9 +34,15 @@ MODEL = "ipd-fer"
 RECIPES = {
     "10": (Finetuning(epochs=30, batch_size=10), 3),
     "100": (Finetuning(epochs=8, batch_size=25), 3),
-    "all": (Finetuning(epochs=2, batch_size=64), 1),
+    "all": (Finetuning(epochs=1, batch_size=64), 1),
 }
 """Fine-tuning recipe and number of seeds by labels per class."""
+
+PROBED = {
+    "linear probe of identity features": "encode_identity",
+    "linear probe of expression features": "encode_expression",
+}
+TRAINED = ("fine-tuned", "from scratch")
 
 
 def recipe_of(arm: str, tuned: Finetuning) -> Finetuning:
@@ -102,16 +109,12 @@ def measure(data: Path, out: Path, cache: Path, smoke: bool) -> None:
     runs = json.loads(kept.read_text()) if kept.is_file() else []
     done = {(run["arm"], run["labels_per_class"], run["seed"]) for run in runs}
     model = facezoo.load(MODEL, device="cpu")
-    features = {
-        what: {"train": features_of(train, model, what), "val": features_of(val, model, what)}
-        for what in ("encode_expression", "encode_identity")
-    }
-    arms = {
-        "linear probe of identity features": "encode_identity",
-        "linear probe of expression features": "encode_expression",
-        "fine-tuned": None,
-        "from scratch": None,
-    }
+
+    @cache_results
+    def features(what: str) -> dict[str, Tensor]:
+        return {"train": features_of(train, model, what), "val": features_of(val, model, what)}
+
+    arms = {**PROBED, **dict.fromkeys(TRAINED)}
     for per_class, (tuned, seeds) in recipes.items():
         for seed in range(seeds):
             rows = drawn(train.labels, per_class, seed)
@@ -120,7 +123,7 @@ def measure(data: Path, out: Path, cache: Path, smoke: bool) -> None:
                     continue
                 begin = time.perf_counter()
                 told = (
-                    probe(train, val, features[what], rows)
+                    probe(train, val, features(what), rows)
                     if what
                     else trained(arm, tuned, train[rows], val, seed)
                 )
@@ -130,14 +133,26 @@ def measure(data: Path, out: Path, cache: Path, smoke: bool) -> None:
                 runs.append(run)
                 kept.write_text(json.dumps(runs))
                 print(run, flush=True)
+                write(out, runs, model, recipes, len(val))
+    write(out, runs, model, recipes, len(val))
+
+
+def write(
+    out: Path,
+    runs: list[dict[str, object]],
+    model: facezoo.FaceModel,
+    recipes: dict[str, tuple[Finetuning, int]],
+    count: int,
+) -> None:
+    """The runs so far, as docs/tables.py reads them."""
     said = {
         "what": "neutral against happiness on the validation people of LFW, balanced accuracy in %",
         "checkpoint": model.card.name,
         "command": f"python benchmarks/finetune.py DATA --out docs/results/{out.name}",
-        "validation_images": len(val),
+        "validation_images": count,
         "classes": CLASSES,
         "recipes": {
-            per_class: {arm: asdict(recipe_of(arm, tuned)) for arm in list(arms)[2:]}
+            per_class: {arm: asdict(recipe_of(arm, tuned)) for arm in TRAINED}
             for per_class, (tuned, _) in recipes.items()
         },
         "threads": torch.get_num_threads(),

@@ -127,9 +127,10 @@ def finetuning_text(path: Path) -> str:
         for arm in arms:
             values = [run["balanced accuracy"] for run in found if run["arm"] == arm]
             seeds = f" ({len(values)} seeds)" if len(values) > 1 else ""
-            row.append(f"{_mean_and_spread(values)}{seeds}")
+            row.append(f"{_mean_and_spread(values)}{seeds}" if values else "not run")
         rows.append(row)
-    said = f"{content['what']}, {content['validation_images']} photographs".capitalize()
+    said = f"{content['what']}, {content['validation_images']} photographs"
+    said = said[0].upper() + said[1:]
     table = _table([*header, *arms], rows)
     return f"{said}; mean ± standard deviation. Printed by `{content['command']}`.\n\n{table}"
 
