@@ -4,9 +4,10 @@
     python docs/tables.py --check    exits with 1 if one of them differs from the cards
 
 A region stands between ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``. NAME is ``models`` for
-the table of the README, ``card-<model>`` for everything about a model's checkpoints, or
-``comparison-<checkpoint>`` for a checkpoint beside its baseline, or ``results-<file>.<table>`` for
-a table of numbers as a script of ``benchmarks`` wrote it, both from the files of ``docs/results``.
+the table of the README, ``card-<model>`` for everything about a model's checkpoints,
+``comparison-<checkpoint>`` for a checkpoint beside its baseline, ``finetuning``, or
+``results-<file>.<table>`` for a table of numbers as a script of ``benchmarks`` wrote it; the last
+three from the files of ``docs/results``.
 """
 
 from __future__ import annotations
@@ -83,10 +84,12 @@ def _region(name: str, cards: Sequence[Card]) -> str:
         text = comparison_text(name.removeprefix("comparison-"))
     elif name.startswith("results-"):
         text = results_text(*name.removeprefix("results-").rsplit(".", 1))
+    elif name == "finetuning":
+        text = finetuning_text(ROOT / "docs" / "results" / "finetune.lfw.json")
     else:
         raise ValueError(
-            f"no region is named {name!r}; wanted models, card-<model>, comparison-<checkpoint> or "
-            "results-<file>.<table>"
+            f"no region is named {name!r}; wanted models, finetuning, card-<model>, "
+            "comparison-<checkpoint> or results-<file>.<table>"
         )
     return f"<!-- {name}:begin -->\n{text}\n<!-- {name}:end -->"
 
@@ -124,6 +127,29 @@ def _cell(value: Any) -> str:
     if not isinstance(value, float):
         return str(value)
     return f"{value:.2f}" if abs(value) >= 10 else f"{value:.3f}"
+
+
+def finetuning_text(path: Path) -> str:
+    """Balanced accuracy by labels per class, from what benchmarks/finetune.py wrote."""
+    if not path.is_file():
+        return "Not measured."
+    content = json.loads(path.read_text(encoding="utf-8"))
+    runs = content["runs"]
+    arms = list(dict.fromkeys(run["arm"] for run in runs))
+    sizes = list(dict.fromkeys(run["labels_per_class"] for run in runs))
+    rows, header = [], ["labels per class"]
+    for size in sizes:
+        found = [run for run in runs if run["labels_per_class"] == size]
+        row = [f"{size} ({found[0]['images']} photographs)"]
+        for arm in arms:
+            values = [run["balanced accuracy"] for run in found if run["arm"] == arm]
+            seeds = f" ({len(values)} seeds)" if len(values) > 1 else ""
+            row.append(f"{_mean_and_spread(values)}{seeds}" if values else "not run")
+        rows.append(row)
+    said = f"{content['what']}, {content['validation_images']} photographs"
+    said = said[0].upper() + said[1:]
+    table = _table([*header, *arms], rows)
+    return f"{said}; mean ± standard deviation. Printed by `{content['command']}`.\n\n{table}"
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from facezoo.base import FaceModel
     from facezoo.card import Card
     from facezoo.extraction import extract
+    from facezoo.finetuning import finetune
     from facezoo.registry import download, info, list_models, load
     from facezoo.results import ExpressionPrediction, FaceEncoding, Faces
 
@@ -28,6 +29,7 @@ __all__ = [
     "download",
     "errors",
     "extract",
+    "finetune",
     "info",
     "list_models",
     "load",
@@ -41,6 +43,7 @@ _HOMES = {
     "Faces": "facezoo.results",
     "download": "facezoo.registry",
     "extract": "facezoo.extraction",
+    "finetune": "facezoo.finetuning",
     "info": "facezoo.registry",
     "list_models": "facezoo.registry",
     "load": "facezoo.registry",

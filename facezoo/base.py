@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from facezoo.card import Card, Preprocessing
 from facezoo.errors import NoFaceError, UnsupportedError
 from facezoo.families import FAMILIES, model_class
+from facezoo.freezing import Freezable
 from facezoo.preprocess.pipeline import (
     OnMissing,
     Which,
@@ -59,7 +60,7 @@ class Options:
     progress: bool
 
 
-class FaceModel(nn.Module, Pretrained):
+class FaceModel(Freezable, Pretrained):
     """A disentangled face representation.
 
     ``encode_*`` and ``predict_*`` take photographs, run in inference mode and batch by themselves;
@@ -75,6 +76,8 @@ class FaceModel(nn.Module, Pretrained):
     preprocessing: Preprocessing = Preprocessing()
     labels: tuple[str, ...] = ()
     card: Card | None = None
+    timm_stages: ClassVar[tuple[str, ...]] = ()
+    """Stages that ``as_timm`` gives as one timm model; see ``facezoo.export``."""
     absent: Mapping[str, str] = {}
     """What the family can do and this configuration of it cannot, and why."""
 
@@ -262,6 +265,17 @@ class FaceModel(nn.Module, Pretrained):
     def _stage(self, name: str) -> Stage:
         stage: Stage | None = getattr(self, CAPABILITIES[name], None)
         return stage if stage is not None and name not in self.absent else self.refuse(name)
+
+    def as_timm(self, stage: str) -> nn.Module:
+        """A stage as one timm model with a linear last layer, which gives the same numbers.
+
+        Args:
+            stage: one of ``timm_stages``.
+
+        Raises:
+            UnsupportedError: if this family has no such stage.
+        """
+        raise UnsupportedError(f"{self.model_name} has no stage {stage!r} that is a timm model")
 
     def refuse(self, name: str) -> NoReturn:
         """Say that this model cannot do ``name``, a method of some model, and what can.

@@ -188,7 +188,7 @@ class Card:
         text = Path(path).read_text(encoding="utf-8", errors="replace")
         try:
             mapping = json.loads(text, parse_constant=_refuse_constant)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CardError(f"{path}: not a card: {error}; wanted a JSON object") from error
         return cls.parse(mapping, source=str(path))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -69,7 +70,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (_add_list, _add_info, _add_predict, _add_extract, _add_download):
         add(commands)
-    for add in (_add_train, _add_evaluate, _add_publish, _add_convert):
+    for add in (_add_train, _add_finetune, _add_evaluate, _add_publish, _add_convert, _add_export):
+        add(commands)
+    for add in (_add_join, _add_reproduce):
         add(commands)
     return parser
 
@@ -242,11 +245,21 @@ def _add_extract(commands: Any) -> None:
     )
     text = "write the features of every face in many photographs to a file"
     command = _command(commands, "extract", _extract, text, more)
-    command.add_argument("source", nargs="+", metavar="FOLDER_OR_FILE")
+    command.add_argument(
+        "source",
+        nargs="+",
+        metavar="SOURCE",
+        help="a folder, photograph, pattern, .txt list, or shard (.parquet, .tar)",
+    )
     command.add_argument(
         "-o", "--output", required=True, metavar="FILE", help="a .parquet, .csv or .npz file"
     )
-    command.add_argument("--model", default="ipd-fer", help="default: %(default)s")
+    command.add_argument(
+        "--model",
+        action="append",
+        help="may be given again: FILE then becomes one file per model, NAME.<model>.SUFFIX "
+        "(default: ipd-fer)",
+    )
     command.add_argument(
         "--what",
         default="expression,identity",
@@ -270,12 +283,11 @@ def _add_extract(commands: Any) -> None:
 
 
 def _extract(options: argparse.Namespace) -> int:
-    from facezoo.extraction import extract
+    from facezoo.extraction import extract_each
 
-    report = extract(
+    reports = extract_each(
         options.source,
-        options.output,
-        model=options.model,
+        _outputs(Path(options.output), options.model or ["ipd-fer"]),
         what=[name.strip() for name in options.what.split(",") if name.strip()],
         faces=options.faces,
         on_missing=options.on_missing,
@@ -286,12 +298,44 @@ def _extract(options: argparse.Namespace) -> int:
         recursive=not options.no_recursive,
         overwrite=options.overwrite,
     )
-    print(report)
+    report = reports[0]
+    print(*reports, sep="\n")
     if options.profile:
         print(report.profile())
     for name, reason in report.unreadable:
         print(f"facezoo: unreadable: {name}: {reason}", file=sys.stderr)
     return 1 if options.strict and report.unreadable else 0
+
+
+def _outputs(output: Path, models: list[str]) -> dict[str | os.PathLike[str], str | FaceModel]:
+    """Which model's rows go to which file."""
+    if len(models) == 1:
+        return {output: models[0]}
+    outputs: dict[str | os.PathLike[str], str | FaceModel] = {}
+    for name in models:
+        short = Path(name).name if Path(name).exists() else name
+        word = re.sub(r"[^\w.-]+", "-", short).strip("-")
+        outputs[output.with_name(f"{output.stem}.{word}{output.suffix}")] = name
+    if len(outputs) < len(models):
+        raise ValueError("two of the models have one name, and their rows would go to one file")
+    return outputs
+
+
+def _add_join(commands: Any) -> None:
+    more = "Files of different checkpoints or preprocessing are refused."
+    text = "put several .parquet files of extract into one"
+    command = _command(commands, "join", _join, text, more)
+    command.add_argument("files", nargs="+", metavar="FILE")
+    command.add_argument("-o", "--output", required=True, metavar="FILE", help="a .parquet file")
+    command.add_argument("--overwrite", action="store_true", help="replace the output")
+
+
+def _join(options: argparse.Namespace) -> int:
+    from facezoo.extraction import join_files
+
+    count = join_files(options.files, options.output, options.overwrite)
+    print(f"{options.output}: {count} rows from {len(options.files)} files")
+    return 0
 
 
 def _add_download(commands: Any) -> None:
@@ -333,6 +377,9 @@ def _add_train(commands: Any) -> None:
     )
     command.add_argument("--fold", type=int, metavar="N", help="the fold left for testing, for ck+")
     command.add_argument("--start", metavar="CHECKPOINT", help="take the identity encoder from it")
+    command.add_argument(
+        "--smoke", action="store_true", help="one epoch of small batches, to see that it runs"
+    )
     _add_device(command)
 
 
@@ -354,7 +401,8 @@ def _train(options: argparse.Namespace) -> int:
         from facezoo.detector.train import run as train_detector
 
         seed = _only_seed(options, "recipe", "stage", *_OF_IPD_FER)
-        print(train_detector(options.data, options.out, seed=seed, device=device))
+        smoke = options.smoke
+        print(train_detector(options.data, options.out, seed=seed, device=device, smoke=smoke))
         return 0
     if options.model == "adv3d":
         from facezoo.models.adv3d import paper, train
@@ -388,6 +436,7 @@ def _train(options: argparse.Namespace) -> int:
         dataset=options.dataset,
         fold=options.fold,
         start=options.start,
+        smoke=options.smoke,
     )
     print(*cards, sep="\n")
     return 0
@@ -408,6 +457,76 @@ def _refuse_given(options: argparse.Namespace, *names: str) -> None:
     if given:
         who = options.model or "a plain state dict"
         raise ValueError(f"{who} knows no --{given[0]}; leave out --{given[0]}")
+
+
+_NUMBERS = {
+    "epochs": (int, "passes over the data (default: 10)"),
+    "batch_size": (int, "photographs per step (default: 32)"),
+    "rate": (float, "learning rate of the classifier (default: 0.001)"),
+    "layer_decay": (float, "factor on the rate per layer towards the input (default: 0.7)"),
+    "weight_decay": (float, "default: 0.05"),
+    "warmup": (float, "share of the steps (default: 0.1)"),
+    "smoothing": (float, "of the labels (default: 0.1)"),
+}
+"""Fields of ``facezoo.finetuning.Finetuning``, which is not imported to build the parser."""
+
+
+def _add_finetune(commands: Any) -> None:
+    more = "Interrupted, the same command goes on where it was."
+    text = "train a checkpoint further on photographs and classes of your own"
+    command = _command(commands, "finetune", _finetune, text, more)
+    command.add_argument("--model", default="ipd-fer", help="default: %(default)s")
+    command.add_argument(
+        "--data",
+        type=Path,
+        required=True,
+        help="a folder with a folder of photographs per class, or a .csv or .parquet file",
+    )
+    command.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="a folder that load opens"
+    )
+    command.add_argument("--label-column", metavar="NAME", help="of a table (default: label, ...)")
+    command.add_argument("--classes", metavar="NAMES", help="only these, with commas between")
+    command.add_argument("--aligned", action="store_true", help="the images are aligned crops")
+    for name, (kind, help_text) in _NUMBERS.items():
+        flag = f"--{name.replace('_', '-')}"
+        command.add_argument(flag, type=kind, metavar="N", help=help_text)
+    command.add_argument(
+        "--freeze",
+        action="append",
+        default=[],
+        metavar="PART",
+        help="keep a part as it is, such as expression_encoder.backbone.layer1; may be repeated",
+    )
+    command.add_argument("--probe", action="store_true", help="train the classifier alone")
+    command.add_argument("--from-scratch", action="store_true", help="from random weights")
+    command.add_argument("--seed", type=int, default=0, metavar="N")
+    _add_device(command)
+
+
+def _finetune(options: argparse.Namespace) -> int:
+    from facezoo.finetuning import Finetuning, finetune
+
+    given = {name: getattr(options, name) for name in _NUMBERS}
+    recipe = Finetuning(
+        **{name: value for name, value in given.items() if value is not None},
+        freeze=tuple(options.freeze),
+        probe=options.probe,
+        pretrained=not options.from_scratch,
+    )
+    done = finetune(
+        options.data,
+        options.out,
+        model=options.model,
+        recipe=recipe,
+        label_column=options.label_column,
+        classes=[w.strip() for w in options.classes.split(",")] if options.classes else None,
+        aligned=options.aligned,
+        seed=options.seed,
+        device=options.device,
+    )
+    print(done)
+    return 0
 
 
 def _add_evaluate(commands: Any) -> None:
@@ -509,6 +628,53 @@ def _convert(options: argparse.Namespace) -> int:
     from facezoo.convert import convert
 
     print(convert(options.source, options.target, key=options.key, overwrite=options.overwrite))
+    return 0
+
+
+def _add_export(commands: Any) -> None:
+    more = "Every stage is compared with the model before it counts."
+    text = "write stages of a model as ONNX, torch.export programs or timm folders"
+    command = _command(commands, "export", _export, text, more)
+    command.add_argument("model", help="any name that load takes")
+    command.add_argument("--format", choices=["onnx", "torch-export", "timm"], required=True)
+    command.add_argument("--out", type=Path, required=True, metavar="DIR")
+    command.add_argument(
+        "--stages", metavar="NAMES", help="such as probabilities,expression (default: all)"
+    )
+
+
+def _export(options: argparse.Namespace) -> int:
+    from facezoo.export import export
+    from facezoo.registry import load
+
+    stages = [name.strip() for name in options.stages.split(",")] if options.stages else None
+    model = load(options.model, device="cpu")
+    print(*export(model, options.out, options.format, stages), sep="\n")
+    return 0
+
+
+def _add_reproduce(commands: Any) -> None:
+    more = "Interrupted, the same command goes on where it was, but with --smoke begins anew."
+    text = "train a checkpoint again by the command in its card"
+    command = _command(commands, "reproduce", _reproduce, text, more)
+    command.add_argument("name", metavar="CHECKPOINT", help="a bundled one, or a model")
+    command.add_argument("--data", type=Path, required=True, metavar="DIR", help="DATA of the card")
+    command.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="for state, log, weights and card"
+    )
+    command.add_argument(
+        "--smoke", action="store_true", help="on a few images, to see that the recipe runs"
+    )
+    _add_device(command)
+
+
+def _reproduce(options: argparse.Namespace) -> int:
+    from facezoo.reproduce import reproduce
+
+    done = reproduce(
+        options.name, options.data, options.out, smoke=options.smoke, device=options.device
+    )
+    print(done)
     return 0
 
 

@@ -9,9 +9,9 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,28 @@ from torch import Tensor, nn
 from facezoo.card import Card, Hub, Licenses, Preprocessing, Training, Weights
 from facezoo.version import __version__
 from facezoo.weights import save, sha256_of
+
+Recipe = TypeVar("Recipe")
+
+
+def shortened(recipe: Recipe, **values: Any) -> Recipe:
+    """A recipe with some of its fields set, at any depth; to rehearse it in a few steps.
+
+    Args:
+        recipe: a dataclass, which may hold others.
+        values: of fields by name, such as ``epochs=1``.
+
+    Returns:
+        A copy in which every field of these names has that value.
+    """
+    changed: dict[str, Any] = {}
+    for entry in fields(recipe):  # type: ignore[arg-type]
+        value = getattr(recipe, entry.name)
+        if entry.name in values:
+            changed[entry.name] = values[entry.name]
+        elif is_dataclass(value):
+            changed[entry.name] = shortened(value, **values)
+    return replace(recipe, **changed)  # type: ignore[type-var]
 
 
 def generator(seed: int, *path: int) -> torch.Generator:
@@ -214,6 +236,54 @@ def decayed_and_not(module: nn.Module) -> Iterator[dict[str, Any]]:
     parameters = [p for p in module.parameters() if p.requires_grad]
     yield {"params": [p for p in parameters if p.ndim > 1]}
     yield {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}
+
+
+def layer_groups(module: nn.Module, decay: float) -> list[dict[str, Any]]:
+    """Parameter groups whose learning rate falls with the distance from the output.
+
+    Every timm backbone in the module counts its own layers, the last of which is trained at
+    ``decay`` times the full rate, the one before at ``decay**2`` times, and so on; what is outside
+    of backbones is trained at the full rate. Norms and biases are not decayed.
+
+    Source: Clark et al., "ELECTRA" (2020), Sec. 3.1, layer-wise learning rates.
+
+    Args:
+        module: of which parameters without gradients are left out.
+        decay: factor per layer, in (0, 1]; 1 gives every layer the full rate.
+
+    Returns:
+        Groups for an optimiser, with ``"rate_scale"`` for ``set_cosine_rate`` and ``set_rate``.
+
+    Raises:
+        ValueError: if ``decay`` is outside of (0, 1].
+    """
+    if not 0 < decay <= 1:
+        raise ValueError(f"layer decay must be above 0 and at most 1, got {decay}")
+    depths = _distances(module)
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            key = depths.get(name, 0), parameter.ndim > 1
+            groups.setdefault(key, []).append(parameter)
+    return [
+        {"params": parameters, "rate_scale": decay**depth}
+        | ({} if is_matrix else {"weight_decay": 0.0})
+        for (depth, is_matrix), parameters in groups.items()
+    ]
+
+
+def _distances(module: nn.Module) -> dict[str, int]:
+    """How many layers before the end of its timm backbone a parameter is, from 1; by name."""
+    from timm.models import group_parameters
+
+    depths: dict[str, int] = {}
+    for prefix, part in module.named_modules():
+        if hasattr(part, "group_matcher"):
+            layers = group_parameters(part, part.group_matcher(coarse=False), reverse=True)
+            last = max(layers.values(), default=0)
+            start = f"{prefix}." if prefix else ""
+            depths |= {f"{start}{name}": last + 1 - layer for name, layer in layers.items()}
+    return depths
 
 
 def begin_run(out: Path, *, seed: int, recipe: dict[str, Any]) -> dict[str, Any]:

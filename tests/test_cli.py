@@ -17,6 +17,9 @@ from test_extraction import fake_find_faces, stop_at, tiny_model, write_folder, 
 import facezoo
 from facezoo.cli import main
 from facezoo.extraction import run
+from facezoo.geometry.mesh_files import write_mesh
+from facezoo.geometry.meshes import Mesh
+from facezoo.models.adv3d.networks import VAE
 
 
 def run_python(code_or_module, *arguments):
@@ -246,6 +249,50 @@ def test_train_hands_its_arguments_to_the_stages_of_latentface(monkeypatch, tmp_
         assert f"leave out {named}" in capsys.readouterr().err
     assert main(["train", "ipd-fer", *arguments[2:], "--stage", "1"]) == 1
     assert "ipd-fer knows no --stage" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "module", "name"),
+    [
+        ([], "facezoo.models.adv3d.train", "ict"),
+        (["--recipe", "ict-neutral"], "facezoo.models.adv3d.train", "ict-neutral"),
+        (["--recipe", "facescape"], "facezoo.models.adv3d.paper", "facescape"),
+    ],
+)
+def test_train_hands_its_arguments_to_the_recipes_of_adv3d(
+    monkeypatch, tmp_path, capsys, flags, module, name
+):
+    called = []
+
+    def recipe(*arguments, **options):
+        called.append((*arguments, options))
+        return tmp_path / "card.json"
+
+    monkeypatch.setattr(f"{module}.run", recipe)
+    arguments = ["train", "adv3d", "--data", "ict", "--out", str(tmp_path), "--device", "cpu"]
+    assert main([*arguments, *flags]) == 0
+    options = {"seed": 0, "device": torch.device("cpu")}
+    assert called == [(name, Path("ict"), tmp_path, options)]
+    assert main([*arguments, "--without", "id"]) == 1
+    assert "leave out --without" in capsys.readouterr().err
+
+
+def test_convert_of_adv3d_wants_what_the_published_file_lacks(tmp_path, capsys):
+    torch.save(VAE(4, 3, 2).state_dict(), tmp_path / "theirs.pth")
+    corners = [[0.0, 0, 0], [100, 0, 0], [0, 100, 0], [0, 0, 100]]
+    mesh = Mesh(torch.tensor(corners), "mm", torch.tensor([[0, 1, 2], [0, 2, 3]]))
+    write_mesh(tmp_path / "mean.obj", mesh)
+    arguments = ["convert", str(tmp_path / "theirs.pth"), str(tmp_path / "ours")]
+    assert main([*arguments, "--model", "adv3d"]) == 1
+    assert "adv3d needs --template MESH" in capsys.readouterr().err
+    assert main([*arguments, "--scale", "573"]) == 1
+    assert "a plain state dict knows no --scale" in capsys.readouterr().err
+    given = ["--model", "adv3d", "--template", str(tmp_path / "mean.obj"), "--scale", "573"]
+    assert main([*arguments, *given]) == 0
+    model = facezoo.load(tmp_path / "ours", device="cpu")
+    assert model.encode_identity(mesh).shape == (1, 3)
+    assert main([*arguments, *given]) == 1
+    assert "has a checkpoint already" in capsys.readouterr().err
 
 
 # --- predict -----------------------------------------------------------------------------------

@@ -175,3 +175,22 @@ def test_the_detection_settings_and_templates_are_those_of_the_code():
         assert f"| `{field.name}` | {field.default} |" in page
     for template in TEMPLATES:
         assert f"| `{template}` |" in page
+
+
+def test_the_table_of_fine_tuning_has_a_row_per_size_and_a_column_per_arm(tmp_path):
+    run = {"labels_per_class": "10", "images": 20}
+    content = {
+        "what": "balanced accuracy in %",
+        "validation_images": 7,
+        "command": "python b.py",
+        "runs": [
+            run | {"arm": "a", "balanced accuracy": 50.0},
+            run | {"arm": "a", "balanced accuracy": 52.0},
+            run | {"arm": "b", "balanced accuracy": 60.0},
+        ],
+    }
+    assert tables().finetuning_text(tmp_path / "none.json") == "Not measured."
+    (tmp_path / "f.json").write_text(json.dumps(content))
+    text = tables().finetuning_text(tmp_path / "f.json")
+    assert "7 photographs" in text
+    assert "| 10 (20 photographs) | 51.00 ± 1.41 (2 seeds) | 60.00 |" in text

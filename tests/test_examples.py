@@ -5,7 +5,11 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+
+import facezoo
+from facezoo.models.ipd_fer import IPDFER
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 PORTRAITS = sorted((EXAMPLES / "portraits").glob("*.jpg"))
@@ -33,8 +37,6 @@ def test_annotate_portraits_writes_one_picture_of_all(tmp_path, capsys):
 
 
 def test_take_apart_portraits_draws_five_columns_of_every_face(tmp_path, capsys):
-    from facezoo.models.ipd_fer import IPDFER
-
     small = "test_resnet.r160_in1k"
     model = IPDFER(small, 8, 8, small, decoder_size=14, decoder_width=4).eval()
     example("take_apart_portraits").main(tmp_path / "parts.png", PORTRAITS, model)
@@ -77,3 +79,31 @@ def test_an_example_is_short_has_a_main_and_is_listed(path):
     assert len(path.read_text().splitlines()) < 80
     assert callable(example(path.stem).main)
     assert path.name in (EXAMPLES / "README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["finetune_pytorch", "finetune_accelerate", "finetune_trainer"])
+@pytest.mark.filterwarnings("default")  # of accelerate and Transformers, which are not ours
+def test_a_fine_tuning_example_leaves_a_folder_that_loads(name, tmp_path, monkeypatch):
+    if name == "finetune_trainer":
+        pytest.importorskip("transformers")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    photos = photos_of_two_classes(tmp_path / "photos")
+    torch.manual_seed(0)
+    model = IPDFER("test_resnet.r160_in1k", 8, pose_backbone=None, decoder_size=None)
+    base = str(model.save_pretrained(tmp_path / "base"))
+    example(name).main(photos, tmp_path / "mine", base, epochs=1)
+    tuned = facezoo.load(tmp_path / "mine", device="cpu")
+    assert tuned.labels == ("first", "second")
+    assert not torch.equal(
+        tuned.expression_encoder.norm.running_mean, model.expression_encoder.norm.running_mean
+    )
+    assert tuned.predict_expression(PORTRAITS).probabilities.shape == (2, 2)
+
+
+def photos_of_two_classes(folder):
+    """Twelve copies of each portrait in a folder of its own."""
+    for portrait, name in zip(PORTRAITS, ("first", "second"), strict=True):
+        (folder / name).mkdir(parents=True)
+        for copy in range(12):
+            shutil.copy(portrait, folder / name / f"{copy}.jpg")
+    return folder

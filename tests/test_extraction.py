@@ -398,26 +398,34 @@ t.go({folder!r}, {output!r}, t.tiny_model())
 """
 
 
-def test_a_killed_process_loses_and_repeats_no_row(tmp_path, model):
-    counts = [n % 3 for n in range(60)]
-    folder, output = write_folder(tmp_path / "photos", counts), tmp_path / "f.parquet"
-    tests = str(Path(__file__).parent)
-    code = KILLED.format(tests=tests, folder=str(folder), output=str(output))
+def kill_after(command, output, count):
+    """Start a run, and kill it once it has put so many parts on disk."""
     root = str(Path(facezoo.__file__).parent.parent)
     environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-c", code], env=environment)
+    process = subprocess.Popen([sys.executable, "-c", command], env=environment)
     deadline = time.monotonic() + 120
-    while len(list(parts.folder_of(output).glob("*.npz"))) < 3:
+    while len(list(parts.folder_of(output).glob("*.npz"))) < count:
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.kill()
     assert process.wait() == -signal.SIGKILL
     assert not output.exists()
+
+
+def test_a_process_that_is_killed_twice_loses_and_repeats_no_row(tmp_path, model):
+    counts = [n % 3 for n in range(60)]
+    folder, output = write_folder(tmp_path / "photos", counts), tmp_path / "f.parquet"
+    tests = str(Path(__file__).parent)
+    code = KILLED.format(tests=tests, folder=str(folder), output=str(output))
+    kill_after(code, output, 3)
+    kill_after(code, output, 7)
     report = go(folder, output, model)
-    assert 12 <= report.resumed < 60
+    assert 28 <= report.resumed < 60
     expected = [(f"{n:03d}.png", f) for n, count in enumerate(counts) for f in range(count)]
     assert names_and_faces(output) == expected
+    go(folder, tmp_path / "whole.parquet", model)
+    assert output.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
 
 
 def test_leftovers_of_a_kill_during_writing_do_no_harm(folder, tmp_path, model, monkeypatch):

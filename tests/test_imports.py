@@ -23,14 +23,14 @@ ROWS = [
     ["hub"],
     ["weights"],
     ["convert", "pretrained"],
-    ["detector", "training"],
+    ["detector", "training", "freezing"],
     ["preprocess"],
     ["base", "data"],
     ["decoding", "mesh_base"],
     ["evaluate"],
     ["models", "detector.train", "annotate"],
     ["registry"],
-    ["extraction"],
+    ["extraction", "finetuning", "sklearn", "export", "reproduce"],
     ["publish", "__init__", "cli", "__main__"],
 ]
 # Rows in which modules may import one another, as long as no cycle arises.

@@ -12,6 +12,7 @@ PUBLIC = [
     "download",
     "errors",
     "extract",
+    "finetune",
     "info",
     "list_models",
     "load",

@@ -5,8 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from facezoo.data.yaw import yaw_deg
 from facezoo.errors import NoFaceError
 from facezoo.preprocess.alignment import align, similarity_transform
 from facezoo.preprocess.pipeline import find_faces, to_device
-from facezoo.preprocess.reading import read_image
+from facezoo.preprocess.reading import ImageSource, describe, read_image
 from facezoo.preprocess.templates import template_points
 
 _READERS = 4  # threads that decode a batch
@@ -76,29 +75,74 @@ def load_crops(
         ImageError: if a file cannot be read as an image; the message names it.
     """
     rows = torch.arange(len(data)) if indices is None else indices
-    files = [data.files[row] for row in rows.tolist()]
-    points = torch.full((len(rows), 5, 2), float("nan"))
-    if data.landmarks is not None:
-        points = data.landmarks[rows]
-    sizes = _detect(files, points, torch.device(device), batch_size)
+    crops = cut_faces(
+        data.name,
+        [data.files[row] for row in rows.tolist()],
+        None if data.landmarks is None else data.landmarks[rows],
+        cropped=data.cropped,
+        template=template,
+        size=size,
+        margin=margin,
+        device=device,
+        batch_size=batch_size,
+    )
+    return replace(crops, rows=rows[crops.rows])
+
+
+def cut_faces(
+    name: str,
+    images: Sequence[ImageSource],
+    landmarks: Tensor | None = None,
+    *,
+    cropped: bool = False,
+    template: str = "arcface112",
+    size: int = 112,
+    margin: int = 0,
+    device: torch.device | str = "cpu",
+    batch_size: int = 32,
+) -> Crops:
+    """Find the face in each of several images and cut it out; see ``load_crops``.
+
+    Args:
+        name: what the images are called in a warning or error.
+        images: anything that ``read_image`` takes, N; it is read twice where landmarks are missing.
+        landmarks: five points in pixels, NaN where unknown, (N, 5, 2); None if none is known.
+        cropped: whether each image shows a single face that fills it.
+        template: name of the alignment template.
+        size: side of the square that the template fills, pixels.
+        margin: pixels kept around it on every side.
+        device: where the detector runs.
+        batch_size: images at a time.
+
+    Returns:
+        Crops in the order of the images; ``rows`` are places in ``images``.
+
+    Raises:
+        NoFaceError: if no image is left.
+        ImageError: if an image cannot be read; the message names it.
+    """
+    points = torch.full((len(images), 5, 2), float("nan"))
+    if landmarks is not None:
+        points = landmarks.clone()
+    sizes = _detect(images, points, torch.device(device), batch_size)
     found = _known(points)
     places = points.clone()
-    if data.cropped:
+    if cropped:
         places[~found] = _usual_places(points, sizes, template)[~found]
     kept = _known(places)
     if not bool(kept.all()):
-        _report_missing(data.name, [f for f, k in zip(files, kept.tolist(), strict=True) if not k])
+        _report_missing(name, [i for i, k in zip(images, kept.tolist(), strict=True) if not k])
     if not bool(kept.any()):
-        raise NoFaceError(f"no face was found in any of {len(rows):,} images of {data.name}")
+        raise NoFaceError(f"no face was found in any of {len(images):,} images of {name}")
     matrices = similarity_transform(places[kept], template_points(template, size) + margin)
-    chosen = [file for file, keep in zip(files, kept.tolist(), strict=True) if keep]
-    landmarks = torch.einsum("nij,npj->npi", matrices[..., :2], points[kept])
-    landmarks = landmarks + matrices[:, None, :, 2]
+    chosen = [image for image, keep in zip(images, kept.tolist(), strict=True) if keep]
+    moved = torch.einsum("nij,npj->npi", matrices[..., :2], points[kept])
+    moved = moved + matrices[:, None, :, 2]
     return Crops(
         images=_cut(chosen, matrices, size + 2 * margin, batch_size),
-        landmarks=landmarks,
-        rows=rows[kept],
-        yaw_deg=yaw_deg(landmarks),
+        landmarks=moved,
+        rows=kept.nonzero()[:, 0],
+        yaw_deg=yaw_deg(moved),
     )
 
 
@@ -107,15 +151,17 @@ def _known(points: Tensor) -> Tensor:
     return torch.isfinite(points).all(2).all(1)
 
 
-def _detect(files: Sequence[Path], points: Tensor, device: torch.device, batch_size: int) -> Tensor:
+def _detect(
+    images: Sequence[ImageSource], points: Tensor, device: torch.device, batch_size: int
+) -> Tensor:
     """Fill in landmarks that are NaN where the detector finds a face.
 
     Returns:
         Width and height of the images it was shown, NaN for the others, (N, 2).
     """
-    sizes = torch.full((len(files), 2), float("nan"))
+    sizes = torch.full((len(images), 2), float("nan"))
     missing = (~_known(points)).nonzero()[:, 0]
-    wanted = [files[row] for row in missing.tolist()]
+    wanted = [images[row] for row in missing.tolist()]
     for begin, photos in _read_batches(wanted, batch_size, "finding faces"):
         here = missing[begin : begin + len(photos)]
         sizes[here] = torch.tensor([[float(p.shape[1]), float(p.shape[0])] for p in photos])
@@ -132,18 +178,18 @@ def _usual_places(points: Tensor, sizes: Tensor, template: str) -> Tensor:
     return mean * sizes[:, None] - 0.5
 
 
-def _report_missing(name: str, files: Sequence[Path]) -> None:
+def _report_missing(name: str, images: Sequence[ImageSource]) -> None:
     warnings.warn(
-        f"no face was found in {len(files):,} images of {name}, which are left out; the first is "
-        f"{files[0]}",
-        stacklevel=3,
+        f"no face was found in {len(images):,} images of {name}, which are left out; the first is "
+        f"{describe(images[0])}",
+        stacklevel=4,
     )
 
 
-def _cut(files: Sequence[Path], matrices: Tensor, side: int, batch_size: int) -> Tensor:
+def _cut(images: Sequence[ImageSource], matrices: Tensor, side: int, batch_size: int) -> Tensor:
     """One crop of each photograph, uint8, (N, 3, side, side)."""
-    crops = torch.empty(len(files), 3, side, side, dtype=torch.uint8)
-    for begin, photos in _read_batches(files, batch_size, "aligning"):
+    crops = torch.empty(len(images), 3, side, side, dtype=torch.uint8)
+    for begin, photos in _read_batches(images, batch_size, "aligning"):
         end = begin + len(photos)
         pixels = [torch.from_numpy(photo) for photo in photos]
         part = align(pixels, torch.arange(len(photos)), matrices[begin:end], side)
@@ -152,9 +198,9 @@ def _cut(files: Sequence[Path], matrices: Tensor, side: int, batch_size: int) ->
 
 
 def _read_batches(
-    files: Sequence[Path], size: int, title: str
+    images: Sequence[ImageSource], size: int, title: str
 ) -> Iterator[tuple[int, list[NDArray[np.uint8]]]]:
-    """Batches of decoded photographs, each with the number of its first file."""
+    """Batches of decoded photographs, each with the number of its first."""
     with ThreadPoolExecutor(_READERS, thread_name_prefix="decode") as pool:
-        for begin in tqdm(range(0, len(files), size), desc=title, unit="batch"):
-            yield begin, list(pool.map(read_image, files[begin : begin + size]))
+        for begin in tqdm(range(0, len(images), size), desc=title, unit="batch"):
+            yield begin, list(pool.map(read_image, images[begin : begin + size]))

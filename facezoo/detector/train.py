@@ -28,6 +28,7 @@ from facezoo.training import (
     log_row,
     save_state,
     set_cosine_rate,
+    shortened,
     write_checkpoint,
 )
 
@@ -67,9 +68,14 @@ class DetectorConfig:
     """Share of the scenes' other tiles that show scenery."""
 
 
-def run(data: Path, out: Path, *, seed: int, device: torch.device) -> Path:
-    """Train by the default recipe and write weights and card; returns the card's path."""
+def run(data: Path, out: Path, *, seed: int, device: torch.device, smoke: bool = False) -> Path:
+    """Train by the default recipe and write weights and card; returns the card's path.
+
+    With ``smoke`` every stage is one epoch of small batches, to see that it runs.
+    """
     config = DetectorConfig()
+    if smoke:
+        config = shortened(config, epochs=1, batch_size=4)
     check_packs(data, "lfw.parquet", "backgrounds.parquet")
     record = begin_run(out, seed=seed, recipe=asdict(config))
     detector = FaceDetector(config.width)

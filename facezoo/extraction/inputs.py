@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import time
 from collections import deque
@@ -15,12 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facezoo.errors import ImageError
-from facezoo.preprocess.reading import read_image
+from facezoo.extraction.shards import MARK, is_shard, keys_of, read_stored, split_name
+from facezoo.preprocess.reading import SUFFIXES, read_image
 
-SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
-    *(".avif", ".jp2", ".ppm", ".pgm", ".pnm"),
-)
 AHEAD_BYTES = 256 * 2**20
 """Decoded photographs that may wait, together."""
 BATCH_BYTES = 256 * 2**20
@@ -31,7 +29,7 @@ Source = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Photos:
-    """Photographs by name, in sorted order."""
+    """Photographs by name, in sorted order; those of a shard in the order of the shard."""
 
     root: Path
     """What the names are relative to."""
@@ -55,19 +53,24 @@ def list_photos(source: Source | Iterable[Source], recursive: bool = True) -> Ph
     """Find photographs.
 
     Args:
-        source: a folder, whose photographs are named relative to it; or a file, or several files
-            and folders, named as they are given. Folders are searched for the usual suffixes, and
-            hidden files and folders in them are passed over; a file is taken whatever its name.
+        source: a folder, whose photographs are named relative to it; or a file, a pattern or a
+            shard, or several of all these, named as they are given. Folders are searched for the
+            usual suffixes, and hidden files and folders in them are passed over; a file is taken
+            whatever its name. A pattern has ``*``, ``?``, ``[...]`` or ``**``. A ``.txt`` file has
+            a path or pattern per line, relative to its own folder. A shard is a ``.parquet`` or
+            ``.tar`` file, see ``facezoo.extraction.shards``; those inside folders are not opened.
         recursive: whether to search folders in folders.
 
     Returns:
-        Each photograph once, sorted by name.
+        Each photograph once, sorted by name, shards by theirs.
 
     Raises:
         FileNotFoundError: if a path does not exist.
-        ValueError: if there is no photograph at all.
+        ImportError: if a shard is a table and pyarrow is missing.
+        ValueError: if there is no photograph at all, or a shard is none.
     """
     given = [source] if isinstance(source, (str, os.PathLike)) else list(source)
+    given = [path for entry in given for path in _expanded(os.fspath(entry))]
     only = Path(given[0]) if len(given) == 1 else None
     names: list[str] = []
     for path in map(Path, given):
@@ -83,7 +86,34 @@ def list_photos(source: Source | Iterable[Source], recursive: bool = True) -> Ph
         raise ValueError(
             f"no photographs in {where}; folders are searched for {' '.join(SUFFIXES)}"
         )
-    return Photos(only if only and only.is_dir() else Path(), sorted(set(names)))
+    root = only if only and only.is_dir() else Path()
+    shards = {} if root != Path() else {n: None for n in names if is_shard(Path(n))}
+    named = [
+        [f"{name}{MARK}{key}" for key in keys_of(Path(name))] if name in shards else [name]
+        for name in sorted(set(names))
+    ]
+    if not any(named):
+        raise ValueError(f"no photographs in the shards {', '.join(sorted(shards))}")
+    return Photos(root, [name for entry in named for name in entry])
+
+
+def _expanded(given: str) -> list[str]:
+    """The paths that a pattern or the lines of a ``.txt`` file stand for, or the path itself.
+
+    Raises:
+        FileNotFoundError: if nothing matches a pattern.
+    """
+    path = Path(given)
+    if path.suffix.lower() == ".txt" and path.is_file():
+        lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        inside = [str(path.parent / line.strip()) for line in lines if line.strip()]
+        return [name for line in inside for name in _expanded(line)]
+    if path.exists() or not glob.has_magic(given):
+        return [given]
+    found = sorted(glob.glob(given, recursive=True))  # noqa: PTH207 (it takes absolute patterns)
+    if not found:
+        raise FileNotFoundError(f"nothing matches the pattern {given!r}")
+    return found
 
 
 def _walk(folder: Path, recursive: bool) -> Iterator[str]:
@@ -156,7 +186,9 @@ def _load(root: Path, name: str) -> Loaded:
     begin = time.perf_counter()
     path = root / name
     try:
-        pixels, reason = read_image(path), ""
+        stored = split_name(name)
+        pixels = read_image(path if stored is None else read_stored(Path(stored[0]), stored[1]))
+        reason = ""
     except ImageError as error:
         pixels, reason = None, str(error).removeprefix(f"{str(path)!r}: ")
     return Loaded(name, pixels, reason, time.perf_counter() - begin)

@@ -59,6 +59,22 @@ def join(blocks: Sequence[Block]) -> Block:
     )
 
 
+def without_first(block: Block, count: int) -> Block:
+    """A block less its first photographs."""
+    if not count:
+        return block
+    gone = set(block.names[:count])
+    kept = block.rows["photo"] >= count
+    rows = {key: value[kept] for key, value in block.rows.items()}
+    rows["photo"] = rows["photo"] - count
+    return Block(
+        block.names[count:],
+        [name for name in block.without_face if name not in gone],
+        [(name, reason) for name, reason in block.unreadable if name not in gone],
+        rows,
+    )
+
+
 class Parts:
     """The parts of one run, locked against other runs while open.
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,15 @@ from tqdm.auto import tqdm
 from facezoo.base import FaceModel
 from facezoo.errors import ImageError, UnsupportedError
 from facezoo.extraction.inputs import Loaded, Photos, Source, group, list_photos, load_ahead
-from facezoo.extraction.parts import Block, Parts, Rows, in_progress, join, replacing
+from facezoo.extraction.parts import (
+    Block,
+    Parts,
+    Rows,
+    in_progress,
+    join,
+    replacing,
+    without_first,
+)
 from facezoo.extraction.report import STAGES, ExtractionReport
 from facezoo.extraction.tables import Layout, check_output, write_table
 from facezoo.preprocess.pipeline import (
@@ -48,6 +56,16 @@ class _Plan:
     faces: Which
     on_missing: Literal["skip", "nan"]
     layout: Layout
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A checkpoint and where its rows go."""
+
+    target: Path
+    plan: _Plan
+    parts: Parts
+    resumed: int
 
 
 @dataclass
@@ -92,8 +110,9 @@ def extract(
     space at the same time for a moment.
 
     Args:
-        source: a folder, whose photographs are named relative to it; or a file, or several files
-            and folders, named as given.
+        source: a folder, whose photographs are named relative to it; or a file, a pattern such as
+            ``"photos/**/*.jpg"``, a ``.txt`` file with a path per line, a ``.parquet`` or ``.tar``
+            shard, or several of all these, named as given.
         output: a ``.parquet``, ``.csv`` or ``.npz`` file. Rows are sorted by file, then by the
             index of the face in its photograph, and have: file, face, box, score, landmarks, the
             embeddings, label, probabilities, checkpoint, fingerprint.
@@ -120,32 +139,104 @@ def extract(
         UnsupportedError: if the model lacks one of ``what``, or takes no photographs.
         ValueError: if there are no photographs, or an argument has no such value.
     """
-    target = Path(output)
-    _check_arguments(target, faces, on_missing, batch_size, workers)
-    if target.exists() and not overwrite and not in_progress(target):
-        raise FileExistsError(
-            f"{target} is there already, and complete; pass --overwrite (overwrite=True) to make "
-            "it again"
-        )
+    (report,) = extract_each(
+        source,
+        {output: model},
+        what=what,
+        faces=faces,
+        on_missing=on_missing,
+        device=device,
+        batch_size=batch_size,
+        workers=workers,
+        strict=strict,
+        profile=profile,
+        recursive=recursive,
+        overwrite=overwrite,
+        progress=progress,
+    )
+    return report
+
+
+def extract_each(
+    source: Source | Iterable[Source],
+    outputs: Mapping[str | os.PathLike[str], str | FaceModel],
+    *,
+    what: Sequence[str] = ("expression", "identity"),
+    faces: Which = "all",
+    on_missing: Literal["skip", "nan"] = "skip",
+    device: str | torch.device | None = None,
+    batch_size: int = 32,
+    workers: int = 2,
+    strict: bool = False,
+    profile: bool = False,
+    recursive: bool = True,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> list[ExtractionReport]:
+    """``extract`` with several checkpoints in one pass: photographs decoded, faces found once.
+
+    Each file is the one that ``extract`` writes with that model alone.
+
+    Args:
+        source: as ``extract`` takes it.
+        outputs: the model of each output file; all work on the device of the first.
+        what: as the others, those of ``extract``; every model must have the embeddings.
+
+    Returns:
+        A report per output; their times are those of the whole pass.
+
+    Raises:
+        ValueError: if there is no output, or one of the errors of ``extract``.
+    """
+    targets = [Path(output) for output in outputs]
+    if not targets:
+        raise ValueError("no output was named; give at least one file and its model")
+    for target in targets:
+        _check_arguments(target, faces, on_missing, batch_size, workers)
+        if target.exists() and not overwrite and not in_progress(target):
+            raise FileExistsError(
+                f"{target} is there already, and complete; pass --overwrite (overwrite=True) to "
+                "make it again"
+            )
     photos = list_photos(source, recursive)
-    plan = _plan(_ready(model, device), what, faces, on_missing)
+    models = _on_one_device(outputs.values(), device)
+    plans = [_plan(model, what, faces, on_missing) for model in models]
     clock = _Clock(exact=profile)
     begin = time.perf_counter()
-    with Parts(target, _settings(plan), photos.names, overwrite) as parts:
-        resumed = parts.done
-        _fill(parts, plan, photos, clock, batch_size, workers, progress)
-        with clock.stage("write"), replacing(target, beside=parts.folder) as partial:
-            rows = write_table(partial, target.suffix.lower(), parts, plan.layout)
-        missing, unreadable = _failures(parts)
-        parts.remove()
-    speed = (len(photos.names) - resumed) / (time.perf_counter() - begin)
-    report = ExtractionReport(
-        target, rows, len(photos.names), missing, unreadable, resumed, clock.seconds, speed
-    )
-    if strict and unreadable:
+    reports = []
+    with ExitStack() as stack:
+        jobs = []
+        for target, plan in zip(targets, plans, strict=True):
+            parts = stack.enter_context(Parts(target, _settings(plan), photos.names, overwrite))
+            jobs.append(_Job(target, plan, parts, parts.done))
+        _fill(jobs, photos, clock, batch_size, workers, progress)
+        for job in jobs:
+            with clock.stage("write"), replacing(job.target, beside=job.parts.folder) as partial:
+                suffix = job.target.suffix.lower()
+                rows = write_table(partial, suffix, job.parts, job.plan.layout)
+            missing, unreadable = _failures(job.parts)
+            reports.append((job, rows, missing, unreadable))
+        for job in jobs:
+            job.parts.remove()
+    elapsed = time.perf_counter() - begin
+    done = [
+        ExtractionReport(
+            job.target,
+            rows,
+            len(photos.names),
+            missing,
+            unreadable,
+            job.resumed,
+            clock.seconds,
+            (len(photos.names) - job.resumed) / elapsed,
+        )
+        for job, rows, missing, unreadable in reports
+    ]
+    if strict and (unreadable := done[0].unreadable):
         shown = "; ".join(f"{name}: {reason}" for name, reason in unreadable[:5])
-        raise ImageError(f"{len(unreadable)} files are unreadable ({target} is complete): {shown}")
-    return report
+        written = ", ".join(map(str, targets))
+        raise ImageError(f"{len(unreadable)} files are unreadable ({written} is complete): {shown}")
+    return done
 
 
 def _check_arguments(
@@ -164,6 +255,17 @@ def _ready(model: str | FaceModel, device: str | torch.device | None) -> FaceMod
     if isinstance(model, FaceModel):
         return model if device is None else model.to(best_device(device))
     return load(model, device=device)
+
+
+def _on_one_device(
+    models: Iterable[str | FaceModel], device: str | torch.device | None
+) -> list[FaceModel]:
+    """Models, loaded if they are names, on the device of the first."""
+    ready = []
+    for model in models:
+        ready.append(_ready(model, device))
+        device = ready[0].device
+    return ready
 
 
 def _plan(
@@ -219,42 +321,51 @@ def _settings(plan: _Plan) -> dict[str, Any]:
 
 
 def _fill(
-    parts: Parts,
-    plan: _Plan,
+    jobs: Sequence[_Job],
     photos: Photos,
     clock: _Clock,
     batch_size: int,
     workers: int,
     progress: bool,
 ) -> None:
-    """Work through the photographs that the parts do not cover yet."""
-    names = photos.names[parts.done :]
+    """Work through the photographs that some job's parts do not cover yet."""
+    done = min(job.parts.done for job in jobs)
+    names = photos.names[done:]
     loaded = load_ahead(photos.root, names, workers=workers, ahead=2 * batch_size)
     batches = group(_timed(loaded, clock), batch_size)
     bar = tqdm(
-        initial=parts.done,
+        initial=done,
         total=len(photos.names),
         unit="photo",
         disable=None if progress else True,
     )
-    pending: list[Block] = []
-    done = parts.done
+    pending: list[list[Block]] = []
+    plans = [job.plan for job in jobs]
     try:
         with bar:
             for batch in batches:
-                pending.append(_work(batch, plan, clock, batch_size))
+                pending.append(_work(batch, plans, clock, batch_size))
                 bar.update(len(batch))
-                if _is_enough(pending):
+                if _is_enough([blocks[0] for blocks in pending]):
                     with clock.stage("write"):
-                        parts.append(join(pending))
-                    pending, done = [], parts.done
+                        done = _append(jobs, pending, done)
+                    pending = []
     finally:
         loaded.close()
         # Also after Ctrl-C or an error: what is done need not be done again. If the signal came
         # while a part was being written, that part may stand already.
-        if pending and parts.done == done:
+        if pending:
             with clock.stage("write"):
-                parts.append(join(pending))
+                _append(jobs, pending, done)
+
+
+def _append(jobs: Sequence[_Job], pending: Sequence[Sequence[Block]], done: int) -> int:
+    """Put blocks, which begin at photograph ``done``, into parts that lack them; where they end."""
+    end = done + sum(len(blocks[0].names) for blocks in pending)
+    for job, blocks in zip(jobs, zip(*pending, strict=True), strict=True):
+        if job.parts.done < end:  # a kill between two jobs leaves one of them ahead
+            job.parts.append(without_first(join(blocks), job.parts.done - done))
+    return end
 
 
 def _timed(loaded: Iterator[Loaded], clock: _Clock) -> Iterator[Loaded]:
@@ -274,19 +385,33 @@ def _is_enough(pending: Sequence[Block]) -> bool:
 
 
 @torch.inference_mode()
-def _work(batch: Sequence[Loaded], plan: _Plan, clock: _Clock, batch_size: int) -> Block:
-    """Detect, align and encode one batch of decoded photographs."""
+def _work(
+    batch: Sequence[Loaded], plans: Sequence[_Plan], clock: _Clock, batch_size: int
+) -> list[Block]:
+    """Find the faces of a batch of decoded photographs, and each plan's block of them."""
     places = [index for index, photo in enumerate(batch) if photo.pixels is not None]
     pixels = [photo.pixels for photo in batch if photo.pixels is not None]
-    device = plan.model.device
     with clock.stage("detect"):
-        tensors = to_device(pixels, device)
-        found = find_faces(tensors, faces=plan.faces, on_missing="skip")
+        tensors = to_device(pixels, plans[0].model.device)
+        found = find_faces(tensors, faces=plans[0].faces, on_missing="skip")
+    return [_encode(batch, places, tensors, found, plan, clock, batch_size) for plan in plans]
+
+
+def _encode(
+    batch: Sequence[Loaded],
+    places: Sequence[int],
+    tensors: Sequence[torch.Tensor],
+    found: Faces,
+    plan: _Plan,
+    clock: _Clock,
+    batch_size: int,
+) -> Block:
+    """Align and encode the faces of a batch, whose readable photographs are at ``places``."""
     results: dict[str, list[torch.Tensor]] = {name: [] for name in plan.wanted}
     for begin in range(0, max(1, len(found)), FACES_AT_ONCE):
         part = found[begin : begin + FACES_AT_ONCE]
         with clock.stage("align"):
-            crops = torch.zeros(0, *plan.model.input_shape, device=device)
+            crops = torch.zeros(0, *plan.model.input_shape, device=plan.model.device)
             if len(part):
                 crops = prepare(tensors, part, plan.model.preprocessing)
         with clock.stage("encode"):

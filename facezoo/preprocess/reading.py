@@ -23,6 +23,11 @@ from facezoo.errors import ImageError
 
 ImageSource = Union[str, "os.PathLike[str]", bytes, IO[bytes], Image.Image, NDArray[Any], Tensor]
 
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+    *(".avif", ".jp2", ".ppm", ".pgm", ".pnm"),
+)
+"""By which photographs are found in folders; a file that is named is read whatever its suffix."""
 CHANNELS = (1, 3, 4)
 ROUNDING = 1e-6  # float pixels may leave [0, 1] by this much, as x * std + mean does
 UPRIGHT = {

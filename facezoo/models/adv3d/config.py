@@ -53,6 +53,9 @@ HERE = Losses(
 )
 """For ICT-3D; docs/models/adv3d.md says why it is not FaceScape's."""
 
+WITH_NEUTRALS = replace(HERE, kl=1e-6, adversarial=5e-4, rest=0.0, independence=0.0, centre=0.0)
+"""The same where neutrals are known, which leaves nothing to find out about expressions."""
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -115,7 +118,9 @@ RECIPES = {
     "ict-no-discriminator": replace(
         ICT, tag="ict-no-discriminator", losses=replace(HERE, adversarial=0.0)
     ),
-    "ict-neutral": replace(ICT, tag="ict-neutral", neutrals=True, steps=2000, rate=5e-4),
+    "ict-neutral": replace(
+        ICT, tag="ict-neutral", neutrals=True, losses=WITH_NEUTRALS, steps=2000, rate=3e-4
+    ),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -230,16 +231,47 @@ class IPDFER(DecodingModel):
         """Expression logits of prepared crops, (B, K)."""
         return self.classify_expression(images)
 
-    def reset_classifier(self, num_classes: int, labels: tuple[str, ...] | None = None) -> None:
+    timm_stages = ("probabilities", "expression", "identity", "pose")
+
+    def as_timm(self, stage: str) -> nn.Module:
+        """A stage as one timm model with a linear last layer, which gives the same numbers.
+
+        Everything behind the backbone is linear in eval mode: the projection, the norm and, for
+        classes, C_exp. Their product is the last layer.
+
+        Args:
+            stage: ``"probabilities"``, whose logits it gives, or a name of features.
+
+        Raises:
+            UnsupportedError: if this model has no pose branch and it is asked for.
+        """
+        encoders = {"identity": self.identity_encoder, "pose": self.pose_encoder}
+        encoder = encoders.get(stage, self.expression_encoder)
+        if encoder is None:
+            self.refuse("encode_pose")
+        names = {"pose": self.architecture["pose_backbone"]}
+        name = names.get(stage, self.architecture["backbone"])
+        last = self.expression_classifier if stage == "probabilities" else None
+        return encoder.as_timm(name, last)
+
+    def get_classifier(self) -> nn.Module:
+        """timm's word for C_exp."""
+        return self.expression_classifier
+
+    def reset_classifier(
+        self, num_classes: int | None = None, labels: Sequence[str] | None = None
+    ) -> None:
         """Replace C_exp by a new one with random weights.
 
         Args:
-            num_classes: K.
+            num_classes: K; None for one class per label.
             labels: names of the classes, K; None for ``class_0`` and so on.
 
         Raises:
             ValueError: if the numbers do not agree, or there is no class.
         """
+        if num_classes is None:
+            num_classes = len(labels or ())
         if num_classes < 1:
             raise ValueError(
                 f"reset_classifier got num_classes={num_classes}; give 1 or more, or call "
@@ -255,7 +287,7 @@ class IPDFER(DecodingModel):
             self.num_features, num_classes, device=old.device, dtype=old.dtype
         )
         self.architecture = {**self.architecture, "num_classes": num_classes}
-        self.labels = labels or tuple(f"class_{index}" for index in range(num_classes))
+        self.labels = tuple(labels or ()) or tuple(f"class_{index}" for index in range(num_classes))
 
 
 def _absent(*, pose: bool, decoder: bool) -> dict[str, str]:

@@ -52,6 +52,31 @@ class Encoder(nn.Module):
         return features
 
     @torch.no_grad()
+    def as_timm(self, name: str, last: nn.Linear | None = None) -> nn.Module:
+        """This encoder as a timm model whose classifier is all that stands behind the backbone.
+
+        Args:
+            name: of the backbone.
+            last: a further linear layer behind the features.
+
+        Returns:
+            A model that gives the features in eval mode, or what ``last`` makes of them.
+        """
+        self.eval()
+        width: int = self.backbone.head_hidden_size  # type: ignore[assignment]
+        weight = next(self.norm.parameters())
+        # Rows of an affine map show its offset at zero and its columns at the unit vectors.
+        points = torch.cat([weight.new_zeros(1, width), torch.eye(width).to(weight)])
+        outward = self.norm(self.projection(points))
+        outward = outward if last is None else last(outward)
+        network = _backbone(name, 112, outward.shape[1])
+        network.load_state_dict(self.backbone.state_dict(), strict=False)
+        head = network.get_classifier()  # type: ignore[operator]
+        head.weight.copy_((outward[1:] - outward[0]).T)
+        head.bias.copy_(outward[0])
+        return network.eval()
+
+    @torch.no_grad()
     def start_from(self, whole: Encoder, pooled: Tensor) -> None:
         """Take the weights of an encoder of full rank, and its principal axes for the projection.
 
@@ -179,9 +204,9 @@ def _stage(inward: int, outward: int, *, first: bool) -> nn.Sequential:
     )
 
 
-def _backbone(name: str, size: int) -> nn.Module:
-    """A timm model without its classifier; transformers are told the size of their input."""
+def _backbone(name: str, size: int, classes: int = 0) -> nn.Module:
+    """A timm model with a classifier or without; transformers are told the size of their input."""
     try:
-        return timm.create_model(name, pretrained=False, num_classes=0, img_size=size)
+        return timm.create_model(name, pretrained=False, num_classes=classes, img_size=size)
     except TypeError:  # convolutional networks take any size and no such argument
-        return timm.create_model(name, pretrained=False, num_classes=0)
+        return timm.create_model(name, pretrained=False, num_classes=classes)

@@ -22,7 +22,7 @@ from facezoo.models.ipd_fer.train.recipes import SIZE, TEMPLATE, Recipe, recipe
 from facezoo.models.ipd_fer.train.sources import Sources, from_official, from_packs
 from facezoo.models.ipd_fer.train.start import ExpressionRound, train_identity
 from facezoo.results import EXPRESSIONS
-from facezoo.training import Processes, begin_run, write_checkpoint
+from facezoo.training import Processes, begin_run, shortened, write_checkpoint
 
 CITATION = """@article{jiang2022disentangling,
   title = {Disentangling Identity and Pose for Facial Expression Recognition},
@@ -45,6 +45,7 @@ def run(
     dataset: str | None = None,
     fold: int | None = None,
     start: str | None = None,
+    smoke: bool = False,
 ) -> list[Path]:
     """Train by a recipe, and write weights and card of every seed.
 
@@ -61,6 +62,7 @@ def run(
         fold: which fold of ``dataset`` is for testing, where it has folds.
         start: the checkpoint that E_id comes from, as the paper takes its own ready-made; None
             trains it, which needs the packs.
+        smoke: whether every round is one epoch of small batches, to see that it runs.
 
     Returns:
         The cards' paths, ``out/<label>-seed<n>/<checkpoint>.json``.
@@ -69,6 +71,8 @@ def run(
         ValueError: if ``dataset`` is given and ``start`` is not, or the recipe wants LFW's labels.
     """
     chosen = recipe(name, without)
+    if smoke:
+        chosen = shortened(chosen, epochs=1, batch_size=4, sizes=((0, SIZE),))
     sources = _sources(chosen, data, dataset, fold, start, device)
     label = "-".join([name, *(f"no-{part}" for part in without)])
     given = {"recipe": name, "dataset": dataset, "fold": fold, "start": start}

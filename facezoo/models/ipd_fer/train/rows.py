@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from facezoo.data.augment import augment, centre_crop
 from facezoo.data.images import (
     aligned_crops,
     label_distributions,
@@ -19,7 +20,6 @@ from facezoo.data.images import (
     yaw_column,
 )
 from facezoo.data.yaw import pose_labels
-from facezoo.models.ipd_fer.augment import augment, centre_crop
 from facezoo.models.ipd_fer.train.recipes import MARGIN, SIZE, TEMPLATE
 from facezoo.results import EXPRESSIONS
 from facezoo.training import autocast

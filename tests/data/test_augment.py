@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from facezoo.models.ipd_fer.augment import augment, centre_crop
+from facezoo.data.augment import augment, centre_crop
 
 STILL = {
     "rotation_deg": 0.0,

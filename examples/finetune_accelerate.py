@@ -1,0 +1,57 @@
+"""Fine-tune a checkpoint on several GPUs, or on whatever there is, with accelerate.
+
+    accelerate launch examples/finetune_accelerate.py my_photos my-model
+
+Needs the extra [train]. my_photos holds a folder of photographs per class, or is a .csv or .parquet
+file of labels.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch.utils.data import DataLoader, TensorDataset
+
+import facezoo
+from facezoo.data.crops import cut_faces
+from facezoo.data.labelled import read_labelled
+from facezoo.preprocess.pipeline import normalise
+from facezoo.training import layer_groups, set_rate
+
+
+def main(data: Path, out: Path, name: str = "ipd-fer", epochs: int = 10) -> float:
+    accelerator = Accelerator()
+    set_seed(0)  # the same new classifier in every process
+    labelled = read_labelled(data)
+    model = facezoo.load(name, device=accelerator.device)
+    model.reset_classifier(labels=labelled.classes)
+    model.freeze(*(part for part, _ in model.named_children() if not part.startswith("expression")))
+    with accelerator.main_process_first():
+        cut = cut_faces(labelled.name, labelled.images, labelled.landmarks, device=model.device)
+    rows = TensorDataset(cut.images, labelled.labels[cut.rows])
+    loader = DataLoader(rows, batch_size=32, shuffle=True, drop_last=len(rows) > 32)
+    optimizer = torch.optim.AdamW(layer_groups(model, decay=0.7), weight_decay=0.05)
+    set_rate(optimizer, 1e-3)
+    trained, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    for epoch in range(epochs):
+        trained.train()
+        for crops, labels in loader:
+            images = normalise(crops.float(), model.preprocessing)
+            loss = F.cross_entropy(trained(images), labels)
+            optimizer.zero_grad()
+            accelerator.backward(loss)
+            optimizer.step()
+        accelerator.print(f"epoch {epoch + 1}: loss {float(loss.detach()):.3f}")
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        accelerator.unwrap_model(trained).eval().save_pretrained(out)
+    return float(loss.detach())
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        raise SystemExit(__doc__)
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

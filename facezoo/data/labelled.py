@@ -1,0 +1,230 @@
+"""Photographs with classes of a user's own: a folder per class, or a table in CSV or parquet."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from facezoo.preprocess.reading import SUFFIXES, ImageSource
+
+LABELS = ("label", "expression", "class")
+"""Columns that are looked for where none is named, in this order."""
+FILES = ("file", "path", "filename")
+PERSONS = ("identity", "person", "subject")
+SPLITS = ("train", "val", "test")
+WORDS = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
+"""Other names of the splits."""
+HELD_OUT = 0.2
+"""Share of the photographs that validates where nothing says which do."""
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Photographs and the class of each; the N rows of all fields agree."""
+
+    name: str
+    images: list[ImageSource]
+    """Paths, or the bytes of files."""
+    labels: Tensor
+    """Index in ``classes``, int64, (N,)."""
+    classes: tuple[str, ...]
+    files: list[str]
+    """What the photographs are called."""
+    splits: list[str]
+    """``"train"``, ``"val"`` or ``"test"``, empty where the source does not say."""
+    persons: list[str]
+    """Who is shown, empty where unknown."""
+    landmarks: Tensor | None = None
+    """Five points in pixels, NaN where unknown, (N, 5, 2); None if there are none."""
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def rows(self, split: str) -> Tensor:
+        """Row numbers of a split, int64, (M,).
+
+        Without a validation split in the source, about a fifth of what is not for testing
+        validates: of the persons where they are known, else of the photographs, chosen by the hash
+        of their names, so that a photograph keeps its side when others are added.
+
+        Raises:
+            ValueError: if there is no such split.
+        """
+        if split not in SPLITS:
+            raise ValueError(f"split must be {', '.join(SPLITS)}, got {split!r}")
+        sides = self.splits
+        if "val" not in sides:
+            keys = [person or file for person, file in zip(self.persons, self.files, strict=True)]
+            chosen = ["val" if _share(key) < HELD_OUT else "train" for key in keys]
+            sides = [s if s == "test" else c for s, c in zip(sides, chosen, strict=True)]
+        return torch.tensor([i for i, s in enumerate(sides) if s == split], dtype=torch.int64)
+
+
+def read_labelled(
+    source: str | os.PathLike[str],
+    *,
+    label_column: str | None = None,
+    classes: Sequence[str] | None = None,
+) -> LabelledImages:
+    """Photographs and their classes.
+
+    Args:
+        source: one of
+
+            - a folder with a folder of photographs per class, or with ``train``, ``val`` and
+              ``test`` folders of such;
+            - a ``.csv`` file with a column ``file`` (relative to it) and one of labels;
+            - a ``.parquet`` file with a column ``image`` (bytes) or ``file``, and one of labels.
+
+            Tables may also have the columns ``split``, ``identity`` and, in parquet, ``landmarks``
+            (ten numbers x, y in pixels). Rows without a label are left out.
+        label_column: None for the first of ``LABELS`` that is there.
+        classes: which classes to keep, in this order; None for all, in the order of their names.
+
+    Raises:
+        FileNotFoundError: if there is no such file or folder, or a table names a file that is not
+            there.
+        ImportError: if it is parquet and pyarrow is not installed.
+        ValueError: if it holds fewer than two classes, or lacks a column.
+    """
+    path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(f"no file or folder {path}; give a folder, .csv or .parquet file")
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        columns = _from_folder(path)
+    elif suffix in (".csv", ".parquet"):
+        table = _csv_columns(path) if suffix == ".csv" else _parquet_columns(path, label_column)
+        columns = _from_table(path, table, label_column)
+    else:
+        raise ValueError(f"labels come from a folder, .csv or .parquet file, got {str(path)!r}")
+    return _labelled(path, columns, classes)
+
+
+def _labelled(
+    path: Path, columns: dict[str, list[Any]], classes: Sequence[str] | None
+) -> LabelledImages:
+    """The rows whose label is wanted."""
+    words = [None if w is None or str(w).strip() == "" else str(w) for w in columns["label"]]
+    known = sorted({word for word in words if word is not None})
+    wanted = tuple(known if classes is None else classes)
+    if unknown := [word for word in wanted if word not in known]:
+        raise ValueError(f"{path} has no class {unknown[0]!r}; it has {', '.join(known) or 'none'}")
+    if len(set(wanted)) < 2:
+        raise ValueError(
+            f"{path} must hold two classes or more, got {', '.join(wanted) or 'none'}; a folder "
+            "needs one folder per class, a table a column of labels"
+        )
+    rows = [row for row, word in enumerate(words) if word in wanted]
+    points = columns.get("landmarks")
+    return LabelledImages(
+        name=path.name,
+        images=[columns["image"][row] for row in rows],
+        labels=torch.tensor([wanted.index(words[row] or "") for row in rows]),
+        classes=wanted,
+        files=[columns["file"][row] for row in rows],
+        splits=[_split_word(path, columns["split"][row]) for row in rows],
+        persons=[columns["person"][row] or "" for row in rows],
+        landmarks=None if points is None else _points([points[row] for row in rows]),
+    )
+
+
+def _from_folder(root: Path) -> dict[str, list[Any]]:
+    folders = [path for path in sorted(root.iterdir()) if path.is_dir()]
+    by_split = {path: WORDS.get(path.name.lower(), path.name.lower()) for path in folders}
+    if not any(word in SPLITS for word in by_split.values()):
+        by_split = {root: ""}
+    elif wrong := [path.name for path, word in by_split.items() if word not in SPLITS]:
+        raise ValueError(f"{root} has folders of splits, and {wrong[0]!r} beside them; move it")
+    columns: dict[str, list[Any]] = {k: [] for k in ("image", "file", "label", "split", "person")}
+    for folder, split in by_split.items():
+        for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
+            for file in sorted(inner.rglob("*")):
+                if file.suffix.lower() in SUFFIXES and not file.name.startswith("."):
+                    values = (file, file.relative_to(root).as_posix(), inner.name, split, "")
+                    for column, value in zip(columns.values(), values, strict=True):
+                        column.append(value)
+    return columns
+
+
+def _from_table(
+    path: Path, table: dict[str, list[Any]], label_column: str | None
+) -> dict[str, list[Any]]:
+    label = _column(path, table, (label_column,) if label_column else LABELS, "labels")
+    count = len(table[label])
+    named = next((name for name in FILES if name in table), None)
+    images = table.get("image")
+    if images is None:
+        images = [path.parent / name for name in table[_column(path, table, FILES, "files")]]
+        if missing := [file for file in images if not file.is_file()]:
+            raise FileNotFoundError(
+                f"{path} names {len(missing):,} files that are not there, the first {missing[0]}; "
+                "names are relative to the table's folder"
+            )
+    person = next((name for name in PERSONS if name in table), None)
+    columns = {
+        "image": images,
+        "file": table[named] if named else [f"row {row}" for row in range(count)],
+        "label": table[label],
+        "split": table.get("split", [""] * count),
+        "person": table[person] if person else [""] * count,
+    }
+    return columns | ({"landmarks": table["landmarks"]} if "landmarks" in table else {})
+
+
+def _column(path: Path, table: dict[str, list[Any]], wanted: Sequence[str], what: str) -> str:
+    for name in wanted:
+        if name in table:
+            return name
+    raise ValueError(
+        f"{path} has no column of {what} ({' or '.join(wanted)}); it has {', '.join(table)}"
+    )
+
+
+def _csv_columns(path: Path) -> dict[str, list[Any]]:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    return {name: [row[name] for row in rows] for name in reader.fieldnames or ()}
+
+
+def _parquet_columns(path: Path, label_column: str | None) -> dict[str, list[Any]]:
+    try:
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise ImportError(
+            f"reading {path.name} needs pyarrow: pip install 'facezoo[parquet]'"
+        ) from error
+    known = {"image", "split", "landmarks", *LABELS, *FILES, *PERSONS, label_column}
+    names = [name for name in pq.read_schema(path).names if name in known]
+    table = pq.read_table(path, columns=names)
+    return {name: table[name].to_pylist() for name in names}
+
+
+def _points(values: list[Any]) -> Tensor:
+    missing = [float("nan")] * 10
+    return torch.from_numpy(
+        np.array([missing if v is None else v for v in values], np.float32).reshape(-1, 5, 2)
+    )
+
+
+def _split_word(path: Path, value: Any) -> str:
+    word = str(value or "").strip().lower()
+    word = WORDS.get(word, word)
+    if word not in (*SPLITS, ""):
+        raise ValueError(f"{path} has the split {value!r}; wanted {', '.join(SPLITS)} or nothing")
+    return word
+
+
+def _share(key: str) -> float:
+    digest = hashlib.sha256(f"facezoo:{key}".encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64

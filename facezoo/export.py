@@ -1,0 +1,229 @@
+"""Checkpoints in formats of others: ONNX, programs of ``torch.export``, and timm.
+
+What is exported is a stage: from prepared crops, normalised as ``facezoo.json`` says, to features,
+probabilities or pictures. Finding and aligning faces stays with this package.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from facezoo.base import CAPABILITIES, FaceModel
+from facezoo.errors import UnsupportedError
+from facezoo.preprocess.pipeline import fingerprint
+from facezoo.version import __version__
+
+FORMATS = ("onnx", "torch-export", "timm")
+TOLERANCE = 1e-4
+"""How far an exported stage may be from the model, in any number it gives."""
+DESCRIPTION = "facezoo.json"
+OPSET = 18
+
+Run = Callable[[Tensor], Tensor]
+
+
+class Stage(nn.Module):
+    """One stage of a model as a module of its own: prepared crops in, one tensor out."""
+
+    def __init__(self, model: FaceModel, capability: str) -> None:
+        super().__init__()
+        self.model = model
+        self.capability = capability
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features (B, D), probabilities (B, K) or normalised crops of crops (B, 3, S, S)."""
+        if self.capability == "predict_expression":
+            features = self._call("encode_expression", images)
+            return self._call("predict_expression", features).softmax(-1)
+        return self._call(self.capability, images)
+
+    def _call(self, capability: str, given: Tensor) -> Tensor:
+        result: Tensor = getattr(self.model, CAPABILITIES[capability])(given)
+        return result
+
+
+def stage_names(model: FaceModel) -> dict[str, str]:
+    """What can be exported of a model: capabilities by the name of the stage."""
+    names = {name: name.removeprefix("encode_") for name in model.capabilities()}
+    return {names[name].replace("predict_expression", "probabilities"): name for name in names}
+
+
+def export(
+    model: FaceModel,
+    out: str | Path,
+    kind: str = "onnx",
+    stages: Sequence[str] | None = None,
+) -> list[Path]:
+    """Write stages of a model in another format, each compared with the model before it counts.
+
+    Args:
+        model: what to export; it is copied to the CPU in float32 and not changed.
+        out: a folder. ``onnx`` gives ``<stage>.onnx``, ``torch-export`` gives ``<stage>.pt2``,
+            ``timm`` gives a folder ``<stage>`` for ``timm.create_model("local-dir:...")``; beside
+            them ``facezoo.json`` says how crops are prepared.
+        kind: one of ``FORMATS``.
+        stages: keys of ``stage_names``; None for all that the format can hold.
+
+    Returns:
+        The files, or folders, in the order of the stages.
+
+    Raises:
+        ImportError: if the extra ``[export]`` is missing.
+        UnsupportedError: if the model has no such stage, or the format cannot hold it.
+        ValueError: if there is no such format.
+        RuntimeError: if an exported stage differs from the model by more than ``TOLERANCE``.
+    """
+    if kind not in FORMATS:
+        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {kind!r}")
+    plain = deepcopy(model).to("cpu", torch.float32).to(memory_format=torch.contiguous_format)
+    plain = plain.eval().requires_grad_(False)
+    wanted = _chosen(plain, kind, stages)
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    images = torch.randn(3, *plain.input_shape, generator=torch.Generator().manual_seed(0))
+    paths, said = [], {}
+    for name, capability in wanted.items():
+        stage = Stage(plain, capability)
+        path, run = _WRITERS[kind](stage, name, folder, images[:2])
+        # Other numbers of other crops than those that were traced.
+        said[name] = {"file": path.name, **_compared(stage, run, images, name)}
+        paths.append(path)
+    text = json.dumps(_description(plain, kind, said), indent=1)
+    (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+    return paths
+
+
+def _chosen(model: FaceModel, kind: str, stages: Sequence[str] | None) -> dict[str, str]:
+    there = stage_names(model)
+    if kind == "timm":
+        there = {name: there[name] for name in model.timm_stages if name in there}
+    if not there:
+        raise UnsupportedError(f"{model.model_name} has no stage that {kind} can hold")
+    if lacking := [name for name in stages or () if name not in there]:
+        raise UnsupportedError(
+            f"{model.model_name} has no stage {lacking[0]!r} for {kind}; it has {', '.join(there)}"
+        )
+    return {name: there[name] for name in stages} if stages else there
+
+
+def _compared(stage: Stage, run: Run, images: Tensor, name: str) -> dict[str, Any]:
+    with torch.inference_mode():
+        wanted = stage(images)
+    got = run(images)
+    if got.shape != wanted.shape:
+        raise RuntimeError(
+            f"exported {name} gives {tuple(got.shape)} for {tuple(wanted.shape)} of the model"
+        )
+    difference = float((got - wanted).abs().max())
+    if not difference <= TOLERANCE:
+        raise RuntimeError(
+            f"exported {name} differs from the model by {difference:.2e}, more than {TOLERANCE}"
+        )
+    return {"shape": list(wanted.shape[1:]), "largest_difference": difference}
+
+
+def _description(model: FaceModel, kind: str, said: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "checkpoint": model.card.name if model.card else model.model_name,
+        "weights_sha256": model.card.weights.sha256 if model.card else None,
+        "licenses": asdict(model.card.licenses) if model.card else None,
+        "format": kind,
+        "input": {"name": "images", "shape": list(model.input_shape), "colours": "RGB"},
+        "preprocessing": asdict(model.preprocessing),
+        "fingerprint": fingerprint(model.preprocessing),
+        "labels": list(model.labels),
+        "stages": said,
+        "versions": {"facezoo": __version__, "torch": str(torch.__version__)},
+    }
+
+
+def _write_onnx(stage: Stage, name: str, folder: Path, images: Tensor) -> tuple[Path, Run]:
+    try:
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError("exporting ONNX needs an extra: pip install 'facezoo[export]'") from error
+    path = folder / f"{name}.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter's own parts about one another
+        torch.onnx.export(
+            stage,
+            (images,),
+            path,
+            input_names=["images"],
+            output_names=[name],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            opset_version=OPSET,
+            external_data=False,
+            dynamo=True,
+            verbose=False,
+        )
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+    def run(crops: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(None, {"images": crops.numpy()})[0])
+
+    return path, run
+
+
+def _write_program(stage: Stage, name: str, folder: Path, images: Tensor) -> tuple[Path, Run]:
+    path = folder / f"{name}.pt2"
+    shapes = ({0: torch.export.Dim("batch")},)
+    torch.export.save(torch.export.export(stage, (images,), dynamic_shapes=shapes), path)
+    run: Run = torch.export.load(path).module()
+    return path, run
+
+
+def _write_timm(stage: Stage, name: str, folder: Path, images: Tensor) -> tuple[Path, Run]:
+    import timm
+    from timm.models import save_for_hf
+
+    path, model = folder / name, stage.model
+    network = model.as_timm(name)
+    preprocessing = model.preprocessing
+    numbered = [f"{name}_{d}" for d in range(network(images).shape[1])]
+    config = {
+        "label_names": list(model.labels) if name == "probabilities" else numbered,
+        "pretrained_cfg": {
+            "input_size": list(model.input_shape),
+            "fixed_input_size": False,
+            "mean": list(preprocessing.mean),
+            "std": list(preprocessing.std),
+            "interpolation": "bilinear",
+            "crop_pct": 1.0,
+            "crop_mode": "center",
+        },
+    }
+    save_for_hf(network, str(path), model_config=config, safe_serialization=True)
+    _say_classes_once(path / "config.json")
+    loaded = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
+
+    @torch.inference_mode()
+    def run(crops: Tensor) -> Tensor:
+        result: Tensor = loaded(crops)
+        return result.softmax(-1) if name == "probabilities" else result
+
+    return path, run
+
+
+def _say_classes_once(path: Path) -> None:
+    """Leave the number of classes at the root alone; Transformers passes it on from there too."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config.get("model_args", {}).pop("num_classes", None)
+    path.write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+
+_WRITERS: dict[str, Callable[[Stage, str, Path, Tensor], tuple[Path, Run]]] = {
+    "onnx": _write_onnx,
+    "torch-export": _write_program,
+    "timm": _write_timm,
+}

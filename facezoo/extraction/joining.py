@@ -1,0 +1,84 @@
+"""Feature files of one model put together, such as those of the shards of a data set."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from facezoo.extraction.parts import replacing
+
+_SAME = ("fingerprint", "checkpoint", "features", "classes")
+"""What rows must share to be comparable, see ``facezoo.extraction.tables.Layout``."""
+
+
+def join_files(
+    files: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str], overwrite: bool = False
+) -> int:
+    """Write the rows of several Parquet files of ``extract`` to one, a row group at a time.
+
+    Args:
+        files: in the order in which their rows are to stand.
+        output: a new ``.parquet`` file; it appears whole or not at all.
+        overwrite: whether to replace it if it is there.
+
+    Returns:
+        How many rows it has.
+
+    Raises:
+        FileExistsError: if ``output`` is there already.
+        ImportError: if pyarrow is missing.
+        ValueError: if there is no file, one is not from ``extract``, or they differ in
+            checkpoint or in the fingerprint of the preprocessing.
+    """
+    try:
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise ImportError("joining needs pyarrow: pip install 'facezoo[parquet]'") from error
+    paths, target = [Path(file) for file in files], Path(output)
+    if not paths:
+        raise ValueError("no file to join; name at least one .parquet file of facezoo extract")
+    if target.exists() and not overwrite:
+        raise FileExistsError(f"{target} is there already; pass --overwrite (overwrite=True)")
+    _check_same({path: _layout_of(path) for path in paths})
+    count = 0
+    with (
+        replacing(target) as partial,
+        pq.ParquetWriter(partial, pq.read_schema(paths[0])) as writer,
+    ):
+        for path in tqdm(paths, unit="file", disable=None):
+            with pq.ParquetFile(path) as file:
+                for group in range(file.num_row_groups):
+                    rows = file.read_row_group(group)
+                    writer.write_table(rows)
+                    count += len(rows)
+    return count
+
+
+def _layout_of(path: Path) -> dict[str, Any]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        said = (pq.read_schema(path).metadata or {}).get(b"facezoo")
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} is no Parquet file: {error}") from error
+    if said is None:
+        raise ValueError(f"{path} was not written by facezoo extract; only its files can be joined")
+    layout: dict[str, Any] = json.loads(said)
+    return layout
+
+
+def _check_same(layouts: dict[Path, dict[str, Any]]) -> None:
+    (first, wanted), *others = layouts.items()
+    for path, layout in others:
+        for key in _SAME:
+            if layout.get(key) != wanted.get(key):
+                raise ValueError(
+                    f"{path} has {key} {layout.get(key)!r} and {first} has {wanted.get(key)!r}; "
+                    "their rows are not comparable. Extract both with the same model and version"
+                )

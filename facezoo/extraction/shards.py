@@ -1,0 +1,150 @@
+"""Photographs that stand in shards: Parquet tables and tar files in the layout of WebDataset.
+
+A photograph in a shard is named ``<shard>::<key>``. The key of a tar file is the member's name;
+that of a table is its ``file`` (or ``path``) where these tell the rows apart, else the number of
+the row.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any
+
+from facezoo.preprocess.reading import SUFFIXES
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+
+SHARDS = (".parquet", ".tar")
+MARK = "::"
+_GROUPS = 2
+"""Row groups of tables whose images are kept in memory."""
+_lock = Lock()
+
+
+def is_shard(path: Path) -> bool:
+    """Whether a file is a shard by its suffix."""
+    return path.suffix.lower() in SHARDS
+
+
+def split_name(name: str) -> tuple[str, str] | None:
+    """Shard and key of a photograph's name, None for one that is a file of its own."""
+    shard, mark, key = name.partition(MARK)
+    return (shard, key) if mark and is_shard(Path(shard)) else None
+
+
+def keys_of(path: Path) -> list[str]:
+    """Keys of a shard's photographs, in the order in which they stand in it.
+
+    Raises:
+        ImportError: if it is a table and pyarrow is missing.
+        ValueError: if it is no such shard, or a table without a column ``image``.
+    """
+    return list(_places(path))
+
+
+def read_stored(path: Path, key: str) -> bytes:
+    """The bytes of a photograph's file.
+
+    Raises:
+        OSError: if it cannot be read, or has no such key any more.
+    """
+    place = _places(path).get(key)
+    if place is None:
+        raise OSError(f"{path} no longer holds {key!r}; it has changed since it was listed")
+    if path.suffix.lower() == ".tar":
+        offset, size = place
+        with path.open("rb") as file:
+            file.seek(offset)
+            return file.read(size)
+    group, row = place
+    with _lock:  # one thread reads a row group, the others wait for it rather than read it too
+        images = _images(path, _stamp(path), group)
+    return images[row].as_py() or b""
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """What tells a file from one that replaced it."""
+    stat = os.stat(path)  # noqa: PTH116
+    return stat.st_mtime_ns, stat.st_size
+
+
+def _places(path: Path) -> dict[str, tuple[int, int]]:
+    with _lock:
+        return _indexed(path, _stamp(path))
+
+
+@lru_cache(maxsize=4)
+def _indexed(path: Path, _: tuple[int, int]) -> dict[str, tuple[int, int]]:
+    """Where each photograph stands: offset and size in a tar file, row group and row in a table."""
+    if path.suffix.lower() == ".tar":
+        return _tar_places(path)
+    with _opened(path) as table:
+        _image_column(table)
+        counts = [table.metadata.row_group(g).num_rows for g in range(table.num_row_groups)]
+        places = [(group, row) for group, count in enumerate(counts) for row in range(count)]
+        return dict(zip(_row_keys(table, len(places)), places, strict=True))
+
+
+def _tar_places(path: Path) -> dict[str, tuple[int, int]]:
+    try:
+        with tarfile.open(path, "r:") as archive:
+            return {
+                member.name: (member.offset_data, member.size)
+                for member in archive
+                if member.isfile() and os.path.splitext(member.name)[1].lower() in SUFFIXES  # noqa: PTH122
+            }
+    except tarfile.TarError as error:
+        raise ValueError(f"{path} is no uncompressed tar file: {error}") from error
+
+
+def _opened(path: Path) -> pq.ParquetFile:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise ImportError(
+            f"reading {path.name} needs pyarrow: pip install 'facezoo[parquet]'"
+        ) from error
+    try:
+        return pq.ParquetFile(path)
+    except pa.ArrowException as error:
+        raise ValueError(f"{path} is no Parquet file: {error}") from error
+
+
+def _image_column(table: pq.ParquetFile) -> str:
+    """The column of encoded bytes: ``image``, or ``image.bytes`` as the datasets library has it."""
+    import pyarrow as pa
+
+    schema = table.schema_arrow
+    kind = schema.field("image").type if "image" in schema.names else None
+    if kind is not None and pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        return "image.bytes"
+    if kind is None or not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        raise ValueError(
+            f"a shard needs a column 'image' with the bytes of image files, got {schema.names}"
+        )
+    return "image"
+
+
+def _row_keys(table: pq.ParquetFile, count: int) -> Sequence[str]:
+    for name in ("file", "path"):
+        if name in table.schema_arrow.names:
+            words = table.read([name])[name].to_pylist()
+            if all(isinstance(word, str) for word in words) and len(set(words)) == count:
+                return words
+    return [f"{row:08d}" for row in range(count)]
+
+
+@lru_cache(maxsize=_GROUPS)
+def _images(path: Path, _: tuple[int, int], group: int) -> Any:
+    """The encoded images of a row group."""
+    with _opened(path) as table:
+        name = _image_column(table)
+        column = table.read_row_group(group, columns=[name])["image"].combine_chunks()
+        return column.field("bytes") if name == "image.bytes" else column

@@ -1,0 +1,187 @@
+"""The training loop: cross-entropy on augmented crops, the best epoch kept, exact resume."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from facezoo.base import FaceModel
+from facezoo.card import Preprocessing
+from facezoo.data.augment import augment, centre_crop
+from facezoo.evaluate.classification import scores
+from facezoo.preprocess.pipeline import normalise
+from facezoo.training import (
+    autocast,
+    batches,
+    descend,
+    generator,
+    layer_groups,
+    load_state,
+    log_row,
+    save_state,
+    set_cosine_rate,
+)
+
+MARGIN = 8
+"""Pixels around the template, so that a random shift has something to show."""
+
+
+@dataclass(frozen=True)
+class Finetuning:
+    """How a model is fine-tuned."""
+
+    epochs: int = 10
+    batch_size: int = 32
+    """Of photographs; all of them where there are fewer."""
+    rate: float = 1e-3
+    """Learning rate of the classifier."""
+    layer_decay: float = 0.7
+    """Factor on the rate per layer towards the input, see ``training.layer_groups``."""
+    weight_decay: float = 0.05
+    warmup: float = 0.1
+    """Share of the steps."""
+    smoothing: float = 0.1
+    """Of the labels."""
+    freeze: tuple[str, ...] = ()
+    """Parts that stay as they are, see ``FaceModel.freeze``."""
+    probe: bool = False
+    """Whether only the classifier is trained."""
+    pretrained: bool = True
+    """Whether to start from the weights; False starts from random ones, for comparison."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if not self.rate > 0:
+            raise ValueError(f"rate must be above 0, got {self.rate}")
+        if self.probe and self.freeze:
+            raise ValueError("probe trains the classifier alone; there is nothing else to freeze")
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Aligned crops with classes; the N rows agree."""
+
+    crops: Tensor
+    """uint8, with ``margin`` pixels around the template, (N, 3, H, H)."""
+    labels: Tensor
+    """int64, (N,)."""
+    margin: int = MARGIN
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, rows: Tensor) -> Examples:
+        return Examples(self.crops[rows], self.labels[rows], self.margin)
+
+
+def fit(
+    model: FaceModel,
+    train: Examples,
+    val: Examples | None,
+    recipe: Finetuning,
+    out: Path | None = None,
+    *,
+    seed: int = 0,
+    progress: bool = True,
+) -> list[dict[str, float]]:
+    """Train a model's classifier, and what is not frozen below it, in place.
+
+    With validation examples the epoch of the highest balanced accuracy on them is kept, without
+    them the last. Interrupted, the same call goes on at the epoch it was in and ends at the same
+    weights, if ``out`` is given.
+
+    Args:
+        model: with as many classes as the labels have.
+        train: what to train on.
+        val: what chooses the epoch; None, or none, for the last.
+        recipe: how.
+        out: folder for ``state.pt`` and ``log.csv``; None to keep no state.
+        seed: of order and augmentation.
+        progress: whether to show a progress bar, if the error stream is a terminal.
+
+    Returns:
+        Loss and validation scores of every epoch of this call.
+    """
+    optimizer = torch.optim.AdamW(
+        layer_groups(model, recipe.layer_decay), lr=recipe.rate, weight_decay=recipe.weight_decay
+    )
+    begin, best, kept = 0, -math.inf, dict[str, Tensor]()
+    saved = load_state(out / "state.pt") if out else None
+    if saved:
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        begin, best, kept = saved["epoch"], saved["best"], saved["kept"]
+    rows: list[dict[str, float]] = []
+    disable = None if progress else True
+    for epoch in tqdm(range(begin, recipe.epochs), desc="fine-tuning", disable=disable):
+        loss = _epoch(model, optimizer, train, recipe, seed, epoch)
+        row = {"epoch": epoch + 1, "loss": loss}
+        if val is not None and len(val):
+            row |= scores(predict(model, val), val.labels)
+        score = row.get("balanced accuracy", float(epoch))
+        if score > best:
+            best = score
+            kept = {key: value.detach().cpu().clone() for key, value in model.state_dict().items()}
+        rows.append(row)
+        if out:
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            save_state(out / "state.pt", **state, epoch=epoch + 1, best=best, kept=kept)
+            log_row(out / "log.csv", row)
+    model.load_state_dict(kept)
+    model.eval()
+    return rows
+
+
+def _epoch(
+    model: FaceModel,
+    optimizer: torch.optim.Optimizer,
+    train: Examples,
+    recipe: Finetuning,
+    seed: int,
+    epoch: int,
+) -> float:
+    """One pass over the examples; the mean loss."""
+    size = min(recipe.batch_size, len(train))
+    order = batches(len(train), size, seed, epoch)
+    total = 0.0
+    model.train()
+    for step, rows in enumerate(order):
+        done = (epoch * len(order) + step) / (recipe.epochs * len(order))
+        set_cosine_rate(optimizer, recipe.rate, done, recipe.warmup)
+        part = train[rows]
+        images = _augmented(part, model.preprocessing, generator(seed, epoch, step))
+        with autocast(model.device):
+            logits = model(images.to(model.device))
+        loss = F.cross_entropy(
+            logits.float(), part.labels.to(model.device), label_smoothing=recipe.smoothing
+        )
+        descend(optimizer, loss)
+        total += float(loss.detach())
+    return total / len(order)
+
+
+def _augmented(part: Examples, preprocessing: Preprocessing, draw: torch.Generator) -> Tensor:
+    side = part.crops.shape[-1]
+    zoom = (side - 2 * part.margin) / side
+    images = augment(part.crops, preprocessing.size, draw, zoom=zoom)
+    return normalise((images + 1) * 127.5, preprocessing)
+
+
+@torch.inference_mode()
+def predict(model: FaceModel, examples: Examples, batch_size: int = 64) -> Tensor:
+    """Probabilities of the classes on crops without anything random, (N, K), on the CPU."""
+    parts = []
+    for crops in examples.crops.split(batch_size):
+        images = centre_crop(crops, model.preprocessing.size, examples.margin)
+        images = normalise((images + 1) * 127.5, model.preprocessing).to(model.device)
+        logits = model.run(images, ["predict_expression"], batch_size)["predict_expression"]
+        parts.append(logits.softmax(-1).cpu())
+    return torch.cat(parts)

@@ -1,0 +1,173 @@
+"""Exported stages give what the model gives: ONNX Runtime, torch.export, timm, Transformers."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+import facezoo
+from facezoo import export as module
+from facezoo.cli import main
+from facezoo.errors import UnsupportedError
+from facezoo.export import Stage, export, stage_names
+from facezoo.models.ipd_fer import IPDFER
+from facezoo.preprocess.pipeline import prepare_aligned
+from facezoo.preprocess.reading import read_image
+
+BACKBONE = "test_resnet.r160_in1k"
+PORTRAITS = sorted((Path(__file__).parent.parent / "examples" / "portraits").glob("*.jpg"))
+ALL = ["expression", "identity", "pose", "probabilities", "reconstruct", "neutralize", "frontalize"]
+
+
+def shaken(model):
+    """No norm as it was built, so that nothing is right by being the identity."""
+    torch.manual_seed(0)
+    for part in model.modules():
+        if isinstance(part, (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)):
+            part.running_mean.normal_(std=0.2)
+            part.running_var.uniform_(0.5, 2)
+            torch.nn.init.uniform_(part.weight, 0.5, 1.5)
+            torch.nn.init.normal_(part.bias, std=0.2)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model():
+    options = {"pose_backbone": BACKBONE, "decoder_size": 14, "decoder_width": 4}
+    return shaken(IPDFER(BACKBONE, 8, 3, expression_rank=4, **options))
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return torch.randn(5, 3, 112, 112, generator=torch.Generator().manual_seed(3))
+
+
+def told(model, name, batch):
+    with torch.inference_mode():
+        return Stage(model, stage_names(model)[name])(batch)
+
+
+def test_every_capability_is_a_stage(model):
+    assert list(stage_names(model)) == ALL
+
+
+SOME = ["probabilities", "reconstruct"]
+REST = [name for name in ALL if name not in SOME]
+STAGES = pytest.mark.parametrize("stages", [SOME, pytest.param(REST, marks=pytest.mark.slow)])
+
+
+@STAGES
+def test_onnx_runtime_gives_the_numbers_of_the_stages(model, batch, tmp_path, stages):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    paths = export(model, tmp_path, "onnx", stages)
+    assert [path.name for path in paths] == [f"{name}.onnx" for name in stages]
+    for path in paths:
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        for images in (batch, batch[:1]):
+            (got,) = session.run(None, {"images": images.numpy()})
+            np.testing.assert_allclose(got, told(model, path.stem, images).numpy(), atol=1e-4)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
+        [*(p.name for p in paths), "facezoo.json"]
+    )
+
+
+@STAGES
+def test_an_exported_program_gives_the_numbers_of_the_stages(model, batch, tmp_path, stages):
+    for path in export(model, tmp_path, "torch-export", stages):
+        program = torch.export.load(path).module()
+        for images in (batch, batch[:1]):
+            torch.testing.assert_close(
+                program(images), told(model, path.stem, images), atol=1e-4, rtol=0
+            )
+
+
+def test_a_timm_folder_gives_the_same_features_and_logits(model, batch, tmp_path):
+    for path in export(model, tmp_path, "timm"):
+        network = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
+        with torch.inference_mode():
+            got = network(batch)
+        got = got.softmax(-1) if path.name == "probabilities" else got
+        torch.testing.assert_close(got, told(model, path.name, batch), atol=1e-4, rtol=0)
+
+
+def test_the_bundled_checkpoint_is_a_timm_model_with_its_labels_and_input(tmp_path):
+    model = facezoo.load("ipd-fer", device="cpu")
+    (path,) = export(model, tmp_path, "timm", ["probabilities"])
+    network = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
+    assert network.pretrained_cfg["input_size"] == (3, 112, 112)
+    assert tuple(network.pretrained_cfg["mean"]) == model.preprocessing.mean
+    photo = torch.from_numpy(read_image(PORTRAITS[0]))
+    side = min(photo.shape[:2])
+    crop = prepare_aligned([photo[:side, :side]], model.preprocessing)
+    with torch.inference_mode():
+        got = network(crop).softmax(-1)
+    torch.testing.assert_close(got, told(model, "probabilities", crop), atol=1e-4, rtol=0)
+
+
+def test_the_pipeline_of_transformers_gives_the_same_probabilities(model, tmp_path):
+    pipeline = pytest.importorskip("transformers").pipeline
+    (path,) = export(model, tmp_path, "timm", ["probabilities"])
+    pixels = np.random.default_rng(0).integers(0, 256, (112, 112, 3), np.uint8)
+    classify = pipeline("image-classification", model=str(path), device="cpu")
+    got = {entry["label"]: entry["score"] for entry in classify(Image.fromarray(pixels), top_k=3)}
+    wanted = model.predict_expression(pixels, aligned=True)
+    for label, probability in zip(model.labels, wanted.probabilities[0].tolist(), strict=True):
+        assert got[label] == pytest.approx(probability, abs=1e-4)
+
+
+def test_what_is_written_says_how_crops_are_prepared(model, tmp_path):
+    export(model, tmp_path, "torch-export", ["identity"])
+    said = json.loads((tmp_path / "facezoo.json").read_text())
+    assert said["preprocessing"]["template"] == "arcface112"
+    assert said["input"]["shape"] == [3, 112, 112]
+    assert list(said["stages"]) == ["identity"]
+    assert said["stages"]["identity"]["largest_difference"] <= 1e-4
+
+
+def test_the_model_itself_is_left_as_it_was(model, tmp_path):
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    model.train()
+    export(model, tmp_path, "torch-export", ["probabilities"])
+    assert model.training
+    assert all(p.requires_grad for p in model.parameters())
+    model.eval()
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_what_cannot_be_exported_is_refused(model, tmp_path):
+    with pytest.raises(ValueError, match="one of onnx, torch-export, timm"):
+        export(model, tmp_path, "coreml")
+    with pytest.raises(UnsupportedError, match="no stage 'depth' for onnx; it has expression"):
+        export(model, tmp_path, "onnx", ["depth"])
+    with pytest.raises(UnsupportedError, match="no stage 'reconstruct' for timm"):
+        export(model, tmp_path, "timm", ["reconstruct"])
+
+
+def test_a_stage_that_came_out_wrong_is_an_error(model, tmp_path, monkeypatch):
+    def wrong(stage, name, folder, images):
+        return folder / "x", lambda crops: stage(crops) + 1e-3
+
+    monkeypatch.setitem(module._WRITERS, "torch-export", wrong)
+    with pytest.raises(RuntimeError, match="differs from the model by 1"):
+        export(model, tmp_path, "torch-export", ["identity"])
+
+
+def test_without_the_extra_it_is_named(model, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ImportError, match=r"facezoo\[export\]"):
+        export(model, tmp_path, "onnx", ["identity"])
+
+
+def test_the_command_line_exports(tmp_path, capsys):
+    base = IPDFER(BACKBONE, 8, pose_backbone=None, decoder_size=None)
+    base.save_pretrained(tmp_path / "base")
+    words = ["export", str(tmp_path / "base"), "--format", "timm", "--out", str(tmp_path / "out")]
+    assert main([*words, "--stages", "expression"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'out' / 'expression'}\n"
+    assert main([*words, "--stages", "mood"]) == 1
+    assert "no stage 'mood'" in capsys.readouterr().err

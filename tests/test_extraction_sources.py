@@ -1,0 +1,265 @@
+"""Extraction from patterns, lists and shards, by several checkpoints at once, and joined files."""
+# ruff: noqa: F811 (fixtures of another file)
+
+import io
+import tarfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from test_extraction import (  # noqa: F401
+    EXPECTED,
+    _stand_ins,
+    fake_find_faces,
+    folder,
+    go,
+    interrupted,
+    model,
+    names_and_faces,
+    table,
+    tiny_model,
+    write_folder,
+)
+
+from facezoo.cli import main
+from facezoo.errors import UnsupportedError
+from facezoo.extraction import extract_each, inputs, join_files, parts, run, shards
+
+
+def columns_but(name, path):
+    return [{key: value for key, value in row.items() if key != name} for row in table(path)]
+
+
+def write_tar(folder, path):
+    with tarfile.open(path, "w") as archive:
+        for number, file in enumerate(sorted(folder.iterdir())):
+            archive.add(file, arcname=file.name)
+            info = tarfile.TarInfo(f"{file.stem}.json")
+            info.size = 2
+            archive.addfile(info, io.BytesIO(b"{}"))
+            assert number < 100
+    return path
+
+
+def write_table(folder, path, as_struct=False, names=True, group=5):
+    files = sorted(folder.iterdir())
+    images = [file.read_bytes() for file in files]
+    rows = {"image": [{"bytes": image, "path": None} for image in images] if as_struct else images}
+    if names:
+        rows["file"] = [file.name for file in files]
+    pq.write_table(pa.table(rows), path, row_group_size=group)
+    return path
+
+
+def extract_all(given, output, models):
+    options = {"batch_size": 2, "progress": False}
+    return extract_each(given, dict(zip(output, models, strict=True)), **options)
+
+
+# --- sources -----------------------------------------------------------------------------------
+
+
+def test_a_pattern_stands_for_what_it_matches(folder):
+    pattern = str(folder / "00[1-3].*")
+    names = inputs.list_photos(pattern).names
+    assert names == [str(folder / f"00{n}.png") for n in (1, 2, 3)]
+    deep = inputs.list_photos(str(folder.parent / "**" / "01*.png")).names
+    assert deep == [str(folder / f"01{n}.png") for n in range(3)]
+    with pytest.raises(FileNotFoundError, match="nothing matches the pattern"):
+        inputs.list_photos(str(folder / "*.gif"))
+
+
+def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path):
+    (tmp_path / "a[1].png").touch()
+    (tmp_path / "a1.png").touch()
+    assert inputs.list_photos(tmp_path / "a[1].png").names == [str(tmp_path / "a[1].png")]
+
+
+def test_a_list_names_paths_relative_to_itself(folder):
+    (folder.parent / "list.txt").write_text("photos/002.png\n\nphotos/01*.png\n")
+    names = inputs.list_photos(folder.parent / "list.txt").names
+    assert names == [str(folder / f"{n}.png") for n in ("002", "010", "011", "012")]
+
+
+@pytest.mark.parametrize("kind", ["tar", "table", "struct"])
+def test_shards_give_the_rows_of_their_files(folder, tmp_path, model, kind):
+    suffix = "tar" if kind == "tar" else "parquet"
+    shard = tmp_path / f"shard.{suffix}"
+    if kind == "tar":
+        write_tar(folder, shard)
+    else:
+        write_table(folder, shard, as_struct=kind == "struct")
+    go(folder, tmp_path / "files.parquet", model)
+    go(shard, tmp_path / "shards.parquet", model)
+    assert names_and_faces(tmp_path / "shards.parquet") == [
+        (f"{shard}::{name}", face) for name, face in EXPECTED
+    ]
+    left, right = (columns_but("file", tmp_path / f"{n}.parquet") for n in ("files", "shards"))
+    assert left == right
+
+
+def test_rows_without_names_are_numbered_in_their_order(folder, tmp_path):
+    shard = write_table(folder, tmp_path / "s.parquet", names=False)
+    assert inputs.list_photos(shard).names == [f"{shard}::{n:08d}" for n in range(13)]
+
+
+def test_several_shards_are_read_in_the_order_of_their_names(folder, tmp_path, model, monkeypatch):
+    for name in "ba":
+        write_table(folder, tmp_path / f"{name}.parquet")
+    output, whole = tmp_path / "out" / "f.parquet", tmp_path / "out" / "whole.parquet"
+    output.parent.mkdir()
+    pattern = str(tmp_path / "?.parquet")
+    interrupted(pattern, output, model, monkeypatch, call=6)
+    go(pattern, output, model)
+    go(pattern, whole, model)
+    assert output.read_bytes() == whole.read_bytes()
+    keys = [f"{tmp_path / name}.parquet::{file}" for name in "ab" for file, _ in EXPECTED]
+    assert [row["file"] for row in table(output)] == keys
+
+
+def test_an_image_in_a_shard_that_is_none_is_reported(folder, tmp_path, model):
+    (folder / "003.png").write_bytes(b"no image")
+    report = go(write_tar(folder, tmp_path / "s.tar"), tmp_path / "f.csv", model)
+    assert [name for name, _ in report.unreadable] == [f"{tmp_path / 's.tar'}::003.png"]
+
+
+def test_what_is_no_shard_is_refused(tmp_path):
+    for name in ("x.tar", "x.parquet"):
+        (tmp_path / name).write_bytes(b"rubbish" * 100)
+        with pytest.raises(ValueError, match=r"is no (uncompressed tar|Parquet) file"):
+            inputs.list_photos(tmp_path / name)
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "y.parquet")
+    with pytest.raises(ValueError, match="needs a column 'image'"):
+        inputs.list_photos(tmp_path / "y.parquet")
+    with tarfile.open(tmp_path / "empty.tar", "w"):
+        pass
+    with pytest.raises(ValueError, match="no photographs in the shards"):
+        inputs.list_photos(tmp_path / "empty.tar")
+
+
+def test_a_shard_that_changes_is_indexed_anew(folder, tmp_path):
+    shard = write_tar(folder, tmp_path / "s.tar")
+    assert len(shards.keys_of(shard)) == 13
+    (folder / "000.png").unlink()
+    write_tar(folder, shard)
+    assert len(shards.keys_of(shard)) == 12
+    with pytest.raises(OSError, match="no longer holds"):
+        shards.read_stored(shard, "000.png")
+
+
+# --- several checkpoints -----------------------------------------------------------------------
+
+
+def test_two_checkpoints_in_one_pass_write_what_each_writes_alone(
+    folder, tmp_path, model, monkeypatch
+):
+    calls = []
+
+    def counted(*arguments, **options):
+        calls.append(1)
+        return fake_find_faces(*arguments, **options)
+
+    monkeypatch.setattr(run, "find_faces", counted)
+    models = [model, tiny_model(seed=1)]
+    both = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+    reports = extract_all(folder, both, models)
+    assert len(calls) == 7  # batches of two of 13 photographs
+    assert [report.output for report in reports] == both
+    for path, alone in zip(both, models, strict=True):
+        go(folder, tmp_path / "alone.parquet", alone, overwrite=True)
+        assert path.read_bytes() == (tmp_path / "alone.parquet").read_bytes()
+
+
+def test_a_kill_between_two_checkpoints_loses_and_repeats_nothing(
+    folder, tmp_path, model, monkeypatch
+):
+    models = [model, tiny_model(seed=1)]
+    whole = [tmp_path / "whole_a.npz", tmp_path / "whole_b.npz"]
+    extract_all(folder, whole, models)
+    both = [tmp_path / "a.npz", tmp_path / "b.npz"]
+    append, calls = parts.Parts.append, []
+
+    def killed(self, block):
+        calls.append(1)
+        if len(calls) >= 4:  # the second block of the second checkpoint, and all that follows
+            raise KeyboardInterrupt
+        append(self, block)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parts.Parts, "append", killed)
+        with pytest.raises(KeyboardInterrupt):
+            extract_all(folder, both, models)
+    reports = extract_all(folder, both, models)
+    assert [report.resumed for report in reports] == [8, 4]
+    for path, wanted in zip(both, whole, strict=True):
+        assert path.read_bytes() == wanted.read_bytes()
+
+
+def test_a_block_less_its_first_photographs_keeps_the_rest(folder, tmp_path, model):
+    plan = run._plan(model, ["identity"], "all", "skip")
+    loaded = inputs.load_ahead(folder, [f"{n:03d}.png" for n in range(5)], workers=1, ahead=2)
+    (block,) = run._work(list(loaded), [plan], run._Clock(exact=False), 2)
+    rest = parts.without_first(block, 2)
+    assert (rest.names, rest.without_face) == (["002.png", "003.png", "004.png"], [])
+    assert rest.rows["photo"].tolist() == [0, 0, 1, 2]
+    assert parts.without_first(block, 0) is block
+
+
+def test_every_checkpoint_must_have_the_embeddings(folder, tmp_path, model):
+    bare = model.__class__("test_resnet", 8, pose_backbone=None, decoder_size=None)
+    options = {"what": ["pose"], "progress": False}
+    with pytest.raises(UnsupportedError, match="pose"):
+        extract_each(folder, {tmp_path / "a.npz": model, tmp_path / "b.npz": bare}, **options)
+    with pytest.raises(ValueError, match="no output"):
+        extract_each(folder, {})
+
+
+def test_the_command_line_writes_a_file_per_checkpoint_and_joins(folder, tmp_path, model, capsys):
+    model.save_pretrained(tmp_path / "one")
+    tiny_model(seed=1).save_pretrained(tmp_path / "two")
+    words = ["extract", str(folder / "00*.png"), "-o", str(tmp_path / "f.parquet")]
+    models = ["--model", str(tmp_path / "one"), "--model", str(tmp_path / "two")]
+    assert main([*words, *models, "--device", "cpu"]) == 0
+    one, two = sorted(tmp_path.glob("f.*.parquet"))
+    assert (one.name, two.name) == ("f.one.parquet", "f.two.parquet")
+    assert main(["join", str(one), str(one), "-o", str(tmp_path / "j.parquet")]) == 0
+    assert "18 rows from 2 files" in capsys.readouterr().out
+    assert main(["join", str(one), str(two), "-o", str(tmp_path / "k.parquet")]) == 1
+    assert "has checkpoint" in capsys.readouterr().err
+    assert main([*words, *models[:2], *models[:2]]) == 1
+    assert "two of the models have one name" in capsys.readouterr().err
+
+
+# --- joining -----------------------------------------------------------------------------------
+
+
+def test_joined_files_hold_the_rows_of_all(folder, tmp_path, model):
+    other = write_folder(tmp_path / "more", [2, 1])
+    go(folder, tmp_path / "a.parquet", model)
+    go(other, tmp_path / "b.parquet", model)
+    files = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+    assert join_files(files, tmp_path / "all.parquet") == len(EXPECTED) + 3
+    assert table(tmp_path / "all.parquet") == [row for file in files for row in table(file)]
+    with pytest.raises(FileExistsError, match="--overwrite"):
+        join_files(files, tmp_path / "all.parquet")
+    assert join_files(files[:1], tmp_path / "all.parquet", overwrite=True) == len(EXPECTED)
+
+
+def test_files_of_another_fingerprint_are_not_joined(folder, tmp_path, model, monkeypatch):
+    go(folder, tmp_path / "a.parquet", model)
+    monkeypatch.setattr(run, "fingerprint", lambda preprocessing: "fedcba9876543210")
+    go(folder, tmp_path / "b.parquet", model)
+    with pytest.raises(ValueError, match="has fingerprint 'fedcba9876543210' and"):
+        join_files([tmp_path / "a.parquet", tmp_path / "b.parquet"], tmp_path / "c.parquet")
+    assert not (tmp_path / "c.parquet").exists()
+
+
+def test_files_that_extraction_did_not_write_are_not_joined(tmp_path):
+    pq.write_table(pa.table({"x": [1]}), tmp_path / "x.parquet")
+    (tmp_path / "y.parquet").write_bytes(b"rubbish" * 10)
+    with pytest.raises(ValueError, match="not written by facezoo extract"):
+        join_files([tmp_path / "x.parquet"], tmp_path / "c.parquet")
+    with pytest.raises(ValueError, match="is no Parquet file"):
+        join_files([tmp_path / "y.parquet"], tmp_path / "c.parquet")
+    with pytest.raises(ValueError, match="no file to join"):
+        join_files([], tmp_path / "c.parquet")

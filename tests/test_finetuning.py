@@ -1,0 +1,320 @@
+"""Fine-tuning: labels from anywhere, frozen parts, layer-wise rates, a folder that loads."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from packs import noise, png
+from PIL import Image
+
+import facezoo
+from facezoo.cli import main
+from facezoo.data.labelled import read_labelled
+from facezoo.finetuning import Finetuning, finetune, fit, loop
+from facezoo.finetuning.loop import Examples
+from facezoo.models.ipd_fer import IPDFER
+from facezoo.training import layer_groups
+
+PORTRAITS = sorted((Path(__file__).parent.parent / "examples" / "portraits").glob("*.jpg"))
+BACKBONE = "test_resnet.r160_in1k"
+WORDS = ("calm", "cross")
+QUICK = Finetuning(epochs=3, batch_size=8, rate=0.02)
+
+
+def paint(side, bright, seed):
+    """A noisy crop, bright above or below: two classes that a network can tell."""
+    import numpy as np
+
+    pixels = noise(side, np.random.default_rng(seed)) // 4
+    half = slice(0, side // 2) if bright else slice(side // 2, side)
+    pixels[half] += 150
+    return pixels
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    """Sixteen crops of each class in a folder per class."""
+    root = tmp_path_factory.mktemp("tree")
+    for number, word in enumerate(WORDS):
+        (root / word).mkdir()
+        for index in range(16):
+            pixels = paint(112, number, seed=100 * number + index)
+            Image.fromarray(pixels).save(root / word / f"{index:02d}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A small checkpoint in a folder."""
+    torch.manual_seed(0)
+    model = IPDFER(BACKBONE, 16, pose_backbone=None, decoder_size=None)
+    return str(model.save_pretrained(tmp_path_factory.mktemp("base")))
+
+
+def small():
+    torch.manual_seed(0)
+    return IPDFER(BACKBONE, 16, num_classes=2, pose_backbone=None, decoder_size=None)
+
+
+def examples(count=32):
+    crops = [torch.from_numpy(paint(112, i % 2, i)).permute(2, 0, 1) for i in range(count)]
+    return Examples(torch.stack(crops), torch.arange(count) % 2, margin=0)
+
+
+# --- labels ------------------------------------------------------------------------------------
+
+
+def test_a_folder_per_class_gives_classes_in_the_order_of_their_names(tree):
+    data = read_labelled(tree)
+    assert data.classes == WORDS
+    assert len(data) == 32
+    assert data.files[0] == "calm/00.png"
+    assert data.labels.tolist() == [0] * 16 + [1] * 16
+
+
+def test_without_splits_some_photographs_validate_and_none_is_on_both_sides(tree):
+    data = read_labelled(tree)
+    train, val = data.rows("train").tolist(), data.rows("val").tolist()
+    assert sorted(train + val) == list(range(32))
+    assert 0 < len(val) < 16
+    assert data.rows("test").tolist() == []
+
+
+def test_folders_of_splits_are_splits(tree, tmp_path):
+    for split in ("train", "validation", "test"):
+        shutil.copytree(tree, tmp_path / split)
+    data = read_labelled(tmp_path)
+    assert sorted(set(data.splits)) == ["test", "train", "val"]
+    assert len(data.rows("val")) == 32
+    (tmp_path / "stray").mkdir()
+    with pytest.raises(ValueError, match="'stray' beside"):
+        read_labelled(tmp_path)
+
+
+def write_csv(path, tree, **columns):
+    rows = [
+        {"file": str(file.relative_to(path.parent)), "label": file.parent.name}
+        for file in sorted(tree.rglob("*.png"))
+    ]
+    for name, value in columns.items():
+        for number, row in enumerate(rows):
+            row[name] = value(number)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def test_a_csv_of_files_gives_the_same_as_the_folder(tree):
+    data = read_labelled(write_csv(tree / "labels.csv", tree))
+    folder = read_labelled(tree)
+    assert data.images == folder.images
+    assert torch.equal(data.labels, folder.labels)
+
+
+def test_persons_are_on_one_side_each(tree):
+    path = write_csv(tree / "persons.csv", tree, person=lambda row: f"p{row % 8}")
+    data = read_labelled(path)
+    sides = {split: {data.persons[r] for r in data.rows(split)} for split in ("train", "val")}
+    assert not sides["train"] & sides["val"]
+    assert len(data.rows("train")) + len(data.rows("val")) == 32
+
+
+def test_a_parquet_of_bytes_keeps_landmarks_and_drops_rows_without_a_label(tmp_path):
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    rows = [
+        {
+            "image": png(noise(40, rng)),
+            "expression": ("happy", "sad", None)[i % 3],
+            "split": ("train", "val")[i % 2],
+            "landmarks": [1.0] * 10 if i else None,
+        }
+        for i in range(9)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pack.parquet")
+    data = read_labelled(tmp_path / "pack.parquet")
+    assert data.classes == ("happy", "sad")
+    assert len(data) == 6
+    assert data.landmarks.shape == (6, 5, 2)
+    assert torch.isnan(data.landmarks[0]).all()
+    only = read_labelled(tmp_path / "pack.parquet", classes=["sad", "happy"])
+    assert only.labels.tolist() == [1 - label for label in data.labels.tolist()]
+
+
+def test_what_cannot_be_labels_is_refused(tree, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        read_labelled(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="no column of labels"):
+        read_labelled(write_csv(tree / "none.csv", tree), label_column="mood")
+    with pytest.raises(ValueError, match="no class 'glad'"):
+        read_labelled(tree, classes=["glad", "calm"])
+    (tmp_path / "one").mkdir()
+    with pytest.raises(ValueError, match="two classes or more"):
+        read_labelled(tmp_path)
+    (tmp_path / "lost.csv").write_text("file,label\na.png,x\nb.png,y\n")
+    with pytest.raises(FileNotFoundError, match="2 files that are not there"):
+        read_labelled(tmp_path / "lost.csv")
+    (tmp_path / "labels.txt").touch()
+    with pytest.raises(ValueError, match=r"folder, \.csv or \.parquet"):
+        read_labelled(tmp_path / "labels.txt")
+
+
+# --- freezing and rates ------------------------------------------------------------------------
+
+
+def test_a_frozen_part_keeps_weights_and_norms_and_the_rest_moves():
+    model = small()
+    model.freeze("expression_encoder.backbone.layer1", "expression_encoder.backbone.bn1")
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    fit(model, examples(), None, Finetuning(epochs=2, batch_size=16), progress=False)
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert not [k for k in changed if ".layer1." in k or "backbone.bn1." in k]
+    assert "expression_encoder.backbone.layer4.0.bn1.running_mean" in changed
+    assert "expression_classifier.weight" in changed
+
+
+def test_freezing_everything_but_the_classifier_is_the_default():
+    model = small()
+    model.freeze()
+    learned = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert learned == {"expression_classifier.weight", "expression_classifier.bias"}
+    model.train()
+    assert [m for m in model.modules() if m.training] == [model, model.expression_classifier]
+    model.unfreeze()
+    assert all(p.requires_grad for p in model.parameters())
+    assert all(m.training for m in model.modules())
+
+
+def test_a_part_that_does_not_exist_cannot_be_frozen():
+    with pytest.raises(ValueError, match=r"no part is named 'encoder'.*expression_encoder"):
+        small().freeze("encoder")
+
+
+def test_the_rate_falls_by_a_factor_per_layer_of_each_backbone():
+    model = small()
+    names = {id(p): name for name, p in model.named_parameters()}
+    scales = {
+        names[id(p)]: group["rate_scale"]
+        for group in layer_groups(model, 0.5)
+        for p in group["params"]
+    }
+    assert scales.keys() == dict(model.named_parameters()).keys()
+    backbone = "expression_encoder.backbone."
+    assert scales["expression_classifier.weight"] == scales["expression_encoder.norm.bias"] == 1
+    assert scales[f"{backbone}layer4.0.conv1.weight"] == 0.5
+    assert scales[f"{backbone}layer3.0.conv1.weight"] == 0.25
+    stem = [value for name, value in scales.items() if name.startswith(f"{backbone}conv1")]
+    assert set(stem) == {0.5**5}
+    decayed = {g["params"][0].ndim > 1: "weight_decay" not in g for g in layer_groups(model, 1)}
+    assert decayed == {True: True, False: False}
+    with pytest.raises(ValueError, match="above 0"):
+        layer_groups(model, 0)
+
+
+def test_labels_alone_name_the_classes_of_a_new_classifier():
+    model = small()
+    model.reset_classifier(labels=["a", "b", "c"])
+    assert model.labels == ("a", "b", "c")
+    assert model.architecture["num_classes"] == 3
+    with pytest.raises(ValueError, match="1 or more"):
+        model.reset_classifier()
+
+
+# --- the loop ----------------------------------------------------------------------------------
+
+
+def test_training_tells_the_classes_apart_and_keeps_the_best_epoch():
+    model, data = small(), examples(48)
+    train, val = data[torch.arange(32)], data[torch.arange(32, 48)]
+    rows = fit(model, train, val, Finetuning(epochs=6, batch_size=8, rate=0.01), progress=False)
+    best = max(row["balanced accuracy"] for row in rows)
+    assert best > 0.8
+    again = loop.scores(loop.predict(model, val), val.labels)["balanced accuracy"]
+    assert again == pytest.approx(best, abs=0.07)
+
+
+def test_an_interrupted_run_ends_at_the_same_weights(tmp_path, monkeypatch):
+    data = examples(16)
+    whole, broken = small(), small()
+    fit(whole, data, data, QUICK, tmp_path / "whole", progress=False)
+    epoch = loop._epoch
+
+    def stops(*arguments):
+        if arguments[-1] == 1:
+            raise KeyboardInterrupt
+        return epoch(*arguments)
+
+    monkeypatch.setattr(loop, "_epoch", stops)
+    with pytest.raises(KeyboardInterrupt):
+        fit(broken, data, data, QUICK, tmp_path / "broken", progress=False)
+    monkeypatch.setattr(loop, "_epoch", epoch)
+    torch.manual_seed(99)
+    again = IPDFER(BACKBONE, 16, num_classes=2, pose_backbone=None, decoder_size=None)
+    fit(again, data, data, QUICK, tmp_path / "broken", progress=False)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, again.state_dict()[name]), name
+
+
+# --- the command -------------------------------------------------------------------------------
+
+
+def test_the_folder_opens_and_predicts_the_new_classes(tree, base, tmp_path):
+    done = finetune(tree, tmp_path / "mood", model=base, recipe=QUICK, aligned=True, device="cpu")
+    model = facezoo.load(done.folder, device="cpu")
+    assert model.labels == WORDS
+    prediction = model.predict_expression(sorted((tree / "calm").iterdir())[:3], aligned=True)
+    assert prediction.probabilities.shape == (3, 2)
+    assert type(model).from_pretrained(done.folder).labels == WORDS
+    card = model.card
+    assert (card.tag, card.training.base) == ("mood", "ipd-fer.untrained")
+    assert {m.split for m in card.metrics} == {"val"}
+    assert all("the epoch was chosen on these" in m.protocol for m in card.metrics)
+    assert str(tmp_path) not in card.to_json()
+    assert "facezoo finetune --model" in card.training.command
+    assert f"{card.metrics[0].value:6.2f}" in str(done)
+
+
+def test_the_command_line_does_the_same_and_resumes(tree, base, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ["finetune", "--model", base, "--data", str(tree), "--out", str(out), "--aligned"]
+    words += ["--epochs", "1", "--batch-size", "8", "--device", "cpu"]
+    assert main([*words, "--probe"]) == 0
+    assert "2 classes: calm, cross" in capsys.readouterr().out
+    first = (out / "model.safetensors").read_bytes()
+    assert main([*words, "--probe"]) == 0
+    assert (out / "model.safetensors").read_bytes() == first
+    assert main(words) == 1
+    assert "another recipe" in capsys.readouterr().err
+    assert main([*words, "--probe", "--freeze", "identity_encoder"]) == 1
+    assert "nothing else to freeze" in capsys.readouterr().err
+
+
+def test_photographs_are_aligned_by_the_detector(tmp_path, base):
+    for number, portrait in enumerate(PORTRAITS):
+        for split in ("train", "val"):
+            folder = tmp_path / "data" / split / WORDS[number]
+            folder.mkdir(parents=True)
+            shutil.copy(portrait, folder)
+    recipe = Finetuning(epochs=1)
+    done = finetune(tmp_path / "data", tmp_path / "out", model=base, recipe=recipe, device="cpu")
+    assert all(m.protocol.startswith("2 faces") for m in done.metrics)
+
+
+def test_a_class_without_a_training_photograph_is_named(tree, base, tmp_path):
+    split = {number: "val" if number < 16 else "train" for number in range(32)}
+    path = write_csv(tree / "gap.csv", tree, split=split.get)
+    with pytest.raises(ValueError, match="'calm'; add some"):
+        finetune(path, tmp_path / "out", model=base, recipe=QUICK, aligned=True, device="cpu")
+
+
+@pytest.mark.parametrize(("name", "value"), [("epochs", 0), ("batch_size", 0), ("rate", -1.0)])
+def test_recipes_that_train_nothing_are_refused(name, value):
+    with pytest.raises(ValueError, match=name):
+        Finetuning(**{name: value})

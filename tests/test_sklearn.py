@@ -1,0 +1,205 @@
+"""FaceFeatures as a scikit-learn transformer: checks, pipelines, grids, memory."""
+
+import pickle
+from pathlib import Path
+
+import joblib
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+pytest.importorskip("sklearn")
+
+from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.utils import estimator_checks
+from sklearn.utils.estimator_checks import check_estimator
+
+import facezoo
+from facezoo import sklearn as ours
+from facezoo.errors import NoFaceError, UnsupportedError
+from facezoo.models.ipd_fer import IPDFER
+from facezoo.sklearn import FaceFeatures
+
+PORTRAITS = sorted((Path(__file__).parent.parent / "examples" / "portraits").glob("*.jpg"))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    torch.manual_seed(0)
+    model = IPDFER("test_resnet.r160_in1k", 8, pose_backbone=None, decoder_size=None)
+    return str(model.save_pretrained(tmp_path_factory.mktemp("base")))
+
+
+@pytest.fixture(scope="module")
+def crops(tmp_path_factory):
+    """Twelve aligned crops of noise, dark ones and bright ones."""
+    folder = tmp_path_factory.mktemp("crops")
+    rng = np.random.default_rng(0)
+    for index in range(12):
+        pixels = rng.integers(0, 100, (112, 112, 3), np.uint8) + (index % 2) * 150
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index:02d}.png")
+    return sorted(map(str, folder.iterdir()))
+
+
+def features(base, **options):
+    return FaceFeatures(model=base, aligned=True, device="cpu", **options)
+
+
+def encoded(monkeypatch):
+    """How many images each call of the model gets."""
+    counts, encode = [], FaceFeatures._encode
+
+    def counted(self, images):
+        counts.append(len(images))
+        return encode(self, images)
+
+    monkeypatch.setattr(FaceFeatures, "_encode", counted)
+    return counts
+
+
+@pytest.mark.filterwarnings("ignore:Can't test estimator")
+def test_check_estimator_finds_no_fault():
+    # For input that is no table of numbers it checks cloning alone; the rest that applies is below.
+    results = check_estimator(FaceFeatures(), on_skip=None)
+    assert {result["status"] for result in results} == {"passed"}
+
+
+WITHOUT_TABLES = [
+    "check_estimator_repr",
+    "check_estimator_tags_renamed",
+    "check_get_params_invariance",
+    "check_mixin_order",
+    "check_no_attributes_set_in_init",
+    "check_parameters_default_constructible",
+    "check_set_params",
+    "check_valid_tag_types",
+]
+
+
+@pytest.mark.parametrize("check", WITHOUT_TABLES)
+def test_the_checks_of_scikit_learn_that_pass_no_table_of_numbers_hold(check):
+    getattr(estimator_checks, check)("FaceFeatures", FaceFeatures())
+
+
+@pytest.mark.parametrize("what", ["expression", "identity", "probabilities"])
+def test_rows_are_those_of_the_model(base, crops, what):
+    rows = features(base, what=what).fit_transform(crops)
+    model = facezoo.load(base, device="cpu")
+    if what == "probabilities":
+        wanted = model.predict_expression(crops, aligned=True).probabilities
+    else:
+        wanted = getattr(model, f"encode_{what}")(crops, aligned=True)
+    np.testing.assert_array_equal(rows, wanted.numpy())
+    assert rows.dtype == np.float32
+
+
+def test_photographs_are_aligned(base):
+    rows = FaceFeatures(model=base, device="cpu").transform(PORTRAITS)
+    assert rows.shape == (2, 8)
+    blank = np.zeros((80, 80, 3), np.uint8)
+    with pytest.raises(NoFaceError):
+        FaceFeatures(model=base, device="cpu").transform([blank])
+    gap = FaceFeatures(model=base, device="cpu", on_missing="nan").transform([PORTRAITS[0], blank])
+    assert np.isfinite(gap[0]).all()
+    assert np.isnan(gap[1]).all()
+
+
+def test_a_grid_search_over_a_pipeline_finds_the_better_features(base, crops):
+    pipeline = make_pipeline(features(base), LogisticRegression())
+    grid = {"facefeatures__what": ["expression", "identity"], "logisticregression__C": [0.1, 10.0]}
+    search = GridSearchCV(pipeline, grid, cv=3, error_score="raise")
+    search.fit(crops, [index % 2 for index in range(12)])
+    assert search.best_score_ == 1.0
+    assert len(search.cv_results_["params"]) == 4
+
+
+def test_copies_and_pickles_give_the_same_rows(base, crops):
+    first = features(base, what="identity")
+    rows = first.transform(crops)
+    for other in (clone(first), pickle.loads(pickle.dumps(first))):
+        np.testing.assert_array_equal(other.transform(crops), rows)
+        assert other.get_params() == first.get_params()
+
+
+def test_the_memory_encodes_an_image_once_whatever_list_it_is_in(
+    base, crops, tmp_path, monkeypatch
+):
+    counts = encoded(monkeypatch)
+    kept = features(base, memory=str(tmp_path))
+    plain = features(base).transform(crops)
+    np.testing.assert_array_equal(kept.transform(crops[:8]), plain[:8])
+    np.testing.assert_allclose(kept.transform(crops[::-1]), plain[::-1], rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(kept.transform(crops[4:8]), plain[4:8])
+    assert counts == [12, 8, 4]
+    features(base, memory=joblib.Memory(str(tmp_path), verbose=0)).transform(crops)
+    assert counts == [12, 8, 4]
+    features(base, what="identity", memory=str(tmp_path)).transform(crops[:2])
+    assert counts == [12, 8, 4, 2]
+
+
+def test_the_memory_sees_that_a_file_has_changed(base, crops, tmp_path, monkeypatch):
+    counts = encoded(monkeypatch)
+    kept = features(base, memory=str(tmp_path / "memory"))
+    photo = tmp_path / "photo.png"
+    rows = []
+    for source in crops[:2]:
+        photo.write_bytes(Path(source).read_bytes())
+        rows.append(kept.transform([str(photo)]))
+    assert counts == [1, 1]
+    assert not np.allclose(*rows)
+
+
+def test_columns_batches_and_lists_are_taken(base, crops):
+    rows = features(base).transform(crops[:3])
+    batch = np.stack([np.array(Image.open(crop)) for crop in crops[:3]])
+    for given in (
+        np.array(crops[:3]),
+        np.array(crops[:3], object)[:, None],
+        batch,
+        tuple(crops[:3]),
+    ):
+        np.testing.assert_array_equal(features(base).transform(given), rows)
+
+
+def test_names_of_the_columns(base):
+    names = features(base).get_feature_names_out()
+    assert names.tolist() == [f"expression_{d}" for d in range(8)]
+    assert features(base, what="probabilities").get_feature_names_out()[0] == "p_neutral"
+
+
+def test_what_does_not_exist_is_refused_when_it_is_fitted(base, crops):
+    with pytest.raises(ValueError, match="what must be one of"):
+        features(base, what="mood").fit(crops)
+    with pytest.raises(ValueError, match="every image has a row"):
+        features(base, on_missing="skip").fit(crops)
+    with pytest.raises(UnsupportedError, match="pose"):
+        features(base, what="pose").fit(crops)
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        ([], "no image"),
+        ("photo.jpg", "pass a list"),
+        (np.zeros((4, 5)), "numbers of shape"),
+        (np.array([["a", "b"]]), "one column"),
+    ],
+)
+def test_what_is_no_sequence_of_images_is_refused(base, given, match):
+    with pytest.raises(ValueError, match=match):
+        features(base).transform(given)
+
+
+def test_without_scikit_learn_the_extra_is_named(monkeypatch):
+    import importlib
+    import sys
+
+    monkeypatch.setitem(sys.modules, "sklearn.base", None)
+    with pytest.raises(ImportError, match=r"facezoo\[sklearn\]"):
+        importlib.reload(ours)
+    monkeypatch.undo()
+    importlib.reload(ours)
