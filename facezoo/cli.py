@@ -410,7 +410,8 @@ def _train(options: argparse.Namespace) -> int:
         seed = _only_seed(options, "stage", *_OF_IPD_FER)
         name = options.recipe or "ict"
         run_adv3d = paper.run if name in paper.RECIPES else train.run
-        print(run_adv3d(name, options.data, options.out, seed=seed, device=device))
+        smoke = options.smoke
+        print(run_adv3d(name, options.data, options.out, seed=seed, device=device, smoke=smoke))
         return 0
     if options.model == "latentface":
         from facezoo.models.latentface.train import run as train_latentface
@@ -419,7 +420,13 @@ def _train(options: argparse.Namespace) -> int:
         stage, name = options.stage or 1, options.recipe or "paper"
         print(
             train_latentface(
-                options.data, options.out, stage=stage, seed=seed, device=device, name=name
+                options.data,
+                options.out,
+                stage=stage,
+                seed=seed,
+                device=device,
+                name=name,
+                smoke=options.smoke,
             )
         )
         return 0

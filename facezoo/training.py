@@ -317,6 +317,7 @@ def write_checkpoint(
     tag: str,
     default: bool = True,
     flags: str = "",
+    stages: tuple[str, ...] = ("",),
     architecture: dict[str, Any],
     preprocessing: Preprocessing | None,
     labels: tuple[str, ...],
@@ -334,7 +335,8 @@ def write_checkpoint(
     weights = save(module, out / f"{model}.{tag}.safetensors", precision)
     count = sum(parameter.numel() for parameter in module.parameters())
     size, digest = weights.stat().st_size, sha256_of(weights)
-    command = f"facezoo train {model} --data DATA --out runs/{model}{flags} --seed {run['seed']}"
+    words = f"facezoo train {model} --data DATA --out runs/{model}{flags}"
+    command = " && ".join(f"{words}{stage} --seed {run['seed']}" for stage in stages)
     training = Training(data, command, run["commit"], run["recipe"], run["seed"], run["hardware"])
     card = Card(
         model=model,

@@ -41,6 +41,7 @@ from facezoo.training import (
     load_state,
     save_state,
     set_cosine_rate,
+    shortened,
     write_checkpoint,
 )
 
@@ -52,7 +53,9 @@ CITATION = """@inproceedings{gu2023adversarial,
 }"""
 
 
-def run(name: str, data: Path, out: Path, *, seed: int, device: torch.device) -> Path:
+def run(
+    name: str, data: Path, out: Path, *, seed: int, device: torch.device, smoke: bool = False
+) -> Path:
     """Train by a recipe and write weights and card; returns the card's path.
 
     Args:
@@ -61,11 +64,16 @@ def run(name: str, data: Path, out: Path, *, seed: int, device: torch.device) ->
         out: folder for the run's state, log and result.
         seed: of everything random.
         device: where to train.
+        smoke: whether to take a few meshes and steps, to see that the recipe runs.
 
     Raises:
         UnknownNameError: if there is no such recipe.
     """
     config = recipe(name)
+    if smoke:
+        config = shortened(
+            config, size="tiny", mixtures=8, reading_steps=2, pretraining_steps=1, steps=2
+        )
     faces = IctFaces(data)
     record = begin_run(out, seed=seed, recipe=asdict(config))
     model = train(config, faces, out, seed=seed, device=device)
@@ -266,15 +274,16 @@ def fit_reading(
         return reading.requires_grad_(False)
     left = (targets - reading.linear(features)).detach()
     sizes = sizes / (left * sizes).square().mean().sqrt()
-    with torch.no_grad():
-        reading.hidden.bias.copy_(-reading.hidden.weight @ features.mean(0))
+    centre = features.mean(0)  # far from 0, where a step of the weights would silence every unit
     trained = [*reading.hidden.parameters(), *reading.mend.parameters()]
     optimizer = torch.optim.Adam(trained)
     for step in tqdm(range(config.reading_steps), mininterval=10, desc="reading"):
         set_cosine_rate(optimizer, 1e-3, step / config.reading_steps, 0.1)
         rows = torch.randint(len(features), (512,), generator=generator(seed, 4, step))
-        mended = reading.mend(F.relu(reading.hidden(features[rows])))
+        mended = reading.mend(F.relu(reading.hidden(features[rows] - centre)))
         descend(optimizer, ((mended - left[rows]) * sizes).square().mean())
+    with torch.no_grad():
+        reading.hidden.bias.sub_(reading.hidden.weight @ centre)
     save_state(out / "reading.pt", reading=reading.state_dict())
     return reading.requires_grad_(False)
 

@@ -15,7 +15,7 @@ from facezoo.models.adv3d.networks import VAE
 from facezoo.models.adv3d.paper.recipes import PaperConfig, recipe
 from facezoo.models.adv3d.paper.train import train
 from facezoo.models.adv3d.train import CITATION
-from facezoo.training import begin_run, write_checkpoint
+from facezoo.training import begin_run, shortened, write_checkpoint
 
 TITLES = {
     "coma": "CoMA (Ranjan et al. 2018)",
@@ -25,7 +25,9 @@ TITLES = {
 }
 
 
-def run(name: str, data: Path, out: Path, *, seed: int, device: torch.device) -> Path:
+def run(
+    name: str, data: Path, out: Path, *, seed: int, device: torch.device, smoke: bool = False
+) -> Path:
     """Train by one of the paper's recipes and write weights and card.
 
     Interrupted, the same call goes on where the last saved state stands and ends at the same
@@ -37,6 +39,7 @@ def run(name: str, data: Path, out: Path, *, seed: int, device: torch.device) ->
         out: folder for the run's state, logs and result.
         seed: of initial weights, order and chance.
         device: where to train.
+        smoke: whether to take one epoch of each stage, to see that the recipe runs.
 
     Returns:
         The card's path.
@@ -47,6 +50,8 @@ def run(name: str, data: Path, out: Path, *, seed: int, device: torch.device) ->
         FileNotFoundError: if ``data`` holds no such data set.
     """
     config = recipe(name)
+    if smoke:
+        config = shortened(config, size="tiny", pretraining_epochs=1, epochs=1)
     record = begin_run(out, seed=seed, recipe=asdict(config))
     meshes = read(config, data, cache=out / "meshes")
     model = as_model(config, train(config, meshes, out, seed=seed, device=device), meshes)

@@ -21,7 +21,7 @@ from facezoo.models.latentface.train.stage2 import (
     equalise,
     train_diffusion,
 )
-from facezoo.training import begin_run, write_checkpoint
+from facezoo.training import begin_run, shortened, write_checkpoint
 from facezoo.weights import load_into, read_tensors, save
 
 AUTOENCODERS = "autoencoders.safetensors"
@@ -35,7 +35,14 @@ CITATION = """@article{he2023unsupervised,
 
 
 def run(
-    data: Path, out: Path, *, stage: int, seed: int, device: torch.device, name: str = "paper"
+    data: Path,
+    out: Path,
+    *,
+    stage: int,
+    seed: int,
+    device: torch.device,
+    name: str = "paper",
+    smoke: bool = False,
 ) -> Path:
     """Train one stage by a recipe; the second one needs the first in the same folder.
 
@@ -49,6 +56,7 @@ def run(
         seed: of initial weights, order and chance.
         device: where to train.
         name: of the recipe.
+        smoke: whether a stage is one epoch of small batches, to see that it runs.
 
     Returns:
         What was written: the autoencoders of stage 1, or the card of stage 2.
@@ -60,6 +68,8 @@ def run(
     if stage not in (1, 2):
         raise ValueError(f"stage must be 1 or 2, got {stage}")
     chosen = recipe(name)
+    if smoke:
+        chosen = shortened(chosen, epochs=1, batch_size=2)
     folder = out / f"{name}-seed{seed}"
     if stage == 1:
         return run_stage1(chosen, data, folder / "stage1", seed, device)
@@ -130,7 +140,8 @@ def _write(
         model="latentface",
         tag=tag + ("" if name == "compact" else f"-{name}"),
         default=name == "compact",
-        flags=f" --recipe {name} --stage 2",
+        flags=f" --recipe {name}",
+        stages=(" --stage 1", " --stage 2"),
         architecture=model.architecture,
         preprocessing=model.preprocessing,
         labels=(),
