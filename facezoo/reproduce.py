@@ -13,9 +13,6 @@ from facezoo.card import Card
 from facezoo.errors import CardError
 from facezoo.registry import info
 
-_KEPT = ("architecture", "preprocessing", "labels")
-"""What a rehearsed recipe must give as it stands in the card."""
-
 
 @dataclass(frozen=True)
 class Reproduction:
@@ -102,12 +99,25 @@ def _run(words: list[str]) -> None:
         raise RuntimeError(f"{text} ended with {done.returncode}; what it said stands above")
 
 
+def _kept(card: Card) -> dict[str, object]:
+    """What a rehearsed recipe must give as it stands in the card.
+
+    Of the architecture only what shapes layers: fractions may have been fitted to the data.
+    """
+    shaping = {k: v for k, v in card.architecture.items() if not isinstance(v, float)}
+    return {
+        "architecture": shaping,
+        "preprocessing": card.preprocessing,
+        "labels": card.labels,
+    }
+
+
 def _judged(card: Card, out: Path, smoke: bool) -> Reproduction:
     paths = [*out.rglob(f"{card.name}.json"), *out.glob("config.json")]
     if not paths:
         raise CardError(f"the command of {card.name} wrote no card of that name below {out}")
     new = Card.load(paths[0])
-    differ = [key for key in _KEPT if getattr(new, key) != getattr(card, key)]
+    differ = [key for key, value in _kept(card).items() if _kept(new)[key] != value]
     if not smoke and new.training.recipe != card.training.recipe:
         differ.append("training.recipe")
     if differ:

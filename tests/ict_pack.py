@@ -60,3 +60,18 @@ def write_ict(folder, side=SIDE):
     }
     (folder / "ict_expressions.json").write_text(json.dumps(protocol), encoding="utf-8")
     return folder
+
+
+def write_full_ict(folder):
+    """The same with as many vertices, triangles and landmarks as the real topology has."""
+    write_ict(folder, side=50)
+    path = folder / "ict_face.npz"
+    with np.load(path) as face:
+        parts = dict(face)
+    kept = 2300
+    inside = parts["lo_faces"][(parts["lo_faces"] < kept).all(1)]
+    parts["lo_index"] = np.arange(kept, dtype=np.int32)
+    parts["lo_faces"] = np.resize(inside, (4434, 3))
+    parts["lo_landmarks"] = np.arange(68, dtype=np.int32) * 30
+    np.savez(path, **parts)
+    return folder

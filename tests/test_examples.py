@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ict_pack import write_full_ict
 from PIL import Image
 
 import facezoo
@@ -56,6 +57,13 @@ def test_turn_portraits_draws_a_grid_a_turntable_and_meshes(tmp_path, capsys):
         assert turntable.n_frames == 24
     assert (tmp_path / "parts-1.obj").is_file()
     assert "2 faces, 9 columns" in capsys.readouterr().out
+
+
+def test_take_meshes_apart_draws_two_persons_and_what_lies_between(tmp_path, capsys):
+    example("take_meshes_apart").main(write_full_ict(tmp_path), tmp_path / "meshes.png")
+    with Image.open(tmp_path / "meshes.png") as picture:
+        assert picture.size == (5 * 224, 3 * 224)
+    assert "meshes.png" in capsys.readouterr().out
 
 
 def test_features_to_classifier_fits_the_classes_of_a_tree(tmp_path, capsys):

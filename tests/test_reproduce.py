@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from ict_pack import write_full_ict
 from packs import write_backgrounds, write_ferplus, write_lfw, write_pairs
 
 from facezoo import reproduce as module
@@ -27,7 +28,7 @@ def packs(tmp_path_factory):
     write_lfw(folder, train=16)
     write_pairs(folder, train=16)
     write_backgrounds(folder)
-    return folder
+    return write_full_ict(folder)
 
 
 def with_command(card, command):
@@ -41,7 +42,7 @@ def test_the_recipe_of_every_bundled_checkpoint_runs(name, packs, tmp_path, capf
     assert "the recipe runs" in capfd.readouterr().out
     (path,) = (tmp_path / "out").rglob(f"{name}.json")
     new, old = Card.load(path), bundled_cards()[name]
-    assert new.architecture == old.architecture
+    assert new.architecture.keys() == old.architecture.keys()
     assert new.weights.parameters == old.weights.parameters
     assert path.with_name(new.weights.file).stat().st_size == new.weights.size
 

@@ -53,7 +53,9 @@ HERE = Losses(
 )
 """For ICT-3D; docs/models/adv3d.md says why it is not FaceScape's."""
 
-WITH_NEUTRALS = replace(HERE, kl=1e-6, adversarial=5e-4, rest=0.0, independence=0.0, centre=0.0)
+WITH_NEUTRALS = replace(
+    HERE, neutral_truth=3.0, kl=1e-6, adversarial=5e-4, rest=0.0, independence=0.0, centre=0.0
+)
 """The same where neutrals are known, which leaves nothing to find out about expressions."""
 
 
@@ -119,7 +121,7 @@ RECIPES = {
         ICT, tag="ict-no-discriminator", losses=replace(HERE, adversarial=0.0)
     ),
     "ict-neutral": replace(
-        ICT, tag="ict-neutral", neutrals=True, losses=WITH_NEUTRALS, steps=2000, rate=3e-4
+        ICT, tag="ict-neutral", neutrals=True, losses=WITH_NEUTRALS, steps=3000, rate=3e-4
     ),
 }
 
