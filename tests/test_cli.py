@@ -184,14 +184,14 @@ def test_convert_writes_safetensors_and_prints_the_file(tmp_path, capsys):
 def test_train_hands_its_arguments_to_the_detectors_recipe(monkeypatch, tmp_path, capsys):
     called = []
 
-    def recipe(data, out, *, seed, device):
-        called.append((data, out, seed, device))
+    def recipe(data, out, *, seed, device, smoke):
+        called.append((data, out, seed, device, smoke))
         return out / "card.json"
 
     monkeypatch.setattr("facezoo.detector.train.run", recipe)
     arguments = ["train", "face-detector", "--data", "packs", "--out", str(tmp_path)]
     assert main([*arguments, "--seed", "3", "--device", "cpu"]) == 0
-    assert called == [(Path("packs"), tmp_path, 3, torch.device("cpu"))]
+    assert called == [(Path("packs"), tmp_path, 3, torch.device("cpu"), False)]
     assert capsys.readouterr().out.strip() == str(tmp_path / "card.json")
     for flags, named in ((["--seed", "1", "2"], "several seeds"), (["--fold", "1"], "--fold")):
         assert main([*arguments, *flags]) == 1
@@ -209,9 +209,14 @@ def test_train_hands_its_arguments_to_the_recipe_of_ipd_fer(monkeypatch, tmp_pat
     arguments = ["train", "ipd-fer", "--data", "packs", "--out", str(tmp_path), "--device", "cpu"]
     assert main(arguments) == 0
     flags = ["--seed", "0", "1", "--recipe", "compact", "--without", "cos", "--without", "id"]
-    assert main([*arguments, *flags, "--dataset", "ck+", "--fold", "3", "--start", "ipd-fer"]) == 0
+    assert (
+        main(
+            [*arguments, *flags, "--dataset", "ck+", "--fold", "3", "--start", "ipd-fer", "--smoke"]
+        )
+        == 0
+    )
     plain, full = (options for _, _, options in called)
-    nothing = {"without": (), "dataset": None, "fold": None, "start": None}
+    nothing = {"without": (), "dataset": None, "fold": None, "start": None, "smoke": False}
     assert plain == {"seeds": [0], "device": torch.device("cpu"), "name": "paper", **nothing}
     assert full == {
         "seeds": [0, 1],
@@ -221,6 +226,7 @@ def test_train_hands_its_arguments_to_the_recipe_of_ipd_fer(monkeypatch, tmp_pat
         "dataset": "ck+",
         "fold": 3,
         "start": "ipd-fer",
+        "smoke": True,
     }
     cards = [str(tmp_path / name) for name in ("first.json", "second.json")]
     assert capsys.readouterr().out.split() == cards * 2
@@ -238,7 +244,7 @@ def test_train_hands_its_arguments_to_the_stages_of_latentface(monkeypatch, tmp_
     arguments += ["--device", "cpu"]
     assert main([*arguments, "--seed", "3"]) == 0
     assert main([*arguments, "--stage", "2", "--recipe", "compact"]) == 0
-    shared = {"device": torch.device("cpu")}
+    shared = {"device": torch.device("cpu"), "smoke": False}
     assert called == [
         {"stage": 1, "seed": 3, "name": "paper", **shared},
         {"stage": 2, "seed": 0, "name": "compact", **shared},
@@ -271,7 +277,7 @@ def test_train_hands_its_arguments_to_the_recipes_of_adv3d(
     monkeypatch.setattr(f"{module}.run", recipe)
     arguments = ["train", "adv3d", "--data", "ict", "--out", str(tmp_path), "--device", "cpu"]
     assert main([*arguments, *flags]) == 0
-    options = {"seed": 0, "device": torch.device("cpu")}
+    options = {"seed": 0, "device": torch.device("cpu"), "smoke": False}
     assert called == [(name, Path("ict"), tmp_path, options)]
     assert main([*arguments, "--without", "id"]) == 1
     assert "leave out --without" in capsys.readouterr().err
