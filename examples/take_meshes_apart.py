@@ -36,8 +36,7 @@ def draw(vertices: torch.Tensor, triangles: torch.Tensor, error: torch.Tensor | 
         0, triangles.flatten(), across.repeat_interleave(3, 0)
     )
     normals = torch.nn.functional.normalize(normals, dim=1)
-    bright = 0.25 + 0.75 * (normals @ LIGHT).clamp(min=0)
-    colours = bright[:, None].expand(-1, 3)
+    colours = (0.25 + 0.75 * (normals @ LIGHT).clamp(min=0))[:, None].expand(-1, 3)
     if error is not None:
         share = (error / WORST_MM).clamp(0, 1)
         colours = torch.stack([share, 0.4 * (1 - share), 1 - share], 1) * (0.4 + 0.6 * colours)

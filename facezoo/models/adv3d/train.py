@@ -297,7 +297,12 @@ def _whitened(values: Tensor, dim: int) -> tuple[Tensor, Tensor, Tensor]:
         min=1e-4 * float(sizes[0]) / len(values) ** 0.5
     )
     flat = axes[:dim].T
-    return middle, (flat / deviation).float(), (flat * deviation).float()
+    spare = (0, dim - len(deviation))  # numbers of the code for which there are no axes stay silent
+    return (
+        middle,
+        F.pad((flat / deviation).float(), spare),
+        F.pad((flat * deviation).float(), spare),
+    )
 
 
 @torch.no_grad()
