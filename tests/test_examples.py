@@ -85,8 +85,10 @@ def test_features_to_classifier_wants_two_classes(tmp_path):
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
 def test_an_example_is_short_has_a_main_and_is_listed(path):
     assert len(path.read_text().splitlines()) < 80
-    assert callable(example(path.stem).main)
     assert path.name in (EXAMPLES / "README.md").read_text()
+    if path.stem == "finetune_trainer":
+        pytest.importorskip("transformers")
+    assert callable(example(path.stem).main)
 
 
 @pytest.mark.parametrize("name", ["finetune_pytorch", "finetune_accelerate", "finetune_trainer"])
