@@ -1,0 +1,1 @@
+"""Training of StyleGAN2, of its inversion, and of SimCLR on the codes."""
