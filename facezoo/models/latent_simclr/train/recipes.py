@@ -52,7 +52,7 @@ RECIPES = {
     ),
     "preview": Recipe(
         Adversarial(
-            images=400_000,
+            images=320_000,
             rate=2.5e-3,
             gamma=0.05,
             augmentation=200_000,
