@@ -357,7 +357,7 @@ def _download(options: argparse.Namespace) -> int:
 def _add_train(commands: Any) -> None:
     more = "Interrupted, the same command goes on where it was."
     command = _command(commands, "train", _train, "train a model by its recipe", more)
-    command.add_argument("model", choices=["adv3d", "ipd-fer", "latentface", "face-detector"])
+    command.add_argument("model", choices=_TRAINED)
     command.add_argument("--data", type=Path, required=True, metavar="DIR", help=_DATA)
     command.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="for state, log, weights and card"
@@ -383,12 +383,17 @@ def _add_train(commands: Any) -> None:
     _add_device(command)
 
 
+_SIMCLR = ("stylegan2", "feature-style", "latent-simclr")
+"""Parts of latent-simclr, in the order in which they are trained."""
+_TRAINED = ("adv3d", "ipd-fer", "latentface", *_SIMCLR, "face-detector")
 _DATA = "with the packs, or for adv3d with the files of ICT-3D or of the recipe's meshes"
 _RECIPES = (
     "of ipd-fer: paper, paper-baseline, compact or compact-baseline; of latentface: paper or "
-    "compact (default: paper); of adv3d: ict, ict-neutral, ict-scans or ict-no-discriminator "
-    "(default: ict), and the paper's own: facescape, facescape-neutral, bu-3dfe, bu-3dfe-neutral, "
-    "coma, ict-paper or ict-paper-neutral, each with -no-discriminator too"
+    "compact (default: paper); of stylegan2, feature-style and latent-simclr, which are trained "
+    "one after the other into the same --out: paper or preview (default: paper); of adv3d: ict, "
+    "ict-neutral, ict-scans or ict-no-discriminator (default: ict), and the paper's own: "
+    "facescape, facescape-neutral, bu-3dfe, bu-3dfe-neutral, coma, ict-paper or "
+    "ict-paper-neutral, each with -no-discriminator too"
 )
 _OF_IPD_FER = ("without", "dataset", "fold", "start")
 
@@ -429,6 +434,14 @@ def _train(options: argparse.Namespace) -> int:
                 smoke=options.smoke,
             )
         )
+        return 0
+    if options.model in _SIMCLR:
+        from facezoo.models.latent_simclr.train import run as train_part
+
+        seed = _only_seed(options, "stage", *_OF_IPD_FER)
+        name, smoke, part = options.recipe or "paper", options.smoke, options.model
+        out, data = options.out, options.data
+        print(train_part(part, data, out, seed=seed, device=device, name=name, smoke=smoke))
         return 0
     _refuse_given(options, "stage")
     from facezoo.models.ipd_fer.train import run

@@ -318,6 +318,7 @@ def write_checkpoint(
     default: bool = True,
     flags: str = "",
     stages: tuple[str, ...] = ("",),
+    parts: tuple[str, ...] = (),
     architecture: dict[str, Any],
     preprocessing: Preprocessing | None,
     labels: tuple[str, ...],
@@ -329,14 +330,20 @@ def write_checkpoint(
 ) -> Path:
     """Write weights and card of a finished run; ``facezoo evaluate --card`` adds the metrics.
 
+    The card's command is one ``facezoo train`` for every stage, in order: of ``model`` with the
+    stage's own flags, or of the ``parts`` where these are commands of their own.
+
     Returns:
         The card's path, ``out/<model>.<tag>.json``.
     """
     weights = save(module, out / f"{model}.{tag}.safetensors", precision)
     count = sum(parameter.numel() for parameter in module.parameters())
     size, digest = weights.stat().st_size, sha256_of(weights)
-    words = f"facezoo train {model} --data DATA --out runs/{model}{flags}"
-    command = " && ".join(f"{words}{stage} --seed {run['seed']}" for stage in stages)
+    runs = [(part, "") for part in parts] or [(model, stage) for stage in stages]
+    command = " && ".join(
+        f"facezoo train {part} --data DATA --out runs/{model}{flags}{stage} --seed {run['seed']}"
+        for part, stage in runs
+    )
     training = Training(data, command, run["commit"], run["recipe"], run["seed"], run["hardware"])
     card = Card(
         model=model,

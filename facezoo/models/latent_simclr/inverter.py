@@ -32,6 +32,10 @@ class Inversion:
     w_plus: Tensor
     feature: Tensor
 
+    def packed(self) -> Tensor:
+        """Both in one row per image, (B, L D + C H_K H_K)."""
+        return torch.cat([self.w_plus.flatten(1), self.feature.flatten(1)], 1)
+
 
 def squared_error(images: Tensor, targets: Tensor) -> Tensor:
     """Mean squared difference of every pair of images (B, 3, S, S), (B,)."""
@@ -173,11 +177,14 @@ class StyleGANInverter(nn.Module):
         codes = inversion.w_plus
         rows = check_direction(direction, *codes.shape[1:]).to(codes)
         amounts = torch.as_tensor(strength).to(codes).reshape(-1, 1, 1)
-        moved = codes + amounts * rows
-        change = self.generator.features(moved, self.layer) - self.generator.features(
-            codes, self.layer
-        )
-        return Inversion(moved, inversion.feature + change)
+        return self.move_by(inversion, amounts * rows)
+
+    def move_by(self, inversion: Inversion, change: Tensor) -> Inversion:
+        """Codes moved by a change (B, L, D) or (L, D), and the feature with them; see ``move``."""
+        codes = inversion.w_plus
+        moved = codes + change
+        before, after = (self.generator.features(w, self.layer) for w in (codes, moved))
+        return Inversion(moved, inversion.feature + after - before)
 
     def edit(
         self, images: Tensor, direction: Tensor, strength: float | Tensor, refine_steps: int = 0

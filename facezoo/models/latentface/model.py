@@ -257,20 +257,8 @@ class LatentFace(LatentFaceStages):
         return self._made(self._factors(images, options)[0], options.batch_size, make)
 
     def _made(self, latents: Latents, batch_size: int, make: Make) -> Tensor:
-        """What ``make`` makes of faces, in batches, float32; rows of NaN stay rows of NaN."""
-        rows = latents.packed()
-        known = torch.isfinite(rows).all(-1)
-        # A width is needed even for no faces at all.
-        some = rows[known] if bool(known.any()) else rows.new_zeros(1, rows.shape[1])
-        kept = Latents.unpacked(some).to(self.dtype)
-        parts = [
-            make(kept[slice(begin, begin + batch_size)]).float()
-            for begin in range(0, len(kept), batch_size)
-        ]
-        made = torch.cat(parts)
-        filled = made.new_full((len(rows), *made.shape[1:]), float("nan"))
-        filled[known] = made[: int(known.sum())]
-        return filled
+        """See ``made``; ``make`` takes latents."""
+        return self.made(latents.packed(), batch_size, lambda rows: make(Latents.unpacked(rows)))
 
 
 def _codes_of(change: Callable[[Latents], Latents]) -> Make:

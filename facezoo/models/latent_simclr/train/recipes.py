@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from facezoo.errors import UnknownNameError
+from facezoo.models.fitting import Schedule
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,48 @@ class Adversarial:
 
 
 @dataclass(frozen=True)
+class Inverting:
+    """How the Feature-Style encoder is trained."""
+
+    schedule: Schedule
+    features: str = "ipd-fer"
+    """Network of the perceptual and the identity loss: a checkpoint with an identity encoder."""
+    perceptual_stages: tuple[int, ...] = (1, 2)
+    identity_stages: tuple[int, ...] = (3, 4)
+    scales: int = 2
+    """Of the perceptual loss: full size, half of it, and so on."""
+    lambda_perceptual: float = 0.2
+    lambda_identity: float = 0.1
+    lambda_feature: float = 0.01
+    grey: float = 0.2
+    """Share of the crops that lose their colour."""
+    architecture: dict[str, Any] = field(default_factory=dict)
+    """Arguments of ``encoder_for`` that differ from its defaults."""
+
+
+@dataclass(frozen=True)
+class Contrasting:
+    """How the code encoders are trained: Sec. II.III."""
+
+    schedule: Schedule
+    temperature: float = 0.5
+    strength: float = 1.0
+    """Of the sliders, in standard deviations of the codes."""
+    expression_sliders: tuple[str, ...] = ("blur", "skin_tone", "yaw")
+    """What views of the expression encoder differ in."""
+    identity_sliders: tuple[str, ...] = ("blur", "yaw", "smile")
+    """What views of the identity encoder differ in."""
+    architecture: dict[str, Any] = field(default_factory=dict)
+    """``code_width`` and ``num_features`` of ``LatentSimCLR``."""
+
+
+@dataclass(frozen=True)
 class Recipe:
     """How the parts of a checkpoint are trained, one after the other."""
 
     generator: Adversarial
+    inversion: Inverting
+    contrast: Contrasting
 
 
 RECIPES = {
@@ -48,7 +87,9 @@ RECIPES = {
             path_weight=2.0,
             augmentation=500_000,
             architecture={"size": 64, "style_dim": 512, "mapping_layers": 8},
-        )
+        ),
+        Inverting(Schedule(60, rate=1e-4), scales=3),
+        Contrasting(Schedule(200, batch_size=512, rate=1e-3, schedule="cosine")),
     ),
     "preview": Recipe(
         Adversarial(
@@ -63,7 +104,17 @@ RECIPES = {
                 "channel_multiplier": 0.0625,
                 "max_channels": 128,
             },
-        )
+        ),
+        Inverting(
+            Schedule(8, batch_size=32, rate=1e-3, schedule="cosine", average=0.998),
+            identity_stages=(3,),
+            scales=1,
+            architecture={"depths": (1, 2, 2, 2), "width": 24, "trunk_size": 64},
+        ),
+        Contrasting(
+            Schedule(100, batch_size=512, rate=1e-3, schedule="cosine", average=0.99),
+            architecture={"code_width": 128, "num_features": 256},
+        ),
     ),
 }
 """``paper`` has the papers' widths at 64 pixels, for a GPU; ``preview`` is what one CPU core does
