@@ -31,7 +31,7 @@ from facezoo.evaluate.generation import diversity, frechet_distance, nearest
 from facezoo.evaluate.leakage import identity_from
 from facezoo.evaluate.report import write_tables
 from facezoo.evaluate.verification import read_pairs, verification_accuracy
-from facezoo.models.fitting import Schedule
+from facezoo.fitting import Schedule
 from facezoo.models.latent_simclr.model import LatentSimCLR
 from facezoo.models.latent_simclr.simclr import CodeEncoder
 from facezoo.models.latent_simclr.stylegan2 import StyleGANGenerator

@@ -12,6 +12,8 @@ from packs import write_lfw
 from PIL import Image
 
 import facezoo
+from facezoo import feature_maps as features
+from facezoo import fitting as loop
 from facezoo.data.photographs import (
     MARGIN,
     Photographs,
@@ -20,8 +22,6 @@ from facezoo.data.photographs import (
     read_photographs,
 )
 from facezoo.errors import UnknownNameError
-from facezoo.models import feature_maps as features
-from facezoo.models import fitting as loop
 from facezoo.models.latentface import LatentFace
 from facezoo.models.latentface.networks import AutoEncoder
 from facezoo.models.latentface.train import run, stage1, stage2

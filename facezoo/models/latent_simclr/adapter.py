@@ -59,8 +59,7 @@ class FeatureStyleEncoder(nn.Module):
         self.output_shape = (num_codes, style_dim, *feature_shape)
         self.trunk = IResNetTrunk(depths, width)
         self.maps = EqualLinear(sum(self.trunk.widths) * POOLED**2, num_codes * style_dim)
-        nn.init.zeros_(self.maps.weight)
-        nn.init.zeros_(self.maps.bias)
+        nn.init.normal_(self.maps.weight, std=0.01)
         self.head = _FeatureHead(self.trunk.widths[2], -(-trunk_size // 8), feature_shape)
         self.register_buffer("mean_code", torch.zeros(style_dim))
 
@@ -100,7 +99,9 @@ class FeatureStyleEncoder(nn.Module):
         if images.shape[-1] == self.trunk_size:
             return images
         size = (self.trunk_size, self.trunk_size)
-        return F.interpolate(images, size=size, mode="bilinear", antialias=True)
+        # There is no antialiasing in bfloat16 everywhere.
+        resized = F.interpolate(images.float(), size=size, mode="bilinear", antialias=True)
+        return resized.to(images.dtype)
 
 
 class _FeatureHead(nn.Module):

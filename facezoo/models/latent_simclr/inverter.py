@@ -32,6 +32,9 @@ class Inversion:
     w_plus: Tensor
     feature: Tensor
 
+    def __len__(self) -> int:
+        return len(self.w_plus)
+
     def packed(self) -> Tensor:
         """Both in one row per image, (B, L D + C H_K H_K)."""
         return torch.cat([self.w_plus.flatten(1), self.feature.flatten(1)], 1)

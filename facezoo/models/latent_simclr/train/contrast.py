@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from facezoo.data.photographs import centred
-from facezoo.models.fitting import fit
+from facezoo.fitting import fit
 from facezoo.models.latent_simclr.augment import (
     appearance_layers,
     augment_codes,

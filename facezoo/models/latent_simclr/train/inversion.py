@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from facezoo.data.photographs import augmented
-from facezoo.models.feature_maps import FeatureMaps
-from facezoo.models.fitting import fit
+from facezoo.feature_maps import FeatureMaps
+from facezoo.fitting import fit
 from facezoo.models.latent_simclr.inverter import StyleGANInverter
 from facezoo.models.latent_simclr.losses import (
     feature_loss,

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from facezoo.models.fitting import Schedule, fit
+from facezoo.fitting import Schedule, fit
 from facezoo.models.latent_simclr.augment import augment_codes
 from facezoo.models.latent_simclr.simclr import CodeEncoder
 

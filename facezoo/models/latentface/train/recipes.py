@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from facezoo.errors import UnknownNameError
-from facezoo.models.fitting import Schedule
+from facezoo.fitting import Schedule
 
 
 @dataclass(frozen=True)

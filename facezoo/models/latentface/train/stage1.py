@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from facezoo.data.photographs import Photographs, augmented
+from facezoo.feature_maps import FeatureMaps
+from facezoo.fitting import fit
 from facezoo.geometry.shading import Light
-from facezoo.models.feature_maps import FeatureMaps
-from facezoo.models.fitting import fit
 from facezoo.models.latentface.losses import (
     confidence_loss,
     feature_map_loss,

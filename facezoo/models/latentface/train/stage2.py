@@ -10,7 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from facezoo.data.photographs import Photographs, centred
-from facezoo.models.fitting import fit
+from facezoo.fitting import fit
 from facezoo.models.latentface.diffusion import TRAIN_STEPS, add_noise
 from facezoo.models.latentface.losses import denoising_loss, snr_weights
 from facezoo.models.latentface.model import LatentFace
