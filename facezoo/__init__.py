@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from facezoo.card import Card
     from facezoo.extraction import extract
     from facezoo.finetuning import finetune
+    from facezoo.models.latent_simclr.inverter import StyleGANInverter
     from facezoo.registry import download, info, list_models, load
     from facezoo.results import ExpressionPrediction, FaceEncoding, Faces
 
@@ -25,6 +26,7 @@ __all__ = [
     "FaceEncoding",
     "FaceModel",
     "Faces",
+    "StyleGANInverter",
     "__version__",
     "download",
     "errors",
@@ -41,6 +43,7 @@ _HOMES = {
     "FaceEncoding": "facezoo.results",
     "FaceModel": "facezoo.base",
     "Faces": "facezoo.results",
+    "StyleGANInverter": "facezoo.models.latent_simclr.inverter",
     "download": "facezoo.registry",
     "extract": "facezoo.extraction",
     "finetune": "facezoo.finetuning",

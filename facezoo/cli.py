@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         add(commands)
     for add in (_add_train, _add_finetune, _add_evaluate, _add_publish, _add_convert, _add_export):
         add(commands)
-    for add in (_add_join, _add_reproduce):
+    for add in (_add_join, _add_reproduce, _add_fit_directions):
         add(commands)
     return parser
 
@@ -605,8 +605,9 @@ def _add_convert(commands: Any) -> None:
     )
     command.add_argument(
         "--model",
-        choices=["adv3d", "latentface"],
-        help="SOURCE is a published checkpoint of this model; TARGET becomes a folder to load",
+        choices=["adv3d", "latentface", "stylegan2"],
+        help="SOURCE is a published checkpoint of this model; TARGET becomes a folder to load, of "
+        "stylegan2 a file",
     )
     command.add_argument(
         "--template", type=Path, metavar="MESH", help="of adv3d: the mean face, in millimetres"
@@ -639,6 +640,12 @@ def _convert(options: argparse.Namespace) -> int:
         )
         return 0
     _refuse_given(options, "template", "scale")
+    if options.model == "stylegan2":
+        from facezoo.models.latent_simclr.convert import convert_generator
+
+        key, overwrite = options.key, options.overwrite
+        print(convert_generator(options.source, options.target, key=key, overwrite=overwrite))
+        return 0
     if options.model == "latentface":
         from facezoo.models.latentface.convert import convert_file
 
@@ -670,6 +677,49 @@ def _export(options: argparse.Namespace) -> int:
     stages = [name.strip() for name in options.stages.split(",")] if options.stages else None
     model = load(options.model, device="cpu")
     print(*export(model, options.out, options.format, stages), sep="\n")
+    return 0
+
+
+def _add_fit_directions(commands: Any) -> None:
+    more = (
+        "With labels, by a linear SVM for every column; without, the directions to which the "
+        "styles of the model's generator answer most."
+    )
+    text = "fit directions of a StyleGAN's codes, for sliders and edits"
+    command = _command(commands, "fit-directions", _fit_directions, text, more)
+    command.add_argument("target", type=Path, help="a .safetensors file to write")
+    command.add_argument(
+        "--codes", type=Path, metavar="NPY", help="(N, L, D), as encode_factors gives w_plus"
+    )
+    command.add_argument(
+        "--labels", type=Path, metavar="CSV", help="a column per property: 1, 0 or nothing"
+    )
+    command.add_argument("--model", default="latent-simclr", help="whose generator, without labels")
+    command.add_argument("--count", type=int, help="directions without labels (default: 8)")
+
+
+def _fit_directions(options: argparse.Namespace) -> int:
+    import numpy as np
+    import torch
+
+    from facezoo.models.latent_simclr import StyleGANInverter, directions
+
+    if (options.codes is None) != (options.labels is None):
+        raise ValueError("--codes and --labels belong together; give both or neither")
+    if options.target.suffix != ".safetensors":
+        raise ValueError(f"the target must end in .safetensors, got {options.target}")
+    if options.codes is None:
+        generator = StyleGANInverter.from_pretrained(options.model).generator
+        strongest, _ = directions.principal_directions(generator, options.count or 8)
+        found = {f"principal-{number}": rows for number, rows in enumerate(strongest, 1)}
+    else:
+        _refuse_given(options, "count")
+        codes = torch.from_numpy(np.load(options.codes, allow_pickle=False)).float()
+        if codes.ndim != 3:
+            raise ValueError(f"{options.codes} must be (N, L, D), got {tuple(codes.shape)}")
+        labels = directions.read_labels(options.labels, len(codes))
+        found = directions.fit_directions(codes, labels)
+    print(directions.save_directions(found, options.target), *found, sep="\n")
     return 0
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from facezoo.base import FaceModel
 from facezoo.models.latent_simclr.adapter import FeatureStyleEncoder
 from facezoo.models.latent_simclr.directions import check_direction
 from facezoo.models.latent_simclr.iresnet import IRESNET50
@@ -74,6 +76,25 @@ class StyleGANInverter(nn.Module):
                 f"the generator wants {wanted}; build the encoder with encoder_for(generator)"
             )
         self.generator, self.encoder, self.layer = generator, encoder, layer
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path = "latent-simclr") -> StyleGANInverter:
+        """The inverter of a checkpoint of latent-simclr, in eval mode, on the CPU.
+
+        Args:
+            name: any name that ``FaceModel.from_pretrained`` takes.
+
+        Raises:
+            TypeError: if the checkpoint is of a family without a generator.
+        """
+        model = FaceModel.from_pretrained(name)
+        inverter = getattr(model, "inverter", None)
+        if not isinstance(inverter, cls):
+            raise TypeError(
+                f"{name} is a checkpoint of {model.model_name}, which has no StyleGAN to invert; "
+                "give one of latent-simclr"
+            )
+        return inverter
 
     def encode(self, images: Tensor) -> Inversion:
         """The encoder's answer, keeping gradients.

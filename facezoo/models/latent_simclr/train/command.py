@@ -13,6 +13,7 @@ from torch import Tensor
 from facezoo.card import Licenses, Preprocessing
 from facezoo.data.images import majority_labels, read_pack, yaw_column
 from facezoo.data.photographs import PACK, Photographs, read_photographs
+from facezoo.models.latent_simclr.directions import fit_directions
 from facezoo.models.latent_simclr.inverter import StyleGANInverter, encoder_for
 from facezoo.models.latent_simclr.model import LatentSimCLR
 from facezoo.models.latent_simclr.simclr import CodeEncoder
@@ -21,7 +22,6 @@ from facezoo.models.latent_simclr.train.adversarial import FINAL, train_generato
 from facezoo.models.latent_simclr.train.contrast import (
     codes_of,
     ends,
-    fit_directions,
     measured_labels,
     train_contrast,
     views,

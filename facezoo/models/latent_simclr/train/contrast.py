@@ -16,7 +16,6 @@ from facezoo.models.latent_simclr.augment import (
     augment_codes,
     structure_layers,
 )
-from facezoo.models.latent_simclr.directions import fit_direction
 from facezoo.models.latent_simclr.losses import nt_xent_loss
 from facezoo.models.latent_simclr.simclr import CodeEncoder, ProjectionHead
 from facezoo.models.latent_simclr.train.recipes import Contrasting
@@ -83,25 +82,6 @@ def train_contrast(
     tensors = fit(parts, config.schedule, codes.shape[1], losses, out, seed)
     start = "encoder."
     return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
-
-
-def fit_directions(codes: Tensor, labels: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Directions by linear SVMs, as long as codes spread along them.
-
-    Args:
-        codes: (N, L, D).
-        labels: by name, 1 where the property is, 0 where it is not, NaN where that is unknown or in
-            between, (N,).
-
-    Returns:
-        By name, (L, D); adding one is a standard deviation of the codes.
-    """
-    found = {}
-    for name, column in labels.items():
-        known = torch.isfinite(column)
-        plane = fit_direction(codes[known], column[known] > 0.5, penalty=1e-3)
-        found[name] = plane.direction * plane.distance(codes).std()
-    return found
 
 
 def measured_labels(crops: Tensor) -> dict[str, Tensor]:
