@@ -16,6 +16,7 @@ from facezoo.card import Card, Preprocessing
 from facezoo.errors import NoFaceError, UnsupportedError
 from facezoo.families import FAMILIES, model_class
 from facezoo.freezing import Freezable
+from facezoo.modes import evaluating
 from facezoo.preprocess.pipeline import (
     OnMissing,
     Which,
@@ -236,16 +237,10 @@ class FaceModel(Freezable, Pretrained):
         for name in wanted:
             self._stage(name)
         parts: dict[str, list[Tensor]] = {name: [] for name in wanted}
-        in_training = [module for module in self.modules() if module.training]
-        if in_training:
-            self.eval()
-        try:
+        with evaluating(self):
             for batch in crops.to(self.dtype).split(batch_size) if len(crops) else [crops[:0]]:
                 for name, rows in self._run_batch(batch, wanted).items():
                     parts[name].append(rows)
-        finally:
-            for module in in_training:
-                module.training = True
         return {name: torch.cat(rows) for name, rows in parts.items()}
 
     def _run_batch(self, batch: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
@@ -288,10 +283,7 @@ class FaceModel(Freezable, Pretrained):
                 f"this {self.model_name} cannot {name}: {self.absent[name]}; load a checkpoint "
                 "that has it (facezoo.info(NAME) shows the architecture)"
             )
-        able = [f for f in FAMILIES if hasattr(model_class(f), CAPABILITIES[name])]
-        raise UnsupportedError(
-            f"{self.model_name} cannot {name}; models that can: {', '.join(able) or 'none'}"
-        )
+        raise no_stage(self.model_name, name)
 
     def _encode(
         self, images: Images, wanted: Sequence[str], options: Options
@@ -362,6 +354,12 @@ class FaceModel(Freezable, Pretrained):
             if full or len(photos) == options.batch_size or index + 1 == len(sources):
                 yield index + 1 - len(photos), names, to_device(photos, self.device)
                 photos, names = [], []
+
+
+def no_stage(family: str | None, name: str) -> UnsupportedError:
+    """What to raise where a family has no stage for ``name``; it lists the families that have."""
+    able = [f for f in FAMILIES if hasattr(model_class(f), CAPABILITIES[name])]
+    return UnsupportedError(f"{family} cannot {name}; models that can: {', '.join(able) or 'none'}")
 
 
 def check_shape(images: Tensor, shape: tuple[int, int, int], name: str = "images") -> None:

@@ -23,7 +23,7 @@ ROWS = [
     ["hub"],
     ["weights"],
     ["convert", "pretrained"],
-    ["detector", "training", "freezing"],
+    ["detector", "training", "freezing", "modes"],
     ["preprocess", "fitting"],
     ["base", "data"],
     ["decoding", "mesh_base", "feature_maps"],

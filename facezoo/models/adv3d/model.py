@@ -11,6 +11,7 @@ from torch import Tensor
 from facezoo.geometry.meshes import Mesh
 from facezoo.mesh_base import MeshEncoding, Meshes, MeshModel, in_batches
 from facezoo.models.adv3d.networks import VAE, sample
+from facezoo.modes import evaluating
 
 
 class Adv3D(MeshModel):
@@ -169,13 +170,8 @@ class Adv3D(MeshModel):
                 both.append(mean.float())
             return both[0], both[1]
 
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        try:
+        with evaluating(self):
             identity, expression = in_batches(points, batch_size, work)
-        finally:
-            for module, mode in modes:
-                module.training = mode
         return MeshEncoding(expression, identity)
 
     def reconstruct(

@@ -14,6 +14,7 @@ from facezoo.models.latent_simclr.adapter import FeatureStyleEncoder
 from facezoo.models.latent_simclr.directions import check_direction
 from facezoo.models.latent_simclr.iresnet import IRESNET50
 from facezoo.models.latent_simclr.stylegan2 import Noise, StyleGANGenerator
+from facezoo.modes import evaluating
 
 FEATURE_LAYER = 5
 """K, whose feature is replaced: the second layer of side 16."""
@@ -146,9 +147,7 @@ class StyleGANInverter(nn.Module):
                 f"refinement needs images of the generator's size, (B, 3, {size}, {size}), got "
                 f"{tuple(images.shape)}; resize them"
             )
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        try:
+        with evaluating(self):
             with torch.no_grad():
                 start = self.encode(images)
             if not refine_steps:
@@ -156,9 +155,6 @@ class StyleGANInverter(nn.Module):
             rates = (code_rate, feature_rate)
             with torch.inference_mode(False), torch.enable_grad():
                 return self._refined(images.clone(), start, refine_steps, distance, rates)
-        finally:
-            for module, mode in modes:
-                module.training = mode
 
     def synthesize(
         self, w_plus: Tensor, feature: Tensor | None = None, noise: Noise | None = None
