@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from facezoo.models.latent_simclr.iresnet import IRESNET50, IResNetTrunk
+from facezoo.models.latent_simclr.iresnet import IRESNET50, IResNetTrunk, PReLU
 from facezoo.models.latent_simclr.layers import EqualLinear
 
 POOLED = 3
@@ -123,7 +123,7 @@ class _FeatureHead(nn.Module):
             nn.BatchNorm2d(inputs),
             nn.Conv2d(inputs, channels, 3, padding=1, bias=False),
             nn.BatchNorm2d(channels),
-            nn.PReLU(channels),
+            PReLU(channels),
             nn.Conv2d(channels, channels, 3, stride, padding=1),
         )
         self.before = self.side * stride

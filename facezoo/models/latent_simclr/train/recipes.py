@@ -106,7 +106,7 @@ RECIPES = {
             },
         ),
         Inverting(
-            Schedule(8, batch_size=32, rate=1e-3, schedule="cosine", average=0.998),
+            Schedule(6, batch_size=32, rate=1e-3, schedule="cosine", average=0.998),
             identity_stages=(3,),
             scales=1,
             architecture={"depths": (1, 2, 2, 2), "width": 24, "trunk_size": 64},
