@@ -29,7 +29,7 @@ OnMissing = Literal["raise", "skip", "nan"]
 
 DETECTOR = "face-detector"
 REVISION = 1
-"""Raised whenever reading, detection or alignment give other pixels than before."""
+"""Raised whenever reading, detection or alignment give other pixels, beyond rounding, than before."""
 
 
 @cache
@@ -42,7 +42,8 @@ def load_detector(device: torch.device) -> FaceDetector:
     card = card_named(DETECTOR)
     detector = FaceDetector(**card.architecture)
     load_into(detector, read_tensors(find(card)))
-    return detector.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    detector.fold_norms()
+    return detector.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def fingerprint(preprocessing: Preprocessing) -> str:
