@@ -29,7 +29,7 @@ OnMissing = Literal["raise", "skip", "nan"]
 
 DETECTOR = "face-detector"
 REVISION = 1
-"""Raised whenever reading, detection or alignment give other pixels than before, beyond rounding."""
+"""Raised whenever reading, detection or alignment give other pixels, by more than rounding."""
 
 
 @cache
