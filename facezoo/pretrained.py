@@ -36,6 +36,7 @@ from facezoo.card import (
 from facezoo.errors import (
     CardError,
     UnknownNameError,
+    UnsupportedError,
     WeightsMismatchError,
     WeightsNotFoundError,
 )
@@ -79,6 +80,27 @@ class Pretrained(PyTorchModelHubMixin, library_name="facezoo"):
     labels: tuple[str, ...]
     card: Card | None = None
     """The card of the checkpoint that was loaded; None for random weights."""
+
+    networks: ClassVar[tuple[str, ...]] = ()
+    """Modules by name that hold nearly all of the work, and are called as modules."""
+
+    def compile_networks(self) -> None:
+        """Have the networks compiled by ``torch.compile`` when they first run.
+
+        State dict, training and saving stay as they are; a copy of the model is not compiled.
+
+        Raises:
+            UnsupportedError: if this model has no such networks.
+        """
+        modules = dict(cast(nn.Module, self).named_modules())
+        present = [modules[name] for name in self.networks if name in modules]
+        if not present:
+            raise UnsupportedError(
+                f"{self.model_name} has no network that torch.compile is worth; load it with "
+                "compile=False"
+            )
+        for network in present:
+            network.compile()
 
     @classmethod
     def from_pretrained(  # type: ignore[override]

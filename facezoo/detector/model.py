@@ -129,8 +129,10 @@ class FaceDetector(nn.Module):
         What comes out changes by rounding alone. The norms' own weights are gone.
         """
         for layer in list(self.modules()):
-            if isinstance(layer, nn.Sequential) and isinstance(layer[1], nn.BatchNorm2d):
-                layer[0] = fuse_conv_bn_eval(layer[0].eval(), layer[1].eval())
+            if isinstance(layer, nn.Sequential) and isinstance(layer[0], nn.Conv2d):
+                convolution, norm = layer[0].eval(), layer[1].eval()
+                assert isinstance(norm, nn.BatchNorm2d)
+                layer[0] = fuse_conv_bn_eval(convolution, norm)
                 del layer[1]
         return self.eval()
 

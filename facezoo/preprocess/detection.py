@@ -75,8 +75,8 @@ def detect(
         for begin in range(0, len(alike), config.batch_size):
             found.append(_candidates(detector, alike[begin : begin + config.batch_size], config))
     # One copy to the host for all photographs: what is left are a few rows of each.
-    columns = (torch.cat(column).cpu() for column in zip(*found, strict=True))
-    return _merge(*columns, config).to(device)
+    scores, boxes, points, photo = (torch.cat(part).cpu() for part in zip(*found, strict=True))
+    return _merge(scores, boxes, points, photo, config).to(device)
 
 
 def _views(photo: Tensor, index: int, config: DetectionConfig) -> list[_View]:
