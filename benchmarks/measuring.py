@@ -1,7 +1,7 @@
 """What the benchmarks share: ways of doing a thing timed in turn, and what they were measured on.
 
-On a GPU seconds are those of the wall clock. On a CPU they are the processor's own, which other work
-on the machine lengthens little: with one thread, what an idle machine's clock would show.
+On a GPU seconds are those of the wall clock. On a CPU they are the processor's own, which other
+work on the machine lengthens little: with one thread, what an idle machine's clock would show.
 """
 
 import json

@@ -84,6 +84,20 @@ class Pretrained(PyTorchModelHubMixin, library_name="facezoo"):
     networks: ClassVar[tuple[str, ...]] = ()
     """Modules by name that hold nearly all of the work, and are called as modules."""
 
+    needs_float32: ClassVar[str] = ""
+    """Why features would be lost in half precision; empty where they are not."""
+
+    def check_reduced_precision(self) -> None:
+        """Refuse half precision where this family's features would be lost in it.
+
+        Raises:
+            UnsupportedError: saying why.
+        """
+        if self.needs_float32:
+            raise UnsupportedError(
+                f"{self.model_name} works in float32 only: {self.needs_float32}; leave dtype out"
+            )
+
     def compile_networks(self) -> None:
         """Have the networks compiled by ``torch.compile`` when they first run.
 

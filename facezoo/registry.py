@@ -98,7 +98,8 @@ def load(
 
     Raises:
         UnknownNameError: if there is no such name; the message lists near matches.
-        UnsupportedError: if ``compile`` is asked of a model that has nothing to compile.
+        UnsupportedError: if ``compile`` is asked of a model that has nothing to compile, or a
+            ``dtype`` in which its codes would be lost.
         LicenseError: if a licence in the card is not in ``licenses``.
         RuntimeError: if ``device`` does not exist on this machine.
         WeightsError: if the weights cannot be found, trusted or fitted.
@@ -122,6 +123,8 @@ def _ready(model: Any, device: torch.device, dtype: torch.dtype | None, compile:
     """On a device, in a precision, and in the memory order that convolutions are fastest in."""
     import torch
 
+    if dtype in (torch.float16, torch.bfloat16):
+        model.check_reduced_precision()
     model = model.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)
     if compile:
         model.compile_networks()
