@@ -3,9 +3,9 @@
     python benchmarks/pipeline.py FOLDER_OR_PARQUET [--yunet FILE.onnx] [--json pipeline.json]
 
 By hand: OpenCV reads a file, YuNet finds the face and its landmarks, a similarity and warpAffine
-cut it out, and the bare timm backbone encodes. YuNet's file is the caller's to bring. Without it, the
-hand-written pipeline is given the landmarks for nothing: what it could do at best. Both
-work on the largest face of each photograph, in batches and one photograph at a time.
+cut it out, and the bare timm backbone encodes. YuNet's file is the caller's to bring. Without it,
+the hand-written pipeline is given the landmarks for nothing: what it could do at best. Both work on
+the largest face of each photograph, in batches and one photograph at a time.
 
 A Parquet pack must have a column ``image`` of encoded bytes, which are unpacked to a temporary
 folder first. The shares of the stages are those of ``facezoo extract``, by the wall clock.
