@@ -26,7 +26,7 @@ from facezoo.preprocess.pipeline import (
     prepare_aligned,
     to_device,
 )
-from facezoo.preprocess.reading import ImageSource, as_list, describe, read_image
+from facezoo.preprocess.reading import ImageSource, as_list, describe, read_ahead
 from facezoo.pretrained import Pretrained
 from facezoo.results import ExpressionPrediction, FaceEncoding, Faces
 
@@ -345,11 +345,11 @@ class FaceModel(Freezable, Pretrained):
             raise ValueError(f"batch_size must be 1 or more, got {options.batch_size}")
         photos: list[NDArray[np.uint8]] = []
         names: list[str] = []
-        bar = tqdm(sources, disable=not options.progress, unit="photo")
-        for index, source in enumerate(bar):
-            place = index if len(sources) > 1 else None
-            photos.append(read_image(source, place))
-            names.append(describe(source, place))
+        read = read_ahead(sources, 2 * options.batch_size)
+        bar = tqdm(read, total=len(sources), disable=not options.progress, unit="photo")
+        for index, photo in enumerate(bar):
+            photos.append(photo)
+            names.append(describe(sources[index], index if len(sources) > 1 else None))
             full = sum(photo.nbytes for photo in photos) >= CHUNK_BYTES
             if full or len(photos) == options.batch_size or index + 1 == len(sources):
                 yield index + 1 - len(photos), names, to_device(photos, self.device)

@@ -21,6 +21,7 @@ from PIL import Image
 import facezoo
 from facezoo.errors import ImageError, UnsupportedError
 from facezoo.extraction import extract, inputs, parts, run, tables
+from facezoo.preprocess import ahead
 from facezoo.results import EXPRESSIONS, Faces
 
 LANDMARKS = torch.tensor([[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.8], [0.65, 0.8]])
@@ -291,7 +292,7 @@ def test_decoding_stays_a_bounded_number_of_photographs_ahead(monkeypatch):
         furthest = max(furthest, len(started) - count)
     assert len(started) == 100
     assert furthest <= 8
-    monkeypatch.setattr(inputs, "AHEAD_BYTES", 9_000_000)
+    monkeypatch.setattr(ahead, "AHEAD_BYTES", 9_000_000)
     started.clear()
     photos = inputs.load_ahead(Path(), names, workers=2, ahead=8)
     for count in range(1, 50):

@@ -5,10 +5,9 @@ from __future__ import annotations
 import glob
 import os
 import time
-from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,10 +16,9 @@ from numpy.typing import NDArray
 
 from facezoo.errors import ImageError
 from facezoo.extraction.shards import MARK, is_shard, keys_of, read_stored, split_name
+from facezoo.preprocess.ahead import work_ahead
 from facezoo.preprocess.reading import SUFFIXES, read_image
 
-AHEAD_BYTES = 256 * 2**20
-"""Decoded photographs that may wait, together."""
 BATCH_BYTES = 256 * 2**20
 """A batch is closed early when its pixels need as much as this."""
 
@@ -140,27 +138,12 @@ def load_ahead(
         root: what the names are relative to.
         names: photographs.
         workers: threads.
-        ahead: how many photographs may be decoded, or waiting to be, beyond the one that is handed
-            out; fewer where they are so large that they would need more than ``AHEAD_BYTES``.
+        ahead: see ``work_ahead``.
 
     Yields:
         One entry per name, in their order.
     """
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-    waiting: deque[Future[Loaded]] = deque()
-    room, largest = min(workers, ahead), 1
-    try:
-        for name in names:
-            waiting.append(pool.submit(_load, root, name))
-            while len(waiting) > room:
-                loaded = waiting.popleft().result()
-                largest = max(largest, _size(loaded))
-                room = min(ahead, max(workers, AHEAD_BYTES // largest))
-                yield loaded
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    return work_ahead(partial(_load, root), names, workers=workers, ahead=ahead, size=_size)
 
 
 def group(loaded: Iterable[Loaded], size: int) -> Iterator[list[Loaded]]:

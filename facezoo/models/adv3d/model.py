@@ -32,6 +32,7 @@ class Adv3D(MeshModel):
     """
 
     model_name: ClassVar[str | None] = "adv3d"
+    needs_float32 = "its codes are small differences between large responses to the points"
 
     def __init__(
         self,

@@ -44,6 +44,10 @@ class LatentFaceStages(DecodingModel):
     """
 
     model_name: ClassVar[str | None] = "latentface"
+    networks = (
+        *("texture_autoencoder.encoder", "shape_autoencoder.encoder"),
+        *("light_encoder", "view_encoder", "texture_diffusion", "shape_diffusion"),
+    )
 
     def __init__(
         self,
