@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from facezoo.base import CAPABILITIES
 from facezoo.card import Card
+from facezoo.display import Short, ShortModel
 from facezoo.errors import UnsupportedError
 from facezoo.families import FAMILIES, model_class
 from facezoo.geometry.mesh_files import read_mesh
@@ -32,8 +33,8 @@ FARTHEST_MM = 150.0
 """Between the middle of a mesh and that of the template; farther is not in the training frame."""
 
 
-@dataclass(frozen=True)
-class MeshEncoding:
+@dataclass(frozen=True, repr=False)
+class MeshEncoding(Short):
     """Every code that a model reads from a mesh."""
 
     expression: Tensor
@@ -42,7 +43,7 @@ class MeshEncoding:
     """(M, D)."""
 
 
-class MeshModel(nn.Module, Pretrained):
+class MeshModel(ShortModel, nn.Module, Pretrained):
     """A disentangled representation of face meshes.
 
     Meshes come as files, ``Mesh`` objects, arrays or tensors, or a list of these. Files and arrays

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from facezoo.errors import (
     WeightsError,
     WeightsMismatchError,
     WeightsNotFoundError,
+    warn_once,
 )
 from facezoo.hub import HubOptions, cache_folder, cached_file, discard, fetch
 
@@ -139,7 +139,7 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], strict: bool = T
             "the file was made for another architecture or another version of the model"
         )
     if problems:
-        warnings.warn(f"loaded with strict=False: {problems}", stacklevel=2)
+        warn_once(f"loaded with strict=False: {problems}", stacklevel=2)
     module.load_state_dict(given, strict=False)  # copies once, casting on the way
 
 
@@ -335,7 +335,7 @@ def _retire(place: str, path: Path, card: Card, problem: str, options: HubOption
 
 def _warn_of(passed_over: list[str]) -> None:
     if passed_over:
-        warnings.warn(
+        warn_once(
             f"passed over weights that cannot be trusted: {'; '.join(passed_over)}; the folder is "
             "read-only, so ask its owner to delete them",
             stacklevel=3,

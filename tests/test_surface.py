@@ -16,6 +16,8 @@ PUBLIC = [
     "info",
     "list_models",
     "load",
+    "plot",
+    "show",
 ]
 
 
