@@ -183,6 +183,18 @@ def test_every_error_is_explained_with_what_it_derives_from():
         assert f"| `{error.__name__}` | `{error.__base__.__name__}` |" in page
 
 
+def test_every_metric_of_a_card_is_defined():
+    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    for known in bundled_cards().values():
+        for metric in known.metrics:
+            name = re.sub(r"(?<=recall of ).+", "*k*", metric.name)
+            name = re.sub(r"(?<=beyond )\d+(?= degrees)", "*d*", name)
+            parts = re.split(r", (?=chance|control|above|standard)", name)
+            parts[0] = re.sub(r" (from|by) (expression|identity) features$", "", parts[0])
+            for part in parts:
+                assert part in page, f"{metric.name} of {known.name} is defined nowhere"
+
+
 def test_the_detection_settings_and_templates_are_those_of_the_code():
     page = (ROOT / "docs" / "preprocessing.md").read_text(encoding="utf-8")
     for field in fields(DetectionConfig):
