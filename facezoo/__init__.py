@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 from facezoo.version import __version__
 
 if TYPE_CHECKING:
-    from facezoo import errors
+    from facezoo import errors, plot
     from facezoo.base import FaceModel
     from facezoo.card import Card
     from facezoo.extraction import extract
     from facezoo.finetuning import finetune
     from facezoo.models.latent_simclr.inverter import StyleGANInverter
+    from facezoo.plot import show
     from facezoo.registry import download, info, list_models, load
     from facezoo.results import ExpressionPrediction, FaceEncoding, Faces
 
@@ -35,6 +36,8 @@ __all__ = [
     "info",
     "list_models",
     "load",
+    "plot",
+    "show",
 ]
 
 _HOMES = {
@@ -50,13 +53,15 @@ _HOMES = {
     "info": "facezoo.registry",
     "list_models": "facezoo.registry",
     "load": "facezoo.registry",
+    "show": "facezoo.plot",
 }
+_MODULES = ("errors", "plot")
 
 
 def __getattr__(name: str) -> Any:
     """Import what is asked for when it is asked for (PEP 562)."""
-    if name == "errors":
-        return import_module("facezoo.errors")
+    if name in _MODULES:
+        return import_module(f"facezoo.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'facezoo' has no attribute {name!r}")
     value = getattr(import_module(_HOMES[name]), name)

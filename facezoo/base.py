@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from facezoo.card import Card, Preprocessing
+from facezoo.display import ShortModel
 from facezoo.errors import NoFaceError, UnsupportedError
 from facezoo.families import FAMILIES, model_class
 from facezoo.freezing import Freezable
@@ -61,7 +62,7 @@ class Options:
     progress: bool
 
 
-class FaceModel(Freezable, Pretrained):
+class FaceModel(ShortModel, Freezable, Pretrained):
     """A disentangled face representation.
 
     ``encode_*`` and ``predict_*`` take photographs, run in inference mode and batch by themselves;

@@ -578,8 +578,13 @@ def _add_publish(commands: Any) -> None:
     more = "Without --send it only shows what would be sent."
     text = "send checkpoints to the Hugging Face Hub, one repository each"
     command = _command(commands, "publish", _publish, text, more)
-    command.add_argument("names", nargs="+", metavar="NAME", help="a checkpoint or model")
+    command.add_argument(
+        "names", nargs="+", metavar="NAME", help="a checkpoint, a model or a folder that load opens"
+    )
     command.add_argument("--organization", required=True, metavar="ORG")
+    command.add_argument(
+        "--out", type=Path, metavar="DIR", help="write the files of each repository there as well"
+    )
     command.add_argument("--private", action="store_true", help="make new repositories private")
     command.add_argument("--send", action="store_true", help="really send")
 
@@ -592,6 +597,7 @@ def _publish(options: argparse.Namespace) -> int:
         organization=options.organization,
         private=options.private,
         dry_run=not options.send,
+        out=options.out,
     )
     return 0
 

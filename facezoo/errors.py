@@ -1,10 +1,11 @@
-"""Every error that facezoo raises on purpose, apart from plain ``ValueError`` and ``TypeError``.
+"""What facezoo raises on purpose, apart from plain ``ValueError`` and ``TypeError``; how it warns.
 
-Each one derives from the built-in exception that a caller would catch without knowing this module.
+Each error derives from the built-in exception that a caller would catch without knowing it.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 
@@ -66,3 +67,19 @@ class WeightsMismatchError(WeightsError):
 
 class PickleRefusedError(WeightsError):
     """A pickled file was offered where only safetensors are loaded."""
+
+
+_TOLD: set[str] = set()
+"""What this process was warned of already."""
+
+
+def warn_once(message: str, stacklevel: int = 1) -> None:
+    """Warn, unless the same was said before, so that a loop or a cell run again is not flooded.
+
+    Args:
+        message: what is said.
+        stacklevel: as that of ``warnings.warn``, counted from the caller.
+    """
+    if message not in _TOLD:
+        warnings.warn(message, stacklevel=stacklevel + 1)
+        _TOLD.add(message)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from facezoo.base import CAPABILITIES, no_stage
 from facezoo.card import Card
+from facezoo.display import Short, ShortModel
 from facezoo.geometry.mesh_files import read_mesh
 from facezoo.geometry.meshes import Mesh, millimetres, moved, rigid_motion
 from facezoo.pretrained import Pretrained
@@ -30,8 +31,8 @@ FARTHEST_MM = 150.0
 """Between the middle of a mesh and that of the template; farther is not in the training frame."""
 
 
-@dataclass(frozen=True)
-class MeshEncoding:
+@dataclass(frozen=True, repr=False)
+class MeshEncoding(Short):
     """Every code that a model reads from a mesh."""
 
     expression: Tensor
@@ -40,7 +41,7 @@ class MeshEncoding:
     """(M, D)."""
 
 
-class MeshModel(nn.Module, Pretrained):
+class MeshModel(ShortModel, nn.Module, Pretrained):
     """A disentangled representation of face meshes.
 
     Meshes come as files, ``Mesh`` objects, arrays or tensors, or a list of these. Files and arrays

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from facezoo.card import Card, Hub, card_named, packaged_file
+from facezoo.card import Hub, bundled_cards, card_named, packaged_file
 from facezoo.errors import WeightsCorruptedError, WeightsError, WeightsNotFoundError
+from facezoo.families import FAMILIES
+from facezoo.pretrained import HUB_PREFIX, Source, resolve
 from facezoo.version import __version__
 from facezoo.weights import sha256_of
 
@@ -33,12 +36,13 @@ class Publication:
 
 
 def publish(
-    names: str | Iterable[str],
+    names: str | Path | Iterable[str | Path],
     *,
     organization: str,
     private: bool = False,
     dry_run: bool = True,
     token: str | None = None,
+    out: str | Path | None = None,
 ) -> list[Publication]:
     """Create or update the Hub repository of each checkpoint, one commit each.
 
@@ -46,25 +50,29 @@ def publish(
     revision to put in each card.
 
     Args:
-        names: checkpoints or models in the package; one name or several.
+        names: checkpoints or models in the package, or folders that ``save_pretrained`` or
+            ``finetune`` wrote; one or several.
         organization: of the repositories.
         private: whether repositories that are created are private.
         dry_run: whether only to show what would be sent, without any request.
         token: None for HF_TOKEN or the stored one.
+        out: a folder that gets the files of each repository as well, in ``<organization>/<name>``.
 
     Returns:
         One entry per checkpoint, with the commit unless it was a dry run.
 
     Raises:
-        UnknownNameError: if a checkpoint is not in the package.
+        UnknownNameError: if a checkpoint is not in the package, and no such folder.
         WeightsNotFoundError: if its weights are not.
         WeightsCorruptedError: if they are not those of the card.
         WeightsError: if the repository holds other weights: those of a tag never change.
     """
-    wanted = [names] if isinstance(names, str) else list(names)
-    prepared = [_prepare(card_named(name), organization) for name in wanted]
+    wanted = [names] if isinstance(names, str | Path) else list(names)
+    prepared = [_prepare(str(name), organization) for name in wanted]
     for publication in prepared:
         print(_described(publication, dry_run))
+        if out is not None:
+            print(f"  written to {_write(publication, Path(out))}")
     if dry_run:
         return prepared
     from huggingface_hub import HfApi
@@ -77,9 +85,13 @@ def publish(
     return done
 
 
-def _prepare(card: Card, organization: str) -> Publication:
+def _prepare(name: str, organization: str) -> Publication:
     """The files of a repository, the weights checked against the card."""
-    weights = packaged_file(card)
+    if name.startswith(HUB_PREFIX):
+        raise ValueError(f"{name} is on the Hub already; give a checkpoint or a folder")
+    packaged = name in bundled_cards() or name in FAMILIES or not Path(name).exists()
+    source = Source(card_named(name)) if packaged else resolve(name)
+    card, weights = source.card, source.path or packaged_file(source.card)
     if not weights.is_file():
         raise WeightsNotFoundError(f"{weights} is missing; put the weights of {card.name} there")
     if (digest := sha256_of(weights)) != card.weights.sha256:
@@ -98,6 +110,18 @@ def _prepare(card: Card, organization: str) -> Publication:
         for name, item in content.items()
     }
     return Publication(card.name, f"{organization}/{card.name}", sizes, content=content)
+
+
+def _write(publication: Publication, out: Path) -> Path:
+    """The files of a repository in a folder of its name, which ``facezoo.load`` opens."""
+    folder = out / publication.repo
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, item in publication.content.items():
+        if isinstance(item, bytes):
+            (folder / name).write_bytes(item)
+        else:
+            shutil.copyfile(item, folder / name)
+    return folder
 
 
 def _described(publication: Publication, dry_run: bool) -> str:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from facezoo.display import ROWS, Short, counted, listed, table
+
 if TYPE_CHECKING:
     import numpy as np
     import torch
@@ -30,8 +32,8 @@ EXPRESSIONS = (
 LANDMARK_NAMES = ("right_eye", "left_eye", "nose_tip", "right_mouth_corner", "left_mouth_corner")
 
 
-class _Result:
-    """Moving and converting, shared by every result."""
+class _Result(Short):
+    """Moving, converting and showing, shared by every result."""
 
     def to(self, device: str | torch.device) -> Self:
         """The same result with every tensor on ``device``."""
@@ -59,7 +61,7 @@ def _to_numpy(value: Any) -> Any:
     return value
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Faces(_Result):
     """Faces found in a list of photographs, in the order of the photographs.
 
@@ -89,6 +91,21 @@ class Faces(_Result):
             self.boxes[index], self.landmarks[index], self.scores[index], self.image_index[index]
         )
 
+    def _line(self) -> str:
+        found = self.image_index[self.scores.isfinite()].tolist()
+        photographs = counted(len(set(found)), "photograph")
+        return f"{counted(len(found), 'face')} in {photographs}"
+
+    def _table(self) -> str:
+        shown = self[:ROWS]
+        rows = (
+            [str(index), f"{score:.2f}", ", ".join(f"{edge:.0f}" for edge in box)]
+            for index, score, box in zip(
+                shown.image_index.tolist(), shown.scores.tolist(), shown.boxes.tolist(), strict=True
+            )
+        )
+        return table(["photograph", "score", "box: x0, y0, x1, y1"], rows, len(self))
+
     def to_dict(self) -> list[dict[str, Any]]:
         """One plain dict per face, for a table."""
         return [
@@ -112,7 +129,7 @@ class Faces(_Result):
         ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FaceEncoding(_Result):
     """Every feature that a model reads from a face; what a model lacks is None."""
 
@@ -126,7 +143,7 @@ class FaceEncoding(_Result):
     """(F, D)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ExpressionPrediction(_Result):
     """Expression classes, one row per face."""
 
@@ -141,6 +158,18 @@ class ExpressionPrediction(_Result):
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def _line(self) -> str:
+        words = (
+            f"{label} {share:.0%}" if label is not None else "no face"
+            for label, share in zip(self.labels, self.probabilities.amax(-1).tolist(), strict=True)
+        )
+        return f"{counted(len(self), 'face')}: {listed(words, len(self))}"
+
+    def _table(self) -> str:
+        shown = zip(self.labels[:ROWS], self.probabilities[:ROWS].tolist(), strict=True)
+        rows = ([label or "no face", *shares] for label, shares in shown)
+        return table(["label", *self.classes], rows, len(self))
 
     def to_dict(self) -> list[dict[str, Any]]:
         """One plain dict per face: label, one probability per class, and the face's place."""

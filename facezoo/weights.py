@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from facezoo.errors import (
     WeightsError,
     WeightsMismatchError,
     WeightsNotFoundError,
+    warn_once,
 )
 from facezoo.hub import HubOptions, cache_folder, cached_file, discard, fetch
 
@@ -141,7 +141,7 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], strict: bool = T
             "the file was made for another architecture or another version of the model"
         )
     if problems:
-        warnings.warn(f"loaded with strict=False: {problems}", stacklevel=2)
+        warn_once(f"loaded with strict=False: {problems}", stacklevel=2)
     with torch.no_grad():  # one by one, so that no second copy of the weights is ever whole
         for name, tensor in wanted.items():
             if name in tensors:
@@ -350,7 +350,7 @@ def _retire(place: str, path: Path, card: Card, problem: str, options: HubOption
 
 def _warn_of(passed_over: list[str]) -> None:
     if passed_over:
-        warnings.warn(
+        warn_once(
             f"passed over weights that cannot be trusted: {'; '.join(passed_over)}; the folder is "
             "read-only, so ask its owner to delete them",
             stacklevel=3,

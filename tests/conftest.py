@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from facezoo import errors
+
 # The networks of the tests are so small that a second thread costs more than it brings.
 torch.set_num_threads(1)
 
@@ -22,6 +24,11 @@ def _fixed_seeds():
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 (for code under test that draws from the global generator)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_warned_of_yet():
+    errors._TOLD.clear()
 
 
 @pytest.fixture(autouse=True)

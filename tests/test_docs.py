@@ -7,6 +7,7 @@ import shutil
 from dataclasses import fields, replace
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -19,6 +20,7 @@ from facezoo.preprocess.templates import TEMPLATES
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BESIDES = [ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md")]
 BLOCK = re.compile(
     r"(?P<skip><!-- no-run: .+? -->\n+)?^```(?P<kind>\w+)\n(?P<text>.*?)^```$", re.M | re.S
 )
@@ -137,7 +139,7 @@ def test_python_in_a_page_runs(page, tmp_path, monkeypatch):
         exec(compile(text, f"{named(page)}, block {number}", "exec"), names)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=named)
+@pytest.mark.parametrize("page", [*PAGES, *BESIDES], ids=named)
 def test_links_and_pictures_of_a_page_exist(page):
     for match in LINK.finditer(page.read_text(encoding="utf-8")):
         target, _, anchor = match["target"].partition("#")
@@ -149,17 +151,29 @@ def test_links_and_pictures_of_a_page_exist(page):
             assert anchor in slugs(there), f"{named(page)} links to {target}#{anchor}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=named)
+@pytest.mark.hub
+@pytest.mark.parametrize("page", [*PAGES, *BESIDES], ids=named)
+def test_links_to_elsewhere_are_answered(page):
+    for address in re.findall(r"(?:\]\(|<)(https?://[^)>\s]+)", page.read_text(encoding="utf-8")):
+        request = Request(address, headers={"User-Agent": "Mozilla/5.0"})
+        with urlopen(request, timeout=30) as answer:
+            assert answer.status == 200, f"{named(page)} links to {address}"
+
+
+@pytest.mark.parametrize("page", [*PAGES, *BESIDES], ids=named)
 def test_commands_shown_in_a_page_are_understood(page):
     for arguments in commands(page):
         assert _parser().parse_args(arguments).command == arguments[0]
 
 
-def test_every_page_is_linked_from_the_index():
-    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+def test_every_page_is_linked_from_the_index_or_that_of_the_reference():
+    docs = ROOT / "docs"
+    index = (docs / "index.md").read_text(encoding="utf-8")
+    reference = (docs / "reference" / "index.md").read_text(encoding="utf-8")
     for page in PAGES[1:]:
-        place = page.relative_to(ROOT / "docs").as_posix()
-        assert place == "index.md" or f"({place})" in index
+        place = page.relative_to(docs).as_posix()
+        listed = f"({place})" in index or f"({page.name})" in reference
+        assert place == "index.md" or listed, f"{place} is linked from no index"
 
 
 def test_every_error_is_explained_with_what_it_derives_from():
@@ -167,6 +181,18 @@ def test_every_error_is_explained_with_what_it_derives_from():
     raised = [item for item in vars(errors).values() if isinstance(item, type)]
     for error in (item for item in raised if item.__module__ == errors.__name__):
         assert f"| `{error.__name__}` | `{error.__base__.__name__}` |" in page
+
+
+def test_every_metric_of_a_card_is_defined():
+    page = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    for known in bundled_cards().values():
+        for metric in known.metrics:
+            name = re.sub(r"(?<=recall of ).+", "*k*", metric.name)
+            name = re.sub(r"(?<=beyond )\d+(?= degrees)", "*d*", name)
+            parts = re.split(r", (?=chance|control|above|standard)", name)
+            parts[0] = re.sub(r" (from|by) (expression|identity) features$", "", parts[0])
+            for part in parts:
+                assert part in page, f"{metric.name} of {known.name} is defined nowhere"
 
 
 def test_the_detection_settings_and_templates_are_those_of_the_code():

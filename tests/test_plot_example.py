@@ -7,7 +7,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 from PIL import Image
 
 import facezoo
@@ -55,24 +54,12 @@ def test_a_pack_is_drawn_with_the_expressions_that_it_knows(example, people, mon
     ]
     pq.write_table(pa.Table.from_pylist(rows), people / "pack.parquet")
     panels = []
-    monkeypatch.setattr(example, "draw", lambda axes, points, names, title: panels.append(names))
+    monkeypatch.setattr(
+        example.plot, "scatter", lambda axes, points, names, _: panels.append(names)
+    )
     example.main(people / "pack.parquet", people / "space.png")
     assert panels[0] == ["happiness", "unknown"] * 2
     assert panels[1] == [PORTRAITS[0].stem] * 2 + [PORTRAITS[1].stem] * 2
-
-
-def test_the_plane_is_that_of_greatest_spread(example):
-    features = torch.randn(50, 6) * torch.tensor([1.0, 9.0, 0.1, 0.1, 5.0, 1.0])
-    spread = example.to_plane(features, "pca").var(0).sqrt()
-    assert spread[0] > spread[1] > features.std(0)[[0, 2, 3, 5]].max()
-
-
-def test_t_sne_keeps_groups_apart(example):
-    pytest.importorskip("sklearn")
-    features = torch.cat([torch.randn(20, 8), torch.randn(20, 8) + 30])
-    points = example.to_plane(features, "tsne")
-    apart = (points[:20].mean(0) - points[20:].mean(0)).norm()
-    assert apart > points[:20].std(0).norm()
 
 
 def test_too_few_faces_are_refused(example, tmp_path):

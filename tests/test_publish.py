@@ -2,11 +2,14 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 from hub_server import COMMIT, Repo, client, running_hub, write_checkpoint
 
+import facezoo
 from facezoo import card as cards
 from facezoo.card import Card
 from facezoo.errors import UnknownNameError, WeightsCorruptedError, WeightsNotFoundError
+from facezoo.models.ipd_fer import IPDFER
 from facezoo.publish import publish
 
 NAME = "tiny-face.first"
@@ -78,3 +81,22 @@ def test_nothing_is_published_that_does_not_fit_its_card(folder):
 def test_a_publication_hides_its_content_when_shown(folder):
     (publication,) = publish(NAME, organization="org")
     assert "content" not in repr(replace(publication, commit=COMMIT))
+
+
+def test_a_saved_folder_is_published_and_its_files_written(tmp_path, capsys):
+    model = IPDFER("test_resnet.r160_in1k", 8, pose_backbone=None, decoder_size=None)
+    saved = model.save_pretrained(tmp_path / "saved")
+    (publication,) = publish(saved, organization="me", out=tmp_path / "sent")
+    folder = tmp_path / "sent" / publication.repo
+    assert str(folder) in capsys.readouterr().out
+    assert publication.files == {file.name: file.stat().st_size for file in folder.iterdir()}
+    assert Card.load(folder / "config.json").hub.repo == publication.repo
+    again = facezoo.load(folder, device="cpu")
+    torch.testing.assert_close(
+        again.expression_classifier.weight, model.expression_classifier.weight
+    )
+
+
+def test_what_is_on_the_hub_is_not_published_again():
+    with pytest.raises(ValueError, match="on the Hub already"):
+        publish("hf-hub:org/name", organization="me")

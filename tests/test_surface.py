@@ -8,6 +8,7 @@ PUBLIC = [
     "FaceEncoding",
     "FaceModel",
     "Faces",
+    "StyleGANInverter",
     "__version__",
     "download",
     "errors",
@@ -16,6 +17,8 @@ PUBLIC = [
     "info",
     "list_models",
     "load",
+    "plot",
+    "show",
 ]
 
 

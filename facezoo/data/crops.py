@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from tqdm.auto import tqdm
 
 from facezoo.data.expressions import ExpressionData
 from facezoo.data.yaw import yaw_deg
-from facezoo.errors import NoFaceError
+from facezoo.errors import NoFaceError, warn_once
 from facezoo.preprocess.alignment import align, similarity_transform
 from facezoo.preprocess.pipeline import find_faces, to_device
 from facezoo.preprocess.reading import ImageSource, describe, read_image
@@ -179,7 +178,7 @@ def _usual_places(points: Tensor, sizes: Tensor, template: str) -> Tensor:
 
 
 def _report_missing(name: str, images: Sequence[ImageSource]) -> None:
-    warnings.warn(
+    warn_once(
         f"no face was found in {len(images):,} images of {name}, which are left out; the first is "
         f"{describe(images[0])}",
         stacklevel=4,

@@ -8,7 +8,6 @@ Letters: M meshes, P persons, N vertices, T triangles, K landmarks.
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from facezoo.data.mesh_sets import (
     read_facescape,
     simplification,
 )
+from facezoo.errors import warn_once
 from facezoo.geometry.mesh_files import read_mesh
 from facezoo.geometry.meshes import Mesh, moved, rigid_motion
 from facezoo.training import load_state, save_state
@@ -221,7 +221,7 @@ def _usable(rows: Sequence[MeshRow], neutrals: bool) -> tuple[list[MeshRow], tup
     if not usable:
         raise ValueError(f"no person is left of {len(meshes)}: {', '.join(left_out[:5])}")
     if left_out:
-        warnings.warn(
+        warn_once(
             f"{len(left_out)} of {len(meshes)} persons are left out: {', '.join(left_out)}",
             stacklevel=3,
         )

@@ -33,7 +33,7 @@ class ExtractionReport:
         total = sum(busy.values()) or 1.0
         return {stage: time / total for stage, time in busy.items()}
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         resumed = f", {self.resumed} of them by an earlier run" if self.resumed else ""
         return (
             f"{self.output}: {self.rows} rows from {self.images} photographs{resumed}; "

@@ -41,7 +41,7 @@ class Finetuned:
     metrics: tuple[Metric, ...]
     """On the validation photographs and, where there are some, on those for testing."""
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         lines = [f"{self.folder}: {len(self.classes)} classes: {', '.join(self.classes)}"]
         lines += [f"  {m.split:5} {m.name:18} {m.value:6.2f} {m.unit}" for m in self.metrics]
         return "\n".join(lines)

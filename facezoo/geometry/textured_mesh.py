@@ -14,11 +14,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from facezoo.display import Short
+
 SUFFIXES = (".obj", ".ply")
 
 
-@dataclass(frozen=True)
-class TexturedMesh:
+@dataclass(frozen=True, repr=False)
+class TexturedMesh(Short):
     """A mesh, a picture, and where in the picture each vertex is."""
 
     vertices: Tensor

@@ -7,14 +7,15 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from facezoo.display import Short
 from facezoo.results import FaceEncoding
 
 NUMBERS = (4, 6)
 """How many numbers are a light and a view."""
 
 
-@dataclass(frozen=True)
-class Latents:
+@dataclass(frozen=True, repr=False)
+class Latents(Short):
     """What the four encoders of the first stage say about B faces."""
 
     texture: Tensor
@@ -48,7 +49,7 @@ class Latents:
         return cls(*rows.split([width, width, *NUMBERS], -1))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class LatentFaceEncoding(FaceEncoding):
     """A ``FaceEncoding`` with what stands behind it; ``pose`` is the view."""
 

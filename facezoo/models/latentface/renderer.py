@@ -13,6 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from facezoo.display import Short
 from facezoo.geometry.camera import Camera, grid_triangles, to_view
 from facezoo.geometry.rasterize import Renderer, interpolate, rasterize
 from facezoo.geometry.shading import Light, grid_normals, shade, shading
@@ -28,8 +29,8 @@ MAX_SHIFT = (0.1, 0.1, 0.0)
 """Largest movement along x, y and z; Unsup3D's faces do not move in depth."""
 
 
-@dataclass(frozen=True)
-class Rendering:
+@dataclass(frozen=True, repr=False)
+class Rendering(Short):
     """B drawn faces."""
 
     image: Tensor

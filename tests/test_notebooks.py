@@ -1,0 +1,53 @@
+"""Every notebook of the examples runs from top to bottom, and what it shows can be shown."""
+
+import ast
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("matplotlib")
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
+
+
+def cells(path):
+    return json.loads(path.read_text(encoding="utf-8"))["cells"]
+
+
+def run(code, names, place):
+    """A cell as a notebook runs it: all of it, and the value of its last line if that is shown."""
+    tree = ast.parse(code)
+    shown = isinstance(tree.body[-1], ast.Expr) and not code.rstrip().endswith(";")
+    last = ast.Expression(tree.body.pop().value) if shown else None
+    exec(compile(tree, place, "exec"), names)
+    return eval(compile(last, place, "eval"), names) if last else None
+
+
+def shown(value):
+    """What a notebook displays of a value."""
+    ways = (getattr(value, way, lambda: None) for way in ("_repr_html_", "_repr_png_", "__repr__"))
+    return next(filter(None, (way() for way in ways)))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_and_shows_what_it_makes(path, tmp_path, monkeypatch):
+    shutil.copytree(EXAMPLES / "portraits", tmp_path / "portraits")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    names = {"__name__": "__main__"}
+    for number, cell in enumerate(cells(path)):
+        if cell["cell_type"] == "code":
+            value = run("".join(cell["source"]), names, f"{path.name}, cell {number}")
+            assert shown(value)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_committed_without_outputs_and_listed(path):
+    assert path.name in (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    for cell in cells(path):
+        assert not cell.get("outputs"), "clear the outputs before committing"
+        assert cell.get("execution_count") is None
+        assert cell["id"]

@@ -1,0 +1,171 @@
+"""Pictures of results: what is drawn, and that a notebook shows it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("matplotlib")
+
+import facezoo
+from facezoo import plot
+from facezoo.errors import UnsupportedError
+from facezoo.mesh_base import MeshEncoding
+from facezoo.models.ipd_fer import IPDFER
+
+PORTRAITS = sorted((Path(__file__).parent.parent / "examples" / "portraits").glob("*.jpg"))
+
+
+@pytest.fixture(scope="module")
+def model():
+    small = "test_resnet.r160_in1k"
+    return IPDFER(small, 8, 8, small, decoder_size=14, decoder_width=4).eval()
+
+
+@pytest.fixture(scope="module")
+def prediction(model):
+    return model.predict_expression(PORTRAITS)
+
+
+def titles(figure):
+    return [axes.get_title() for axes in figure.axes]
+
+
+def test_a_picture_is_shown_by_a_notebook(prediction):
+    assert plot.bars(prediction)._repr_png_().startswith(b"\x89PNG")
+
+
+def test_a_prediction_is_drawn_as_a_bar_per_class(prediction):
+    figure = facezoo.show(prediction)
+    for axes, label, shares in zip(
+        figure.axes, prediction.labels, prediction.probabilities, strict=True
+    ):
+        assert label in axes.get_title()
+        drawn = [patch.get_width() for patch in axes.patches]
+        assert drawn == pytest.approx(shares.tolist())
+
+
+@pytest.mark.parametrize("count", [1, 4, 13])
+def test_bars_leave_panels_without_a_face_empty(count):
+    shares = torch.full((count, 3), 1 / 3)
+    prediction = facezoo.ExpressionPrediction(["b"] * count, shares, ("a", "b", "c"))
+    shown = [axes for axes in plot.bars(prediction).axes if axes.axison]
+    assert len(shown) == min(count, plot.MOST)
+
+
+def test_a_photograph_without_a_face_has_empty_bars(model):
+    shares = torch.tensor([[float("nan")] * 2, [0.25, 0.75]])
+    figure = plot.bars(facezoo.ExpressionPrediction([None, "b"], shares, ("a", "b")))
+    assert titles(figure) == ["0: no face", "1: b"]
+    assert [patch.get_width() for patch in figure.axes[0].patches] == [0, 0]
+
+
+def test_with_photographs_faces_are_drawn_on_them(model, prediction):
+    for what in (prediction, prediction.faces, model.encode(PORTRAITS)):
+        figure = facezoo.show(what, PORTRAITS)
+        pictures = [axes.images[0].get_array() for axes in figure.axes]
+        assert len(pictures) == len(PORTRAITS)
+        plain = facezoo.preprocess.reading.read_image(PORTRAITS[0])
+        assert pictures[0].shape == plain.shape
+        assert (pictures[0] != plain).any()
+
+
+def test_faces_without_photographs_are_refused(prediction):
+    with pytest.raises(ValueError, match="give these: show"):
+        facezoo.show(prediction.faces)
+
+
+def test_an_encoding_of_some_faces_is_drawn_as_cosines():
+    rows = torch.eye(3)
+    figure = facezoo.show(facezoo.FaceEncoding(expression=rows, identity=-rows))
+    assert titles(figure) == ["expression, cosine", "identity, cosine"]
+    assert figure.axes[0].images[0].get_array().tolist() == rows.tolist()
+    assert len(figure.axes[0].texts) == 9
+
+
+def test_an_encoding_of_one_face_is_drawn_as_its_numbers():
+    figure = facezoo.show(facezoo.FaceEncoding(torch.randn(1, 8), None))
+    assert titles(figure) == ["expression (8)"]
+
+
+def test_codes_of_many_meshes_are_drawn_in_a_plane():
+    figure = facezoo.show(MeshEncoding(torch.randn(20, 4), torch.randn(20, 4)))
+    assert len(figure.axes[1].collections[0].get_offsets()) == 20
+
+
+def test_features_of_nan_are_left_out_of_the_plane():
+    rows = torch.randn(20, 4)
+    rows[3] = torch.nan
+    assert len(facezoo.show(rows).axes[0].collections[0].get_offsets()) == 19
+    names = ["a"] * 10 + ["b"] * 10
+    drawn = plot.embedding(rows, names).axes[0].collections
+    assert [len(points.get_offsets()) for points in drawn] == [9, 10]
+
+
+def test_what_has_no_picture_is_refused():
+    with pytest.raises(TypeError, match="got str"):
+        facezoo.show("portrait.jpg")
+    with pytest.raises(ValueError, match="no features"):
+        facezoo.show(facezoo.FaceEncoding(None, None))
+
+
+def test_what_is_decoded_stands_beside_the_crop(model):
+    figure = plot.parts(model, PORTRAITS)
+    assert titles(figure)[:4] == ["crop", "reconstruct", "neutralize", "frontalize"]
+    assert len(figure.axes) == 8
+    shown = torch.as_tensor(figure.axes[4].images[0].get_array())
+    torch.testing.assert_close(shown, plot.crops(model, PORTRAITS)[1].permute(1, 2, 0))
+
+
+def test_a_model_without_a_decoder_is_refused():
+    model = IPDFER("test_resnet.r160_in1k", 8, pose_backbone=None, decoder_size=None)
+    with pytest.raises(UnsupportedError, match="reconstruct"):
+        plot.parts(model, PORTRAITS)
+
+
+def test_a_grid_has_a_column_per_title_and_a_row_per_face():
+    figure = facezoo.show({"red": torch.rand(3, 3, 4, 4), "blue": torch.rand(3, 3, 4, 4)})
+    assert len(figure.axes) == 6
+    assert len(facezoo.show(torch.rand(40, 3, 4, 4)).axes) == plot.MOST
+
+
+@pytest.mark.parametrize(
+    "pictures",
+    [{}, {"a": torch.rand(3, 4, 4)}, {"a": torch.rand(1, 3, 4, 4), "b": torch.rand(2, 3, 4, 4)}],
+)
+def test_a_grid_of_other_shapes_is_refused(pictures):
+    with pytest.raises(ValueError, match="as many in each column"):
+        plot.grid(pictures)
+
+
+def test_names_must_be_one_per_face():
+    with pytest.raises(ValueError, match="one per face: 4, got 3"):
+        plot.embedding(torch.randn(4, 3), ["a", "b", "c"])
+
+
+def test_the_legend_names_ten_kinds_at_most():
+    rows = torch.randn(11, 3)
+    names = [f"person {number}" for number in range(11)]
+    assert plot.embedding(rows, names).axes[0].get_legend() is None
+    assert plot.embedding(rows[1:], names[1:]).axes[0].get_legend() is not None
+
+
+def test_the_plane_is_that_of_greatest_spread():
+    rows = torch.randn(50, 6) * torch.tensor([1.0, 9.0, 0.1, 0.1, 5.0, 1.0])
+    spread = plot.plane(rows).var(0).sqrt()
+    assert spread[0] > spread[1] > rows.std(0)[[0, 2, 3, 5]].max()
+
+
+def test_t_sne_keeps_groups_apart():
+    pytest.importorskip("sklearn")
+    rows = torch.cat([torch.randn(20, 8), torch.randn(20, 8) + 30])
+    points = plot.plane(rows, "tsne")
+    apart = (points[:20].mean(0) - points[20:].mean(0)).norm()
+    assert apart > points[:20].std(0).norm()
+
+
+def test_a_plane_wants_three_faces_and_a_method_that_it_knows():
+    with pytest.raises(ValueError, match="three faces or more, got 2"):
+        plot.plane(torch.randn(2, 3))
+    with pytest.raises(ValueError, match="'pca' or 'tsne'"):
+        plot.plane(torch.randn(4, 3), "umap")

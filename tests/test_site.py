@@ -1,0 +1,93 @@
+"""The documentation as a site: it builds strictly, links lead somewhere, no name is left out."""
+
+import re
+import subprocess
+import sys
+import zlib
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+pytest.importorskip("mkdocs")
+pytest.importorskip("mkdocstrings_handlers.python")
+
+import facezoo
+from facezoo.families import FAMILIES
+from facezoo.registry import info
+
+ROOT = Path(__file__).parent.parent
+LATER = {"latent-simclr"}
+"""Families whose page is in the making."""
+
+
+class Page(HTMLParser):
+    """What a page links to and shows, and what can be linked to in it."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.links, self.anchors = [], set()
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.anchors |= {found[key] for key in ("id", "name") if found.get(key)}
+        self.links += [found[key] for key in ("href", "src") if found.get(key)]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_every_link_of_the_site_leads_somewhere(site):
+    pages = {path: Page(path) for path in site.rglob("*.html") if path.name != "404.html"}
+    assert len(pages) > 30
+    for path, page in pages.items():
+        for link in page.links:
+            if re.match(r"[a-z]+:", link):
+                continue
+            target, _, anchor = unquote(link).partition("#")
+            there = (path.parent / target.partition("?")[0]).resolve() if target else path
+            there = there / "index.html" if there.is_dir() else there
+            assert there.exists(), f"{path.relative_to(site)} links to {link}"
+            if anchor and there in pages:
+                assert anchor in pages[there].anchors, f"{path.relative_to(site)} links to {link}"
+
+
+def test_nothing_is_fetched_from_elsewhere(site):
+    loaded = re.compile(r'<(?:script|img|iframe)[^>]+src="(?:https?:)?//|<link[^>]+href="https?://')
+    for path in site.rglob("*.html"):
+        assert not loaded.search(path.read_text(encoding="utf-8")), path
+
+
+def test_the_reference_has_every_public_name(site):
+    inventory = zlib.decompress((site / "objects.inv").read_bytes().split(b"\n", 4)[4]).decode()
+    documented = {line.split()[0] for line in inventory.splitlines()}
+    for name in set(facezoo.__all__) - {"__version__"}:
+        value = getattr(facezoo, name)
+        path = f"{value.__module__}.{name}" if hasattr(value, "__module__") else value.__name__
+        assert any(path in (known, moved(known)) for known in documented), path
+
+
+def moved(known):
+    """Where a name that a package offers is defined: its module ``run``."""
+    parts = known.split(".")
+    return ".".join([*parts[:2], "run", *parts[2:]])
+
+
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - LATER))
+def test_the_page_of_a_family_says_what_a_reader_wants_to_know(family):
+    text = (ROOT / "docs" / "models" / f"{family}.md").read_text(encoding="utf-8")
+    assert "\n## What it is for\n" in text
+    assert "\n## Licence and citation\n" in text
+    assert re.search(r"!\[[^\]]+\]\(\.\./images/", text), "a picture"
+    assert f'facezoo.load("{family}")' in text
+    assert f"facezoo train {family}" in text
+    assert "\nLimits:\n" in text
+    assert info(family).citation.strip() in text
