@@ -13,10 +13,12 @@ from facezoo.version import __version__
 if TYPE_CHECKING:
     from facezoo import errors
     from facezoo.base import FaceModel
+    from facezoo.benchmarking import benchmark
     from facezoo.card import Card
     from facezoo.extraction import extract
     from facezoo.finetuning import finetune
     from facezoo.registry import download, info, list_models, load
+    from facezoo.removal import remove_identity
     from facezoo.results import ExpressionPrediction, FaceEncoding, Faces
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "FaceModel",
     "Faces",
     "__version__",
+    "benchmark",
     "download",
     "errors",
     "extract",
@@ -33,6 +36,7 @@ __all__ = [
     "info",
     "list_models",
     "load",
+    "remove_identity",
 ]
 
 _HOMES = {
@@ -41,12 +45,14 @@ _HOMES = {
     "FaceEncoding": "facezoo.results",
     "FaceModel": "facezoo.base",
     "Faces": "facezoo.results",
+    "benchmark": "facezoo.benchmarking",
     "download": "facezoo.registry",
     "extract": "facezoo.extraction",
     "finetune": "facezoo.finetuning",
     "info": "facezoo.registry",
     "list_models": "facezoo.registry",
     "load": "facezoo.registry",
+    "remove_identity": "facezoo.removal",
 }
 
 

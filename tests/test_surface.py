@@ -9,6 +9,7 @@ PUBLIC = [
     "FaceModel",
     "Faces",
     "__version__",
+    "benchmark",
     "download",
     "errors",
     "extract",
@@ -16,6 +17,7 @@ PUBLIC = [
     "info",
     "list_models",
     "load",
+    "remove_identity",
 ]
 
 
