@@ -38,7 +38,7 @@ def markdown(content: Content) -> str:
 
 
 def table_text(content: Content, name: str) -> str:
-    """One table as markdown.
+    """One table as markdown, of the models that were measured to the end.
 
     Args:
         content: of a file of results.
@@ -49,7 +49,8 @@ def table_text(content: Content, name: str) -> str:
     """
     if name not in TABLES:
         raise ValueError(f"no table is named {name!r}; there are {', '.join(TABLES)}")
-    rows = list(TABLES[name](content))
+    finished = {key: e for key, e in content["models"].items() if "removal" in e}
+    rows = list(TABLES[name](content | {"models": finished}))
     if not rows:
         return "Not measured."
     lines = [list(rows[0]), ["---"] * len(rows[0]), *(list(row.values()) for row in rows)]

@@ -93,16 +93,17 @@ def benchmark(
     folder = Path(data)
     path = Path(results) if results else Path(out) / FILE
     course = _Course(folder, Path(out), path, best_device(device))
-    for name, card in _chosen(list(models), own or {}, folder).items():
-        if entering.takes_meshes(card):
-            course.measure_meshes(name, card)
-        else:
-            course.measure(card.name, lambda name=name: course.checkpoint(name))  # type: ignore[misc]
+    chosen = _chosen(list(models), own or {}, folder)
+    of_meshes = {name: card for name, card in chosen.items() if entering.takes_meshes(card)}
+    for name in (name for name in chosen if name not in of_meshes):
+        course.measure(chosen[name].name, lambda name=name: course.checkpoint(name))  # type: ignore[misc]
     for name, given in (own or {}).items():
         course.measure(name, lambda n=name, g=given: entering.own(n, g, course.device))  # type: ignore[misc]
     for name in REFERENCES:
         if not course.holds(name):
             course.measure(name, lambda name=name: course.reference(name))  # type: ignore[misc]
+    for name, card in of_meshes.items():
+        course.measure_meshes(name, card)
     course.write()
     return Results(course.content, path)
 

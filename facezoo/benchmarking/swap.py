@@ -68,8 +68,8 @@ def swaps(entrant: Entrant, packs: Packs, seed: int = 0) -> Swap:
     table = packs.views[LONDON].table
     twins, sources, shown = partners(packs.views[LONDON], seed)
     crops = aligned_crops(table, entrant.preprocessing.template, entrant.preprocessing.size)
-    photographs = list(crops.permute(0, 2, 3, 1))
-    swapped = transfer([photographs[row] for row in sources.tolist()], photographs, aligned=True)
+    photographs = list(crops)
+    swapped = transfer([crops[row] for row in sources.tolist()], photographs, aligned=True)
     decoded = transfer(photographs, photographs, aligned=True)
     return Swap(crops, _as_pixels(decoded), _as_pixels(swapped), twins, sources, shown)
 
