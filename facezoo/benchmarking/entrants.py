@@ -107,7 +107,7 @@ def checkpoint(name: str, model: FaceModel) -> Entrant:
     """A loaded checkpoint as an entrant.
 
     Args:
-        name: what it is called in the tables where it has no card.
+        name: what it is called in the tables.
         model: with its card; a model that gives one of the two features enters with that one.
 
     Raises:
@@ -125,7 +125,7 @@ def checkpoint(name: str, model: FaceModel) -> Entrant:
 
     card = model.card
     return Entrant(
-        name=card.name if card else name,
+        name=name,
         key=card.weights.sha256 if card else _digest_of(model.state_dict().values()),
         spaces=tuple(able),
         preprocessing=model.preprocessing,

@@ -80,6 +80,22 @@ def overview(content: Content) -> Iterator[Row]:
         )
 
 
+SHORT = (
+    "model",
+    f"expression, {FERPLUS}",
+    "same person, LFW pairs",
+    "person from expression features",
+    "expression from identity features",
+    "parameters",
+)
+
+
+def short(content: Content) -> Iterator[Row]:
+    """The overview with fewer columns."""
+    for row in overview(content):
+        yield {key: row[key] for key in SHORT}
+
+
 def _overview_row(name: str, told: list[float], others: list[float], entry: Content | None) -> Row:
     return {
         "model": name,
@@ -259,6 +275,7 @@ def meshes(content: Content) -> Iterator[Row]:
 
 TABLES: dict[str, Callable[[Content], Iterator[Row]]] = {
     "overview": overview,
+    "short": short,
     "expression": expression,
     "identity": identity,
     "leakage": leakage,

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,8 @@ TIMED = 32
 """Crops in a batch whose encoding is timed."""
 ROUNDS = 5
 
-Section = Callable[[Entrant], Numbers]
+Section = tuple[Numbers, str, Callable[[], Numbers]]
+"""A place, the key in it, and what gives the value."""
 
 
 @dataclass(frozen=True)
@@ -96,12 +97,11 @@ def benchmark(
     chosen = _chosen(list(models), own or {}, folder)
     of_meshes = {name: card for name, card in chosen.items() if entering.takes_meshes(card)}
     for name in (name for name in chosen if name not in of_meshes):
-        course.measure(chosen[name].name, lambda name=name: course.checkpoint(name))  # type: ignore[misc]
+        course.measure(name, course.checkpoint)
     for name, given in (own or {}).items():
-        course.measure(name, lambda n=name, g=given: entering.own(n, g, course.device))  # type: ignore[misc]
-    for name in REFERENCES:
-        if not course.holds(name):
-            course.measure(name, lambda name=name: course.reference(name))  # type: ignore[misc]
+        course.measure(name, partial(entering.own, given=given, device=course.device))
+    for name in (name for name in REFERENCES if not course.holds(name)):
+        course.measure(name, course.reference)
     for name, card in of_meshes.items():
         course.measure_meshes(name, card)
     course.write()
@@ -109,12 +109,16 @@ def benchmark(
 
 
 def _chosen(names: list[str], own: Mapping[str, Any], data: Path) -> dict[str, Card]:
-    """What to measure, every name resolved before anything is begun."""
+    """What to measure, every name resolved before anything is begun.
+
+    A bundled checkpoint goes by its full name, anything else by the name that it was given.
+    """
     if not names and not own:
         names = entering.photograph_checkpoints()
         if (data / ICT).is_file():
             names += entering.mesh_checkpoints()
-    return {name: resolve(name).card for name in names}
+    cards = {name: resolve(name).card for name in names}
+    return {c.name if n in (c.name, c.model) else n: c for n, c in cards.items()}
 
 
 class _Course:
@@ -144,15 +148,14 @@ class _Course:
     # --- who takes part
 
     def checkpoint(self, name: str) -> Entrant:
-        return self._once(name, lambda: entering.checkpoint(name, load(name, device=self.device)))
+        if name not in self._entrants:
+            self._entrants[name] = entering.checkpoint(name, load(name, device=self.device))
+        return self._entrants[name]
 
     def reference(self, name: str) -> Entrant:
-        make = lambda: entering.reference(name, self.data, self.cache, self.device)  # noqa: E731
-        return self._once(name, make)
-
-    def _once(self, name: str, make: Callable[[], Entrant]) -> Entrant:
         if name not in self._entrants:
-            self._entrants[name] = make()
+            made = entering.reference(name, self.data, self.cache, self.device)
+            self._entrants[name] = made
         return self._entrants[name]
 
     def judges(self, entrant: Entrant) -> Iterator[str]:
@@ -178,36 +181,40 @@ class _Course:
         entry = self.content["models"].get(name, {})
         return entry.get("key") == REFERENCES[name] and "removal" in entry
 
-    def measure(self, name: str, make: Callable[[], Entrant]) -> None:
+    def measure(self, name: str, make: Callable[[str], Entrant]) -> None:
         """Fill the line of one entrant as far as it is missing."""
-        entrant = make()
+        entrant = make(name)
         entry = self.content["models"].get(name)
         if entry is None or entry["key"] != entrant.key:
             entry = self.content["models"][name] = _about(entrant)
-        for title, section in self._sections(entrant, entry).items():
+        for title, (place, key, work) in self._missing(entrant, entry).items():
             tqdm.write(f"{name}: {title}")
-            section()
+            place[key] = work()
             self.write()
 
-    def _sections(self, entrant: Entrant, entry: Numbers) -> dict[str, Callable[[], None]]:
-        """What is missing, in order."""
-        missing: dict[str, Callable[[], None]] = {}
-        if "speed" not in entry:
-            missing["speed"] = lambda: entry.update(speed=self._speed(entrant))
-        for space in entrant.spaces:
-            if space not in entry["read"]:
-                missing[f"{space}"] = lambda space=space: entry["read"].update(  # type: ignore[misc]
-                    {space: read_out(self.features(entrant)[space], self.packs)}
+    def _missing(self, entrant: Entrant, entry: Numbers) -> dict[str, Section]:
+        """What has to be measured, in order: where it belongs and how it is had."""
+        judges = self.judges(entrant) if transfer_of(entrant.model) is not None else ()
+        every: dict[str, Section] = {
+            "speed": (entry, "speed", partial(self._speed, entrant)),
+            **{
+                f"{space} features": (entry["read"], space, partial(self._read, entrant, space))
+                for space in entrant.spaces
+            },
+            "identity removal": (entry, "removal", partial(self._removal, entrant)),
+            **{
+                f"swap judged by {judge}": (
+                    entry["swap"],
+                    judge,
+                    partial(self._swap, entrant, judge),
                 )
-        if "removal" not in entry:
-            missing["identity removal"] = lambda: entry.update(removal=self._removal(entrant))
-        if transfer_of(entrant.model) is not None:
-            for name in self.judges(entrant):
-                if name not in entry["swap"]:
-                    missing[f"swap judged by {name}"] = lambda name=name: entry["swap"].update(  # type: ignore[misc]
-                        {name: self._swap(entrant, name)}
-                    )
-        return missing
+                for judge in judges
+            },
+        }
+        return {title: part for title, part in every.items() if part[1] not in part[0]}
+
+    def _read(self, entrant: Entrant, space: str) -> Numbers:
+        return read_out(self.features(entrant)[space], self.packs)
 
     def _removal(self, entrant: Entrant) -> Numbers:
         """What is read once identity was removed, and once as many directions of nobody were."""
@@ -245,13 +252,13 @@ class _Course:
 
     def measure_meshes(self, name: str, card: Card) -> None:
         """Fill the line of one model of meshes, if it is missing."""
-        there = self.content["meshes"].get(card.name)
+        there = self.content["meshes"].get(name)
         if there is not None and there["key"] == card.weights.sha256:
             return
-        tqdm.write(f"{card.name}: meshes of ICT-3D")
+        tqdm.write(f"{name}: meshes of ICT-3D")
         found = measure_meshes(load(name, device=self.device), self.data)
-        command = _command(card.name)
-        self.content["meshes"][card.name] = {
+        command = _command(name)
+        self.content["meshes"][name] = {
             "key": card.weights.sha256,
             "command": command,
             "trained on": list(card.training.data),

@@ -1,7 +1,9 @@
 """The benchmark on packs in which red says who it is and green what is expressed."""
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from facezoo.card import Preprocessing, Training, bundled_cards
 from facezoo.cli import main
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).parents[2]
 
 
 class Painter(ColourModel):
@@ -118,7 +121,8 @@ def test_what_a_model_holds_and_does_not_hold_is_measured(
     removed = entry["removal"]["without identity"]
     assert removed["expression"]["LFW val"]["linear"]["accuracy"] == 100
     swap = entry["swap"]["pixels"]  # no other family is there to judge
-    assert swap["expression taken"] == swap["identity, photographs"] == 100
+    assert swap["expression taken"] == swap["expression, photographs"] == 100
+    assert swap["identity kept"] == swap["identity, photographs"]
     text = str(found)
     assert f"`{painter.card.name}`" in text
     assert (tmp_path / "out" / "benchmark.md").read_text(encoding="utf-8") == text
@@ -216,6 +220,19 @@ def test_a_model_of_meshes_stands_in_a_table_of_its_own(tmp_path, monkeypatch):
     found = facezoo.benchmark(["adv3d"], data=tmp_path, out=tmp_path, device="cpu")
     assert "| `adv3d.ict` | 91.23 |" in table_text(found.content, "meshes")
     assert table_text(found.content, "overview") == "Not measured."
+
+
+def test_three_lines_in_the_documentation_add_a_model_of_ones_own(
+    packs, tmp_path, brief, monkeypatch
+):
+    page = (ROOT / "docs" / "benchmark.md").read_text(encoding="utf-8")
+    (lines,) = re.findall(r"<!-- no-run: .+? -->\n```python\n(.+?)```", page, re.DOTALL)
+    assert len([line for line in lines.splitlines() if line]) == 3
+    (tmp_path / "DATA").symlink_to(packs)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(compile(lines, "docs/benchmark.md", "exec"), names)
+    assert "| `mine` |" in str(names["found"])
 
 
 # --- who takes part -------------------------------------------------------------------------------
