@@ -29,6 +29,7 @@ from facezoo.preprocess.pipeline import (
 )
 from facezoo.preprocess.reading import ImageSource, as_list, describe, read_ahead
 from facezoo.pretrained import Pretrained
+from facezoo.removal import NAME, IdentityRemoval
 from facezoo.results import ExpressionPrediction, FaceEncoding, Faces
 
 Images = ImageSource | Sequence[ImageSource]
@@ -82,6 +83,8 @@ class FaceModel(ShortModel, Freezable, Pretrained):
     """Stages that ``as_timm`` gives as one timm model; see ``facezoo.export``."""
     absent: Mapping[str, str] = {}
     """What the family can do and this configuration of it cannot, and why."""
+    identity_removal: IdentityRemoval
+    """What ``encode_expression`` leaves out, where it was set; see ``facezoo.remove_identity``."""
 
     @property
     def device(self) -> torch.device:
@@ -256,11 +259,22 @@ class FaceModel(ShortModel, Freezable, Pretrained):
         if "predict_expression" in wanted:
             classify = self._stage("predict_expression")
             results["predict_expression"] = classify(results["encode_expression"])
+        if "encode_expression" in results:
+            results["encode_expression"] = self.without_identity(results["encode_expression"])
         return {name: results[name].float() for name in wanted}
 
     def _stage(self, name: str) -> Stage:
         stage: Stage | None = getattr(self, CAPABILITIES[name], None)
         return stage if stage is not None and name not in self.absent else self.refuse(name)
+
+    def without_identity(self, expression: Tensor) -> Tensor:
+        """Expression features (B, D) as ``encode_expression`` gives them.
+
+        They are what the stage gives, less identity where ``identity_removal`` is set. Classes are
+        read from the features as they are before.
+        """
+        removal: IdentityRemoval | None = getattr(self, NAME, None)
+        return expression if removal is None else removal(expression)
 
     def as_timm(self, stage: str) -> nn.Module:
         """A stage as one timm model with a linear last layer, which gives the same numbers.

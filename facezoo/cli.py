@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         add(commands)
     for add in (_add_train, _add_finetune, _add_evaluate, _add_publish, _add_convert, _add_export):
         add(commands)
-    for add in (_add_join, _add_reproduce, _add_fit_directions):
+    for add in (_add_join, _add_reproduce, _add_fit_directions, _add_benchmark):
         add(commands)
     return parser
 
@@ -749,6 +749,43 @@ def _reproduce(options: argparse.Namespace) -> int:
 
     done = reproduce(
         options.name, options.data, options.out, smoke=options.smoke, device=options.device
+    )
+    print(done)
+    return 0
+
+
+def _add_benchmark(commands: Any) -> None:
+    more = (
+        "Features are kept in --out and numbers in the file as they come: interrupted, the same "
+        "command goes on, and what is in the file is not measured again."
+    )
+    text = "compare checkpoints by one set of protocols, beside two references"
+    command = _command(commands, "benchmark", _benchmark, text, more)
+    command.add_argument(
+        "models", nargs="*", metavar="MODEL", help="any name that load takes (default: all)"
+    )
+    command.add_argument(
+        "--data", type=Path, required=True, metavar="DIR", help="with the packs; ICT-3D for meshes"
+    )
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="for features")
+    command.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="results to add to, with tables beside it as .md (default: benchmark.json in --out)",
+    )
+    _add_device(command)
+
+
+def _benchmark(options: argparse.Namespace) -> int:
+    from facezoo.benchmarking import benchmark
+
+    done = benchmark(
+        options.models,
+        data=options.data,
+        out=options.out,
+        results=options.json,
+        device=options.device,
     )
     print(done)
     return 0

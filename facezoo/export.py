@@ -44,6 +44,8 @@ class Stage(nn.Module):
         if self.capability == "predict_expression":
             features = self._call("encode_expression", images)
             return self._call("predict_expression", features).softmax(-1)
+        if self.capability == "encode_expression":
+            return self.model.without_identity(self._call(self.capability, images))
         return self._call(self.capability, images)
 
     def _call(self, capability: str, given: Tensor) -> Tensor:

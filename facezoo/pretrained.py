@@ -42,6 +42,7 @@ from facezoo.errors import (
 )
 from facezoo.families import FAMILIES, model_class
 from facezoo.hub import HubOptions
+from facezoo.removal import removal_in
 from facezoo.version import __version__
 
 HUB_PREFIX = "hf-hub:"
@@ -340,8 +341,11 @@ def build(
                 )
             model.labels = card.labels
     if card is not None and path is not None:
+        tensors = files.read_tensors(path)
+        if (removal := removal_in(tensors)) is not None:
+            model.identity_removal = removal
         with _blaming_overrides(card, overrides):
-            files.load_into(model, files.read_tensors(path), strict=strict)
+            files.load_into(model, tensors, strict=strict)
         model.card = card
     return model.eval()
 

@@ -10,6 +10,7 @@ PUBLIC = [
     "Faces",
     "StyleGANInverter",
     "__version__",
+    "benchmark",
     "download",
     "errors",
     "extract",
@@ -18,6 +19,7 @@ PUBLIC = [
     "list_models",
     "load",
     "plot",
+    "remove_identity",
     "show",
 ]
 
