@@ -97,7 +97,7 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes that train one model together, each on its share of every batch.
+    """The processes that work together: in training, each on its share of every batch.
 
     They are what ``accelerate launch`` (or torchrun) starts; without it there is one.
     """
@@ -145,6 +145,21 @@ class Processes:
         if self.count > 1:
             _partial_state().wait_for_everyone()
 
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes, by rank; each process gets them when all have come here."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        torch.distributed.all_gather_object(values, value)
+        return values
+
+    def device(self) -> torch.device | None:
+        """Where this process works; None, for the best there is, if it is alone."""
+        if self.count == 1:
+            return None
+        device: torch.device = _partial_state().device
+        return device
+
     def mean_gradients(self, optimizer: torch.optim.Optimizer) -> None:
         """Replace every gradient by its mean over the processes."""
         if self.count == 1:
@@ -161,7 +176,7 @@ def _partial_state() -> Any:
         from accelerate import PartialState
     except ImportError as error:
         raise ImportError(
-            "training in several processes needs accelerate: pip install 'facezoo[train]'"
+            "several processes need accelerate: pip install 'facezoo[train]'"
         ) from error
     return PartialState(cpu=not torch.cuda.is_available())
 
