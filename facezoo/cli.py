@@ -534,6 +534,7 @@ def _add_finetune(commands: Any) -> None:
 
 def _finetune(options: argparse.Namespace) -> int:
     from facezoo.finetuning import Finetuning, finetune
+    from facezoo.training import Processes
 
     given = {name: getattr(options, name) for name in _NUMBERS}
     recipe = Finetuning(
@@ -553,7 +554,8 @@ def _finetune(options: argparse.Namespace) -> int:
         seed=options.seed,
         device=options.device,
     )
-    print(done)
+    if Processes.present().first:
+        print(done)
     return 0
 
 

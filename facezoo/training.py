@@ -9,7 +9,9 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -145,6 +147,15 @@ class Processes:
         if self.count > 1:
             _partial_state().wait_for_everyone()
 
+    @contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """The first process is through the block when the others enter it."""
+        if not self.first:
+            self.wait()
+        yield
+        if self.first:
+            self.wait()
+
     def gather(self, value: Any) -> list[Any]:
         """The values of all processes, by rank; each process gets them when all have come here."""
         if self.count == 1:
@@ -178,7 +189,8 @@ def _partial_state() -> Any:
         raise ImportError(
             "several processes need accelerate: pip install 'facezoo[train]'"
         ) from error
-    return PartialState(cpu=not torch.cuda.is_available())
+    # One process may write for long while the others wait; the launcher ends those left behind.
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
