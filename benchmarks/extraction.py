@@ -4,9 +4,10 @@
         --counts 1000 20000 --kill 2 --out docs/results/extraction.lfw.json
 
 The photographs are links to those of a folder or of a Parquet shard, by default to the portraits of
-the examples, round and round. With --kill N the largest run is also killed at random N times,
-resumed, and its file compared with the whole one. Resident memory is read from /proc every second
-(Linux).
+the examples, round and round. With --kill N the last run is also killed at N random places, resumed
+and its file compared with that of the whole run. Resident memory is read from /proc every second
+(Linux). Photographs and finished runs are kept in --cache; interrupted, the same command goes on
+there.
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ import json
 import os
 import random
 import resource
+import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from itertools import cycle, islice
 from pathlib import Path
 
@@ -29,6 +31,8 @@ import torch
 
 import facezoo
 from facezoo.extraction.inputs import list_photos
+from facezoo.extraction.parts import folder_of
+from facezoo.extraction.run import PART_PHOTOS
 from facezoo.extraction.shards import read_stored, split_name
 
 PORTRAITS = Path(__file__).parent.parent / "examples" / "portraits"
@@ -42,20 +46,22 @@ def unpacked(photos: Path, folder: Path) -> list[Path]:
     found = list_photos(photos)
     if photos.is_dir():
         return [(photos / name).resolve() for name in found.names]
-    folder.mkdir()
+    folder.mkdir(parents=True, exist_ok=True)
     files = []
     for number, name in enumerate(found.names):
         shard, key = split_name(name) or (name, "")
         files.append(folder / f"{number:07d}.jpg")
-        files[-1].write_bytes(read_stored(Path(shard), key))
+        if not files[-1].exists():
+            files[-1].write_bytes(read_stored(Path(shard), key))
     return files
 
 
 def replicate(files: list[Path], folder: Path, count: int) -> None:
-    """Fill a folder with so many names of some photographs."""
-    folder.mkdir()
+    """Fill a folder anew with so many names of some photographs."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     for number, file in enumerate(islice(cycle(files), count)):
-        (folder / f"{number:07d}{file.suffix}").symlink_to(file)
+        (folder / f"{number:07d}{file.suffix}").symlink_to(file.resolve())
 
 
 def watch(over: threading.Event, samples: list[float]) -> None:
@@ -65,11 +71,15 @@ def watch(over: threading.Event, samples: list[float]) -> None:
         samples.append(int(Path("/proc/self/statm").read_text().split()[1]) * page / MB)
 
 
-def measure(folder: Path, output: Path, model: str, device: str) -> dict[str, object]:
-    """Extract in this process; its memory and the report."""
+def measure(
+    folder: Path, output: Path, model: str, device: str, anew: bool = True
+) -> dict[str, object]:
+    """Extract in this process, from the beginning or not; its memory and the report."""
     over, samples = threading.Event(), list[float]()
     threading.Thread(target=watch, args=(over, samples), daemon=True).start()
-    report = facezoo.extract(folder, output, model=model, device=device, profile=True)
+    report = facezoo.extract(
+        folder, output, model=model, device=device, profile=True, overwrite=anew
+    )
     over.set()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MB
     step = max(1, len(samples) // CURVE)
@@ -90,9 +100,11 @@ def measure(folder: Path, output: Path, model: str, device: str) -> dict[str, ob
     }
 
 
-def in_process(folder: Path, output: Path, options: argparse.Namespace) -> subprocess.Popen[str]:
+def in_process(
+    folder: Path, output: Path, options: argparse.Namespace, anew: bool
+) -> subprocess.Popen[str]:
     words = [sys.executable, __file__, "--inner", str(folder), str(output)]
-    words += ["--model", options.model, "--device", options.device]
+    words += ["--model", options.model, "--device", options.device, *(["--anew"] if anew else [])]
     return subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
 
 
@@ -104,16 +116,29 @@ def result_of(process: subprocess.Popen[str]) -> dict[str, object]:
     return said
 
 
-def killed(folder: Path, output: Path, options: argparse.Namespace, seconds: float) -> bool:
-    """Start a run and kill it after some time; whether it was still running then."""
-    process = in_process(folder, output, options)
-    try:
-        process.wait(timeout=seconds)
-    except subprocess.TimeoutExpired:
+def interrupted(
+    folder: Path, output: Path, run: dict[str, object], options: argparse.Namespace
+) -> Iterator[dict[str, object]]:
+    """The extraction of a run, killed and resumed, beside the whole one; what is known so far."""
+    draw = random.Random(options.seed)
+    count, steps = int(str(run["images"])), options.kill + 1
+    places = [int(draw.uniform(k + 0.2, k + 1) / steps * count) for k in range(options.kill)]
+    waits = [draw.uniform(0, 3) for _ in places]
+    said = dict(run.get("kills") or {"after": []})  # type: ignore[call-overload]
+    for place, wait in list(zip(places, waits, strict=True))[len(said["after"]) :]:
+        process = in_process(folder, output, options, anew=False)
+        while (done := PART_PHOTOS * len(list(folder_of(output).glob("*.npz")))) < place:
+            if process.poll() is not None:
+                raise RuntimeError(f"a run ended with {process.returncode} before it was killed")
+            time.sleep(0.2)
+        time.sleep(wait)
         process.kill()
         process.communicate()
-        return True
-    return False
+        said = said | {"after": [*said["after"], done]}
+        yield said
+    last = result_of(in_process(folder, output, options, anew=False))
+    same = all(last[key] == run[key] for key in ("rows", "sha256"))
+    yield said | {"resumed": last["resumed"], "identical": same}
 
 
 def main() -> None:
@@ -121,51 +146,41 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, default=PORTRAITS)
     parser.add_argument("--counts", type=int, nargs="+", default=[1000, 20000])
     parser.add_argument("--kill", type=int, default=0, metavar="N")
-    parser.add_argument("--seed", type=int, default=0, help="of the times of the kills")
+    parser.add_argument("--seed", type=int, default=0, help="of the places of the kills")
     parser.add_argument("--model", default="ipd-fer")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--cache", type=Path, default=Path("runs/extraction"))
     parser.add_argument("--inner", type=Path, nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--anew", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.inner:
-        print(json.dumps(measure(*options.inner, options.model, options.device)))
+        print(json.dumps(measure(*options.inner, options.model, options.device, options.anew)))
         return
-    runs = []
-    with tempfile.TemporaryDirectory() as scratch:
-        files = unpacked(options.photos, Path(scratch, "photos"))
-        for count in options.counts:
-            folder = Path(scratch, str(count))
-            replicate(files, folder, count)
-            begin = time.perf_counter()
-            run = result_of(in_process(folder, Path(scratch, f"{count}.parquet"), options))
-            runs.append(run | {"seconds": round(time.perf_counter() - begin, 1)})
-            print(runs[-1], flush=True)
-        if options.kill:
-            runs[-1]["kills"] = interrupted(
-                folder, Path(scratch, "again.parquet"), runs[-1], options
-            )
-            print(runs[-1]["kills"], flush=True)
-    if options.out:
-        write(options.out, runs, options)
+    files = unpacked(options.photos, options.cache / "photos")
+    kept = options.cache / "runs.json"
+    runs = json.loads(kept.read_text()) if kept.is_file() else []
 
+    def keep() -> None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(runs))
+        print({key: value for key, value in runs[-1].items() if key != "mb"}, flush=True)
+        if options.out:
+            write(options.out, runs, options)
 
-def interrupted(
-    folder: Path, output: Path, whole: dict[str, object], options: argparse.Namespace
-) -> dict[str, object]:
-    """The same extraction, killed at random times and resumed, beside the whole one."""
-    draw = random.Random(options.seed)
-    share = float(str(whole["seconds"])) / (options.kill + 1)
-    after: list[float] = []
-    while len(after) < options.kill:
-        seconds = draw.uniform(0.5, 1) * share
-        if killed(folder, output, options, seconds):
-            after.append(round(seconds, 1))
-        else:  # it was faster than the first time
-            output.unlink()
-            after.clear()
-    last = result_of(in_process(folder, output, options))
-    same = {key: last[key] == whole[key] for key in ("rows", "sha256")}
-    return {"after_seconds": after, "resumed": last["resumed"], "identical": all(same.values())}
+    for count in options.counts[len(runs) :]:
+        folder = options.cache / str(count)
+        replicate(files, folder, count)
+        begin = time.perf_counter()
+        run = result_of(in_process(folder, folder.with_suffix(".parquet"), options, anew=True))
+        runs.append(run | {"seconds": round(time.perf_counter() - begin, 1)})
+        keep()
+    if options.kill and "identical" not in runs[-1].get("kills", {}):
+        again = options.cache / "again.parquet"
+        folder = options.cache / str(options.counts[-1])
+        for said in interrupted(folder, again, runs[-1], options):
+            runs[-1]["kills"] = said
+            keep()
 
 
 def write(out: Path, runs: list[dict[str, object]], options: argparse.Namespace) -> None:

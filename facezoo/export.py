@@ -128,6 +128,11 @@ def _inputs(model: Model) -> Tensor:
 
 def _chosen(model: Model, kind: str, stages: Sequence[str] | None) -> dict[str, str]:
     there = stage_names(model)
+    if isinstance(model, MeshModel) and kind != "torch-export":
+        raise UnsupportedError(
+            f"{model.model_name} cannot be exported as {kind}: its float32 numbers differ by more "
+            f"than {TOLERANCE} from one runtime to another; export it as torch-export"
+        )
     if kind == "timm":
         able = model.timm_stages if isinstance(model, FaceModel) else ()
         there = {name: there[name] for name in able if name in there}

@@ -92,7 +92,7 @@ def extract(
             track of a face, see ``facezoo.extraction.tracks``; None for values as they are.
         engine: ``"local"`` for this process, or for all of those that ``accelerate launch``
             started; ``"ray"`` for the actors of a Ray cluster, one per GPU or else per CPU. The
-            file is the same.
+            rows are the same.
         strict: whether unreadable files are an error, raised when the output is complete.
         profile: whether to measure the stages exactly on a GPU too, which slows it down a little.
         recursive: whether to search folders in folders.
