@@ -249,7 +249,7 @@ def _add_extract(commands: Any) -> None:
         "source",
         nargs="+",
         metavar="SOURCE",
-        help="a folder, photograph, pattern, .txt list, or shard (.parquet, .tar)",
+        help="a folder, photograph, video, pattern, .txt list, or shard (.parquet, .tar)",
     )
     command.add_argument(
         "-o", "--output", required=True, metavar="FILE", help="a .parquet, .csv or .npz file"
@@ -276,6 +276,21 @@ def _add_extract(commands: Any) -> None:
     _add_device(command)
     command.add_argument("--batch-size", type=int, default=32, metavar="N")
     command.add_argument("--workers", type=int, default=2, metavar="N", help="decoding threads")
+    command.add_argument(
+        "--every", type=int, default=1, metavar="N", help="of videos, every N-th frame"
+    )
+    command.add_argument(
+        "--smooth",
+        type=float,
+        metavar="SECONDS",
+        help="of videos, average features along the track of a face over this time",
+    )
+    command.add_argument(
+        "--engine",
+        choices=["local", "ray"],
+        default="local",
+        help="where to work: here, or on a Ray cluster (default: %(default)s)",
+    )
     command.add_argument("--strict", action="store_true", help="exit with 1 for unreadable files")
     command.add_argument("--profile", action="store_true", help="show the share of each stage")
     command.add_argument("--no-recursive", action="store_true", help="not the folders in folders")
@@ -284,6 +299,7 @@ def _add_extract(commands: Any) -> None:
 
 def _extract(options: argparse.Namespace) -> int:
     from facezoo.extraction import extract_each
+    from facezoo.training import Processes
 
     reports = extract_each(
         options.source,
@@ -294,10 +310,15 @@ def _extract(options: argparse.Namespace) -> int:
         device=options.device,
         batch_size=options.batch_size,
         workers=options.workers,
+        every=options.every,
+        smooth=options.smooth,
+        engine=options.engine,
         profile=options.profile,
         recursive=not options.no_recursive,
         overwrite=options.overwrite,
     )
+    if not Processes.present().first:  # they all have the same to say
+        return 0
     report = reports[0]
     print(*reports, sep="\n")
     if options.profile:
@@ -526,6 +547,7 @@ def _add_finetune(commands: Any) -> None:
 
 def _finetune(options: argparse.Namespace) -> int:
     from facezoo.finetuning import Finetuning, finetune
+    from facezoo.training import Processes
 
     given = {name: getattr(options, name) for name in _NUMBERS}
     recipe = Finetuning(
@@ -545,7 +567,8 @@ def _finetune(options: argparse.Namespace) -> int:
         seed=options.seed,
         device=options.device,
     )
-    print(done)
+    if Processes.present().first:
+        print(done)
     return 0
 
 

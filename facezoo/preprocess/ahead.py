@@ -24,6 +24,7 @@ def work_ahead(
     workers: int,
     ahead: int,
     size: Callable[[Result], int],
+    in_turn: Callable[[Item], bool] | None = None,
 ) -> Generator[Result, None, None]:
     """Results of ``work`` in the order of the items, computed in threads ahead of time.
 
@@ -34,16 +35,20 @@ def work_ahead(
         ahead: how many results may be ready, or on their way, beyond the one that is handed out;
             fewer where they are so large that they would need more than ``AHEAD_BYTES``.
         size: bytes that a result holds.
+        in_turn: whether an item must wait for the ones before it that must, too, such as frames
+            of a video; a thread beside the others works on these. None where no item must.
 
     Yields:
         One result per item.
     """
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+    line = ThreadPoolExecutor(1, thread_name_prefix="in-turn")
     waiting: deque[Future[Result]] = deque()
     room, largest = min(workers, ahead), 1
     try:
         for item in items:
-            waiting.append(pool.submit(work, item))
+            threads = line if in_turn is not None and in_turn(item) else pool
+            waiting.append(threads.submit(work, item))
             while len(waiting) > room:
                 result = waiting.popleft().result()
                 largest = max(largest, size(result))
@@ -53,3 +58,4 @@ def work_ahead(
             yield waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
+        line.shutdown(cancel_futures=True)

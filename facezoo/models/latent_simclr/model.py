@@ -18,6 +18,7 @@ from facezoo.models.latent_simclr.directions import check_direction
 from facezoo.models.latent_simclr.inverter import Inversion, StyleGANInverter, encoder_for
 from facezoo.models.latent_simclr.simclr import CodeEncoder
 from facezoo.models.latent_simclr.stylegan2 import StyleGANGenerator, mix_codes
+from facezoo.modes import evaluating
 from facezoo.preprocess.pipeline import OnMissing, Which
 
 CROPS = "crops"
@@ -363,9 +364,11 @@ class LatentSimCLR(DecodingModel):
         if w_plus is None:
             assert images is not None
             return self._encode(images, [name], options)[0][name]
-        encoder = self.expression_encoder if name == "encode_expression" else self.identity_encoder
-        with torch.inference_mode():
-            return self.made(w_plus.to(self.directions), options.batch_size, encoder)
+        codes, size = w_plus.to(self.directions), options.batch_size
+        with torch.inference_mode(), evaluating(self):
+            if name == "encode_identity":
+                return self.made(codes, size, self.identity_encoder)
+            return self.without_identity(self.made(codes, size, self.expression_encoder))
 
     def _rows(self, images: Images, options: Options) -> Tensor:
         return self._encode(images, ["encode_factors"], options)[0]["encode_factors"]
