@@ -6,8 +6,8 @@
 A region stands between ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``. NAME is ``models`` for
 the table of the README, ``card-<model>`` for everything about a model's checkpoints,
 ``comparison-<checkpoint>`` for a checkpoint beside its baseline, ``finetuning``, or
-``results-<file>.<table>`` for a table of numbers as a script of ``benchmarks`` wrote it; the last
-three from the files of ``docs/results``.
+``results-<file>.<table>`` for a table of numbers as a script of ``benchmarks`` wrote it, and
+``stamp-<file>`` for what they were measured on; the last four from the files of ``docs/results``.
 """
 
 from __future__ import annotations
@@ -84,12 +84,14 @@ def _region(name: str, cards: Sequence[Card]) -> str:
         text = comparison_text(name.removeprefix("comparison-"))
     elif name.startswith("results-"):
         text = results_text(*name.removeprefix("results-").rsplit(".", 1))
+    elif name.startswith("stamp-"):
+        text = stamp_text(name.removeprefix("stamp-"))
     elif name == "finetuning":
         text = finetuning_text(ROOT / "docs" / "results" / "finetune.lfw.json")
     else:
         raise ValueError(
             f"no region is named {name!r}; wanted models, finetuning, card-<model>, "
-            "comparison-<checkpoint> or results-<file>.<table>"
+            "comparison-<checkpoint>, results-<file>.<table> or stamp-<file>"
         )
     return f"<!-- {name}:begin -->\n{text}\n<!-- {name}:end -->"
 
@@ -121,6 +123,18 @@ def results_text(file: str, table: str, results: Path = ROOT / "docs" / "results
     rows = content["tables"][table]
     cells = [[_cell(value) for value in row.values()] for row in rows]
     return _table(list(rows[0]), cells)
+
+
+def stamp_text(file: str, results: Path = ROOT / "docs" / "results") -> str:
+    """When, on what and by which command the numbers of a file were measured."""
+    content = json.loads((results / f"{file}.json").read_text(encoding="utf-8"))
+    versions = ", ".join(f"{name} {number}" for name, number in content["versions"].items())
+    threads = f"{content['threads']} thread" + ("s" if content["threads"] > 1 else "")
+    return (
+        f"Measured {content['date']} at commit {content['commit']} on {content['hardware']}, "
+        f"{threads} of {content['cores']} cores, load {content['load']}; {versions}; "
+        f"by `{content['command']}`."
+    )
 
 
 def _cell(value: Any) -> str:
