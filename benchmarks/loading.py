@@ -14,6 +14,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from importlib import import_module
 from pathlib import Path
 from statistics import median
 
@@ -60,10 +61,8 @@ def peak(name: str) -> tuple[float, float]:
 
 def inner(name: str) -> None:
     """Load in this process and print what it needed beyond the imports."""
-    facezoo.load("adv3d", device="cpu", pretrained=False)  # imports torch and timm
-    import facezoo.models.ipd_fer
-    import facezoo.models.latentface
-
+    for family in ("adv3d", "ipd_fer", "latentface"):
+        import_module(f"facezoo.models.{family}")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     model = facezoo.load(name, device="cpu")
     above = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024

@@ -6,8 +6,9 @@
 A region stands between ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``. NAME is ``models`` for
 the table of the README, ``card-<model>`` for everything about a model's checkpoints,
 ``comparison-<checkpoint>`` for a checkpoint beside its baseline, ``finetuning``,
-``benchmark-<table>`` for a table of ``facezoo benchmark``, or ``results-<file>.<table>`` for a
-table of numbers as a script of ``benchmarks`` wrote it; the last four from ``docs/results``.
+``benchmark-<table>`` for a table of ``facezoo benchmark``, ``results-<file>.<table>`` for a table
+of numbers as a script of ``benchmarks`` wrote it, or ``stamp-<file>`` for what they were measured
+on; the last five from ``docs/results``.
 """
 
 from __future__ import annotations
@@ -87,12 +88,14 @@ def _region(name: str, cards: Sequence[Card]) -> str:
         text = results_text(*name.removeprefix("results-").rsplit(".", 1))
     elif name.startswith("benchmark-"):
         text = benchmark_text(name.removeprefix("benchmark-"))
+    elif name.startswith("stamp-"):
+        text = stamp_text(name.removeprefix("stamp-"))
     elif name == "finetuning":
         text = finetuning_text(ROOT / "docs" / "results" / "finetune.lfw.json")
     else:
         raise ValueError(
             f"no region is named {name!r}; wanted models, finetuning, card-<model>, "
-            "comparison-<checkpoint>, benchmark-<table> or results-<file>.<table>"
+            "comparison-<checkpoint>, benchmark-<table>, results-<file>.<table> or stamp-<file>"
         )
     return f"<!-- {name}:begin -->\n{text}\n<!-- {name}:end -->"
 
@@ -130,6 +133,18 @@ def benchmark_text(table: str, results: Path = ROOT / "docs" / "results") -> str
     """A table of ``facezoo benchmark``."""
     content = json.loads((results / "benchmark.json").read_text(encoding="utf-8"))
     return table_text(content, table)
+
+
+def stamp_text(file: str, results: Path = ROOT / "docs" / "results") -> str:
+    """When, on what and by which command the numbers of a file were measured."""
+    content = json.loads((results / f"{file}.json").read_text(encoding="utf-8"))
+    versions = ", ".join(f"{name} {number}" for name, number in content["versions"].items())
+    threads = f"{content['threads']} thread" + ("s" if content["threads"] > 1 else "")
+    return (
+        f"Measured {content['date']} at commit {content['commit']} on {content['hardware']}, "
+        f"{threads} of {content['cores']} cores, load {content['load']}; {versions}; "
+        f"by `{content['command']}`."
+    )
 
 
 def _cell(value: Any) -> str:

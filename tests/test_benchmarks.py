@@ -1,14 +1,23 @@
 """The measuring scripts run on tiny packs."""
 
 import json
+from argparse import Namespace
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
+import pytest
+import torch
 from packs import write_lfw
 
 from facezoo.models.ipd_fer import IPDFER
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def _among_the_benchmarks(monkeypatch):
+    """Scripts find what they share beside them."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
 def benchmark(name):
@@ -44,3 +53,63 @@ def test_the_extraction_benchmark_measures_memory_and_stages(tmp_path):
     assert (run["images"], run["rows"]) == (3, 3)
     assert run["peak_mb"] > 0
     assert {"decode", "detect", "encode"} <= run["images_per_second_by_stage"].keys()
+
+
+STAMPED = {"command", "date", "commit", "hardware", "cores", "threads", "load", "versions"}
+
+
+def test_results_say_what_they_were_measured_on():
+    stamp = benchmark("measuring").stamp("python x.py")
+    assert stamp.keys() == STAMPED
+    assert stamp["versions"]["torch"]
+    assert stamp["threads"] == torch.get_num_threads()
+
+
+def test_ways_are_timed_in_turn_and_the_warm_up_is_left_out():
+    called = []
+    ways = {name: lambda n=name: called.append(n) for name in "ab"}
+    timed = benchmark("measuring").in_turn(ways, repeats=3, warm_up=2)
+    assert called == ["a", "b"] * 5
+    assert all(len(one.seconds) == 3 for one in timed.values())
+    timed["a"].seconds, timed["b"].seconds = [2.0, 4.0, 3.0], [1.0, 9.0, 1.0]
+    assert timed["a"].over(timed["b"]) == 2
+    assert timed["a"].per_second(6) == 2
+    assert timed["a"].spread(6) == "1.5 to 3.0"
+
+
+def test_the_operations_of_a_resnet18_are_counted():
+    need = benchmark("encode").needs("resnet18", size=224)
+    assert need["operations"] == pytest.approx(2 * 1.814e9, rel=0.01)  # 1.8 GMAC, as timm says
+    assert need["weight_bytes"] == 4 * 11_176_512
+
+
+def test_encoding_is_measured_in_every_precision_with_a_roofline():
+    script = benchmark("encode")
+    result = script.main([1, 2], ["float32", "bfloat16"], repeats=1, pretrained=False, side=64)
+    assert result.keys() == STAMPED | {"tables"}
+    rows = result["tables"]["encode"]
+    assert [(row["dtype"], row["batch"]) for row in rows] == [
+        *[("float32", 1), ("float32", 2)],
+        *[("bfloat16", 1), ("bfloat16", 2)],
+    ]
+    assert all(row["share"] > 0 for row in result["tables"]["roofline"])
+
+
+def test_photographs_are_measured_beside_a_pipeline_by_hand(tmp_path):
+    pytest.importorskip("cv2")
+    small = IPDFER("test_resnet.r160_in1k", 8, pose_backbone=None, decoder_size=None)
+    small.save_pretrained(tmp_path / "base")
+    script = benchmark("pipeline")
+    portraits = Path(__file__).parent.parent / "examples" / "portraits"
+    words = [str(portraits), "--model", str(tmp_path / "base"), "--repeats", "1"]
+    result = script.main(script.parse(words))
+    assert result["photographs"] == 2
+    ways = [row["way"] for row in result["tables"]["pipeline"]]
+    assert ways == ["facezoo", "facezoo, bfloat16", "by hand, landmarks given"]
+    assert {row["stage"] for row in result["tables"]["stages"]} >= {"decode", "detect", "encode"}
+
+
+def test_generators_are_compared_with_a_plain_one():
+    options = Namespace(device="cpu", sizes=[32], batches=[1], max_channels=16, repeats=1)
+    (row,) = benchmark("synthesis").main(options)["tables"]["synthesis"]
+    assert float(row["relative difference"]) < 1e-4

@@ -95,6 +95,24 @@ def test_a_table_of_results_has_the_columns_of_its_rows(tmp_path):
     assert lines[2] == "| a/b | 3 | 66.67 | 0.988 |"
 
 
+def test_a_stamp_says_when_on_what_and_by_which_command(tmp_path):
+    content = {
+        "command": "python benchmarks/x.py",
+        "date": "2026-01-02",
+        "commit": "abc",
+        "hardware": "some processor",
+        "cores": 2,
+        "threads": 1,
+        "load": 0.5,
+        "versions": {"torch": "2.9", "timm": "1.0"},
+    }
+    (tmp_path / "x.json").write_text(json.dumps(content))
+    assert tables().stamp_text("x", tmp_path) == (
+        "Measured 2026-01-02 at commit abc on some processor, 1 thread of 2 cores, load 0.5; "
+        "torch 2.9, timm 1.0; by `python benchmarks/x.py`."
+    )
+
+
 def test_a_region_of_unknown_name_is_refused():
     with pytest.raises(ValueError, match="no region is named 'mdoels'"):
         tables().regenerated("<!-- mdoels:begin -->\n<!-- mdoels:end -->", [])
