@@ -2,76 +2,157 @@
 
     python benchmarks/encode.py [--batch 1 64] [--dtype float32 bfloat16] [--json encode.json]
 
-All are timed in turn, so that the machine's moods fall on all alike; a ratio is the median over the
-rounds.
+Beside the images per second of either stands the best that the device could do: what one image
+needs, counted, over what a matrix product of the same precision reaches here, measured.
 """
 
 import argparse
-import json
-import platform
-import statistics
-import time
-from datetime import date
+import shlex
+import sys
 from pathlib import Path
 
 import timm
 import torch
+from measuring import in_turn, stamp, write
+from torch import nn
 
 import facezoo
 
+SIDE = 2048
+"""Rows and columns of the matrices whose product tells what the device can do."""
 
-def measure(batch: int, dtype: torch.dtype, repeats: int = 15, pretrained: bool = True) -> dict:
+
+def measure(
+    batch: int,
+    dtype: torch.dtype,
+    repeats: int = 9,
+    pretrained: bool = True,
+    device: str = "cpu",
+    compiled: bool = False,
+) -> dict:
     """Images per second of each way, and its time over that of the bare backbone."""
-    model = facezoo.load("ipd-fer", device="cpu", pretrained=pretrained).to(dtype)
+    options = {"device": device, "dtype": dtype, "pretrained": pretrained}
+    model = facezoo.load("ipd-fer", **options)
     bare = timm.create_model(model.architecture["backbone"], num_classes=0).eval()
-    bare = bare.to(dtype, memory_format=torch.channels_last)
-    crops = torch.randn(batch, *model.input_shape, dtype=dtype)
+    bare = bare.to(device, dtype, memory_format=torch.channels_last)
+    crops = torch.randn(batch, *model.input_shape, device=device, dtype=dtype)
     crops = crops.contiguous(memory_format=torch.channels_last)
     ways = {
         "bare": lambda: bare(crops),
-        "embed_expression": lambda: model.embed_expression(crops),
         "encode": lambda: model.run(crops, ["encode_expression"], batch),
         "predict": lambda: model.run(crops, ["predict_expression"], batch),
     }
-    seconds = {name: [] for name in ways}
+    if compiled:
+        fast = facezoo.load("ipd-fer", compile=True, **options)
+        ways["compiled"] = lambda: fast.run(crops, ["encode_expression"], batch)
     with torch.inference_mode():
-        for repeat in range(repeats + 2):
-            for name, way in ways.items():
-                begin = time.perf_counter()
-                way()
-                if repeat >= 2:
-                    seconds[name].append(time.perf_counter() - begin)
-    ratios = {
-        name: statistics.median(a / b for a, b in zip(times, seconds["bare"], strict=True))
-        for name, times in seconds.items()
-    }
+        timed = in_turn(ways, repeats, device, warm_up=2)
     return {
-        "batch": batch,
         "dtype": str(dtype).removeprefix("torch."),
-        "images_per_second": {n: batch / statistics.median(t) for n, t in seconds.items()},
-        "time_over_bare": ratios,
+        "batch": batch,
+        **{f"{name}, images/s": timed[name].per_second(batch) for name in ways},
+        "encode, slowest to fastest": timed["encode"].spread(batch),
+        "encode over bare, speed": 1 / timed["encode"].over(timed["bare"]),
+        "predict over bare, speed": 1 / timed["predict"].over(timed["bare"]),
+        **(
+            {"compiled over bare, speed": 1 / timed["compiled"].over(timed["bare"])}
+            if compiled
+            else {}
+        ),
     }
 
 
-def main(batches: list[int], dtypes: list[str], repeats: int = 15, pretrained: bool = True) -> dict:
-    """Every batch size in every precision, with what they ran on."""
-    runs = [measure(b, getattr(torch, d), repeats, pretrained) for d in dtypes for b in batches]
+def needs(backbone: str, size: int = 112) -> dict[str, float]:
+    """Multiplications and additions, and bytes of float32, that one image and all weights are."""
+    network = timm.create_model(backbone, num_classes=0).eval()
+    counted = {"operations": 0, "activations": 3 * size * size}
+
+    def count(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        weight = module.weight
+        counted["operations"] += 2 * output[0].numel() * weight[0].numel()
+        counted["activations"] += inputs[0][0].numel() + output[0].numel()
+
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.register_forward_hook(count)
+    with torch.inference_mode():
+        network(torch.zeros(1, 3, size, size))
+    weights = sum(parameter.numel() for parameter in network.parameters())
     return {
-        "date": date.today().isoformat(),
-        "machine": platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "runs": runs,
+        "operations": counted["operations"],
+        "activation_bytes": 4 * counted["activations"],
+        "weight_bytes": 4 * weights,
     }
+
+
+def limits(dtype: torch.dtype, device: str = "cpu", side: int = SIDE, repeats: int = 5) -> dict:
+    """Operations per second of a matrix product, and bytes per second of a copy, at best."""
+    left = torch.randn(side, side, device=device, dtype=dtype)
+    right = torch.randn(side, side, device=device, dtype=dtype)
+    ways = {"product": lambda: left @ right, "copy": lambda: left.clone()}
+    with torch.inference_mode():
+        timed = in_turn(ways, repeats, device)
+    moved = 2 * left.numel() * left.element_size()
+    return {
+        "operations/s": 2 * side**3 / min(timed["product"].seconds),
+        "bytes/s": moved / min(timed["copy"].seconds),
+    }
+
+
+def roofline(runs: list[dict], device: str = "cpu", side: int = SIDE) -> list[dict]:
+    """What the device could do at best with the largest batch, and what is reached of it."""
+    need = needs("resnet18")
+    rows = []
+    for dtype in dict.fromkeys(run["dtype"] for run in runs):
+        precision = getattr(torch, dtype)
+        can = limits(precision, device, side)
+        best = max((run for run in runs if run["dtype"] == dtype), key=lambda run: run["batch"])
+        per_byte = precision.itemsize / 4
+        traffic = need["activation_bytes"] + need["weight_bytes"] / best["batch"]
+        compute = can["operations/s"] / need["operations"]
+        memory = can["bytes/s"] / (per_byte * traffic)
+        rows.append(
+            {
+                "dtype": dtype,
+                "GFLOP per image": need["operations"] / 1e9,
+                "MB of activations": per_byte * need["activation_bytes"] / 1e6,
+                "MB of weights": per_byte * need["weight_bytes"] / 1e6,
+                "product, GFLOP/s": can["operations/s"] / 1e9,
+                "copy, GB/s": can["bytes/s"] / 1e9,
+                "bound by arithmetic, images/s": compute,
+                "bound by memory, images/s": memory,
+                "reached, images/s": best["encode, images/s"],
+                "share": best["encode, images/s"] / min(compute, memory),
+            }
+        )
+    return rows
+
+
+def main(batches: list[int], dtypes: list[str], **options) -> dict:
+    """Every batch size in every precision, with what they ran on."""
+    device, side = options.get("device", "cpu"), options.pop("side", SIDE)
+    runs = [measure(b, getattr(torch, d), **options) for d in dtypes for b in batches]
+    command = shlex.join(["python", "benchmarks/encode.py", *sys.argv[1:]])
+    tables = {"encode": runs, "roofline": roofline(runs, device, side)}
+    return {**stamp(command, device), "tables": tables}
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--batch", type=int, nargs="+", default=[64])
-    parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32"])
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
-    text = json.dumps(main(options.batch, options.dtype), indent=2)
-    print(text)
-    if options.json:
-        options.json.write_text(text + "\n")
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 16, 64, 256])
+    parser.add_argument(
+        "--dtype", nargs="+", choices=["float32", "bfloat16", "float16"], default=["float32"]
+    )
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--compile", action="store_true", help="also the compiled model")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    given = parser.parse_args()
+    result = main(
+        given.batch,
+        given.dtype,
+        repeats=given.repeats,
+        device=given.device,
+        compiled=given.compile,
+    )
+    write(result, given.json)

@@ -23,6 +23,7 @@ import facezoo
 from facezoo.data.images import aligned_crops, majority_labels, read_pack, yaw_column
 from facezoo.evaluate.classification import accuracy, confusion, macro_f1
 from facezoo.evaluate.probes import linear_probe
+from facezoo.evaluate.report import write_tables
 from facezoo.evaluate.verification import learned_accuracy, read_pairs, verification_accuracy
 from facezoo.geometry.shading import Light, shade, shading
 from facezoo.models.latentface.latents import Latents
@@ -328,14 +329,6 @@ def main(name: str, data: Path, part: str, steps: int) -> dict:
     return {"checkpoint": model.card.name, "sha256": model.card.weights.sha256, "tables": tables}
 
 
-def write(path: Path, result: dict) -> None:
-    """Put tables beside those of the same weights that are there already."""
-    there = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else result
-    if there["sha256"] == result["sha256"]:
-        result = {**result, "tables": {**there["tables"], **result["tables"]}}
-    path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", help="a checkpoint of latentface")
@@ -347,4 +340,4 @@ if __name__ == "__main__":
     found = main(options.name, options.data, options.part, options.steps)
     print(json.dumps(found, indent=2, ensure_ascii=False))
     if options.json:
-        write(options.json, found)
+        write_tables(options.json, found)

@@ -1,83 +1,149 @@
-"""How fast photographs become features, and what the time goes into.
+"""How fast photographs become features, beside a pipeline that one would write by hand.
 
-    python benchmarks/pipeline.py FOLDER_OR_PARQUET [--json out.json]
+    python benchmarks/pipeline.py FOLDER_OR_PARQUET [--yunet FILE.onnx] [--json pipeline.json]
 
-Measures what ``facezoo extract`` does: decode, detect, align, encode, write. A Parquet pack must
-have a column ``image`` of encoded bytes; its photographs are unpacked to a temporary folder first.
-The photographs per second are those of whole runs, the median over the repeats; the shares are of
-the work, where decoding counts although it runs beside the rest.
+By hand: OpenCV reads a file, YuNet finds the face and its landmarks, a similarity and warpAffine
+cut it out, and the bare timm backbone encodes. YuNet's file is the caller's to bring. Without it,
+the hand-written pipeline is given the landmarks for nothing: what it could do at best. Both work on
+the largest face of each photograph, in batches and one photograph at a time.
+
+A Parquet pack must have a column ``image`` of encoded bytes, which are unpacked to a temporary
+folder first. The shares of the stages are those of ``facezoo extract``, by the wall clock.
 """
 
-from __future__ import annotations
-
 import argparse
-import json
-import os
-import platform
-from datetime import datetime, timezone
+import shlex
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any
 
-import numpy
-import PIL
+import cv2
+import numpy as np
+import timm
 import torch
+from measuring import in_turn, stamp, write
 
-from facezoo import load
-from facezoo.extraction import ExtractionReport, extract
+import facezoo
+from facezoo.extraction import extract
 from facezoo.extraction.inputs import list_photos
-from facezoo.version import __version__
+from facezoo.preprocess.pipeline import find_faces, to_device
+from facezoo.preprocess.reading import read_image
+from facezoo.preprocess.templates import template_points
+
+Points = Callable[[np.ndarray, str], np.ndarray]
+"""Five landmarks (5, 2) of a photograph, BGR, and its name."""
 
 
-def main() -> None:
-    options = parse()
-    torch.set_num_threads(options.threads)
-    random = {} if options.weights == "pretrained" else {"pretrained": False}
-    model = load(options.model, device=options.device, **random)
-    with TemporaryDirectory() as scratch:
-        folder = Path(options.source)
-        if folder.suffix == ".parquet":
-            folder = unpack(folder, Path(scratch) / "photos", options.limit)
-        photos = list_photos(folder)
-        files = [photos.root / name for name in photos.names[: options.limit]]
-        output = Path(scratch) / "features.npz"
-        reports = []
-        for number in range(options.repeats + 1):
-            report = extract(
-                files,
-                output,
-                model=model,
-                batch_size=options.batch_size,
-                workers=options.workers,
-                profile=True,
-                overwrite=True,
-                progress=False,
-            )
-            # The first run warms up the allocator, the file cache and the kernels' choice.
-            print(f"{'warm-up' if number == 0 else f'run {number}'}: {report}")
-            reports.append(report)
-    result = {**summary(reports[1:]), **settings(options, str(model.device))}
-    print(json.dumps(result, indent=2))
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=2) + "\n")
+class ByHand:
+    """The pipeline that one would write without this package."""
+
+    def __init__(self, backbone: str, points: Points, device: str) -> None:
+        network = timm.create_model(backbone, num_classes=0).eval()
+        self.network = network.to(device, memory_format=torch.channels_last)
+        self.points, self.device = points, device
+        self.target = template_points("arcface112", 112).numpy().astype(np.float32)
+
+    @torch.inference_mode()
+    def __call__(self, files: list[str], batch_size: int) -> torch.Tensor:
+        parts = []
+        for begin in range(0, len(files), batch_size):
+            crops = np.stack([self.crop(file) for file in files[begin : begin + batch_size]])
+            pixels = torch.from_numpy(crops).to(self.device).permute(0, 3, 1, 2)
+            parts.append(self.network(pixels.float() / 127.5 - 1))
+        return torch.cat(parts)
+
+    def crop(self, file: str) -> np.ndarray:
+        image = cv2.imread(file)
+        matrix, _ = cv2.estimateAffinePartial2D(self.points(image, file), self.target)
+        return cv2.cvtColor(cv2.warpAffine(image, matrix, (112, 112)), cv2.COLOR_BGR2RGB)
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("source", help="a folder of photographs, or a .parquet pack")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there")
-    parser.add_argument("--limit", type=int, default=300, metavar="N", help="photographs")
-    parser.add_argument("--repeats", type=int, default=5, metavar="N")
-    parser.add_argument("--model", default="ipd-fer")
-    parser.add_argument("--weights", choices=["pretrained", "random"], default="pretrained")
-    parser.add_argument("--device")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N")
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="decoding threads")
-    parser.add_argument(
-        "--threads", type=int, default=torch.get_num_threads(), metavar="N", help="of torch"
+def by_yunet(model: Path) -> Points:
+    """Landmarks of the largest face that YuNet sees."""
+    detector = cv2.FaceDetectorYN.create(str(model), "", (320, 320))
+
+    def points(image: np.ndarray, _: str) -> np.ndarray:
+        detector.setInputSize(image.shape[1::-1])
+        _, faces = detector.detect(image)
+        largest = max(faces, key=lambda face: face[2] * face[3])
+        return largest[4:14].reshape(5, 2)
+
+    return points
+
+
+def given(files: list[str]) -> Points:
+    """Landmarks that were found before, at no cost."""
+    photos = to_device([read_image(file) for file in files], torch.device("cpu"))
+    faces = find_faces(photos)
+    known = dict(zip(files, faces.landmarks.numpy(), strict=True))
+    return lambda _, file: known[file]
+
+
+def compare(files: list[str], options: argparse.Namespace) -> list[dict]:
+    """Photographs per second of every way, and milliseconds of one alone."""
+    loaded = {
+        "facezoo": facezoo.load(options.model, device=options.device),
+        "facezoo, bfloat16": facezoo.load(
+            options.model, device=options.device, dtype=torch.bfloat16
+        ),
+    }
+    points = by_yunet(options.yunet) if options.yunet else given(files)
+    rival = ByHand("resnet18", points, options.device)
+    name = "by hand, YuNet" if options.yunet else "by hand, landmarks given"
+    ways = {
+        n: lambda f, b, m=m: m.encode_expression(f, batch_size=b) for n, m in loaded.items()
+    } | {name: rival}
+    many = in_turn(
+        {n: lambda w=w: w(files, options.batch_size) for n, w in ways.items()},
+        options.repeats,
+        options.device,
     )
-    return parser.parse_args()
+    few = files[: max(1, len(files) // 8)]
+    ones = in_turn(
+        {n: lambda w=w: [w([file], 1) for file in few] for n, w in ways.items()},
+        options.repeats,
+        options.device,
+    )
+    return [
+        {
+            "way": n,
+            "photographs/s": many[n].per_second(len(files)),
+            "slowest to fastest": many[n].spread(len(files)),
+            "speed over by hand": 1 / many[n].over(many[name]),
+            "one alone, ms": 1000 / ones[n].per_second(len(few)),
+            "one alone, speed over by hand": 1 / ones[n].over(ones[name]),
+        }
+        for n in ways
+    ]
+
+
+def stages(files: list[str], scratch: Path, options: argparse.Namespace) -> list[dict]:
+    """Milliseconds and shares by stage of an extraction of expression features."""
+    model = facezoo.load(options.model, device=options.device)
+    reports = [
+        extract(
+            files,
+            scratch / "features.npz",
+            model=model,
+            what=("expression",),
+            faces="largest",
+            batch_size=options.batch_size,
+            profile=True,
+            overwrite=True,
+            progress=False,
+        )
+        for _ in range(options.repeats + 1)
+    ][1:]
+    return [
+        {
+            "stage": stage,
+            "ms per photograph": 1000 * median(r.seconds[stage] for r in reports) / len(files),
+            "share": f"{100 * median(r.shares()[stage] for r in reports):.0f} %",
+        }
+        for stage in reports[0].shares()
+    ]
 
 
 def unpack(pack: Path, folder: Path, limit: int) -> Path:
@@ -95,56 +161,38 @@ def unpack(pack: Path, folder: Path, limit: int) -> Path:
     return folder
 
 
-def summary(reports: list[ExtractionReport]) -> dict[str, Any]:
-    """Medians over the repeats; seconds are per photograph."""
-    first = reports[0]
-    speeds = sorted(report.images_per_second for report in reports)
-    return {
-        "photographs": first.images,
-        "faces": first.rows,
-        "photographs_per_second": round(median(speeds), 2),
-        "slowest_and_fastest": [round(speeds[0], 2), round(speeds[-1], 2)],
-        "milliseconds_per_photograph": {
-            stage: round(1000 * median(r.seconds[stage] for r in reports) / first.images, 3)
-            for stage in first.seconds
-        },
-        "share": {
-            stage: round(median(r.shares()[stage] for r in reports), 4) for stage in first.shares()
-        },
-    }
+def main(options: argparse.Namespace) -> dict:
+    """Both tables, with what they were measured on."""
+    cv2.setNumThreads(torch.get_num_threads())
+    with TemporaryDirectory() as scratch:
+        folder = options.source
+        if folder.suffix == ".parquet":
+            folder = unpack(folder, Path(scratch) / "photos", options.limit)
+        photos = list_photos(folder)
+        files = [str(photos.root / name) for name in photos.names[: options.limit]]
+        height, width = cv2.imread(files[0]).shape[:2]
+        tables = {
+            "pipeline": compare(files, options),
+            "stages": stages(files, Path(scratch), options),
+        }
+    command = shlex.join(["python", "benchmarks/pipeline.py", *sys.argv[1:]])
+    said = {"photographs": len(files), "size": f"{width} x {height}", "batch": options.batch_size}
+    return {**stamp(command, options.device), **said, "tables": tables}
 
 
-def settings(options: argparse.Namespace, device: str) -> dict[str, Any]:
-    """What the numbers were measured on."""
-    name = torch.cuda.get_device_name() if device.startswith("cuda") else processor()
-    return {
-        "model": options.model,
-        "weights": options.weights,
-        "repeats": options.repeats,
-        "batch_size": options.batch_size,
-        "decoding_threads": options.workers,
-        "torch_threads": torch.get_num_threads(),
-        "device": device,
-        "hardware": name,
-        "cores": os.cpu_count(),
-        "versions": {
-            "facezoo": __version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "pillow": PIL.__version__,
-            "numpy": numpy.__version__,
-        },
-        "date": datetime.now(timezone.utc).date().isoformat(),
-    }
-
-
-def processor() -> str:
-    """The processor's name, as far as the system tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("source", type=Path, help="a folder of photographs, or a .parquet pack")
+    parser.add_argument("--yunet", type=Path, metavar="FILE", help="YuNet's .onnx file")
+    parser.add_argument("--limit", type=int, default=128, metavar="N", help="photographs")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N")
+    parser.add_argument("--model", default="ipd-fer")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch-size", type=int, default=32, metavar="N")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there")
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":
-    main()
+    given_options = parse()
+    write(main(given_options), given_options.json)

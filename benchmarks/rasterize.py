@@ -10,12 +10,14 @@ lengthen.
 """
 
 import argparse
-import json
+import shlex
 import statistics
+import sys
 import time
 from pathlib import Path
 
 import torch
+from measuring import stamp, write
 
 from facezoo.geometry.camera import Camera, grid_triangles, to_view
 from facezoo.geometry.rasterize import has_pytorch3d, interpolate, rasterize
@@ -77,26 +79,40 @@ def main(
         "batch": batch,
         "size": size,
         "triangles": len(triangles),
-        "device": torch.cuda.get_device_name() if place.type == "cuda" else "cpu",
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
         "seconds": seconds,
         "cpu_seconds": {name: statistics.median(times) for name, times in cpu.items()},
     }
     if "pytorch3d" in seconds:
-        result["pytorch3d_over_torch"] = seconds["pytorch3d"] / seconds["torch"]
+        clock = wall if place.type == "cuda" else cpu
+        pairs = zip(clock["pytorch3d"], clock["torch"], strict=True)
+        result["pytorch3d_over_torch"] = statistics.median(a / b for a, b in pairs)
     return result
+
+
+def table(results: list[dict]) -> list[dict]:
+    """A row per size and renderer; milliseconds of the processor for a batch."""
+    return [
+        {
+            "meshes": f"{result['batch']} of {result['triangles']} triangles",
+            "pixels": f"{result['size']} x {result['size']}",
+            "renderer": name,
+            "ms": 1000 * seconds,
+            "over torch": seconds / result["cpu_seconds"]["torch"],
+        }
+        for result in results
+        for name, seconds in result["cpu_seconds"].items()
+    ]
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--size", type=int, nargs="+", default=[128])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    text = json.dumps(main(options.batch, options.size, options.device, options.repeats), indent=2)
-    print(text)
-    if options.json:
-        options.json.write_text(text + "\n")
+    results = [main(options.batch, size, options.device, options.repeats) for size in options.size]
+    command = shlex.join(["python", "benchmarks/rasterize.py", *sys.argv[1:]])
+    tables = {"rasterize": table(results)}
+    write({**stamp(command, options.device), "results": results, "tables": tables}, options.json)

@@ -11,12 +11,13 @@ both alike; the ratio is the median over the pairs.
 import argparse
 import json
 import math
-import statistics
-import time
+import shlex
+import sys
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from measuring import in_turn, stamp, write
 
 from facezoo.models.latent_simclr import StyleGANGenerator
 
@@ -33,14 +34,21 @@ def main(options: argparse.Namespace) -> dict:
             result = {"size": size, "batch": batch, **compare(generator, plain, batch, options)}
             print(json.dumps(result))
             results.append(result)
-    name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    rows = [
+        {
+            "image": f"{r['size']} x {r['size']}",
+            "batch": r["batch"],
+            **{f"{name}, images/s": value for name, value in r["images_per_second"].items()},
+            "times faster": r["times_faster"],
+            "relative difference": f"{r['relative_difference']:.1e}",
+        }
+        for r in results
+    ]
     return {
-        "device": name,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
+        **stamp(shlex.join(["python", "benchmarks/synthesis.py", *sys.argv[1:]]), options.device),
         "max_channels": options.max_channels,
         "repeats": options.repeats,
-        "results": results,
+        "tables": {"synthesis": rows},
     }
 
 
@@ -50,31 +58,13 @@ def compare(generator, plain, batch, options) -> dict:
     codes = torch.randn(batch, generator.num_codes, generator.style_dim, device=options.device)
     noise = generator.stored_noise()
     ways = {"facezoo": lambda: generator(codes, noise), "plain": lambda: plain(codes, noise)}
-    seconds = {name: [] for name in ways}
-    for repeat in range(options.repeats + 1):
-        images = {name: timed(way, seconds[name], options.device) for name, way in ways.items()}
-        if repeat == 0:  # the first round warms up the allocator and the kernels' choice
-            seconds = {name: [] for name in ways}
-    ours, theirs = seconds["facezoo"], seconds["plain"]
-    difference = (images["facezoo"] - images["plain"]).abs().max() / images["plain"].abs().max()
+    timed = in_turn(ways, options.repeats, options.device)
+    ours, theirs = ways["facezoo"](), ways["plain"]()
     return {
-        "images_per_second": {
-            k: round(batch / statistics.median(s), 3) for k, s in seconds.items()
-        },
-        "times_faster": round(
-            statistics.median(b / a for a, b in zip(ours, theirs, strict=True)), 2
-        ),
-        "relative_difference": float(difference),
+        "images_per_second": {name: round(timed[name].per_second(batch), 3) for name in ways},
+        "times_faster": round(timed["plain"].over(timed["facezoo"]), 2),
+        "relative_difference": float((ours - theirs).abs().max() / theirs.abs().max()),
     }
-
-
-def timed(way, seconds: list[float], device: str) -> torch.Tensor:
-    begin = time.perf_counter()
-    images = way()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
-    seconds.append(time.perf_counter() - begin)
-    return images
 
 
 class Plain:
@@ -139,6 +129,4 @@ if __name__ == "__main__":
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there")
     arguments = parser.parse_args()
-    text = json.dumps(main(arguments), indent=2)
-    if arguments.json:
-        arguments.json.write_text(text + "\n")
+    write(main(arguments), arguments.json)

@@ -5,9 +5,9 @@
 
 A region stands between ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``. NAME is ``models`` for
 the table of the README, ``card-<model>`` for everything about a model's checkpoints,
-``comparison-<checkpoint>`` for a checkpoint beside its baseline, ``finetuning``, or
-``results-<file>.<table>`` for a table of numbers as a script of ``benchmarks`` wrote it; the last
-three from the files of ``docs/results``.
+``comparison-<checkpoint>`` for a checkpoint beside its baseline, ``finetuning``,
+``benchmark-<table>`` for a table of ``facezoo benchmark``, or ``results-<file>.<table>`` for a
+table of numbers as a script of ``benchmarks`` wrote it; the last four from ``docs/results``.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from facezoo.benchmarking.report import table_text
 from facezoo.card import Card, Metric, bundled_cards
 from facezoo.evaluate.comparison import compare
 from facezoo.evaluate.protocols import FOUND, GIVEN
@@ -84,12 +85,14 @@ def _region(name: str, cards: Sequence[Card]) -> str:
         text = comparison_text(name.removeprefix("comparison-"))
     elif name.startswith("results-"):
         text = results_text(*name.removeprefix("results-").rsplit(".", 1))
+    elif name.startswith("benchmark-"):
+        text = benchmark_text(name.removeprefix("benchmark-"))
     elif name == "finetuning":
         text = finetuning_text(ROOT / "docs" / "results" / "finetune.lfw.json")
     else:
         raise ValueError(
             f"no region is named {name!r}; wanted models, finetuning, card-<model>, "
-            "comparison-<checkpoint> or results-<file>.<table>"
+            "comparison-<checkpoint>, benchmark-<table> or results-<file>.<table>"
         )
     return f"<!-- {name}:begin -->\n{text}\n<!-- {name}:end -->"
 
@@ -121,6 +124,12 @@ def results_text(file: str, table: str, results: Path = ROOT / "docs" / "results
     rows = content["tables"][table]
     cells = [[_cell(value) for value in row.values()] for row in rows]
     return _table(list(rows[0]), cells)
+
+
+def benchmark_text(table: str, results: Path = ROOT / "docs" / "results") -> str:
+    """A table of ``facezoo benchmark``."""
+    content = json.loads((results / "benchmark.json").read_text(encoding="utf-8"))
+    return table_text(content, table)
 
 
 def _cell(value: Any) -> str:

@@ -13,11 +13,14 @@ from facezoo.version import __version__
 if TYPE_CHECKING:
     from facezoo import errors, plot
     from facezoo.base import FaceModel
+    from facezoo.benchmarking import benchmark
     from facezoo.card import Card
     from facezoo.extraction import extract
     from facezoo.finetuning import finetune
+    from facezoo.models.latent_simclr.inverter import StyleGANInverter
     from facezoo.plot import show
     from facezoo.registry import download, info, list_models, load
+    from facezoo.removal import remove_identity
     from facezoo.results import ExpressionPrediction, FaceEncoding, Faces
 
 __all__ = [
@@ -26,7 +29,9 @@ __all__ = [
     "FaceEncoding",
     "FaceModel",
     "Faces",
+    "StyleGANInverter",
     "__version__",
+    "benchmark",
     "download",
     "errors",
     "extract",
@@ -35,6 +40,7 @@ __all__ = [
     "list_models",
     "load",
     "plot",
+    "remove_identity",
     "show",
 ]
 
@@ -44,6 +50,8 @@ _HOMES = {
     "FaceEncoding": "facezoo.results",
     "FaceModel": "facezoo.base",
     "Faces": "facezoo.results",
+    "StyleGANInverter": "facezoo.models.latent_simclr.inverter",
+    "benchmark": "facezoo.benchmarking",
     "download": "facezoo.registry",
     "extract": "facezoo.extraction",
     "finetune": "facezoo.finetuning",
@@ -51,6 +59,7 @@ _HOMES = {
     "list_models": "facezoo.registry",
     "load": "facezoo.registry",
     "show": "facezoo.plot",
+    "remove_identity": "facezoo.removal",
 }
 _MODULES = ("errors", "plot")
 

@@ -17,6 +17,7 @@ from facezoo.display import ShortModel
 from facezoo.errors import NoFaceError, UnsupportedError
 from facezoo.families import FAMILIES, model_class
 from facezoo.freezing import Freezable
+from facezoo.modes import evaluating
 from facezoo.preprocess.pipeline import (
     OnMissing,
     Which,
@@ -26,8 +27,9 @@ from facezoo.preprocess.pipeline import (
     prepare_aligned,
     to_device,
 )
-from facezoo.preprocess.reading import ImageSource, as_list, describe, read_image
+from facezoo.preprocess.reading import ImageSource, as_list, describe, read_ahead
 from facezoo.pretrained import Pretrained
+from facezoo.removal import NAME, IdentityRemoval
 from facezoo.results import ExpressionPrediction, FaceEncoding, Faces
 
 Images = ImageSource | Sequence[ImageSource]
@@ -81,6 +83,8 @@ class FaceModel(ShortModel, Freezable, Pretrained):
     """Stages that ``as_timm`` gives as one timm model; see ``facezoo.export``."""
     absent: Mapping[str, str] = {}
     """What the family can do and this configuration of it cannot, and why."""
+    identity_removal: IdentityRemoval
+    """What ``encode_expression`` leaves out, where it was set; see ``facezoo.remove_identity``."""
 
     @property
     def device(self) -> torch.device:
@@ -237,16 +241,10 @@ class FaceModel(ShortModel, Freezable, Pretrained):
         for name in wanted:
             self._stage(name)
         parts: dict[str, list[Tensor]] = {name: [] for name in wanted}
-        in_training = [module for module in self.modules() if module.training]
-        if in_training:
-            self.eval()
-        try:
+        with evaluating(self):
             for batch in crops.to(self.dtype).split(batch_size) if len(crops) else [crops[:0]]:
                 for name, rows in self._run_batch(batch, wanted).items():
                     parts[name].append(rows)
-        finally:
-            for module in in_training:
-                module.training = True
         return {name: torch.cat(rows) for name, rows in parts.items()}
 
     def _run_batch(self, batch: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
@@ -261,11 +259,22 @@ class FaceModel(ShortModel, Freezable, Pretrained):
         if "predict_expression" in wanted:
             classify = self._stage("predict_expression")
             results["predict_expression"] = classify(results["encode_expression"])
+        if "encode_expression" in results:
+            results["encode_expression"] = self.without_identity(results["encode_expression"])
         return {name: results[name].float() for name in wanted}
 
     def _stage(self, name: str) -> Stage:
         stage: Stage | None = getattr(self, CAPABILITIES[name], None)
         return stage if stage is not None and name not in self.absent else self.refuse(name)
+
+    def without_identity(self, expression: Tensor) -> Tensor:
+        """Expression features (B, D) as ``encode_expression`` gives them.
+
+        They are what the stage gives, less identity where ``identity_removal`` is set. Classes are
+        read from the features as they are before.
+        """
+        removal: IdentityRemoval | None = getattr(self, NAME, None)
+        return expression if removal is None else removal(expression)
 
     def as_timm(self, stage: str) -> nn.Module:
         """A stage as one timm model with a linear last layer, which gives the same numbers.
@@ -289,10 +298,7 @@ class FaceModel(ShortModel, Freezable, Pretrained):
                 f"this {self.model_name} cannot {name}: {self.absent[name]}; load a checkpoint "
                 "that has it (facezoo.info(NAME) shows the architecture)"
             )
-        able = [f for f in FAMILIES if hasattr(model_class(f), CAPABILITIES[name])]
-        raise UnsupportedError(
-            f"{self.model_name} cannot {name}; models that can: {', '.join(able) or 'none'}"
-        )
+        raise no_stage(self.model_name, name)
 
     def _encode(
         self, images: Images, wanted: Sequence[str], options: Options
@@ -354,15 +360,21 @@ class FaceModel(ShortModel, Freezable, Pretrained):
             raise ValueError(f"batch_size must be 1 or more, got {options.batch_size}")
         photos: list[NDArray[np.uint8]] = []
         names: list[str] = []
-        bar = tqdm(sources, disable=not options.progress, unit="photo")
-        for index, source in enumerate(bar):
-            place = index if len(sources) > 1 else None
-            photos.append(read_image(source, place))
-            names.append(describe(source, place))
+        read = read_ahead(sources, 2 * options.batch_size)
+        bar = tqdm(read, total=len(sources), disable=not options.progress, unit="photo")
+        for index, photo in enumerate(bar):
+            photos.append(photo)
+            names.append(describe(sources[index], index if len(sources) > 1 else None))
             full = sum(photo.nbytes for photo in photos) >= CHUNK_BYTES
             if full or len(photos) == options.batch_size or index + 1 == len(sources):
                 yield index + 1 - len(photos), names, to_device(photos, self.device)
                 photos, names = [], []
+
+
+def no_stage(family: str | None, name: str) -> UnsupportedError:
+    """What to raise where a family has no stage for ``name``; it lists the families that have."""
+    able = [f for f in FAMILIES if hasattr(model_class(f), CAPABILITIES[name])]
+    return UnsupportedError(f"{family} cannot {name}; models that can: {', '.join(able) or 'none'}")
 
 
 def check_shape(images: Tensor, shape: tuple[int, int, int], name: str = "images") -> None:

@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         add(commands)
     for add in (_add_train, _add_finetune, _add_evaluate, _add_publish, _add_convert, _add_export):
         add(commands)
-    for add in (_add_join, _add_reproduce):
+    for add in (_add_join, _add_reproduce, _add_fit_directions, _add_benchmark):
         add(commands)
     return parser
 
@@ -249,7 +249,7 @@ def _add_extract(commands: Any) -> None:
         "source",
         nargs="+",
         metavar="SOURCE",
-        help="a folder, photograph, pattern, .txt list, or shard (.parquet, .tar)",
+        help="a folder, photograph, video, pattern, .txt list, or shard (.parquet, .tar)",
     )
     command.add_argument(
         "-o", "--output", required=True, metavar="FILE", help="a .parquet, .csv or .npz file"
@@ -276,6 +276,21 @@ def _add_extract(commands: Any) -> None:
     _add_device(command)
     command.add_argument("--batch-size", type=int, default=32, metavar="N")
     command.add_argument("--workers", type=int, default=2, metavar="N", help="decoding threads")
+    command.add_argument(
+        "--every", type=int, default=1, metavar="N", help="of videos, every N-th frame"
+    )
+    command.add_argument(
+        "--smooth",
+        type=float,
+        metavar="SECONDS",
+        help="of videos, average features along the track of a face over this time",
+    )
+    command.add_argument(
+        "--engine",
+        choices=["local", "ray"],
+        default="local",
+        help="where to work: here, or on a Ray cluster (default: %(default)s)",
+    )
     command.add_argument("--strict", action="store_true", help="exit with 1 for unreadable files")
     command.add_argument("--profile", action="store_true", help="show the share of each stage")
     command.add_argument("--no-recursive", action="store_true", help="not the folders in folders")
@@ -284,6 +299,7 @@ def _add_extract(commands: Any) -> None:
 
 def _extract(options: argparse.Namespace) -> int:
     from facezoo.extraction import extract_each
+    from facezoo.training import Processes
 
     reports = extract_each(
         options.source,
@@ -294,10 +310,15 @@ def _extract(options: argparse.Namespace) -> int:
         device=options.device,
         batch_size=options.batch_size,
         workers=options.workers,
+        every=options.every,
+        smooth=options.smooth,
+        engine=options.engine,
         profile=options.profile,
         recursive=not options.no_recursive,
         overwrite=options.overwrite,
     )
+    if not Processes.present().first:  # they all have the same to say
+        return 0
     report = reports[0]
     print(*reports, sep="\n")
     if options.profile:
@@ -357,7 +378,7 @@ def _download(options: argparse.Namespace) -> int:
 def _add_train(commands: Any) -> None:
     more = "Interrupted, the same command goes on where it was."
     command = _command(commands, "train", _train, "train a model by its recipe", more)
-    command.add_argument("model", choices=["adv3d", "ipd-fer", "latentface", "face-detector"])
+    command.add_argument("model", choices=_TRAINED)
     command.add_argument("--data", type=Path, required=True, metavar="DIR", help=_DATA)
     command.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="for state, log, weights and card"
@@ -383,12 +404,17 @@ def _add_train(commands: Any) -> None:
     _add_device(command)
 
 
+_SIMCLR = ("stylegan2", "feature-style", "latent-simclr")
+"""Parts of latent-simclr, in the order in which they are trained."""
+_TRAINED = ("adv3d", "ipd-fer", "latentface", *_SIMCLR, "face-detector")
 _DATA = "with the packs, or for adv3d with the files of ICT-3D or of the recipe's meshes"
 _RECIPES = (
     "of ipd-fer: paper, paper-baseline, compact or compact-baseline; of latentface: paper or "
-    "compact (default: paper); of adv3d: ict, ict-neutral, ict-scans or ict-no-discriminator "
-    "(default: ict), and the paper's own: facescape, facescape-neutral, bu-3dfe, bu-3dfe-neutral, "
-    "coma, ict-paper or ict-paper-neutral, each with -no-discriminator too"
+    "compact (default: paper); of stylegan2, feature-style and latent-simclr, which are trained "
+    "one after the other into the same --out: paper or preview (default: paper); of adv3d: ict, "
+    "ict-neutral, ict-scans or ict-no-discriminator (default: ict), and the paper's own: "
+    "facescape, facescape-neutral, bu-3dfe, bu-3dfe-neutral, coma, ict-paper or "
+    "ict-paper-neutral, each with -no-discriminator too"
 )
 _OF_IPD_FER = ("without", "dataset", "fold", "start")
 
@@ -429,6 +455,14 @@ def _train(options: argparse.Namespace) -> int:
                 smoke=options.smoke,
             )
         )
+        return 0
+    if options.model in _SIMCLR:
+        from facezoo.models.latent_simclr.train import run as train_part
+
+        seed = _only_seed(options, "stage", *_OF_IPD_FER)
+        name, smoke, part = options.recipe or "paper", options.smoke, options.model
+        out, data = options.out, options.data
+        print(train_part(part, data, out, seed=seed, device=device, name=name, smoke=smoke))
         return 0
     _refuse_given(options, "stage")
     from facezoo.models.ipd_fer.train import run
@@ -513,6 +547,7 @@ def _add_finetune(commands: Any) -> None:
 
 def _finetune(options: argparse.Namespace) -> int:
     from facezoo.finetuning import Finetuning, finetune
+    from facezoo.training import Processes
 
     given = {name: getattr(options, name) for name in _NUMBERS}
     recipe = Finetuning(
@@ -532,7 +567,8 @@ def _finetune(options: argparse.Namespace) -> int:
         seed=options.seed,
         device=options.device,
     )
-    print(done)
+    if Processes.present().first:
+        print(done)
     return 0
 
 
@@ -598,8 +634,9 @@ def _add_convert(commands: Any) -> None:
     )
     command.add_argument(
         "--model",
-        choices=["adv3d", "latentface"],
-        help="SOURCE is a published checkpoint of this model; TARGET becomes a folder to load",
+        choices=["adv3d", "latentface", "stylegan2"],
+        help="SOURCE is a published checkpoint of this model; TARGET becomes a folder to load, of "
+        "stylegan2 a file",
     )
     command.add_argument(
         "--template", type=Path, metavar="MESH", help="of adv3d: the mean face, in millimetres"
@@ -632,6 +669,12 @@ def _convert(options: argparse.Namespace) -> int:
         )
         return 0
     _refuse_given(options, "template", "scale")
+    if options.model == "stylegan2":
+        from facezoo.models.latent_simclr.convert import convert_generator
+
+        key, overwrite = options.key, options.overwrite
+        print(convert_generator(options.source, options.target, key=key, overwrite=overwrite))
+        return 0
     if options.model == "latentface":
         from facezoo.models.latentface.convert import convert_file
 
@@ -666,6 +709,49 @@ def _export(options: argparse.Namespace) -> int:
     return 0
 
 
+def _add_fit_directions(commands: Any) -> None:
+    more = (
+        "With labels, by a linear SVM for every column; without, the directions to which the "
+        "styles of the model's generator answer most."
+    )
+    text = "fit directions of a StyleGAN's codes, for sliders and edits"
+    command = _command(commands, "fit-directions", _fit_directions, text, more)
+    command.add_argument("target", type=Path, help="a .safetensors file to write")
+    command.add_argument(
+        "--codes", type=Path, metavar="NPY", help="(N, L, D), as encode_factors gives w_plus"
+    )
+    command.add_argument(
+        "--labels", type=Path, metavar="CSV", help="a column per property: 1, 0 or nothing"
+    )
+    command.add_argument("--model", default="latent-simclr", help="whose generator, without labels")
+    command.add_argument("--count", type=int, help="directions without labels (default: 8)")
+
+
+def _fit_directions(options: argparse.Namespace) -> int:
+    import numpy as np
+    import torch
+
+    from facezoo.models.latent_simclr import StyleGANInverter, directions
+
+    if (options.codes is None) != (options.labels is None):
+        raise ValueError("--codes and --labels belong together; give both or neither")
+    if options.target.suffix != ".safetensors":
+        raise ValueError(f"the target must end in .safetensors, got {options.target}")
+    if options.codes is None:
+        generator = StyleGANInverter.from_pretrained(options.model).generator
+        strongest, _ = directions.principal_directions(generator, options.count or 8)
+        found = {f"principal-{number}": rows for number, rows in enumerate(strongest, 1)}
+    else:
+        _refuse_given(options, "count")
+        codes = torch.from_numpy(np.load(options.codes, allow_pickle=False)).float()
+        if codes.ndim != 3:
+            raise ValueError(f"{options.codes} must be (N, L, D), got {tuple(codes.shape)}")
+        labels = directions.read_labels(options.labels, len(codes))
+        found = directions.fit_directions(codes, labels)
+    print(directions.save_directions(found, options.target), *found, sep="\n")
+    return 0
+
+
 def _add_reproduce(commands: Any) -> None:
     more = "Interrupted, the same command goes on where it was, but with --smoke begins anew."
     text = "train a checkpoint again by the command in its card"
@@ -686,6 +772,43 @@ def _reproduce(options: argparse.Namespace) -> int:
 
     done = reproduce(
         options.name, options.data, options.out, smoke=options.smoke, device=options.device
+    )
+    print(done)
+    return 0
+
+
+def _add_benchmark(commands: Any) -> None:
+    more = (
+        "Features are kept in --out and numbers in the file as they come: interrupted, the same "
+        "command goes on, and what is in the file is not measured again."
+    )
+    text = "compare checkpoints by one set of protocols, beside two references"
+    command = _command(commands, "benchmark", _benchmark, text, more)
+    command.add_argument(
+        "models", nargs="*", metavar="MODEL", help="any name that load takes (default: all)"
+    )
+    command.add_argument(
+        "--data", type=Path, required=True, metavar="DIR", help="with the packs; ICT-3D for meshes"
+    )
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="for features")
+    command.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="results to add to, with tables beside it as .md (default: benchmark.json in --out)",
+    )
+    _add_device(command)
+
+
+def _benchmark(options: argparse.Namespace) -> int:
+    from facezoo.benchmarking import benchmark
+
+    done = benchmark(
+        options.models,
+        data=options.data,
+        out=options.out,
+        results=options.json,
+        device=options.device,
     )
     print(done)
     return 0

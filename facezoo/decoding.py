@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -83,6 +85,25 @@ class DecodingModel(FaceModel):
             for values in (self.preprocessing.mean, self.preprocessing.std)
         )
         return (crops * std + mean).clamp(0, 1)
+
+    def made(self, rows: Tensor, batch_size: int, make: Callable[[Tensor], Tensor]) -> Tensor:
+        """What ``make`` makes of faces, in batches; rows with a NaN become rows of NaN.
+
+        Args:
+            rows: one for every face, (F, ...).
+            batch_size: faces that are worked on at once.
+            make: of some rows, in the model's precision.
+
+        Returns:
+            float32, (F, ...).
+        """
+        known = torch.isfinite(rows.flatten(1)).all(-1)
+        # A width is needed even for no faces at all.
+        some = rows[known] if bool(known.any()) else rows.new_zeros(1, *rows.shape[1:])
+        made = torch.cat([make(part).float() for part in some.to(self.dtype).split(batch_size)])
+        filled = made.new_full((len(rows), *made.shape[1:]), float("nan"))
+        filled[known] = made[: int(known.sum())]
+        return filled
 
     def _crops(self, images: Images, name: str, options: Options) -> Tensor:
         return self.to_unit(self._encode(images, [name], options)[0][name])

@@ -1,7 +1,8 @@
 """Checkpoints in formats of others: ONNX, programs of ``torch.export``, and timm.
 
 What is exported is a stage: from prepared crops, normalised as ``facezoo.json`` says, to features,
-probabilities or pictures. Finding and aligning faces stays with this package.
+probabilities or pictures; or from aligned meshes to codes or meshes. Finding and aligning stays
+with this package.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from facezoo.base import CAPABILITIES, FaceModel
 from facezoo.errors import UnsupportedError
+from facezoo.mesh_base import MeshModel
 from facezoo.preprocess.pipeline import fingerprint
 from facezoo.version import __version__
 
@@ -27,23 +29,34 @@ TOLERANCE = 1e-4
 """How far an exported stage may be from the model, in any number it gives."""
 DESCRIPTION = "facezoo.json"
 OPSET = 18
+INPUT = "images"
+"""Name of the input; of a model of meshes, too."""
 
 Run = Callable[[Tensor], Tensor]
+Model = FaceModel | MeshModel
 
 
 class Stage(nn.Module):
-    """One stage of a model as a module of its own: prepared crops in, one tensor out."""
+    """One stage of a model as a module of its own: prepared crops or meshes in, one tensor out."""
 
-    def __init__(self, model: FaceModel, capability: str) -> None:
+    def __init__(self, model: Model, capability: str) -> None:
         super().__init__()
         self.model = model
         self.capability = capability
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features (B, D), probabilities (B, K) or normalised crops of crops (B, 3, S, S)."""
+        """Features (B, D), probabilities (B, K) or normalised crops of crops (B, 3, S, S).
+
+        Of a model of meshes: codes (B, D) or meshes (B, N, 3) of points (B, N, 3), millimetres.
+        """
+        if self.capability in _MESHES and isinstance(self.model, MeshModel):
+            meshes: Tensor = self.model(images)[_MESHES[self.capability]]
+            return meshes
         if self.capability == "predict_expression":
             features = self._call("encode_expression", images)
             return self._call("predict_expression", features).softmax(-1)
+        if self.capability == "encode_expression" and isinstance(self.model, FaceModel):
+            return self.model.without_identity(self._call(self.capability, images))
         return self._call(self.capability, images)
 
     def _call(self, capability: str, given: Tensor) -> Tensor:
@@ -51,14 +64,18 @@ class Stage(nn.Module):
         return result
 
 
-def stage_names(model: FaceModel) -> dict[str, str]:
+_MESHES = {"reconstruct": 0, "neutralize": 1}
+"""Place of a mesh in what a ``MeshModel`` gives: as it is, and without its expression."""
+
+
+def stage_names(model: Model) -> dict[str, str]:
     """What can be exported of a model: capabilities by the name of the stage."""
     names = {name: name.removeprefix("encode_") for name in model.capabilities()}
     return {names[name].replace("predict_expression", "probabilities"): name for name in names}
 
 
 def export(
-    model: FaceModel,
+    model: Model,
     out: str | Path,
     kind: str = "onnx",
     stages: Sequence[str] | None = None,
@@ -89,11 +106,12 @@ def export(
     wanted = _chosen(plain, kind, stages)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    images = torch.randn(3, *plain.input_shape, generator=torch.Generator().manual_seed(0))
+    images = _inputs(plain)
     paths, said = [], {}
     for name, capability in wanted.items():
         stage = Stage(plain, capability)
-        path, run = _WRITERS[kind](stage, name, folder, images[:2])
+        with torch.no_grad():
+            path, run = _WRITERS[kind](stage, name, folder, images[:2])
         # Other numbers of other crops than those that were traced.
         said[name] = {"file": path.name, **_compared(stage, run, images, name)}
         paths.append(path)
@@ -102,10 +120,24 @@ def export(
     return paths
 
 
-def _chosen(model: FaceModel, kind: str, stages: Sequence[str] | None) -> dict[str, str]:
+def _inputs(model: Model) -> Tensor:
+    """Three random crops, or meshes near the template."""
+    draw = torch.Generator().manual_seed(0)
+    if isinstance(model, MeshModel):
+        return model.template_mm + torch.randn(3, *model.template_mm.shape, generator=draw)
+    return torch.randn(3, *model.input_shape, generator=draw)
+
+
+def _chosen(model: Model, kind: str, stages: Sequence[str] | None) -> dict[str, str]:
     there = stage_names(model)
+    if isinstance(model, MeshModel) and kind != "torch-export":
+        raise UnsupportedError(
+            f"{model.model_name} cannot be exported as {kind}: its float32 numbers differ by more "
+            f"than {TOLERANCE} from one runtime to another; export it as torch-export"
+        )
     if kind == "timm":
-        there = {name: there[name] for name in model.timm_stages if name in there}
+        able = model.timm_stages if isinstance(model, FaceModel) else ()
+        there = {name: there[name] for name in able if name in there}
     if not there:
         raise UnsupportedError(f"{model.model_name} has no stage that {kind} can hold")
     if lacking := [name for name in stages or () if name not in there]:
@@ -131,18 +163,27 @@ def _compared(stage: Stage, run: Run, images: Tensor, name: str) -> dict[str, An
     return {"shape": list(wanted.shape[1:]), "largest_difference": difference}
 
 
-def _description(model: FaceModel, kind: str, said: dict[str, Any]) -> dict[str, Any]:
+def _description(model: Model, kind: str, said: dict[str, Any]) -> dict[str, Any]:
     return {
         "checkpoint": model.card.name if model.card else model.model_name,
         "weights_sha256": model.card.weights.sha256 if model.card else None,
         "licenses": asdict(model.card.licenses) if model.card else None,
         "format": kind,
-        "input": {"name": "images", "shape": list(model.input_shape), "colours": "RGB"},
-        "preprocessing": asdict(model.preprocessing),
-        "fingerprint": fingerprint(model.preprocessing),
+        **_input(model),
         "labels": list(model.labels),
         "stages": said,
         "versions": {"facezoo": __version__, "torch": str(torch.__version__)},
+    }
+
+
+def _input(model: Model) -> dict[str, Any]:
+    if isinstance(model, MeshModel):
+        shape = list(model.template_um.shape)
+        return {"input": {"name": INPUT, "shape": shape, "units": "mm", "frame": "template"}}
+    return {
+        "input": {"name": INPUT, "shape": list(model.input_shape), "colours": "RGB"},
+        "preprocessing": asdict(model.preprocessing),
+        "fingerprint": fingerprint(model.preprocessing),
     }
 
 
@@ -159,7 +200,7 @@ def _write_onnx(stage: Stage, name: str, folder: Path, images: Tensor) -> tuple[
             stage,
             (images,),
             path,
-            input_names=["images"],
+            input_names=[INPUT],
             output_names=[name],
             dynamic_shapes=({0: torch.export.Dim("batch")},),
             opset_version=OPSET,
@@ -170,7 +211,7 @@ def _write_onnx(stage: Stage, name: str, folder: Path, images: Tensor) -> tuple[
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
     def run(crops: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(None, {"images": crops.numpy()})[0])
+        return torch.from_numpy(session.run(None, {INPUT: crops.numpy()})[0])
 
     return path, run
 
@@ -188,6 +229,7 @@ def _write_timm(stage: Stage, name: str, folder: Path, images: Tensor) -> tuple[
     from timm.models import save_for_hf
 
     path, model = folder / name, stage.model
+    assert isinstance(model, FaceModel)
     network = model.as_timm(name)
     preprocessing = model.preprocessing
     numbered = [f"{name}_{d}" for d in range(network(images).shape[1])]

@@ -11,6 +11,7 @@ from facezoo.errors import UnknownNameError
 FAMILIES = {
     "adv3d": ("facezoo.models.adv3d", "Adv3D"),
     "ipd-fer": ("facezoo.models.ipd_fer", "IPDFER"),
+    "latent-simclr": ("facezoo.models.latent_simclr", "LatentSimCLR"),
     "latentface": ("facezoo.models.latentface", "LatentFace"),
 }
 

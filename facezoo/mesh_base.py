@@ -16,11 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from facezoo.base import CAPABILITIES
+from facezoo.base import CAPABILITIES, no_stage
 from facezoo.card import Card
 from facezoo.display import Short, ShortModel
-from facezoo.errors import UnsupportedError
-from facezoo.families import FAMILIES, model_class
 from facezoo.geometry.mesh_files import read_mesh
 from facezoo.geometry.meshes import Mesh, millimetres, moved, rigid_motion
 from facezoo.pretrained import Pretrained
@@ -126,13 +124,7 @@ class MeshModel(ShortModel, nn.Module, Pretrained):
         Raises:
             UnsupportedError: naming the models that have.
         """
-        self._refuse("predict_expression")
-
-    def _refuse(self, name: str) -> NoReturn:
-        able = [f for f in FAMILIES if hasattr(model_class(f), CAPABILITIES[name])]
-        raise UnsupportedError(
-            f"{self.model_name} cannot {name}; models that can: {', '.join(able) or 'none'}"
-        )
+        raise no_stage(self.model_name, "predict_expression")
 
     def prepare(
         self,

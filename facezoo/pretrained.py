@@ -10,13 +10,15 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, cast
 
 from huggingface_hub import HfApi, PyTorchModelHubMixin
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from facezoo import hub
 from facezoo import weights as files
@@ -34,16 +36,26 @@ from facezoo.card import (
 from facezoo.errors import (
     CardError,
     UnknownNameError,
+    UnsupportedError,
     WeightsMismatchError,
     WeightsNotFoundError,
 )
 from facezoo.families import FAMILIES, model_class
 from facezoo.hub import HubOptions
+from facezoo.removal import removal_in
 from facezoo.version import __version__
 
 HUB_PREFIX = "hf-hub:"
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+DRAWS = (
+    Tensor.normal_,
+    Tensor.uniform_,
+    nn.init.normal_,
+    nn.init.uniform_,
+    nn.init.kaiming_uniform_,
+)
+"""What fills new parameters with random numbers, as far as torch tells an override of it."""
 HUB_NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 
 
@@ -69,6 +81,41 @@ class Pretrained(PyTorchModelHubMixin, library_name="facezoo"):
     labels: tuple[str, ...]
     card: Card | None = None
     """The card of the checkpoint that was loaded; None for random weights."""
+
+    networks: ClassVar[tuple[str, ...]] = ()
+    """Modules by name that hold nearly all of the work, and are called as modules."""
+
+    needs_float32: ClassVar[str] = ""
+    """Why features would be lost in half precision; empty where they are not."""
+
+    def check_reduced_precision(self) -> None:
+        """Refuse half precision where this family's features would be lost in it.
+
+        Raises:
+            UnsupportedError: saying why.
+        """
+        if self.needs_float32:
+            raise UnsupportedError(
+                f"{self.model_name} works in float32 only: {self.needs_float32}; leave dtype out"
+            )
+
+    def compile_networks(self) -> None:
+        """Have the networks compiled by ``torch.compile`` when they first run.
+
+        State dict, training and saving stay as they are; a copy of the model is not compiled.
+
+        Raises:
+            UnsupportedError: if this model has no such networks.
+        """
+        modules = dict(cast(nn.Module, self).named_modules())
+        present = [modules[name] for name in self.networks if name in modules]
+        if not present:
+            raise UnsupportedError(
+                f"{self.model_name} has no network that torch.compile is worth; load it with "
+                "compile=False"
+            )
+        for network in present:
+            network.compile()
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -281,7 +328,9 @@ def build(
     overrides = overrides or {}
     architecture = {**(card.architecture if card else {}), **overrides}
     _check_arguments(cls, architecture)
-    model = cls(**architecture)
+    # Every parameter is about to come from the file, or its absence to be an error.
+    with _Undrawn() if path is not None and strict else nullcontext():
+        model = cls(**architecture)
     if card is not None:
         model.preprocessing = card.preprocessing
         if overrides.get("num_classes", len(card.labels)) == len(card.labels):
@@ -292,10 +341,28 @@ def build(
                 )
             model.labels = card.labels
     if card is not None and path is not None:
+        tensors = files.read_tensors(path)
+        if (removal := removal_in(tensors)) is not None:
+            model.identity_removal = removal
         with _blaming_overrides(card, overrides):
-            files.load_into(model, files.read_tensors(path), strict=strict)
+            files.load_into(model, tensors, strict=strict)
         model.card = card
     return model.eval()
+
+
+class _Undrawn(TorchFunctionMode):
+    """Inside, the numbers that layers draw for their new parameters are not drawn."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        named = kwargs or {}
+        if func in DRAWS:
+            # The functions of nn.init come with every argument named.
+            tensor = args[0] if args else named["tensor"]
+            if isinstance(tensor, nn.Parameter):
+                return tensor
+        return func(*args, **named)
 
 
 def _check_arguments(cls: Any, architecture: dict[str, Any]) -> None:

@@ -73,6 +73,7 @@ def load(
     pretrained: bool = True,
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
+    compile: bool = False,
     licenses: Sequence[str] | None = None,
     strict: bool = True,
     **overrides: Any,
@@ -87,13 +88,18 @@ def load(
             repository (``"hf-hub:org/name@revision"``).
         pretrained: False for random weights, in the architecture of the checkpoint if there is one.
         device: None for CUDA, else MPS, else the CPU.
-        dtype: None for float32.
+        dtype: None for float32, which gives the same everywhere; ``torch.bfloat16`` or
+            ``torch.float16`` for speed, see docs/performance.md for what they cost.
+        compile: whether the networks are compiled by ``torch.compile`` when they first run, which
+            takes a minute or so, and again for the first other batch size.
         licenses: licences that are acceptable for code, weights and training data; None for any.
         strict: whether a missing or unexpected tensor is an error.
         **overrides: architecture arguments that differ from the card's.
 
     Raises:
         UnknownNameError: if there is no such name; the message lists near matches.
+        UnsupportedError: if ``compile`` is asked of a model that has nothing to compile, or a
+            ``dtype`` in which its codes would be lost.
         LicenseError: if a licence in the card is not in ``licenses``.
         RuntimeError: if ``device`` does not exist on this machine.
         WeightsError: if the weights cannot be found, trusted or fitted.
@@ -104,20 +110,25 @@ def load(
     target, precision = best_device(device), weights.as_dtype(dtype)
     if not pretrained and name in FAMILIES and not _has_card(str(name)):
         model = build(model_class(str(name)), None, None, overrides=overrides)
-        return _placed(model, target, precision)
+        return _ready(model, target, precision, compile)
     source = resolve(str(name))
     _check_licenses(source.card, licenses, pretrained)
     family = family_of(source.card)
     path = weights.find(source.card, source.path) if pretrained else None
     model = build(family, source.card, path, strict=strict, overrides=overrides)
-    return _placed(model, target, precision)
+    return _ready(model, target, precision, compile)
 
 
-def _placed(model: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
+def _ready(model: Any, device: torch.device, dtype: torch.dtype | None, compile: bool) -> Any:
     """On a device, in a precision, and in the memory order that convolutions are fastest in."""
     import torch
 
-    return model.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    if dtype in (torch.float16, torch.bfloat16):
+        model.check_reduced_precision()
+    model = model.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    if compile:
+        model.compile_networks()
+    return model
 
 
 def best_device(device: str | torch.device | None = None) -> torch.device:

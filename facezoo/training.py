@@ -9,7 +9,9 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -97,7 +99,7 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes that train one model together, each on its share of every batch.
+    """The processes that work together: in training, each on its share of every batch.
 
     They are what ``accelerate launch`` (or torchrun) starts; without it there is one.
     """
@@ -145,6 +147,30 @@ class Processes:
         if self.count > 1:
             _partial_state().wait_for_everyone()
 
+    @contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """The first process is through the block when the others enter it."""
+        if not self.first:
+            self.wait()
+        yield
+        if self.first:
+            self.wait()
+
+    def gather(self, value: Any) -> list[Any]:
+        """The values of all processes, by rank; each process gets them when all have come here."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        torch.distributed.all_gather_object(values, value)
+        return values
+
+    def device(self) -> torch.device | None:
+        """Where this process works; None, for the best there is, if it is alone."""
+        if self.count == 1:
+            return None
+        device: torch.device = _partial_state().device
+        return device
+
     def mean_gradients(self, optimizer: torch.optim.Optimizer) -> None:
         """Replace every gradient by its mean over the processes."""
         if self.count == 1:
@@ -161,9 +187,10 @@ def _partial_state() -> Any:
         from accelerate import PartialState
     except ImportError as error:
         raise ImportError(
-            "training in several processes needs accelerate: pip install 'facezoo[train]'"
+            "several processes need accelerate: pip install 'facezoo[train]'"
         ) from error
-    return PartialState(cpu=not torch.cuda.is_available())
+    # One process may write for long while the others wait; the launcher ends those left behind.
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
@@ -318,6 +345,7 @@ def write_checkpoint(
     default: bool = True,
     flags: str = "",
     stages: tuple[str, ...] = ("",),
+    parts: tuple[str, ...] = (),
     architecture: dict[str, Any],
     preprocessing: Preprocessing | None,
     labels: tuple[str, ...],
@@ -329,14 +357,20 @@ def write_checkpoint(
 ) -> Path:
     """Write weights and card of a finished run; ``facezoo evaluate --card`` adds the metrics.
 
+    The card's command is one ``facezoo train`` for every stage, in order: of ``model`` with the
+    stage's own flags, or of the ``parts`` where these are commands of their own.
+
     Returns:
         The card's path, ``out/<model>.<tag>.json``.
     """
     weights = save(module, out / f"{model}.{tag}.safetensors", precision)
     count = sum(parameter.numel() for parameter in module.parameters())
     size, digest = weights.stat().st_size, sha256_of(weights)
-    words = f"facezoo train {model} --data DATA --out runs/{model}{flags}"
-    command = " && ".join(f"{words}{stage} --seed {run['seed']}" for stage in stages)
+    runs = [(part, "") for part in parts] or [(model, stage) for stage in stages]
+    command = " && ".join(
+        f"facezoo train {part} --data DATA --out runs/{model}{flags}{stage} --seed {run['seed']}"
+        for part, stage in runs
+    )
     training = Training(data, command, run["commit"], run["recipe"], run["seed"], run["hardware"])
     card = Card(
         model=model,

@@ -122,14 +122,16 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], strict: bool = T
     Raises:
         WeightsMismatchError: naming every missing, unexpected and mis-shaped tensor.
     """
-    given = _dequantised(tensors)
+    import torch
+
+    scales = _scales(tensors)
     wanted = module.state_dict()
-    missing = [name for name in wanted if name not in given]
-    unexpected = [name for name in given if name not in wanted]
+    missing = [name for name in wanted if name not in tensors]
+    unexpected = [name for name in tensors if name not in wanted and name not in scales.values()]
     shapes = [
-        f"{name} {tuple(given[name].shape)} for {tuple(tensor.shape)}"
+        f"{name} {tuple(tensors[name].shape)} for {tuple(tensor.shape)}"
         for name, tensor in wanted.items()
-        if name in given and given[name].shape != tensor.shape
+        if name in tensors and tensors[name].shape != tensor.shape
     ]
     named = {"missing": missing, "unexpected": unexpected, "mis-shaped": shapes}
     problems = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in named.items() if names)
@@ -140,7 +142,10 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], strict: bool = T
         )
     if problems:
         warn_once(f"loaded with strict=False: {problems}", stacklevel=2)
-    module.load_state_dict(given, strict=False)  # copies once, casting on the way
+    with torch.no_grad():  # one by one, so that no second copy of the weights is ever whole
+        for name, tensor in wanted.items():
+            if name in tensors:
+                tensor.copy_(_dequantised(name, tensors, scales))
 
 
 def save(
@@ -187,9 +192,11 @@ def gives_exactly(path: Path, module: nn.Module) -> bool:
     """Whether loading a file would change nothing in a module: no rounding, no other value."""
     import torch
 
-    stored = _dequantised(read_tensors(path))
+    stored = read_tensors(path)
+    scales = _scales(stored)
     return all(
-        name in stored and torch.equal(stored[name].to(tensor.dtype), tensor.cpu())
+        name in stored
+        and torch.equal(_dequantised(name, stored, scales).to(tensor.dtype), tensor.cpu())
         for name, tensor in module.state_dict().items()
     )
 
@@ -219,21 +226,29 @@ def sha256_of(path: Path) -> str:
 # Tensors.
 
 
-def _dequantised(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Every int8 tensor that has a ``<name>.scale`` multiplied by it, per output channel."""
+def _scales(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Which tensor of int8 is to be multiplied by which, ``<name>.scale``, per output channel."""
     import torch
 
-    whole = dict(tensors)
+    found = {}
     for name, tensor in tensors.items():
-        if tensor.dtype == torch.int8 and f"{name}.scale" in tensors:
-            scale = whole.pop(f"{name}.scale").float().reshape(-1, *[1] * (tensor.ndim - 1))
-            if len(scale) != len(tensor):
+        if tensor.dtype == torch.int8 and (scale := f"{name}.scale") in tensors:
+            if tensors[scale].numel() != len(tensor):
                 raise WeightsMismatchError(
-                    f"{name}.scale must hold {len(tensor)} numbers, one per output channel, "
-                    f"got {len(scale)}"
+                    f"{scale} must hold {len(tensor)} numbers, one per output channel, "
+                    f"got {tensors[scale].numel()}"
                 )
-            whole[name] = tensor.float() * scale
-    return whole
+            found[name] = scale
+    return found
+
+
+def _dequantised(name: str, tensors: Mapping[str, Tensor], scales: Mapping[str, str]) -> Tensor:
+    """A tensor as it is used."""
+    tensor = tensors[name]
+    if name not in scales:
+        return tensor
+    scale = tensors[scales[name]].float().reshape(-1, *[1] * (tensor.ndim - 1))
+    return tensor * scale  # int8 becomes float32 on the way
 
 
 def _quantised(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -26,6 +26,16 @@ TINY = {
         "decoder_size": 14,
         "decoder_width": 4,
     },
+    "latent-simclr": {
+        "style_dim": 16,
+        "mapping_layers": 1,
+        "max_channels": 8,
+        "depths": (1, 1, 1, 1),
+        "width": 4,
+        "trunk_size": 32,
+        "code_width": 8,
+        "num_features": 16,
+    },
     "latentface": {"width": 4, "number_width": 4, "code_dim": 16, "unet_width": 8},
 }
 """Architectures that take milliseconds, by family; a family that is not here is built as it is."""

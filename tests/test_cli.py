@@ -16,7 +16,7 @@ from test_extraction import fake_find_faces, stop_at, tiny_model, write_folder, 
 
 import facezoo
 from facezoo.cli import main
-from facezoo.extraction import run
+from facezoo.extraction import stages
 from facezoo.geometry.mesh_files import write_mesh
 from facezoo.geometry.meshes import Mesh
 from facezoo.models.adv3d.networks import VAE
@@ -33,11 +33,11 @@ def tiny(monkeypatch):
     """A small model and a stand-in for the detector behind every command."""
     model = tiny_model()
     monkeypatch.setattr("facezoo.registry.load", lambda name, device=None: model)
-    monkeypatch.setattr(run, "load", lambda name, device=None: model)
-    monkeypatch.setattr(run, "find_faces", fake_find_faces)
+    monkeypatch.setattr(stages, "load", lambda name, device=None: model)
+    monkeypatch.setattr(stages, "find_faces", fake_find_faces)
     monkeypatch.setattr("facezoo.base.find_faces", fake_find_faces)
-    monkeypatch.setattr(run, "fingerprint", lambda preprocessing: "0123456789abcdef")
-    monkeypatch.setattr(run, "PART_PHOTOS", 4)
+    monkeypatch.setattr(stages, "fingerprint", lambda preprocessing: "0123456789abcdef")
+    monkeypatch.setattr(stages, "PART_PHOTOS", 4)
     return model
 
 
@@ -396,7 +396,7 @@ def test_ctrl_c_exits_with_130_and_the_same_command_continues(tiny, tmp_path, ca
     folder, output = write_folder(tmp_path / "photos", [1] * 9), tmp_path / "f.parquet"
     arguments = ["extract", str(folder), "-o", str(output), "--batch-size", "2"]
     with monkeypatch.context() as patch:
-        patch.setattr(run, "find_faces", stop_at(3, lambda: signal.raise_signal(signal.SIGINT)))
+        patch.setattr(stages, "find_faces", stop_at(3, lambda: signal.raise_signal(signal.SIGINT)))
         assert main(arguments) == 130
     assert "run the same command again to continue" in capsys.readouterr().err
     assert not output.exists()

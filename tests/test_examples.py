@@ -59,6 +59,19 @@ def test_turn_portraits_draws_a_grid_a_turntable_and_meshes(tmp_path, capsys):
     assert "2 faces, 9 columns" in capsys.readouterr().out
 
 
+def test_edit_portraits_draws_samples_mixtures_and_edits(tmp_path, capsys):
+    from facezoo.models.latent_simclr import LatentSimCLR
+
+    trunk = {"depths": (1, 1, 1, 1), "width": 4, "trunk_size": 32}
+    names = ("blur", "smile")
+    model = LatentSimCLR(style_dim=8, max_channels=8, directions=names, **trunk).eval()
+    example("edit_portraits").main(tmp_path / "edits.png", PORTRAITS, model)
+    for what in ("", "-samples", "-mixing"):
+        with Image.open(tmp_path / f"edits{what}.png") as picture:
+            assert picture.width > picture.height
+    assert "2 faces, 8 columns" in capsys.readouterr().out
+
+
 def test_take_meshes_apart_draws_two_persons_and_what_lies_between(tmp_path, capsys):
     example("take_meshes_apart").main(write_full_ict(tmp_path), tmp_path / "meshes.png")
     with Image.open(tmp_path / "meshes.png") as picture:

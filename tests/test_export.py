@@ -9,12 +9,16 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from torch import nn
 
 import facezoo
 from facezoo import export as module
+from facezoo.card import bundled_cards
 from facezoo.cli import main
 from facezoo.errors import UnsupportedError
 from facezoo.export import Stage, export, stage_names
+from facezoo.families import FAMILIES
+from facezoo.models.adv3d import Adv3D
 from facezoo.models.ipd_fer import IPDFER
 from facezoo.preprocess.pipeline import prepare_aligned
 from facezoo.preprocess.reading import read_image
@@ -118,6 +122,61 @@ def test_the_pipeline_of_transformers_gives_the_same_probabilities(model, tmp_pa
     wanted = model.predict_expression(pixels, aligned=True)
     for label, probability in zip(model.labels, wanted.probabilities[0].tolist(), strict=True):
         assert got[label] == pytest.approx(probability, abs=1e-4)
+
+
+def opened(path, kind):
+    """What was written, as a function, without the help of this package."""
+    if kind == "onnx":
+        onnxruntime = pytest.importorskip("onnxruntime")
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        return lambda given: torch.from_numpy(session.run(None, {"images": given.numpy()})[0])
+    if kind == "torch-export":
+        return torch.export.load(path).module()
+    network = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
+    return nn.Sequential(network, nn.Softmax(-1)) if path.name == "probabilities" else network
+
+
+LOADABLE = [name for name, card in bundled_cards().items() if card.model in FAMILIES]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", module.FORMATS)
+@pytest.mark.parametrize("name", LOADABLE)
+def test_every_bundled_checkpoint_gives_its_numbers_in_every_format(name, kind, tmp_path):
+    model = facezoo.load(name, device="cpu")
+    if kind == "timm" and not getattr(model, "timm_stages", ()):
+        with pytest.raises(UnsupportedError, match="no stage that timm can hold"):
+            export(model, tmp_path, kind)
+        return
+    paths = export(model, tmp_path, kind)
+    assert len(paths) == len(model.timm_stages if kind == "timm" else stage_names(model))
+    # Neither the number nor the values of those that were exported with.
+    given = module._inputs(model).flip(0)[:1] * 1.1
+    for path in paths:
+        with torch.inference_mode():
+            got = opened(path, kind)(given)
+        torch.testing.assert_close(got, told(model, path.stem, given), atol=1e-4, rtol=0)
+
+
+def test_a_model_of_meshes_exports_codes_and_meshes(tmp_path):
+    torch.manual_seed(0)
+    mesh = Adv3D(20, 30, 4, 3, 5)
+    template = torch.randn(20, 3) * 50
+    mesh.set_template(template, torch.zeros(30, 3), torch.arange(4))
+    shaken(mesh)
+    assert list(stage_names(mesh)) == ["expression", "identity", "reconstruct", "neutralize"]
+    given = template + torch.randn(5, 20, 3)
+    paths = export(mesh, tmp_path, "torch-export", ["expression", "reconstruct", "neutralize"])
+    expression, whole, neutral = (opened(path, "torch-export")(given) for path in paths)
+    torch.testing.assert_close(expression, mesh.encode_expression(given, units="mm"))
+    for got, wanted in ((whole, mesh.reconstruct), (neutral, mesh.neutralize)):
+        stacked = torch.stack([one.vertices for one in wanted(given, units="mm")])
+        torch.testing.assert_close(got, stacked, atol=1e-4, rtol=0)
+    said = json.loads((tmp_path / "facezoo.json").read_text())
+    assert said["input"] == {"name": "images", "shape": [20, 3], "units": "mm", "frame": "template"}
+    assert "preprocessing" not in said
+    with pytest.raises(UnsupportedError, match="cannot be exported as onnx: its float32 numbers"):
+        export(mesh, tmp_path, "onnx")
 
 
 def test_what_is_written_says_how_crops_are_prepared(model, tmp_path):

@@ -20,7 +20,8 @@ from PIL import Image
 
 import facezoo
 from facezoo.errors import ImageError, UnsupportedError
-from facezoo.extraction import extract, inputs, parts, run, tables
+from facezoo.extraction import extract, inputs, parts, run, stages, tables
+from facezoo.preprocess import ahead
 from facezoo.results import EXPRESSIONS, Faces
 
 LANDMARKS = torch.tensor([[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.8], [0.65, 0.8]])
@@ -42,8 +43,8 @@ def fake_find_faces(photos, *, faces="largest", on_missing="raise", names=None, 
 
 @pytest.fixture(autouse=True)
 def _stand_ins(monkeypatch):
-    monkeypatch.setattr(run, "find_faces", fake_find_faces)
-    monkeypatch.setattr(run, "fingerprint", lambda preprocessing: "0123456789abcdef")
+    monkeypatch.setattr(stages, "find_faces", fake_find_faces)
+    monkeypatch.setattr(stages, "fingerprint", lambda preprocessing: "0123456789abcdef")
     monkeypatch.setattr(run, "PART_PHOTOS", 4)
 
 
@@ -126,7 +127,7 @@ def test_features_are_those_of_the_model(folder, tmp_path, model, monkeypatch):
     landmarks = torch.tensor([row["landmarks"] for row in rows]).reshape(-1, 5, 2)
     torch.testing.assert_close(landmarks, prediction.faces.landmarks)
     assert {row["fingerprint"] for row in rows} == {"0123456789abcdef"}
-    assert {row["checkpoint"] for row in rows} == {f"ipd-fer@{run._digest(model)[:12]}"}
+    assert {row["checkpoint"] for row in rows} == {f"ipd-fer@{stages.digest(model)[:12]}"}
 
 
 def test_the_parquet_schema_has_fixed_size_lists_of_float32(folder, tmp_path, model):
@@ -208,11 +209,11 @@ def test_no_face_anywhere_gives_a_table_without_rows(tmp_path, model):
 
 
 def test_a_crowd_is_cut_out_in_portions(tmp_path, model, monkeypatch):
-    monkeypatch.setattr(run, "FACES_AT_ONCE", 3)
+    monkeypatch.setattr(stages, "FACES_AT_ONCE", 3)
     source = write_folder(tmp_path / "photos", [8, 1])
     go(source, tmp_path / "f.npz", model)
     monkeypatch.undo()
-    monkeypatch.setattr(run, "find_faces", fake_find_faces)
+    monkeypatch.setattr(stages, "find_faces", fake_find_faces)
     go(source, tmp_path / "g.npz", model)
     a, b = np.load(tmp_path / "f.npz"), np.load(tmp_path / "g.npz")
     np.testing.assert_allclose(a["identity"], b["identity"], rtol=1e-4, atol=1e-5)
@@ -291,7 +292,7 @@ def test_decoding_stays_a_bounded_number_of_photographs_ahead(monkeypatch):
         furthest = max(furthest, len(started) - count)
     assert len(started) == 100
     assert furthest <= 8
-    monkeypatch.setattr(inputs, "AHEAD_BYTES", 9_000_000)
+    monkeypatch.setattr(ahead, "AHEAD_BYTES", 9_000_000)
     started.clear()
     photos = inputs.load_ahead(Path(), names, workers=2, ahead=8)
     for count in range(1, 50):
@@ -340,7 +341,9 @@ def stop_at(call, action):
 
 def interrupted(source, output, model, monkeypatch, call=4, **options):
     with monkeypatch.context() as patch:
-        patch.setattr(run, "find_faces", stop_at(call, lambda: signal.raise_signal(signal.SIGINT)))
+        patch.setattr(
+            stages, "find_faces", stop_at(call, lambda: signal.raise_signal(signal.SIGINT))
+        )
         with pytest.raises(KeyboardInterrupt):
             go(source, output, model, **options)
 
@@ -376,7 +379,7 @@ def test_an_error_in_the_middle_leaves_a_run_that_can_be_resumed(
         raise RuntimeError("CUDA out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr(run, "find_faces", stop_at(6, fail))
+        patch.setattr(stages, "find_faces", stop_at(6, fail))
         with pytest.raises(RuntimeError, match="out of memory"):
             go(folder, tmp_path / "f.parquet", model)
     assert go(folder, tmp_path / "f.parquet", model).resumed == 10
@@ -391,8 +394,8 @@ import test_extraction as t
 def slow(*args, **options):
     time.sleep(0.1)
     return t.fake_find_faces(*args, **options)
-t.run.find_faces = slow
-t.run.fingerprint = lambda preprocessing: "0123456789abcdef"
+t.stages.find_faces = slow
+t.stages.fingerprint = lambda preprocessing: "0123456789abcdef"
 t.run.PART_PHOTOS = 4
 t.go({folder!r}, {output!r}, t.tiny_model())
 """
@@ -489,7 +492,7 @@ def test_another_fingerprint_or_model_does_not_continue_a_run(folder, tmp_path, 
     output = tmp_path / "f.csv"
     interrupted(folder, output, model, monkeypatch)
     with monkeypatch.context() as patch:
-        patch.setattr(run, "fingerprint", lambda preprocessing: "fedcba9876543210")
+        patch.setattr(stages, "fingerprint", lambda preprocessing: "fedcba9876543210")
         with pytest.raises(FileExistsError, match=r"fingerprint was '0123456789abcdef'"):
             go(folder, output, model)
     with pytest.raises(FileExistsError, match=r"checkpoint was .*--overwrite"):
@@ -517,7 +520,7 @@ def test_photographs_that_come_later_in_the_order_are_taken_along(
 
 
 def test_two_runs_do_not_write_to_one_output(folder, tmp_path, model):
-    settings = run._settings(run._plan(model, ["identity"], "all", "skip"))
+    settings = run._settings(stages.plan_for(model, ["identity"], "all", "skip"))
     with (
         parts.Parts(tmp_path / "f.csv", settings, [], False),
         pytest.raises(BlockingIOError, match="another process"),

@@ -23,7 +23,7 @@ from test_extraction import (  # noqa: F401
 
 from facezoo.cli import main
 from facezoo.errors import UnsupportedError
-from facezoo.extraction import extract_each, inputs, join_files, parts, run, shards
+from facezoo.extraction import extract_each, inputs, join_files, parts, shards, stages
 
 
 def columns_but(name, path):
@@ -159,7 +159,7 @@ def test_two_checkpoints_in_one_pass_write_what_each_writes_alone(
         calls.append(1)
         return fake_find_faces(*arguments, **options)
 
-    monkeypatch.setattr(run, "find_faces", counted)
+    monkeypatch.setattr(stages, "find_faces", counted)
     models = [model, tiny_model(seed=1)]
     both = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
     reports = extract_all(folder, both, models)
@@ -196,9 +196,9 @@ def test_a_kill_between_two_checkpoints_loses_and_repeats_nothing(
 
 
 def test_a_block_less_its_first_photographs_keeps_the_rest(folder, tmp_path, model):
-    plan = run._plan(model, ["identity"], "all", "skip")
+    plan = stages.plan_for(model, ["identity"], "all", "skip")
     loaded = inputs.load_ahead(folder, [f"{n:03d}.png" for n in range(5)], workers=1, ahead=2)
-    (block,) = run._work(list(loaded), [plan], run._Clock(exact=False), 2)
+    (block,) = stages.work(list(loaded), [plan], stages.Clock(exact=False), 2)
     rest = parts.without_first(block, 2)
     assert (rest.names, rest.without_face) == (["002.png", "003.png", "004.png"], [])
     assert rest.rows["photo"].tolist() == [0, 0, 1, 2]
@@ -247,7 +247,7 @@ def test_joined_files_hold_the_rows_of_all(folder, tmp_path, model):
 
 def test_files_of_another_fingerprint_are_not_joined(folder, tmp_path, model, monkeypatch):
     go(folder, tmp_path / "a.parquet", model)
-    monkeypatch.setattr(run, "fingerprint", lambda preprocessing: "fedcba9876543210")
+    monkeypatch.setattr(stages, "fingerprint", lambda preprocessing: "fedcba9876543210")
     go(folder, tmp_path / "b.parquet", model)
     with pytest.raises(ValueError, match="has fingerprint 'fedcba9876543210' and"):
         join_files([tmp_path / "a.parquet", tmp_path / "b.parquet"], tmp_path / "c.parquet")

@@ -2,6 +2,8 @@
 
 import csv
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -260,6 +262,53 @@ def test_an_interrupted_run_ends_at_the_same_weights(tmp_path, monkeypatch):
     fit(again, data, data, QUICK, tmp_path / "broken", progress=False)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
+
+
+SHARED = """
+import sys, torch
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import test_finetuning as t
+from facezoo.training import Processes
+torch.set_num_threads(1)
+model, data = t.small(), t.examples(32)
+recipe = t.Finetuning(epochs=6, batch_size=8, rate=0.01)
+rows = t.fit(model, data, data, recipe, Path(sys.argv[1]), progress=False)
+rank = Processes.present().rank
+torch.save([model.state_dict(), rows], f"{{sys.argv[1]}}/rank{{rank}}.pt")
+"""
+
+
+def launch(words):
+    """Two processes, as ``accelerate launch`` starts them."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
+    return subprocess.run([*torchrun, *meeting, *words], capture_output=True, text=True)
+
+
+def test_two_processes_learn_the_classes_and_end_at_the_same_weights(tmp_path):
+    pytest.importorskip("accelerate")
+    script = tmp_path / "script.py"
+    script.write_text(SHARED.format(tests=str(Path(__file__).parent)))
+    done = launch([str(script), str(tmp_path)])
+    assert done.returncode == 0, done.stderr
+    (first, rows), (second, others) = (
+        torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)
+    )
+    assert rows == others
+    assert max(row["balanced accuracy"] for row in rows) > 0.8
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+def test_two_processes_of_the_command_write_one_folder(tree, base, tmp_path):
+    pytest.importorskip("accelerate")
+    words = ["finetune", "--model", base, "--data", str(tree), "--out", str(tmp_path / "out")]
+    words += ["--epochs", "1", "--batch-size", "8", "--aligned", "--device", "cpu"]
+    done = launch(["-m", "facezoo", *words])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("2 classes: calm, cross") == 1
+    assert facezoo.load(tmp_path / "out", device="cpu").labels == WORDS
 
 
 # --- the command -------------------------------------------------------------------------------

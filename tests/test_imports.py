@@ -19,18 +19,18 @@ PACKAGE = Path(facezoo.errors.__file__).parent
 # Top first. An entry stands for the module and, if it is a folder, for everything in it, unless a
 # longer entry names a part of it. "__init__" is facezoo/__init__.py.
 ROWS = [
-    ["version", "errors", "card", "display", "results", "families", "geometry"],
+    ["version", "errors", "card", "display", "results", "families", "geometry", "removal"],
     ["hub"],
     ["weights"],
     ["convert", "pretrained"],
-    ["detector", "training", "freezing"],
-    ["preprocess"],
+    ["detector", "training", "freezing", "modes"],
+    ["preprocess", "fitting"],
     ["base", "data"],
-    ["decoding", "mesh_base"],
+    ["decoding", "mesh_base", "feature_maps"],
     ["evaluate"],
     ["models", "detector.train", "annotate"],
     ["registry"],
-    ["extraction", "finetuning", "sklearn", "export", "reproduce", "plot"],
+    ["extraction", "finetuning", "sklearn", "export", "reproduce", "plot", "benchmarking"],
     ["publish", "__init__", "cli", "__main__"],
 ]
 # Rows in which modules may import one another, as long as no cycle arises.

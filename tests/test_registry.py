@@ -17,6 +17,7 @@ from facezoo.errors import (
     LicenseError,
     PickleRefusedError,
     UnknownNameError,
+    UnsupportedError,
     WeightsCorruptedError,
     WeightsMismatchError,
     WeightsNotFoundError,
@@ -286,6 +287,46 @@ def test_a_folder_with_a_pickle_alone_is_refused_with_the_command_to_convert_it(
 def test_a_word_that_is_no_device_is_an_error_that_names_devices():
     with pytest.raises(RuntimeError, match="'gpu' is no device of torch; give 'cuda'"):
         facezoo.load("tiny-face", device="gpu")
+
+
+def test_a_cuda_device_that_is_not_there_is_an_error_that_counts_devices():
+    for name in ("cuda", "cuda:1", torch.device("cuda")):
+        with pytest.raises(RuntimeError, match="torch sees 0 CUDA devices"):
+            facezoo.load("tiny-face", device=name)
+
+
+def test_networks_are_compiled_only_on_demand(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(nn.Linear, "compile", lambda self: compiled.append(self))
+    monkeypatch.setattr(TinyFace, "networks", ("head", "absent"))
+    facezoo.load("tiny-face", **CPU)
+    assert compiled == []
+    model = facezoo.load("tiny-face", compile=True, **CPU)
+    assert compiled == [model.head]
+
+
+def test_a_model_without_networks_refuses_to_be_compiled():
+    with pytest.raises(UnsupportedError, match="compile=False"):
+        facezoo.load("tiny-face", compile=True, **CPU)
+
+
+def test_loading_draws_no_random_numbers():
+    before = torch.random.get_rng_state()
+    facezoo.load("tiny-face", **CPU)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    facezoo.load("tiny-face", pretrained=False, **CPU)
+    assert not torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_tensors_that_the_file_lacks_are_drawn_where_that_is_allowed(folder, tmp_path):
+    model = facezoo.load("tiny-face", **CPU)
+    del model.head
+    changed = Card.load(folder / "tiny-face.first.json")
+    model.card, model.preprocessing = changed, changed.preprocessing
+    model.save_pretrained(tmp_path / "headless")
+    with pytest.warns(UserWarning, match="missing"):
+        loaded = facezoo.load(tmp_path / "headless", strict=False, **CPU)
+    assert 0 < loaded.head.weight.abs().max() < 10
 
 
 def test_a_malformed_config_is_named(tmp_path):

@@ -8,7 +8,9 @@ PUBLIC = [
     "FaceEncoding",
     "FaceModel",
     "Faces",
+    "StyleGANInverter",
     "__version__",
+    "benchmark",
     "download",
     "errors",
     "extract",
@@ -17,6 +19,7 @@ PUBLIC = [
     "list_models",
     "load",
     "plot",
+    "remove_identity",
     "show",
 ]
 

@@ -145,5 +145,5 @@ def check_folder(folder: Path, adaptive: bool = False) -> None:
     if missing:
         raise FileNotFoundError(
             f"{folder} has no {' and no '.join(missing)}; ICT-3D is made from the modes of "
-            "https://github.com/USC-ICT/ICT-FaceKit, see docs/adv3d.md"
+            "https://github.com/USC-ICT/ICT-FaceKit, see docs/models/adv3d.md"
         )

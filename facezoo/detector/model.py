@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 STRIDES = (8, 16, 32, 64)
 BASES = (40.0, 80.0, 160.0, 320.0)
@@ -120,6 +121,20 @@ class FaceDetector(nn.Module):
         raw = torch.cat(outputs[::-1], 1)
         centres, bases = cells(height, width, raw.device)
         return decode(raw, centres, bases)
+
+    @torch.no_grad()
+    def fold_norms(self) -> FaceDetector:
+        """Take every batch norm into the convolution before it, in place; eval mode only after.
+
+        What comes out changes by rounding alone. The norms' own weights are gone.
+        """
+        for layer in list(self.modules()):
+            if isinstance(layer, nn.Sequential) and isinstance(layer[0], nn.Conv2d):
+                convolution, norm = layer[0].eval(), layer[1].eval()
+                assert isinstance(norm, nn.BatchNorm2d)
+                layer[0] = fuse_conv_bn_eval(convolution, norm)
+                del layer[1]
+        return self.eval()
 
     def _read(self, features: Tensor) -> Tensor:
         """A level's features as numbers per cell, (B, A, 15), in float32 as they become pixels."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from facezoo.base import FaceModel
+from facezoo.card import Preprocessing
 from facezoo.data.images import aligned_crops, decode
 from facezoo.preprocess.pipeline import find_faces, normalise
 
@@ -19,13 +20,28 @@ if TYPE_CHECKING:
 GIVEN, FOUND = "crops by the data set's landmarks", "whole images, faces found by face-detector"
 
 
+class Encoder(Protocol):
+    """What can be asked for results on prepared crops; every ``FaceModel`` is one."""
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How crops are prepared."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where crops are wanted."""
+
+    def run(self, crops: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
+        """Results by name, (F, D), of normalised crops (F, 3, S, S)."""
+
+
 def both_ways(model: FaceModel, table: pa.Table, what: str) -> Iterator[tuple[str, Tensor]]:
     """Results (N, D) on given crops and on whole images, NaN rows where no face was found."""
     yield GIVEN, embed_given(model, table, [what])[what]
     yield FOUND, embed_found(model, table, [what])[what]
 
 
-def embed_given(model: FaceModel, table: pa.Table, wanted: Sequence[str]) -> dict[str, Tensor]:
+def embed_given(model: Encoder, table: pa.Table, wanted: Sequence[str]) -> dict[str, Tensor]:
     """Results on crops aligned by the landmarks of the pack.
 
     Args:

@@ -8,7 +8,7 @@ there is none, only that these readers do not find it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,6 +47,8 @@ class Reading:
     """Accuracy of always giving the answer that is most frequent in training."""
     control: float
     """Accuracy of the same procedure on shuffled labels."""
+    probabilities: Tensor | None = field(default=None, repr=False, compare=False)
+    """What the probe says of the told rows, (T, K); None where there are several splits or none."""
 
     def metrics(self, what: str, dataset: str, split: str, rule: str, command: str) -> list[Metric]:
         """The reading as rows of a card.
@@ -97,7 +99,7 @@ def identity_from(features: Tensor, persons: Tensor, seed: int = 0) -> Reading:
     outcomes = []
     for _ in range(SPLITS):
         train, test = _halves(persons, draw)
-        outcomes.append(_probe_outcome(features, persons, train, test, None, draw))
+        outcomes.append(_probe_outcome(features, persons, train, test, None, draw)[0])
     accuracy, chance, control = torch.tensor(outcomes, dtype=torch.double).unbind(1)
     return Reading(
         accuracy=float(accuracy.mean()),
@@ -132,8 +134,9 @@ def expression_from(
         ValueError: if the rows or groups do not suit; see ``linear_probe``.
     """
     draw = torch.Generator().manual_seed(seed)
-    accuracy, chance, control = _probe_outcome(features, labels, train, test, groups, draw)
-    return Reading(accuracy, None, chance, control)
+    outcome, probabilities = _probe_outcome(features, labels, train, test, groups, draw)
+    accuracy, chance, control = outcome
+    return Reading(accuracy, None, chance, control, probabilities)
 
 
 def pairs_from(features: Tensor, files: list[str], pairs: Pairs, seed: int = 0) -> Reading:
@@ -199,7 +202,7 @@ def leakage(model: FaceModel, data: Path, command: str) -> list[Metric]:
 
 def _lfw_people(model: FaceModel, data: Path, wanted: Sequence[str], command: str) -> list[Metric]:
     table = read_pack(data / "lfw.parquet", "val")
-    files, persons = table["file"].to_pylist(), _numbered(table["identity"].to_pylist())
+    files, persons = table["file"].to_pylist(), numbered(table["identity"].to_pylist())
     pairs = read_pairs(data / "lfw_pairs_val.csv")
     enough = persons.bincount()[persons.bincount() >= LEAST_PHOTOS]
     rule = (
@@ -239,8 +242,8 @@ def _lfw_expressions(
     model: FaceModel, data: Path, wanted: Sequence[str], command: str
 ) -> list[Metric]:
     words = ("neutral", "happiness")
-    train, test = (_labelled(data / "lfw.parquet", split, words) for split in ("train", "val"))
-    people = _numbered(train["identity"].to_pylist() + test["identity"].to_pylist())
+    train, test = (labelled(data / "lfw.parquet", split, words) for split in ("train", "val"))
+    people = numbered(train["identity"].to_pylist() + test["identity"].to_pylist())
     rule = f"linear probe, neutral against happiness, {_sizes(train, test)}; {GIVEN}"
     metrics = []
     for what, reading in _expressions(model, train, test, people, wanted):
@@ -252,7 +255,7 @@ def _ferplus_expressions(
     model: FaceModel, data: Path, wanted: Sequence[str], command: str
 ) -> list[Metric]:
     pack = data / "ferplus.parquet"
-    train, test = (_labelled(pack, split, EXPRESSIONS) for split in ("train", "test"))
+    train, test = (labelled(pack, split, EXPRESSIONS) for split in ("train", "test"))
     rule = f"linear probe, majority rule, 8 classes, {_sizes(train, test)}; {GIVEN}"
     metrics = []
     for what, reading in _expressions(model, train, test, None, wanted):
@@ -284,8 +287,8 @@ def _probe_outcome(
     test: Tensor,
     groups: Tensor | None,
     draw: torch.Generator,
-) -> tuple[float, float, float]:
-    """Accuracy of a linear probe on the test rows, chance and control."""
+) -> tuple[tuple[float, float, float], Tensor]:
+    """Accuracy of a linear probe on the test rows, chance and control; and its probabilities."""
     shuffled = labels.clone()
     shuffled[train] = labels[train[torch.randperm(len(train), generator=draw)]]
     probe = linear_probe(features, labels, train, test, groups)
@@ -293,7 +296,7 @@ def _probe_outcome(
     guess = labels[train].bincount().argmax()
     answers = (probe.predicted, guess, control.predicted)
     accuracy, chance, lucky = (float((a == labels[test]).double().mean()) for a in answers)
-    return accuracy, chance, lucky
+    return (accuracy, chance, lucky), probe.probabilities
 
 
 def _with_enough_photos(features: Tensor, persons: Tensor) -> tuple[Tensor, Tensor]:
@@ -321,7 +324,7 @@ def _halves(persons: Tensor, draw: torch.Generator) -> tuple[Tensor, Tensor]:
     return torch.cat(train), torch.cat(test)
 
 
-def _labelled(path: Path, split: str, words: tuple[str, ...]) -> pa.Table:
+def labelled(path: Path, split: str, words: tuple[str, ...]) -> pa.Table:
     """Rows of a pack with one of these expressions; of train, the first ``TRAINING_ROWS``."""
     table = read_pack(path, split)
     known = [word in words for word in table["expression"].to_pylist()]
@@ -329,7 +332,7 @@ def _labelled(path: Path, split: str, words: tuple[str, ...]) -> pa.Table:
     return table.slice(0, TRAINING_ROWS) if split == "train" else table
 
 
-def _numbered(names: list[str]) -> Tensor:
+def numbered(names: list[str]) -> Tensor:
     """Names as numbers from 0, int64, (N,)."""
     number = {name: index for index, name in enumerate(sorted(set(names)))}
     return torch.tensor([number[name] for name in names])

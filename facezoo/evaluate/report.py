@@ -89,3 +89,16 @@ def as_table(found: Measurements) -> str:
         f"{m.dataset:28} {m.split:6} {m.name:56} {m.value:8.2f} {m.unit:5} {m.protocol}"
         for m in found.metrics
     )
+
+
+def write_tables(path: Path, result: dict[str, Any]) -> None:
+    """Write the tables of a checkpoint, beside those of the same weights that the file has.
+
+    Args:
+        path: a JSON file, which may be there already.
+        result: ``checkpoint``, ``sha256`` and ``tables``, by name.
+    """
+    there = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else result
+    if there["sha256"] == result["sha256"]:
+        result = {**result, "tables": {**there["tables"], **result["tables"]}}
+    path.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

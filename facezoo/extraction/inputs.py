@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import glob
+import math
 import os
 import time
-from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from facezoo.errors import ImageError
 from facezoo.extraction.shards import MARK, is_shard, keys_of, read_stored, split_name
+from facezoo.extraction.videos import frame_keys, is_video, read_frame
+from facezoo.preprocess.ahead import work_ahead
 from facezoo.preprocess.reading import SUFFIXES, read_image
 
-AHEAD_BYTES = 256 * 2**20
-"""Decoded photographs that may wait, together."""
 BATCH_BYTES = 256 * 2**20
 """A batch is closed early when its pixels need as much as this."""
 
@@ -29,11 +29,13 @@ Source = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Photos:
-    """Photographs by name, in sorted order; those of a shard in the order of the shard."""
+    """Photographs by name, in sorted order; those of a shard or video in its order."""
 
     root: Path
     """What the names are relative to."""
     names: list[str]
+    videos: bool = False
+    """Whether frames of videos are among them."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,13 @@ class Loaded:
     """Why it is unreadable, else empty."""
     seconds: float
     """Time that decoding took."""
+    time: float = math.nan
+    """When a frame of a video is shown, in seconds; NaN for a photograph."""
 
 
-def list_photos(source: Source | Iterable[Source], recursive: bool = True) -> Photos:
+def list_photos(
+    source: Source | Iterable[Source], recursive: bool = True, every: int = 1
+) -> Photos:
     """Find photographs.
 
     Args:
@@ -58,16 +64,18 @@ def list_photos(source: Source | Iterable[Source], recursive: bool = True) -> Ph
             usual suffixes, and hidden files and folders in them are passed over; a file is taken
             whatever its name. A pattern has ``*``, ``?``, ``[...]`` or ``**``. A ``.txt`` file has
             a path or pattern per line, relative to its own folder. A shard is a ``.parquet`` or
-            ``.tar`` file, see ``facezoo.extraction.shards``; those inside folders are not opened.
+            ``.tar`` file, see ``facezoo.extraction.shards``, and a video has one of the suffixes
+            of ``facezoo.extraction.videos``; those inside folders are not opened.
         recursive: whether to search folders in folders.
+        every: of a video, the first of each so many frames is taken.
 
     Returns:
-        Each photograph once, sorted by name, shards by theirs.
+        Each photograph once, sorted by name, shards and videos by theirs.
 
     Raises:
         FileNotFoundError: if a path does not exist.
-        ImportError: if a shard is a table and pyarrow is missing.
-        ValueError: if there is no photograph at all, or a shard is none.
+        ImportError: if a shard is a table and pyarrow is missing, or a video and PyAV is.
+        ValueError: if there is no photograph at all, or a shard or video is none.
     """
     given = [source] if isinstance(source, (str, os.PathLike)) else list(source)
     given = [path for entry in given for path in _expanded(os.fspath(entry))]
@@ -84,17 +92,25 @@ def list_photos(source: Source | Iterable[Source], recursive: bool = True) -> Ph
     if not names:
         where = ", ".join(repr(str(path)) for path in given[:3]) or "an empty list"
         raise ValueError(
-            f"no photographs in {where}; folders are searched for {' '.join(SUFFIXES)}"
+            f"no photographs in {where}; folders are searched for {' '.join(SUFFIXES)}, and videos "
+            "and shards are taken by name or by a pattern such as 'folder/*.mp4'"
         )
     root = only if only and only.is_dir() else Path()
-    shards = {} if root != Path() else {n: None for n in names if is_shard(Path(n))}
-    named = [
-        [f"{name}{MARK}{key}" for key in keys_of(Path(name))] if name in shards else [name]
-        for name in sorted(set(names))
-    ]
+    plain = root != Path()
+    named = [[name] if plain else _names_of(name, every) for name in sorted(set(names))]
     if not any(named):
-        raise ValueError(f"no photographs in the shards {', '.join(sorted(shards))}")
-    return Photos(root, [name for entry in named for name in entry])
+        raise ValueError(f"no photographs in the shards {', '.join(sorted(set(names)))}")
+    videos = not plain and any(is_video(Path(name)) for name in names)
+    return Photos(root, [name for entry in named for name in entry], videos)
+
+
+def _names_of(name: str, every: int) -> list[str]:
+    """The photographs of a shard, the frames of a video, or the file itself."""
+    path = Path(name)
+    if not is_shard(path) and not is_video(path):
+        return [name]
+    keys = keys_of(path) if is_shard(path) else frame_keys(path, every)
+    return [f"{name}{MARK}{key}" for key in keys]
 
 
 def _expanded(given: str) -> list[str]:
@@ -140,27 +156,25 @@ def load_ahead(
         root: what the names are relative to.
         names: photographs.
         workers: threads.
-        ahead: how many photographs may be decoded, or waiting to be, beyond the one that is handed
-            out; fewer where they are so large that they would need more than ``AHEAD_BYTES``.
+        ahead: see ``work_ahead``.
 
     Yields:
         One entry per name, in their order.
     """
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-    waiting: deque[Future[Loaded]] = deque()
-    room, largest = min(workers, ahead), 1
-    try:
-        for name in names:
-            waiting.append(pool.submit(_load, root, name))
-            while len(waiting) > room:
-                loaded = waiting.popleft().result()
-                largest = max(largest, _size(loaded))
-                room = min(ahead, max(workers, AHEAD_BYTES // largest))
-                yield loaded
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    return work_ahead(
+        partial(_load, root),
+        names,
+        workers=workers,
+        ahead=ahead,
+        size=_size,
+        in_turn=_of_video,
+    )
+
+
+def _of_video(name: str) -> bool:
+    """Whether a name is that of a frame; a video is decoded in order."""
+    stored = split_name(name)
+    return stored is not None and is_video(Path(stored[0]))
 
 
 def group(loaded: Iterable[Loaded], size: int) -> Iterator[list[Loaded]]:
@@ -184,11 +198,17 @@ def _size(loaded: Loaded) -> int:
 
 def _load(root: Path, name: str) -> Loaded:
     begin = time.perf_counter()
-    path = root / name
+    path, shown = root / name, math.nan
+    reason, pixels = "", None
     try:
         stored = split_name(name)
-        pixels = read_image(path if stored is None else read_stored(Path(stored[0]), stored[1]))
-        reason = ""
+        if stored is None:
+            pixels = read_image(path)
+        elif is_video(Path(stored[0])):
+            path = root / stored[0]
+            pixels, shown = read_frame(path, stored[1])
+        else:
+            pixels = read_image(read_stored(root / stored[0], stored[1]))
     except ImageError as error:
-        pixels, reason = None, str(error).removeprefix(f"{str(path)!r}: ")
-    return Loaded(name, pixels, reason, time.perf_counter() - begin)
+        reason = str(error).removeprefix(f"{str(path)!r}: ")
+    return Loaded(name, pixels, reason, time.perf_counter() - begin, shown)

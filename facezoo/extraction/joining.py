@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from facezoo.extraction.parts import replacing
 
-_SAME = ("fingerprint", "checkpoint", "features", "classes")
+_SAME = ("fingerprint", "checkpoint", "features", "classes", "videos", "smooth")
 """What rows must share to be comparable, see ``facezoo.extraction.tables.Layout``."""
 
 
@@ -80,5 +80,5 @@ def _check_same(layouts: dict[Path, dict[str, Any]]) -> None:
             if layout.get(key) != wanted.get(key):
                 raise ValueError(
                     f"{path} has {key} {layout.get(key)!r} and {first} has {wanted.get(key)!r}; "
-                    "their rows are not comparable. Extract both with the same model and version"
+                    "their rows do not fit. Extract both with the same model, version and options"
                 )

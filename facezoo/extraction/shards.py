@@ -15,6 +15,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
+from facezoo.extraction.videos import is_video
 from facezoo.preprocess.reading import SUFFIXES
 
 if TYPE_CHECKING:
@@ -33,9 +34,10 @@ def is_shard(path: Path) -> bool:
 
 
 def split_name(name: str) -> tuple[str, str] | None:
-    """Shard and key of a photograph's name, None for one that is a file of its own."""
+    """Shard or video, and key, of a photograph's name; None for one that is a file of its own."""
     shard, mark, key = name.partition(MARK)
-    return (shard, key) if mark and is_shard(Path(shard)) else None
+    path = Path(shard)
+    return (shard, key) if mark and (is_shard(path) or is_video(path)) else None
 
 
 def keys_of(path: Path) -> list[str]:

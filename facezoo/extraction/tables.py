@@ -8,12 +8,13 @@ import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from facezoo.extraction.parts import Block, Parts, Rows
+from facezoo.extraction.tracks import Tracked
 from facezoo.results import LANDMARK_NAMES
 
 if TYPE_CHECKING:
@@ -38,6 +39,10 @@ class Layout:
     """Widths D of the embeddings by name."""
     classes: tuple[str, ...]
     """The K expression classes; none for a model without them."""
+    videos: bool = False
+    """Whether rows have a time and a track, see ``facezoo.extraction.tracks.Tracked``."""
+    smooth: float | None = None
+    """Seconds over which embeddings and probabilities are smoothed along a track."""
 
 
 def check_output(output: Path) -> None:
@@ -62,6 +67,20 @@ def check_output(output: Path) -> None:
             ) from error
 
 
+class Stored(Protocol):
+    """Where rows are read from: the parts of a run, as they are or tracked."""
+
+    def blocks(self, columns: Iterable[str] | None = None) -> Iterator[Block]:
+        """The stretches in order, with some columns or all."""
+
+
+def stored_rows(parts: Parts, layout: Layout) -> Stored:
+    """The rows of the parts, with the tracks of videos and smooth along these where wanted."""
+    if not layout.videos:
+        return parts
+    return Tracked(parts, [*layout.features, "probabilities"], layout.smooth)
+
+
 def write_table(path: Path, suffix: str, parts: Parts, layout: Layout) -> int:
     """Write every row of the parts to a file.
 
@@ -75,10 +94,10 @@ def write_table(path: Path, suffix: str, parts: Parts, layout: Layout) -> int:
         How many rows there are.
     """
     write = {".parquet": _write_parquet, ".csv": _write_csv, ".npz": _write_npz}[suffix]
-    return write(path, parts, layout)
+    return write(path, stored_rows(parts, layout), layout)
 
 
-def _stretches(parts: Parts) -> Iterator[Rows]:
+def _stretches(parts: Stored) -> Iterator[Rows]:
     """All columns in blocks of ``BLOCK`` rows, whatever the parts' own sizes."""
     waiting: list[Rows] = []
     count = 0
@@ -118,7 +137,7 @@ def _labels(rows: Rows, layout: Layout) -> list[str | None]:
     ]
 
 
-def _write_csv(path: Path, parts: Parts, layout: Layout) -> int:
+def _write_csv(path: Path, parts: Stored, layout: Layout) -> int:
     count = 0
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -133,7 +152,8 @@ def _csv_header(layout: Layout) -> list[str]:
     embeddings = [f"{name}_{d}" for name, width in layout.features.items() for d in range(width)]
     classes = [f"p_{name}" for name in layout.classes]
     label = ["label"] if classes else []
-    start = ["file", "face", *BOX, "score", *LANDMARKS]
+    moments = ["time", "track"] if layout.videos else []
+    start = ["file", "face", *moments, *BOX, "score", *LANDMARKS]
     return [*start, *embeddings, *label, *classes, "checkpoint", "fingerprint"]
 
 
@@ -147,10 +167,11 @@ def _csv_rows(rows: Rows, layout: Layout) -> Iterator[list[Any]]:
     for index, (text, end) in enumerate(zip(texts, ends, strict=True)):
         label = [labels[index] or ""] if layout.classes else []
         start = [rows["file"][index], int(rows["face"][index])]
+        start += [float(rows["time"][index]), int(rows["track"][index])] if layout.videos else []
         yield [*start, *text, *label, *end, layout.checkpoint, layout.fingerprint]
 
 
-def _write_parquet(path: Path, parts: Parts, layout: Layout) -> int:
+def _write_parquet(path: Path, parts: Stored, layout: Layout) -> int:
     import pyarrow.parquet as pq
 
     count = 0
@@ -167,6 +188,7 @@ def _schema(layout: Layout) -> pa.Schema:
 
     word = pa.dictionary(pa.int32(), pa.string())
     columns = [("file", pa.string()), ("face", pa.int32())]
+    columns += [("time", pa.float64()), ("track", pa.int32())] if layout.videos else []
     columns += [(name, pa.float32()) for name in (*BOX, "score")]
     columns += [("landmarks", pa.list_(pa.float32(), 10))]
     columns += [(name, pa.list_(pa.float32(), width)) for name, width in layout.features.items()]
@@ -181,6 +203,7 @@ def _arrow(rows: Rows, layout: Layout, schema: pa.Schema) -> pa.Table:
 
     count = len(rows["photo"])
     columns: dict[str, Any] = {"file": rows["file"].tolist(), "face": rows["face"]}
+    columns.update((name, rows[name]) for name in ("time", "track") if layout.videos)
     columns.update(zip((*BOX, "score"), (*rows["box"].T, rows["score"]), strict=True))
     for name in ("landmarks", *layout.features):
         flat = rows[name].reshape(count, -1)
@@ -199,7 +222,10 @@ def _arrow(rows: Rows, layout: Layout, schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def _write_npz(path: Path, parts: Parts, layout: Layout) -> int:
+_KINDS = {"face": "<i4", "track": "<i4", "time": "<f8"}
+
+
+def _write_npz(path: Path, parts: Stored, layout: Layout) -> int:
     """One array per column, written in one pass over the parts each."""
     counts, longest = [0], 1
     for block in parts.blocks(["photo"]):
@@ -207,6 +233,7 @@ def _write_npz(path: Path, parts: Parts, layout: Layout) -> int:
         longest = max([longest, *(len(printable(name)) for name in block.names)])
     count = sum(counts)
     shapes: dict[str, tuple[int, ...]] = {"face": (), "box": (4,), "score": (), "landmarks": (5, 2)}
+    shapes |= {"time": (), "track": ()} if layout.videos else {}
     shapes.update((name, (width,)) for name, width in layout.features.items())
     if layout.classes:
         shapes["probabilities"] = (len(layout.classes),)
@@ -215,8 +242,7 @@ def _write_npz(path: Path, parts: Parts, layout: Layout) -> int:
         _member(archive, "file", f"<U{longest}", (count,), names)
         for key, shape in shapes.items():
             values = (block.rows[key] for block in parts.blocks([key]))
-            kind = "<i4" if key == "face" else "<f4"
-            _member(archive, key, kind, (count, *shape), values)
+            _member(archive, key, _KINDS.get(key, "<f4"), (count, *shape), values)
         if layout.classes:
             width = max(map(len, layout.classes))
             needed = ("face", "probabilities")

@@ -17,6 +17,7 @@ from facezoo.data.augment import augment, centre_crop
 from facezoo.evaluate.classification import scores
 from facezoo.preprocess.pipeline import normalise
 from facezoo.training import (
+    Processes,
     autocast,
     batches,
     descend,
@@ -96,7 +97,8 @@ def fit(
 
     With validation examples the epoch of the highest balanced accuracy on them is kept, without
     them the last. Interrupted, the same call goes on at the epoch it was in and ends at the same
-    weights, if ``out`` is given.
+    weights, if ``out`` is given. Several processes, as ``accelerate launch`` starts them, share
+    every batch and end at the same weights; the first of them validates and writes.
 
     Args:
         model: with as many classes as the labels have.
@@ -120,10 +122,13 @@ def fit(
         optimizer.load_state_dict(saved["optimizer"])
         begin, best, kept = saved["epoch"], saved["best"], saved["kept"]
     rows: list[dict[str, float]] = []
-    disable = None if progress else True
+    together = Processes.present()
+    disable = None if progress and together.first else True
     for epoch in tqdm(range(begin, recipe.epochs), desc="fine-tuning", disable=disable):
         loss = _epoch(model, optimizer, train, recipe, seed, epoch)
         row = {"epoch": epoch + 1, "loss": loss}
+        if not together.first:
+            continue
         if val is not None and len(val):
             row |= scores(predict(model, val), val.labels)
         score = row.get("balanced accuracy", float(epoch))
@@ -135,6 +140,7 @@ def fit(
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
             save_state(out / "state.pt", **state, epoch=epoch + 1, best=best, kept=kept)
             log_row(out / "log.csv", row)
+    kept, rows = together.gather((kept, rows))[0]
     model.load_state_dict(kept)
     model.eval()
     return rows
@@ -149,15 +155,19 @@ def _epoch(
     epoch: int,
 ) -> float:
     """One pass over the examples; the mean loss."""
+    together = Processes.present()
     size = min(recipe.batch_size, len(train))
+    if size == len(train) > together.count:  # all there are, but for what cannot be shared
+        size -= size % together.count
     order = batches(len(train), size, seed, epoch)
     total = 0.0
     model.train()
     for step, rows in enumerate(order):
         done = (epoch * len(order) + step) / (recipe.epochs * len(order))
         set_cosine_rate(optimizer, recipe.rate, done, recipe.warmup)
-        part = train[rows]
-        images = _augmented(part, model.preprocessing, generator(seed, epoch, step))
+        part = train[together.share(rows)]
+        draw = generator(seed, epoch, step, *together.path)
+        images = _augmented(part, model.preprocessing, draw)
         with autocast(model.device):
             logits = model(images.to(model.device))
         loss = F.cross_entropy(

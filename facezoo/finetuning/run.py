@@ -23,7 +23,7 @@ from facezoo.finetuning.loop import MARGIN, Examples, Finetuning, fit, predict
 from facezoo.preprocess.pipeline import fingerprint, prepare_aligned, to_device
 from facezoo.preprocess.reading import describe, read_image
 from facezoo.registry import load
-from facezoo.training import begin_run
+from facezoo.training import Processes, begin_run
 from facezoo.weights import read_tensors, save
 
 STATE = "training"
@@ -62,7 +62,8 @@ def finetune(
     """Train a checkpoint further on labelled photographs.
 
     The faces are found and cut out once, and their crops are kept in memory and in ``out``, some
-    50 kB each. Interrupted, the same call goes on at the epoch it was in.
+    50 kB each. Interrupted, the same call goes on at the epoch it was in. Several processes, as
+    ``accelerate launch`` starts them, share every batch, which their number must divide.
 
     Args:
         data: a folder of class folders, a ``.csv`` or a ``.parquet`` file, as ``read_labelled``
@@ -85,17 +86,18 @@ def finetune(
         NoFaceError: if no photograph has a face.
         UnsupportedError: if the model has no classifier.
     """
-    recipe, target = recipe or Finetuning(), Path(out)
+    recipe, target, together = recipe or Finetuning(), Path(out), Processes.present()
     labelled = read_labelled(data, label_column=label_column, classes=classes)
-    net = _network(model, recipe, labelled, seed, device)
+    net = _network(model, recipe, labelled, seed, device or together.device())
     said = {
         **asdict(recipe),
         "model": net.card.name if net.card else model,
         "data": _digest(labelled),
         "aligned": aligned,
     }
-    record = begin_run(target / STATE, seed=seed, recipe=said)
-    examples, rows = _examples(labelled, net, target / STATE, aligned)
+    with together.first_alone():  # the others find what it has written
+        record = begin_run(target / STATE, seed=seed, recipe=said)
+        examples, rows = _examples(labelled, net, target / STATE, aligned)
     parts = {split: _part(examples, rows, labelled.rows(split)) for split in _splits(labelled)}
     _check(labelled, parts["train"])
     fit(net, parts["train"], parts["val"], recipe, target / STATE, seed=seed)
@@ -107,7 +109,9 @@ def finetune(
         for metric in _metrics(net, parts[split], labelled.name, split, command)
     )
     card = _card(net, labelled, len(parts["train"]), record, command, metrics, target, recipe)
-    net.save_pretrained(target, card=card)
+    if together.first:
+        net.save_pretrained(target, card=card)
+    together.wait()
     return Finetuned(target, labelled.classes, metrics)
 
 

@@ -7,6 +7,7 @@ pixels of the crop.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from math import ceil
 
 import torch
@@ -15,6 +16,9 @@ from einops import rearrange
 from torch import Tensor
 
 _MAX_SAMPLES = 4  # per axis and output pixel; photographs larger than that are box-reduced first
+_FRAME = 2  # pixels of black around a photograph: both columns of a sample may lie outside
+# Samples that are worked on at once: what a processor's cache holds, and what fills a GPU.
+_SAMPLES_ON_CPU, _SAMPLES_ELSEWHERE = 1 << 17, 1 << 22
 
 
 def similarity_transform(source: Tensor, target: Tensor) -> Tensor:
@@ -123,45 +127,69 @@ def _reduce(image: Tensor, inverse: Tensor, factor: int) -> tuple[Tensor, Tensor
 def _gather(crops: list[tuple[Tensor, Tensor]], size: int, samples: int) -> Tensor:
     """Bilinear samples of many photographs at once, averaged to (F, 3, size, size)."""
     device = crops[0][0].device
-    # One black row of pixels at the end is where every sample outside a photograph reads from.
-    unique = list({id(photo): photo for photo, _ in crops}.values())
-    starts, total = {}, 0
-    for photo in unique:
-        starts[id(photo)] = total
-        total += photo.shape[0] * photo.shape[1]
-    flat = torch.cat([p.reshape(-1, 3) for p in unique] + [unique[0].new_zeros(1, 3)])
+    flat, places = _end_to_end(list({id(photo): photo for photo, _ in crops}.values()))
     out = torch.empty(len(crops), 3, size, size, device=device)
-    step = max(1, (1 << 22) // (size * samples) ** 2)  # bounds the memory of the coordinates
+    at_once = _SAMPLES_ON_CPU if device.type == "cpu" else _SAMPLES_ELSEWHERE
+    step = max(1, at_once // (size * samples) ** 2)
     for begin in range(0, len(crops), step):
         part = crops[begin : begin + step]
         matrices = torch.stack([m for _, m in part]).float().to(device)
         extents = torch.tensor(
-            [[starts[id(p)], p.shape[0], p.shape[1]] for p, _ in part], device=device
+            [[places[id(p)], p.shape[0], p.shape[1]] for p, _ in part],
+            dtype=torch.int32,
+            device=device,
         )
         grid = (torch.arange(size * samples, device=device) + 0.5) / samples - 0.5
         x = matrices[:, 0, 0, None, None] * grid + matrices[:, 0, 1, None, None] * grid[:, None]
         y = matrices[:, 1, 0, None, None] * grid + matrices[:, 1, 1, None, None] * grid[:, None]
         x, y = x + matrices[:, 0, 2, None, None], y + matrices[:, 1, 2, None, None]
         sampled = _bilinear(flat, x, y, *extents.T[:, :, None, None])
-        sampled = rearrange(sampled, "f h w c -> f c h w")
+        sampled = rearrange(sampled, "c f h w -> f c h w")
         out[begin : begin + step] = F.avg_pool2d(sampled, samples) if samples > 1 else sampled
     return out
+
+
+def _end_to_end(photos: list[Tensor]) -> tuple[Tensor, dict[int, int]]:
+    """Photographs in black frames of two pixels, laid one behind the other.
+
+    Returns:
+        Their pixels, the four bytes of each in one int32, (P,), and where each one's pixel (0, 0)
+        stands, by its id.
+    """
+    frame = 2 * _FRAME
+    areas = [(photo.shape[0] + frame) * (photo.shape[1] + frame) for photo in photos]
+    pixels = torch.zeros(sum(areas), 4, dtype=torch.uint8, device=photos[0].device)
+    places = {}
+    for photo, area, begin in zip(photos, areas, accumulate(areas, initial=0), strict=False):
+        height, width = photo.shape[:2]
+        framed = pixels[begin : begin + area].view(height + frame, width + frame, 4)
+        framed[_FRAME:-_FRAME, _FRAME:-_FRAME, :3] = photo
+        places[id(photo)] = begin + _FRAME * (width + frame) + _FRAME
+    return pixels.view(torch.int32)[:, 0], places
 
 
 def _bilinear(
     flat: Tensor, x: Tensor, y: Tensor, start: Tensor, height: Tensor, width: Tensor
 ) -> Tensor:
-    """Bilinear look-up at x, y (F, H, W) in photographs laid end to end; black outside."""
+    """Bilinear look-up at x, y (F, H, W) in what ``_end_to_end`` gives; black outside.
+
+    Returns:
+        Channels first, so that the innermost loop is a long one, (3, F, H, W).
+    """
     x0, y0 = x.floor(), y.floor()
-    column, row = x0.long(), y0.long()
-    fraction_x, fraction_y = (x - x0)[..., None], (y - y0)[..., None]
-    outside = len(flat) - 1
+    fraction_x, fraction_y = x - x0, y - y0
+    # Outside a photograph every sample falls on its frame, wherever it would be.
+    column = torch.minimum(x0.clamp_(min=-_FRAME).int(), width)
+    row = torch.minimum(y0.clamp_(min=-_FRAME).int(), height)
+    line = width + 2 * _FRAME
+    corner = start + row * line + column
 
-    def at(dx: int, dy: int) -> Tensor:
-        r, c = row + dy, column + dx
-        inside = (r >= 0) & (r < height) & (c >= 0) & (c < width)
-        return flat[torch.where(inside, start + r * width + c, outside)].float()
+    def at(index: Tensor) -> Tensor:
+        found = flat.index_select(0, index.flatten()).view(torch.uint8)
+        planes = rearrange(found.view(*index.shape, 4), "f h w c -> c f h w")
+        return planes[:3].to(torch.float32, memory_format=torch.contiguous_format)
 
-    top = torch.lerp(at(0, 0), at(1, 0), fraction_x)
-    bottom = torch.lerp(at(0, 1), at(1, 1), fraction_x)
+    top = torch.lerp(at(corner), at(corner + 1), fraction_x)
+    corner += line
+    bottom = torch.lerp(at(corner), at(corner + 1), fraction_x)
     return torch.lerp(top, bottom, fraction_y)

@@ -74,8 +74,9 @@ def detect(
     for alike in views.values():
         for begin in range(0, len(alike), config.batch_size):
             found.append(_candidates(detector, alike[begin : begin + config.batch_size], config))
-    scores, boxes, points, photo = (torch.cat(column) for column in zip(*found, strict=True))
-    return _merge(scores, boxes, points, photo, config)
+    # One copy to the host for all photographs: what is left are a few rows of each.
+    scores, boxes, points, photo = (torch.cat(part).cpu() for part in zip(*found, strict=True))
+    return _merge(scores, boxes, points, photo, config).to(device)
 
 
 def _views(photo: Tensor, index: int, config: DetectionConfig) -> list[_View]:
@@ -113,13 +114,13 @@ def _candidates(
     scores = said.logits.sigmoid()
     extent = said.boxes[..., 2:] - said.boxes[..., :2]
     likely = (scores > config.score / 2) & (extent.amax(-1) >= config.smallest_face)
-    which = likely.nonzero()[:, 0]
+    which, cell = likely.nonzero(as_tuple=True)
     scale = torch.tensor([view.scale for view in views], device=batch.device)[which]
     photo = torch.tensor([view.photo for view in views], device=batch.device)[which]
     # Pixel centres at whole numbers: half a pixel is added before scaling and taken off after.
-    boxes = (said.boxes[likely] + 0.5) / scale.repeat(1, 2) - 0.5
-    points = (said.landmarks[likely] + 0.5) / scale[:, None] - 0.5
-    return scores[likely], boxes, points, photo
+    boxes = (said.boxes[which, cell] + 0.5) / scale.repeat(1, 2) - 0.5
+    points = (said.landmarks[which, cell] + 0.5) / scale[:, None] - 0.5
+    return scores[which, cell], boxes, points, photo
 
 
 def _merge(

@@ -20,6 +20,7 @@ from PIL import ExifTags, Image, ImageCms, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
 from facezoo.errors import ImageError
+from facezoo.preprocess.ahead import DECODERS, work_ahead
 
 ImageSource = Union[str, "os.PathLike[str]", bytes, IO[bytes], Image.Image, NDArray[Any], Tensor]
 
@@ -93,6 +94,36 @@ def read_image(source: ImageSource, index: int | None = None) -> NDArray[np.uint
             ``PIL.Image.MAX_IMAGE_PIXELS``, or holds values outside those ranges.
     """
     return _read(source, index)
+
+
+def read_ahead(sources: Sequence[ImageSource], ahead: int) -> Iterator[NDArray[np.uint8]]:
+    """Read photographs one by one, files and bytes in threads while the caller works.
+
+    Other sources are read when their turn comes, in the caller's thread: they may be shared.
+
+    Args:
+        sources: anything that ``read_image`` takes.
+        ahead: how many may be decoded before their turn.
+
+    Yields:
+        One array (H, W, 3) per source, in their order; see ``read_image``.
+
+    Raises:
+        ImageError: in its turn, if an input cannot be read.
+    """
+    if len(sources) == 1:
+        yield read_image(sources[0])
+        return
+    if not all(isinstance(source, (str, os.PathLike, bytes)) for source in sources):
+        yield from (read_image(source, index) for index, source in enumerate(sources))
+        return
+    yield from work_ahead(
+        lambda index: read_image(sources[index], index),
+        range(len(sources)),
+        workers=DECODERS,
+        ahead=ahead,
+        size=lambda photo: photo.nbytes,
+    )
 
 
 def describe(source: object, index: int | None = None) -> str:

@@ -1,11 +1,13 @@
 """The detector's network, which cell answers for which face, and its loss, against loops."""
 
+import copy
 import math
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from facezoo.detector import losses
 from facezoo.detector.boxes import paired_iou
@@ -260,3 +262,17 @@ def test_the_right_answer_costs_next_to_nothing():
     boxes = targets.boxes[:, :1].expand(-1, len(centres), -1)
     points = targets.landmarks[:, :1].expand(-1, len(centres), -1, -1)
     assert detection_loss(Candidates(logits, boxes, points), targets, centres, bases) < 1e-4
+
+
+def test_a_detector_with_folded_norms_says_the_same_and_has_none_left():
+    detector = FaceDetector(16)
+    images = torch.randn(4, 3, 64, 128)
+    for _ in range(3):
+        detector(images)  # gives the norms something to do
+    whole = detector.eval()(images)
+    folded = copy.deepcopy(detector).fold_norms()
+    said = folded(images)
+    torch.testing.assert_close(said.logits, whole.logits, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(said.landmarks, whole.landmarks, atol=1e-3, rtol=1e-4)
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in folded.modules())
+    assert not folded.training

@@ -3,14 +3,12 @@
 import io
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from packs import face_at, png, write_ferplus
+from colours import ColourModel, write_colour_packs
 from PIL import Image
 
-from facezoo.base import FaceModel
 from facezoo.evaluate import leakage as leaks
 from facezoo.evaluate.embedding import embed_given
 from facezoo.evaluate.leakage import (
@@ -130,79 +128,9 @@ def test_a_reading_becomes_metrics_in_per_cent_with_what_it_is_compared_to():
 # --- the whole, on a small model and small packs -----------------------------------------------
 
 
-class ColourModel(FaceModel):
-    """Reads the person from red and the expression from green, as these packs paint them."""
-
-    model_name = "colour"
-
-    def __init__(self):
-        super().__init__()
-        self.anywhere = torch.nn.Parameter(torch.zeros(1))
-
-    def embed_expression(self, images):
-        return _bins(images[:, 1]) + self.anywhere
-
-    def embed_identity(self, images):
-        return _bins(images[:, 0]) + self.anywhere
-
-
-def _bins(channel):
-    """Which of eight ranges the mean of a channel (B, H, W) in [-1, 1] is in, softly, (B, 8)."""
-    centres = torch.linspace(-1, 1, 8)
-    return (-40 * (channel.mean((1, 2))[:, None] - centres).square()).exp()
-
-
-WORDS = ("neutral", "happiness")
-
-
-def painted(person, word, draw):
-    """A photograph whose red says who it is and whose green says what it expresses."""
-    pixels = np.empty((64, 64, 3), np.uint8)
-    pixels[..., 0] = 36 * person
-    pixels[..., 1] = 250 * WORDS.index(word)
-    pixels[..., 2] = draw.integers(0, 256)
-    pixels[..., :2] += draw.integers(0, 5, (64, 64, 2)).astype(np.uint8)
-    return png(pixels)
-
-
-def paint(path, rows):
-    """A pack from rows (file, identity, number, word, split)."""
-    draw = np.random.default_rng(0)
-    table = [
-        {
-            "image": painted(number, word, draw),
-            "file": file,
-            "identity": identity,
-            "split": split,
-            "expression": word,
-            "landmarks": face_at(16, 16, 32)["landmarks"],
-        }
-        for file, identity, number, word, split in rows
-    ]
-    pq.write_table(pa.Table.from_pylist(table), path)
-
-
 @pytest.fixture
 def packs(tmp_path):
-    """LFW with four people on each side, each four times; London with seven people; FER+."""
-    lfw = [
-        (f"{person}_{i}.jpg", f"person{person}", person % 4, WORDS[i % 2], split)
-        for person, split in [(p, "train" if p < 4 else "val") for p in range(8)]
-        for i in range(4)
-    ]
-    paint(tmp_path / "lfw.parquet", lfw)
-    # Not in the order of the people.
-    london = [
-        (f"{p}_{w}.jpg", f"london_{p:03}", p, w, "train") for w in WORDS for p in (3, 0, 6, 1, 5)
-    ]
-    paint(tmp_path / "london_expr.parquet", london[:5] + london[:4:-1])
-    write_ferplus(tmp_path, train=48, test=16)
-    val = [row[0] for row in lfw if row[4] == "val"]
-    pairs = [(a, b) for i, a in enumerate(val) for b in val[i + 1 :]]
-    lines = [f"{a},{b},{int(a[0] == b[0])},{i % 2}" for i, (a, b) in enumerate(pairs)]
-    text = "\n".join(["file_a,file_b,same,fold", *lines, ""])
-    (tmp_path / "lfw_pairs_val.csv").write_text(text, encoding="utf-8")
-    return tmp_path
+    return write_colour_packs(tmp_path)
 
 
 def test_a_model_of_two_separate_features_leaks_neither_way(packs):

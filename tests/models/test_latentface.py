@@ -1,5 +1,7 @@
 """The model of LatentFace: stages, pictures, gradients, and what a configuration cannot do."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -202,3 +204,30 @@ def test_photographs_go_through_every_public_method(model):
     picture = model.frontalize(crops[0].numpy(), aligned=True)
     assert picture.shape == (1, 3, 64, 64)
     assert 0 <= picture.min() <= picture.max() <= 1
+
+
+def test_an_expression_is_transferred_to_another_face_and_its_own_is_its_reconstruction(model):
+    draw = torch.Generator().manual_seed(0)
+    first, second = torch.randint(0, 256, (2, 3, 64, 64), generator=draw, dtype=torch.uint8)
+    own = model.transfer_expression(first, first, aligned=True)
+    torch.testing.assert_close(own, model.reconstruct(first, aligned=True), atol=1e-4, rtol=1e-4)
+    both = model.transfer_expression(first, [first, second], aligned=True)
+    torch.testing.assert_close(both[:1], own, atol=1e-4, rtol=1e-4)
+    given, kept = (model.encode_factors(image, aligned=True) for image in (first, second))
+    with torch.no_grad():
+        whose = [model.identity_latents(latents) for latents in (given, kept)]
+        moved = {
+            part: getattr(whose[1], part) + getattr(given, part) - getattr(whose[0], part)
+            for part in ("texture", "shape")
+        }
+        wanted = model.to_unit(model.draw(replace(kept, **moved)).image)
+    torch.testing.assert_close(both[1:], wanted, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="got 2 source faces and 1 target faces"):
+        model.transfer_expression([first, second], first, aligned=True)
+
+
+def test_a_model_without_diffusion_transfers_nothing():
+    plain = LatentFace(**SMALL, diffusion=False)
+    photo = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    with pytest.raises(UnsupportedError, match="without the second stage"):
+        plain.transfer_expression(photo, photo, aligned=True)

@@ -12,17 +12,19 @@ from packs import write_lfw
 from PIL import Image
 
 import facezoo
-from facezoo.errors import UnknownNameError
-from facezoo.models.latentface import LatentFace
-from facezoo.models.latentface.networks import AutoEncoder
-from facezoo.models.latentface.train import features, loop, run, stage1, stage2
-from facezoo.models.latentface.train.photographs import (
+from facezoo import feature_maps as features
+from facezoo import fitting as loop
+from facezoo.data.photographs import (
     MARGIN,
     Photographs,
     augmented,
     centred,
     read_photographs,
 )
+from facezoo.errors import UnknownNameError
+from facezoo.models.latentface import LatentFace
+from facezoo.models.latentface.networks import AutoEncoder
+from facezoo.models.latentface.train import run, stage1, stage2
 from facezoo.models.latentface.train.recipes import RECIPES, Disentangling, recipe
 from facezoo.models.latentface.train.stage1 import convex_depth, roughness
 from facezoo.models.latentface.train.stage2 import by_person, codes_of, draw_pairs, equalise
@@ -117,7 +119,7 @@ def test_an_interrupted_stage_ends_at_the_same_weights(chosen, data, tmp_path, m
 def test_one_step_of_the_first_stage_moves_every_network(chosen):
     torch.manual_seed(0)
     model = LatentFace(**SMALL, diffusion=False)
-    network = features.FeatureMaps("any", 1)
+    network = features.FeatureMaps("any", [1])
     terms, depth = stage1.reconstruction_terms(model, network, torch.rand(2, 3, 64, 64) * 2 - 1)
     assert depth.shape == (2, 64, 64)
     sum(terms.values()).backward()
@@ -203,7 +205,7 @@ def test_a_folder_of_folders_is_read_as_people(tmp_path, monkeypatch):
         images = torch.zeros(len(rows), 3, 68, 68, dtype=torch.uint8)
         return found.Crops(images, torch.zeros(len(rows), 5, 2), rows, torch.zeros(len(rows)))
 
-    monkeypatch.setattr("facezoo.models.latentface.train.photographs.load_crops", load)
+    monkeypatch.setattr("facezoo.data.photographs.load_crops", load)
     photographs = read_photographs(tmp_path, LatentFace(**SMALL).preprocessing, CPU)
     assert photographs.persons == ["id1/clip", "id1/clip", "id2/clip"]
     assert photographs.said.endswith("3 images in 2 folders")
@@ -226,7 +228,7 @@ def test_another_feature_network_gets_the_colours_that_it_wants(monkeypatch):
     monkeypatch.undo()
     make = timm.create_model
     monkeypatch.setattr(timm, "create_model", lambda name, pretrained: make(name))
-    network = features.FeatureMaps("test_resnet.r160_in1k", 1)
+    network = features.FeatureMaps("test_resnet.r160_in1k", [1])
     settings = network.backbone.pretrained_cfg
     black = (torch.zeros(3) - torch.tensor(settings["mean"])) / torch.tensor(settings["std"])
     seen = []
@@ -243,9 +245,9 @@ def test_recipes_are_found_by_name():
 
 def test_the_feature_network_of_a_checkpoint_is_its_identity_encoder(monkeypatch):
     monkeypatch.undo()
-    network = features.FeatureMaps("ipd-fer", 1)
+    network = features.FeatureMaps("ipd-fer", [1])
     images = torch.rand(1, 3, 64, 64) * 2 - 1
-    maps = network(images)
+    (maps,) = network(images)
     assert maps.shape == (1, 64, 16, 16)
     options = {"indices": [1], "intermediates_only": True}
     own = facezoo.load("ipd-fer", device="cpu").identity_encoder.backbone

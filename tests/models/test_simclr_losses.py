@@ -79,7 +79,11 @@ def test_the_perceptual_loss_adds_scales_layers_and_channels():
                     p, q = a[sample, :, y, x], b[sample, :, y, x]
                     gap = (p / p.norm() - q / q.norm()).square().sum()
                     wanted += float(gap) / len(places) / 2
-    loss = perceptual_loss(images, targets, layers_of)
+    pyramid = [
+        [m for scale in range(3) for m in layers_of(F.avg_pool2d(side, 2**scale))]
+        for side in (images, targets)
+    ]
+    loss = perceptual_loss(*pyramid)
     assert loss.item() == pytest.approx(wanted, rel=1e-4)
 
 
@@ -88,8 +92,8 @@ def test_the_perceptual_loss_sees_a_change_at_the_scale_where_it_is():
     checks = ((torch.arange(16)[:, None] + torch.arange(16)) % 2).float() * 0.2 - 0.1
     fine = images + checks * torch.tensor([1.0, -1.0, 1.0]).view(1, 3, 1, 1)
     coarse = [
-        perceptual_loss(F.avg_pool2d(fine, 2), F.avg_pool2d(images, 2), layers_of, scales=1),
-        perceptual_loss(fine, images, layers_of, scales=1),
+        perceptual_loss(layers_of(F.avg_pool2d(fine, 2)), layers_of(F.avg_pool2d(images, 2))),
+        perceptual_loss(layers_of(fine), layers_of(images)),
     ]
     assert coarse[0] < 1e-6 < coarse[1]
 
@@ -101,9 +105,9 @@ def test_the_identity_loss_adds_one_minus_the_cosine_of_every_layer():
         for a, b in zip(layers_of(images), layers_of(targets), strict=True)
         for i in range(3)
     )
-    loss = identity_loss(images, targets, layers_of)
+    loss = identity_loss(layers_of(images), layers_of(targets))
     assert loss.item() == pytest.approx(wanted / 3, rel=1e-5)
-    assert identity_loss(images, images, layers_of).item() == pytest.approx(0, abs=1e-6)
+    assert identity_loss(layers_of(images), layers_of(images)).item() == pytest.approx(0, abs=1e-6)
 
 
 def test_the_feature_loss_is_the_mean_squared_difference():
@@ -114,7 +118,7 @@ def test_the_feature_loss_is_the_mean_squared_difference():
 @pytest.mark.parametrize("loss", [perceptual_loss, identity_loss])
 def test_gradients_go_to_the_images_and_not_to_their_targets(loss):
     images, targets = (torch.rand(2, 3, 8, 8, requires_grad=True) for _ in range(2))
-    loss(images, targets, layers_of).backward()
+    loss(layers_of(images), layers_of(targets)).backward()
     assert images.grad.abs().sum() > 0
     assert targets.grad is None
 

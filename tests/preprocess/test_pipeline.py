@@ -3,6 +3,7 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from packs import FACE, SquareDetector, edges_of, photo_of
@@ -242,3 +243,14 @@ def test_the_detector_is_loaded_once_and_in_eval_mode(detector_card, monkeypatch
         assert len(detect(first, [ONE])) == 0
     finally:
         load_detector.cache_clear()  # later tests must not meet this one
+
+
+@pytest.mark.gpu
+def test_photographs_of_many_sizes_reach_a_gpu_unchanged():
+    photos = [np.full((3 + n, 5, 3), n, np.uint8) for n in range(6)]
+    moved = to_device(photos, torch.device("cuda"))
+    assert all(photo.is_cuda for photo in moved)
+    assert all(
+        np.array_equal(there.cpu().numpy(), here) for there, here in zip(moved, photos, strict=True)
+    )
+    assert to_device([], torch.device("cuda")) == []

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import threading
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,8 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from facezoo.errors import ImageError
-from facezoo.preprocess.reading import describe, read_image, read_images
+from facezoo.preprocess import reading
+from facezoo.preprocess.reading import describe, read_ahead, read_image, read_images
 
 
 def gradient(height=12, width=20):
@@ -518,3 +520,35 @@ def test_mutated_files_are_read_or_refused_with_an_image_error(seed, edits, keep
     assert pixels.dtype == np.uint8
     assert pixels.ndim == 3
     assert pixels.shape[2] == 3
+
+
+def test_photographs_read_ahead_are_those_read_one_by_one(tmp_path):
+    (tmp_path / "a.png").write_bytes(encode(gradient(9, 7)))
+    sources = [tmp_path / "a.png", encode(gradient(5, 8)), *[encode(gradient())] * 9]
+    read = list(read_ahead(sources, 4))
+    assert len(read) == len(sources)
+    for pixels, source in zip(read, sources, strict=True):
+        np.testing.assert_array_equal(pixels, read_image(source))
+
+
+def test_a_broken_photograph_among_those_read_ahead_is_named_in_its_turn():
+    read = read_ahead([encode(gradient()), b"nothing", encode(gradient())], 4)
+    next(read)
+    with pytest.raises(ImageError, match=r"image 1 \(7 bytes\)"):
+        next(read)
+
+
+def test_only_files_and_bytes_are_read_in_threads(monkeypatch):
+    names = []
+    read = read_image
+    monkeypatch.setattr(
+        reading,
+        "read_image",
+        lambda *given: names.append(threading.current_thread().name) or read(*given),
+    )
+    list(read_ahead([encode(gradient())] * 3, 4))
+    assert all(name.startswith("decode") for name in names)
+    names.clear()
+    list(read_ahead([encode(gradient()), Image.fromarray(gradient())], 4))
+    list(read_ahead([encode(gradient())], 4))  # one alone is not worth a thread
+    assert set(names) == {threading.current_thread().name}

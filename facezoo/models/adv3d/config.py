@@ -40,10 +40,8 @@ BU3DFE = Losses(
     reconstruction=250.0, neutral_truth=0.5, adversarial=1e-3, consistency=5e-2, laplacian=10.0
 )
 COMA = Losses(kl=5e-7, consistency=5e-3)
-COMA_NEUTRAL = Losses(kl=3e-3, neutral_truth=5.0, consistency=7e-3, laplacian=7e-3)
 """Loss weights of Sec. IV-B for the paper's data sets, and of the authors' code where the paper
-gives none. Where both do, the paper's: the code has λ1 = 600 for CoMA without neutrals and
-λ3 = 1e-5 with."""
+gives none. Where both do, the paper's: the code has λ1 = 600 for CoMA without neutrals."""
 HERE = Losses(
     reconstruction=20_000.0,
     adversarial=3e-2,

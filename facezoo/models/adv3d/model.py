@@ -11,6 +11,7 @@ from torch import Tensor
 from facezoo.geometry.meshes import Mesh
 from facezoo.mesh_base import MeshEncoding, Meshes, MeshModel, in_batches
 from facezoo.models.adv3d.networks import VAE, sample
+from facezoo.modes import evaluating
 
 
 class Adv3D(MeshModel):
@@ -31,6 +32,7 @@ class Adv3D(MeshModel):
     """
 
     model_name: ClassVar[str | None] = "adv3d"
+    needs_float32 = "its codes are small differences between large responses to the points"
 
     def __init__(
         self,
@@ -169,13 +171,8 @@ class Adv3D(MeshModel):
                 both.append(mean.float())
             return both[0], both[1]
 
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        try:
+        with evaluating(self):
             identity, expression = in_batches(points, batch_size, work)
-        finally:
-            for module, mode in modes:
-                module.training = mode
         return MeshEncoding(expression, identity)
 
     def reconstruct(

@@ -40,6 +40,7 @@ class IPDFER(DecodingModel):
     """
 
     model_name: ClassVar[str | None] = "ipd-fer"
+    networks = ("identity_encoder", "expression_encoder", "pose_encoder", "decoder")
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 from facezoo.models.latent_simclr.adapter import FeatureStyleEncoder
 from facezoo.models.latent_simclr.discriminator import StyleGANDiscriminator
 from facezoo.models.latent_simclr.inverter import Inversion, StyleGANInverter
+from facezoo.models.latent_simclr.model import LatentSimCLR
 from facezoo.models.latent_simclr.simclr import CodeEncoder, ProjectionHead
 from facezoo.models.latent_simclr.stylegan2 import StyleGANGenerator
 
@@ -10,6 +11,7 @@ __all__ = [
     "CodeEncoder",
     "FeatureStyleEncoder",
     "Inversion",
+    "LatentSimCLR",
     "ProjectionHead",
     "StyleGANDiscriminator",
     "StyleGANGenerator",

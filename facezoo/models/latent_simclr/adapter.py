@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from facezoo.models.latent_simclr.iresnet import IRESNET50, IResNetTrunk
+from facezoo.models.latent_simclr.iresnet import IRESNET50, IResNetTrunk, PReLU
+from facezoo.models.latent_simclr.layers import EqualLinear
 
 POOLED = 3
 """Side to which the outputs of the four stages are pooled."""
@@ -57,7 +58,8 @@ class FeatureStyleEncoder(nn.Module):
         self.num_codes, self.trunk_size = num_codes, trunk_size
         self.output_shape = (num_codes, style_dim, *feature_shape)
         self.trunk = IResNetTrunk(depths, width)
-        self.maps = nn.Linear(sum(self.trunk.widths) * POOLED**2, num_codes * style_dim)
+        self.maps = EqualLinear(sum(self.trunk.widths) * POOLED**2, num_codes * style_dim)
+        nn.init.normal_(self.maps.weight, std=0.01)
         self.head = _FeatureHead(self.trunk.widths[2], -(-trunk_size // 8), feature_shape)
         self.register_buffer("mean_code", torch.zeros(style_dim))
 
@@ -73,21 +75,33 @@ class FeatureStyleEncoder(nn.Module):
         Raises:
             ValueError: if the images are no such batch.
         """
+        stages = self._stages(images)
+        return self._codes(stages), self.head(stages[2])
+
+    def encode_codes(self, images: Tensor) -> Tensor:
+        """Codes alone of images, without the work for the feature; see ``forward``."""
+        return self._codes(self._stages(images))
+
+    def _stages(self, images: Tensor) -> list[Tensor]:
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
             raise ValueError(
                 f"images must be square, (B, 3, H, H), got {tuple(images.shape)}; "
                 "crop and align photographs first"
             )
-        stages = self.trunk.stages(self._resized(images))
+        return self.trunk.stages(self._resized(images))
+
+    def _codes(self, stages: list[Tensor]) -> Tensor:
         pooled = torch.cat([F.adaptive_avg_pool2d(stage, POOLED) for stage in stages], dim=1)
         offsets = rearrange(self.maps(pooled.flatten(1)), "b (l d) -> b l d", l=self.num_codes)
-        return self.mean_code + offsets, self.head(stages[2])
+        return self.mean_code + offsets
 
     def _resized(self, images: Tensor) -> Tensor:
         if images.shape[-1] == self.trunk_size:
             return images
         size = (self.trunk_size, self.trunk_size)
-        return F.interpolate(images, size=size, mode="bilinear", antialias=True)
+        # There is no antialiasing in bfloat16 everywhere.
+        resized = F.interpolate(images.float(), size=size, mode="bilinear", antialias=True)
+        return resized.to(images.dtype)
 
 
 class _FeatureHead(nn.Module):
@@ -109,7 +123,7 @@ class _FeatureHead(nn.Module):
             nn.BatchNorm2d(inputs),
             nn.Conv2d(inputs, channels, 3, padding=1, bias=False),
             nn.BatchNorm2d(channels),
-            nn.PReLU(channels),
+            PReLU(channels),
             nn.Conv2d(channels, channels, 3, stride, padding=1),
         )
         self.before = self.side * stride

@@ -5,12 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from facezoo.convert import read_pickle
 from facezoo.errors import WeightsError
+from facezoo.models.latent_simclr.stylegan2 import StyleGANGenerator
+from facezoo.weights import load_into, read_tensors, save
 
+MEAN_CODE = "mean_code"
+"""The entry of our file that is no part of the generator."""
 HEAD = ("bn2.", "fc.", "features.")
 """What a recogniser has behind the trunk."""
 
@@ -52,6 +58,53 @@ def stylegan2_from(content: Mapping[str, Any], key: str = "g_ema") -> Published:
     mean = content.get("latent_avg")
     centre = mean.reshape(-1) if isinstance(mean, Tensor) else None
     return Published(_generator_architecture(tensors), dict(tensors), centre)
+
+
+def convert_generator(
+    source: Path, target: Path | None = None, *, key: str | None = None, overwrite: bool = False
+) -> Path:
+    """Convert a published generator to one safetensors file, its mean code included.
+
+    Args:
+        source: the pickled file.
+        target: the file to write; None for ``source`` with the suffix ``.safetensors``.
+        key: see ``stylegan2_from``; None for ``"g_ema"``.
+        overwrite: whether ``target`` may be replaced.
+
+    Returns:
+        The file that was written, which ``load_generator`` takes.
+
+    Raises:
+        FileExistsError: if ``target`` is there and ``overwrite`` is False.
+        WeightsError: if ``source`` holds no StyleGAN2 generator.
+    """
+    path = source.with_suffix(".safetensors") if target is None else target
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} is there already; remove it or choose another name")
+    published = stylegan2_from(read_pickle(source), key or "g_ema")
+    StyleGANGenerator(**published.architecture).load_state_dict(published.tensors)
+    tensors = dict(published.tensors)
+    if published.mean_code is not None:
+        tensors[MEAN_CODE] = published.mean_code
+    return save(tensors, path)
+
+
+def load_generator(path: str | Path) -> tuple[StyleGANGenerator, Tensor | None]:
+    """A generator from a file of ``convert_generator``, or of ``facezoo train stylegan2``.
+
+    Returns:
+        The generator in eval mode, and the centre of W for truncation, (D,), None where the file
+        has none.
+
+    Raises:
+        WeightsError: if the file holds no StyleGAN2 generator.
+    """
+    tensors = read_tensors(path)
+    centre = tensors.pop(MEAN_CODE, None)
+    published = stylegan2_from(tensors)
+    generator = StyleGANGenerator(**published.architecture)
+    load_into(generator, published.tensors)
+    return generator.eval(), centre
 
 
 def _generator_architecture(tensors: Mapping[str, Tensor]) -> dict[str, Any]:

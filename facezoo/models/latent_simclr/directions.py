@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,62 @@ def load_directions(path: str | Path) -> dict[str, Tensor]:
 def save_directions(directions: Mapping[str, Tensor], path: str | Path) -> Path:
     """Write directions by name as safetensors, which ``load_directions`` reads."""
     return save({name: direction.float() for name, direction in directions.items()}, Path(path))
+
+
+def read_labels(path: str | Path, count: int) -> dict[str, Tensor]:
+    """Columns of a CSV file with a row per code: 1 where a property is, 0 where not, or nothing.
+
+    Args:
+        path: a ``.csv`` file whose first row names the properties.
+        count: N, codes that are labelled.
+
+    Returns:
+        By name, NaN where there is nothing, (N,).
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if there are not N rows, or a value is none of 1, 0 and nothing.
+    """
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    if len(rows) != count:
+        raise ValueError(f"{path} has {len(rows)} rows and there are {count} codes; give as many")
+    meaning = {"1": 1.0, "0": 0.0, "": float("nan")}
+    columns: dict[str, Tensor] = {}
+    for name in rows[0]:
+        values = [(row[name] or "").strip() for row in rows]
+        if strange := sorted(set(values) - set(meaning)):
+            raise ValueError(
+                f"column {name!r} of {path} has {', '.join(strange[:3])}; wanted are 1, 0 or "
+                "nothing"
+            )
+        columns[name] = torch.tensor([meaning[value] for value in values])
+    return columns
+
+
+def fit_directions(
+    codes: Tensor, labels: Mapping[str, Tensor], penalty: float = 1e-3
+) -> dict[str, Tensor]:
+    """Directions by linear SVMs, as long as codes spread along them; see ``fit_direction``.
+
+    Args:
+        codes: (N, L, D).
+        labels: by name, 1 where the property is, 0 where it is not, NaN where that is unknown or in
+            between, (N,).
+        penalty: C.
+
+    Returns:
+        By name, (L, D); adding one is a standard deviation of the codes.
+
+    Raises:
+        ValueError: if a property is never there, or never absent.
+    """
+    found = {}
+    for name, column in labels.items():
+        known = torch.isfinite(column)
+        plane = fit_direction(codes[known], column[known] > 0.5, penalty)
+        found[name] = plane.direction * plane.distance(codes).std()
+    return found
 
 
 def fit_direction(codes: Tensor, labels: Tensor, penalty: float = 1.0) -> Separator:

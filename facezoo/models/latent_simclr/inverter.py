@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from facezoo.base import FaceModel
 from facezoo.models.latent_simclr.adapter import FeatureStyleEncoder
 from facezoo.models.latent_simclr.directions import check_direction
 from facezoo.models.latent_simclr.iresnet import IRESNET50
 from facezoo.models.latent_simclr.stylegan2 import Noise, StyleGANGenerator
+from facezoo.modes import evaluating
 
 FEATURE_LAYER = 5
 """K, whose feature is replaced: the second layer of side 16."""
@@ -31,6 +34,13 @@ class Inversion:
 
     w_plus: Tensor
     feature: Tensor
+
+    def __len__(self) -> int:
+        return len(self.w_plus)
+
+    def packed(self) -> Tensor:
+        """Both in one row per image, (B, L D + C H_K H_K)."""
+        return torch.cat([self.w_plus.flatten(1), self.feature.flatten(1)], 1)
 
 
 def squared_error(images: Tensor, targets: Tensor) -> Tensor:
@@ -67,6 +77,25 @@ class StyleGANInverter(nn.Module):
                 f"the generator wants {wanted}; build the encoder with encoder_for(generator)"
             )
         self.generator, self.encoder, self.layer = generator, encoder, layer
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path = "latent-simclr") -> StyleGANInverter:
+        """The inverter of a checkpoint of latent-simclr, in eval mode, on the CPU.
+
+        Args:
+            name: any name that ``FaceModel.from_pretrained`` takes.
+
+        Raises:
+            TypeError: if the checkpoint is of a family without a generator.
+        """
+        model = FaceModel.from_pretrained(name)
+        inverter = getattr(model, "inverter", None)
+        if not isinstance(inverter, cls):
+            raise TypeError(
+                f"{name} is a checkpoint of {model.model_name}, which has no StyleGAN to invert; "
+                "give one of latent-simclr"
+            )
+        return inverter
 
     def encode(self, images: Tensor) -> Inversion:
         """The encoder's answer, keeping gradients.
@@ -118,9 +147,7 @@ class StyleGANInverter(nn.Module):
                 f"refinement needs images of the generator's size, (B, 3, {size}, {size}), got "
                 f"{tuple(images.shape)}; resize them"
             )
-        modes = [(module, module.training) for module in self.modules()]
-        self.eval()
-        try:
+        with evaluating(self):
             with torch.no_grad():
                 start = self.encode(images)
             if not refine_steps:
@@ -128,9 +155,6 @@ class StyleGANInverter(nn.Module):
             rates = (code_rate, feature_rate)
             with torch.inference_mode(False), torch.enable_grad():
                 return self._refined(images.clone(), start, refine_steps, distance, rates)
-        finally:
-            for module, mode in modes:
-                module.training = mode
 
     def synthesize(
         self, w_plus: Tensor, feature: Tensor | None = None, noise: Noise | None = None
@@ -173,11 +197,14 @@ class StyleGANInverter(nn.Module):
         codes = inversion.w_plus
         rows = check_direction(direction, *codes.shape[1:]).to(codes)
         amounts = torch.as_tensor(strength).to(codes).reshape(-1, 1, 1)
-        moved = codes + amounts * rows
-        change = self.generator.features(moved, self.layer) - self.generator.features(
-            codes, self.layer
-        )
-        return Inversion(moved, inversion.feature + change)
+        return self.move_by(inversion, amounts * rows)
+
+    def move_by(self, inversion: Inversion, change: Tensor) -> Inversion:
+        """Codes moved by a change (B, L, D) or (L, D), and the feature with them; see ``move``."""
+        codes = inversion.w_plus
+        moved = codes + change
+        before, after = (self.generator.features(w, self.layer) for w in (codes, moved))
+        return Inversion(moved, inversion.feature + after - before)
 
     def edit(
         self, images: Tensor, direction: Tensor, strength: float | Tensor, refine_steps: int = 0

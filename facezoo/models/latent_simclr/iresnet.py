@@ -8,12 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 IRESNET18 = (2, 2, 2, 2)
 IRESNET34 = (3, 4, 6, 3)
 IRESNET50 = (3, 4, 14, 3)
 IRESNET100 = (3, 13, 30, 3)
+
+
+class PReLU(nn.PReLU):
+    """torch's, several times as fast on a CPU where channels come last."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, C, H, W) of the same shape."""
+        slopes = self.weight.to(features.dtype)[:, None, None]
+        return torch.addcmul(F.relu(features), slopes, features.clamp(max=0))
 
 
 class IResNetTrunk(nn.Module):
@@ -29,7 +40,7 @@ class IResNetTrunk(nn.Module):
         self.widths = [width * 2**k for k in range(4)]
         self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.prelu = nn.PReLU(width)
+        self.prelu = PReLU(width)
         before = [width, *self.widths]
         self.layer1, self.layer2, self.layer3, self.layer4 = (
             _stage(a, b, n) for a, b, n in zip(before, self.widths, depths, strict=False)
@@ -108,7 +119,7 @@ class _Block(nn.Module):
         self.bn1 = nn.BatchNorm2d(inputs)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
-        self.prelu = nn.PReLU(outputs)
+        self.prelu = PReLU(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, stride, padding=1, bias=False)
         self.bn3 = nn.BatchNorm2d(outputs)
         self.downsample = _shortcut(inputs, outputs, stride) if stride > 1 else None

@@ -7,14 +7,11 @@ of the encoder were written from a description of the paper.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-Extractor = Callable[[Tensor], Sequence[Tensor]]
-"""Images (B, 3, H, W) to features of several layers, each (B, ...)."""
 
 
 def image_loss(images: Tensor, targets: Tensor) -> Tensor:
@@ -30,51 +27,40 @@ def image_loss(images: Tensor, targets: Tensor) -> Tensor:
     return (images.float() - targets.float()).square().mean()
 
 
-def perceptual_loss(
-    images: Tensor, targets: Tensor, extractor: Extractor, scales: int = 3
-) -> Tensor:
-    """Distance of deep features of images at several scales, summed over layers and scales.
+def perceptual_loss(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
+    """Distance of deep maps, summed over them; for several scales, give the maps of each.
 
-    Features are compared as in LPIPS (Zhang et al., CVPR 2018, eq. (1)) with equal weights: the
+    Maps are compared as in LPIPS (Zhang et al., CVPR 2018, eq. (1)) with equal weights: the
     channels of every pixel are scaled to length one, and the squared difference is summed over
     channels and averaged over pixels.
 
     Args:
-        images: (B, 3, S, S).
-        targets: (B, 3, S, S); no gradient goes there.
-        extractor: a frozen network; its features are (B, C, H, W).
-        scales: the images are compared at their own size, half of it, and so on.
+        ours: maps of images by a frozen network, each (B, C, H, W).
+        theirs: maps of what the images should be; no gradient goes there.
 
     Returns:
         Scalar: the mean over the batch.
     """
-    total = images.new_zeros((), dtype=torch.float32)
-    for scale in range(scales):
-        ours = extractor(F.avg_pool2d(images, 2**scale))
-        with torch.no_grad():
-            theirs = extractor(F.avg_pool2d(targets, 2**scale))
-        for a, b in zip(ours, theirs, strict=True):
-            difference = F.normalize(a.float(), dim=1) - F.normalize(b.float(), dim=1)
-            total = total + difference.square().sum(1).mean()
-    return total
+    gaps = [
+        (F.normalize(a.float(), dim=1) - F.normalize(b.detach().float(), dim=1)).square().sum(1)
+        for a, b in zip(ours, theirs, strict=True)
+    ]
+    return torch.stack([gap.mean() for gap in gaps]).sum()
 
 
-def identity_loss(images: Tensor, targets: Tensor, extractor: Extractor) -> Tensor:
+def identity_loss(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
     """One minus the cosine of a face recogniser's features, summed over its layers.
 
     Args:
-        images: (B, 3, S, S), as the recogniser wants them.
-        targets: (B, 3, S, S); no gradient goes there.
-        extractor: a frozen face recogniser; its features are flattened.
+        ours: features of images by a frozen face recogniser, each (B, ...); they are flattened.
+        theirs: features of what the images should be; no gradient goes there.
 
     Returns:
         Scalar: the mean over the batch; 0 when all features are parallel.
     """
-    with torch.no_grad():
-        theirs = extractor(targets)
     cosines = [
-        F.cosine_similarity(a.float().flatten(1), b.float().flatten(1), dim=1)
-        for a, b in zip(extractor(images), theirs, strict=True)
+        F.cosine_similarity(a.float().flatten(1), b.detach().float().flatten(1), dim=1)
+        for a, b in zip(ours, theirs, strict=True)
     ]
     return (1 - torch.stack(cosines)).mean(1).sum()
 

@@ -110,7 +110,7 @@ def sample(
     alphas = alphas_cumprod().to(noise)
     x = noise
     for step in range(TRAIN_STEPS - stride, -1, -stride):
-        predicted = denoise(x, torch.full((len(x),), step, device=x.device))
+        predicted = denoise(x, torch.full((x.shape[0],), step, device=x.device))
         after = alphas[step - stride] if step else alphas.new_ones(())
         x = rule(x, predicted, alphas[step], after, limit)
     return x

@@ -54,6 +54,7 @@ class LatentFace(LatentFaceStages):
         if self.texture_diffusion is not None:
             identity = self._made(latents, batch_size, _codes_of(self.identity_latents))
             expression = torch.cat([latents.texture, latents.shape], -1) - identity
+            expression = self.without_identity(expression)
         return LatentFaceEncoding(
             expression=expression, identity=identity, pose=latents.view, faces=found, **named
         )
@@ -211,6 +212,53 @@ class LatentFace(LatentFaceStages):
         return self.to_unit(self._pictures(images, options, make))
 
     @torch.inference_mode()
+    def transfer_expression(
+        self,
+        source: Images,
+        target: Images,
+        *,
+        faces: Which = "largest",
+        on_missing: OnMissing = "raise",
+        aligned: bool = False,
+        batch_size: int = 64,
+        progress: bool = False,
+    ) -> Tensor:
+        """Faces of ``target`` with the expression of ``source``: Z_id + γ_exp, drawn.
+
+        Args:
+            source: photographs whose γ_exp is taken: one, or as many faces as ``target`` has.
+            target: photographs whose Z_id, light and view are taken.
+            faces: see ``encode_expression``, as all that follow.
+            on_missing: what becomes of a photograph without a face.
+            aligned: whether the images are crops in the model's template already.
+            batch_size: photographs, and then faces, that are worked on at once.
+            progress: whether to show a progress bar.
+
+        Returns:
+            RGB crops in [0, 1] in the model's template, (F, 3, S, S).
+
+        Raises:
+            ValueError: if the numbers of faces do not go together.
+            UnsupportedError: if this model has no diffusion.
+        """
+        if "transfer_expression" in self.absent:
+            self.refuse("transfer_expression")
+        options = Options(faces, on_missing, aligned, batch_size, progress)
+        given, kept = (self._factors(images, options)[0] for images in (source, target))
+        if len(given) not in (1, len(kept)):
+            raise ValueError(
+                f"transfer_expression got {len(given)} source faces and {len(kept)} target faces; "
+                "give one source, or as many as there are targets"
+            )
+        identity_codes = _codes_of(self.identity_latents)
+        expression = torch.cat([given.texture, given.shape], -1)
+        expression = expression - self._made(given, batch_size, identity_codes)
+        mixed = self._made(kept, batch_size, identity_codes) + expression
+        texture, shape = mixed.chunk(2, -1)
+        latents = replace(kept, texture=texture, shape=shape)
+        return self.to_unit(self._made(latents, batch_size, lambda z: self.draw(z).image))
+
+    @torch.inference_mode()
     def to_mesh(
         self,
         images: Images,
@@ -257,20 +305,8 @@ class LatentFace(LatentFaceStages):
         return self._made(self._factors(images, options)[0], options.batch_size, make)
 
     def _made(self, latents: Latents, batch_size: int, make: Make) -> Tensor:
-        """What ``make`` makes of faces, in batches, float32; rows of NaN stay rows of NaN."""
-        rows = latents.packed()
-        known = torch.isfinite(rows).all(-1)
-        # A width is needed even for no faces at all.
-        some = rows[known] if bool(known.any()) else rows.new_zeros(1, rows.shape[1])
-        kept = Latents.unpacked(some).to(self.dtype)
-        parts = [
-            make(kept[slice(begin, begin + batch_size)]).float()
-            for begin in range(0, len(kept), batch_size)
-        ]
-        made = torch.cat(parts)
-        filled = made.new_full((len(rows), *made.shape[1:]), float("nan"))
-        filled[known] = made[: int(known.sum())]
-        return filled
+        """See ``made``; ``make`` takes latents."""
+        return self.made(latents.packed(), batch_size, lambda rows: make(Latents.unpacked(rows)))
 
 
 def _codes_of(change: Callable[[Latents], Latents]) -> Make:

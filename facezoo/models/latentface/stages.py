@@ -44,6 +44,10 @@ class LatentFaceStages(DecodingModel):
     """
 
     model_name: ClassVar[str | None] = "latentface"
+    networks = (
+        *("texture_autoencoder.encoder", "shape_autoencoder.encoder"),
+        *("light_encoder", "view_encoder", "texture_diffusion", "shape_diffusion"),
+    )
 
     def __init__(
         self,
@@ -305,7 +309,7 @@ def _absent(*, diffusion: bool, confidence: bool) -> dict[str, str]:
     reasons: dict[str, str] = {}
     if not diffusion:
         reason = "it was built without the second stage (diffusion=False)"
-        names = ("encode_identity", "encode_expression", "neutralize")
+        names = ("encode_identity", "encode_expression", "neutralize", "transfer_expression")
         reasons |= dict.fromkeys(names, reason)
     if not confidence:
         reasons["confidence"] = "it was built without the confidence network (confidence=False)"

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from facezoo.card import Licenses
+from facezoo.data.photographs import Photographs, read_photographs
 from facezoo.models.latentface.model import LatentFace
-from facezoo.models.latentface.train.photographs import Photographs, read_photographs
 from facezoo.models.latentface.train.recipes import Recipe, recipe
 from facezoo.models.latentface.train.stage1 import train_autoencoders
 from facezoo.models.latentface.train.stage2 import (

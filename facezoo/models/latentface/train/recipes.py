@@ -4,26 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any, Literal
+from typing import Any
 
 from facezoo.errors import UnknownNameError
-
-MARGIN = 2
-"""Pixels kept around a crop on every side, which a random shift may show."""
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long a stage goes on, and how fast."""
-
-    epochs: int
-    batch_size: int = 16
-    rate: float = 1e-4
-    schedule: Literal["constant", "cosine"] = "constant"
-    warmup: float = 0.02
-    """Share of the stage, for the cosine."""
-    average: float = 0.0
-    """Decay of the moving average of the weights, which is what is kept; 0 keeps the weights."""
+from facezoo.fitting import Schedule
 
 
 @dataclass(frozen=True)

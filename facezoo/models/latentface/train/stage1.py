@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from facezoo.data.photographs import Photographs, augmented
+from facezoo.feature_maps import FeatureMaps
+from facezoo.fitting import fit
 from facezoo.geometry.shading import Light
 from facezoo.models.latentface.losses import (
     confidence_loss,
@@ -16,9 +19,6 @@ from facezoo.models.latentface.losses import (
 )
 from facezoo.models.latentface.model import LatentFace
 from facezoo.models.latentface.renderer import BORDER, MAX_DEPTH, MIN_DEPTH, depth_from_output
-from facezoo.models.latentface.train.features import FeatureMaps
-from facezoo.models.latentface.train.loop import fit
-from facezoo.models.latentface.train.photographs import Photographs, augmented
 from facezoo.models.latentface.train.recipes import Autoencoding
 from facezoo.training import autocast
 
@@ -45,7 +45,7 @@ def train_autoencoders(
         Averaged tensors of ``model``, on the CPU.
     """
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    features = FeatureMaps(config.features, config.feature_stage).to(device)
+    features = FeatureMaps(config.features, [config.feature_stage]).to(device)
     convex = convex_depth(model.preprocessing.size).to(device)
 
     def losses(rows: Tensor, progress: float, draw: torch.Generator) -> dict[str, Tensor]:
@@ -86,9 +86,9 @@ def reconstruction_terms(
     both = [(depth, albedo), (depth.flip(-1), albedo.flip(-1))]
     drawn = [model.renderer.render(*maps, light, latents.view.float()) for maps in both]
     with autocast(images.device):
-        ours = features(torch.cat([face.image for face in drawn])).chunk(2)
+        ours = features(torch.cat([face.image for face in drawn]))[0].chunk(2)
         with torch.no_grad():
-            theirs = features(images)
+            theirs = features(images)[0]
     terms = {}
     for number, (prefix, face) in enumerate(zip(("", "flipped_"), drawn, strict=True)):
         channel = slice(number, number + 1)

@@ -9,12 +9,12 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from facezoo.data.photographs import Photographs, centred
+from facezoo.fitting import fit
 from facezoo.models.latentface.diffusion import TRAIN_STEPS, add_noise
 from facezoo.models.latentface.losses import denoising_loss, snr_weights
 from facezoo.models.latentface.model import LatentFace
 from facezoo.models.latentface.networks import AutoEncoder
-from facezoo.models.latentface.train.loop import fit
-from facezoo.models.latentface.train.photographs import Photographs, centred
 from facezoo.models.latentface.train.recipes import Disentangling
 
 PARTS = ("texture", "shape")

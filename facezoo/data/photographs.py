@@ -1,4 +1,4 @@
-"""What LatentFace trains on, in memory, and the batches that are drawn from it."""
+"""Photographs without labels to train on, in memory, and the batches that are drawn from them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from facezoo.card import Preprocessing
 from facezoo.data.crops import load_crops
 from facezoo.data.expressions import ExpressionData
 from facezoo.data.images import aligned_crops, read_pack
-from facezoo.models.latentface.train.recipes import MARGIN
 from facezoo.results import EXPRESSIONS
 
 PACK = "lfw.parquet"
+MARGIN = 2
+"""Pixels kept around a crop on every side, which a random shift may show."""
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
@@ -75,19 +76,23 @@ def centred(crops: Tensor) -> Tensor:
     return _normalised(crops[..., MARGIN:-MARGIN, MARGIN:-MARGIN])
 
 
-def augmented(crops: Tensor, draw: torch.Generator, grey: float = 0.0) -> Tensor:
-    """Crops at random: moved by up to ``MARGIN`` pixels, half of them mirrored, some made grey.
+def augmented(
+    crops: Tensor, draw: torch.Generator, grey: float = 0.0, shift: int = MARGIN
+) -> Tensor:
+    """Crops at random: moved by some pixels, half of them mirrored, some made grey.
 
     Args:
         crops: uint8, (B, 3, S + 2 MARGIN, S + 2 MARGIN).
         draw: chance.
         grey: share of the crops without colour.
+        shift: most pixels that a crop is moved by, up to ``MARGIN``.
 
     Returns:
         In [-1, 1], (B, 3, S, S).
     """
     side = crops.shape[-1] - 2 * MARGIN
-    corners = torch.randint(2 * MARGIN + 1, (len(crops), 2), generator=draw).tolist()
+    places = torch.randint(2 * shift + 1, (len(crops), 2), generator=draw)
+    corners = (places + MARGIN - shift).tolist()
     moved = [c[:, y : y + side, x : x + side] for c, (y, x) in zip(crops, corners, strict=True)]
     images = _normalised(torch.stack(moved))
     mirrored = torch.rand(len(crops), generator=draw) < 0.5

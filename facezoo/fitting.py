@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from facezoo.models.latentface.train.recipes import Schedule
 from facezoo.training import (
     WeightAverage,
     batches,
@@ -22,6 +23,21 @@ from facezoo.training import (
     set_cosine_rate,
     set_rate,
 )
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long a stage goes on, and how fast."""
+
+    epochs: int
+    batch_size: int = 16
+    rate: float = 1e-4
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup: float = 0.02
+    """Share of the stage, for the cosine."""
+    average: float = 0.0
+    """Decay of the moving average of the weights, which is what is kept; 0 keeps the weights."""
+
 
 Losses = Callable[[Tensor, float, torch.Generator], Mapping[str, Tensor]]
 

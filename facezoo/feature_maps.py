@@ -1,7 +1,8 @@
-"""The network whose maps the feature loss, eq. (6), compares."""
+"""A frozen network whose maps a loss compares."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import timm
@@ -16,12 +17,12 @@ ENCODER = "identity_encoder.backbone"
 
 
 class FeatureMaps(nn.Module):
-    """Maps of one stage of a frozen network, of images in [-1, 1] at their own scale.
+    """Maps of some stages of a frozen network, of images in [-1, 1] at their own scale.
 
     Args:
         name: a checkpoint of the zoo that has an identity encoder, such as ``"ipd-fer"``, or else a
             timm model, whose pretrained weights timm fetches.
-        stage: which of timm's feature maps, from 0.
+        stages: which of timm's feature maps, from 0.
 
     Raises:
         RuntimeError: if timm knows no model of that name.
@@ -30,9 +31,9 @@ class FeatureMaps(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, name: str, stage: int) -> None:
+    def __init__(self, name: str, stages: Sequence[int]) -> None:
         super().__init__()
-        self.stage = stage
+        self.stages = list(stages)
         self.backbone: Any
         self.backbone, *statistics = _backbone(name)
         for key, values in zip(("mean", "std"), statistics, strict=True):
@@ -40,13 +41,13 @@ class FeatureMaps(nn.Module):
         self.eval().requires_grad_(False)
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Maps (B, C, H', W') of images (B, 3, H, W)."""
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Maps of every stage, (B, C, H', W'), of images (B, 3, H, W)."""
         normal = (images / 2 + 0.5 - self.mean) / self.std
         maps: list[Tensor] = self.backbone.forward_intermediates(
-            normal, indices=[self.stage], stop_early=True, intermediates_only=True
+            normal, indices=self.stages, stop_early=True, intermediates_only=True
         )
-        return maps[0]
+        return maps
 
 
 def _backbone(name: str) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:

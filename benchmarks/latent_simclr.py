@@ -1,0 +1,349 @@
+"""What latent-simclr's generator, inversion and features are worth, beside what needs less.
+
+    python benchmarks/latent_simclr.py latent-simclr --data DATA --early FILE [--json FILE]
+
+Tables: the generator beside itself after a tenth of the training; inversion by w alone, w and f,
+and refined; expression by an SVM on the raw codes and on h, and by the paper's two CNNs, with how
+far each tells people; and the identity features. All on crops by the packs' landmarks. FILE of
+``--early`` is what ``facezoo train stylegan2`` leaves after a tenth. Tables go into the JSON
+beside those of the same weights that it has.
+"""
+
+import argparse
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from skimage.metrics import structural_similarity
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
+from torch import Tensor
+from tqdm.auto import tqdm
+
+import facezoo
+from facezoo.data.images import aligned_crops, majority_labels, read_pack
+from facezoo.evaluate.classification import accuracy, confusion, macro_f1
+from facezoo.evaluate.generation import diversity, frechet_distance, nearest
+from facezoo.evaluate.leakage import identity_from
+from facezoo.evaluate.report import write_tables
+from facezoo.evaluate.verification import read_pairs, verification_accuracy
+from facezoo.fitting import Schedule
+from facezoo.models.latent_simclr.model import LatentSimCLR
+from facezoo.models.latent_simclr.simclr import CodeEncoder
+from facezoo.models.latent_simclr.stylegan2 import StyleGANGenerator
+from facezoo.models.latent_simclr.train.supervised import train_classifier
+from facezoo.results import EXPRESSIONS
+from facezoo.weights import load_into, read_tensors
+
+FITTED = 8000
+"""Rows of FER+ that are fitted to at most."""
+SAMPLES, LOOKED_AT, REFINED = 4000, 64, 128
+"""Images of the distances; samples that are looked up among the training images; photographs whose
+inversion is refined."""
+SEEDS = 3
+PAPERS = Schedule(15, batch_size=128, rate=1e-3, schedule="cosine")
+"""Of the two CNNs."""
+REFINE_STEPS = 100
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Some rows of a pack, aligned for the model."""
+
+    crops: Tensor
+    """In [-1, 1], (N, 3, S, S)."""
+    codes: Tensor
+    """(N, L, D)."""
+    labels: Tensor
+    files: list[str]
+    persons: Tensor
+
+
+def read(data: Path, name: str, split: str, model: LatentSimCLR) -> Pack:
+    table = read_pack(data / f"{name}.parquet", None if name == "london_expr" else split)
+    if name == "ferplus":
+        known = (majority_labels(table) >= 0).nonzero()[:, 0]
+        table = table.take((known[:FITTED] if split == "train" else known).tolist())
+    settings = model.preprocessing
+    crops = aligned_crops(table, settings.template, settings.size).float() / 127.5 - 1
+    named = table["identity" if "identity" in table.column_names else "file"].to_pylist()
+    numbers = {person: number for number, person in enumerate(sorted(set(named)))}
+    return Pack(
+        crops,
+        codes_of(model, crops),
+        majority_labels(table),
+        table["file"].to_pylist(),
+        torch.tensor([numbers[person] for person in named]),
+    )
+
+
+@torch.inference_mode()
+def codes_of(model: LatentSimCLR, crops: Tensor) -> Tensor:
+    return torch.cat([model.embed_codes(part) for part in crops.split(256)]).clone()
+
+
+# --- the generator --------------------------------------------------------------------------------
+
+
+class Recogniser:
+    """E_id of crops of any size in its own template."""
+
+    def __init__(self) -> None:
+        self.model = facezoo.load("ipd-fer", device="cpu")
+
+    def __call__(self, crops: Tensor) -> Tensor:
+        side = self.model.preprocessing.size
+        parts = []
+        for part in tqdm(crops.split(256), desc="identities", mininterval=10):
+            large = F.interpolate(part.clamp(-1, 1), size=(side, side), mode="bilinear")
+            parts.append(self.model.run(large, ["encode_identity"])["encode_identity"])
+        return torch.cat(parts)
+
+
+@torch.inference_mode()
+def samples(generator: StyleGANGenerator, count: int, psi: float = 1.0) -> Tensor:
+    draw = torch.Generator().manual_seed(0)
+    centre = generator.mean_code(10_000, draw)
+    z = torch.randn(count, generator.style_dim, generator=draw)
+    noise = generator.stored_noise()
+    return torch.cat([generator(generator.map(p, psi, centre), noise) for p in z.split(256)])
+
+
+def generator_table(model: LatentSimCLR, early: Path, real: Tensor, know: Recogniser) -> list[dict]:
+    """Identity-feature FID, variety and copies, of generators and of one half of the real crops."""
+    generator = model.inverter.generator
+    young = StyleGANGenerator(
+        generator.size,
+        **{
+            key: model.architecture[key]
+            for key in ("style_dim", "mapping_layers", "channel_multiplier", "max_channels")
+        },
+    ).eval()
+    load_into(young, read_tensors(early))
+    whose = know(real)
+    half = whose[torch.randperm(len(whose), generator=torch.Generator().manual_seed(0))]
+    kinds = {
+        "this checkpoint": know(samples(generator, SAMPLES)),
+        "this checkpoint, psi 0.7": know(samples(generator, SAMPLES, 0.7)),
+        "after a tenth of the training": know(samples(young, SAMPLES)),
+        "real crops, the other half": half[:SAMPLES],
+    }
+    rows = []
+    for name, features in kinds.items():
+        others = half[SAMPLES : 2 * SAMPLES] if name.startswith("real") else whose[:SAMPLES]
+        among = half[SAMPLES:] if name.startswith("real") else whose
+        variety = diversity(features)
+        cosines, _ = nearest(features[:LOOKED_AT], among)
+        rows.append(
+            {
+                "images": name,
+                "FID, identity features": frechet_distance(features, others),
+                "diversity": variety,
+                "share of the real crops' diversity, %": 100 * variety / diversity(whose),
+                "nearest training image, mean cosine": float(cosines.mean()),
+                "nearest training image, largest cosine": float(cosines.max()),
+            }
+        )
+    return rows
+
+
+# --- inversion ------------------------------------------------------------------------------------
+
+
+def quality(drawn: Tensor, crops: Tensor, know: Recogniser) -> dict[str, float]:
+    drawn = drawn.clamp(-1, 1)
+    error = (drawn - crops).square().mean((1, 2, 3))
+    ours, theirs = (side.permute(0, 2, 3, 1).numpy() for side in (drawn, crops))
+    similar = [
+        structural_similarity(a, b, channel_axis=2, data_range=2.0)
+        for a, b in zip(ours, theirs, strict=True)
+    ]
+    cosine = F.cosine_similarity(know(drawn), know(crops))
+    return {
+        "PSNR, dB": float((10 * torch.log10(4 / error)).mean()),
+        "SSIM": sum(similar) / len(similar),
+        "identity cosine": float(cosine.mean()),
+    }
+
+
+def inversion_table(model: LatentSimCLR, crops: Tensor, know: Recogniser) -> list[dict]:
+    """How well photographs of unseen people are drawn again."""
+    inverter = model.inverter
+    with torch.inference_mode():
+        parts = [inverter.encode(part) for part in crops.split(128)]
+        plain = torch.cat([inverter.synthesize(part.w_plus) for part in parts])
+        both = torch.cat([inverter.synthesize(part.w_plus, part.feature) for part in parts])
+    some = crops[:REFINED]
+    refined = [
+        inverter.invert(part, REFINE_STEPS) for part in tqdm(some.split(32), desc="refining")
+    ]
+    with torch.inference_mode():
+        fine = torch.cat([inverter.synthesize(part.w_plus, part.feature) for part in refined])
+    pictures = {
+        "w": (plain, crops),
+        "w and f": (both, crops),
+        f"w, first {REFINED}": (plain[:REFINED], some),
+        f"w and f, first {REFINED}": (both[:REFINED], some),
+        f"w and f, {REFINE_STEPS} steps, first {REFINED}": (fine, some),
+        "another's crop": (crops.roll(len(crops) // 2, 0), crops),
+    }
+    return [
+        {"drawn from": name, "photographs": len(wanted), **quality(drawn, wanted, know)}
+        for name, (drawn, wanted) in pictures.items()
+    ]
+
+
+# --- features -------------------------------------------------------------------------------------
+
+
+def by_svm(train: Tensor, labels: Tensor, test: Tensor) -> Tensor:
+    machine = make_pipeline(StandardScaler(), SVC())
+    machine.fit(train.flatten(1).numpy(), labels.numpy())
+    return torch.from_numpy(machine.predict(test.flatten(1).numpy()))
+
+
+def scored(predicted: Tensor, truth: Tensor) -> dict[str, float]:
+    counts = confusion(predicted, truth, int(truth.max()) + 1)
+    return {"accuracy": 100 * accuracy(counts), "F1": 100 * macro_f1(counts)}
+
+
+def with_labels(pack: Pack, words) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows with one of the words, and the numbers of these."""
+    wanted = [EXPRESSIONS.index(word) for word in words]
+    rows = torch.isin(pack.labels, torch.tensor(wanted)).nonzero()[:, 0]
+    numbers = torch.tensor([wanted.index(int(label)) for label in pack.labels[rows]])
+    return rows, pack.codes[rows], numbers
+
+
+class CNN:
+    """One of the paper's CNNs with one seed: how it classifies, and its h."""
+
+    def __init__(
+        self, model: LatentSimCLR, codes: Tensor, labels: Tensor, seed: int, sliders
+    ) -> None:
+        torch.manual_seed(seed)
+        settings = model.architecture
+        encoder = CodeEncoder(*codes.shape[1:], settings["code_width"], settings["num_features"])
+        encoder.standardise_by(codes)
+        with tempfile.TemporaryDirectory() as out:
+            self.network = train_classifier(
+                encoder, codes, labels, PAPERS, Path(out), seed, directions=sliders
+            )
+
+    @torch.inference_mode()
+    def predict(self, codes: Tensor) -> Tensor:
+        return self.network(codes).argmax(1)
+
+    @torch.inference_mode()
+    def features(self, codes: Tensor) -> Tensor:
+        return self.network[0](codes)
+
+
+def expression_table(model: LatentSimCLR, packs: dict) -> list[dict]:
+    """A row per method and task; who is on the photographs of LFW val is told from its features."""
+    tasks = {
+        "LFW val": (("lfw", "train"), ("lfw", "val"), ("neutral", "happiness")),
+        "London": (("lfw", "train"), ("london_expr", ""), ("neutral", "happiness")),
+        "FER+ test": (("ferplus", "train"), ("ferplus", "test"), EXPRESSIONS),
+    }
+    people = packs["lfw", "val"]
+    names = model.card.training.recipe["contrast"]["expression_sliders"]
+    sliders = [model.direction(name) for name in names]
+    kinds = {
+        "raw W+ code, SVM": lambda codes: codes.flatten(1),
+        "SimCLR h, SVM": lambda codes: model.encode_expression(w_plus=codes),
+        "mirrored SimCLR h (identity), SVM": lambda codes: model.encode_identity(w_plus=codes),
+    }
+    rows = []
+    for task, (fitted, tested, words) in tasks.items():
+        _, codes, labels = with_labels(packs[fitted], words)
+        _, test, truth = with_labels(packs[tested], words)
+        for name, take in kinds.items():
+            found = scored(by_svm(take(codes), labels, take(test)), truth)
+            whose = told(take(people.codes), people)
+            rows.append({"task": task, "method": name, "seeds": 1, **found, **whose})
+            print(json.dumps(rows[-1]), flush=True)
+        for name, given in {"CNN": None, "CNN + augmentations": sliders}.items():
+            outcomes = []
+            for seed in range(SEEDS):
+                cnn = CNN(model, codes, labels, seed, given)
+                outcome = scored(cnn.predict(test), truth)
+                outcomes.append({**outcome, **told(cnn.features(people.codes), people)})
+            mean = {key: sum(o[key] for o in outcomes) / SEEDS for key in outcomes[0]}
+            spread = torch.tensor([o["accuracy"] for o in outcomes]).std().item()
+            rows.append(
+                {"task": task, "method": name, "seeds": SEEDS, **mean, "accuracy, spread": spread}
+            )
+            print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def told(features: Tensor, people: Pack) -> dict[str, float]:
+    reading = identity_from(features.float(), people.persons)
+    return {
+        "people told": 100 * reading.accuracy,
+        "people told, above chance": 100 * (reading.accuracy - reading.chance),
+    }
+
+
+def identity_table(model: LatentSimCLR, people: Pack, data: Path) -> list[dict]:
+    """Verification by the features that should hold the person, and by those that should not."""
+    pairs = read_pairs(data / "lfw_pairs_val.csv")
+    kinds = {
+        "raw W+ code": people.codes.flatten(1) - people.codes.flatten(1).mean(0),
+        "identity h (ours)": model.encode_identity(w_plus=people.codes),
+        "expression h": model.encode_expression(w_plus=people.codes),
+    }
+    rows = []
+    for name, features in kinds.items():
+        mean, spread = verification_accuracy(features, people.files, pairs)
+        rows.append(
+            {
+                "features": name,
+                "LFW pairs": 100 * mean,
+                "spread over folds": 100 * spread,
+                **told(features, people),
+            }
+        )
+    return rows
+
+
+def main(options: argparse.Namespace) -> dict:
+    model = facezoo.load(options.name, device="cpu")
+    know = Recogniser()
+    keys = [("lfw", "train"), ("lfw", "val"), ("london_expr", "")]
+    keys += [("ferplus", "train"), ("ferplus", "test")]
+    packs = {key: read(options.data, *key, model) for key in keys}
+    train, val = packs["lfw", "train"], packs["lfw", "val"]
+    tables = {}
+    if "generator" in options.parts:
+        tables["generator"] = generator_table(model, options.early, train.crops, know)
+    if "inversion" in options.parts:
+        tables["inversion"] = inversion_table(model, val.crops, know)
+    if "expression" in options.parts:
+        tables["expression"] = expression_table(model, packs)
+    if "identity" in options.parts:
+        tables["identity"] = identity_table(model, val, options.data)
+    return {"checkpoint": model.card.name, "sha256": model.card.weights.sha256, "tables": tables}
+
+
+PARTS = ("generator", "inversion", "expression", "identity")
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", help="a checkpoint of latent-simclr")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--early", type=Path, help="early.safetensors of the generator's training")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    if "generator" in options.parts and options.early is None:
+        parser.error("the generator's table needs --early")
+    found = main(options)
+    print(json.dumps(found, indent=2, ensure_ascii=False))
+    if options.json:
+        write_tables(options.json, found)

@@ -1,0 +1,110 @@
+"""What loading a checkpoint costs beside building the same networks by timm and reading a file.
+
+    python benchmarks/loading.py [--json loading.json]
+
+The rival, ``timm.create_model`` and safetensors' ``load_file``, is given every backbone of
+``ipd-fer`` in float32. ``facezoo.load`` also checks the SHA-256 of its file, undoes the
+quantisation, builds the heads and the decoder, and arranges the memory. Peak memory is that of a
+process of its own, above what it had when everything was imported.
+"""
+
+import argparse
+import resource
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+
+import timm
+from measuring import in_turn, stamp, write
+from safetensors.torch import load_file, save_file
+
+import facezoo
+
+ENCODERS = ("identity_encoder", "expression_encoder", "pose_encoder")
+MB = 2**20
+
+
+def save_backbones(folder: Path) -> dict[str, str]:
+    """A file of float32 per encoder; the names of the backbones by those of the files."""
+    model = facezoo.load("ipd-fer", device="cpu")
+    named = {}
+    for name in ENCODERS:
+        key = "pose_backbone" if name == "pose_encoder" else "backbone"
+        state = getattr(model, name).backbone.state_dict()
+        save_file({k: t.contiguous() for k, t in state.items()}, folder / f"{name}.safetensors")
+        named[f"{name}.safetensors"] = model.architecture[key]
+    return named
+
+
+def bare(folder: Path, named: dict[str, str]) -> list:
+    """The backbones as one would load them without this package."""
+    networks = []
+    for file, backbone in named.items():
+        network = timm.create_model(backbone, num_classes=0).eval()
+        network.load_state_dict(load_file(folder / file))
+        networks.append(network)
+    return networks
+
+
+def peak(name: str) -> tuple[float, float]:
+    """MB that loading needs at most in a process of its own, and MB of the parameters."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--inner", name], capture_output=True, text=True, check=True
+    )
+    above, parameters = map(float, done.stdout.split())
+    return above, parameters
+
+
+def inner(name: str) -> None:
+    """Load in this process and print what it needed beyond the imports."""
+    facezoo.load("adv3d", device="cpu", pretrained=False)  # imports torch and timm
+    import facezoo.models.ipd_fer
+    import facezoo.models.latentface
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    model = facezoo.load(name, device="cpu")
+    above = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    print(above, sum(p.numel() * p.element_size() for p in model.parameters()) / MB)
+
+
+def main(repeats: int) -> dict:
+    """Seconds of both, and of every other checkpoint."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        named = save_backbones(folder)
+        ways = {name: lambda n=name: facezoo.load(n, device="cpu") for name in names()}
+        timed = in_turn({"bare": lambda: bare(folder, named), **ways}, repeats)
+    rows = []
+    for name, one in timed.items():
+        own = name != "bare"
+        above, parameters = peak(name) if own else (None, None)
+        rows.append(
+            {
+                "loaded": f"`{name}`" if own else "backbones of `ipd-fer` by timm and load_file",
+                "ms": 1000 * median(one.seconds),
+                "over bare": one.over(timed["bare"]) if name.startswith("ipd-fer") else "",
+                "parameters, MB": parameters if own else "",
+                "peak memory, MB": above if own else "",
+            }
+        )
+    command = shlex.join(["python", "benchmarks/loading.py", *sys.argv[1:]])
+    return {**stamp(command), "tables": {"loading": rows}}
+
+
+def names() -> list[str]:
+    return facezoo.list_models(pretrained=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--repeats", type=int, default=7, metavar="N")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--inner", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.inner:
+        inner(options.inner)
+    else:
+        write(main(options.repeats), options.json)

@@ -1,0 +1,108 @@
+"""What the benchmarks share: ways of doing a thing timed in turn, and what they were measured on.
+
+On a GPU seconds are those of the wall clock. On a CPU they are the processor's own, which other
+work on the machine lengthens little: with one thread, what an idle machine's clock would show.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median
+
+import torch
+
+PACKAGES = ("torch", "timm", "numpy", "pillow", "opencv-python-headless", "pytorch3d")
+
+
+@dataclass
+class Timed:
+    """Seconds of one way, an entry per repeat."""
+
+    seconds: list[float] = field(default_factory=list)
+
+    def per_second(self, count: int = 1) -> float:
+        return count / median(self.seconds)
+
+    def spread(self, count: int = 1) -> str:
+        """Slowest and fastest repeat, in items per second."""
+        return f"{count / max(self.seconds):.1f} to {count / min(self.seconds):.1f}"
+
+    def over(self, other: "Timed") -> float:
+        """How many times as long as another way this one takes: the median over the pairs."""
+        return median(a / b for a, b in zip(self.seconds, other.seconds, strict=True))
+
+
+def in_turn(
+    ways: Mapping[str, Callable[[], object]], repeats: int, device: str = "cpu", warm_up: int = 1
+) -> dict[str, Timed]:
+    """Time several ways in turn, so that the machine's moods fall on all alike."""
+    timed = {name: Timed() for name in ways}
+    gpu = device.startswith("cuda")
+    clock = time.perf_counter if gpu else time.process_time
+    for repeat in range(repeats + warm_up):
+        for name, way in ways.items():
+            begin = clock()
+            way()
+            if gpu:
+                torch.cuda.synchronize()
+            if repeat >= warm_up:
+                timed[name].seconds.append(clock() - begin)
+    return timed
+
+
+def stamp(command: str, device: str = "cpu") -> dict[str, object]:
+    """What the numbers of a run were measured on, and by what."""
+    return {
+        "command": command,
+        "date": date.today().isoformat(),
+        "commit": _commit(),
+        "hardware": torch.cuda.get_device_name() if device.startswith("cuda") else processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
+        "versions": {"python": platform.python_version(), **_versions()},
+    }
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells it, and what helps it with bfloat16."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    found = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in lines}
+    flags = found.get("flags", "").split()
+    units = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
+    name = found.get("model name") or platform.processor() or platform.machine()
+    return " ".join([name, *([f"({', '.join(units)})"] if units else [])])
+
+
+def write(content: Mapping[str, object], path: Path | None) -> None:
+    """Print results, and write them as JSON where a path is given."""
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    print(text)
+    if path:
+        path.write_text(text + "\n", encoding="utf-8")
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _commit() -> str:
+    """The commit that is checked out, marked where files differ from it."""
+    here = Path(__file__).parent
+    said = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    done = subprocess.run(said, cwd=here, capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"

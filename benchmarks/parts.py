@@ -1,0 +1,89 @@
+"""PointNet and the sampler of identity codes, each beside the plain way, in the same run.
+
+    python benchmarks/parts.py [--json parts.json]
+
+PointNet: the encoder of ``adv3d`` beside the layers one after the other, as the paper writes them,
+with the same weights. DDIM: identity codes of many faces at once beside one face after the other.
+The difference between both ways' results is reported.
+"""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from measuring import in_turn, stamp, write
+
+import facezoo
+
+
+def plain_pointnet(vae, points: torch.Tensor) -> torch.Tensor:
+    """Convolutions, batch norms and ReLUs over all points, and the maximum, (B, 1024)."""
+    hidden = points.transpose(1, 2)
+    for number in range(1, 6):
+        layer, norm = getattr(vae, f"conv{number}"), getattr(vae, f"bn{number}")
+        hidden = F.relu(norm(layer(hidden)))
+    return hidden.amax(2)
+
+
+def row(part: str, batch: int, ours: str, rival: str, timed: dict, difference: float) -> dict:
+    return {
+        "part": part,
+        "batch": batch,
+        f"{ours}, items/s": timed["ours"].per_second(batch),
+        f"{rival}, items/s": timed["rival"].per_second(batch),
+        "times faster": timed["rival"].over(timed["ours"]),
+        "relative difference": f"{difference:.1e}",
+    }
+
+
+def differ(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+@torch.inference_mode()
+def pointnet(batch: int, repeats: int, device: str) -> dict:
+    model = facezoo.load("adv3d", device=device)
+    noise = torch.randn(batch, *model.template_mm.shape, device=device)
+    points = (model.template_mm + noise) / model.scale
+    ways = {
+        "ours": lambda: model.vae.features(points),
+        "rival": lambda: plain_pointnet(model.vae, points),
+    }
+    timed = in_turn(ways, repeats, device)
+    difference = differ(ways["ours"](), ways["rival"]())
+    return row("PointNet of `adv3d`", batch, "facezoo", "plain", timed, difference)
+
+
+@torch.inference_mode()
+def ddim(batch: int, repeats: int, device: str) -> dict:
+    model = facezoo.load("latentface", device=device)
+    codes = model.embed_latents(torch.rand(batch, *model.input_shape, device=device) * 2 - 1)
+    ways = {
+        "ours": lambda: model.identity_latents(codes).packed(),
+        "rival": lambda: torch.cat(
+            [model.identity_latents(codes[slice(i, i + 1)]).packed() for i in range(batch)]
+        ),
+    }
+    timed = in_turn(ways, repeats, device)
+    difference = differ(ways["ours"](), ways["rival"]())
+    return row("DDIM of `latentface`", batch, "facezoo", "plain", timed, difference)
+
+
+def main(batches: list[int], repeats: int, device: str = "cpu") -> dict:
+    torch.manual_seed(0)
+    rows = [part(batch, repeats, device) for part in (pointnet, ddim) for batch in batches]
+    command = shlex.join(["python", "benchmarks/parts.py", *sys.argv[1:]])
+    return {**stamp(command, device), "tables": {"parts": rows}}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 32], metavar="B")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    options = parser.parse_args()
+    write(main(options.batches, options.repeats, options.device), options.json)

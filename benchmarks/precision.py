@@ -1,0 +1,83 @@
+"""How far features in reduced precision turn away from those in float32, per checkpoint.
+
+    python benchmarks/precision.py FOLDER [--limit 100] [--json precision.json]
+
+FOLDER holds photographs. Faces are found and aligned once; then every feature is computed in every
+precision, and compared by its cosine with the one in float32.
+"""
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from measuring import stamp, write
+
+import facezoo
+from facezoo.errors import UnsupportedError
+from facezoo.extraction.inputs import list_photos
+from facezoo.preprocess.pipeline import find_faces, prepare, to_device
+from facezoo.preprocess.reading import read_image
+
+DTYPES = (torch.bfloat16, torch.float16)
+
+
+def compare(name: str, photos: list, faces, device: str) -> list[dict]:
+    """Rows of one checkpoint, one per precision and feature."""
+    exact = facezoo.load(name, device=device)
+    wanted = [f for f in exact.capabilities() if f.startswith("encode_")]
+    crops = prepare(photos, faces, exact.preprocessing)
+    features = exact.run(crops, wanted)
+    rows = []
+    for dtype in DTYPES:
+        reduced = facezoo.load(name, device=device, dtype=dtype).run(crops, wanted)
+        for feature in wanted:
+            pair = features[feature].double(), reduced[feature].double()
+            cosine = F.cosine_similarity(*pair, dim=1)
+            rows.append(
+                {
+                    "checkpoint": f"`{name}`",
+                    "precision": str(dtype).removeprefix("torch."),
+                    "feature": feature.removeprefix("encode_"),
+                    "faces": len(cosine),
+                    "least cosine": f"{float(cosine.min()):.5f}",
+                    "median cosine": f"{float(cosine.median()):.5f}",
+                }
+            )
+    return rows
+
+
+def refused(name: str) -> bool:
+    """Whether a checkpoint says that it cannot be loaded in reduced precision."""
+    try:
+        facezoo.load(name, device="cpu", dtype=DTYPES[0])
+    except UnsupportedError:
+        return True
+    return False
+
+
+def main(folder: Path, limit: int, device: str = "cpu") -> dict:
+    """All checkpoints of the package; those that refuse are named."""
+    listed = list_photos(folder)
+    read = [read_image(listed.root / name) for name in listed.names[:limit]]
+    photos = to_device(read, torch.device(device))
+    faces = find_faces(photos, on_missing="skip")
+    names = facezoo.list_models(pretrained=True)
+    without = [name for name in names if refused(name)]
+    rows = [
+        row for name in names if name not in without for row in compare(name, photos, faces, device)
+    ]
+    command = shlex.join(["python", "benchmarks/precision.py", *sys.argv[1:]])
+    return {**stamp(command, device), "refused": without, "tables": {"precision": rows}}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--limit", type=int, default=100, metavar="N", help="photographs")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    options = parser.parse_args()
+    write(main(options.folder, options.limit, options.device), options.json)

@@ -1,0 +1,79 @@
+"""Faces as codes of a generator: samples, truncation, style mixing, inversion and sliders.
+
+python examples/edit_portraits.py edits.png examples/portraits/*.jpg
+
+Writes edits-samples.png (faces of nobody), edits-mixing.png (rows keep pose and expression, columns
+give the appearance) and edits.png: the crop of each portrait, drawn again from w, from w and f and
+after refinement, then moved along every direction of the model. Needs the extra [viz].
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+import facezoo
+from facezoo import plot
+from facezoo.models.latent_simclr.augment import appearance_layers
+from facezoo.models.latent_simclr.stylegan2 import mix_codes
+
+PORTRAITS = sorted((Path(__file__).parent / "portraits").glob("*.jpg"))
+SEED = 3
+PSI = 0.7
+
+
+def samples(model, count: int = 4) -> dict[str, torch.Tensor]:
+    """Faces by their truncation, then more at one."""
+    drawn = {}
+    for psi in (0.0, 0.3, 0.5, 0.7, 1.0):
+        drawn[f"ψ = {psi}"] = model.sample(count, psi=psi, generator=seeded(0))
+    for column in range(1, 6):
+        drawn[f"ψ = {PSI} ({column})"] = model.sample(count, psi=PSI, generator=seeded(column))
+    return drawn
+
+
+@torch.inference_mode()
+def mixing(model, count: int = 6) -> dict[str, torch.Tensor]:
+    """Faces with coarse styles by their row and fine ones by their column, beside both."""
+    maker = model.inverter.generator
+    z = torch.randn(2 * count, maker.style_dim, generator=seeded(SEED))
+    codes = maker.map(z.to(model.device), PSI, model.inverter.encoder.mean_code)
+    coarse, fine = codes[:, None].expand(-1, maker.num_codes, -1).chunk(2)
+    start = appearance_layers(maker.num_codes).start
+
+    noise = maker.stored_noise()
+    columns = {"coarse": model.to_unit(maker(coarse, noise))}
+    for number, other in enumerate(fine, 1):
+        mixed = mix_codes(coarse, other.expand_as(coarse), start)
+        columns[f"with {number}"] = model.to_unit(maker(mixed, noise))
+    return {**columns, "fine, 1 to 6": model.to_unit(maker(fine, noise))}
+
+
+def edits(model, photos: list[Path]) -> dict[str, torch.Tensor]:
+    """The faces drawn again, then with each direction taken away and added."""
+    plain = model.encode_factors(photos).w_plus
+    with torch.inference_mode():
+        from_w = model.to_unit(model.inverter.synthesize(plain))
+    columns = {"crop": plot.crops(model, photos), "w": from_w, "w and f": model.reconstruct(photos)}
+    columns["refined"] = model.synthesize(model.invert(photos, refine_steps=100))
+    for name in model.architecture["directions"]:
+        columns[f"{name} −3"] = model.edit(photos, name, -3.0)
+        columns[f"{name} +3"] = model.edit(photos, name, 3.0)
+    return columns
+
+
+def seeded(number: int) -> torch.Generator:
+    return torch.Generator().manual_seed(number)
+
+
+def main(output: Path, photos: list[Path], model=None) -> None:
+    model = model or facezoo.load("latent-simclr")
+    made = {"": edits(model, photos), "-samples": samples(model), "-mixing": mixing(model)}
+    for what, columns in made.items():
+        plot.grid(columns).savefig(output.with_name(f"{output.stem}{what}.png"))
+    print(f"{output}: {len(photos)} faces, {len(made[''])} columns")
+
+
+if __name__ == "__main__":
+    target, *files = sys.argv[1:] or ["edits.png"]
+    main(Path(target), [Path(file) for file in files] or PORTRAITS)

@@ -1,0 +1,134 @@
+"""Recipes of the three trainings: the papers', and those that a CPU can follow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any
+
+from facezoo.errors import UnknownNameError
+from facezoo.fitting import Schedule
+
+
+@dataclass(frozen=True)
+class Adversarial:
+    """How a generator is trained: Karras et al. 2020, App. B, and ADA."""
+
+    images: int
+    """Real images that the discriminator sees."""
+    batch_size: int = 32
+    rate: float = 2e-3
+    gamma: float = 0.1
+    """Of the R1 penalty."""
+    penalty_every: int = 16
+    """Steps between penalties, which weigh as much more (lazy regularisation)."""
+    path_weight: float = 0.0
+    """Of the path length penalty; 2 in the paper."""
+    path_every: int = 4
+    mixing: float = 0.9
+    """Share of the codes of which a part of the styles is another code's."""
+    half_life: int = 10_000
+    """Images in which an old weight counts half in the averaged generator."""
+    augmentation: int = 0
+    """Images in which the strength of the augmentation may go from 0 to 1; 0 for none."""
+    architecture: dict[str, Any] = field(default_factory=dict)
+    """Arguments of ``StyleGANGenerator``; the discriminator has the same channels."""
+
+
+@dataclass(frozen=True)
+class Inverting:
+    """How the Feature-Style encoder is trained."""
+
+    schedule: Schedule
+    features: str = "ipd-fer"
+    """Network of the perceptual and the identity loss: a checkpoint with an identity encoder."""
+    perceptual_stages: tuple[int, ...] = (1, 2)
+    identity_stages: tuple[int, ...] = (3, 4)
+    scales: int = 2
+    """Of the perceptual loss: full size, half of it, and so on."""
+    lambda_perceptual: float = 0.2
+    lambda_identity: float = 0.1
+    lambda_feature: float = 0.01
+    grey: float = 0.2
+    """Share of the crops that lose their colour."""
+    architecture: dict[str, Any] = field(default_factory=dict)
+    """Arguments of ``encoder_for`` that differ from its defaults."""
+
+
+@dataclass(frozen=True)
+class Contrasting:
+    """How the code encoders are trained: Sec. II.III."""
+
+    schedule: Schedule
+    temperature: float = 0.5
+    strength: float = 1.0
+    """Of the sliders, in standard deviations of the codes."""
+    expression_sliders: tuple[str, ...] = ("blur", "skin_tone", "yaw")
+    """What views of the expression encoder differ in."""
+    identity_sliders: tuple[str, ...] = ("blur", "yaw", "smile")
+    """What views of the identity encoder differ in."""
+    architecture: dict[str, Any] = field(default_factory=dict)
+    """``code_width`` and ``num_features`` of ``LatentSimCLR``."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the parts of a checkpoint are trained, one after the other."""
+
+    generator: Adversarial
+    inversion: Inverting
+    contrast: Contrasting
+
+
+RECIPES = {
+    "paper": Recipe(
+        Adversarial(
+            images=3_000_000,
+            path_weight=2.0,
+            augmentation=500_000,
+            architecture={"size": 64, "style_dim": 512, "mapping_layers": 8},
+        ),
+        Inverting(Schedule(60, rate=1e-4), scales=3),
+        Contrasting(Schedule(200, batch_size=512, rate=1e-3, schedule="cosine")),
+    ),
+    "preview": Recipe(
+        Adversarial(
+            images=320_000,
+            rate=2.5e-3,
+            gamma=0.05,
+            augmentation=200_000,
+            architecture={
+                "size": 64,
+                "style_dim": 128,
+                "mapping_layers": 4,
+                "channel_multiplier": 0.0625,
+                "max_channels": 128,
+            },
+        ),
+        Inverting(
+            Schedule(6, batch_size=32, rate=1e-3, schedule="cosine", average=0.998),
+            identity_stages=(3,),
+            scales=1,
+            architecture={"depths": (1, 2, 2, 2), "width": 24, "trunk_size": 64},
+        ),
+        Contrasting(
+            Schedule(30, batch_size=512, rate=1e-3, schedule="cosine", average=0.99),
+            temperature=0.1,
+            architecture={"code_width": 128, "num_features": 256},
+        ),
+    ),
+}
+"""``paper`` has the papers' widths at 64 pixels, for a GPU; ``preview`` is what one CPU core does
+in an hour and a half."""
+
+
+def recipe(name: str) -> Recipe:
+    """A recipe by name.
+
+    Raises:
+        UnknownNameError: if there is no such recipe.
+    """
+    if name not in RECIPES:
+        near = get_close_matches(name, RECIPES) or sorted(RECIPES)
+        raise UnknownNameError(f"no recipe named {name!r}; did you mean {' or '.join(near)}?")
+    return RECIPES[name]

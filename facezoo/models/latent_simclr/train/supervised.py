@@ -1,0 +1,54 @@
+"""The paper's rivals of SimCLR, the rows "CNN" and "CNN + augmentations" of its Table 1."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from facezoo.fitting import Schedule, fit
+from facezoo.models.latent_simclr.augment import augment_codes
+from facezoo.models.latent_simclr.simclr import CodeEncoder
+
+
+def train_classifier(
+    encoder: CodeEncoder,
+    codes: Tensor,
+    labels: Tensor,
+    schedule: Schedule,
+    out: Path,
+    seed: int,
+    *,
+    directions: Sequence[Tensor] | None = None,
+    strength: float = 1.0,
+) -> nn.Sequential:
+    """A code encoder with a linear layer behind it, trained to tell classes.
+
+    Args:
+        encoder: the base encoder of SimCLR with fresh weights, standardised by the codes.
+        codes: (N, L, D).
+        labels: classes 0 to K - 1, int64, (N,).
+        schedule: how long and how fast.
+        out: folder for state and log.
+        seed: of the linear layer, of order and chance.
+        directions: what the sliders of the paper's augmentations move along; None for codes as
+            they are.
+        strength: of the sliders.
+
+    Returns:
+        From codes (B, L, D) to logits (B, K), in eval mode.
+    """
+    torch.manual_seed(seed)
+    network = nn.Sequential(encoder, nn.Linear(encoder.num_features, int(labels.max()) + 1))
+
+    def losses(rows: Tensor, _: float, draw: torch.Generator) -> dict[str, Tensor]:
+        chosen = codes[rows]
+        if directions is not None:
+            chosen = augment_codes(chosen, codes, list(directions), draw, strength=strength)
+        return {"loss": F.cross_entropy(network(chosen), labels[rows])}
+
+    network.load_state_dict(fit(network, schedule, len(codes), losses, out, seed))
+    return network.eval()

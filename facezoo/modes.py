@@ -1,0 +1,24 @@
+"""Training and eval mode of modules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """A module in eval mode for a while; what was in training mode is in it again afterwards.
+
+    Only modules in training mode are touched, for walking through all of them costs time too.
+    """
+    in_training = [part for part in module.modules() if part.training]
+    if in_training:
+        module.eval()
+    try:
+        yield
+    finally:
+        for part in in_training:
+            part.training = True

@@ -1,0 +1,171 @@
+"""latent-simclr as a model: photographs or codes in, features, edits and faces out."""
+
+import numpy as np
+import pytest
+import torch
+from packs import SquareDetector, photo_of
+
+import facezoo
+from facezoo.errors import UnknownNameError
+from facezoo.models.latent_simclr import LatentSimCLR, StyleGANInverter
+from facezoo.models.latent_simclr.convert import convert_generator, load_generator
+from facezoo.models.latent_simclr.directions import load_directions
+from facezoo.preprocess import pipeline
+
+TINY = {
+    "style_dim": 16,
+    "mapping_layers": 1,
+    "max_channels": 8,
+    "depths": (1, 1, 1, 1),
+    "width": 4,
+    "trunk_size": 32,
+    "code_width": 8,
+    "num_features": 12,
+    "directions": ("blur", "smile"),
+}
+
+
+@pytest.fixture(autouse=True)
+def _squares_are_faces(monkeypatch):
+    monkeypatch.setattr(pipeline, "load_detector", lambda device: SquareDetector())
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    made = LatentSimCLR(**TINY).eval()
+    made.directions.normal_()
+    return made
+
+
+PHOTOS = [photo_of((40, 50, 80)).numpy(), photo_of((60, 40, 90)).numpy()]
+EMPTY = photo_of().numpy()
+
+
+def test_features_of_codes_are_those_of_the_photographs_that_gave_them(model):
+    codes = model.encode_factors(PHOTOS).w_plus
+    assert codes.shape == (2, 10, 16)
+    for name in ("encode_expression", "encode_identity"):
+        encode = getattr(model, name)
+        torch.testing.assert_close(encode(w_plus=codes), encode(PHOTOS), atol=1e-5, rtol=1e-4)
+
+
+def test_the_two_encoders_differ(model):
+    assert not torch.allclose(model.encode_expression(PHOTOS), model.encode_identity(PHOTOS))
+
+
+@pytest.mark.parametrize("given", [{}, {"images": PHOTOS, "w_plus": torch.zeros(2, 10, 16)}])
+def test_photographs_and_codes_exclude_each_other(model, given):
+    with pytest.raises(ValueError, match="photographs or w_plus"):
+        model.encode_expression(**given)
+
+
+def test_a_photograph_without_a_face_keeps_its_row(model):
+    inversion = model.invert([PHOTOS[0], EMPTY], on_missing="nan")
+    assert torch.isfinite(inversion.w_plus).all((1, 2)).tolist() == [True, False]
+    pictures = model.edit([PHOTOS[0], EMPTY], "smile", 1.0, on_missing="nan")
+    assert pictures.shape == (2, 3, 64, 64)
+    assert torch.isnan(pictures[1]).all()
+
+
+def test_refinement_brings_pictures_closer(model):
+    crops = torch.rand(2, 3, 64, 64)
+    far, near = (
+        (model.synthesize(model.invert(crops, steps, aligned=True)) - crops).square().mean()
+        for steps in (0, 5)
+    )
+    assert near < far
+
+
+def test_no_edit_is_the_reconstruction_and_an_edit_is_not(model):
+    plain = model.reconstruct(PHOTOS)
+    torch.testing.assert_close(model.edit(PHOTOS, "blur", 0.0), plain, atol=1e-5, rtol=1e-4)
+    assert (model.edit(PHOTOS, "blur", 3.0) - plain).abs().max() > 1e-4
+    own = model.directions[0].clone()
+    moved = [model.edit(PHOTOS, which, 2.0) for which in ("blur", own)]
+    torch.testing.assert_close(*moved)
+
+
+def test_an_unknown_direction_is_named_with_those_that_there_are(model):
+    with pytest.raises(UnknownNameError, match="blur, smile"):
+        model.edit(PHOTOS, "age", 1.0)
+    with pytest.raises(ValueError, match="direction must be"):
+        model.edit(PHOTOS, torch.zeros(3), 1.0)
+
+
+def test_mixing_a_face_with_itself_changes_nothing(model):
+    plain = model.reconstruct(PHOTOS)
+    itself = model.mix_styles(PHOTOS, PHOTOS)
+    torch.testing.assert_close(itself, plain, atol=1e-5, rtol=1e-4)
+    assert (model.mix_styles(PHOTOS, PHOTOS[::-1]) - plain).abs().max() > 1e-5
+    with pytest.raises(ValueError, match="as many faces"):
+        model.mix_styles(PHOTOS, PHOTOS[:1])
+
+
+def test_samples_repeat_with_their_generator(model):
+    first, again, other = (
+        model.sample(3, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    )
+    assert first.shape == (3, 3, 64, 64)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_expression_needs_no_feature_head(model):
+    model.inverter.encoder.head = None
+    assert model.encode_expression(PHOTOS).shape == (2, 12)
+
+
+def test_the_inverter_comes_alone(model, tmp_path):
+    model.save_pretrained(tmp_path / "checkpoint")
+    inverter = facezoo.StyleGANInverter.from_pretrained(tmp_path / "checkpoint")
+    images = torch.rand(1, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        torch.testing.assert_close(inverter.invert(images).w_plus, model.embed_codes(images))
+    with pytest.raises(TypeError, match="no StyleGAN"):
+        StyleGANInverter.from_pretrained("ipd-fer")
+
+
+def test_a_published_generator_is_converted_with_its_mean_code(model, tmp_path):
+    generator = model.inverter.generator
+    centre = torch.randn(1, 16)
+    torch.save({"g_ema": generator.state_dict(), "latent_avg": centre}, tmp_path / "g.pt")
+    path = convert_generator(tmp_path / "g.pt")
+    again, mean = load_generator(path)
+    codes = torch.randn(2, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(again(codes), generator(codes))
+    torch.testing.assert_close(mean, centre[0])
+    with pytest.raises(FileExistsError):
+        convert_generator(tmp_path / "g.pt")
+
+
+def test_directions_are_fitted_from_the_command_line(tmp_path, capsys):
+    from facezoo.cli import main
+
+    draw = torch.Generator().manual_seed(0)
+    codes = torch.randn(60, 4, 3, generator=draw)
+    np.save(tmp_path / "codes.npy", codes.numpy())
+    values = ["" if row == 0 else str(int(code[1, 2] > 0)) for row, code in enumerate(codes)]
+    (tmp_path / "labels.csv").write_text("smile\n" + "\n".join(f'"{v}"' for v in values) + "\n")
+    target = tmp_path / "directions.safetensors"
+    files = ["--codes", str(tmp_path / "codes.npy"), "--labels", str(tmp_path / "labels.csv")]
+    assert main(["fit-directions", str(target), *files]) == 0
+    assert "smile" in capsys.readouterr().out
+    direction = load_directions(target)["smile"]
+    assert direction.abs().argmax() == 1 * 3 + 2
+    spread = torch.einsum("nld,ld->n", codes, direction / direction.norm()).std()
+    torch.testing.assert_close(direction.norm(), spread, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("smile\n1\n", "1 rows"), ("smile\n1\n2\n", "wanted are 1, 0 or nothing")]
+)
+def test_labels_that_do_not_fit_are_refused(tmp_path, capsys, text, said):
+    from facezoo.cli import main
+
+    np.save(tmp_path / "codes.npy", np.zeros((2, 4, 3), np.float32))
+    (tmp_path / "labels.csv").write_text(text)
+    files = ["--codes", str(tmp_path / "codes.npy"), "--labels", str(tmp_path / "labels.csv")]
+    assert main(["fit-directions", str(tmp_path / "d.safetensors"), *files]) == 1
+    assert said in capsys.readouterr().err

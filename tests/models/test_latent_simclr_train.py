@@ -1,0 +1,239 @@
+"""The three trainings of latent-simclr: one after another, resumed, and what moves in them."""
+
+from functools import partial
+
+import pytest
+import torch
+from packs import write_lfw
+from safetensors.torch import load_file
+
+import facezoo
+from facezoo import feature_maps, fitting
+from facezoo.fitting import Schedule
+from facezoo.models.latent_simclr.simclr import CodeEncoder
+from facezoo.models.latent_simclr.train import (
+    PARTS,
+    adaptive,
+    adversarial,
+    command,
+    contrast,
+    inversion,
+    run,
+)
+from facezoo.models.latent_simclr.train.recipes import (
+    RECIPES,
+    Adversarial,
+    Contrasting,
+    Inverting,
+    Recipe,
+)
+from facezoo.models.latent_simclr.train.supervised import train_classifier
+
+CPU = torch.device("cpu")
+SHORT = Schedule(2, batch_size=4, rate=1e-3)
+TINY = Recipe(
+    Adversarial(
+        images=24,
+        batch_size=4,
+        penalty_every=2,
+        path_weight=2.0,
+        path_every=3,
+        augmentation=20,
+        architecture={"size": 64, "style_dim": 8, "mapping_layers": 1, "max_channels": 8},
+    ),
+    Inverting(SHORT, architecture={"depths": (1, 1, 1, 1), "width": 4, "trunk_size": 32}),
+    Contrasting(SHORT, architecture={"code_width": 8, "num_features": 12}),
+)
+"""Small enough for milliseconds, with everything that the paper's recipe switches on."""
+
+
+@pytest.fixture(autouse=True)
+def _tiny(monkeypatch, tmp_path):
+    import timm
+
+    grey = (0.5, 0.5, 0.5)
+    network = timm.create_model("test_resnet.r160_in1k")
+    monkeypatch.setattr(feature_maps, "_backbone", lambda name: (network, grey, grey))
+    monkeypatch.setitem(RECIPES, "preview", TINY)
+    monkeypatch.setattr(adversarial, "LOG_EVERY", 1)
+    write_lfw(tmp_path, train=16, val=4)
+
+
+def train(tmp_path, part, folder="runs", seed=1):
+    return run(part, tmp_path, tmp_path / folder, seed=seed, device=CPU, name="preview")
+
+
+def test_the_parts_end_in_a_checkpoint_that_loads(tmp_path):
+    written = [train(tmp_path, part) for part in PARTS]
+    model = facezoo.load(written[-1].with_suffix(".safetensors"), device="cpu")
+    assert model.card.name == "latent-simclr.lfw-preview"
+    commands = model.card.training.command.split(" && ")
+    assert [text.split()[2] for text in commands] == list(PARTS)
+    assert all("--recipe preview --seed 1" in text for text in commands)
+    assert model.architecture["directions"] == ["blur", "skin_tone", "smile", "yaw"]
+    crops = list(torch.rand(2, 3, 64, 64))
+    assert model.encode_expression(crops, aligned=True).shape == (2, 12)
+    assert model.edit(crops, "smile", 2.0, aligned=True).shape == (2, 3, 64, 64)
+    early = load_file(written[0].with_name("early.safetensors"))
+    final = load_file(written[0])
+    assert early.keys() == final.keys()
+    assert not torch.equal(early["input.input"], final["input.input"])
+
+
+@pytest.mark.parametrize("part", PARTS[1:])
+def test_a_part_wants_those_before_it(tmp_path, part):
+    with pytest.raises(FileNotFoundError, match="facezoo train stylegan2 to its end first"):
+        train(tmp_path, part)
+
+
+def test_an_unknown_part_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="part must be one of stylegan2"):
+        train(tmp_path, "gan")
+
+
+def test_an_interrupted_generator_ends_at_the_same_weights(tmp_path, monkeypatch):
+    keep_all = partial(adversarial.train_generator, save_every=0.0)
+    monkeypatch.setattr(command, "train_generator", keep_all)
+    whole = train(tmp_path, PARTS[0], "whole")
+    descend, calls = adversarial.descend, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 11:
+            raise KeyboardInterrupt
+        descend(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(adversarial, "descend", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, PARTS[0], "broken")
+    again = train(tmp_path, PARTS[0], "broken")
+    assert again.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize("part", PARTS[1:])
+def test_an_interrupted_part_ends_at_the_same_weights(tmp_path, monkeypatch, part):
+    keep_all = partial(fitting.fit, save_every=0.0)
+    for module in (contrast, inversion):
+        monkeypatch.setattr(module, "fit", keep_all)
+    for folder in ("whole", "broken"):
+        for before in PARTS[: PARTS.index(part)]:
+            train(tmp_path, before, folder)
+    whole = train(tmp_path, part, "whole")
+    descend, calls = fitting.descend, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        descend(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fitting, "descend", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, part, "broken")
+    again = train(tmp_path, part, "broken")
+    first, second = (path.with_suffix(".safetensors").read_bytes() for path in (whole, again))
+    assert first == second
+
+
+def test_each_step_moves_its_own_network():
+    game = adversarial.Game(TINY.generator, seed=0, device=CPU)
+    draw = torch.Generator().manual_seed(0)
+    before = [{k: v.clone() for k, v in n.state_dict().items()} for n in (game.maker, game.judge)]
+    fakes, _ = game._deceive(4, draw)
+    assert moved(game.judge, before[1]) == []
+    assert moved(game.maker, before[0])
+    maker = {k: v.clone() for k, v in game.maker.state_dict().items()}
+    game._tell_apart(torch.rand(4, 3, 64, 64), fakes, draw)
+    assert moved(game.maker, maker) == []
+    assert moved(game.judge, before[1])
+
+
+def moved(module, before):
+    return [name for name, value in module.state_dict().items() if not value.equal(before[name])]
+
+
+def test_the_encoders_training_leaves_the_generator_alone(tmp_path):
+    written = [train(tmp_path, part) for part in PARTS[:2]]
+    trained = command.new_inverter(TINY, 1)
+    trained.generator.load_state_dict(load_file(written[0]))
+    crops = torch.randint(0, 256, (8, 3, 68, 68), dtype=torch.uint8)
+    before = {k: v.clone() for k, v in trained.generator.state_dict().items()}
+    tensors = inversion.train_encoder(trained, crops, TINY.inversion, tmp_path / "e", 0, CPU)
+    assert moved(trained.generator, before) == []
+    assert tensors.keys() == trained.encoder.state_dict().keys()
+
+
+def test_strength_grows_while_the_real_images_are_known():
+    strength = adaptive.Strength(images=100)
+    strength.update(torch.ones(10, 1))
+    assert strength.probability == pytest.approx(0.1)
+    strength.update(-torch.ones(20, 1))
+    assert strength.probability == 0.0
+    for _ in range(20):
+        strength.update(torch.ones(10, 1))
+    assert strength.probability == 1.0
+
+
+def test_changes_are_none_without_probability_and_repeat_with_their_generator():
+    images = torch.rand(6, 3, 16, 16) * 2 - 1
+    draw = torch.Generator().manual_seed(0)
+    assert torch.equal(adaptive.change(images, 0.0, draw), images)
+    first, again = (
+        adaptive.change(images, 0.8, torch.Generator().manual_seed(3)) for _ in range(2)
+    )
+    assert torch.equal(first, again)
+    assert (first - images).abs().amax((1, 2, 3)).gt(0.05).all()
+
+
+def test_changes_of_colour_keep_a_grey_image_grey_and_a_flip_is_exact():
+    grey = torch.rand(4, 1, 16, 16).expand(-1, 3, -1, -1)
+    chance = adaptive._Chance(4, 1.0, torch.Generator().manual_seed(0), CPU)
+    coloured = adaptive._coloured(grey, chance)
+    torch.testing.assert_close(coloured[:, 0], coloured[:, 1], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(coloured[:, 0], coloured[:, 2], atol=1e-5, rtol=1e-5)
+    mirror = torch.tensor([[[-1.0, 0, 0], [0, 1, 0]]]).expand(4, 2, 3)
+    torch.testing.assert_close(adaptive._sampled(grey, mirror), grey.flip(-1))
+
+
+def test_changes_keep_gradients():
+    images = torch.rand(3, 3, 16, 16, requires_grad=True)
+    adaptive.change(images, 1.0, torch.Generator().manual_seed(0)).sum().backward()
+    assert images.grad.abs().sum() > 0
+
+
+def test_views_exchange_what_their_encoder_should_not_hold():
+    expression, identity = (set(contrast.views(what, 10)) for what in ("expression", "identity"))
+    assert expression == {4, 5, 6, 7, 8, 9}
+    assert identity == {0, 1, 2, 3}
+
+
+def test_the_labels_that_are_measured():
+    values = torch.tensor([3.0, 1, 2, 4, float("nan"), 5, 6, 7, 8])
+    labels = contrast.ends(values)
+    assert labels[[8, 7]].tolist() == [1, 1]
+    assert labels[[1, 2]].tolist() == [0, 0]
+    assert torch.isnan(labels[[0, 3, 4, 5, 6]]).all()
+    sharp = torch.randint(0, 256, (4, 3, 32, 32)).to(torch.uint8)
+    soft = (sharp // 8 + 112).to(torch.uint8)
+    found = contrast.measured_labels(torch.cat([sharp, soft]))
+    assert found["blur"].nan_to_num(0.5)[:4].mean() < 0.5 < found["blur"].nan_to_num(0.5)[4:].mean()
+    dark = torch.stack([torch.full((3, 32, 32), v) for v in (10, 20, 200, 220)]).to(torch.uint8)
+    assert contrast.measured_labels(dark)["skin_tone"][[0, 3]].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("directions", [None, [torch.zeros(10, 6)]])
+def test_the_rival_learns_what_codes_show(tmp_path, directions):
+    draw = torch.Generator().manual_seed(0)
+    codes = torch.randn(128, 10, 6, generator=draw)
+    labels = (codes[:, 0, 0] > 0).long()  # a coarse style, which the augmentations keep
+    encoder = CodeEncoder(10, 6, 8, 12)
+    encoder.standardise_by(codes)
+    schedule = Schedule(30, batch_size=16, rate=1e-2, schedule="cosine")
+    network = train_classifier(
+        encoder, codes, labels, schedule, tmp_path / "cnn", 0, directions=directions
+    )
+    with torch.no_grad():
+        right = (network(codes).argmax(1) == labels).float().mean()
+    assert right > 0.9

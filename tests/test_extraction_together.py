@@ -1,0 +1,123 @@
+"""Extraction by several processes, and by the actors of a Ray cluster: the rows of one process."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import facezoo
+from facezoo.extraction import extract
+from facezoo.training import Processes
+
+PORTRAITS = Path(__file__).parent.parent / "examples" / "portraits"
+
+SCRIPT = """
+import sys
+from facezoo import extract, load
+from facezoo.extraction import run
+run.PART_PHOTOS = 2
+source, output, model, *stop = sys.argv[1:]
+if stop:
+    append, calls = run.Parts.append, []
+    def killed(self, block):
+        calls.append(1)
+        if len(calls) > int(stop[0]):
+            import os, signal
+            os.kill(os.getpid(), signal.SIGKILL)
+        append(self, block)
+    run.Parts.append = killed
+report = extract(source, output, model=model, device="cpu", batch_size=2, progress=False)
+print(f"{report.rows} rows, {report.resumed} resumed")
+"""
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Nine names of two portraits, and a file that is no photograph."""
+    folder = tmp_path_factory.mktemp("photos")
+    portraits = sorted(PORTRAITS.glob("*.jpg"))
+    for number in range(9):
+        (folder / f"{number}.jpg").symlink_to(portraits[number % 2])
+    (folder / "4b.jpg").write_bytes(b"no photograph")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A small checkpoint in a folder."""
+    torch.manual_seed(0)
+    options = {"backbone": "test_resnet.r160_in1k", "feature_dim": 8, "device": "cpu"}
+    net = facezoo.load("ipd-fer", pretrained=False, **options)
+    return str(net.save_pretrained(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture(scope="module")
+def whole(photos, model, tmp_path_factory):
+    """What one process writes."""
+    output = tmp_path_factory.mktemp("whole") / "f.parquet"
+    extract(photos, output, model=model, device="cpu", batch_size=2, progress=False)
+    return output
+
+
+def launch(script, *arguments):
+    """Two processes, as ``accelerate launch`` starts them."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
+    words = [*torchrun, *meeting, str(script), *map(str, arguments)]
+    return subprocess.run(words, capture_output=True, text=True)
+
+
+def test_two_processes_write_what_one_writes_also_after_a_kill(photos, model, whole, tmp_path):
+    pytest.importorskip("accelerate")
+    script, output = tmp_path / "script.py", tmp_path / "f.parquet"
+    script.write_text(SCRIPT)
+    assert launch(script, photos, output, model, 2).returncode != 0
+    assert not output.exists()
+    done = launch(script, photos, output, model)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("9 rows, 4 resumed") == 2
+    assert output.read_bytes() == whole.read_bytes()
+
+
+def test_processes_that_were_given_different_photographs_are_refused(
+    photos, tmp_path, model, monkeypatch
+):
+    monkeypatch.setattr(Processes, "gather", lambda self, value: [value, "another"])
+    with pytest.raises(ValueError, match="different photographs, models or options"):
+        extract(photos, tmp_path / "f.csv", model=model, device="cpu")
+
+
+def test_an_engine_of_another_name_is_refused(photos, tmp_path, model):
+    with pytest.raises(ValueError, match="engine must be 'local' or 'ray', got 'spark'"):
+        extract(photos, tmp_path / "f.csv", model=model, engine="spark")
+
+
+def test_without_ray_its_extra_is_named(photos, tmp_path, model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ImportError, match=r"facezoo\[ray\]"):
+        extract(photos, tmp_path / "f.csv", model=model, engine="ray", device="cpu")
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # of Ray, which are not ours
+def test_the_actors_of_a_ray_cluster_write_what_one_process_writes(
+    photos, model, whole, tmp_path, monkeypatch
+):
+    ray = pytest.importorskip("ray")
+    from facezoo.extraction import run
+
+    monkeypatch.setattr(run, "PART_PHOTOS", 2)
+    output = tmp_path / "f.parquet"
+    memory = {"object_store_memory": 200 * 2**20, "include_dashboard": False}
+    ray.init(num_cpus=2, _node_ip_address="127.0.0.1", **memory)
+    try:
+        report = extract(
+            photos, output, model=model, device="cpu", batch_size=2, engine="ray", progress=False
+        )
+    finally:
+        ray.shutdown()
+    assert output.read_bytes() == whole.read_bytes()
+    assert [name for name, _ in report.unreadable] == ["4b.jpg"]
+    assert report.seconds["encode"] > 0

@@ -1,0 +1,77 @@
+"""What docs/performance.md promises of reduced precision, on the portraits of the examples."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import facezoo
+from facezoo.errors import UnsupportedError
+from facezoo.preprocess.pipeline import find_faces, prepare, to_device
+from facezoo.preprocess.reading import read_image
+
+PORTRAITS = sorted((Path(__file__).parents[1] / "examples" / "portraits").glob("*.jpg"))
+LEAST_COSINE = 0.999
+
+
+def turned(name, dtype, device="cpu"):
+    """The least cosine of each feature with the one in float32 on the CPU."""
+    exact, reduced = (
+        facezoo.load(name, device=place, dtype=precision)
+        for place, precision in (("cpu", None), (device, dtype))
+    )
+    photos = to_device([read_image(path) for path in PORTRAITS], exact.device)
+    crops = prepare(photos, find_faces(photos), exact.preprocessing)
+    wanted = [feature for feature in exact.capabilities() if feature.startswith("encode_")]
+    here, there = exact.run(crops, wanted), reduced.run(crops.to(reduced.device), wanted)
+    return {
+        feature: float(F.cosine_similarity(here[feature], there[feature].cpu(), dim=1).min())
+        for feature in wanted
+    }
+
+
+@pytest.mark.parametrize("name", ["ipd-fer", "latentface"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_features_in_reduced_precision_stay_close_to_those_in_float32(name, dtype):
+    assert min(turned(name, dtype).values()) > LEAST_COSINE
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["ipd-fer", "latentface"])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
+def test_features_on_a_gpu_stay_close_to_those_of_the_processor(name, dtype):
+    assert min(turned(name, dtype, "cuda").values()) > LEAST_COSINE
+
+
+def test_every_checkpoint_is_compared_or_refuses_half_precision():
+    for name in facezoo.list_models(pretrained=True):
+        if name.split(".")[0] not in ("ipd-fer", "latentface"):
+            with pytest.raises(UnsupportedError, match="works in float32 only: its codes"):
+                facezoo.load(name, device="cpu", dtype=torch.bfloat16)
+
+
+@pytest.mark.gpu
+def test_photographs_give_the_same_features_on_a_gpu():
+    here, there = (facezoo.load("ipd-fer", device=place) for place in ("cpu", "cuda"))
+    paths = PORTRAITS * 3
+    close = F.cosine_similarity(
+        here.encode_expression(paths), there.encode_expression(paths).cpu(), dim=1
+    )
+    assert float(close.min()) > LEAST_COSINE
+
+
+@pytest.mark.slow
+def test_compiled_networks_give_the_same_features():
+    plain, compiled = (
+        facezoo.load("ipd-fer", device="cpu", compile=whether) for whether in (False, True)
+    )
+    crops = torch.rand(3, *plain.input_shape) * 2 - 1
+    for batch in (1, 3):  # another size is compiled anew
+        torch.testing.assert_close(
+            compiled.run(crops, ["encode_expression"], batch)["encode_expression"],
+            plain.run(crops, ["encode_expression"], batch)["encode_expression"],
+            rtol=1e-3,
+            atol=1e-3,
+        )
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
