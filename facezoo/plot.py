@@ -116,7 +116,11 @@ def bars(prediction: ExpressionPrediction) -> Picture:
         axes.set_axis_off()
     for index, (axes, row) in enumerate(zip(panels, shares, strict=False)):
         axes.barh(prediction.classes, row.nan_to_num().tolist(), color=_COLOUR)
-        axes.set(title=f"{index}: {prediction.labels[index] or 'no face'}", xlim=(0, 1))
+        axes.set(
+            title=f"{index}: {prediction.labels[index] or 'no face'}",
+            xlim=(0, 1),
+            xticks=[0, 0.5, 1],
+        )
         axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
         axes.spines[["top", "right"]].set_visible(False)
     if len(shares):

@@ -367,3 +367,16 @@ def test_a_class_without_a_training_photograph_is_named(tree, base, tmp_path):
 def test_recipes_that_train_nothing_are_refused(name, value):
     with pytest.raises(ValueError, match=name):
         Finetuning(**{name: value})
+
+
+def test_of_equally_good_epochs_the_last_is_kept(monkeypatch):
+    even = {"accuracy": 1.0, "balanced accuracy": 1.0, "macro-F1": 1.0}
+    monkeypatch.setattr(loop, "scores", lambda *_: even)
+    train = examples()
+    model = small()
+    fit(model, train, train, QUICK, progress=False)
+    last = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    again = small()
+    fit(again, train, None, QUICK, progress=False)  # keeps the last
+    for name, tensor in again.state_dict().items():
+        torch.testing.assert_close(tensor, last[name])

@@ -132,7 +132,7 @@ def fit(
         if val is not None and len(val):
             row |= scores(predict(model, val), val.labels)
         score = row.get("balanced accuracy", float(epoch))
-        if score > best:
+        if score >= best:  # of equal ones the later: few photographs soon all come out right
             best = score
             kept = {key: value.detach().cpu().clone() for key, value in model.state_dict().items()}
         rows.append(row)
