@@ -44,6 +44,7 @@ class LatentFaceStages(DecodingModel):
     """
 
     model_name: ClassVar[str | None] = "latentface"
+    unexported = ("reconstruct", "neutralize", "frontalize")
 
     def __init__(
         self,
