@@ -202,10 +202,24 @@ def write(out: Path, runs: list[dict[str, object]], options: argparse.Namespace)
         "device": options.device,
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
-        "tables": {"memory": memory, "stages": stages},
+        "tables": {"memory": memory, "stages": stages, "kills": _kills(runs[-1])},
         "runs": runs,
     }
     out.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+
+
+def _kills(run: dict[str, object]) -> list[dict[str, object]]:
+    kills = run.get("kills")
+    if not isinstance(kills, dict) or "identical" not in kills:
+        return [{"photographs": run["images"], "killed": "not yet"}]
+    return [
+        {
+            "photographs": run["images"],
+            "killed when so many were on disk": ", ".join(map(str, kills["after"])),
+            "the last run went on at": kills["resumed"],
+            "same file as without": "yes" if kills["identical"] else "no",
+        }
+    ]
 
 
 def _words(options: argparse.Namespace) -> list[str]:

@@ -45,6 +45,11 @@ PROBED = {
 TRAINED = ("fine-tuned", "from scratch")
 
 
+def probes_of(per_class: str, seeds: int) -> int:
+    """How many probes there are: of all labels one each, since nothing else is drawn."""
+    return len(PROBED) * (1 if per_class == "all" else seeds)
+
+
 def recipe_of(arm: str, tuned: Finetuning) -> Finetuning:
     """What an arm is trained by, from the recipe of fine-tuning."""
     values = asdict(tuned)
@@ -157,6 +162,9 @@ def write(
             for per_class, (tuned, _) in recipes.items()
         },
         "threads": torch.get_num_threads(),
+        "wanted": sum(
+            seeds * len(TRAINED) + probes_of(size, seeds) for size, (_, seeds) in recipes.items()
+        ),
         "runs": runs,
     }
     out.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")

@@ -123,7 +123,10 @@ def comparison_text(checkpoint: str, results: Path = ROOT / "docs" / "results") 
 
 def results_text(file: str, table: str, results: Path = ROOT / "docs" / "results") -> str:
     """A table that a script wrote: a list of rows by column, numbers with three digits or more."""
-    content = json.loads((results / f"{file}.json").read_text(encoding="utf-8"))
+    path = results / f"{file}.json"
+    if not path.is_file():
+        return "Not measured."
+    content = json.loads(path.read_text(encoding="utf-8"))
     rows = content["tables"][table]
     cells = [[_cell(value) for value in row.values()] for row in rows]
     return _table(list(rows[0]), cells)
@@ -173,7 +176,10 @@ def finetuning_text(path: Path) -> str:
     said = f"{content['what']}, {content['validation_images']} photographs"
     said = said[0].upper() + said[1:]
     table = _table([*header, *arms], rows)
-    return f"{said}; mean ± standard deviation. Printed by `{content['command']}`.\n\n{table}"
+    printed = f"Printed by `{content['command']}`"
+    if (lacking := content.get("wanted", len(runs)) - len(runs)) > 0:
+        printed += f", of whose {content['wanted']} runs {lacking} are still to be made"
+    return f"{said}; mean ± standard deviation. {printed}.\n\n{table}"
 
 
 def _read(path: Path) -> dict[str, Any]:

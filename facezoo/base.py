@@ -81,6 +81,8 @@ class FaceModel(ShortModel, Freezable, Pretrained):
     card: Card | None = None
     timm_stages: ClassVar[tuple[str, ...]] = ()
     """Stages that ``as_timm`` gives as one timm model; see ``facezoo.export``."""
+    unexported: ClassVar[tuple[str, ...]] = ()
+    """Capabilities that no fixed graph of operations holds, such as rasterising."""
     absent: Mapping[str, str] = {}
     """What the family can do and this configuration of it cannot, and why."""
     identity_removal: IdentityRemoval

@@ -70,7 +70,9 @@ _MESHES = {"reconstruct": 0, "neutralize": 1}
 
 def stage_names(model: Model) -> dict[str, str]:
     """What can be exported of a model: capabilities by the name of the stage."""
-    names = {name: name.removeprefix("encode_") for name in model.capabilities()}
+    unexported = model.unexported if isinstance(model, FaceModel) else ()
+    able = [name for name in model.capabilities() if name not in unexported]
+    names = {name: name.removeprefix("encode_") for name in able}
     return {names[name].replace("predict_expression", "probabilities"): name for name in names}
 
 

@@ -93,6 +93,7 @@ def test_a_table_of_results_has_the_columns_of_its_rows(tmp_path):
     lines = tables().results_text("some.x", "first", tmp_path).splitlines()
     assert lines[0] == "| what | count | share | cosine |"
     assert lines[2] == "| a/b | 3 | 66.67 | 0.988 |"
+    assert tables().results_text("none", "first", tmp_path) == "Not measured."
 
 
 def test_a_stamp_says_when_on_what_and_by_which_command(tmp_path):
@@ -237,4 +238,8 @@ def test_the_table_of_fine_tuning_has_a_row_per_size_and_a_column_per_arm(tmp_pa
     (tmp_path / "f.json").write_text(json.dumps(content))
     text = tables().finetuning_text(tmp_path / "f.json")
     assert "7 photographs" in text
+    assert "Printed by `python b.py`.\n" in text
+    (tmp_path / "f.json").write_text(json.dumps(content | {"wanted": 5}))
+    part = tables().finetuning_text(tmp_path / "f.json")
+    assert "Printed by `python b.py`, of whose 5 runs 2 are still to be made.\n" in part
     assert "| 10 (20 photographs) | 51.00 ± 1.41 (2 seeds) | 60.00 |" in text

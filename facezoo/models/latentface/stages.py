@@ -48,6 +48,7 @@ class LatentFaceStages(DecodingModel):
         *("texture_autoencoder.encoder", "shape_autoencoder.encoder"),
         *("light_encoder", "view_encoder", "texture_diffusion", "shape_diffusion"),
     )
+    unexported = ("reconstruct", "neutralize", "frontalize")
 
     def __init__(
         self,
