@@ -46,6 +46,11 @@ class LatentSimCLR(DecodingModel):
     """
 
     model_name: ClassVar[str | None] = "latent-simclr"
+    networks = (
+        *("inverter.encoder.trunk.layer1", "inverter.encoder.trunk.layer2"),
+        *("inverter.encoder.trunk.layer3", "inverter.encoder.trunk.layer4"),
+        *("expression_encoder", "identity_encoder"),
+    )
     directions: Tensor
 
     def __init__(
