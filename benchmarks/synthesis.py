@@ -1,11 +1,12 @@
 """How fast StyleGAN2 draws faces, beside a plain implementation in the same run.
 
-    python benchmarks/synthesis.py [--sizes 64 256] [--batches 1 32] [--json synthesis.json]
+    python benchmarks/synthesis.py [--sizes 64 256] [--checkpoint latent-simclr] [--json FILE]
 
 The plain one follows the equations of the paper: it loops over the batch, and modulates and
 demodulates the weights of every convolution for every sample. Both have the same weights, and the
 difference of their images is reported. They are timed in turn, so that the machine's moods fall on
-both alike; the ratio is the median over the pairs.
+both alike. Of a checkpoint, inversion is timed too: photographs to codes and features, and back;
+plain, one photograph after another.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from measuring import in_turn, stamp, write
 
-from facezoo.models.latent_simclr import StyleGANGenerator
+from facezoo.models.latent_simclr import StyleGANGenerator, StyleGANInverter
 
 
 def main(options: argparse.Namespace) -> dict:
@@ -34,8 +35,11 @@ def main(options: argparse.Namespace) -> dict:
             result = {"size": size, "batch": batch, **compare(generator, plain, batch, options)}
             print(json.dumps(result))
             results.append(result)
+    if options.checkpoint:
+        results += of_checkpoint(options, device)
     rows = [
         {
+            "what": r.get("what", "synthesis, new weights"),
             "image": f"{r['size']} x {r['size']}",
             "batch": r["batch"],
             **{f"{name}, images/s": value for name, value in r["images_per_second"].items()},
@@ -58,6 +62,45 @@ def compare(generator, plain, batch, options) -> dict:
     codes = torch.randn(batch, generator.num_codes, generator.style_dim, device=options.device)
     noise = generator.stored_noise()
     ways = {"facezoo": lambda: generator(codes, noise), "plain": lambda: plain(codes, noise)}
+    return outcome(ways, batch, options)
+
+
+def of_checkpoint(options, device) -> list[dict]:
+    """Synthesis and inversion by a trained generator."""
+    inverter = StyleGANInverter.from_pretrained(options.checkpoint).to(device)
+    inverter = inverter.to(memory_format=torch.channels_last)
+    generator, plain = inverter.generator, Plain(inverter.generator)
+    results = []
+    for batch in options.batches:
+        made = compare(generator, plain, batch, options)
+        back = invert(inverter, plain, batch, options)
+        for what, result in (("synthesis", made), ("inversion and synthesis", back)):
+            said = {"what": f"{what}, {options.checkpoint}", "size": generator.size}
+            results.append({**said, "batch": batch, **result})
+            print(json.dumps(results[-1]))
+    return results
+
+
+@torch.inference_mode()
+def invert(inverter, plain, batch, options) -> dict:
+    """Photographs to w and f and back, a batch at once and one after another."""
+    side = inverter.generator.size
+    images = torch.rand(batch, 3, side, side, device=options.device) * 2 - 1
+    noise = inverter.generator.stored_noise()
+
+    def ours() -> torch.Tensor:
+        found = inverter.encode(images)
+        return inverter.synthesize(found.w_plus, found.feature, noise)
+
+    def one_by_one() -> torch.Tensor:
+        found = [inverter.encode(image[None]) for image in images]
+        drawn = [plain.draw(f.w_plus[0], noise, {inverter.layer: f.feature}) for f in found]
+        return torch.cat(drawn)
+
+    return outcome({"facezoo": ours, "plain": one_by_one}, batch, options)
+
+
+def outcome(ways, batch, options) -> dict:
     timed = in_turn(ways, options.repeats, options.device)
     ours, theirs = ways["facezoo"](), ways["plain"]()
     return {
@@ -77,8 +120,8 @@ class Plain:
     def __call__(self, codes, noise) -> torch.Tensor:
         return torch.cat([self.draw(row, noise) for row in codes])
 
-    def draw(self, code, noise) -> torch.Tensor:
-        """One image of one code (L, D)."""
+    def draw(self, code, noise, swapped=None) -> torch.Tensor:
+        """One image of one code (L, D), with features that stand in for those of some layers."""
         features, colours = self.state["input.input"], None
         for k in range(self.layers):
             name = "conv1" if k == 0 else f"convs.{k - 1}"
@@ -91,6 +134,7 @@ class Plain:
             features = features + self.state[f"{name}.noise.weight"] * noise[k]
             features = features + self.state[f"{name}.activate.bias"][None, :, None, None]
             features = F.leaky_relu(features, 0.2) * math.sqrt(2)
+            features = (swapped or {}).get(k + 1, features)
             if k % 2 == 0:
                 name = "to_rgb1" if k == 0 else f"to_rgbs.{k // 2 - 1}"
                 weight = self.modulated(f"{name}.conv", code[k + 1], demodulate=False)
@@ -124,6 +168,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 256], metavar="S")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 32], metavar="B")
+    parser.add_argument(
+        "--checkpoint", metavar="NAME", help="time a checkpoint of latent-simclr too"
+    )
     parser.add_argument("--max-channels", type=int, default=512, metavar="C")
     parser.add_argument("--repeats", type=int, default=5, metavar="N")
     parser.add_argument("--device", default="cpu")
