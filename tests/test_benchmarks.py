@@ -85,13 +85,10 @@ def test_the_operations_of_a_resnet18_are_counted():
 
 def test_encoding_is_measured_in_every_precision_with_a_roofline():
     script = benchmark("encode")
-    result = script.main([1, 2], ["float32", "bfloat16"], repeats=1, pretrained=False, side=64)
+    result = script.main([2], ["float32", "bfloat16"], repeats=1, side=64)
     assert result.keys() == STAMPED | {"tables"}
     rows = result["tables"]["encode"]
-    assert [(row["dtype"], row["batch"]) for row in rows] == [
-        *[("float32", 1), ("float32", 2)],
-        *[("bfloat16", 1), ("bfloat16", 2)],
-    ]
+    assert [(row["dtype"], row["batch"]) for row in rows] == [("float32", 2), ("bfloat16", 2)]
     assert all(row["share"] > 0 for row in result["tables"]["roofline"])
 
 
