@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -13,7 +14,7 @@ from facezoo.evaluate.classification import scores
 from facezoo.evaluate.leakage import (
     TRAINING_ROWS,
     Reading,
-    expression_from,
+    expressions_from,
     identity_from,
     pairs_from,
     same_person_from,
@@ -24,12 +25,10 @@ from facezoo.results import EXPRESSIONS
 
 TWO = ("neutral", "happiness")
 """What LFW and London are told on: the labels of the others cannot be trusted, or are not there."""
-PROTOCOLS = {
-    FERPLUS: (FERPLUS_TRAIN, EXPRESSIONS),
-    LFW: (LFW_TRAIN, TWO),
-    LONDON: (LFW_TRAIN, TWO),
-}
-"""What is fitted to, and which classes are told, by what is told."""
+PROTOCOLS = (FERPLUS, LFW, LONDON)
+"""The views on which expressions are told."""
+FITS = ((FERPLUS_TRAIN, EXPRESSIONS, (FERPLUS,)), (LFW_TRAIN, TWO, (LFW, LONDON)))
+"""What is fitted to, which classes count, and what is told."""
 
 Numbers = dict[str, Any]
 
@@ -43,40 +42,54 @@ def read_out(features: dict[str, Tensor], packs: Packs) -> Numbers:
     """
     return {
         "dim": next(iter(features.values())).shape[1],
-        "expression": {name: _expression(features, packs, name) for name in PROTOCOLS},
+        "expression": {
+            name: found for fit in FITS for name, found in _expressions(features, packs, *fit)
+        },
         "identity": _identity(features, packs),
     }
 
 
-def _expression(features: dict[str, Tensor], packs: Packs, name: str) -> Numbers:
-    """Accuracy, macro-F1 and accuracy by yaw on one set, from probes fitted to another."""
-    fitted, words = PROTOCOLS[name]
-    views = [packs.views[fitted], packs.views[name]]
+def _expressions(
+    features: dict[str, Tensor],
+    packs: Packs,
+    fitted: str,
+    words: tuple[str, ...],
+    told: tuple[str, ...],
+) -> Iterator[tuple[str, Numbers]]:
+    """Accuracy, macro-F1 and accuracy by yaw on some views, from probes fitted to another."""
+    names = (fitted, *told)
+    views = [packs.views[name] for name in names]
     rows = [rows_with(view, words) for view in views]
     rows[0] = rows[0][:TRAINING_ROWS]
-    both = torch.cat([features[key][r] for key, r in zip((fitted, name), rows, strict=True)])
+    both = torch.cat([features[name][r] for name, r in zip(names, rows, strict=True)])
     labels = torch.cat([view.labels[r] for view, r in zip(views, rows, strict=True)])
-    train, test = torch.arange(len(labels)).split([len(r) for r in rows])
-    groups = None
-    if all(view.people is not None for view in views):
-        groups = torch.cat([v.people[r] for v, r in zip(views, rows, strict=True)])  # type: ignore[index]
-    linear = expression_from(both, labels, train, test, groups)
-    near = nearest_neighbours(both, labels, train, test, groups)
-    assert linear.probabilities is not None
-    truth = labels[test]
-    yaw = accuracy_by_yaw(linear.probabilities, truth, views[1].yaw_deg[rows[1]])
-    return {
-        "fitted": len(train),
-        "told": len(test),
-        "linear": _per_cent(scores(linear.probabilities, truth)),
-        "neighbours": _per_cent(scores(near.probabilities, truth)),
-        "reading": reading(linear),
-        "yaw": [
-            {"beyond_deg": b.beyond_deg, "images": b.images, "accuracy": _cent(b.accuracy)}
-            for b in yaw
-            if b.images
-        ],
-    }
+    train, *tests = torch.arange(len(labels)).split([len(r) for r in rows])
+    people = [v.people[r] for v, r in zip(views, rows, strict=True) if v.people is not None]
+    groups = torch.cat(people) if len(people) == len(views) else None
+    readings = expressions_from(both, labels, train, tests, groups)
+    near = nearest_neighbours(both, labels, train, torch.cat(tests), groups).probabilities
+    parts = near.split([len(test) for test in tests])
+    for name, found, neighbours, view, r in zip(
+        told, readings, parts, views[1:], rows[1:], strict=True
+    ):
+        truth = view.labels[r]
+        assert found.probabilities is not None
+        yaw = accuracy_by_yaw(found.probabilities, truth, view.yaw_deg[r])
+        yield (
+            name,
+            {
+                "fitted": len(train),
+                "told": len(r),
+                "linear": _per_cent(scores(found.probabilities, truth)),
+                "neighbours": _per_cent(scores(neighbours, truth)),
+                "reading": reading(found),
+                "yaw": [
+                    {"beyond_deg": b.beyond_deg, "images": b.images, "accuracy": _cent(b.accuracy)}
+                    for b in yaw
+                    if b.images
+                ],
+            },
+        )
 
 
 def _identity(features: dict[str, Tensor], packs: Packs) -> Numbers:

@@ -188,16 +188,21 @@ def yaw(content: Content) -> Iterator[Row]:
             }
 
 
+REMOVED = {
+    "expressions kept": "without {} directions of people, expressions kept",
+    "nothing kept": "without {} directions of people",
+    "control": "without {} directions of shuffled people, expressions kept",
+}
+
+
 def removal(content: Content) -> Iterator[Row]:
     """Before and after identity was removed, and after as many directions of nobody were."""
     for name, entry in content["models"].items():
         found = entry["removal"]
-        count = found["directions"]
-        for said, read in (
-            ("as they are", entry["read"][found["space"]]),
-            (f"without identity, {count} directions", found["without identity"]),
-            (f"without {count} directions of shuffled people", found["control"]),
-        ):
+        lines = {"as they are": entry["read"][found["space"]]} | {
+            said.format(found[key]["directions"]): found[key] for key, said in REMOVED.items()
+        }
+        for said, read in lines.items():
             who = read["identity"]
             yield {
                 "model": f"`{name}`",

@@ -217,25 +217,28 @@ class _Course:
         return read_out(self.features(entrant)[space], self.packs)
 
     def _removal(self, entrant: Entrant) -> Numbers:
-        """What is read once identity was removed, and once as many directions of nobody were."""
+        """What is read once identity was removed, in two ways, and once nobody's directions."""
         features, view = self.features(entrant)[entrant.spaces[0]], self.packs.views[LFW_TRAIN]
         assert view.people is not None
-        found: Numbers = {"space": entrant.spaces[0]}
         fitted = features[LFW_TRAIN]
-        removal = remove_identity(fitted, view.people, keep=view.labels)
-        draw = torch.Generator().manual_seed(0)
-        dealt = view.people[torch.randperm(len(view.people), generator=draw)]
-        count = found["directions"] = removal.directions
-        control = remove_identity(fitted, dealt, keep=view.labels, directions=count)
-        for name, projection in (("without identity", removal), ("control", control)):
-            left = {key: projection(rows) for key, rows in features.items()}
-            found[name] = read_out(left, self.packs)
+        dealt = view.people[torch.randperm(len(fitted), generator=torch.Generator().manual_seed(0))]
+        kept = remove_identity(fitted, view.people, keep=view.labels)
+        removals = {
+            "expressions kept": kept,
+            "nothing kept": remove_identity(fitted, view.people),
+            "control": remove_identity(fitted, dealt, keep=view.labels, directions=kept.directions),
+        }
+        found: Numbers = {"space": entrant.spaces[0]}
+        for name, removal in removals.items():
+            left = {key: removal(rows) for key, rows in features.items()}
+            found[name] = {"directions": removal.directions, **read_out(left, self.packs)}
         return found
 
     def _swap(self, entrant: Entrant, judge: str) -> Numbers:
         other = self.judge(judge)
+        fitted = features_of(other, self.packs, self.cache, [LFW_TRAIN])
         swap = swaps(entrant, self.packs)
-        return judged(swap, entrant.preprocessing, other, self.features(other), self.packs)
+        return judged(swap, entrant.preprocessing, other, fitted, self.packs)
 
     def _speed(self, entrant: Entrant) -> Numbers:
         """Prepared crops a second, in turn with the untrained network's."""

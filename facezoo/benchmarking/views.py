@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,18 +90,22 @@ class Packs:
         return {key: f"{len(v.files)} images, {v.digest[:12]}" for key, v in self.views.items()}
 
 
-def features_of(entrant: Entrant, packs: Packs, cache: Path) -> Features:
-    """Features of every view, from the cache as far as they are there.
+def features_of(
+    entrant: Entrant, packs: Packs, cache: Path, wanted: Iterable[str] = VIEWS
+) -> Features:
+    """Features of views, from the cache as far as they are there.
 
     Args:
         entrant: whose.
         packs: of what.
         cache: a folder, in which a file per view appears when the view is done.
+        wanted: which views.
     """
     folder = cache / re.sub(r"[^\w.-]+", "-", f"{entrant.name}-{entrant.key[:12]}")
     folder.mkdir(parents=True, exist_ok=True)
     found: Features = {space: {} for space in entrant.spaces}
-    for key, view in packs.views.items():
+    for key in wanted:
+        view = packs.views[key]
         path = folder / f"{re.sub(r'[^a-z]+', '-', key.lower())}-{view.digest[:12]}.safetensors"
         if not path.is_file():
             save(embed_given(entrant, view.table, entrant.spaces), path)

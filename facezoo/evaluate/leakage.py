@@ -20,7 +20,7 @@ from facezoo.base import FaceModel
 from facezoo.card import Metric
 from facezoo.data.images import majority_labels, read_pack
 from facezoo.evaluate.embedding import GIVEN, embed_given
-from facezoo.evaluate.probes import linear_probe
+from facezoo.evaluate.probes import Probe, linear_probe
 from facezoo.evaluate.verification import Pairs, read_pairs, verification_accuracy
 from facezoo.results import EXPRESSIONS
 
@@ -99,7 +99,10 @@ def identity_from(features: Tensor, persons: Tensor, seed: int = 0) -> Reading:
     outcomes = []
     for _ in range(SPLITS):
         train, test = _halves(persons, draw)
-        outcomes.append(_probe_outcome(features, persons, train, test, None, draw)[0])
+        probes = _fitted(features, persons, train, test, None, draw)
+        told, lucky = (probe.probabilities for probe in probes)
+        guess = persons[train].bincount().argmax()
+        outcomes.append(_outcome(persons[test], told, guess, lucky))
     accuracy, chance, control = torch.tensor(outcomes, dtype=torch.double).unbind(1)
     return Reading(
         accuracy=float(accuracy.mean()),
@@ -133,10 +136,27 @@ def expression_from(
     Raises:
         ValueError: if the rows or groups do not suit; see ``linear_probe``.
     """
+    return expressions_from(features, labels, train, [test], groups, seed)[0]
+
+
+def expressions_from(
+    features: Tensor,
+    labels: Tensor,
+    train: Tensor,
+    tests: Sequence[Tensor],
+    groups: Tensor | None = None,
+    seed: int = 0,
+) -> list[Reading]:
+    """``expression_from`` for several sets of rows to tell, from one fit."""
     draw = torch.Generator().manual_seed(seed)
-    outcome, probabilities = _probe_outcome(features, labels, train, test, groups, draw)
-    accuracy, chance, control = outcome
-    return Reading(accuracy, None, chance, control, probabilities)
+    probes = _fitted(features, labels, train, torch.cat([*tests]), groups, draw)
+    parts = (probe.probabilities.split([len(test) for test in tests]) for probe in probes)
+    guess = labels[train].bincount().argmax()
+    readings = []
+    for test, told, lucky in zip(tests, *parts, strict=True):
+        accuracy, chance, control = _outcome(labels[test], told, guess, lucky)
+        readings.append(Reading(accuracy, None, chance, control, told))
+    return readings
 
 
 def pairs_from(features: Tensor, files: list[str], pairs: Pairs, seed: int = 0) -> Reading:
@@ -280,23 +300,28 @@ def _expressions(
         yield f"expression from {_features(name)}", reading
 
 
-def _probe_outcome(
+def _fitted(
     features: Tensor,
     labels: Tensor,
     train: Tensor,
     test: Tensor,
     groups: Tensor | None,
     draw: torch.Generator,
-) -> tuple[tuple[float, float, float], Tensor]:
-    """Accuracy of a linear probe on the test rows, chance and control; and its probabilities."""
+) -> tuple[Probe, Probe]:
+    """A linear probe, and the control: one that was fitted to shuffled labels."""
     shuffled = labels.clone()
     shuffled[train] = labels[train[torch.randperm(len(train), generator=draw)]]
     probe = linear_probe(features, labels, train, test, groups)
-    control = linear_probe(features, shuffled, train, test, groups)
-    guess = labels[train].bincount().argmax()
-    answers = (probe.predicted, guess, control.predicted)
-    accuracy, chance, lucky = (float((a == labels[test]).double().mean()) for a in answers)
-    return (accuracy, chance, lucky), probe.probabilities
+    return probe, linear_probe(features, shuffled, train, test, groups)
+
+
+def _outcome(
+    truth: Tensor, told: Tensor, guess: Tensor, lucky: Tensor
+) -> tuple[float, float, float]:
+    """Accuracy of probabilities (T, K), of one answer to everything, and of a control's."""
+    answers = (told.argmax(1), guess, lucky.argmax(1))
+    accuracy, chance, control = (float((a == truth).double().mean()) for a in answers)
+    return accuracy, chance, control
 
 
 def _with_enough_photos(features: Tensor, persons: Tensor) -> tuple[Tensor, Tensor]:

@@ -118,7 +118,7 @@ def test_what_a_model_holds_and_does_not_hold_is_measured(
     assert identity["identity"]["verification"]["accuracy"] == 100
     assert expression["expression"]["FER+ test"]["yaw"][0]["images"] == 16
     assert expression["expression"]["LFW val"]["yaw"][0]["beyond_deg"] is None
-    removed = entry["removal"]["without identity"]
+    removed = entry["removal"]["expressions kept"]
     assert removed["expression"]["LFW val"]["linear"]["accuracy"] == 100
     swap = entry["swap"]["pixels"]  # no other family is there to judge
     assert swap["expression taken"] == swap["expression, photographs"] == 100
@@ -145,7 +145,7 @@ def test_nothing_is_measured_twice_and_a_new_model_is_added(packs, tmp_path, bri
     assert brief == []
     second = Own(lambda crops: crops.mean((2, 3)), Preprocessing(size=32), ("FER+ train",))
     found = facezoo.benchmark(own={"second": second}, data=packs, out=out, device="cpu")
-    assert len(brief) == 3  # as it is, and twice for the removal
+    assert len(brief) == 4  # as it is, and three times for the removal
     assert set(found.content["models"]) == {"first", "second", "pixels", "random-network"}
     for name, entry in before["models"].items():
         assert found.content["models"][name] == entry
