@@ -57,8 +57,8 @@ def edits(model, photos: list[Path]) -> dict[str, torch.Tensor]:
     columns = {"crop": plot.crops(model, photos), "w": from_w, "w and f": model.reconstruct(photos)}
     columns["refined"] = model.synthesize(model.invert(photos, refine_steps=100))
     for name in model.architecture["directions"]:
-        columns[f"{name} −3"] = model.edit(photos, name, -3.0)
-        columns[f"{name} +3"] = model.edit(photos, name, 3.0)
+        columns[f"{name} −6"] = model.edit(photos, name, -6.0)
+        columns[f"{name} +6"] = model.edit(photos, name, 6.0)
     return columns
 
 
@@ -70,7 +70,7 @@ def main(output: Path, photos: list[Path], model=None) -> None:
     model = model or facezoo.load("latent-simclr")
     made = {"": edits(model, photos), "-samples": samples(model), "-mixing": mixing(model)}
     for what, columns in made.items():
-        plot.grid(columns).savefig(output.with_name(f"{output.stem}{what}.png"))
+        plot.grid(columns).savefig(output.with_name(f"{output.stem}{what}.png"), dpi=70)
     print(f"{output}: {len(photos)} faces, {len(made[''])} columns")
 
 
