@@ -112,8 +112,8 @@ RECIPES = {
             architecture={"depths": (1, 2, 2, 2), "width": 24, "trunk_size": 64},
         ),
         Contrasting(
-            Schedule(30, batch_size=512, rate=1e-3, schedule="cosine", average=0.99),
-            temperature=0.1,
+            Schedule(20, batch_size=512, rate=1e-3, schedule="cosine", average=0.99),
+            temperature=1.0,
             architecture={"code_width": 128, "num_features": 256},
         ),
     ),
