@@ -36,7 +36,9 @@ def on_ray(
         import ray
         import ray.data
     except ImportError as error:
-        raise ImportError("engine='ray' needs Ray: pip install 'facezoo[ray]'") from error
+        raise ImportError(
+            f"engine='ray' needs Ray Data ({error}): pip install 'facezoo[ray]'"
+        ) from error
     if not ray.is_initialized():
         ray.init()
     resources = ray.cluster_resources()

@@ -20,13 +20,16 @@ TRAIN_STEPS = 1000
 SAMPLE_STEPS = 5
 """S of the DDIM sampler, Sec. 2.4."""
 
+# Numbers rather than operations: ONNX has no cumulative product.
+_ALPHAS: list[float] = (1 - torch.linspace(1e-4, 0.02, TRAIN_STEPS)).cumprod(0).tolist()
+
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 StepRule = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
 
 
 def alphas_cumprod() -> Tensor:
     """ᾱ of every step: betas linear from 1e-4 to 0.02 (Ho et al. 2020), float32, (T,)."""
-    return (1 - torch.linspace(1e-4, 0.02, TRAIN_STEPS)).cumprod(0)
+    return torch.tensor(_ALPHAS, dtype=torch.float32)
 
 
 def add_noise(clean: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
