@@ -38,7 +38,7 @@ def markdown(content: Content) -> str:
 
 
 def table_text(content: Content, name: str) -> str:
-    """One table as markdown, of the models that were measured to the end.
+    """One table as markdown, of the models whose every kind of features was read.
 
     Args:
         content: of a file of results.
@@ -49,7 +49,7 @@ def table_text(content: Content, name: str) -> str:
     """
     if name not in TABLES:
         raise ValueError(f"no table is named {name!r}; there are {', '.join(TABLES)}")
-    finished = {key: e for key, e in content["models"].items() if "removal" in e}
+    finished = {k: e for k, e in content["models"].items() if {*e["spaces"]} <= e["read"].keys()}
     rows = list(TABLES[name](content | {"models": finished}))
     if not rows:
         return "Not measured."
@@ -198,7 +198,8 @@ REMOVED = {
 def removal(content: Content) -> Iterator[Row]:
     """Before and after identity was removed, and after as many directions of nobody were."""
     for name, entry in content["models"].items():
-        found = entry["removal"]
+        if (found := entry.get("removal")) is None:
+            continue
         lines = {"as they are": entry["read"][found["space"]]} | {
             said.format(found[key]["directions"]): found[key] for key, said in REMOVED.items()
         }

@@ -295,6 +295,7 @@ def _about(entrant: Entrant) -> Numbers:
         "parameters": entrant.parameters,
         "bytes": card.weights.size if card else None,
         "input": f"{preprocessing.template}, {preprocessing.size} px",
+        "spaces": list(entrant.spaces),
         "read": {},
         "swap": {},
     }
