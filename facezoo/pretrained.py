@@ -14,11 +14,9 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from huggingface_hub import HfApi, PyTorchModelHubMixin
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from facezoo import hub
 from facezoo import weights as files
@@ -42,20 +40,14 @@ from facezoo.errors import (
 )
 from facezoo.families import FAMILIES, model_class
 from facezoo.hub import HubOptions
-from facezoo.removal import removal_in
 from facezoo.version import __version__
+
+if TYPE_CHECKING:
+    from torch import nn
 
 HUB_PREFIX = "hf-hub:"
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
-DRAWS = (
-    Tensor.normal_,
-    Tensor.uniform_,
-    nn.init.normal_,
-    nn.init.uniform_,
-    nn.init.kaiming_uniform_,
-)
-"""What fills new parameters with random numbers, as far as torch tells an override of it."""
 HUB_NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 
 
@@ -107,7 +99,7 @@ class Pretrained(PyTorchModelHubMixin, library_name="facezoo"):
         Raises:
             UnsupportedError: if this model has no such networks.
         """
-        modules = dict(cast(nn.Module, self).named_modules())
+        modules = dict(cast("nn.Module", self).named_modules())
         present = [modules[name] for name in self.networks if name in modules]
         if not present:
             raise UnsupportedError(
@@ -325,11 +317,14 @@ def build(
         CardError: if the card has more or fewer labels than the architecture has classes.
         WeightsMismatchError: if the weights do not fit; the message says so of overrides.
     """
+    from facezoo.removal import removal_in
+    from facezoo.undrawn import Undrawn  # torch is not needed to find and fetch weights
+
     overrides = overrides or {}
     architecture = {**(card.architecture if card else {}), **overrides}
     _check_arguments(cls, architecture)
     # Every parameter is about to come from the file, or its absence to be an error.
-    with _Undrawn() if path is not None and strict else nullcontext():
+    with Undrawn() if path is not None and strict else nullcontext():
         model = cls(**architecture)
     if card is not None:
         model.preprocessing = card.preprocessing
@@ -348,21 +343,6 @@ def build(
             files.load_into(model, tensors, strict=strict)
         model.card = card
     return model.eval()
-
-
-class _Undrawn(TorchFunctionMode):
-    """Inside, the numbers that layers draw for their new parameters are not drawn."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        named = kwargs or {}
-        if func in DRAWS:
-            # The functions of nn.init come with every argument named.
-            tensor = args[0] if args else named["tensor"]
-            if isinstance(tensor, nn.Parameter):
-                return tensor
-        return func(*args, **named)
 
 
 def _check_arguments(cls: Any, architecture: dict[str, Any]) -> None:

@@ -33,7 +33,7 @@ def tiny(monkeypatch):
     """A small model and a stand-in for the detector behind every command."""
     model = tiny_model()
     monkeypatch.setattr("facezoo.registry.load", lambda name, device=None: model)
-    monkeypatch.setattr(stages, "load", lambda name, device=None: model)
+    monkeypatch.setattr("facezoo.extraction.run.load", lambda name, device=None: model)
     monkeypatch.setattr(stages, "find_faces", fake_find_faces)
     monkeypatch.setattr("facezoo.base.find_faces", fake_find_faces)
     monkeypatch.setattr(stages, "fingerprint", lambda preprocessing: "0123456789abcdef")

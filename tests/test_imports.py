@@ -19,7 +19,17 @@ PACKAGE = Path(facezoo.errors.__file__).parent
 # Top first. An entry stands for the module and, if it is a folder, for everything in it, unless a
 # longer entry names a part of it. "__init__" is facezoo/__init__.py.
 ROWS = [
-    ["version", "errors", "card", "display", "results", "families", "geometry", "removal"],
+    [
+        "version",
+        "errors",
+        "card",
+        "display",
+        "results",
+        "families",
+        "geometry",
+        "removal",
+        "undrawn",
+    ],
     ["hub"],
     ["weights"],
     ["convert", "pretrained"],
