@@ -165,7 +165,7 @@ def quality(drawn: Tensor, crops: Tensor, know: Recogniser) -> dict[str, float]:
     cosine = F.cosine_similarity(know(drawn), know(crops))
     return {
         "PSNR, dB": float((10 * torch.log10(4 / error)).mean()),
-        "SSIM": sum(similar) / len(similar),
+        "SSIM": float(sum(similar) / len(similar)),
         "identity cosine": float(cosine.mean()),
     }
 

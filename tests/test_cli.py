@@ -37,7 +37,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr(stages, "find_faces", fake_find_faces)
     monkeypatch.setattr("facezoo.base.find_faces", fake_find_faces)
     monkeypatch.setattr(stages, "fingerprint", lambda preprocessing: "0123456789abcdef")
-    monkeypatch.setattr(stages, "PART_PHOTOS", 4)
+    monkeypatch.setattr("facezoo.extraction.run.PART_PHOTOS", 4)
     return model
 
 
