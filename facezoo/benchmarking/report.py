@@ -104,7 +104,7 @@ def _overview_row(name: str, told: list[float], others: list[float], entry: Cont
         "person from expression features": _n(others[1]),
         "expression from identity features": _n(others[2]),
         "parameters": _millions(entry["parameters"]) if entry else "",
-        "images/s": _n(entry["speed"]["images_per_second"]) if entry else "",
+        "images/s": _n(entry["speed"]["images_per_second"]) if entry.get("speed") else "",
         "evaluation data in training": _seen(entry["contamination"]) if entry else "",
     }
 
@@ -241,7 +241,9 @@ def swap(content: Content) -> Iterator[Row]:
 def cost(content: Content) -> Iterator[Row]:
     """What a model costs to keep and to run."""
     for name, entry in content["models"].items():
-        speed = entry["speed"]
+        speed = entry.get("speed")
+        if speed is None:
+            continue  # not measured yet
         yield {
             "model": f"`{name}`",
             "input": entry["input"],
