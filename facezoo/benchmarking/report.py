@@ -104,7 +104,7 @@ def _overview_row(name: str, told: list[float], others: list[float], entry: Cont
         "person from expression features": _n(others[1]),
         "expression from identity features": _n(others[2]),
         "parameters": _millions(entry["parameters"]) if entry else "",
-        "images/s": _n(entry["speed"]["images_per_second"]) if entry.get("speed") else "",
+        "images/s": _n(entry["speed"]["images_per_second"]) if entry and "speed" in entry else "",
         "evaluation data in training": _seen(entry["contamination"]) if entry else "",
     }
 
