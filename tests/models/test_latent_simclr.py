@@ -102,6 +102,15 @@ def test_mixing_a_face_with_itself_changes_nothing(model):
         model.mix_styles(PHOTOS, PHOTOS[:1])
 
 
+def test_one_expression_goes_to_several_faces(model):
+    crops = list(torch.rand(3, 3, 64, 64))
+    both = model.transfer_expression(crops[0], crops[1:], aligned=True)
+    mixed = model.mix_styles([crops[0], crops[0]], crops[1:], aligned=True)
+    torch.testing.assert_close(both, mixed)
+    with pytest.raises(ValueError, match="2 source faces and 1 target"):
+        model.transfer_expression(crops[:2], crops[2], aligned=True)
+
+
 def test_samples_repeat_with_their_generator(model):
     first, again, other = (
         model.sample(3, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)

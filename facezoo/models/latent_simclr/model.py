@@ -326,16 +326,48 @@ class LatentSimCLR(DecodingModel):
                 f"mix_styles wants as many faces on both sides, got {len(rows[0])} and "
                 f"{len(rows[1])}; give one photograph of appearance for each"
             )
-        width = rows[0].shape[1]
-        start = appearance_layers(self.inverter.generator.num_codes).start
+        return self._mixed(rows[0], rows[1], batch_size)
 
-        def mixed(pair: Tensor) -> Tensor:
-            kept, other = (self._unpacked(side) for side in pair.split(width, 1))
-            codes = mix_codes(kept.w_plus, other.w_plus, start)
-            change = codes - kept.w_plus
-            return self._drawn(self.inverter.move_by(kept, change).packed())
+    @torch.inference_mode()
+    def transfer_expression(
+        self,
+        source: Images,
+        target: Images,
+        *,
+        faces: Which = "largest",
+        on_missing: OnMissing = "raise",
+        aligned: bool = False,
+        batch_size: int = 64,
+        progress: bool = False,
+    ) -> Tensor:
+        """Style mixing as the paper has it: coarse styles for expression, fine for the person.
 
-        return self.to_unit(self.made(torch.cat(rows, 1), batch_size, mixed))
+        With this generator the coarse styles hold much more than the expression; see the page of
+        the model for how little of the target is left.
+
+        Args:
+            source: photographs whose expression is taken: one, or as many faces as ``target`` has.
+            target: photographs whose appearance is taken.
+            faces: see ``FaceModel.encode_expression``, as all that follow.
+            on_missing: see there.
+            aligned: see there.
+            batch_size: photographs, and then faces, that are worked on at once.
+            progress: whether to show a progress bar.
+
+        Returns:
+            RGB crops in [0, 1], (F, 3, S, S).
+
+        Raises:
+            ValueError: if the numbers of faces do not go together.
+        """
+        options = Options(faces, on_missing, aligned, batch_size, progress)
+        given, kept = (self._rows(images, options) for images in (source, target))
+        if len(given) not in (1, len(kept)):
+            raise ValueError(
+                f"transfer_expression got {len(given)} source faces and {len(kept)} target faces; "
+                "give one source, or as many as there are targets"
+            )
+        return self._mixed(given.expand(len(kept), -1), kept, batch_size)
 
     def direction(self, name: str | Tensor) -> Tensor:
         """A direction of the model by name, or one of the caller's own, checked, (1 or L, D).
@@ -377,6 +409,18 @@ class LatentSimCLR(DecodingModel):
 
     def _rows(self, images: Images, options: Options) -> Tensor:
         return self._encode(images, ["encode_factors"], options)[0]["encode_factors"]
+
+    def _mixed(self, coarse: Tensor, fine: Tensor, batch_size: int) -> Tensor:
+        """Pictures of the coarse styles of some faces and the fine ones of others."""
+        width = coarse.shape[1]
+        start = appearance_layers(self.inverter.generator.num_codes).start
+
+        def mixed(pair: Tensor) -> Tensor:
+            kept, other = (self._unpacked(side) for side in pair.split(width, 1))
+            change = mix_codes(kept.w_plus, other.w_plus, start) - kept.w_plus
+            return self._drawn(self.inverter.move_by(kept, change).packed())
+
+        return self.to_unit(self.made(torch.cat([coarse, fine], 1), batch_size, mixed))
 
     def _unpacked(self, rows: Tensor) -> Inversion:
         generator = self.inverter.generator
