@@ -31,14 +31,14 @@ def turned(name, dtype, device="cpu"):
     }
 
 
-@pytest.mark.parametrize("name", ["ipd-fer", "latentface"])
+@pytest.mark.parametrize("name", ["ipd-fer", "latent-simclr", "latentface"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_features_in_reduced_precision_stay_close_to_those_in_float32(name, dtype):
     assert min(turned(name, dtype).values()) > LEAST_COSINE
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["ipd-fer", "latentface"])
+@pytest.mark.parametrize("name", ["ipd-fer", "latent-simclr", "latentface"])
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
 def test_features_on_a_gpu_stay_close_to_those_of_the_processor(name, dtype):
     assert min(turned(name, dtype, "cuda").values()) > LEAST_COSINE
@@ -46,7 +46,7 @@ def test_features_on_a_gpu_stay_close_to_those_of_the_processor(name, dtype):
 
 def test_every_checkpoint_is_compared_or_refuses_half_precision():
     for name in facezoo.list_models(pretrained=True):
-        if name.split(".")[0] not in ("ipd-fer", "latentface"):
+        if name.split(".")[0] not in ("ipd-fer", "latent-simclr", "latentface"):
             with pytest.raises(UnsupportedError, match="works in float32 only: its codes"):
                 facezoo.load(name, device="cpu", dtype=torch.bfloat16)
 
