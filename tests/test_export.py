@@ -137,6 +137,7 @@ def opened(path, kind):
 
 
 REFUSED = {
+    ("latent-simclr.lfw-preview", "timm"): "no stage that timm can hold",
     ("latentface.lfw", "timm"): "no stage that timm can hold",
     **{
         (name, kind): f"cannot be exported as {kind}"

@@ -51,6 +51,7 @@ class LatentSimCLR(DecodingModel):
         *("inverter.encoder.trunk.layer3", "inverter.encoder.trunk.layer4"),
         *("expression_encoder", "identity_encoder"),
     )
+    unexported = ("reconstruct",)
     directions: Tensor
 
     def __init__(
