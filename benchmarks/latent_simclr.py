@@ -265,7 +265,8 @@ def expression_table(model: LatentSimCLR, packs: dict) -> list[dict]:
         for name, take in kinds.items():
             found = scored(by_svm(take(codes), labels, take(test)), truth)
             whose = told(take(people.codes), people)
-            rows.append({"task": task, "method": name, "seeds": 1, **found, **whose})
+            said = {"task": task, "method": name, "seeds": 1}
+            rows.append({**said, **found, **whose, "accuracy, spread": None})
             print(json.dumps(rows[-1]), flush=True)
         for name, given in {"CNN": None, "CNN + augmentations": sliders}.items():
             outcomes = []

@@ -152,7 +152,7 @@ def stamp_text(file: str, results: Path = ROOT / "docs" / "results") -> str:
 
 def _cell(value: Any) -> str:
     if not isinstance(value, float):
-        return str(value)
+        return "–" if value is None else str(value)
     return f"{value:.2f}" if abs(value) >= 10 else f"{value:.3f}"
 
 

@@ -68,6 +68,9 @@ def fit(
 
     Returns:
         The averaged state of ``parts`` on the CPU.
+
+    Raises:
+        ValueError: if there are too few rows for one batch.
     """
     optimizer = torch.optim.Adam(parts.parameters(), lr=schedule.rate)
     average = WeightAverage(parts, schedule.average)
@@ -88,7 +91,7 @@ def fit(
             sums=sums,
         )
 
-    steps = count // schedule.batch_size
+    steps = len(batches(count, schedule.batch_size, seed, 0))
     total = steps * schedule.epochs
     bar = tqdm(initial=done, total=total, desc=out.name, mininterval=10)
     last = time.monotonic()

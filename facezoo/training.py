@@ -8,10 +8,11 @@ import math
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import timedelta
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,10 +20,23 @@ import torch
 from torch import Tensor, nn
 
 from facezoo.card import Card, Hub, Licenses, Preprocessing, Training, Weights
+from facezoo.errors import UnknownNameError
 from facezoo.version import __version__
 from facezoo.weights import save, sha256_of
 
 Recipe = TypeVar("Recipe")
+
+
+def recipe_named(recipes: Mapping[str, Recipe], name: str) -> Recipe:
+    """A recipe by name.
+
+    Raises:
+        UnknownNameError: if there is no such recipe; the message lists near matches.
+    """
+    if name not in recipes:
+        near = get_close_matches(name, recipes) or sorted(recipes)
+        raise UnknownNameError(f"no recipe named {name!r}; did you mean {' or '.join(near)}?")
+    return recipes[name]
 
 
 def shortened(recipe: Recipe, **values: Any) -> Recipe:

@@ -18,7 +18,6 @@ from facezoo.families import FAMILIES
 from facezoo.registry import info
 
 ROOT = Path(__file__).parent.parent
-"""Families whose page is in the making."""
 
 
 class Page(HTMLParser):

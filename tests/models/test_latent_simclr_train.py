@@ -86,6 +86,15 @@ def test_a_part_wants_those_before_it(tmp_path, part):
         train(tmp_path, part)
 
 
+def test_too_few_photographs_for_a_batch_are_refused(tmp_path):
+    few = torch.zeros(3, 3, 68, 68, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="3 rows to train on, too few for a batch of 4"):
+        adversarial.train_generator(TINY.generator, few, tmp_path, 0, CPU)
+    encoder = CodeEncoder(10, 6, 8, 12)
+    with pytest.raises(ValueError, match="too few for a batch of 4"):
+        train_classifier(encoder, torch.zeros(3, 10, 6), torch.arange(3), SHORT, tmp_path, 0)
+
+
 def test_an_unknown_part_is_refused(tmp_path):
     with pytest.raises(ValueError, match="part must be one of stylegan2"):
         train(tmp_path, "gan")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from typing import Literal
 
 from facezoo.errors import UnknownNameError
+from facezoo.training import recipe_named
 
 SIZE, MARGIN = 112, 8
 TEMPLATE = "arcface112"
@@ -127,10 +127,7 @@ def recipe(name: str, without: tuple[str, ...] = ()) -> Recipe:
         UnknownNameError: if there is no such recipe or part.
         ValueError: if parts are taken from a baseline, which has none.
     """
-    if name not in RECIPES:
-        near = get_close_matches(name, RECIPES) or sorted(RECIPES)
-        raise UnknownNameError(f"no recipe named {name!r}; did you mean {' or '.join(near)}?")
-    chosen = RECIPES[name]
+    chosen = recipe_named(RECIPES, name)
     if not without:
         return chosen
     if chosen.objective is None:

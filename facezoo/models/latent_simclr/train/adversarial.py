@@ -62,10 +62,13 @@ def train_generator(
 
     Returns:
         The file of the averaged generator.
+
+    Raises:
+        ValueError: if there are too few photographs for one batch.
     """
     game = Game(config, seed, device)
     done = game.resume(out)
-    per_epoch = len(crops) // config.batch_size
+    per_epoch = len(batches(len(crops), config.batch_size, seed, 0))
     total = config.images // config.batch_size
     sums: dict[str, list[float]] = {}
     bar = tqdm(initial=done, total=total, desc=out.name, mininterval=10)

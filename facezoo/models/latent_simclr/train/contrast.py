@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 
 from facezoo.data.photographs import centred
 from facezoo.fitting import fit
+from facezoo.models.latent_simclr.adapter import FeatureStyleEncoder
 from facezoo.models.latent_simclr.augment import (
     appearance_layers,
     augment_codes,
@@ -26,14 +27,14 @@ QUARTER = 0.25
 
 
 @torch.inference_mode()
-def codes_of(encoder: nn.Module, crops: Tensor, device: torch.device) -> Tensor:
+def codes_of(encoder: FeatureStyleEncoder, crops: Tensor, device: torch.device) -> Tensor:
     """Codes of crops with a margin, and of their mirror images, in eval mode, (2, N, L, D)."""
     encoder.eval().to(device)
     parts = []
     for part in tqdm(crops.split(256), desc="codes", unit="batch"):
         images = centred(part).to(device)
         with autocast(device):
-            both = [encoder.encode_codes(side) for side in (images, images.flip(-1))]  # type: ignore[operator]
+            both = [encoder.encode_codes(side) for side in (images, images.flip(-1))]
         parts.append(torch.stack(both).float().cpu())
     return torch.cat(parts, 1).clone()
 

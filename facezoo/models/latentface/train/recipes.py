@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any
 
-from facezoo.errors import UnknownNameError
 from facezoo.fitting import Schedule
+from facezoo.training import recipe_named
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,4 @@ def recipe(name: str) -> Recipe:
     Raises:
         UnknownNameError: if there is no such recipe.
     """
-    if name not in RECIPES:
-        near = get_close_matches(name, RECIPES) or sorted(RECIPES)
-        raise UnknownNameError(f"no recipe named {name!r}; did you mean {' or '.join(near)}?")
-    return RECIPES[name]
+    return recipe_named(RECIPES, name)
