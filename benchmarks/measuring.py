@@ -1,7 +1,8 @@
 """What the benchmarks share: ways of doing a thing timed in turn, and what they were measured on.
 
-On a GPU seconds are those of the wall clock. On a CPU they are the processor's own, which other
-work on the machine lengthens little: with one thread, what an idle machine's clock would show.
+On a GPU and with several threads seconds are those of the wall clock, which wants an idle machine.
+With one thread on a CPU they are the processor's own, which other work on the machine lengthens
+little: what an idle machine's clock would show.
 """
 
 import json
@@ -18,7 +19,10 @@ from statistics import median
 
 import torch
 
-PACKAGES = ("torch", "timm", "numpy", "pillow", "opencv-python-headless", "pytorch3d")
+PACKAGES = (
+    *("torch", "timm", "numpy", "pillow"),
+    *("opencv-python-headless", "pytorch3d", "yuface", "facenet-pytorch"),
+)
 
 
 @dataclass
@@ -48,7 +52,7 @@ def in_turn(
     """Time several ways in turn, so that the machine's moods fall on all alike."""
     timed = {name: Timed() for name in ways}
     gpu = device.startswith("cuda")
-    clock = time.perf_counter if gpu else time.process_time
+    clock = time.perf_counter if gpu or torch.get_num_threads() > 1 else time.process_time
     for repeat in range(repeats + warm_up):
         for name, way in ways.items():
             begin = clock()

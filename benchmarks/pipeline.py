@@ -2,10 +2,12 @@
 
     python benchmarks/pipeline.py FOLDER_OR_PARQUET [--yunet FILE.onnx] [--json pipeline.json]
 
-By hand: OpenCV reads a file, YuNet finds the face and its landmarks, a similarity and warpAffine
-cut it out, and the bare timm backbone encodes. YuNet's file is the caller's to bring. Without it,
-the hand-written pipeline is given the landmarks for nothing: what it could do at best. Both work on
-the largest face of each photograph, in batches and one photograph at a time.
+By hand: OpenCV reads a file, a detector finds the face and its landmarks, a similarity and
+warpAffine cut it out, and the bare timm backbone encodes. Detectors are those that are at hand:
+OpenCV's YuNet, whose file is the caller's to bring; ``yuface``, libfacedetection in C++ by YuNet's
+authors; the MTCNN of ``facenet-pytorch``. A further pipeline is given the landmarks for nothing:
+what one could do at best. All work on the largest face of each photograph, in batches and one
+photograph at a time.
 
 A Parquet pack must have a column ``image`` of encoded bytes, which are unpacked to a temporary
 folder first. The shares of the stages are those of ``facezoo extract``, by the wall clock.
@@ -15,6 +17,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -32,8 +35,10 @@ from facezoo.preprocess.pipeline import find_faces, to_device
 from facezoo.preprocess.reading import read_image
 from facezoo.preprocess.templates import template_points
 
-Points = Callable[[np.ndarray, str], np.ndarray]
-"""Five landmarks (5, 2) of a photograph, BGR, and its name."""
+Pictures = list[np.ndarray]
+"""Photographs, BGR."""
+Points = Callable[[Pictures, list[str]], list[np.ndarray | None]]
+"""From photographs and their names to five landmarks (5, 2) of the largest face of each."""
 
 
 class ByHand:
@@ -49,26 +54,62 @@ class ByHand:
     def __call__(self, files: list[str], batch_size: int) -> torch.Tensor:
         parts = []
         for begin in range(0, len(files), batch_size):
-            crops = np.stack([self.crop(file) for file in files[begin : begin + batch_size]])
+            some = files[begin : begin + batch_size]
+            pictures = [cv2.imread(file) for file in some]
+            found = self.points(pictures, some)
+            crops = np.stack([self.crop(*pair) for pair in zip(pictures, found, strict=True)])
             pixels = torch.from_numpy(crops).to(self.device).permute(0, 3, 1, 2)
             parts.append(self.network(pixels.float() / 127.5 - 1))
         return torch.cat(parts)
 
-    def crop(self, file: str) -> np.ndarray:
-        image = cv2.imread(file)
-        matrix, _ = cv2.estimateAffinePartial2D(self.points(image, file), self.target)
-        return cv2.cvtColor(cv2.warpAffine(image, matrix, (112, 112)), cv2.COLOR_BGR2RGB)
+    def crop(self, picture: np.ndarray, points: np.ndarray | None) -> np.ndarray:
+        """A face, or black where none was found, so that rows stay aligned."""
+        if points is None:
+            return np.zeros((112, 112, 3), np.uint8)
+        matrix, _ = cv2.estimateAffinePartial2D(points.astype(np.float32), self.target)
+        return cv2.cvtColor(cv2.warpAffine(picture, matrix, (112, 112)), cv2.COLOR_BGR2RGB)
 
 
 def by_yunet(model: Path) -> Points:
-    """Landmarks of the largest face that YuNet sees."""
+    """OpenCV's."""
     detector = cv2.FaceDetectorYN.create(str(model), "", (320, 320))
 
-    def points(image: np.ndarray, _: str) -> np.ndarray:
-        detector.setInputSize(image.shape[1::-1])
-        _, faces = detector.detect(image)
-        largest = max(faces, key=lambda face: face[2] * face[3])
-        return largest[4:14].reshape(5, 2)
+    def points(picture: np.ndarray) -> np.ndarray | None:
+        detector.setInputSize(picture.shape[1::-1])
+        _, faces = detector.detect(picture)
+        if faces is None:
+            return None
+        return max(faces, key=lambda face: face[2] * face[3])[4:14].reshape(5, 2)
+
+    return lambda pictures, _: [points(picture) for picture in pictures]
+
+
+def by_yuface(pictures: Pictures, _: list[str]) -> list[np.ndarray | None]:
+    """libfacedetection, faces of half its certainty or more."""
+    import yuface
+
+    def points(picture: np.ndarray) -> np.ndarray | None:
+        _, boxes, landmarks = yuface.detect(picture)
+        if not len(boxes):
+            return None
+        return landmarks[boxes[:, 2:].prod(1, dtype=np.int64).argmax()].reshape(5, 2)
+
+    return [points(picture) for picture in pictures]
+
+
+def by_mtcnn(device: str) -> Points:
+    """facenet-pytorch's, as it comes; photographs of one size go through it together."""
+    from facenet_pytorch import MTCNN
+
+    detector = MTCNN(device=device)  # its first face is the largest
+
+    def points(pictures: Pictures, _: list[str]) -> list[np.ndarray | None]:
+        several = [np.ascontiguousarray(picture[:, :, ::-1]) for picture in pictures]
+        if len({picture.shape for picture in several}) == 1:
+            found = detector.detect(np.stack(several), landmarks=True)[2]
+        else:
+            found = [detector.detect(picture, landmarks=True)[2] for picture in several]
+        return [None if marks is None else marks[0] for marks in found]
 
     return points
 
@@ -78,7 +119,19 @@ def given(files: list[str]) -> Points:
     photos = to_device([read_image(file) for file in files], torch.device("cpu"))
     faces = find_faces(photos)
     known = dict(zip(files, faces.landmarks.numpy(), strict=True))
-    return lambda _, file: known[file]
+    return lambda _, names: [known[name] for name in names]
+
+
+def rivals(files: list[str], options: argparse.Namespace) -> dict[str, Points]:
+    """The detectors that are at hand."""
+    found: dict[str, Points] = {"by hand, landmarks given": given(files)}
+    if options.yunet:
+        found["by hand, OpenCV's YuNet"] = by_yunet(options.yunet)
+    if find_spec("yuface"):
+        found["by hand, libfacedetection"] = by_yuface
+    if find_spec("facenet_pytorch"):
+        found["by hand, MTCNN"] = by_mtcnn(options.device)
+    return found
 
 
 def compare(files: list[str], options: argparse.Namespace) -> list[dict]:
@@ -89,12 +142,9 @@ def compare(files: list[str], options: argparse.Namespace) -> list[dict]:
             options.model, device=options.device, dtype=torch.bfloat16
         ),
     }
-    points = by_yunet(options.yunet) if options.yunet else given(files)
-    rival = ByHand("resnet18", points, options.device)
-    name = "by hand, YuNet" if options.yunet else "by hand, landmarks given"
     ways = {
         n: lambda f, b, m=m: m.encode_expression(f, batch_size=b) for n, m in loaded.items()
-    } | {name: rival}
+    } | {n: ByHand("resnet18", p, options.device) for n, p in rivals(files, options).items()}
     many = in_turn(
         {n: lambda w=w: w(files, options.batch_size) for n, w in ways.items()},
         options.repeats,
@@ -111,9 +161,9 @@ def compare(files: list[str], options: argparse.Namespace) -> list[dict]:
             "way": n,
             "photographs/s": many[n].per_second(len(files)),
             "slowest to fastest": many[n].spread(len(files)),
-            "speed over by hand": 1 / many[n].over(many[name]),
+            "facezoo's speed over it": many[n].over(many["facezoo"]),
             "one alone, ms": 1000 / ones[n].per_second(len(few)),
-            "one alone, speed over by hand": 1 / ones[n].over(ones[name]),
+            "one alone, facezoo's speed over it": ones[n].over(ones["facezoo"]),
         }
         for n in ways
     ]

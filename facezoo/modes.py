@@ -14,7 +14,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
     Only modules in training mode are touched, for walking through all of them costs time too.
     """
-    in_training = [part for part in module.modules() if part.training]
+    in_training = _in_training(module)
     if in_training:
         module.eval()
     try:
@@ -22,3 +22,14 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part in in_training:
             part.training = True
+
+
+def _in_training(module: nn.Module) -> list[nn.Module]:
+    """Parts in training mode. ``modules()`` is several times slower, a share of one small face."""
+    found, left = [], [module]
+    while left:
+        part = left.pop()
+        if part.training:
+            found.append(part)
+        left.extend(child for child in part._modules.values() if child is not None)
+    return found

@@ -111,7 +111,7 @@ RECIPES = {
             architecture={"depths": (1, 2, 2, 2), "width": 24, "trunk_size": 64},
         ),
         Contrasting(
-            Schedule(20, batch_size=512, rate=1e-3, schedule="cosine", average=0.99),
+            Schedule(40, batch_size=512, rate=1e-3, schedule="cosine", average=0.99),
             temperature=1.0,
             architecture={"code_width": 128, "num_features": 256},
         ),
