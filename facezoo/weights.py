@@ -360,6 +360,12 @@ def _warn_of(passed_over: list[str]) -> None:
 def _from_hub(card: Card, options: HubOptions, passed_over: list[str]) -> Path:
     also = f" (passed over: {'; '.join(passed_over)})" if passed_over else ""
     if not (card.hub.repo and card.hub.revision):
+        if options.force_download and packaged_file(card).is_file():
+            raise WeightsNotFoundError(
+                f"the weights of {card.name} come with this installation ({packaged_file(card)}) "
+                "and are not on the Hub (the card has no hub.revision), so force_download has "
+                "nothing to fetch; leave it out"
+            )
         raise WeightsNotFoundError(
             f"the weights of {card.name} are not in this installation ({packaged_file(card)}) and "
             f"not on the Hub yet (the card has no hub.revision){also}; install a released facezoo, "

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from packs import write_lfw
+from packs import write_ferplus, write_lfw, write_pairs
 
 from facezoo.models.ipd_fer import IPDFER
 
@@ -118,3 +118,22 @@ def test_generators_are_compared_with_a_plain_one():
     rows = benchmark("synthesis").main(options)["tables"]["synthesis"]
     assert len(rows) == 3
     assert all(float(row["relative difference"]) < 1e-4 for row in rows)
+
+
+def test_parts_of_the_objective_are_left_out_one_by_one(tmp_path, monkeypatch):
+    write_ferplus(tmp_path, train=32)
+    write_lfw(tmp_path, val=8)
+    write_pairs(tmp_path, val=8)
+    script = benchmark("ablation")
+    monkeypatch.setattr(script, "persons_of", lambda rows: torch.arange(len(rows.files)) % 2)
+    words = [str(tmp_path), "--start", str(tmp_path / "start"), "--cache", str(tmp_path / "runs")]
+    words += ["--rows", "baseline", "pose", "--share", "2", "--smoke"]
+    found = script.main(script.parse(words))
+    assert found["photographs"] == 19
+    rows = found["tables"]["ablation"]
+    assert [row["objective"] for row in rows] == [
+        script.WORDS[part] for part in ("baseline", "pose")
+    ]
+    assert all(0 <= row["person from f_exp"] <= 100 for row in rows)
+    assert script.main(script.parse(words))["tables"] == found["tables"]  # nothing trained again
+    assert script.WORDS.keys() == {"baseline", "whole", *script.ABLATIONS}

@@ -32,6 +32,16 @@ def test_weights_in_the_package_are_found_and_checked(checkpoint):
     assert weights.find(card) == path
 
 
+def test_a_download_of_what_only_the_package_has_is_refused_with_the_reason(checkpoint):
+    card, path = checkpoint
+    forced = hub.HubOptions(force_download=True)
+    with pytest.raises(WeightsNotFoundError, match=r"come with this .* leave it out"):
+        weights.find(card, options=forced)
+    path.unlink()
+    with pytest.raises(WeightsNotFoundError, match="not in this installation"):
+        weights.find(card, options=forced)
+
+
 @pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b[:-1] + b"x", lambda b: b + b"x"])
 def test_a_bad_file_in_the_package_is_put_aside(checkpoint, damage):
     card, path = checkpoint

@@ -143,6 +143,20 @@ def train(
     identity, first = (
         begin(chosen, data, begun, device) if start is None else begin_from(chosen, start)
     )
+    return finish(chosen, data, identity, first, out, seed=seed, device=device)
+
+
+def finish(
+    chosen: Recipe,
+    data: Sources,
+    identity: dict[str, Tensor],
+    first: dict[str, Tensor],
+    out: Path,
+    *,
+    seed: int,
+    device: torch.device,
+) -> IPDFER:
+    """The last round of a recipe, from what ``begin`` or ``begin_from`` gives; see ``train``."""
     rows = list(data.train.values())
     if chosen.objective is not None:
         tensors, architecture = train_disentangled(
