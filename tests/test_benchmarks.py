@@ -5,9 +5,10 @@ from argparse import Namespace
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from packs import write_ferplus, write_lfw, write_pairs
+from packs import face_at, write_ferplus, write_lfw, write_pairs
 
 from facezoo.models.ipd_fer import IPDFER
 
@@ -137,3 +138,27 @@ def test_parts_of_the_objective_are_left_out_one_by_one(tmp_path, monkeypatch):
     assert all(0 <= row["person from f_exp"] <= 100 for row in rows)
     assert script.main(script.parse(words))["tables"] == found["tables"]  # nothing trained again
     assert script.WORDS.keys() == {"baseline", "whole", *script.ABLATIONS}
+
+
+def test_other_detectors_are_measured_by_the_same_protocol(tmp_path, monkeypatch):
+    write_lfw(tmp_path)
+    script = benchmark("detectors")
+    side = 64  # of the photographs; write_lfw puts every face there
+    corners = [side // 4, side // 4, side // 4 + side // 2, side // 4 + side // 2]
+    marks = np.array(face_at(side // 4, side // 4, side // 2)["landmarks"]).reshape(1, 5, 2)
+    oracle = np.array([corners], float), marks, np.ones(1)
+    nothing = np.zeros((0, 4)), np.zeros((0, 5, 2)), np.zeros(0)
+    finders = {
+        "all": lambda photos: script.faces_of([oracle] * len(photos)),
+        "half": lambda photos: script.faces_of([oracle, nothing] * (len(photos) // 2)),
+    }
+    monkeypatch.setattr(script, "finders", lambda: finders)
+    found = script.main(tmp_path)
+    recalls = [row["recall, %"] for row in found["tables"]["detectors"]]
+    assert (found["photographs"], recalls) == (4, [100, 50])
+    assert found["tables"]["detectors"][0]["landmarks, mean %"] == pytest.approx(0, abs=1e-3)
+
+
+def test_the_own_detector_is_among_those_at_hand():
+    photos = [torch.zeros(64, 64, 3, dtype=torch.uint8)]
+    assert len(benchmark("detectors").finders()["facezoo"](photos)) == 0

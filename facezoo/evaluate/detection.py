@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -37,6 +38,26 @@ def measure(
         config: scales and thresholds.
 
     Returns:
+        See ``measure_finder``.
+    """
+    return measure_finder(lambda photos: detect(detector, photos, config), table, device, smallest)
+
+
+def measure_finder(
+    find: Callable[[list[Tensor]], Faces],
+    table: pa.Table,
+    device: torch.device,
+    smallest: float = 24.0,
+) -> dict[str, float]:
+    """The same of anything that finds faces.
+
+    Args:
+        find: from photographs, uint8 (H, W, 3), to every face in them.
+        table: see ``measure``.
+        device: where ``find`` wants the photographs.
+        smallest: see ``measure``.
+
+    Returns:
         ``recall``; ``false_positives`` as a share of the detections that count;
         ``landmark_error`` and ``landmark_median``, the mean over the landmarks of a found face as a
         share of the distance between its eyes, averaged over faces in the two ways; ``faces``,
@@ -47,7 +68,7 @@ def measure(
     for begin in range(0, len(table), 64):
         part = table.slice(begin, 64)
         photos = [decode(image.as_py()).to(device) for image in part["image"]]
-        seen = detect(detector, photos, config).to("cpu")
+        seen = find(photos).to("cpu")
         rows = zip(part["faces"].to_pylist(), part["unsure"].to_pylist(), strict=True)
         for index, (faces, regions) in enumerate(rows):
             counted, apart = _compare(

@@ -1,0 +1,105 @@
+"""How other face detectors do by the protocol that the package's own is measured by.
+
+    python benchmarks/detectors.py DATA [--json docs/results/detectors.json]
+
+Beside the package's own stand those that are installed: ``yuface``, libfacedetection in C++ by the
+authors of YuNet, and the MTCNN of ``facenet-pytorch``, both as they come. The truth is YuNet's own
+boxes and landmarks (see the data's README), so that libfacedetection is a judge in its own cause;
+MTCNN is not. DATA is the folder with lfw.parquet; its validation photographs are looked at.
+"""
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from measuring import stamp, write
+from torch import Tensor
+
+from facezoo.data.images import read_pack
+from facezoo.evaluate.detection import measure_finder
+from facezoo.preprocess.pipeline import find_faces
+from facezoo.results import Faces
+
+Finder = Callable[[list[Tensor]], Faces]
+
+
+def faces_of(found: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Faces:
+    """Boxes (n, 4) as corners, landmarks (n, 5, 2) and scores (n,) of each photograph."""
+    columns = (np.concatenate(column).astype(np.float32) for column in zip(*found, strict=True))
+    boxes, points, scores = map(torch.from_numpy, columns)
+    counts = torch.tensor([len(photo[0]) for photo in found])
+    return Faces(boxes, points, scores, torch.arange(len(found)).repeat_interleave(counts))
+
+
+def by_yuface(photos: list[Tensor]) -> Faces:
+    import yuface
+
+    found = []
+    for photo in photos:
+        scores, boxes, points = yuface.detect(np.ascontiguousarray(photo.numpy()[:, :, ::-1]))
+        corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
+        found.append((corners, points.reshape(-1, 5, 2), scores))
+    return faces_of(found)
+
+
+def by_mtcnn() -> Finder:
+    from facenet_pytorch import MTCNN
+
+    detector = MTCNN(keep_all=True)
+
+    def find(photos: list[Tensor]) -> Faces:
+        found = []
+        for photo in photos:
+            boxes, scores, points = detector.detect(photo.numpy(), landmarks=True)
+            nothing = np.zeros((0, 4)), np.zeros((0, 5, 2)), np.zeros(0)
+            found.append(nothing if boxes is None else (boxes, points, scores))
+        return faces_of(found)
+
+    return find
+
+
+def finders() -> dict[str, Finder]:
+    """Those that are at hand."""
+    found: dict[str, Finder] = {
+        "facezoo": lambda photos: find_faces(photos, faces="all", on_missing="skip")
+    }
+    if find_spec("yuface"):
+        found["libfacedetection"] = by_yuface
+    if find_spec("facenet_pytorch"):
+        found["MTCNN"] = by_mtcnn()
+    return found
+
+
+def main(data: Path) -> dict:
+    table = read_pack(data / "lfw.parquet", "val")
+    rows = []
+    for name, find in finders().items():
+        begin = time.process_time()
+        scores = measure_finder(find, table, torch.device("cpu"))
+        rows.append(
+            {
+                "detector": name,
+                "recall, %": 100 * scores["recall"],
+                "false positives, %": 100 * scores["false_positives"],
+                "landmarks, mean %": 100 * scores["landmark_error"],
+                "landmarks, median %": 100 * scores["landmark_median"],
+                "ms per photograph": 1000 * (time.process_time() - begin) / len(table),
+            }
+        )
+        print(rows[-1], flush=True)
+    command = shlex.join(["python", "benchmarks/detectors.py", *sys.argv[1:]])
+    return {**stamp(command), "photographs": len(table), "tables": {"detectors": rows}}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    options = parser.parse_args()
+    write(main(options.data), options.json)
