@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SUFFIXES = (".parquet", ".csv", ".npz")
-BLOCK = 4096
+BLOCK = 1024
 """Rows that are in memory at once, and in a row group of a Parquet file."""
 BOX = ("x0", "y0", "x1", "y1")
 LANDMARKS = tuple(f"{name}_{axis}" for name in LANDMARK_NAMES for axis in "xy")
@@ -176,7 +176,9 @@ def _write_parquet(path: Path, parts: Stored, layout: Layout) -> int:
 
     count = 0
     schema = _schema(layout)
-    with pq.ParquetWriter(path, schema) as writer:
+    words = ["label", "checkpoint", "fingerprint"]  # numbers that never repeat have no dictionary
+    words = [name for name in words if name in schema.names]
+    with pq.ParquetWriter(path, schema, use_dictionary=words) as writer:
         for rows in _stretches(parts):
             count += len(rows["photo"])
             writer.write_table(_arrow(rows, layout, schema), row_group_size=BLOCK)
