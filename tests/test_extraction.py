@@ -510,6 +510,46 @@ def test_other_photographs_do_not_continue_a_run(folder, tmp_path, model, monkey
     assert go(folder, tmp_path / "f.csv", model, overwrite=True).resumed == 0
 
 
+def test_photographs_of_the_same_names_elsewhere_do_not_continue_a_run(
+    folder, tmp_path, model, monkeypatch
+):
+    other = write_folder(tmp_path / "others", [2] * 13)
+    interrupted(folder, tmp_path / "f.csv", model, monkeypatch)
+    with pytest.raises(FileExistsError, match=r"root was '.*photos' and is now '.*others'"):
+        go(other, tmp_path / "f.csv", model)
+    monkeypatch.chdir(folder.parent)
+    assert go("photos/../photos", tmp_path / "f.csv", model).resumed == 6
+
+
+def test_relative_names_belong_to_the_working_directory(folder, tmp_path, model, monkeypatch):
+    write_folder(tmp_path / "away" / "photos", [2] * 13)
+    monkeypatch.chdir(tmp_path)
+    interrupted("photos/*.png", tmp_path / "f.csv", model, monkeypatch)
+    interrupted(f"{folder}/*.png", tmp_path / "g.csv", model, monkeypatch)
+    monkeypatch.chdir(tmp_path / "away")
+    with pytest.raises(FileExistsError, match="root was"):
+        go("photos/*.png", tmp_path / "f.csv", model)
+    assert go(f"{folder}/*.png", tmp_path / "g.csv", model).resumed == 6
+
+
+def test_photographs_replaced_in_place_do_not_continue_a_run(folder, tmp_path, model, monkeypatch):
+    interrupted(folder, tmp_path / "f.csv", model, monkeypatch)
+    write_photo(folder / "012.png", 2, seed=99)  # not done yet
+    write_photo(folder / "001.png", 2, seed=99)
+    with pytest.raises(FileExistsError, match=r"one of those from '000\.png' to '003\.png' was"):
+        go(folder, tmp_path / "f.csv", model)
+    assert go(folder, tmp_path / "f.csv", model, overwrite=True).resumed == 0
+
+
+def test_parts_of_another_version_are_refused(folder, tmp_path, model, monkeypatch):
+    interrupted(folder, tmp_path / "f.csv", model, monkeypatch)
+    said = parts.folder_of(tmp_path / "f.csv") / parts.RUN
+    said.write_text(said.read_text().replace('"format": 2,', ""))
+    with pytest.raises(FileExistsError, match="another version of facezoo"):
+        go(folder, tmp_path / "f.csv", model)
+    assert go(folder, tmp_path / "f.csv", model, overwrite=True).resumed == 0
+
+
 def test_photographs_that_come_later_in_the_order_are_taken_along(
     folder, tmp_path, model, monkeypatch
 ):
@@ -522,7 +562,7 @@ def test_photographs_that_come_later_in_the_order_are_taken_along(
 def test_two_runs_do_not_write_to_one_output(folder, tmp_path, model):
     settings = run._settings(stages.plan_for(model, ["identity"], "all", "skip"))
     with (
-        parts.Parts(tmp_path / "f.csv", settings, [], False),
+        parts.Parts(tmp_path / "f.csv", settings, [], False, lambda names: ""),
         pytest.raises(BlockingIOError, match="another process"),
     ):
         go(folder, tmp_path / "f.csv", model)

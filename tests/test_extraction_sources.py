@@ -2,6 +2,7 @@
 # ruff: noqa: F811 (fixtures of another file)
 
 import io
+import os
 import tarfile
 
 import pyarrow as pa
@@ -115,6 +116,14 @@ def test_several_shards_are_read_in_the_order_of_their_names(folder, tmp_path, m
     assert output.read_bytes() == whole.read_bytes()
     keys = [f"{tmp_path / name}.parquet::{file}" for name in "ab" for file, _ in EXPECTED]
     assert [row["file"] for row in table(output)] == keys
+
+
+def test_a_shard_that_was_replaced_does_not_continue_a_run(folder, tmp_path, model, monkeypatch):
+    shard = write_tar(folder, tmp_path / "s.tar")
+    interrupted(shard, tmp_path / "f.csv", model, monkeypatch)
+    os.utime(shard, (1, 1))
+    with pytest.raises(FileExistsError, match="was replaced since"):
+        go(shard, tmp_path / "f.csv", model)
 
 
 def test_an_image_in_a_shard_that_is_none_is_reported(folder, tmp_path, model):

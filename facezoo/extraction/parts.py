@@ -1,9 +1,9 @@
 """What an extraction has done so far, on disk, so that nothing is lost or done twice.
 
 Beside the output stands a folder ``<output>.parts``: ``run.json`` says what the run is, and each
-``<number>.npz`` holds the rows of a stretch of the sorted photographs and says which they are. The
-number is that of its first photograph. Files appear whole, by renaming, or not at all; so whatever
-happens, the parts are the run as far as it came.
+``<number>.npz`` holds the rows of a stretch of the sorted photographs and says which they are, and
+in what state their files were. The number is that of its first photograph. Files appear whole, by
+renaming, or not at all; so whatever happens, the parts are the run as far as it came.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,8 @@ except ImportError:  # on Windows nothing stops two runs from writing to one out
     fcntl = None  # type: ignore[assignment]
 
 RUN = "run.json"
+FORMAT = 2
+"""Of ``run.json`` and the parts; those of another one are refused."""
 Rows = dict[str, NDArray[Any]]
 
 
@@ -42,6 +44,8 @@ class Block:
     """Names and reasons."""
     rows: Rows
     """Columns by name, each (R, ...); ``photo`` is the place in ``names``."""
+    state: str = ""
+    """Of the photographs' files when the block was put on disk, see ``Parts``."""
 
 
 def join(blocks: Sequence[Block]) -> Block:
@@ -83,20 +87,28 @@ class Parts:
         settings: what decides the rows, as JSON; a run goes on only with the same.
         names: all photographs, sorted.
         overwrite: whether to drop what an earlier run left.
+        state: a mark of the files of some photographs, which is another one if they have changed.
 
     Raises:
-        FileExistsError: if the parts are of a run with other settings or photographs.
+        FileExistsError: if the parts are of a run with other settings or photographs, or one of
+            another version.
         BlockingIOError: if another process is writing to this output.
     """
 
     def __init__(
-        self, output: Path, settings: dict[str, Any], names: Sequence[str], overwrite: bool
+        self,
+        output: Path,
+        settings: dict[str, Any],
+        names: Sequence[str],
+        overwrite: bool,
+        state: Callable[[Sequence[str]], str],
     ) -> None:
         self.folder = folder_of(output)
         self.paths: list[Path] = []
         self.done = 0
         """Photographs that the parts cover: the first so many of the names."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._state = state
         self._lock = _locked(self.folder / "lock", output)
         try:
             if overwrite:
@@ -104,6 +116,7 @@ class Parts:
             self._adopt(settings)
             for block in self._found():
                 self._check_names(block.names, names)
+                self._check_state(block)
                 self.done += len(block.names)
         except BaseException:
             self._unlock()
@@ -127,6 +140,7 @@ class Parts:
             "names": block.names,
             "without_face": block.without_face,
             "unreadable": block.unreadable,
+            "state": self._state(block.names),
         }
         text = np.frombuffer(json.dumps(said).encode(), np.uint8)
         with replacing(path) as partial, partial.open("wb") as file:
@@ -161,13 +175,18 @@ class Parts:
     def _adopt(self, settings: dict[str, Any]) -> None:
         """Go on with a run of the same settings, or begin one."""
         path = self.folder / RUN
-        wanted = json.loads(json.dumps(settings))
+        wanted = json.loads(json.dumps({"format": FORMAT, **settings}))
         if not path.is_file():
             self._clear()
             with replacing(path) as partial:
                 partial.write_text(json.dumps(wanted, indent=1))
             return
         before = json.loads(path.read_text())
+        if before.get("format") != FORMAT:
+            raise FileExistsError(
+                f"{self.folder} holds an interrupted extraction by another version of facezoo; "
+                "finish it with that one, or pass --overwrite (overwrite=True) to start anew"
+            )
         differ = [key for key in {**before, **wanted} if before.get(key) != wanted.get(key)]
         if differ:
             shown = "; ".join(
@@ -198,6 +217,11 @@ class Parts:
         old, new = next((a, b) for a, b in pairs if a != b)
         here = f"{new!r} is there now" if new else "there are fewer now"
         raise FileExistsError(self._refusal(f"other photographs: it had {old!r} where {here}"))
+
+    def _check_state(self, block: Block) -> None:
+        if block.state != self._state(block.names):
+            among = f"one of those from {block.names[0]!r} to {block.names[-1]!r}"
+            raise FileExistsError(self._refusal(f"changed photographs: {among} was replaced since"))
 
     def _refusal(self, what: str) -> str:
         return (
@@ -247,7 +271,7 @@ def _read(path: Path, columns: Iterable[str] | None) -> Block:
         wanted = stored.files if columns is None else columns
         rows = {key: stored[key] for key in wanted if key != "said"}
     unreadable = [(name, reason) for name, reason in said["unreadable"]]
-    return Block(said["names"], said["without_face"], unreadable, rows)
+    return Block(said["names"], said["without_face"], unreadable, rows, said["state"])
 
 
 def _locked(path: Path, output: Path) -> int | None:

@@ -18,7 +18,7 @@ from facezoo.base import FaceModel
 from facezoo.errors import ImageError
 from facezoo.extraction.cluster import on_ray
 from facezoo.extraction.engines import Blocks, Task, alone, shared
-from facezoo.extraction.inputs import Photos, Source, list_photos
+from facezoo.extraction.inputs import Photos, Source, list_photos, state_of
 from facezoo.extraction.parts import Block, Parts, in_progress, join, replacing, without_first
 from facezoo.extraction.report import ExtractionReport
 from facezoo.extraction.stages import Clock, Plan, digest, plan_for
@@ -101,7 +101,8 @@ def extract(
 
     Raises:
         FileNotFoundError: if a path does not exist.
-        FileExistsError: if the output is there, or the interrupted run was not this one.
+        FileExistsError: if the output is there, or the interrupted run was not this one, or its
+            photographs have changed.
         ImageError: if ``strict`` and a file is unreadable.
         ImportError: if the output is Parquet and pyarrow is missing, or what videos, Ray or several
             processes need.
@@ -219,8 +220,14 @@ def _written(
     ends = []
     with ExitStack() as stack:
         jobs = []
+        root = {"root": _root_of(photos)}
+
+        def now(names: Sequence[str]) -> str:
+            return state_of(photos.root, names)
+
         for target, plan in zip(targets, plans, strict=True):
-            parts = stack.enter_context(Parts(target, _settings(plan), photos.names, overwrite))
+            settings = _settings(plan) | root
+            parts = stack.enter_context(Parts(target, settings, photos.names, overwrite, now))
             jobs.append(_Job(target, plan, parts, parts.done))
         done = min(job.resumed for job in jobs)
         together.gather(done)
@@ -308,8 +315,14 @@ def _on_one_device(
     return ready
 
 
+def _root_of(photos: Photos) -> str:
+    """The folder that the names belong to; that of the file system if all of them are absolute."""
+    root = photos.root.resolve()
+    return root.anchor if all(map(os.path.isabs, photos.names)) else str(root)
+
+
 def _settings(plan: Plan) -> dict[str, Any]:
-    """Everything that decides the rows."""
+    """Everything that decides the rows of given photographs."""
     return {
         **asdict(plan.layout),
         "tensors": digest(plan.model)[:16],
