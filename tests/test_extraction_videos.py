@@ -271,6 +271,14 @@ def test_a_face_elsewhere_is_another_one():
     assert tracks_of(Stored([[0], [30], [0]])) == [0, 1, 0]
 
 
+def test_photographs_in_shards_have_no_tracks_and_are_not_smoothed():
+    stored = Stored([[1], [1], [1]], video="a.tar")
+    (block,) = Tracked(stored, ["expression"], 1.0).blocks()
+    assert block.rows["track"].tolist() == [-1] * 3
+    (before,) = stored.blocks()
+    np.testing.assert_array_equal(block.rows["expression"], before.rows["expression"])
+
+
 def test_smoothing_is_a_mean_whose_weights_fall_by_e_in_the_given_time():
     seconds, xs = 0.25, [0.0, 2.0, 1.0, 3.0, 4.0]
     parts = Tracked(Stored([[x] for x in xs], cut=2), ["expression"], seconds).blocks(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from facezoo.extraction.parts import Block, Parts, Rows
 from facezoo.extraction.shards import split_name
+from facezoo.extraction.videos import is_video
 
 OVERLAP = 0.3
 """Boxes of one face in neighbouring frames share this much of their union, or more."""
@@ -88,9 +90,9 @@ class _Following:
         return rows
 
     def _turn_to(self, name: str) -> None:
-        """Count a frame, from a new start where another video begins."""
+        """Count a frame, from a new start where another video begins; in a shard there is none."""
         stored = split_name(name)
-        video = stored[0] if stored else None
+        video = stored[0] if stored and is_video(Path(stored[0])) else None
         if video != self._video:
             self._video, self._frame, self._count, self._tracks = video, 0, 0, []
         self._frame += 1
