@@ -285,12 +285,19 @@ def test_smoothing_is_a_mean_whose_weights_fall_by_e_in_the_given_time():
         ["expression"]
     )
     got = np.concatenate([block.rows["expression"] for block in parts])
-    mean, wanted = xs[0], [xs[0]]
-    for x in xs[1:]:
-        kept = math.exp(-(1 / RATE) / seconds)
-        mean = kept * mean + (1 - kept) * x
-        wanted.append(mean)
+    weights = np.exp(-np.arange(len(xs)) / RATE / seconds)
+    wanted = [np.average(xs[: n + 1], weights=weights[n::-1]) for n in range(len(xs))]
     np.testing.assert_allclose(got, np.stack([wanted, -np.array(wanted)], 1), rtol=1e-6)
+
+
+def test_frames_of_equal_or_earlier_times_weigh_the_same():
+    for step in (0.0, -1.0):
+        stored = Stored([[0.0], [2.0], [4.0]])
+        (block,) = stored.blocks()
+        block.rows["time"] = np.arange(3) * step
+        stored.blocks = lambda columns=None, block=block: iter([block])
+        (smooth,) = Tracked(stored, ["expression"], 0.5).blocks()
+        np.testing.assert_allclose(smooth.rows["expression"][:, 0], [0, 1, 2])
 
 
 def test_the_face_of_a_film_is_one_track_and_smoothing_calms_its_features(

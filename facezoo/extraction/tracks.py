@@ -33,6 +33,8 @@ class _Track:
     seen: int
     """The frame of the box."""
     time: float
+    weight: float = 0.0
+    """The sum of the weights of its rows so far, the last of which has 1."""
     means: dict[str, NDArray[np.float64]] = field(default_factory=dict)
 
 
@@ -45,7 +47,8 @@ class Tracked:
     Args:
         parts: whose rows have ``time``.
         smooth: columns to smooth: each value becomes the mean of those of its track so far, their
-            weights falling by a factor e per ``seconds``.
+            weights falling by a factor e per ``seconds``. No time passes between frames whose
+            times are equal or go backwards.
         seconds: None for values as they are.
     """
 
@@ -101,12 +104,12 @@ class _Following:
     def _follow(self, rows: Rows, faces: NDArray[Any], smooth: Sequence[str]) -> None:
         for row, track in zip(faces, self._matched(rows["box"][faces]), strict=True):
             time = float(rows["time"][row])
-            share = 1.0
-            if track.means:
-                share = -math.expm1(-max(time - track.time, 0.0) / self._seconds)
+            if smooth:
+                passed = max(time - track.time, 0.0) if track.weight else 0.0
+                track.weight = track.weight * math.exp(-passed / self._seconds) + 1
             for name in smooth:
-                before = track.means.get(name, rows[name][row].astype(np.float64))
-                track.means[name] = before + share * (rows[name][row] - before)
+                before = track.means.get(name, np.float64(0))
+                track.means[name] = before + (rows[name][row] - before) / track.weight
                 rows[name][row] = track.means[name]
             track.seen, track.time = self._frame, time
             track.box = rows["box"][row]
