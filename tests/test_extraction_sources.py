@@ -204,6 +204,43 @@ def test_a_kill_between_two_checkpoints_loses_and_repeats_nothing(
         assert path.read_bytes() == wanted.read_bytes()
 
 
+def test_a_kill_between_two_removals_takes_the_complete_output_as_done(
+    folder, tmp_path, model, monkeypatch
+):
+    models = [model, tiny_model(seed=1)]
+    both = [tmp_path / "a.npz", tmp_path / "b.npz"]
+    (folder / "002.png").write_bytes(b"no image")
+    remove = parts.Parts.remove
+
+    def killed(self):
+        if self.folder == parts.folder_of(both[1]):
+            raise KeyboardInterrupt
+        remove(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(parts.Parts, "remove", killed)
+        with pytest.raises(KeyboardInterrupt):
+            extract_all(folder, both, models)
+    before = [path.read_bytes() for path in both]
+    with pytest.raises(FileExistsError, match=r"a\.npz is there already"):
+        extract_all(folder, both, [tiny_model(seed=2), models[1]])
+    for report in extract_all(folder, both, models):
+        assert (report.images, report.resumed, len(report.unreadable)) == (13, 13, 1)
+        assert (report.rows, report.without_face) == (len(EXPECTED) - 2, 4)
+    assert [path.read_bytes() for path in both] == before
+    assert not list(tmp_path.glob("*.parts*"))
+
+
+def test_a_complete_output_of_another_pass_is_not_replaced_unasked(
+    folder, tmp_path, model, monkeypatch
+):
+    both = [tmp_path / "a.npz", tmp_path / "b.npz"]
+    go(folder, both[0], model)
+    interrupted(folder, both[1], model, monkeypatch)
+    with pytest.raises(FileExistsError, match=r"a\.npz is there already"):
+        extract_all(folder, both, [model, model])
+
+
 def test_a_block_less_its_first_photographs_keeps_the_rest(folder, tmp_path, model):
     plan = stages.plan_for(model, ["identity"], "all", "skip")
     loaded = inputs.load_ahead(folder, [f"{n:03d}.png" for n in range(5)], workers=1, ahead=2)

@@ -13,7 +13,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +28,8 @@ except ImportError:  # on Windows nothing stops two runs from writing to one out
     fcntl = None  # type: ignore[assignment]
 
 RUN = "run.json"
+PASS = "pass.json"
+"""What a pass with several outputs has finished, in the parts that are removed last."""
 FORMAT = 2
 """Of ``run.json`` and the parts; those of another one are refused."""
 Rows = dict[str, NDArray[Any]]
@@ -145,8 +147,6 @@ class Parts:
         text = np.frombuffer(json.dumps(said).encode(), np.uint8)
         with replacing(path) as partial, partial.open("wb") as file:
             np.savez(file, said=text, **block.rows)  # type: ignore[arg-type]
-            file.flush()
-            os.fsync(file.fileno())
         self.paths.append(path)
         self.done += len(block.names)
 
@@ -164,9 +164,14 @@ class Parts:
                     f"{path} is damaged ({error}); remove it and run the same command again"
                 ) from error
 
+    def tell_finished(self, finished: dict[str, Any]) -> None:
+        """Keep, until these parts are removed, what outputs of the same pass hold."""
+        with replacing(self.folder / PASS) as partial:
+            partial.write_text(json.dumps(finished))
+
     def remove(self) -> None:
         """Remove the folder; once this has begun, no part counts any more."""
-        gone = self.folder.with_name(f"{self.folder.name}.done")
+        gone = _gone(self.folder)
         shutil.rmtree(gone, ignore_errors=True)
         self.folder.replace(gone)
         shutil.rmtree(gone)
@@ -244,20 +249,49 @@ class Parts:
 def replacing(path: Path, beside: Path | None = None) -> Iterator[Path]:
     """A temporary file that takes the place of ``path`` at once, and only if all is well.
 
-    It stands in the folder ``beside`` if one is given, on the same file system.
+    It stands in the folder ``beside`` if one is given, on the same file system. After this the file
+    is on disk, also if the power fails.
     """
     partial = (beside or path.parent) / f"{path.name}.tmp"
     try:
         yield partial
+        _settle(partial)
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+    with suppress(OSError):  # not every system opens folders, or waits for them
+        _settle(path.parent)
+
+
+def _settle(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on disk."""
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def folder_of(output: Path) -> Path:
     """Where the parts of an output stand."""
     return output.with_name(f"{output.name}.parts")
+
+
+def _gone(folder: Path) -> Path:
+    """What parts that no longer count are called until they are removed."""
+    return folder.with_name(f"{folder.name}.done")
+
+
+def finished_in_pass(output: Path) -> dict[str, Any]:
+    """What a pass that was killed among its last steps had finished; see ``tell_finished``."""
+    path = folder_of(output) / PASS
+    return json.loads(path.read_text()) if in_progress(output) and path.is_file() else {}
+
+
+def sweep(output: Path) -> None:
+    """Remove what a kill has left of the parts of a finished output."""
+    shutil.rmtree(_gone(folder_of(output)), ignore_errors=True)
 
 
 def in_progress(output: Path) -> bool:

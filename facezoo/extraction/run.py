@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -19,10 +19,11 @@ from facezoo.errors import ImageError
 from facezoo.extraction.cluster import on_ray
 from facezoo.extraction.engines import Blocks, Task, alone, shared
 from facezoo.extraction.inputs import Photos, Source, list_photos, state_of
-from facezoo.extraction.parts import Block, Parts, in_progress, join, replacing, without_first
+from facezoo.extraction.parts import Block, Parts, join, replacing, sweep, without_first
+from facezoo.extraction.passes import check_free, finished_before, tell
 from facezoo.extraction.report import ExtractionReport
 from facezoo.extraction.stages import Clock, Plan, digest, plan_for
-from facezoo.extraction.tables import check_output, write_table
+from facezoo.extraction.tables import Layout, check_output, write_table
 from facezoo.preprocess.pipeline import Which, check_options
 from facezoo.registry import best_device, load
 from facezoo.training import Processes
@@ -39,7 +40,9 @@ class _Job:
     """A checkpoint and where its rows go."""
 
     target: Path
-    plan: Plan
+    place: int
+    """Of its block among those that an engine yields."""
+    layout: Layout
     parts: Parts
     resumed: int
 
@@ -171,8 +174,8 @@ def extract_each(
     together = Processes.present()
     for target in targets:
         _check_arguments(target, faces, on_missing, engine)
-        if together.first:
-            _check_free(target, overwrite)
+    if together.first and not overwrite:
+        check_free(targets)
     _check_numbers(batch_size=batch_size, workers=workers, every=every)
     photos = list_photos(source, recursive, every)
     _check_videos(photos, every, smooth)
@@ -217,18 +220,20 @@ def _written(
 ) -> list[ExtractionReport]:
     """Put what an engine yields into parts, and these into files; ``blocks`` starts one."""
     begin = time.perf_counter()
-    ends = []
+    root = {"root": _root_of(photos)}
+    runs = {t: _settings(plan) | root for t, plan in zip(targets, plans, strict=True)}
+    reports = {} if overwrite else finished_before(runs, photos.names)
+
+    def now(names: Sequence[str]) -> str:
+        return state_of(photos.root, names)
+
     with ExitStack() as stack:
         jobs = []
-        root = {"root": _root_of(photos)}
-
-        def now(names: Sequence[str]) -> str:
-            return state_of(photos.root, names)
-
-        for target, plan in zip(targets, plans, strict=True):
-            settings = _settings(plan) | root
-            parts = stack.enter_context(Parts(target, settings, photos.names, overwrite, now))
-            jobs.append(_Job(target, plan, parts, parts.done))
+        for place, target in enumerate(targets):
+            if target not in reports:
+                opened = Parts(target, runs[target], photos.names, overwrite, now)
+                parts = stack.enter_context(opened)
+                jobs.append(_Job(target, place, plans[place].layout, parts, parts.done))
         done = min(job.resumed for job in jobs)
         together.gather(done)
         with closing(blocks(done)) as engine:
@@ -236,23 +241,25 @@ def _written(
         for job in jobs:
             with clock.stage("write"), replacing(job.target, beside=job.parts.folder) as partial:
                 suffix = job.target.suffix.lower()
-                rows = write_table(partial, suffix, job.parts, job.plan.layout)
-            ends.append((rows, *_failures(job.parts)))
+                rows = write_table(partial, suffix, job.parts, job.layout)
+            count, failures = job.parts.done, _failures(job.parts)
+            reports[job.target] = ExtractionReport(
+                job.target, rows, count, *failures, job.resumed, clock.seconds, 0.0
+            )
+        if len(targets) > 1:
+            jobs[-1].parts.tell_finished(tell([*reports.values()], runs, photos.names))
         for job in jobs:
             job.parts.remove()
+    for target in targets:
+        sweep(target)
     elapsed = time.perf_counter() - begin
     return [
-        ExtractionReport(
-            job.target,
-            rows,
-            len(photos.names),
-            missing,
-            unreadable,
-            job.resumed,
-            clock.seconds,
-            (len(photos.names) - job.resumed) / elapsed,
+        replace(
+            reports[target],
+            seconds=clock.seconds,
+            images_per_second=(reports[target].images - reports[target].resumed) / elapsed,
         )
-        for job, (rows, missing, unreadable) in zip(jobs, ends, strict=True)
+        for target in targets
     ]
 
 
@@ -263,14 +270,6 @@ def _check_arguments(target: Path, faces: str, on_missing: str, engine: str) -> 
         raise ValueError("on_missing must be 'skip' or 'nan' here, got 'raise'")
     if engine not in get_args(Engine):
         raise ValueError(f"engine must be 'local' or 'ray', got {engine!r}")
-
-
-def _check_free(target: Path, overwrite: bool) -> None:
-    if target.exists() and not overwrite and not in_progress(target):
-        raise FileExistsError(
-            f"{target} is there already, and complete; pass --overwrite (overwrite=True) to make "
-            "it again"
-        )
 
 
 def _check_numbers(**numbers: int) -> None:
@@ -357,8 +356,9 @@ def _fill(
 def _append(jobs: Sequence[_Job], pending: Sequence[Sequence[Block]], done: int) -> int:
     """Put blocks, which begin at photograph ``done``, into parts that lack them; where they end."""
     end = done + sum(len(blocks[0].names) for blocks in pending)
-    for job, blocks in zip(jobs, zip(*pending, strict=True), strict=True):
+    for job in jobs:
         if job.parts.done < end:  # a kill between two jobs leaves one of them ahead
+            blocks = [made[job.place] for made in pending]
             job.parts.append(without_first(join(blocks), job.parts.done - done))
     return end
 
