@@ -146,6 +146,41 @@ def test_what_is_no_shard_is_refused(tmp_path):
         inputs.list_photos(tmp_path / "empty.tar")
 
 
+def test_a_damaged_row_group_costs_its_own_photographs(folder, tmp_path, model):
+    shard = write_table(folder, tmp_path / "s.parquet")
+    content = bytearray(shard.read_bytes())
+    column = pq.ParquetFile(shard).metadata.row_group(1).column(0)
+    start = column.dictionary_page_offset or column.data_page_offset
+    content[start : start + 20] = b"\xff" * 20
+    shard.write_bytes(content)
+    report = go(shard, tmp_path / "f.parquet", model)
+    hurt = [f"{n:03d}.png" for n in range(5, 10)]
+    assert [name.rpartition("::")[2] for name, _ in report.unreadable] == hurt
+    assert all(reason.startswith("row group 1 is damaged") for _, reason in report.unreadable)
+    kept = [row for row in EXPECTED if row[0] not in hurt]
+    rows = names_and_faces(tmp_path / "f.parquet")
+    assert [(name.rpartition("::")[2], face) for name, face in rows] == kept
+
+
+def test_a_broken_shard_beside_photographs_is_reported(folder, tmp_path, model):
+    write_tar(folder, tmp_path / "cut.tar")
+    content = (tmp_path / "cut.tar").read_bytes()
+    end = content.index((folder / "003.png").read_bytes()[:60]) + 100
+    (tmp_path / "cut.tar").write_bytes(content[:end])
+    for name in ("x.tar", "y.parquet"):
+        (tmp_path / name).write_bytes(b"rubbish" * 100)
+    given = [tmp_path / name for name in ("cut.tar", "x.tar", "y.parquet")]
+    report = go([*given, folder / "000.png"], tmp_path / "f.parquet", model)
+    assert [name for name, _ in report.unreadable] == [
+        f"{given[0]}::003.png",
+        *map(str, given),
+    ]
+    words = ["is cut off", "is no uncompressed tar file", "is no Parquet file"]
+    for (_, reason), word in zip(report.unreadable[1:], words, strict=True):
+        assert reason.startswith(word)
+    assert report.rows == 1 + 0 + 2 + 1
+
+
 def test_a_shard_that_changes_is_indexed_anew(folder, tmp_path):
     shard = write_tar(folder, tmp_path / "s.tar")
     assert len(shards.keys_of(shard)) == 13

@@ -337,6 +337,32 @@ def test_a_damaged_video_gives_the_frames_that_can_be_read(tmp_path, model):
     assert report.unreadable == again.unreadable
 
 
+def test_a_broken_video_beside_another_is_reported(film, tmp_path, model):
+    (tmp_path / "x.mp4").write_bytes(b"rubbish" * 100)
+    report = go([film, tmp_path / "x.mp4"], tmp_path / "f.csv", model)
+    ((name, reason),) = report.unreadable
+    assert name == str(tmp_path / "x.mp4")
+    assert reason.startswith("is no video")
+    assert report.rows == 9
+
+
+def test_frames_that_an_edit_list_cuts_off_are_not_named(tmp_path):
+    whole = write_video(tmp_path / "whole.mp4", moving(PORTRAITS[0], 12), "libx264")
+    with av.open(str(whole)) as source, av.open(str(tmp_path / "cut.mp4"), "w") as cut:
+        stream = cut.add_stream_from_template(source.streams.video[0])
+        shift = round(0.5 / source.streams.video[0].time_base)
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.dts, packet.pts = packet.dts - shift, packet.pts - shift
+                packet.stream = stream
+                cut.mux(packet)
+    keys = videos.frame_keys(tmp_path / "cut.mp4")
+    with av.open(str(tmp_path / "cut.mp4")) as cut:
+        shown = sum(1 for _ in cut.decode(video=0))
+    assert 0 < len(keys) == shown < 12
+    videos.read_frame(tmp_path / "cut.mp4", keys[-1])
+
+
 def test_a_frame_behind_the_end_is_unreadable(film, tmp_path, model, monkeypatch):
     with pytest.raises(ImageError, match="ends before frame 9"):
         videos.read_frame(film, "00000009")

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from facezoo.errors import ImageError
-from facezoo.extraction.shards import MARK, is_shard, keys_of, read_stored, split_name
-from facezoo.extraction.videos import frame_keys, is_video, read_frame
+from facezoo.extraction.shards import MARK, damage_of, is_shard, keys_of, read_stored, split_name
+from facezoo.extraction.videos import check_video, frame_keys, is_video, read_frame
 from facezoo.preprocess.ahead import work_ahead
 from facezoo.preprocess.reading import SUFFIXES, read_image
 
@@ -72,12 +72,14 @@ def list_photos(
         every: of a video, the first of each so many frames is taken.
 
     Returns:
-        Each photograph once, sorted by name, shards and videos by theirs.
+        Each photograph once, sorted by name, shards and videos by theirs. One of these that is
+        broken has an entry of its own name, which will be unreadable, after what can be read of it.
 
     Raises:
         FileNotFoundError: if a path does not exist.
         ImportError: if a shard is a table and pyarrow is missing, or a video and PyAV is.
-        ValueError: if there is no photograph at all, or a shard or video is none.
+        ImageError: if there is nothing but broken shards and videos.
+        ValueError: if there is no photograph at all, or a table has no column ``image``.
     """
     given = [source] if isinstance(source, (str, os.PathLike)) else list(source)
     given = [path for entry in given for path in _expanded(os.fspath(entry))]
@@ -100,19 +102,44 @@ def list_photos(
     root = only if only and only.is_dir() else Path()
     plain = root != Path()
     named = [[name] if plain else _names_of(name, every) for name in sorted(set(names))]
-    if not any(named):
+    flat = [name for entry in named for name in entry]
+    if flat and not plain and all(_is_container(Path(name)) for name in flat):
+        raise ImageError(_damage(Path(flat[0])))
+    if not flat:
         raise ValueError(f"no photographs in the shards {', '.join(sorted(set(names)))}")
     videos = not plain and any(is_video(Path(name)) for name in names)
-    return Photos(root, [name for entry in named for name in entry], videos)
+    return Photos(root, flat, videos)
 
 
 def _names_of(name: str, every: int) -> list[str]:
-    """The photographs of a shard, the frames of a video, or the file itself."""
+    """The photographs of a shard, the frames of a video, or the file itself.
+
+    Of a shard or video that is broken the file itself comes last, to be found unreadable.
+    """
     path = Path(name)
-    if not is_shard(path) and not is_video(path):
+    if not _is_container(path):
         return [name]
-    keys = keys_of(path) if is_shard(path) else frame_keys(path, every)
-    return [f"{name}{MARK}{key}" for key in keys]
+    if is_shard(path):
+        keys, broken = keys_of(path), bool(damage_of(path))
+    else:
+        broken = bool(_damage(path))
+        keys = [] if broken else frame_keys(path, every)
+    return [*(f"{name}{MARK}{key}" for key in keys), *([name] if broken else [])]
+
+
+def _is_container(path: Path) -> bool:
+    return is_shard(path) or is_video(path)
+
+
+def _damage(path: Path) -> str:
+    """Why a shard, its end, or a video cannot be read; else empty."""
+    if is_shard(path):
+        return damage_of(path)
+    try:
+        check_video(path)
+    except ImageError as error:
+        return str(error)
+    return ""
 
 
 def _expanded(given: str) -> list[str]:
@@ -226,12 +253,15 @@ def _load(root: Path, name: str) -> Loaded:
     try:
         stored = split_name(name)
         if stored is None:
+            if root == Path() and _is_container(path):
+                raise ImageError(_damage(path) or f"{path} has changed since it was listed")
             pixels = read_image(path)
         elif is_video(Path(stored[0])):
             path = root / stored[0]
             pixels, shown = read_frame(path, stored[1])
         else:
-            pixels = read_image(read_stored(root / stored[0], stored[1]))
+            path = root / stored[0]
+            pixels = read_image(read_stored(path, stored[1]))
     except ImageError as error:
-        reason = str(error).removeprefix(f"{str(path)!r}: ")
+        reason = str(error).removeprefix(f"{str(path)!r}: ").removeprefix(f"{path} ")
     return Loaded(name, pixels, reason, time.perf_counter() - begin, shown)

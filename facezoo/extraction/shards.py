@@ -2,7 +2,7 @@
 
 A photograph in a shard is named ``<shard>::<key>``. The key of a tar file is the member's name;
 that of a table is its ``file`` (or ``path``) where these tell the rows apart, else the number of
-the row.
+the row. Where a shard is broken, its own name, without a key, stands for what cannot be read.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from __future__ import annotations
 import os
 import tarfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
+from facezoo.errors import ImageError
 from facezoo.extraction.videos import is_video
 from facezoo.preprocess.reading import SUFFIXES
 
@@ -26,6 +28,14 @@ MARK = "::"
 _GROUPS = 2
 """Row groups of tables whose images are kept in memory."""
 _lock = Lock()
+
+
+@dataclass(frozen=True)
+class _Index:
+    places: dict[str, tuple[int, int]]
+    """Offset and size in a tar file, row group and row in a table."""
+    damage: str = ""
+    """Why the shard, or what follows the places, cannot be read; else empty."""
 
 
 def is_shard(path: Path) -> bool:
@@ -45,18 +55,24 @@ def keys_of(path: Path) -> list[str]:
 
     Raises:
         ImportError: if it is a table and pyarrow is missing.
-        ValueError: if it is no such shard, or a table without a column ``image``.
+        ValueError: if it is a table without a column ``image``.
     """
-    return list(_places(path))
+    return list(_index(path).places)
+
+
+def damage_of(path: Path) -> str:
+    """Why a shard, or its end, cannot be read; else empty."""
+    return _index(path).damage
 
 
 def read_stored(path: Path, key: str) -> bytes:
     """The bytes of a photograph's file.
 
     Raises:
-        OSError: if it cannot be read, or has no such key any more.
+        ImageError: if its row group is damaged.
+        OSError: if the shard cannot be read, or has no such key any more.
     """
-    place = _places(path).get(key)
+    place = _index(path).places.get(key)
     if place is None:
         raise OSError(f"{path} no longer holds {key!r}; it has changed since it was listed")
     if path.suffix.lower() == ".tar":
@@ -67,6 +83,8 @@ def read_stored(path: Path, key: str) -> bytes:
     group, row = place
     with _lock:  # one thread reads a row group, the others wait for it rather than read it too
         images = _images(path, _stamp(path), group)
+    if isinstance(images, str):
+        raise ImageError(f"{str(path)!r}: {images}")
     return images[row].as_py() or b""
 
 
@@ -76,33 +94,38 @@ def _stamp(path: Path) -> tuple[int, int]:
     return stat.st_mtime_ns, stat.st_size
 
 
-def _places(path: Path) -> dict[str, tuple[int, int]]:
+def _index(path: Path) -> _Index:
     with _lock:
         return _indexed(path, _stamp(path))
 
 
 @lru_cache(maxsize=4)
-def _indexed(path: Path, _: tuple[int, int]) -> dict[str, tuple[int, int]]:
-    """Where each photograph stands: offset and size in a tar file, row group and row in a table."""
+def _indexed(path: Path, _: tuple[int, int]) -> _Index:
+    """Where each photograph stands."""
     if path.suffix.lower() == ".tar":
         return _tar_places(path)
-    with _opened(path) as table:
+    try:
+        table = _opened(path)
+    except ImageError as error:
+        return _Index({}, str(error))
+    with table:
         _image_column(table)
         counts = [table.metadata.row_group(g).num_rows for g in range(table.num_row_groups)]
         places = [(group, row) for group, count in enumerate(counts) for row in range(count)]
-        return dict(zip(_row_keys(table, len(places)), places, strict=True))
+        return _Index(dict(zip(_row_keys(table, len(places)), places, strict=True)))
 
 
-def _tar_places(path: Path) -> dict[str, tuple[int, int]]:
+def _tar_places(path: Path) -> _Index:
+    places: dict[str, tuple[int, int]] = {}
     try:
         with tarfile.open(path, "r:") as archive:
-            return {
-                member.name: (member.offset_data, member.size)
-                for member in archive
-                if member.isfile() and os.path.splitext(member.name)[1].lower() in SUFFIXES  # noqa: PTH122
-            }
+            for member in archive:
+                if member.isfile() and os.path.splitext(member.name)[1].lower() in SUFFIXES:  # noqa: PTH122
+                    places[member.name] = (member.offset_data, member.size)
     except tarfile.TarError as error:
-        raise ValueError(f"{path} is no uncompressed tar file: {error}") from error
+        what = "is cut off" if places else "is no uncompressed tar file"
+        return _Index(places, f"{path} {what}: {error}")
+    return _Index(places)
 
 
 def _opened(path: Path) -> pq.ParquetFile:
@@ -116,7 +139,7 @@ def _opened(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)
     except pa.ArrowException as error:
-        raise ValueError(f"{path} is no Parquet file: {error}") from error
+        raise ImageError(f"{path} is no Parquet file: {error}") from error
 
 
 def _image_column(table: pq.ParquetFile) -> str:
@@ -135,9 +158,14 @@ def _image_column(table: pq.ParquetFile) -> str:
 
 
 def _row_keys(table: pq.ParquetFile, count: int) -> Sequence[str]:
+    import pyarrow as pa
+
     for name in ("file", "path"):
         if name in table.schema_arrow.names:
-            words = table.read([name])[name].to_pylist()
+            try:
+                words = table.read([name])[name].to_pylist()
+            except (OSError, pa.ArrowException):  # damaged: the numbers are left
+                continue
             if all(isinstance(word, str) for word in words) and len(set(words)) == count:
                 return words
     return [f"{row:08d}" for row in range(count)]
@@ -145,8 +173,13 @@ def _row_keys(table: pq.ParquetFile, count: int) -> Sequence[str]:
 
 @lru_cache(maxsize=_GROUPS)
 def _images(path: Path, _: tuple[int, int], group: int) -> Any:
-    """The encoded images of a row group."""
+    """The encoded images of a row group, or why it cannot be read, which is found out but once."""
+    import pyarrow as pa
+
     with _opened(path) as table:
         name = _image_column(table)
-        column = table.read_row_group(group, columns=[name])["image"].combine_chunks()
+        try:
+            column = table.read_row_group(group, columns=[name])["image"].combine_chunks()
+        except (OSError, pa.ArrowException) as error:
+            return f"row group {group} is damaged: {error}"
         return column.field("bytes") if name == "image.bytes" else column

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -37,13 +38,25 @@ def frame_keys(path: Path, every: int = 1) -> list[str]:
     """Numbers of a video's frames, each ``every``-th; counted without decoding them.
 
     Raises:
+        ImageError: if the file is no video.
         ImportError: if PyAV is missing.
-        ValueError: if the file is no video.
     """
     with _opened(path) as container:
-        packets = container.demux(_stream(path, container))
-        count = sum(1 for packet in packets if packet.size)
+        packets = _packets(container, _stream(path, container))
+        # What an edit list cuts off is there, but marked to be thrown away when it is decoded.
+        count = sum(1 for packet in packets if packet.size and not packet.is_discard)
     return [f"{number:08d}" for number in range(0, count, every)]
+
+
+def check_video(path: Path) -> None:
+    """Refuse what is no video.
+
+    Raises:
+        ImageError: if the file has no stream of pictures, or none that can be opened.
+        ImportError: if PyAV is missing.
+    """
+    with _opened(path) as container:
+        _stream(path, container)
 
 
 def read_frame(path: Path, key: str) -> tuple[NDArray[np.uint8], float]:
@@ -102,12 +115,20 @@ def _decoded(path: Path) -> Iterator[Any]:
     import av
 
     with _opened(path) as container:
-        for packet in container.demux(_stream(path, container)):
+        for packet in _packets(container, _stream(path, container)):
             try:
                 frames = packet.decode()
             except av.error.InvalidDataError:  # it costs its own frames, as in a player
                 continue
             yield from frames
+
+
+def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[Any]:
+    """What a video is stored as, up to its end or to where no more of it can be read."""
+    import av
+
+    with suppress(av.error.InvalidDataError):
+        yield from container.demux(stream)
 
 
 def _opened(path: Path) -> av.container.InputContainer:
@@ -120,10 +141,10 @@ def _opened(path: Path) -> av.container.InputContainer:
     try:
         return av.open(str(path))
     except av.error.FFmpegError as error:
-        raise ValueError(f"{path} is no video: {error}") from error
+        raise ImageError(f"{path} is no video: {error}") from error
 
 
 def _stream(path: Path, container: av.container.InputContainer) -> av.VideoStream:
     if not container.streams.video:
-        raise ValueError(f"{path} is no video: it has no stream of pictures")
+        raise ImageError(f"{path} is no video: it has no stream of pictures")
     return container.streams.video[0]
