@@ -361,9 +361,57 @@ def test_a_class_without_a_training_photograph_is_named(tree, base, tmp_path):
     path = write_csv(tree / "gap.csv", tree, split=split.get)
     with pytest.raises(ValueError, match="'calm'; add some"):
         finetune(path, tmp_path / "out", model=base, recipe=QUICK, aligned=True, device="cpu")
+    assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("name", "value"), [("epochs", 0), ("batch_size", 0), ("rate", -1.0)])
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [("labels", "data.rows"), ("split", "data.rows"), ("photograph", "data.photographs")],
+)
+def test_other_data_of_the_same_name_does_not_continue_a_run(tree, base, tmp_path, change, named):
+    shutil.copytree(tree, tmp_path / "tree")
+    options = {"label": lambda r: WORDS[r // 16], "split": lambda r: "val" if r % 4 else "train"}
+
+    def go():
+        path = write_csv(tmp_path / "labels.csv", tmp_path / "tree", **options)
+        recipe = Finetuning(epochs=1, probe=True)
+        finetune(path, tmp_path / "out", model=base, recipe=recipe, aligned=True, device="cpu")
+
+    go()
+    go()
+    if change == "labels":
+        options["label"] = lambda r: WORDS[1 - r // 16]
+    elif change == "split":
+        options["split"] = lambda r: "train" if r % 4 else "val"
+    else:
+        Image.fromarray(paint(112, 0, seed=7)).save(tmp_path / "tree" / "calm" / "00.png")
+    with pytest.raises(ValueError, match=rf"{named} was '\w+' and is now"):
+        go()
+
+
+def test_a_recipe_that_is_rejected_does_not_use_up_the_folder(tree, base, tmp_path):
+    options = {"model": base, "aligned": True, "device": "cpu"}
+    with pytest.raises(ValueError, match="batch_size must be 2 or more"):
+        finetune(tree, tmp_path / "out", recipe=Finetuning(epochs=1, batch_size=1), **options)
+    assert not (tmp_path / "out").exists()
+    probe = Finetuning(epochs=1, batch_size=1, probe=True)
+    assert finetune(tree, tmp_path / "out", recipe=probe, **options).classes == WORDS
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("epochs", 0),
+        ("batch_size", 0),
+        ("rate", -1.0),
+        ("rate", float("nan")),
+        ("layer_decay", 2.0),
+        ("layer_decay", 0.0),
+        ("weight_decay", -0.1),
+        ("warmup", 1.5),
+        ("smoothing", 2.0),
+    ],
+)
 def test_recipes_that_train_nothing_are_refused(name, value):
     with pytest.raises(ValueError, match=name):
         Finetuning(**{name: value})
