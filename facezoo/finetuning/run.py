@@ -17,12 +17,12 @@ from torch import Tensor
 
 from facezoo.base import FaceModel
 from facezoo.card import Card, Hub, Licenses, Metric, Training, Weights
-from facezoo.data.crops import cut_faces
+from facezoo.data.crops import cut_faces, read_named
 from facezoo.data.labelled import LabelledImages, read_labelled
 from facezoo.evaluate.classification import scores
 from facezoo.finetuning.loop import MARGIN, Examples, Finetuning, check_batch, fit, predict
 from facezoo.preprocess.pipeline import fingerprint, prepare_aligned, to_device
-from facezoo.preprocess.reading import ImageSource, describe, read_image
+from facezoo.preprocess.reading import ImageSource, describe
 from facezoo.registry import load
 from facezoo.training import Processes, begin_run
 from facezoo.weights import read_tensors, save
@@ -185,6 +185,7 @@ def _examples(
 
 def _cut(labelled: LabelledImages, net: FaceModel, aligned: bool) -> tuple[Tensor, Tensor]:
     preprocessing = net.preprocessing
+    names = [f"{labelled.name}, {file}" for file in labelled.files]
     if not aligned:
         found = cut_faces(
             labelled.name,
@@ -194,12 +195,13 @@ def _cut(labelled: LabelledImages, net: FaceModel, aligned: bool) -> tuple[Tenso
             size=preprocessing.size,
             margin=MARGIN,
             device=net.device,
+            names=names,
         )
         return found.images, found.rows
     plain = replace(preprocessing, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     crops = []
-    for image, name in zip(labelled.images, labelled.files, strict=True):
-        photo = to_device([read_image(image)], torch.device("cpu"))
+    for image, name in zip(labelled.images, names, strict=True):
+        photo = to_device([read_named(image, name)], torch.device("cpu"))
         crops.append(prepare_aligned(photo, plain, [describe(name)]))
     whole = (torch.cat(crops) * 255).round().to(torch.uint8)
     return whole, torch.arange(len(whole))
