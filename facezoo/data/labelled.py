@@ -188,7 +188,7 @@ def _from_table(
         )
     person = next((name for name in PERSONS if name in table), None)
     names = table[named] if named else [""] * count
-    columns = {
+    columns: dict[str, list[Any]] = {
         "image": images,
         "file": [str(name or f"row {row}") for row, name in enumerate(names)],
         "label": table[label],
