@@ -31,7 +31,8 @@ def main(data: Path, out: Path, name: str = "ipd-fer", epochs: int = 10) -> floa
     model.freeze(*(part for part, _ in model.named_children() if not part.startswith("expression")))
     with accelerator.main_process_first():
         cut = cut_faces(labelled.name, labelled.images, labelled.landmarks, device=model.device)
-    rows = TensorDataset(cut.images, labelled.labels[cut.rows])
+    train = torch.isin(cut.rows, labelled.rows("train"))
+    rows = TensorDataset(cut.images[train], labelled.labels[cut.rows[train]])
     loader = DataLoader(rows, batch_size=32, shuffle=True, drop_last=len(rows) > 32)
     optimizer = torch.optim.AdamW(layer_groups(model, decay=0.7), weight_decay=0.05)
     set_rate(optimizer, 1e-3)

@@ -25,7 +25,7 @@ def main(data: Path, out: Path, name: str = "ipd-fer", epochs: int = 10) -> floa
     cut = cut_faces(labelled.name, labelled.images, labelled.landmarks, device=model.device)
     crops, labels = cut.images, labelled.labels[cut.rows]
     val = torch.isin(cut.rows, labelled.rows("val"))
-    train = (~val).nonzero()[:, 0]
+    train = torch.isin(cut.rows, labelled.rows("train")).nonzero()[:, 0]
     optimizer = torch.optim.AdamW(layer_groups(model, decay=0.7), weight_decay=0.05)
     set_rate(optimizer, 1e-3)
     for _ in range(epochs):

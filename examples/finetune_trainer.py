@@ -40,8 +40,8 @@ def main(data: Path, out: Path, name: str = "ipd-fer", epochs: int = 10) -> floa
     cut = cut_faces(labelled.name, labelled.images, labelled.landmarks, device=model.device)
     images = normalise(cut.images.float(), model.preprocessing)
     labels = labelled.labels[cut.rows]
-    val = torch.isin(cut.rows, labelled.rows("val"))
     rows = [{"images": i, "labels": k} for i, k in zip(images, labels, strict=True)]
+    train, val = (torch.isin(cut.rows, labelled.rows(split)) for split in ("train", "val"))
     rate = 1e-3
     groups = [g | {"lr": rate * g["rate_scale"]} for g in layer_groups(model, decay=0.7)]
     trainer = Trainer(
@@ -53,7 +53,7 @@ def main(data: Path, out: Path, name: str = "ipd-fer", epochs: int = 10) -> floa
             save_strategy="no",
             report_to=[],
         ),
-        train_dataset=[row for row, held in zip(rows, val, strict=True) if not held],
+        train_dataset=[row for row, taken in zip(rows, train, strict=True) if taken],
         optimizers=(torch.optim.AdamW(groups, lr=rate, weight_decay=0.05), None),
     )
     trainer.train()

@@ -753,7 +753,7 @@ def _fit_directions(options: argparse.Namespace) -> int:
 
 
 def _add_reproduce(commands: Any) -> None:
-    more = "Interrupted, the same command goes on where it was, but with --smoke begins anew."
+    more = "Interrupted, the same command goes on where it was, but --smoke wants a new --out."
     text = "train a checkpoint again by the command in its card"
     command = _command(commands, "reproduce", _reproduce, text, more)
     command.add_argument("name", metavar="CHECKPOINT", help="a bundled one, or a model")

@@ -8,6 +8,8 @@ with this package.
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -29,6 +31,7 @@ TOLERANCE = 1e-4
 """How far an exported stage may be from the model, in any number it gives."""
 DESCRIPTION = "facezoo.json"
 OPSET = 18
+_VERSIONS = {"facezoo": __version__, "torch": str(torch.__version__)}
 INPUT = "images"
 """Name of the input; of a model of meshes, too."""
 
@@ -84,6 +87,9 @@ def export(
 ) -> list[Path]:
     """Write stages of a model in another format, each compared with the model before it counts.
 
+    Files appear under their names when all stages have been compared. A folder may hold several
+    formats and stages of one checkpoint; ``facezoo.json`` describes them all.
+
     Args:
         model: what to export; it is copied to the CPU in float32 and not changed.
         out: a folder. ``onnx`` gives ``<stage>.onnx``, ``torch-export`` gives ``<stage>.pt2``,
@@ -98,7 +104,7 @@ def export(
     Raises:
         ImportError: if the extra ``[export]`` is missing.
         UnsupportedError: if the model has no such stage, or the format cannot hold it.
-        ValueError: if there is no such format.
+        ValueError: if there is no such format, or ``out`` holds another checkpoint.
         RuntimeError: if an exported stage differs from the model by more than ``TOLERANCE``.
     """
     if kind not in FORMATS:
@@ -108,18 +114,53 @@ def export(
     wanted = _chosen(plain, kind, stages)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
+    common, formats = _common(plain), _described(folder, plain)
     images = _inputs(plain)
-    paths, said = [], {}
-    for name, capability in wanted.items():
-        stage = Stage(plain, capability)
-        with torch.no_grad():
-            path, run = _WRITERS[kind](stage, name, folder, images[:2])
-        # Other numbers of other crops than those that were traced.
-        said[name] = {"file": path.name, **_compared(stage, run, images, name)}
-        paths.append(path)
-    text = json.dumps(_description(plain, kind, said), indent=1)
+    said = {}
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as scratch:
+        made = []
+        for name, capability in wanted.items():
+            stage = Stage(plain, capability)
+            with torch.no_grad():
+                path, run = _WRITERS[kind](stage, name, Path(scratch), images[:2])
+            # Other numbers of other crops than those that were traced.
+            said[name] = {"file": path.name, **_compared(stage, run, images, name)}
+            made.append(path)
+        paths = [_moved(path, folder) for path in made]
+    stages_before = formats.get(kind, {}).get("stages", {})
+    formats[kind] = {"stages": {**stages_before, **said}, "versions": _VERSIONS}
+    text = json.dumps({**common, "formats": formats}, indent=1)
     (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
     return paths
+
+
+def _moved(path: Path, folder: Path) -> Path:
+    """A file or folder in its final place, instead of what was there."""
+    target = folder / path.name
+    if target.is_dir():
+        shutil.rmtree(target)
+    return path.replace(target)
+
+
+def _described(folder: Path, model: Model) -> dict[str, Any]:
+    """The formats that a folder holds of this checkpoint.
+
+    Raises:
+        ValueError: if it holds another one.
+    """
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        return {}
+    said = json.loads(path.read_text(encoding="utf-8"))
+    now = json.loads(json.dumps(_common(model)))
+    differ = [key for key in now if said.get(key) != now[key]]
+    if differ or "formats" not in said:
+        raise ValueError(
+            f"{folder} holds an export of {said.get('checkpoint')!r} that differs from "
+            f"{now['checkpoint']!r} in {', '.join(differ) or 'its layout'}; give another folder"
+        )
+    formats: dict[str, Any] = said["formats"]
+    return formats
 
 
 def _inputs(model: Model) -> Tensor:
@@ -165,16 +206,14 @@ def _compared(stage: Stage, run: Run, images: Tensor, name: str) -> dict[str, An
     return {"shape": list(wanted.shape[1:]), "largest_difference": difference}
 
 
-def _description(model: Model, kind: str, said: dict[str, Any]) -> dict[str, Any]:
+def _common(model: Model) -> dict[str, Any]:
+    """What is true of all stages in every format."""
     return {
         "checkpoint": model.card.name if model.card else model.model_name,
         "weights_sha256": model.card.weights.sha256 if model.card else None,
         "licenses": asdict(model.card.licenses) if model.card else None,
-        "format": kind,
         **_input(model),
         "labels": list(model.labels),
-        "stages": said,
-        "versions": {"facezoo": __version__, "torch": str(torch.__version__)},
     }
 
 

@@ -52,10 +52,16 @@ def reproduce(
     Raises:
         CardError: if the command in the card is none that trains, or gives another model.
         FileNotFoundError: if ``data`` is no folder or has not what the recipe needs.
+        FileExistsError: if ``smoke`` and ``out`` holds anything, such as an earlier rehearsal.
         UnknownNameError: if there is no such checkpoint.
         RuntimeError: if the command fails; what it said stands on the error stream.
     """
     card = info(name)
+    if smoke and Path(out).is_dir() and any(Path(out).iterdir()):
+        raise FileExistsError(
+            f"{out} is not empty, so that what stands there could pass for what the recipe gives; "
+            "give --smoke (smoke=True) a new --out, or remove that folder"
+        )
     with tempfile.TemporaryDirectory(prefix="facezoo-") as scratch:
         folder = Path(data)
         if smoke:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 
 from facezoo.base import FaceModel
+from facezoo.errors import NoFaceError
 from facezoo.preprocess.pipeline import fingerprint
-from facezoo.preprocess.reading import as_list, read_image
+from facezoo.preprocess.reading import as_list, describe, read_image
 from facezoo.registry import load
 
 try:
@@ -35,7 +38,7 @@ class FaceFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     it. Copies made by ``clone`` or in another process share or load the model by its name.
 
     Args:
-        model: a name that ``facezoo.load`` takes.
+        model: a name that ``facezoo.load`` takes; a folder that is rewritten is loaded again.
         what: ``"expression"``, ``"identity"`` or ``"pose"`` features, or ``"probabilities"``.
         aligned: whether the images are crops in the model's template already.
         on_missing: what becomes of a photograph without a face: ``"raise"`` or a row of ``"nan"``.
@@ -77,7 +80,7 @@ class FaceFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         """
         self._check()
         _images(X)
-        _width(self.model, self.device, self.what)
+        _width(self.model, self.device, self.what, _card_mark(self.model))
         return self
 
     def transform(self, X: Any) -> NDArray[np.float32]:
@@ -104,10 +107,11 @@ class FaceFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:  # noqa: ARG002
         """Names of the columns: ``expression_0`` and so on, or the classes."""
-        model = _loaded(self.model, self.device)
+        mark = _card_mark(self.model)
+        model = _loaded(self.model, self.device, mark)
         if self.what == "probabilities":
             return np.array([f"p_{label}" for label in model.labels], object)
-        width = _width(self.model, self.device, self.what)
+        width = _width(self.model, self.device, self.what, mark)
         return np.array([f"{self.what}_{index}" for index in range(width)], object)
 
     def __sklearn_is_fitted__(self) -> bool:
@@ -130,10 +134,10 @@ class FaceFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
                 f"{self.on_missing!r}"
             )
 
-    def _encode(self, images: Sequence[Any]) -> NDArray[np.float32]:
-        model = _loaded(self.model, self.device)
+    def _encode(self, images: Sequence[Any], on_missing: str | None = None) -> NDArray[np.float32]:
+        model = _loaded(self.model, self.device, _card_mark(self.model))
         options: dict[str, Any] = {
-            "on_missing": self.on_missing,
+            "on_missing": on_missing or self.on_missing,
             "aligned": self.aligned,
             "batch_size": self.batch_size,
         }
@@ -144,16 +148,30 @@ class FaceFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return rows.cpu().numpy()
 
     def _remembered(self, images: Sequence[Any], memory: Any) -> NDArray[np.float32]:
-        """Rows from the memory, and those that it lacks encoded together and put there."""
+        """Rows from the memory, and those that it lacks encoded together and put there.
+
+        Rows of NaN are kept too, and are an error only where ``on_missing`` says so.
+        """
         keep = memory.cache(_kept, ignore=["row"])
-        setting = _setting(self.model, self.device, self.what, self.aligned)
+        mark = _card_mark(self.model)
+        setting = _setting(self.model, self.device, self.what, self.aligned, mark)
         keys = [f"{setting}-{_digest(read_image(i, n))}" for n, i in enumerate(images)]
         fresh = [i for i, key in enumerate(keys) if not keep.check_call_in_cache(key, None)]
         if fresh:
-            encoded = self._encode([images[i] for i in fresh])
+            encoded = self._encode([images[i] for i in fresh], "nan")
             for i, row in zip(fresh, encoded, strict=True):
                 keep(keys[i], row)
-        return np.stack([keep(key, None) for key in keys])
+        rows = np.stack([keep(key, None) for key in keys])
+        missing = np.isnan(rows).all(1).nonzero()[0].tolist()
+        if missing and self.on_missing == "raise":
+            shown = ", ".join(describe(images[i], i) for i in missing[:5])
+            rest = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+            raise NoFaceError(
+                f"no face found in {shown}{rest}; leave them out, or pass on_missing='nan' to "
+                "keep their rows",
+                missing,
+            )
+        return rows
 
 
 def _kept(key: str, row: NDArray[np.float32] | None) -> NDArray[np.float32] | None:  # noqa: ARG001
@@ -161,24 +179,30 @@ def _kept(key: str, row: NDArray[np.float32] | None) -> NDArray[np.float32] | No
     return row
 
 
+def _card_mark(name: str) -> str:
+    """What tells a model's folder from one that was rewritten: a hash of its card, else empty."""
+    card = Path(name) / "config.json"
+    return hashlib.sha256(card.read_bytes()).hexdigest() if card.is_file() else ""
+
+
 @lru_cache(maxsize=4)
-def _loaded(name: str, device: str | None) -> FaceModel:
+def _loaded(name: str, device: str | None, mark: str) -> FaceModel:  # noqa: ARG001 (of the cache)
     return load(name, device=device)
 
 
 @lru_cache(maxsize=16)
-def _width(name: str, device: str | None, what: str) -> int:
+def _width(name: str, device: str | None, what: str, mark: str) -> int:
     """D; raises if the model has no such features."""
-    model = _loaded(name, device)
+    model = _loaded(name, device, mark)
     wanted = "predict_expression" if what == "probabilities" else f"encode_{what}"
     nothing = torch.zeros(0, *model.input_shape, device=model.device)
     return model.run(nothing, [wanted])[wanted].shape[1]
 
 
 @lru_cache(maxsize=16)
-def _setting(name: str, device: str | None, what: str, aligned: bool) -> str:
+def _setting(name: str, device: str | None, what: str, aligned: bool, mark: str) -> str:
     """What decides a row besides the image: weights, preprocessing, and what is asked for."""
-    model = _loaded(name, device)
+    model = _loaded(name, device, mark)
     weights = model.card.weights.sha256 if model.card else name
     return f"{weights}-{fingerprint(model.preprocessing)}-{what}-{aligned}"
 
@@ -191,7 +215,7 @@ def _images(X: Any) -> list[Any]:
     """The images one by one."""
     if hasattr(X, "to_numpy"):  # a column, or a frame of one, of pandas or polars
         X = X.to_numpy()
-    if isinstance(X, (str, bytes)):
+    if isinstance(X, (str, bytes, os.PathLike)):
         raise ValueError(f"X must be a sequence of images, got one {type(X).__name__}; pass a list")
     if isinstance(X, np.ndarray) and X.dtype.kind in "OUS":
         if X.ndim == 2 and X.shape[1] == 1:

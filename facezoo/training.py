@@ -337,16 +337,30 @@ def begin_run(out: Path, *, seed: int, recipe: dict[str, Any]) -> dict[str, Any]
     wanted = json.loads(json.dumps({"seed": seed, "recipe": recipe}))
     if record.is_file():
         run: dict[str, Any] = json.loads(record.read_text())
-        if {key: run[key] for key in wanted} != wanted:
+        before, now = (dict(_flat({key: said[key] for key in wanted})) for said in (run, wanted))
+        differ = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+        if differ:
+            shown = "; ".join(
+                f"{key} was {before.get(key)!r} and is now {now.get(key)!r}" for key in differ
+            )
             raise ValueError(
-                f"{out} holds a run of another recipe or seed (see {record}); give another --out, "
-                "or remove that folder to begin anew"
+                f"{out} holds a run of another recipe or seed ({shown}; see {record}); give "
+                "another --out, or remove that folder to begin anew"
             )
         return run
     run = {**wanted, "commit": _commit(), "hardware": _hardware()}
     out.mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps(run, indent=2) + "\n")
     return run
+
+
+def _flat(said: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The entries of nested dicts, by the keys that lead to them."""
+    for key, value in said.items():
+        if isinstance(value, dict):
+            yield from ((f"{key}.{inner}", entry) for inner, entry in _flat(value))
+        else:
+            yield key, value
 
 
 def write_checkpoint(

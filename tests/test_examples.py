@@ -123,10 +123,30 @@ def test_a_fine_tuning_example_leaves_a_folder_that_loads(name, tmp_path, monkey
     assert tuned.predict_expression(PORTRAITS).probabilities.shape == (2, 2)
 
 
-def photos_of_two_classes(folder):
+@pytest.mark.parametrize("name", ["finetune_pytorch", "finetune_accelerate", "finetune_trainer"])
+@pytest.mark.filterwarnings("default")  # of accelerate and Transformers, which are not ours
+def test_a_fine_tuning_example_does_not_train_on_test_photographs(name, tmp_path, monkeypatch):
+    if name == "finetune_trainer":
+        pytest.importorskip("transformers")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    base = tmp_path / "base"
+    IPDFER("test_resnet.r160_in1k", 8, pose_backbone=None, decoder_size=None).save_pretrained(base)
+    tuned = []
+    for splits in (["train", "val"], ["train", "val", "test"]):
+        for split in splits:
+            photos_of_two_classes(tmp_path / "photos" / split, copies=2)
+        torch.manual_seed(0)
+        example(name).main(tmp_path / "photos", tmp_path / "mine", str(base), epochs=1)
+        tuned.append(facezoo.load(tmp_path / "mine", device="cpu").state_dict())
+        shutil.rmtree(tmp_path / "photos")
+    for key, value in tuned[0].items():
+        assert torch.equal(value, tuned[1][key]), key
+
+
+def photos_of_two_classes(folder, copies=12):
     """Twelve copies of each portrait in a folder of its own."""
     for portrait, name in zip(PORTRAITS, ("first", "second"), strict=True):
         (folder / name).mkdir(parents=True)
-        for copy in range(12):
+        for copy in range(copies):
             shutil.copy(portrait, folder / name / f"{copy}.jpg")
     return folder

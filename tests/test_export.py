@@ -208,8 +208,28 @@ def test_what_is_written_says_how_crops_are_prepared(model, tmp_path):
     said = json.loads((tmp_path / "facezoo.json").read_text())
     assert said["preprocessing"]["template"] == "arcface112"
     assert said["input"]["shape"] == [3, 112, 112]
-    assert list(said["stages"]) == ["identity"]
-    assert said["stages"]["identity"]["largest_difference"] <= 1e-4
+    stages = said["formats"]["torch-export"]["stages"]
+    assert list(stages) == ["identity"]
+    assert stages["identity"]["largest_difference"] <= 1e-4
+
+
+def test_formats_and_stages_of_a_folder_are_all_described(model, tmp_path):
+    export(model, tmp_path, "torch-export", ["expression"])
+    export(model, tmp_path, "timm", ["identity"])
+    export(model, tmp_path, "torch-export", ["probabilities"])
+    export(model, tmp_path, "timm", ["identity"])
+    said = json.loads((tmp_path / "facezoo.json").read_text())
+    files = {
+        kind: [stage["file"] for stage in entry["stages"].values()]
+        for kind, entry in said["formats"].items()
+    }
+    assert files == {"torch-export": ["expression.pt2", "probabilities.pt2"], "timm": ["identity"]}
+    there = {path.name for path in tmp_path.iterdir()}
+    assert there == {"facezoo.json", "expression.pt2", "probabilities.pt2", "identity"}
+    said["weights_sha256"] = "0" * 64
+    (tmp_path / "facezoo.json").write_text(json.dumps(said))
+    with pytest.raises(ValueError, match=r"that differs from .* in weights_sha256"):
+        export(model, tmp_path, "timm", ["expression"])
 
 
 def test_the_model_itself_is_left_as_it_was(model, tmp_path):
@@ -233,11 +253,13 @@ def test_what_cannot_be_exported_is_refused(model, tmp_path):
 
 def test_a_stage_that_came_out_wrong_is_an_error(model, tmp_path, monkeypatch):
     def wrong(stage, name, folder, images):
-        return folder / "x", lambda crops: stage(crops) + 1e-3
+        (folder / name).touch()
+        return folder / name, lambda crops: stage(crops) + 1e-3 * (name == "identity")
 
     monkeypatch.setitem(module._WRITERS, "torch-export", wrong)
     with pytest.raises(RuntimeError, match="differs from the model by 1"):
-        export(model, tmp_path, "torch-export", ["identity"])
+        export(model, tmp_path, "torch-export", ["expression", "identity"])
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_the_extra_it_is_named(model, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 # ruff: noqa: F811 (fixtures of another file)
 
 import io
+import json
 import os
 import tarfile
 
@@ -24,7 +25,7 @@ from test_extraction import (  # noqa: F401
 
 from facezoo.cli import main
 from facezoo.errors import UnsupportedError
-from facezoo.extraction import extract_each, inputs, join_files, parts, shards, stages
+from facezoo.extraction import extract_each, inputs, join_files, parts, shards, stages, tables
 
 
 def columns_but(name, path):
@@ -303,7 +304,9 @@ def test_the_command_line_writes_a_file_per_checkpoint_and_joins(folder, tmp_pat
     assert main([*words, *models, "--device", "cpu"]) == 0
     one, two = sorted(tmp_path.glob("f.*.parquet"))
     assert (one.name, two.name) == ("f.one.parquet", "f.two.parquet")
-    assert main(["join", str(one), str(one), "-o", str(tmp_path / "j.parquet")]) == 0
+    again = tmp_path / "again.parquet"
+    again.write_bytes(one.read_bytes())
+    assert main(["join", str(one), str(again), "-o", str(tmp_path / "j.parquet")]) == 0
     assert "18 rows from 2 files" in capsys.readouterr().out
     assert main(["join", str(one), str(two), "-o", str(tmp_path / "k.parquet")]) == 1
     assert "has checkpoint" in capsys.readouterr().err
@@ -324,6 +327,32 @@ def test_joined_files_hold_the_rows_of_all(folder, tmp_path, model):
     with pytest.raises(FileExistsError, match="--overwrite"):
         join_files(files, tmp_path / "all.parquet")
     assert join_files(files[:1], tmp_path / "all.parquet", overwrite=True) == len(EXPECTED)
+
+
+def test_columns_are_joined_by_their_names_whatever_the_versions(
+    folder, tmp_path, model, monkeypatch
+):
+    go(folder, tmp_path / "a.parquet", model)
+    monkeypatch.setitem(tables.VERSIONS, "torch", "1.2.3")
+    go(folder, tmp_path / "b.parquet", model, what=["identity", "expression"])
+    said = json.loads(pq.read_schema(tmp_path / "b.parquet").metadata[b"facezoo"])
+    assert said["versions"]["torch"] == "1.2.3"
+    assert said["versions"].keys() == {"facezoo", "torch", "numpy"}
+    files = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
+    join_files(files, tmp_path / "all.parquet")
+    assert pq.read_schema(tmp_path / "all.parquet").names == pq.read_schema(files[0]).names
+    rows = table(tmp_path / "all.parquet")
+    assert rows[: len(EXPECTED)] == rows[len(EXPECTED) :]
+
+
+def test_a_file_twice_and_other_formats_are_not_joined(folder, tmp_path, model):
+    go(folder, tmp_path / "a.parquet", model)
+    twice = [tmp_path / "a.parquet", folder / ".." / "a.parquet"]
+    with pytest.raises(ValueError, match="is named twice"):
+        join_files(twice, tmp_path / "c.parquet")
+    with pytest.raises(ValueError, match=r"must end in \.parquet, got .*week\.csv"):
+        join_files(twice[:1], tmp_path / "week.csv")
+    assert not (tmp_path / "week.csv").exists()
 
 
 def test_files_of_another_fingerprint_are_not_joined(folder, tmp_path, model, monkeypatch):

@@ -16,6 +16,7 @@ from PIL import Image
 import facezoo
 from facezoo.cli import main
 from facezoo.data.labelled import read_labelled
+from facezoo.errors import ImageError
 from facezoo.finetuning import Finetuning, finetune, fit, loop
 from facezoo.finetuning.loop import Examples
 from facezoo.models.ipd_fer import IPDFER
@@ -148,6 +149,60 @@ def test_a_parquet_of_bytes_keeps_landmarks_and_drops_rows_without_a_label(tmp_p
     assert torch.isnan(data.landmarks[0]).all()
     only = read_labelled(tmp_path / "pack.parquet", classes=["sad", "happy"])
     assert only.labels.tolist() == [1 - label for label in data.labels.tolist()]
+
+
+def test_rows_without_a_split_beside_validation_rows_are_trained_on(tree):
+    words = {0: "val", 1: "test", 2: "train"}
+    data = read_labelled(write_csv(tree / "half.csv", tree, split=lambda r: words.get(r % 4, "")))
+    assert [len(data.rows(split)) for split in ("train", "val", "test")] == [16, 8, 8]
+
+
+def test_hidden_folders_and_files_are_passed_over(tree, tmp_path):
+    root = tmp_path / ".mine"
+    shutil.copytree(tree, root)
+    for name in (".thumbnails/x.png", "calm/.cache/x.png", "calm/.x.png"):
+        (root / name).parent.mkdir(exist_ok=True)
+        shutil.copy(tree / "calm" / "00.png", root / name)
+    data = read_labelled(root)
+    assert (data.classes, len(data)) == (WORDS, 32)
+    assert not [name for name in data.files if "x.png" in name]
+
+
+def test_whole_numbers_are_classes_in_their_order(tmp_path):
+    content = (PORTRAITS[0]).read_bytes()
+    rows = [{"image": content, "label": label} for label in (10, 2, 1, None)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet")
+    assert read_labelled(tmp_path / "p.parquet").classes == ("1", "2", "10")
+    for word in ("1", "2", "10"):
+        (tmp_path / "tree" / word).mkdir(parents=True)
+        shutil.copy(PORTRAITS[0], tmp_path / "tree" / word)
+    assert read_labelled(tmp_path / "tree").classes == ("1", "2", "10")
+
+
+def test_structs_of_the_datasets_library_are_images(tree, tmp_path):
+    shutil.copytree(tree, tmp_path / "tree")
+    rows = [
+        {"image": {"bytes": (tree / "calm" / "00.png").read_bytes(), "path": None}, "label": 0},
+        {"image": {"bytes": None, "path": "tree/cross/00.png"}, "label": 1},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet")
+    data = read_labelled(tmp_path / "p.parquet")
+    assert data.images == [rows[0]["image"]["bytes"], tmp_path / "tree/cross/00.png"]
+
+
+def test_a_row_without_an_image_or_with_a_broken_one_is_named(tree, base, tmp_path):
+    pq.write_table(pa.table({"file": ["a.png", None], "label": ["x", "y"]}), tmp_path / "p.parquet")
+    (tmp_path / "a.png").touch()
+    with pytest.raises(ValueError, match=r"p\.parquet, row 1 \(from 0\), has no image: got None"):
+        read_labelled(tmp_path / "p.parquet")
+    images = [(tree / "calm" / f"{n:02d}.png").read_bytes() for n in range(6)]
+    images[4] = b"junk"
+    columns = {"image": images, "label": ["x", "y"] * 3, "split": ["train"] * 4 + ["val"] * 2}
+    pq.write_table(pa.table(columns), tmp_path / "q.parquet")
+    for aligned in (True, False):
+        options = {"model": base, "recipe": QUICK, "aligned": aligned, "device": "cpu"}
+        with pytest.raises(ImageError, match=r"q\.parquet, row 4: image \(4 bytes\)"):
+            finetune(tmp_path / "q.parquet", tmp_path / f"out{aligned}", **options)
 
 
 def test_what_cannot_be_labels_is_refused(tree, tmp_path):
@@ -361,9 +416,57 @@ def test_a_class_without_a_training_photograph_is_named(tree, base, tmp_path):
     path = write_csv(tree / "gap.csv", tree, split=split.get)
     with pytest.raises(ValueError, match="'calm'; add some"):
         finetune(path, tmp_path / "out", model=base, recipe=QUICK, aligned=True, device="cpu")
+    assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("name", "value"), [("epochs", 0), ("batch_size", 0), ("rate", -1.0)])
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [("labels", "data.rows"), ("split", "data.rows"), ("photograph", "data.photographs")],
+)
+def test_other_data_of_the_same_name_does_not_continue_a_run(tree, base, tmp_path, change, named):
+    shutil.copytree(tree, tmp_path / "tree")
+    options = {"label": lambda r: WORDS[r // 16], "split": lambda r: "val" if r % 4 else "train"}
+
+    def go():
+        path = write_csv(tmp_path / "labels.csv", tmp_path / "tree", **options)
+        recipe = Finetuning(epochs=1, probe=True)
+        finetune(path, tmp_path / "out", model=base, recipe=recipe, aligned=True, device="cpu")
+
+    go()
+    go()
+    if change == "labels":
+        options["label"] = lambda r: WORDS[1 - r // 16]
+    elif change == "split":
+        options["split"] = lambda r: "train" if r % 4 else "val"
+    else:
+        Image.fromarray(paint(112, 0, seed=7)).save(tmp_path / "tree" / "calm" / "00.png")
+    with pytest.raises(ValueError, match=rf"{named} was '\w+' and is now"):
+        go()
+
+
+def test_a_recipe_that_is_rejected_does_not_use_up_the_folder(tree, base, tmp_path):
+    options = {"model": base, "aligned": True, "device": "cpu"}
+    with pytest.raises(ValueError, match="batch_size must be 2 or more"):
+        finetune(tree, tmp_path / "out", recipe=Finetuning(epochs=1, batch_size=1), **options)
+    assert not (tmp_path / "out").exists()
+    probe = Finetuning(epochs=1, batch_size=1, probe=True)
+    assert finetune(tree, tmp_path / "out", recipe=probe, **options).classes == WORDS
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("epochs", 0),
+        ("batch_size", 0),
+        ("rate", -1.0),
+        ("rate", float("nan")),
+        ("layer_decay", 2.0),
+        ("layer_decay", 0.0),
+        ("weight_decay", -0.1),
+        ("warmup", 1.5),
+        ("smoothing", 2.0),
+    ],
+)
 def test_recipes_that_train_nothing_are_refused(name, value):
     with pytest.raises(ValueError, match=name):
         Finetuning(**{name: value})

@@ -97,6 +97,14 @@ def test_a_command_that_fails_is_an_error(tmp_path):
         reproduce("face-detector", empty, tmp_path / "out", smoke=True)
 
 
+def test_a_rehearsal_does_not_pass_off_what_stands_there_already(monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "_run", lambda words: pytest.fail("it ran"))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "state.pt").touch()
+    with pytest.raises(FileExistsError, match="is not empty"):
+        reproduce("face-detector", tmp_path, tmp_path / "out", smoke=True)
+
+
 def test_without_data_nothing_is_begun(tmp_path):
     with pytest.raises(FileNotFoundError, match="--data"):
         reproduce("face-detector", tmp_path / "none", tmp_path / "out", smoke=True)

@@ -53,9 +53,9 @@ def encoded(monkeypatch):
     """How many images each call of the model gets."""
     counts, encode = [], FaceFeatures._encode
 
-    def counted(self, images):
+    def counted(self, images, *options):
         counts.append(len(images))
-        return encode(self, images)
+        return encode(self, images, *options)
 
     monkeypatch.setattr(FaceFeatures, "_encode", counted)
     return counts
@@ -153,6 +153,30 @@ def test_the_memory_sees_that_a_file_has_changed(base, crops, tmp_path, monkeypa
     assert not np.allclose(*rows)
 
 
+def test_the_memory_raises_where_no_face_was_kept(base, tmp_path):
+    blank = tmp_path / "blank.png"
+    Image.new("RGB", (64, 64)).save(blank)
+    options = {"model": base, "device": "cpu", "memory": str(tmp_path / "memory")}
+    given = [PORTRAITS[0], blank]
+    for _ in range(2):
+        with pytest.raises(NoFaceError, match=r"in .*blank\.png") as caught:
+            FaceFeatures(**options).transform(given)
+        assert caught.value.missing == [1]
+        assert np.isnan(FaceFeatures(**options, on_missing="nan").transform(given)[1]).all()
+
+
+def test_a_model_folder_that_was_rewritten_gives_the_new_rows(crops, tmp_path):
+    rows = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        model = IPDFER("test_resnet.r160_in1k", 8, pose_backbone=None, decoder_size=None)
+        folder = str(model.save_pretrained(tmp_path / "model"))
+        kept = features(folder, memory=str(tmp_path / "memory")).transform(crops[:2])
+        np.testing.assert_array_equal(features(folder).transform(crops[:2]), kept)
+        rows.append(kept)
+    assert not np.allclose(*rows)
+
+
 def test_columns_batches_and_lists_are_taken(base, crops):
     rows = features(base).transform(crops[:3])
     batch = np.stack([np.array(Image.open(crop)) for crop in crops[:3]])
@@ -185,6 +209,7 @@ def test_what_does_not_exist_is_refused_when_it_is_fitted(base, crops):
     [
         ([], "no image"),
         ("photo.jpg", "pass a list"),
+        (Path("photo.jpg"), "pass a list"),
         (np.zeros((4, 5)), "numbers of shape"),
         (np.array([["a", "b"]]), "one column"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -14,13 +15,14 @@ from tqdm.auto import tqdm
 
 from facezoo.data.expressions import ExpressionData
 from facezoo.data.yaw import yaw_deg
-from facezoo.errors import NoFaceError, warn_once
+from facezoo.errors import ImageError, NoFaceError, warn_once
 from facezoo.preprocess.alignment import align, similarity_transform
 from facezoo.preprocess.pipeline import find_faces, to_device
 from facezoo.preprocess.reading import ImageSource, describe, read_image
 from facezoo.preprocess.templates import template_points
 
 _READERS = 4  # threads that decode a batch
+_Named = tuple[ImageSource, str]
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ def cut_faces(
     margin: int = 0,
     device: torch.device | str = "cpu",
     batch_size: int = 32,
+    names: Sequence[str] | None = None,
 ) -> Crops:
     """Find the face in each of several images and cut it out; see ``load_crops``.
 
@@ -112,6 +115,7 @@ def cut_faces(
         margin: pixels kept around it on every side.
         device: where the detector runs.
         batch_size: images at a time.
+        names: what each is called in an error beside what it is, N; None for that alone.
 
     Returns:
         Crops in the order of the images; ``rows`` are places in ``images``.
@@ -123,7 +127,8 @@ def cut_faces(
     points = torch.full((len(images), 5, 2), float("nan"))
     if landmarks is not None:
         points = landmarks.clone()
-    sizes = _detect(images, points, torch.device(device), batch_size)
+    named = [*zip(images, [""] * len(images) if names is None else names, strict=True)]
+    sizes = _detect(named, points, torch.device(device), batch_size)
     found = _known(points)
     places = points.clone()
     if cropped:
@@ -134,7 +139,7 @@ def cut_faces(
     if not bool(kept.any()):
         raise NoFaceError(f"no face was found in any of {len(images):,} images of {name}")
     matrices = similarity_transform(places[kept], template_points(template, size) + margin)
-    chosen = [image for image, keep in zip(images, kept.tolist(), strict=True) if keep]
+    chosen = [image for image, keep in zip(named, kept.tolist(), strict=True) if keep]
     moved = torch.einsum("nij,npj->npi", matrices[..., :2], points[kept])
     moved = moved + matrices[:, None, :, 2]
     return Crops(
@@ -151,7 +156,7 @@ def _known(points: Tensor) -> Tensor:
 
 
 def _detect(
-    images: Sequence[ImageSource], points: Tensor, device: torch.device, batch_size: int
+    images: Sequence[_Named], points: Tensor, device: torch.device, batch_size: int
 ) -> Tensor:
     """Fill in landmarks that are NaN where the detector finds a face.
 
@@ -185,7 +190,7 @@ def _report_missing(name: str, images: Sequence[ImageSource]) -> None:
     )
 
 
-def _cut(images: Sequence[ImageSource], matrices: Tensor, side: int, batch_size: int) -> Tensor:
+def _cut(images: Sequence[_Named], matrices: Tensor, side: int, batch_size: int) -> Tensor:
     """One crop of each photograph, uint8, (N, 3, side, side)."""
     crops = torch.empty(len(images), 3, side, side, dtype=torch.uint8)
     for begin, photos in _read_batches(images, batch_size, "aligning"):
@@ -196,10 +201,27 @@ def _cut(images: Sequence[ImageSource], matrices: Tensor, side: int, batch_size:
     return crops
 
 
+def read_named(image: ImageSource, name: str) -> NDArray[np.uint8]:
+    """A photograph as RGB; if it cannot be read and is no file of its own, the error names it too.
+
+    Raises:
+        ImageError: if it cannot be read.
+    """
+    try:
+        return read_image(image)
+    except ImageError as error:
+        if not name or isinstance(image, (str, os.PathLike)):
+            raise
+        raise ImageError(f"{name}: {error}") from error
+
+
 def _read_batches(
-    images: Sequence[ImageSource], size: int, title: str
+    images: Sequence[_Named], size: int, title: str
 ) -> Iterator[tuple[int, list[NDArray[np.uint8]]]]:
     """Batches of decoded photographs, each with the number of its first."""
     with ThreadPoolExecutor(_READERS, thread_name_prefix="decode") as pool:
         for begin in tqdm(range(0, len(images), size), desc=title, unit="batch"):
-            yield begin, list(pool.map(read_image, images[begin : begin + size]))
+            yield (
+                begin,
+                list(pool.map(read_named, *zip(*images[begin : begin + size], strict=True))),
+            )

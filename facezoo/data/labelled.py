@@ -54,7 +54,8 @@ class LabelledImages:
 
         Without a validation split in the source, about a fifth of what is not for testing
         validates: of the persons where they are known, else of the photographs, chosen by the hash
-        of their names, so that a photograph keeps its side when others are added.
+        of their names, so that a photograph keeps its side when others are added. With one, rows
+        of which the source does not say a split are to train on.
 
         Raises:
             ValueError: if there is no such split.
@@ -66,6 +67,7 @@ class LabelledImages:
             keys = [person or file for person, file in zip(self.persons, self.files, strict=True)]
             chosen = ["val" if _share(key) < HELD_OUT else "train" for key in keys]
             sides = [s if s == "test" else c for s, c in zip(sides, chosen, strict=True)]
+        sides = [side or "train" for side in sides]
         return torch.tensor([i for i, s in enumerate(sides) if s == split], dtype=torch.int64)
 
 
@@ -81,20 +83,22 @@ def read_labelled(
         source: one of
 
             - a folder with a folder of photographs per class, or with ``train``, ``val`` and
-              ``test`` folders of such;
+              ``test`` folders of such; what is hidden, by a dot, is passed over;
             - a ``.csv`` file with a column ``file`` (relative to it) and one of labels;
-            - a ``.parquet`` file with a column ``image`` (bytes) or ``file``, and one of labels.
+            - a ``.parquet`` file with a column ``image`` (bytes, or structs of ``bytes`` and
+              ``path`` as the datasets library writes them) or ``file``, and one of labels.
 
             Tables may also have the columns ``split``, ``identity`` and, in parquet, ``landmarks``
             (ten numbers x, y in pixels). Rows without a label are left out.
         label_column: None for the first of ``LABELS`` that is there.
-        classes: which classes to keep, in this order; None for all, in the order of their names.
+        classes: which classes to keep, in this order; None for all, in the order of their names,
+            or of their numbers where all are whole numbers.
 
     Raises:
         FileNotFoundError: if there is no such file or folder, or a table names a file that is not
             there.
         ImportError: if it is parquet and pyarrow is not installed.
-        ValueError: if it holds fewer than two classes, or lacks a column.
+        ValueError: if it holds fewer than two classes, or lacks a column, or a row has no file.
     """
     path = Path(source)
     if not path.exists():
@@ -115,7 +119,7 @@ def _labelled(
 ) -> LabelledImages:
     """The rows whose label is wanted."""
     words = [None if w is None or str(w).strip() == "" else str(w) for w in columns["label"]]
-    known = sorted({word for word in words if word is not None})
+    known = _in_order({word for word in words if word is not None})
     wanted = tuple(known if classes is None else classes)
     if unknown := [word for word in wanted if word not in known]:
         raise ValueError(f"{path} has no class {unknown[0]!r}; it has {', '.join(known) or 'none'}")
@@ -138,8 +142,15 @@ def _labelled(
     )
 
 
+def _in_order(words: set[str]) -> list[str]:
+    """Names in their order, whole numbers in theirs."""
+    if all(word.removeprefix("-").isdecimal() for word in words):
+        return sorted(words, key=lambda word: (int(word), word))
+    return sorted(words)
+
+
 def _from_folder(root: Path) -> dict[str, list[Any]]:
-    folders = [path for path in sorted(root.iterdir()) if path.is_dir()]
+    folders = _shown_folders(root)
     by_split = {path: WORDS.get(path.name.lower(), path.name.lower()) for path in folders}
     if not any(word in SPLITS for word in by_split.values()):
         by_split = {root: ""}
@@ -147,13 +158,19 @@ def _from_folder(root: Path) -> dict[str, list[Any]]:
         raise ValueError(f"{root} has folders of splits, and {wrong[0]!r} beside them; move it")
     columns: dict[str, list[Any]] = {k: [] for k in ("image", "file", "label", "split", "person")}
     for folder, split in by_split.items():
-        for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
+        for inner in _shown_folders(folder):
             for file in sorted(inner.rglob("*")):
-                if file.suffix.lower() in SUFFIXES and not file.name.startswith("."):
+                hidden = any(part.startswith(".") for part in file.relative_to(inner).parts)
+                if file.suffix.lower() in SUFFIXES and not hidden:
                     values = (file, file.relative_to(root).as_posix(), inner.name, split, "")
                     for column, value in zip(columns.values(), values, strict=True):
                         column.append(value)
     return columns
+
+
+def _shown_folders(folder: Path) -> list[Path]:
+    inside = (path for path in folder.iterdir() if path.is_dir())
+    return sorted(path for path in inside if not path.name.startswith("."))
 
 
 def _from_table(
@@ -162,23 +179,35 @@ def _from_table(
     label = _column(path, table, (label_column,) if label_column else LABELS, "labels")
     count = len(table[label])
     named = next((name for name in FILES if name in table), None)
-    images = table.get("image")
-    if images is None:
-        images = [path.parent / name for name in table[_column(path, table, FILES, "files")]]
-        if missing := [file for file in images if not file.is_file()]:
-            raise FileNotFoundError(
-                f"{path} names {len(missing):,} files that are not there, the first {missing[0]}; "
-                "names are relative to the table's folder"
-            )
+    given = table["image"] if "image" in table else table[_column(path, table, FILES, "files")]
+    images = [_image(path, row, value) for row, value in enumerate(given)]
+    if missing := [i for i in images if isinstance(i, Path) and not i.is_file()]:
+        raise FileNotFoundError(
+            f"{path} names {len(missing):,} files that are not there, the first {missing[0]}; "
+            "names are relative to the table's folder"
+        )
     person = next((name for name in PERSONS if name in table), None)
-    columns = {
+    names = table[named] if named else [""] * count
+    columns: dict[str, list[Any]] = {
         "image": images,
-        "file": table[named] if named else [f"row {row}" for row in range(count)],
+        "file": [str(name or f"row {row}") for row, name in enumerate(names)],
         "label": table[label],
         "split": table.get("split", [""] * count),
         "person": table[person] if person else [""] * count,
     }
     return columns | ({"landmarks": table["landmarks"]} if "landmarks" in table else {})
+
+
+def _image(path: Path, row: int, value: Any) -> Path | bytes:
+    """Bytes as they are, a name as a path; of a struct of the datasets library what it has."""
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if not value or not isinstance(value, (str, bytes)):
+        raise ValueError(
+            f"{path}, row {row} (from 0), has no image: got {value!r}, wanted the bytes or the "
+            "name of a file; leave the row out"
+        )
+    return path.parent / value if isinstance(value, str) else value
 
 
 def _column(path: Path, table: dict[str, list[Any]], wanted: Sequence[str], what: str) -> str:

@@ -22,7 +22,7 @@ def join_files(
     """Write the rows of several Parquet files of ``extract`` to one, a row group at a time.
 
     Args:
-        files: in the order in which their rows are to stand.
+        files: in the order in which their rows are to stand; columns have that of the first.
         output: a new ``.parquet`` file; it appears whole or not at all.
         overwrite: whether to replace it if it is there.
 
@@ -32,8 +32,9 @@ def join_files(
     Raises:
         FileExistsError: if ``output`` is there already.
         ImportError: if pyarrow is missing.
-        ValueError: if there is no file, one is not from ``extract``, or they differ in
-            checkpoint or in the fingerprint of the preprocessing.
+        ValueError: if there is no file, one is named twice or is not from ``extract``, they differ
+            in checkpoint or in the fingerprint of the preprocessing, or ``output`` is no
+            ``.parquet`` file.
     """
     try:
         import pyarrow.parquet as pq
@@ -42,18 +43,23 @@ def join_files(
     paths, target = [Path(file) for file in files], Path(output)
     if not paths:
         raise ValueError("no file to join; name at least one .parquet file of facezoo extract")
+    if target.suffix.lower() != ".parquet":
+        raise ValueError(f"joined files are Parquet: output must end in .parquet, got {target}")
+    resolved = [path.resolve() for path in paths]
+    if twice := [
+        path for path, real in zip(paths, resolved, strict=True) if resolved.count(real) > 1
+    ]:
+        raise ValueError(f"{twice[-1]} is named twice; its rows would be there twice")
     if target.exists() and not overwrite:
         raise FileExistsError(f"{target} is there already; pass --overwrite (overwrite=True)")
     _check_same({path: _layout_of(path) for path in paths})
     count = 0
-    with (
-        replacing(target) as partial,
-        pq.ParquetWriter(partial, pq.read_schema(paths[0])) as writer,
-    ):
+    schema = pq.read_schema(paths[0])
+    with replacing(target) as partial, pq.ParquetWriter(partial, schema) as writer:
         for path in tqdm(paths, unit="file", disable=None):
             with pq.ParquetFile(path) as file:
                 for group in range(file.num_row_groups):
-                    rows = file.read_row_group(group)
+                    rows = file.read_row_group(group).select(schema.names)
                     writer.write_table(rows)
                     count += len(rows)
     return count

@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from facezoo.extraction.parts import Block, Parts, Rows
 from facezoo.extraction.tracks import Tracked
 from facezoo.results import LANDMARK_NAMES
+from facezoo.version import __version__
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -24,6 +26,8 @@ SUFFIXES = (".parquet", ".csv", ".npz")
 BLOCK = 1024
 """Rows that are in memory at once, and in a row group of a Parquet file."""
 BOX = ("x0", "y0", "x1", "y1")
+VERSIONS = {"facezoo": __version__, "torch": str(torch.__version__), "numpy": np.__version__}
+"""Of what wrote a file; rows of other versions may differ in their last digits."""
 LANDMARKS = tuple(f"{name}_{axis}" for name in LANDMARK_NAMES for axis in "xy")
 
 
@@ -197,7 +201,8 @@ def _schema(layout: Layout) -> pa.Schema:
     columns += [("label", word)] if layout.classes else []
     columns += [(f"p_{name}", pa.float32()) for name in layout.classes]
     columns += [("checkpoint", word), ("fingerprint", word)]
-    return pa.schema(columns, metadata={"facezoo": json.dumps(asdict(layout))})
+    said = {**asdict(layout), "versions": VERSIONS}
+    return pa.schema(columns, metadata={"facezoo": json.dumps(said)})
 
 
 def _arrow(rows: Rows, layout: Layout, schema: pa.Schema) -> pa.Table:
@@ -256,6 +261,7 @@ def _write_npz(path: Path, parts: Stored, layout: Layout) -> int:
             _constant(archive, "classes", list(layout.classes))
         _constant(archive, "checkpoint", layout.checkpoint)
         _constant(archive, "fingerprint", layout.fingerprint)
+        _constant(archive, "versions", [f"{name} {said}" for name, said in VERSIONS.items()])
     return count
 
 

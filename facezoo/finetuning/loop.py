@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from facezoo.base import FaceModel
@@ -60,8 +60,15 @@ class Finetuning:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        if not self.rate > 0:
+        if not 0 < self.rate < math.inf:
             raise ValueError(f"rate must be above 0, got {self.rate}")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay must be above 0 and at most 1, got {self.layer_decay}")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be 0 or more, got {self.weight_decay}")
+        for name in ("warmup", "smoothing"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 0 or more and below 1, got {getattr(self, name)}")
         if self.probe and self.freeze:
             raise ValueError("probe trains the classifier alone; there is nothing else to freeze")
 
@@ -81,6 +88,24 @@ class Examples:
 
     def __getitem__(self, rows: Tensor) -> Examples:
         return Examples(self.crops[rows], self.labels[rows], self.margin)
+
+
+def check_batch(model: FaceModel, recipe: Finetuning) -> None:
+    """Refuse batches of one face per process where a norm needs several.
+
+    Raises:
+        ValueError: if the model could not be trained with these.
+    """
+    count = Processes.present().count
+    model.train()
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d) and m.training]
+    model.eval()
+    if recipe.batch_size // count < 2 and norms:
+        raise ValueError(
+            f"batch_size must be {2 * count} or more for a model with batch norms, got "
+            f"{recipe.batch_size} for {count} process{'es' * (count > 1)}; or train the "
+            "classifier alone (probe)"
+        )
 
 
 def fit(

@@ -8,6 +8,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ from torch import Tensor
 
 from facezoo.base import FaceModel
 from facezoo.card import Card, Hub, Licenses, Metric, Training, Weights
-from facezoo.data.crops import cut_faces
+from facezoo.data.crops import cut_faces, read_named
 from facezoo.data.labelled import LabelledImages, read_labelled
 from facezoo.evaluate.classification import scores
-from facezoo.finetuning.loop import MARGIN, Examples, Finetuning, fit, predict
+from facezoo.finetuning.loop import MARGIN, Examples, Finetuning, check_batch, fit, predict
 from facezoo.preprocess.pipeline import fingerprint, prepare_aligned, to_device
-from facezoo.preprocess.reading import describe, read_image
+from facezoo.preprocess.reading import ImageSource, describe
 from facezoo.registry import load
 from facezoo.training import Processes, begin_run
 from facezoo.weights import read_tensors, save
@@ -68,7 +69,7 @@ def finetune(
     Args:
         data: a folder of class folders, a ``.csv`` or a ``.parquet`` file, as ``read_labelled``
             takes them. Photographs without a face are left out with a warning.
-        out: folder for the result; a run of another recipe or seed in it is refused.
+        out: folder for the result; a run of another recipe, seed or data in it is refused.
         model: a name that ``facezoo.load`` takes, with expression classes.
         recipe: how to train; None for the defaults.
         label_column: of a table; None to look for the usual names.
@@ -88,7 +89,9 @@ def finetune(
     """
     recipe, target, together = recipe or Finetuning(), Path(out), Processes.present()
     labelled = read_labelled(data, label_column=label_column, classes=classes)
+    _check(labelled, labelled.labels[labelled.rows("train")])
     net = _network(model, recipe, labelled, seed, device or together.device())
+    check_batch(net, recipe)
     said = {
         **asdict(recipe),
         "model": net.card.name if net.card else model,
@@ -99,7 +102,7 @@ def finetune(
         record = begin_run(target / STATE, seed=seed, recipe=said)
         examples, rows = _examples(labelled, net, target / STATE, aligned)
     parts = {split: _part(examples, rows, labelled.rows(split)) for split in _splits(labelled)}
-    _check(labelled, parts["train"])
+    _check(labelled, parts["train"].labels)
     fit(net, parts["train"], parts["val"], recipe, target / STATE, seed=seed)
     command = _command(data, out, model, recipe, label_column, classes, aligned, seed)
     metrics = tuple(
@@ -137,9 +140,31 @@ def _splits(labelled: LabelledImages) -> list[str]:
 
 
 def _digest(labelled: LabelledImages) -> dict[str, Any]:
-    """What tells this data from other data: a resumed run must have the same."""
+    """What tells this data from other data: a resumed run must have the same.
+
+    ``rows`` is a hash of what is said of the photographs, ``photographs`` one of their files' sizes
+    and times of change or, where they are bytes, of these.
+    """
     counts = torch.bincount(labelled.labels, minlength=len(labelled.classes)).tolist()
-    return {"name": labelled.name, "classes": dict(zip(labelled.classes, counts, strict=True))}
+    points = None if labelled.landmarks is None else labelled.landmarks.tolist()
+    columns = labelled.files, labelled.labels.tolist(), labelled.splits, labelled.persons, points
+    photographs = sha256()
+    for image in labelled.images:
+        photographs.update(_state(image))
+    return {
+        "name": labelled.name,
+        "classes": dict(zip(labelled.classes, counts, strict=True)),
+        "rows": sha256(json.dumps(columns).encode()).hexdigest()[:12],
+        "photographs": photographs.hexdigest()[:12],
+    }
+
+
+def _state(image: ImageSource) -> bytes:
+    """What changes when a photograph does."""
+    if isinstance(image, bytes):
+        return sha256(image).digest()
+    stat = Path(str(image)).stat()
+    return f"{stat.st_size} {stat.st_mtime_ns}\n".encode()
 
 
 def _examples(
@@ -147,7 +172,7 @@ def _examples(
 ) -> tuple[Examples, Tensor]:
     """Crops of all photographs, cut once, and the row of the data that each of them shows."""
     cache, key = folder / "crops.safetensors", folder / "crops.json"
-    wanted = {"fingerprint": fingerprint(net.preprocessing), "files": labelled.files}
+    wanted = {"fingerprint": fingerprint(net.preprocessing), "data": _digest(labelled)}
     if key.is_file() and cache.is_file() and json.loads(key.read_text()) == wanted:
         stored = read_tensors(cache)
         crops, rows = stored["crops"], stored["rows"]
@@ -160,6 +185,7 @@ def _examples(
 
 def _cut(labelled: LabelledImages, net: FaceModel, aligned: bool) -> tuple[Tensor, Tensor]:
     preprocessing = net.preprocessing
+    names = [f"{labelled.name}, {file}" for file in labelled.files]
     if not aligned:
         found = cut_faces(
             labelled.name,
@@ -169,12 +195,13 @@ def _cut(labelled: LabelledImages, net: FaceModel, aligned: bool) -> tuple[Tenso
             size=preprocessing.size,
             margin=MARGIN,
             device=net.device,
+            names=names,
         )
         return found.images, found.rows
     plain = replace(preprocessing, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     crops = []
-    for image, name in zip(labelled.images, labelled.files, strict=True):
-        photo = to_device([read_image(image)], torch.device("cpu"))
+    for image, name in zip(labelled.images, names, strict=True):
+        photo = to_device([read_named(image, name)], torch.device("cpu"))
         crops.append(prepare_aligned(photo, plain, [describe(name)]))
     whole = (torch.cat(crops) * 255).round().to(torch.uint8)
     return whole, torch.arange(len(whole))
@@ -184,8 +211,9 @@ def _part(examples: Examples, rows: Tensor, wanted: Tensor) -> Examples:
     return examples[torch.isin(rows, wanted).nonzero()[:, 0]]
 
 
-def _check(labelled: LabelledImages, train: Examples) -> None:
-    counts = torch.bincount(train.labels, minlength=len(labelled.classes)).tolist()
+def _check(labelled: LabelledImages, train: Tensor) -> None:
+    """Refuse a class without one of the labels to train on."""
+    counts = torch.bincount(train, minlength=len(labelled.classes)).tolist()
     empty = [word for word, count in zip(labelled.classes, counts, strict=True) if not count]
     if empty:
         raise ValueError(
