@@ -5,6 +5,7 @@ Listing and describing read the cards only; torch is imported by the first ``loa
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -56,19 +57,26 @@ def download(names: str | Iterable[str]) -> dict[str, Path]:
         The verified file of each name, in the package or in the Hub cache.
 
     Raises:
+        TypeError: if one is a ``Path``: nothing on this machine is to be brought.
         UnknownNameError: if one is unknown, before anything is fetched.
         WeightsError: if one cannot be found, fetched or trusted.
     """
     from facezoo.pretrained import resolve
     from facezoo.weights import find
 
-    wanted = [names] if isinstance(names, str) else list(names)
+    wanted = [names] if isinstance(names, str | os.PathLike) else list(names)
+    for name in wanted:
+        if isinstance(name, os.PathLike):
+            raise TypeError(
+                "names must be checkpoints, models or 'hf-hub:' repositories, got the path "
+                f"{name}, which needs no download; pass it to facezoo.load"
+            )
     sources = {name: resolve(name) for name in wanted}
     return {name: find(source.card, source.path) for name, source in sources.items()}
 
 
 def load(
-    name: str | Path,
+    name: str | os.PathLike[str],
     *,
     pretrained: bool = True,
     device: str | torch.device | None = None,
@@ -85,7 +93,8 @@ def load(
     Args:
         name: a model (``"ipd-fer"``: its default checkpoint), a checkpoint
             (``"ipd-fer.ferplus-lfw"``), a folder or ``.safetensors`` file with its card, or a Hub
-            repository (``"hf-hub:org/name@revision"``).
+            repository (``"hf-hub:org/name@revision"``). A ``Path`` is always a folder or file,
+            whatever it is called; as text, a model of that name comes first.
         pretrained: False for random weights, in the architecture of the checkpoint if there is one.
         device: None for CUDA, else MPS, else the CPU.
         dtype: None for float32, which gives the same everywhere; ``torch.bfloat16`` or
@@ -108,10 +117,10 @@ def load(
     from facezoo.pretrained import build, family_of, resolve
 
     target, precision = best_device(device), weights.as_dtype(dtype)
-    if not pretrained and name in FAMILIES and not _has_card(str(name)):
-        model = build(model_class(str(name)), None, None, overrides=overrides)
+    if not pretrained and isinstance(name, str) and name in FAMILIES and not _has_card(name):
+        model = build(model_class(name), None, None, overrides=overrides)
         return _ready(model, target, precision, compile)
-    source = resolve(str(name))
+    source = resolve(name)
     _check_licenses(source.card, licenses, pretrained)
     family = family_of(source.card)
     path = weights.find(source.card, source.path) if pretrained else None

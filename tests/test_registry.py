@@ -1,6 +1,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -276,6 +277,33 @@ def test_a_folder_with_one_weights_file_and_its_card_is_loaded(folder, tmp_path)
     shutil.copy(weights, tmp_path / "another.safetensors")
     with pytest.raises(WeightsNotFoundError, match=r"not one \.safetensors file but another"):
         facezoo.load(str(tmp_path), **CPU)
+
+
+def test_a_path_is_a_folder_even_if_a_model_has_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = facezoo.load("tiny-face", **CPU)
+    with torch.no_grad():
+        model.head.bias.fill_(7)
+    folder = model.save_pretrained("tiny-face")
+    for again in (facezoo.load(folder, **CPU), AnyFace.from_pretrained(folder)):
+        assert same(again, model)
+    assert not same(facezoo.load("tiny-face", **CPU), model)
+    shutil.copytree(folder, tmp_path / "other-face")
+    assert facezoo.load(Path("other-face"), pretrained=False, **CPU).model_name == "tiny-face"
+
+
+def test_a_path_that_is_not_there_is_no_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WeightsNotFoundError, match="tiny-face; for the model of that name pass"):
+        facezoo.load(Path("tiny-face"), **CPU)
+    with pytest.raises(PickleRefusedError):
+        facezoo.load(Path("tiny-face.pth"), **CPU)
+
+
+def test_a_path_is_not_downloaded():
+    for names in (Path("tiny-face"), ["tiny-face", Path("tiny-face")]):
+        with pytest.raises(TypeError, match="got the path tiny-face, which needs no download"):
+            facezoo.download(names)
 
 
 def test_a_folder_with_a_pickle_alone_is_refused_with_the_command_to_convert_it(tmp_path):
