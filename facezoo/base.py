@@ -19,10 +19,12 @@ from facezoo.families import FAMILIES, model_class
 from facezoo.freezing import Freezable
 from facezoo.modes import evaluating
 from facezoo.preprocess.pipeline import (
+    NAMED,
     OnMissing,
     Which,
     check_options,
     find_faces,
+    no_face,
     prepare,
     prepare_aligned,
     to_device,
@@ -137,7 +139,8 @@ class FaceModel(ShortModel, Freezable, Pretrained):
 
         Raises:
             ImageError: if an image cannot be read.
-            NoFaceError: if a photograph has no face and ``on_missing`` is ``"raise"``.
+            NoFaceError: if a photograph has no face and ``on_missing`` is ``"raise"``; all have
+                been searched then, and ``missing`` holds every such index.
             UnsupportedError: if this family has no expression features.
         """
         options = Options(faces, on_missing, aligned, batch_size, progress)
@@ -311,21 +314,37 @@ class FaceModel(ShortModel, Freezable, Pretrained):
             self._stage(name)
         results: list[dict[str, Tensor]] = []
         found: list[Faces] = []
-        for begin, names, chunk in self._chunks(images, options):
-            if options.aligned:
+        if options.aligned:
+            for _, names, chunk in self._chunks(images, options):
                 crops = prepare_aligned(chunk, self.preprocessing, names)
                 results.append(self.run(crops, wanted, options.batch_size))
-                continue
-            try:
-                faces = find_faces(
-                    chunk, faces=options.faces, on_missing=options.on_missing, names=names
-                )
-            except NoFaceError as error:
-                raise NoFaceError(str(error), [begin + i for i in error.missing]) from None
-            results.append(self.encode_faces(chunk, faces, wanted, options.batch_size))
-            found.append(_shifted(faces, begin))
+        else:
+            for begin, chunk, faces in self._searched(images, options):
+                results.append(self.encode_faces(chunk, faces, wanted, options.batch_size))
+                found.append(_shifted(faces, begin))
         joined = {name: torch.cat([part[name] for part in results]) for name in wanted}
         return joined, None if options.aligned else _joined(found)
+
+    def _searched(
+        self, images: Images, options: Options
+    ) -> Iterator[tuple[int, list[Tensor], Faces]]:
+        """Photographs a batch at a time: index of the first, pixels, faces.
+
+        After the first without a face, where that is an error, the rest is searched and not given:
+        the error comes last and names all.
+        """
+        missing: list[int] = []
+        called: list[str] = []
+        for begin, names, chunk in self._chunks(images, options):
+            try:
+                faces = find_faces(chunk, faces=options.faces, on_missing=options.on_missing)
+            except NoFaceError as error:
+                missing += [begin + index for index in error.missing]
+                called = [*called, *(names[index] for index in error.missing)][:NAMED]
+            if not missing:
+                yield begin, chunk, faces
+        if missing:
+            raise no_face(missing, called)
 
     def encode_faces(
         self, photos: Sequence[Tensor], faces: Faces, wanted: Sequence[str], batch_size: int = 64

@@ -179,6 +179,17 @@ def test_the_error_counts_photographs_over_all_batches(model):
     assert caught.value.missing == [4]
 
 
+def test_the_error_holds_every_photograph_without_a_face_and_encodes_no_more(model):
+    photos = [PORTRAITS[0], EMPTY, PORTRAITS[1], *[EMPTY] * 6]
+    with (
+        called(model.expression_encoder) as encoded,
+        pytest.raises(NoFaceError, match=r"image 1 .*image 6 .* and 2 more; pass") as caught,
+    ):
+        model.encode_expression(photos, batch_size=1)
+    assert caught.value.missing == [1, 3, 4, 5, 6, 7, 8]
+    assert encoded == [1]
+
+
 def test_a_file_without_a_face_is_named_by_its_path(model, tmp_path):
     (tmp_path / "nobody.png").write_bytes(png(EMPTY))
     with pytest.raises(NoFaceError, match=r"nobody\.png"):

@@ -28,6 +28,8 @@ Which = Literal["largest", "all"]
 OnMissing = Literal["raise", "skip", "nan"]
 
 DETECTOR = "face-detector"
+NAMED = 5
+"""Photographs that an error names, of those without a face."""
 REVISION = 1
 """Raised whenever reading, detection or alignment give other pixels, by more than rounding."""
 
@@ -116,7 +118,7 @@ def find_faces(
     seen = set(found.image_index.tolist())
     missing = [index for index in range(len(photos)) if index not in seen]
     if missing and on_missing == "raise":
-        raise _no_face(missing, names)
+        raise no_face(missing, [names[i] if names else f"image {i}" for i in missing])
     return _with_gaps(found, missing) if missing and on_missing == "nan" else found
 
 
@@ -214,11 +216,17 @@ def _with_gaps(found: Faces, missing: list[int]) -> Faces:
     )
 
 
-def _no_face(missing: list[int], names: Sequence[str] | None) -> NoFaceError:
-    shown = [names[i] if names else f"image {i}" for i in missing[:5]]
-    rest = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+def no_face(missing: Sequence[int], names: Sequence[str]) -> NoFaceError:
+    """What to raise where faces are wanted.
+
+    Args:
+        missing: indices of the photographs without a face.
+        names: what these are called, of the first ``NAMED`` at least.
+    """
+    more = len(missing) - NAMED
+    rest = f" and {more} more" if more > 0 else ""
     return NoFaceError(
-        f"no face found in {', '.join(shown)}{rest}; pass "
+        f"no face found in {', '.join(names[:NAMED])}{rest}; pass "
         'on_missing="skip" to leave them out or on_missing="nan" to keep their place, or '
         "aligned=True if they are aligned crops already",
         missing,
