@@ -68,7 +68,7 @@ class Options:
 class FaceModel(ShortModel, Freezable, Pretrained):
     """A disentangled face representation.
 
-    ``encode_*`` and ``predict_*`` take photographs, run in inference mode and batch by themselves;
+    ``encode_*`` and ``predict_*`` take photographs, keep no gradients and batch by themselves;
     the lower-case stages (``embed_expression`` and the like) take prepared tensors and keep
     gradients. A family says what it can do by the stages that it has.
 
@@ -228,7 +228,6 @@ class FaceModel(ShortModel, Freezable, Pretrained):
         best = probabilities.nan_to_num().argmax(-1).tolist()
         return [self.labels[b] if k else None for b, k in zip(best, known, strict=True)]
 
-    @torch.inference_mode()
     def run(self, crops: Tensor, wanted: Sequence[str], batch_size: int = 64) -> dict[str, Tensor]:
         """Stages on prepared crops, in eval mode and batches.
 
@@ -246,10 +245,11 @@ class FaceModel(ShortModel, Freezable, Pretrained):
         for name in wanted:
             self._stage(name)
         parts: dict[str, list[Tensor]] = {name: [] for name in wanted}
-        with evaluating(self):
+        with torch.inference_mode(), evaluating(self):
             for batch in crops.to(self.dtype).split(batch_size) if len(crops) else [crops[:0]]:
                 for name, rows in self._run_batch(batch, wanted).items():
                     parts[name].append(rows)
+        # Joined outside of inference mode, they are ordinary tensors, which can be learned from.
         return {name: torch.cat(rows) for name, rows in parts.items()}
 
     def _run_batch(self, batch: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:

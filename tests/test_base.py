@@ -1,6 +1,7 @@
 """What every model does with photographs: shapes, batches, missing faces, modes, gradients."""
 
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 
 import numpy as np
 import pytest
@@ -464,3 +465,43 @@ def test_a_family_encodes_photographs(family):
     for name in model.capabilities():
         result = getattr(model, name)(PORTRAITS[:2])
         assert len(result) == 2
+
+
+def test_all_that_a_family_gives_can_be_learned_from(family):
+    model, batch = family
+    given = list(model.run(batch, model.capabilities()).values())
+    given += [getattr(model, name)(PORTRAITS[:2]) for name in model.capabilities()]
+    given.append(model.encode(PORTRAITS[0]))
+    for name in ("depth", "normals", "albedo", "invert"):
+        given += [getattr(model, name)(PORTRAITS[0])] if hasattr(model, name) else []
+    for name in ("transfer_expression", "mix_styles"):
+        given += [getattr(model, name)(PORTRAITS[0], PORTRAITS[1])] if hasattr(model, name) else []
+    assert not [one for one in given for tensor in tensors_in(one) if tensor.is_inference()]
+
+
+def tensors_in(result):
+    """The tensors of a result, which may be a dataclass of such."""
+    if isinstance(result, torch.Tensor):
+        return [result]
+    parts = vars(result).values() if is_dataclass(result) else ()
+    return [tensor for part in parts for tensor in tensors_in(part)]
+
+
+def test_an_expression_goes_to_no_face_and_comes_from_none(family):
+    model, _ = family
+    one, none = [PORTRAITS[0]], [EMPTY]
+    for source in (one, none):
+        made = model.transfer_expression(source, none, on_missing="skip")
+        assert made.shape == (0, *model.input_shape)
+    with pytest.raises(ValueError, match="no face was found in the source; give one source"):
+        model.transfer_expression(none, one, on_missing="skip")
+    made = model.transfer_expression(one, [*one, EMPTY], on_missing="nan")
+    assert made.isnan().flatten(1).all(1).tolist() == [False, True]
+
+
+def test_pictures_are_made_in_eval_mode(model):
+    modes = []
+    model.train().decoder.register_forward_hook(lambda part, *_: modes.append(part.training))
+    model.transfer_expression(PORTRAITS[0], PORTRAITS[1])
+    assert modes == [False]
+    assert model.decoder.training
