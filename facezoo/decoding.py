@@ -82,7 +82,7 @@ class DecodingModel(FaceModel):
     def to_unit(self, crops: Tensor) -> Tensor:
         """Normalised crops (F, 3, S, S) as RGB in [0, 1]."""
         mean, std = (
-            torch.tensor(values, device=crops.device)[:, None, None]
+            crops.new_tensor(values)[:, None, None]
             for values in (self.preprocessing.mean, self.preprocessing.std)
         )
         return (crops * std + mean).clamp(0, 1)

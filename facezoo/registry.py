@@ -18,6 +18,8 @@ from facezoo.families import FAMILIES, model_class
 if TYPE_CHECKING:
     import torch
 
+_DEVICES = "give 'cuda', 'cuda:1', 'mps' or 'cpu', or None for the best there is"
+
 
 def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
     """Names of models, or of their checkpoints.
@@ -97,8 +99,9 @@ def load(
             whatever it is called; as text, a model of that name comes first.
         pretrained: False for random weights, in the architecture of the checkpoint if there is one.
         device: None for CUDA, else MPS, else the CPU.
-        dtype: None for float32, which gives the same everywhere; ``torch.bfloat16`` or
-            ``torch.float16`` for speed, see docs/performance.md for what they cost.
+        dtype: None for float32, which gives the same everywhere, whatever torch's default is;
+            ``torch.float64``; ``torch.bfloat16`` or ``torch.float16`` for speed, see
+            docs/performance.md for what they cost.
         compile: whether the networks are compiled by ``torch.compile`` when they first run, which
             takes a minute or so, and again for the first other batch size.
         licenses: licences that are acceptable for code, weights and training data; None for any.
@@ -110,13 +113,15 @@ def load(
         UnsupportedError: if ``compile`` is asked of a model that has nothing to compile, or a
             ``dtype`` in which its codes would be lost.
         LicenseError: if a licence in the card is not in ``licenses``.
-        RuntimeError: if ``device`` does not exist on this machine.
+        RuntimeError: if ``device`` does not exist on this machine, or is neither CUDA, MPS nor the
+            CPU.
+        ValueError: if ``dtype`` is none of these.
         WeightsError: if the weights cannot be found, trusted or fitted.
     """
     from facezoo import weights
     from facezoo.pretrained import build, family_of, resolve
 
-    target, precision = best_device(device), weights.as_dtype(dtype)
+    target, precision = best_device(device), _precision(dtype)
     if not pretrained and isinstance(name, str) and name in FAMILIES and not _has_card(name):
         model = build(model_class(name), None, None, overrides=overrides)
         return _ready(model, target, precision, compile)
@@ -128,7 +133,7 @@ def load(
     return _ready(model, target, precision, compile)
 
 
-def _ready(model: Any, device: torch.device, dtype: torch.dtype | None, compile: bool) -> Any:
+def _ready(model: Any, device: torch.device, dtype: torch.dtype, compile: bool) -> Any:
     """On a device, in a precision, and in the memory order that convolutions are fastest in."""
     import torch
 
@@ -144,7 +149,8 @@ def best_device(device: str | torch.device | None = None) -> torch.device:
     """The device that is asked for, checked; or CUDA, else MPS, else the CPU.
 
     Raises:
-        RuntimeError: if the device does not exist here; nothing falls back to the CPU unasked.
+        RuntimeError: if the device does not exist here, or is of another kind; nothing falls back
+            to the CPU unasked.
     """
     import torch
 
@@ -154,10 +160,9 @@ def best_device(device: str | torch.device | None = None) -> torch.device:
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
-        raise RuntimeError(
-            f"device={str(device)!r} is no device of torch; give 'cuda', 'cuda:1', 'mps' or 'cpu', "
-            "or None for the best there is"
-        ) from error
+        raise RuntimeError(f"device={str(device)!r} is no device of torch; {_DEVICES}") from error
+    if chosen.type not in ("cpu", "cuda", "mps"):
+        raise RuntimeError(f"device={str(device)!r} is none that models run on; {_DEVICES}")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if chosen.type == "cuda" and (chosen.index or 0) >= count:
         raise RuntimeError(
@@ -167,6 +172,20 @@ def best_device(device: str | torch.device | None = None) -> torch.device:
     if chosen.type == "mps" and not mps:
         raise RuntimeError(f"device={str(device)!r} was asked for, but torch has no MPS here")
     return chosen
+
+
+def _precision(dtype: torch.dtype | str | None) -> torch.dtype:
+    import torch
+
+    from facezoo.weights import as_dtype
+
+    wanted = as_dtype(dtype) or torch.float32
+    if wanted not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        raise ValueError(
+            f"dtype must be float32, float64, float16 or bfloat16 for a model, got {wanted}; int8 "
+            "is a form of weights on disk, see save_pretrained"
+        )
+    return wanted
 
 
 def _has_card(model: str) -> bool:

@@ -317,6 +317,18 @@ def test_a_word_that_is_no_device_is_an_error_that_names_devices():
         facezoo.load("tiny-face", device="gpu")
 
 
+@pytest.mark.parametrize("name", ["xpu", "meta", "hpu"])
+def test_a_kind_of_device_that_nobody_tried_is_refused(name):
+    with pytest.raises(RuntimeError, match=f"'{name}' is none that models run on; give 'cuda'"):
+        facezoo.load("tiny-face", device=name)
+
+
+@pytest.mark.parametrize("dtype", ["int8", torch.bool, "complex64", "float8_e4m3fn"])
+def test_a_dtype_that_models_cannot_run_in_is_refused(dtype):
+    with pytest.raises(ValueError, match="must be float32, float64, float16 or bfloat16 for a"):
+        facezoo.load("tiny-face", dtype=dtype, **CPU)
+
+
 def test_a_cuda_device_that_is_not_there_is_an_error_that_counts_devices():
     for name in ("cuda", "cuda:1", torch.device("cuda")):
         with pytest.raises(RuntimeError, match="torch sees 0 CUDA devices"):

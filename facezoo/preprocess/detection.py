@@ -101,7 +101,7 @@ def _views(photo: Tensor, index: int, config: DetectionConfig) -> list[_View]:
 
 
 def _nothing(device: torch.device) -> tuple[Tensor, ...]:
-    empty = torch.zeros(0, device=device)
+    empty = torch.zeros(0, dtype=torch.float32, device=device)
     return empty, empty.view(0, 4), empty.view(0, 5, 2), empty.long()
 
 
@@ -111,14 +111,14 @@ def _candidates(
     """Scores, boxes, landmarks in photograph pixels and photograph numbers of likely cells."""
     batch = torch.stack([view.pixels for view in views])
     said: Candidates = detector(batch.contiguous(memory_format=torch.channels_last))
-    scores = said.logits.sigmoid()
-    extent = said.boxes[..., 2:] - said.boxes[..., :2]
+    scores, boxes = said.logits.sigmoid(), said.boxes
+    extent = boxes[..., 2:] - boxes[..., :2]
     likely = (scores > config.score / 2) & (extent.amax(-1) >= config.smallest_face)
     which, cell = likely.nonzero(as_tuple=True)
-    scale = torch.tensor([view.scale for view in views], device=batch.device)[which]
+    scale = boxes.new_tensor([view.scale for view in views])[which]
     photo = torch.tensor([view.photo for view in views], device=batch.device)[which]
     # Pixel centres at whole numbers: half a pixel is added before scaling and taken off after.
-    boxes = (said.boxes[which, cell] + 0.5) / scale.repeat(1, 2) - 0.5
+    boxes = (boxes[which, cell] + 0.5) / scale.repeat(1, 2) - 0.5
     points = (said.landmarks[which, cell] + 0.5) / scale[:, None] - 0.5
     return scores[which, cell], boxes, points, photo
 

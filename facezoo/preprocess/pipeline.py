@@ -42,7 +42,7 @@ def load_detector(device: torch.device) -> FaceDetector:
         WeightsError: if its weights cannot be found or trusted.
     """
     card = card_named(DETECTOR)
-    detector = FaceDetector(**card.architecture)
+    detector = FaceDetector(**card.architecture).float()  # whatever torch's default is
     load_into(detector, read_tensors(find(card)))
     detector.fold_norms()
     return detector.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -110,7 +110,7 @@ def find_faces(
     """
     check_options(faces, on_missing)
     if not photos:
-        empty = torch.zeros(0)
+        empty = torch.zeros(0, dtype=torch.float32)
         return Faces(empty.view(0, 4), empty.view(0, 5, 2), empty, empty.long())
     found = detect(load_detector(photos[0].device), photos, config)
     if faces == "largest":
