@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, ClassVar, NoReturn
 
 import numpy as np
@@ -29,7 +30,7 @@ from facezoo.preprocess.pipeline import (
     prepare_aligned,
     to_device,
 )
-from facezoo.preprocess.reading import ImageSource, as_list, describe, read_ahead
+from facezoo.preprocess.reading import ImageSource, as_list, describe, read_ahead, read_tensors
 from facezoo.pretrained import Pretrained
 from facezoo.removal import NAME, IdentityRemoval
 from facezoo.results import ExpressionPrediction, FaceEncoding, Faces
@@ -379,16 +380,22 @@ class FaceModel(ShortModel, Freezable, Pretrained):
             raise ValueError("images is an empty list; give one photograph or more")
         if options.batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {options.batch_size}")
-        photos: list[NDArray[np.uint8]] = []
+        photos: list[Any] = []
         names: list[str] = []
-        read = read_ahead(sources, 2 * options.batch_size)
+        # Tensors are read a batch at a time, where they are.
+        tensors = all(isinstance(source, Tensor) for source in sources)
+        read = sources if tensors else read_ahead(sources, 2 * options.batch_size)
         bar = tqdm(read, total=len(sources), disable=not options.progress, unit="photo")
         for index, photo in enumerate(bar):
             photos.append(photo)
             names.append(describe(sources[index], index if len(sources) > 1 else None))
-            full = sum(photo.nbytes for photo in photos) >= CHUNK_BYTES
+            full = sum(_bytes_of(photo) for photo in photos) >= CHUNK_BYTES
             if full or len(photos) == options.batch_size or index + 1 == len(sources):
-                yield index + 1 - len(photos), names, to_device(photos, self.device)
+                begin, device = index + 1 - len(photos), self.device
+                if tensors:
+                    yield begin, names, read_tensors(photos, names, device)
+                else:
+                    yield begin, names, to_device(photos, device)
                 photos, names = [], []
 
 
@@ -406,6 +413,11 @@ def check_shape(images: Tensor, shape: tuple[int, int, int], name: str = "images
             f"{name} must be (B, {wanted}), got {tuple(images.shape)}; for photographs call "
             "encode_expression() and the like, which find and align faces"
         )
+
+
+def _bytes_of(photo: NDArray[np.uint8] | Tensor) -> int:
+    """Bytes of a photograph once it is read."""
+    return 3 * prod(photo.shape[-2:]) if isinstance(photo, Tensor) else photo.nbytes
 
 
 def _shifted(faces: Faces, begin: int) -> Faces:

@@ -121,6 +121,20 @@ def test_a_batch_array_is_its_images(model):
     torch.testing.assert_close(together, model.encode_expression(PORTRAITS))
 
 
+def test_a_batch_on_the_device_is_read_at_once_and_stays_there(model, monkeypatch):
+    crops = torch.rand(4, 3, 60, 60)
+    wanted = model.encode_expression(
+        [crop.numpy().transpose(1, 2, 0) for crop in crops], aligned=True
+    )
+    looks = []
+    aminmax = torch.aminmax
+    monkeypatch.setattr(torch, "aminmax", lambda *given: looks.append(1) or aminmax(*given))
+    for way in ("cpu", "numpy"):
+        monkeypatch.setattr(torch.Tensor, way, lambda *_: pytest.fail("left the device"))
+    assert torch.equal(model.encode_expression(crops, aligned=True), wanted)
+    assert looks == [1]
+
+
 def test_features_are_those_of_the_aligned_crop(model):
     photo = torch.from_numpy(PORTRAITS[2])
     crop = prepare([photo], find_faces([photo]), model.preprocessing)
