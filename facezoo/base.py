@@ -28,6 +28,7 @@ from facezoo.preprocess.pipeline import (
     no_face,
     prepare,
     prepare_aligned,
+    slices,
     to_device,
 )
 from facezoo.preprocess.reading import ImageSource, as_list, describe, read_ahead, read_tensors
@@ -362,9 +363,14 @@ class FaceModel(ShortModel, Freezable, Pretrained):
             float32 by name: features or logits, (F, D), or normalised crops, (F, 3, S, S).
         """
         known = torch.isfinite(faces.scores)
-        if bool(known.all()):
-            return self.run(prepare(photos, faces, self.preprocessing), wanted, batch_size)
-        features = self.run(prepare(photos, faces[known], self.preprocessing), wanted, batch_size)
+        found = faces if bool(known.all()) else faces[known]
+        parts = [
+            self.run(prepare(photos, part, self.preprocessing), wanted, batch_size)
+            for part in slices(found, batch_size)
+        ]
+        features = {name: torch.cat([part[name] for part in parts]) for name in wanted}
+        if found is faces:
+            return features
         filled = {}
         for name, rows in features.items():
             filled[name] = rows.new_full((len(faces), *rows.shape[1:]), float("nan"))

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import nn
 
 import facezoo
+from facezoo import base
 from facezoo.base import CAPABILITIES, FaceModel, check_shape
 from facezoo.errors import ImageError, NoFaceError, UnsupportedError
 from facezoo.families import FAMILIES, model_class
@@ -141,6 +142,22 @@ def test_features_are_those_of_the_aligned_crop(model):
     with torch.no_grad():
         wanted = model.embed_identity(crop)
     torch.testing.assert_close(model.encode_identity(PORTRAITS[2]), wanted, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "together"), [(1, [3, 3, 2]), (2, [2, 2, 2, 2]), (5, [5, 3])]
+)
+def test_a_crowd_is_cut_out_in_slices_of_whole_batches(model, monkeypatch, batch_size, together):
+    photo = torch.from_numpy(CROWD)
+    crowd = find_faces([photo], faces="all")[torch.tensor([0, 1] * 4)]
+    wanted = model.encode_faces([photo], crowd, ["encode_expression"], batch_size)
+    sizes = []
+    cut = base.prepare
+    monkeypatch.setattr(pipeline, "FACES_AT_ONCE", 3)
+    monkeypatch.setattr(base, "prepare", lambda p, f, s: sizes.append(len(f)) or cut(p, f, s))
+    features = model.encode_faces([photo], crowd, ["encode_expression"], batch_size)
+    assert sizes == together
+    assert torch.equal(features["encode_expression"], wanted["encode_expression"])
 
 
 def test_all_faces_of_a_photograph_get_a_row(model):

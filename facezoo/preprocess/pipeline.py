@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import cache
 from typing import Literal
@@ -28,6 +28,8 @@ Which = Literal["largest", "all"]
 OnMissing = Literal["raise", "skip", "nan"]
 
 DETECTOR = "face-detector"
+FACES_AT_ONCE = 256
+"""Faces that are cut out together, so that a photograph of a crowd fits into memory."""
 NAMED = 5
 """Photographs that an error names, of those without a face."""
 REVISION = 1
@@ -128,6 +130,13 @@ def check_options(faces: str, on_missing: str) -> None:
         raise ValueError(f"faces must be 'largest' or 'all', got {faces!r}")
     if on_missing not in ("raise", "skip", "nan"):
         raise ValueError(f"on_missing must be 'raise', 'skip' or 'nan', got {on_missing!r}")
+
+
+def slices(faces: Faces, batch_size: int) -> Iterator[Faces]:
+    """Faces in parts that are cut out together: whole batches, and one part of no faces."""
+    step = max(1, FACES_AT_ONCE // batch_size) * batch_size
+    for begin in range(0, max(1, len(faces)), step):
+        yield faces[begin : begin + step]
 
 
 def prepare(photos: Sequence[Tensor], faces: Faces, preprocessing: Preprocessing) -> Tensor:
