@@ -11,6 +11,7 @@ from torch import Tensor
 
 from facezoo.detector.boxes import iou, suppress
 from facezoo.detector.model import STRIDES, Candidates, FaceDetector
+from facezoo.modes import exact
 from facezoo.results import Faces
 
 
@@ -71,9 +72,11 @@ def detect(
             views.setdefault(tuple(view.pixels.shape), []).append(view)
     device = next(detector.parameters()).device
     found = [_nothing(device)]
-    for alike in views.values():
-        for begin in range(0, len(alike), config.batch_size):
-            found.append(_candidates(detector, alike[begin : begin + config.batch_size], config))
+    with exact(device):
+        for alike in views.values():
+            for begin in range(0, len(alike), config.batch_size):
+                part = alike[begin : begin + config.batch_size]
+                found.append(_candidates(detector, part, config))
     # One copy to the host for all photographs: what is left are a few rows of each.
     scores, boxes, points, photo = (torch.cat(part).cpu() for part in zip(*found, strict=True))
     return _merge(scores, boxes, points, photo, config).to(device)
