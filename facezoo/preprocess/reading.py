@@ -84,7 +84,8 @@ def read_image(source: ImageSource, index: int | None = None) -> NDArray[np.uint
             - a tensor (H, W), (1, H, W), (3, H, W) or (4, H, W) on any device.
 
             Arrays and tensors are uint8 in 0..255, uint16 in 0..65535 or floating point in
-            [0, 1]. 16-bit values are divided by 257 and rounded, so 65535 becomes 255.
+            [0, 1]. 16-bit values, of grey files too, are divided by 257 and rounded, so 65535
+            becomes 255. Of files with 16-bit colour Pillow gives the upper 8 bits.
         index: its place in a list, for the error message.
 
     Returns:

@@ -255,6 +255,24 @@ def test_bfloat16_tensors_are_read_to_their_precision():
     assert abs(read_image(tensor).astype(int) - gradient()).max() <= 1
 
 
+def test_files_with_16_bit_colour_are_cut_to_their_upper_bits_as_documented():
+    values = np.array([0, 255, 511, 1000, 65535], ">u2")
+    row = b"\0" + np.repeat(values, 3).tobytes()
+
+    def part(name, content):
+        return (
+            struct.pack(">I", len(content))
+            + name
+            + content
+            + struct.pack(">I", zlib.crc32(name + content))
+        )
+
+    head = struct.pack(">IIBBBBB", len(values), 1, 16, 2, 0, 0, 0)
+    parts = part(b"IHDR", head) + part(b"IDAT", zlib.compress(row)) + part(b"IEND", b"")
+    photo = read_image(b"\x89PNG\r\n\x1a\n" + parts)
+    assert photo[0, :, 0].tolist() == [0, 0, 1, 3, 255]
+
+
 def test_uint16_tensors_are_read():
     tensor = torch.tensor(gradient().astype(np.uint16) * 257).permute(2, 0, 1)
     assert_read(tensor, gradient())
