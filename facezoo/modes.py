@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -65,7 +66,7 @@ def _allow(convolutions: bool, products: str) -> None:
 
 @contextmanager
 def _operators_exact() -> Iterator[None]:
-    backends = torch.backends
+    backends: Any = torch.backends  # typed as if these settings were not there
     operators = (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul)
     before = [operator.fp32_precision for operator in operators]
     try:
