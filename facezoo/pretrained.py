@@ -129,7 +129,7 @@ class Pretrained(PyTorchModelHubMixin, library_name="facezoo"):
             name_or_path: a model or checkpoint in the package, a local folder or ``.safetensors``
                 file, or a Hub repository as ``org/name`` or ``hf-hub:org/name@revision``. A
                 ``Path`` is always a folder or file here, whatever it is called.
-            revision: branch, tag or commit on the Hub.
+            revision: branch, tag or commit on the Hub, if the name has none.
             strict: whether a missing or unexpected tensor is an error.
             token: for a private repository; None for HF_TOKEN or the stored one.
             cache_dir: instead of the Hub cache that HF_HOME sets.
@@ -265,6 +265,11 @@ def resolve(
             return _here(Path(name), revision)
     match = HUB_NAME.fullmatch(name.removeprefix(HUB_PREFIX))
     if match and (bare_hub or name.startswith(HUB_PREFIX)):
+        if None not in (revision, match["revision"]) and revision != match["revision"]:
+            raise ValueError(
+                f"{name} names the revision {match['revision']!r}, got revision={revision!r} as "
+                "well; leave one of them out"
+            )
         return _hosted(match["repo"], revision or match["revision"], options)
     if match or name.startswith(HUB_PREFIX):
         raise UnknownNameError(

@@ -263,6 +263,15 @@ def test_a_bundled_checkpoint_has_no_revision_to_choose():
         TinyFace.from_pretrained("tiny-face", revision="main")
 
 
+def test_two_revisions_that_differ_are_refused(monkeypatch):
+    with pytest.raises(ValueError, match="names the revision 'v1', got revision='v2' as well"):
+        AnyFace.from_pretrained("hf-hub:org/name@v1", revision="v2")
+    asked = []
+    monkeypatch.setattr(hub_mixin, "_hosted", lambda *given: asked.append(given[:2]))
+    hub_mixin.resolve("hf-hub:org/name@v1", revision="v1")
+    assert asked == [("org/name", "v1")]
+
+
 def test_what_is_on_this_machine_has_no_revision_to_choose(tmp_path):
     facezoo.load("tiny-face", **CPU).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="on this machine and has no revisions, got revision='v1'"):
