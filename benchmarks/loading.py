@@ -60,7 +60,7 @@ def peak(name: str) -> tuple[float, float]:
 
 def inner(name: str) -> None:
     """Load in this process and print what it needed beyond the imports."""
-    for family in ("adv3d", "ipd_fer", "latentface"):
+    for family in ("adv3d", "ipd_fer", "latent_simclr", "latentface"):
         import_module(f"facezoo.models.{family}")
     before = memory("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of the imports
@@ -91,6 +91,7 @@ def main(repeats: int) -> dict:
             {
                 "loaded": f"`{name}`" if own else "backbones of `ipd-fer` by timm and load_file",
                 "ms": 1000 * median(one.seconds),
+                "loads/s, slowest to fastest": one.spread(),
                 "over bare": one.over(timed["bare"]) if name.startswith("ipd-fer") else "",
                 "parameters, MB": parameters if own else "",
                 "peak memory, MB": above if own else "",

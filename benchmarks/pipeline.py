@@ -60,10 +60,11 @@ class ByHand:
             crops = np.stack([self.crop(*pair) for pair in zip(pictures, found, strict=True)])
             pixels = torch.from_numpy(crops).to(self.device).permute(0, 3, 1, 2)
             parts.append(self.network(pixels.float() / 127.5 - 1))
+            parts[-1][[points is None for points in found]] = float("nan")
         return torch.cat(parts)
 
     def crop(self, picture: np.ndarray, points: np.ndarray | None) -> np.ndarray:
-        """A face, or black where none was found, so that rows stay aligned."""
+        """A face, or black where none was found, whose row is NaN."""
         if points is None:
             return np.zeros((112, 112, 3), np.uint8)
         matrix, _ = cv2.estimateAffinePartial2D(points.astype(np.float32), self.target)
@@ -117,8 +118,11 @@ def by_mtcnn(device: str) -> Points:
 def given(files: list[str]) -> Points:
     """Landmarks that were found before, at no cost."""
     photos = to_device([read_image(file) for file in files], torch.device("cpu"))
-    faces = find_faces(photos)
-    known = dict(zip(files, faces.landmarks.numpy(), strict=True))
+    faces = find_faces(photos, on_missing="nan")
+    known = {
+        file: None if np.isnan(points).any() else points
+        for file, points in zip(files, faces.landmarks.numpy(), strict=True)
+    }
     return lambda _, names: [known[name] for name in names]
 
 
@@ -143,7 +147,8 @@ def compare(files: list[str], options: argparse.Namespace) -> list[dict]:
         ),
     }
     ways = {
-        n: lambda f, b, m=m: m.encode_expression(f, batch_size=b) for n, m in loaded.items()
+        n: lambda f, b, m=m: m.encode_expression(f, batch_size=b, on_missing="nan")
+        for n, m in loaded.items()
     } | {n: ByHand("resnet18", p, options.device) for n, p in rivals(files, options).items()}
     many = in_turn(
         {n: lambda w=w: w(files, options.batch_size) for n, w in ways.items()},
@@ -159,6 +164,7 @@ def compare(files: list[str], options: argparse.Namespace) -> list[dict]:
     return [
         {
             "way": n,
+            "faces found": int(ways[n](files, options.batch_size).isfinite().all(1).sum()),
             "photographs/s": many[n].per_second(len(files)),
             "slowest to fastest": many[n].spread(len(files)),
             "facezoo's speed over it": many[n].over(many["facezoo"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, ClassVar, NoReturn
 
 import numpy as np
@@ -19,15 +20,18 @@ from facezoo.families import FAMILIES, model_class
 from facezoo.freezing import Freezable
 from facezoo.modes import evaluating
 from facezoo.preprocess.pipeline import (
+    NAMED,
     OnMissing,
     Which,
     check_options,
     find_faces,
+    no_face,
     prepare,
     prepare_aligned,
+    slices,
     to_device,
 )
-from facezoo.preprocess.reading import ImageSource, as_list, describe, read_ahead
+from facezoo.preprocess.reading import ImageSource, as_list, describe, read_ahead, read_tensors
 from facezoo.pretrained import Pretrained
 from facezoo.removal import NAME, IdentityRemoval
 from facezoo.results import ExpressionPrediction, FaceEncoding, Faces
@@ -66,7 +70,7 @@ class Options:
 class FaceModel(ShortModel, Freezable, Pretrained):
     """A disentangled face representation.
 
-    ``encode_*`` and ``predict_*`` take photographs, run in inference mode and batch by themselves;
+    ``encode_*`` and ``predict_*`` take photographs, keep no gradients and batch by themselves;
     the lower-case stages (``embed_expression`` and the like) take prepared tensors and keep
     gradients. A family says what it can do by the stages that it has.
 
@@ -137,7 +141,8 @@ class FaceModel(ShortModel, Freezable, Pretrained):
 
         Raises:
             ImageError: if an image cannot be read.
-            NoFaceError: if a photograph has no face and ``on_missing`` is ``"raise"``.
+            NoFaceError: if a photograph has no face and ``on_missing`` is ``"raise"``; all have
+                been searched then, and ``missing`` holds every such index.
             UnsupportedError: if this family has no expression features.
         """
         options = Options(faces, on_missing, aligned, batch_size, progress)
@@ -225,7 +230,6 @@ class FaceModel(ShortModel, Freezable, Pretrained):
         best = probabilities.nan_to_num().argmax(-1).tolist()
         return [self.labels[b] if k else None for b, k in zip(best, known, strict=True)]
 
-    @torch.inference_mode()
     def run(self, crops: Tensor, wanted: Sequence[str], batch_size: int = 64) -> dict[str, Tensor]:
         """Stages on prepared crops, in eval mode and batches.
 
@@ -243,10 +247,11 @@ class FaceModel(ShortModel, Freezable, Pretrained):
         for name in wanted:
             self._stage(name)
         parts: dict[str, list[Tensor]] = {name: [] for name in wanted}
-        with evaluating(self):
+        with torch.inference_mode(), evaluating(self):
             for batch in crops.to(self.dtype).split(batch_size) if len(crops) else [crops[:0]]:
                 for name, rows in self._run_batch(batch, wanted).items():
                     parts[name].append(rows)
+        # Joined outside of inference mode, they are ordinary tensors, which can be learned from.
         return {name: torch.cat(rows) for name, rows in parts.items()}
 
     def _run_batch(self, batch: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
@@ -311,21 +316,37 @@ class FaceModel(ShortModel, Freezable, Pretrained):
             self._stage(name)
         results: list[dict[str, Tensor]] = []
         found: list[Faces] = []
-        for begin, names, chunk in self._chunks(images, options):
-            if options.aligned:
+        if options.aligned:
+            for _, names, chunk in self._chunks(images, options):
                 crops = prepare_aligned(chunk, self.preprocessing, names)
                 results.append(self.run(crops, wanted, options.batch_size))
-                continue
-            try:
-                faces = find_faces(
-                    chunk, faces=options.faces, on_missing=options.on_missing, names=names
-                )
-            except NoFaceError as error:
-                raise NoFaceError(str(error), [begin + i for i in error.missing]) from None
-            results.append(self.encode_faces(chunk, faces, wanted, options.batch_size))
-            found.append(_shifted(faces, begin))
+        else:
+            for begin, chunk, faces in self._searched(images, options):
+                results.append(self.encode_faces(chunk, faces, wanted, options.batch_size))
+                found.append(_shifted(faces, begin))
         joined = {name: torch.cat([part[name] for part in results]) for name in wanted}
         return joined, None if options.aligned else _joined(found)
+
+    def _searched(
+        self, images: Images, options: Options
+    ) -> Iterator[tuple[int, list[Tensor], Faces]]:
+        """Photographs a batch at a time: index of the first, pixels, faces.
+
+        After the first without a face, where that is an error, the rest is searched and not given:
+        the error comes last and names all.
+        """
+        missing: list[int] = []
+        called: list[str] = []
+        for begin, names, chunk in self._chunks(images, options):
+            try:
+                faces = find_faces(chunk, faces=options.faces, on_missing=options.on_missing)
+            except NoFaceError as error:
+                missing += [begin + index for index in error.missing]
+                called = [*called, *(names[index] for index in error.missing)][:NAMED]
+            if not missing:
+                yield begin, chunk, faces
+        if missing:
+            raise no_face(missing, called)
 
     def encode_faces(
         self, photos: Sequence[Tensor], faces: Faces, wanted: Sequence[str], batch_size: int = 64
@@ -342,9 +363,14 @@ class FaceModel(ShortModel, Freezable, Pretrained):
             float32 by name: features or logits, (F, D), or normalised crops, (F, 3, S, S).
         """
         known = torch.isfinite(faces.scores)
-        if bool(known.all()):
-            return self.run(prepare(photos, faces, self.preprocessing), wanted, batch_size)
-        features = self.run(prepare(photos, faces[known], self.preprocessing), wanted, batch_size)
+        found = faces if bool(known.all()) else faces[known]
+        parts = [
+            self.run(prepare(photos, part, self.preprocessing), wanted, batch_size)
+            for part in slices(found, batch_size)
+        ]
+        features = {name: torch.cat([part[name] for part in parts]) for name in wanted}
+        if found is faces:
+            return features
         filled = {}
         for name, rows in features.items():
             filled[name] = rows.new_full((len(faces), *rows.shape[1:]), float("nan"))
@@ -360,16 +386,22 @@ class FaceModel(ShortModel, Freezable, Pretrained):
             raise ValueError("images is an empty list; give one photograph or more")
         if options.batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {options.batch_size}")
-        photos: list[NDArray[np.uint8]] = []
+        photos: list[Any] = []
         names: list[str] = []
-        read = read_ahead(sources, 2 * options.batch_size)
+        # Tensors are read a batch at a time, where they are.
+        tensors = all(isinstance(source, Tensor) for source in sources)
+        read = sources if tensors else read_ahead(sources, 2 * options.batch_size)
         bar = tqdm(read, total=len(sources), disable=not options.progress, unit="photo")
         for index, photo in enumerate(bar):
             photos.append(photo)
             names.append(describe(sources[index], index if len(sources) > 1 else None))
-            full = sum(photo.nbytes for photo in photos) >= CHUNK_BYTES
+            full = sum(_bytes_of(photo) for photo in photos) >= CHUNK_BYTES
             if full or len(photos) == options.batch_size or index + 1 == len(sources):
-                yield index + 1 - len(photos), names, to_device(photos, self.device)
+                begin, device = index + 1 - len(photos), self.device
+                if tensors:
+                    yield begin, names, read_tensors(photos, names, device)
+                else:
+                    yield begin, names, to_device(photos, device)
                 photos, names = [], []
 
 
@@ -387,6 +419,11 @@ def check_shape(images: Tensor, shape: tuple[int, int, int], name: str = "images
             f"{name} must be (B, {wanted}), got {tuple(images.shape)}; for photographs call "
             "encode_expression() and the like, which find and align faces"
         )
+
+
+def _bytes_of(photo: NDArray[np.uint8] | Tensor) -> int:
+    """Bytes of a photograph once it is read."""
+    return 3 * prod(photo.shape[-2:]) if isinstance(photo, Tensor) else photo.nbytes
 
 
 def _shifted(faces: Faces, begin: int) -> Faces:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from facezoo.base import FaceModel, Images, Options
+from facezoo.modes import evaluating
 from facezoo.preprocess.pipeline import OnMissing, Which
 
 
@@ -81,7 +82,7 @@ class DecodingModel(FaceModel):
     def to_unit(self, crops: Tensor) -> Tensor:
         """Normalised crops (F, 3, S, S) as RGB in [0, 1]."""
         mean, std = (
-            torch.tensor(values, device=crops.device)[:, None, None]
+            crops.new_tensor(values)[:, None, None]
             for values in (self.preprocessing.mean, self.preprocessing.std)
         )
         return (crops * std + mean).clamp(0, 1)
@@ -100,10 +101,25 @@ class DecodingModel(FaceModel):
         known = torch.isfinite(rows.flatten(1)).all(-1)
         # A width is needed even for no faces at all.
         some = rows[known] if bool(known.any()) else rows.new_zeros(1, *rows.shape[1:])
-        made = torch.cat([make(part).float() for part in some.to(self.dtype).split(batch_size)])
+        with evaluating(self):
+            made = torch.cat([make(part).float() for part in some.to(self.dtype).split(batch_size)])
         filled = made.new_full((len(rows), *made.shape[1:]), float("nan"))
         filled[known] = made[: int(known.sum())]
         return filled
 
     def _crops(self, images: Images, name: str, options: Options) -> Tensor:
         return self.to_unit(self._encode(images, [name], options)[0][name])
+
+
+def check_pairs(sources: int, targets: int) -> None:
+    """Refuse numbers of faces of which no pairs can be made.
+
+    Raises:
+        ValueError: unless there is one source face, or as many as there are target faces.
+    """
+    if sources not in (1, targets):
+        none = "no face was found in the source; " if not sources else ""
+        raise ValueError(
+            f"transfer_expression got {sources} source faces and {targets} target faces; {none}"
+            "give one source, or as many as there are targets"
+        )

@@ -17,7 +17,7 @@ class NoFaceError(ValueError):
     """No face was found where one was wanted.
 
     Attributes:
-        missing: indices of the inputs in which no face was found.
+        missing: indices of all inputs in which no face was found, in their order.
     """
 
     def __init__(self, message: str, missing: Sequence[int] = ()) -> None:

@@ -1,16 +1,18 @@
-"""Training and eval mode of modules."""
+"""Training and eval mode of modules, and how exactly a GPU computes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import torch
 from torch import nn
 
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """A module in eval mode for a while; what was in training mode is in it again afterwards.
+    """A module in eval mode, and exact, for a while; what was in training mode is in it afterwards.
 
     Only modules in training mode are touched, for walking through all of them costs time too.
     """
@@ -18,10 +20,62 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     if in_training:
         module.eval()
     try:
-        yield
+        with exact(next(module.parameters()).device):
+            yield
     finally:
         for part in in_training:
             part.training = True
+
+
+@contextmanager
+def exact(device: torch.device) -> Iterator[None]:
+    """float32 in full on an NVIDIA GPU, for a while: without TF32, which rounds to 10 bits.
+
+    torch allows TF32 in convolutions unless told otherwise, and features would then depend on the
+    GPU. Other devices have no such mode, and nothing is done. The settings are the process's own,
+    and are as before afterwards.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    try:
+        convolutions, products = _allowed()
+    except RuntimeError:  # torch's newer settings are in use, and the older cannot be read
+        with _operators_exact():
+            yield
+        return
+    try:
+        _allow(False, "highest")
+        yield
+    finally:
+        _allow(convolutions, products)
+
+
+def _allowed() -> tuple[bool, str]:
+    """Whether convolutions may use TF32, and how exact products are."""
+    return torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+
+
+def _allow(convolutions: bool, products: str) -> None:
+    """Set what ``_allowed`` tells; what is so already is left alone."""
+    if torch.backends.cudnn.allow_tf32 != convolutions:
+        torch.backends.cudnn.allow_tf32 = convolutions
+    if torch.get_float32_matmul_precision() != products:
+        torch.set_float32_matmul_precision(products)
+
+
+@contextmanager
+def _operators_exact() -> Iterator[None]:
+    backends: Any = torch.backends  # typed as if these settings were not there
+    operators = (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul)
+    before = [operator.fp32_precision for operator in operators]
+    try:
+        for operator in operators:
+            operator.fp32_precision = "ieee"
+        yield
+    finally:
+        for operator, precision in zip(operators, before, strict=True):
+            operator.fp32_precision = precision
 
 
 def _in_training(module: nn.Module) -> list[nn.Module]:

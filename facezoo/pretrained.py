@@ -8,6 +8,7 @@ guards the weights, and what is saved carries a card that is true of what is sav
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -112,7 +113,7 @@ class Pretrained(PyTorchModelHubMixin, library_name="facezoo"):
     @classmethod
     def from_pretrained(  # type: ignore[override]
         cls,
-        name_or_path: str | Path,
+        name_or_path: str | os.PathLike[str],
         *,
         revision: str | None = None,
         strict: bool = True,
@@ -126,8 +127,9 @@ class Pretrained(PyTorchModelHubMixin, library_name="facezoo"):
 
         Args:
             name_or_path: a model or checkpoint in the package, a local folder or ``.safetensors``
-                file, or a Hub repository as ``org/name`` or ``hf-hub:org/name@revision``.
-            revision: branch, tag or commit on the Hub.
+                file, or a Hub repository as ``org/name`` or ``hf-hub:org/name@revision``. A
+                ``Path`` is always a folder or file here, whatever it is called.
+            revision: branch, tag or commit on the Hub, if the name has none.
             strict: whether a missing or unexpected tensor is an error.
             token: for a private repository; None for HF_TOKEN or the stored one.
             cache_dir: instead of the Hub cache that HF_HOME sets.
@@ -141,7 +143,7 @@ class Pretrained(PyTorchModelHubMixin, library_name="facezoo"):
             WeightsError: if the weights cannot be found, trusted or fitted.
         """
         options = HubOptions(token, cache_dir, force_download, local_files_only)
-        source = resolve(str(name_or_path), revision=revision, options=options, bare_hub=True)
+        source = resolve(name_or_path, revision=revision, options=options, bare_hub=True)
         family = family_of(source.card, cls)
         path = files.find(source.card, source.path, options)
         return build(family, source.card, path, strict=strict, overrides=overrides)
@@ -228,7 +230,7 @@ class Pretrained(PyTorchModelHubMixin, library_name="facezoo"):
 
 
 def resolve(
-    name: str,
+    name: str | os.PathLike[str],
     *,
     revision: str | None = None,
     options: HubOptions | None = None,
@@ -236,7 +238,8 @@ def resolve(
 ) -> Source:
     """What a name stands for. Asks the Hub only for Hub repositories, and only for the card.
 
-    A name in the package comes before a file or folder of that name here; ``./name`` is the latter.
+    Text that names something in the package comes before a file or folder of that name here;
+    ``./name`` is the latter, and so is a ``Path`` of any name.
 
     Args:
         name: see ``facezoo.load``.
@@ -251,19 +254,22 @@ def resolve(
         WeightsNotFoundError: if the Hub cannot give the card.
     """
     options = options or HubOptions()
+    if isinstance(name, os.PathLike):
+        files.refuse_pickle(Path(name))
+        return _here(Path(name), revision)
     if not name.startswith(HUB_PREFIX):
         if name in bundled_cards() or name in FAMILIES:
             return Source(_pinned(card_named(name, FAMILIES), revision))
         files.refuse_pickle(Path(name))
         if Path(name).exists() or name.endswith(".safetensors"):
-            if revision is not None:
-                raise ValueError(
-                    f"{name} is on this machine and has no revisions, got revision={revision!r}; "
-                    "leave it out, or name the repository as 'hf-hub:org/name'"
-                )
-            return _local(Path(name))
+            return _here(Path(name), revision)
     match = HUB_NAME.fullmatch(name.removeprefix(HUB_PREFIX))
     if match and (bare_hub or name.startswith(HUB_PREFIX)):
+        if None not in (revision, match["revision"]) and revision != match["revision"]:
+            raise ValueError(
+                f"{name} names the revision {match['revision']!r}, got revision={revision!r} as "
+                "well; leave one of them out"
+            )
         return _hosted(match["repo"], revision or match["revision"], options)
     if match or name.startswith(HUB_PREFIX):
         raise UnknownNameError(
@@ -385,6 +391,15 @@ def _pinned(card: Card, revision: str | None) -> Card:
     return card
 
 
+def _here(path: Path, revision: str | None) -> Source:
+    if revision is not None:
+        raise ValueError(
+            f"{path} is on this machine and has no revisions, got revision={revision!r}; "
+            "leave it out, or name the repository as 'hf-hub:org/name'"
+        )
+    return _local(path)
+
+
 def _local(path: Path) -> Source:
     """A folder as ``save_pretrained`` or a training run writes it, or a file with a card beside."""
     if path.is_dir():
@@ -394,7 +409,9 @@ def _local(path: Path) -> Source:
         named = [path / card.hub.file, path / card.weights.file]
         return Source(card, next((file for file in named if file.is_file()), path / WEIGHTS))
     if not path.is_file():
-        raise WeightsNotFoundError(f"no weights file {path}")
+        known = str(path) in bundled_cards() or str(path) in FAMILIES
+        hint = f"; for the model of that name pass the text {str(path)!r}" if known else ""
+        raise WeightsNotFoundError(f"no weights file or folder {path}{hint}")
     beside = [path.with_name(f"{path.stem}.json"), path.with_name(CONFIG)]
     for candidate in beside:
         if candidate.is_file():

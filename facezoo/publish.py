@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -36,7 +37,7 @@ class Publication:
 
 
 def publish(
-    names: str | Path | Iterable[str | Path],
+    names: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
     *,
     organization: str,
     private: bool = False,
@@ -51,7 +52,7 @@ def publish(
 
     Args:
         names: checkpoints or models in the package, or folders that ``save_pretrained`` or
-            ``finetune`` wrote; one or several.
+            ``finetune`` wrote; one or several. A ``Path`` is always a folder.
         organization: of the repositories.
         private: whether repositories that are created are private.
         dry_run: whether only to show what would be sent, without any request.
@@ -67,8 +68,8 @@ def publish(
         WeightsCorruptedError: if they are not those of the card.
         WeightsError: if the repository holds other weights: those of a tag never change.
     """
-    wanted = [names] if isinstance(names, str | Path) else list(names)
-    prepared = [_prepare(str(name), organization) for name in wanted]
+    wanted = [names] if isinstance(names, str | os.PathLike) else list(names)
+    prepared = [_prepare(name, organization) for name in wanted]
     for publication in prepared:
         print(_described(publication, dry_run))
         if out is not None:
@@ -85,12 +86,9 @@ def publish(
     return done
 
 
-def _prepare(name: str, organization: str) -> Publication:
+def _prepare(name: str | os.PathLike[str], organization: str) -> Publication:
     """The files of a repository, the weights checked against the card."""
-    if name.startswith(HUB_PREFIX):
-        raise ValueError(f"{name} is on the Hub already; give a checkpoint or a folder")
-    packaged = name in bundled_cards() or name in FAMILIES or not Path(name).exists()
-    source = Source(card_named(name)) if packaged else resolve(name)
+    source = _source(name)
     card, weights = source.card, source.path or packaged_file(source.card)
     if not weights.is_file():
         raise WeightsNotFoundError(f"{weights} is missing; put the weights of {card.name} there")
@@ -110,6 +108,15 @@ def _prepare(name: str, organization: str) -> Publication:
         for name, item in content.items()
     }
     return Publication(card.name, f"{organization}/{card.name}", sizes, content=content)
+
+
+def _source(name: str | os.PathLike[str]) -> Source:
+    if not isinstance(name, str):
+        return resolve(name)
+    if name.startswith(HUB_PREFIX):
+        raise ValueError(f"{name} is on the Hub already; give a checkpoint or a folder")
+    packaged = name in bundled_cards() or name in FAMILIES or not Path(name).exists()
+    return Source(card_named(name)) if packaged else resolve(name)
 
 
 def _write(publication: Publication, out: Path) -> Path:

@@ -5,6 +5,7 @@ Listing and describing read the cards only; torch is imported by the first ``loa
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,6 +17,8 @@ from facezoo.families import FAMILIES, model_class
 
 if TYPE_CHECKING:
     import torch
+
+_DEVICES = "give 'cuda', 'cuda:1', 'mps' or 'cpu', or None for the best there is"
 
 
 def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
@@ -56,19 +59,26 @@ def download(names: str | Iterable[str]) -> dict[str, Path]:
         The verified file of each name, in the package or in the Hub cache.
 
     Raises:
+        TypeError: if one is a ``Path``: nothing on this machine is to be brought.
         UnknownNameError: if one is unknown, before anything is fetched.
         WeightsError: if one cannot be found, fetched or trusted.
     """
     from facezoo.pretrained import resolve
     from facezoo.weights import find
 
-    wanted = [names] if isinstance(names, str) else list(names)
+    wanted = [names] if isinstance(names, str | os.PathLike) else list(names)
+    for name in wanted:
+        if isinstance(name, os.PathLike):
+            raise TypeError(
+                "names must be checkpoints, models or 'hf-hub:' repositories, got the path "
+                f"{name}, which needs no download; pass it to facezoo.load"
+            )
     sources = {name: resolve(name) for name in wanted}
     return {name: find(source.card, source.path) for name, source in sources.items()}
 
 
 def load(
-    name: str | Path,
+    name: str | os.PathLike[str],
     *,
     pretrained: bool = True,
     device: str | torch.device | None = None,
@@ -85,11 +95,13 @@ def load(
     Args:
         name: a model (``"ipd-fer"``: its default checkpoint), a checkpoint
             (``"ipd-fer.ferplus-lfw"``), a folder or ``.safetensors`` file with its card, or a Hub
-            repository (``"hf-hub:org/name@revision"``).
+            repository (``"hf-hub:org/name@revision"``). A ``Path`` is always a folder or file,
+            whatever it is called; as text, a model of that name comes first.
         pretrained: False for random weights, in the architecture of the checkpoint if there is one.
         device: None for CUDA, else MPS, else the CPU.
-        dtype: None for float32, which gives the same everywhere; ``torch.bfloat16`` or
-            ``torch.float16`` for speed, see docs/performance.md for what they cost.
+        dtype: None for float32, which gives the same everywhere, whatever torch's default is;
+            ``torch.float64``; ``torch.bfloat16`` or ``torch.float16`` for speed, see
+            docs/performance.md for what they cost.
         compile: whether the networks are compiled by ``torch.compile`` when they first run, which
             takes a minute or so, and again for the first other batch size.
         licenses: licences that are acceptable for code, weights and training data; None for any.
@@ -101,17 +113,19 @@ def load(
         UnsupportedError: if ``compile`` is asked of a model that has nothing to compile, or a
             ``dtype`` in which its codes would be lost.
         LicenseError: if a licence in the card is not in ``licenses``.
-        RuntimeError: if ``device`` does not exist on this machine.
+        RuntimeError: if ``device`` does not exist on this machine, or is neither CUDA, MPS nor the
+            CPU.
+        ValueError: if ``dtype`` is none of these.
         WeightsError: if the weights cannot be found, trusted or fitted.
     """
     from facezoo import weights
     from facezoo.pretrained import build, family_of, resolve
 
-    target, precision = best_device(device), weights.as_dtype(dtype)
-    if not pretrained and name in FAMILIES and not _has_card(str(name)):
-        model = build(model_class(str(name)), None, None, overrides=overrides)
+    target, precision = best_device(device), _precision(dtype)
+    if not pretrained and isinstance(name, str) and name in FAMILIES and not _has_card(name):
+        model = build(model_class(name), None, None, overrides=overrides)
         return _ready(model, target, precision, compile)
-    source = resolve(str(name))
+    source = resolve(name)
     _check_licenses(source.card, licenses, pretrained)
     family = family_of(source.card)
     path = weights.find(source.card, source.path) if pretrained else None
@@ -119,7 +133,7 @@ def load(
     return _ready(model, target, precision, compile)
 
 
-def _ready(model: Any, device: torch.device, dtype: torch.dtype | None, compile: bool) -> Any:
+def _ready(model: Any, device: torch.device, dtype: torch.dtype, compile: bool) -> Any:
     """On a device, in a precision, and in the memory order that convolutions are fastest in."""
     import torch
 
@@ -135,7 +149,8 @@ def best_device(device: str | torch.device | None = None) -> torch.device:
     """The device that is asked for, checked; or CUDA, else MPS, else the CPU.
 
     Raises:
-        RuntimeError: if the device does not exist here; nothing falls back to the CPU unasked.
+        RuntimeError: if the device does not exist here, or is of another kind; nothing falls back
+            to the CPU unasked.
     """
     import torch
 
@@ -145,10 +160,9 @@ def best_device(device: str | torch.device | None = None) -> torch.device:
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
-        raise RuntimeError(
-            f"device={str(device)!r} is no device of torch; give 'cuda', 'cuda:1', 'mps' or 'cpu', "
-            "or None for the best there is"
-        ) from error
+        raise RuntimeError(f"device={str(device)!r} is no device of torch; {_DEVICES}") from error
+    if chosen.type not in ("cpu", "cuda", "mps"):
+        raise RuntimeError(f"device={str(device)!r} is none that models run on; {_DEVICES}")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if chosen.type == "cuda" and (chosen.index or 0) >= count:
         raise RuntimeError(
@@ -158,6 +172,20 @@ def best_device(device: str | torch.device | None = None) -> torch.device:
     if chosen.type == "mps" and not mps:
         raise RuntimeError(f"device={str(device)!r} was asked for, but torch has no MPS here")
     return chosen
+
+
+def _precision(dtype: torch.dtype | str | None) -> torch.dtype:
+    import torch
+
+    from facezoo.weights import as_dtype
+
+    wanted = as_dtype(dtype) or torch.float32
+    if wanted not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        raise ValueError(
+            f"dtype must be float32, float64, float16 or bfloat16 for a model, got {wanted}; int8 "
+            "is a form of weights on disk, see save_pretrained"
+        )
+    return wanted
 
 
 def _has_card(model: str) -> bool:

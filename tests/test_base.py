@@ -1,6 +1,7 @@
 """What every model does with photographs: shapes, batches, missing faces, modes, gradients."""
 
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from PIL import Image
 from torch import nn
 
 import facezoo
+from facezoo import base
 from facezoo.base import CAPABILITIES, FaceModel, check_shape
 from facezoo.errors import ImageError, NoFaceError, UnsupportedError
 from facezoo.families import FAMILIES, model_class
@@ -120,12 +122,42 @@ def test_a_batch_array_is_its_images(model):
     torch.testing.assert_close(together, model.encode_expression(PORTRAITS))
 
 
+def test_a_batch_on_the_device_is_read_at_once_and_stays_there(model, monkeypatch):
+    crops = torch.rand(4, 3, 60, 60)
+    wanted = model.encode_expression(
+        [crop.numpy().transpose(1, 2, 0) for crop in crops], aligned=True
+    )
+    looks = []
+    aminmax = torch.aminmax
+    monkeypatch.setattr(torch, "aminmax", lambda *given: looks.append(1) or aminmax(*given))
+    for way in ("cpu", "numpy"):
+        monkeypatch.setattr(torch.Tensor, way, lambda *_: pytest.fail("left the device"))
+    assert torch.equal(model.encode_expression(crops, aligned=True), wanted)
+    assert looks == [1]
+
+
 def test_features_are_those_of_the_aligned_crop(model):
     photo = torch.from_numpy(PORTRAITS[2])
     crop = prepare([photo], find_faces([photo]), model.preprocessing)
     with torch.no_grad():
         wanted = model.embed_identity(crop)
     torch.testing.assert_close(model.encode_identity(PORTRAITS[2]), wanted, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "together"), [(1, [3, 3, 2]), (2, [2, 2, 2, 2]), (5, [5, 3])]
+)
+def test_a_crowd_is_cut_out_in_slices_of_whole_batches(model, monkeypatch, batch_size, together):
+    photo = torch.from_numpy(CROWD)
+    crowd = find_faces([photo], faces="all")[torch.tensor([0, 1] * 4)]
+    wanted = model.encode_faces([photo], crowd, ["encode_expression"], batch_size)
+    sizes = []
+    cut = base.prepare
+    monkeypatch.setattr(pipeline, "FACES_AT_ONCE", 3)
+    monkeypatch.setattr(base, "prepare", lambda p, f, s: sizes.append(len(f)) or cut(p, f, s))
+    features = model.encode_faces([photo], crowd, ["encode_expression"], batch_size)
+    assert sizes == together
+    assert torch.equal(features["encode_expression"], wanted["encode_expression"])
 
 
 def test_all_faces_of_a_photograph_get_a_row(model):
@@ -177,6 +209,17 @@ def test_the_error_counts_photographs_over_all_batches(model):
     with pytest.raises(NoFaceError, match="image 4") as caught:
         model.encode_expression([*PORTRAITS[:4], EMPTY], batch_size=2)
     assert caught.value.missing == [4]
+
+
+def test_the_error_holds_every_photograph_without_a_face_and_encodes_no_more(model):
+    photos = [PORTRAITS[0], EMPTY, PORTRAITS[1], *[EMPTY] * 6]
+    with (
+        called(model.expression_encoder) as encoded,
+        pytest.raises(NoFaceError, match=r"image 1 .*image 6 .* and 2 more; pass") as caught,
+    ):
+        model.encode_expression(photos, batch_size=1)
+    assert caught.value.missing == [1, 3, 4, 5, 6, 7, 8]
+    assert encoded == [1]
 
 
 def test_a_file_without_a_face_is_named_by_its_path(model, tmp_path):
@@ -453,3 +496,43 @@ def test_a_family_encodes_photographs(family):
     for name in model.capabilities():
         result = getattr(model, name)(PORTRAITS[:2])
         assert len(result) == 2
+
+
+def test_all_that_a_family_gives_can_be_learned_from(family):
+    model, batch = family
+    given = list(model.run(batch, model.capabilities()).values())
+    given += [getattr(model, name)(PORTRAITS[:2]) for name in model.capabilities()]
+    given.append(model.encode(PORTRAITS[0]))
+    for name in ("depth", "normals", "albedo", "invert"):
+        given += [getattr(model, name)(PORTRAITS[0])] if hasattr(model, name) else []
+    for name in ("transfer_expression", "mix_styles"):
+        given += [getattr(model, name)(PORTRAITS[0], PORTRAITS[1])] if hasattr(model, name) else []
+    assert not [one for one in given for tensor in tensors_in(one) if tensor.is_inference()]
+
+
+def tensors_in(result):
+    """The tensors of a result, which may be a dataclass of such."""
+    if isinstance(result, torch.Tensor):
+        return [result]
+    parts = vars(result).values() if is_dataclass(result) else ()
+    return [tensor for part in parts for tensor in tensors_in(part)]
+
+
+def test_an_expression_goes_to_no_face_and_comes_from_none(family):
+    model, _ = family
+    one, none = [PORTRAITS[0]], [EMPTY]
+    for source in (one, none):
+        made = model.transfer_expression(source, none, on_missing="skip")
+        assert made.shape == (0, *model.input_shape)
+    with pytest.raises(ValueError, match="no face was found in the source; give one source"):
+        model.transfer_expression(none, one, on_missing="skip")
+    made = model.transfer_expression(one, [*one, EMPTY], on_missing="nan")
+    assert made.isnan().flatten(1).all(1).tolist() == [False, True]
+
+
+def test_pictures_are_made_in_eval_mode(model):
+    modes = []
+    model.train().decoder.register_forward_hook(lambda part, *_: modes.append(part.training))
+    model.transfer_expression(PORTRAITS[0], PORTRAITS[1])
+    assert modes == [False]
+    assert model.decoder.training

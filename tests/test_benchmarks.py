@@ -1,6 +1,7 @@
 """The measuring scripts run on tiny packs."""
 
 import json
+import shutil
 from argparse import Namespace
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from packs import face_at, write_ferplus, write_lfw, write_pairs
+from PIL import Image
 
 from facezoo.models.ipd_fer import IPDFER
 
@@ -98,13 +100,25 @@ def test_photographs_are_measured_beside_a_pipeline_by_hand(tmp_path):
     small = IPDFER("test_resnet.r160_in1k", 8, pose_backbone=None, decoder_size=None)
     small.save_pretrained(tmp_path / "base")
     script = benchmark("pipeline")
-    portraits = Path(__file__).parent.parent / "examples" / "portraits"
+    portraits = tmp_path / "portraits"
+    shutil.copytree(Path(__file__).parent.parent / "examples" / "portraits", portraits)
+    Image.new("RGB", (250, 250), (127, 127, 127)).save(portraits / "nobody.jpg")
     words = [str(portraits), "--model", str(tmp_path / "base"), "--repeats", "1"]
     result = script.main(script.parse(words))
-    assert result["photographs"] == 2
+    assert result["photographs"] == 3
+    assert [row["faces found"] for row in result["tables"]["pipeline"]] == [2, 2, 2]
     ways = [row["way"] for row in result["tables"]["pipeline"]]
     assert ways == ["facezoo", "facezoo, bfloat16", "by hand, landmarks given"]
     assert {row["stage"] for row in result["tables"]["stages"]} >= {"decode", "detect", "encode"}
+
+
+def test_loading_and_parts_say_how_far_repeats_differ(monkeypatch):
+    loading, parts = benchmark("loading"), benchmark("parts")
+    monkeypatch.setattr(loading, "names", lambda: [])
+    (row,) = loading.main(1)["tables"]["loading"]
+    assert " to " in row["loads/s, slowest to fastest"]
+    rows = parts.main([1], 1)["tables"]["parts"]
+    assert all(row["slowest to fastest"].count(" to ") == 2 for row in rows)
 
 
 def test_generators_are_compared_with_a_plain_one():

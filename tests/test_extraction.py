@@ -21,7 +21,7 @@ from PIL import Image
 import facezoo
 from facezoo.errors import ImageError, UnsupportedError
 from facezoo.extraction import extract, inputs, parts, run, stages, tables
-from facezoo.preprocess import ahead
+from facezoo.preprocess import ahead, pipeline
 from facezoo.results import EXPRESSIONS, Faces
 
 LANDMARKS = torch.tensor([[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.8], [0.65, 0.8]])
@@ -209,7 +209,7 @@ def test_no_face_anywhere_gives_a_table_without_rows(tmp_path, model):
 
 
 def test_a_crowd_is_cut_out_in_portions(tmp_path, model, monkeypatch):
-    monkeypatch.setattr(stages, "FACES_AT_ONCE", 3)
+    monkeypatch.setattr(pipeline, "FACES_AT_ONCE", 3)
     source = write_folder(tmp_path / "photos", [8, 1])
     go(source, tmp_path / "f.npz", model)
     monkeypatch.undo()

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 import facezoo
 from facezoo.errors import UnsupportedError
-from facezoo.preprocess.pipeline import find_faces, prepare, to_device
+from facezoo.preprocess.pipeline import find_faces, load_detector, prepare, to_device
 from facezoo.preprocess.reading import read_image
 
 PORTRAITS = sorted((Path(__file__).parents[1] / "examples" / "portraits").glob("*.jpg"))
@@ -49,6 +49,35 @@ def test_every_checkpoint_is_compared_or_refuses_half_precision():
         if name.split(".")[0] not in ("ipd-fer", "latent-simclr", "latentface"):
             with pytest.raises(UnsupportedError, match="works in float32 only: its codes"):
                 facezoo.load(name, device="cpu", dtype=torch.bfloat16)
+
+
+@pytest.fixture
+def _doubles():
+    """float64 as torch's default dtype, and no detector that was built before or is kept after."""
+    load_detector.cache_clear()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+    load_detector.cache_clear()
+
+
+def numbers_of(name):
+    model = facezoo.load(name, device="cpu")
+    found = model.encode(PORTRAITS[:1])
+    return [found.expression, found.identity, found.faces.boxes, model.reconstruct(PORTRAITS[:1])]
+
+
+@pytest.fixture(params=["ipd-fer", "latent-simclr", "latentface"])
+def plain_and_doubled(request):
+    plain = numbers_of(request.param)
+    request.getfixturevalue("_doubles")
+    return plain, numbers_of(request.param)
+
+
+def test_the_default_dtype_of_torch_changes_nothing(plain_and_doubled):
+    for plain, doubled in zip(*plain_and_doubled, strict=True):
+        assert doubled.dtype == torch.float32
+        torch.testing.assert_close(doubled, plain, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.gpu

@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -95,6 +96,13 @@ def test_a_saved_folder_is_published_and_its_files_written(tmp_path, capsys):
     torch.testing.assert_close(
         again.expression_classifier.weight, model.expression_classifier.weight
     )
+
+
+def test_a_path_is_a_folder_even_if_a_model_has_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = IPDFER("test_resnet.r160_in1k", 8, pose_backbone=None, decoder_size=None)
+    (publication,) = publish(model.save_pretrained("ipd-fer"), organization="me")
+    assert publication.content["model.safetensors"] == Path("ipd-fer/model.safetensors")
 
 
 def test_what_is_on_the_hub_is_not_published_again():

@@ -1,6 +1,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -262,6 +263,15 @@ def test_a_bundled_checkpoint_has_no_revision_to_choose():
         TinyFace.from_pretrained("tiny-face", revision="main")
 
 
+def test_two_revisions_that_differ_are_refused(monkeypatch):
+    with pytest.raises(ValueError, match="names the revision 'v1', got revision='v2' as well"):
+        AnyFace.from_pretrained("hf-hub:org/name@v1", revision="v2")
+    asked = []
+    monkeypatch.setattr(hub_mixin, "_hosted", lambda *given: asked.append(given[:2]))
+    hub_mixin.resolve("hf-hub:org/name@v1", revision="v1")
+    assert asked == [("org/name", "v1")]
+
+
 def test_what_is_on_this_machine_has_no_revision_to_choose(tmp_path):
     facezoo.load("tiny-face", **CPU).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="on this machine and has no revisions, got revision='v1'"):
@@ -278,6 +288,33 @@ def test_a_folder_with_one_weights_file_and_its_card_is_loaded(folder, tmp_path)
         facezoo.load(str(tmp_path), **CPU)
 
 
+def test_a_path_is_a_folder_even_if_a_model_has_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = facezoo.load("tiny-face", **CPU)
+    with torch.no_grad():
+        model.head.bias.fill_(7)
+    folder = model.save_pretrained("tiny-face")
+    for again in (facezoo.load(folder, **CPU), AnyFace.from_pretrained(folder)):
+        assert same(again, model)
+    assert not same(facezoo.load("tiny-face", **CPU), model)
+    shutil.copytree(folder, tmp_path / "other-face")
+    assert facezoo.load(Path("other-face"), pretrained=False, **CPU).model_name == "tiny-face"
+
+
+def test_a_path_that_is_not_there_is_no_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WeightsNotFoundError, match="tiny-face; for the model of that name pass"):
+        facezoo.load(Path("tiny-face"), **CPU)
+    with pytest.raises(PickleRefusedError):
+        facezoo.load(Path("tiny-face.pth"), **CPU)
+
+
+def test_a_path_is_not_downloaded():
+    for names in (Path("tiny-face"), ["tiny-face", Path("tiny-face")]):
+        with pytest.raises(TypeError, match="got the path tiny-face, which needs no download"):
+            facezoo.download(names)
+
+
 def test_a_folder_with_a_pickle_alone_is_refused_with_the_command_to_convert_it(tmp_path):
     torch.save({}, tmp_path / "model.pth")
     with pytest.raises(PickleRefusedError, match="facezoo convert"):
@@ -287,6 +324,18 @@ def test_a_folder_with_a_pickle_alone_is_refused_with_the_command_to_convert_it(
 def test_a_word_that_is_no_device_is_an_error_that_names_devices():
     with pytest.raises(RuntimeError, match="'gpu' is no device of torch; give 'cuda'"):
         facezoo.load("tiny-face", device="gpu")
+
+
+@pytest.mark.parametrize("name", ["xpu", "meta", "hpu"])
+def test_a_kind_of_device_that_nobody_tried_is_refused(name):
+    with pytest.raises(RuntimeError, match=f"'{name}' is none that models run on; give 'cuda'"):
+        facezoo.load("tiny-face", device=name)
+
+
+@pytest.mark.parametrize("dtype", ["int8", torch.bool, "complex64", "float8_e4m3fn"])
+def test_a_dtype_that_models_cannot_run_in_is_refused(dtype):
+    with pytest.raises(ValueError, match="must be float32, float64, float16 or bfloat16 for a"):
+        facezoo.load("tiny-face", dtype=dtype, **CPU)
 
 
 def test_a_cuda_device_that_is_not_there_is_an_error_that_counts_devices():

@@ -149,8 +149,11 @@ def cells(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor
     """Centre x, y (A, 2) and unit (A, 1) of every cell of an input of this size, in pixels."""
     centres, bases = [], []
     for stride, base in zip(STRIDES, BASES, strict=True):
-        y = (torch.arange(height // stride, device=device) + 0.5) * stride - 0.5
-        x = (torch.arange(width // stride, device=device) + 0.5) * stride - 0.5
+        y, x = (
+            torch.arange(side // stride, dtype=torch.float32, device=device) * stride
+            + (stride - 1) / 2
+            for side in (height, width)
+        )
         grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], -1).reshape(-1, 2)
         centres.append(grid)
         bases.append(grid.new_full((len(grid), 1), base))

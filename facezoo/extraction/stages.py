@@ -18,11 +18,15 @@ from facezoo.extraction.inputs import Loaded
 from facezoo.extraction.parts import Block, Rows
 from facezoo.extraction.report import STAGES
 from facezoo.extraction.tables import Layout
-from facezoo.preprocess.pipeline import Which, find_faces, fingerprint, prepare, to_device
+from facezoo.preprocess.pipeline import (
+    Which,
+    find_faces,
+    fingerprint,
+    prepare,
+    slices,
+    to_device,
+)
 from facezoo.results import Faces
-
-FACES_AT_ONCE = 256
-"""Faces that are cut out together, so that a photograph of a crowd fits into memory."""
 
 
 @dataclass(frozen=True)
@@ -126,8 +130,7 @@ def _encode(
 ) -> Block:
     """Align and encode the faces of a batch, whose readable photographs are at ``places``."""
     results: dict[str, list[torch.Tensor]] = {name: [] for name in plan.wanted}
-    for begin in range(0, max(1, len(found)), FACES_AT_ONCE):
-        part = found[begin : begin + FACES_AT_ONCE]
+    for part in slices(found, batch_size):
         with clock.stage("align"):
             crops = torch.zeros(0, *plan.model.input_shape, device=plan.model.device)
             if len(part):

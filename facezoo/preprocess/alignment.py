@@ -96,7 +96,7 @@ def align(images: Sequence[Tensor], image_index: Tensor, matrices: Tensor, size:
                 f"align wants uint8 photographs (H, W, 3), got {image.dtype} {tuple(image.shape)}"
             )
     device = images[0].device if images else matrices.device
-    crops = torch.empty(len(matrices), 3, size, size, device=device)
+    crops = torch.empty(len(matrices), 3, size, size, dtype=torch.float32, device=device)
     inverse = invert(matrices.cpu().double())
     # The scale of a similarity is the square root of its determinant.
     shrink = torch.linalg.det(inverse[..., :2]).abs().sqrt().tolist()
@@ -128,7 +128,7 @@ def _gather(crops: list[tuple[Tensor, Tensor]], size: int, samples: int) -> Tens
     """Bilinear samples of many photographs at once, averaged to (F, 3, size, size)."""
     device = crops[0][0].device
     flat, places = _end_to_end(list({id(photo): photo for photo, _ in crops}.values()))
-    out = torch.empty(len(crops), 3, size, size, device=device)
+    out = torch.empty(len(crops), 3, size, size, dtype=torch.float32, device=device)
     at_once = _SAMPLES_ON_CPU if device.type == "cpu" else _SAMPLES_ELSEWHERE
     step = max(1, at_once // (size * samples) ** 2)
     for begin in range(0, len(crops), step):
@@ -139,7 +139,8 @@ def _gather(crops: list[tuple[Tensor, Tensor]], size: int, samples: int) -> Tens
             dtype=torch.int32,
             device=device,
         )
-        grid = (torch.arange(size * samples, device=device) + 0.5) / samples - 0.5
+        grid = torch.arange(size * samples, dtype=torch.float32, device=device)
+        grid = (grid + 0.5) / samples - 0.5
         x = matrices[:, 0, 0, None, None] * grid + matrices[:, 0, 1, None, None] * grid[:, None]
         y = matrices[:, 1, 0, None, None] * grid + matrices[:, 1, 1, None, None] * grid[:, None]
         x, y = x + matrices[:, 0, 2, None, None], y + matrices[:, 1, 2, None, None]

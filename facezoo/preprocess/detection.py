@@ -11,6 +11,7 @@ from torch import Tensor
 
 from facezoo.detector.boxes import iou, suppress
 from facezoo.detector.model import STRIDES, Candidates, FaceDetector
+from facezoo.modes import exact
 from facezoo.results import Faces
 
 
@@ -71,9 +72,11 @@ def detect(
             views.setdefault(tuple(view.pixels.shape), []).append(view)
     device = next(detector.parameters()).device
     found = [_nothing(device)]
-    for alike in views.values():
-        for begin in range(0, len(alike), config.batch_size):
-            found.append(_candidates(detector, alike[begin : begin + config.batch_size], config))
+    with exact(device):
+        for alike in views.values():
+            for begin in range(0, len(alike), config.batch_size):
+                part = alike[begin : begin + config.batch_size]
+                found.append(_candidates(detector, part, config))
     # One copy to the host for all photographs: what is left are a few rows of each.
     scores, boxes, points, photo = (torch.cat(part).cpu() for part in zip(*found, strict=True))
     return _merge(scores, boxes, points, photo, config).to(device)
@@ -101,7 +104,7 @@ def _views(photo: Tensor, index: int, config: DetectionConfig) -> list[_View]:
 
 
 def _nothing(device: torch.device) -> tuple[Tensor, ...]:
-    empty = torch.zeros(0, device=device)
+    empty = torch.zeros(0, dtype=torch.float32, device=device)
     return empty, empty.view(0, 4), empty.view(0, 5, 2), empty.long()
 
 
@@ -111,14 +114,14 @@ def _candidates(
     """Scores, boxes, landmarks in photograph pixels and photograph numbers of likely cells."""
     batch = torch.stack([view.pixels for view in views])
     said: Candidates = detector(batch.contiguous(memory_format=torch.channels_last))
-    scores = said.logits.sigmoid()
-    extent = said.boxes[..., 2:] - said.boxes[..., :2]
+    scores, boxes = said.logits.sigmoid(), said.boxes
+    extent = boxes[..., 2:] - boxes[..., :2]
     likely = (scores > config.score / 2) & (extent.amax(-1) >= config.smallest_face)
     which, cell = likely.nonzero(as_tuple=True)
-    scale = torch.tensor([view.scale for view in views], device=batch.device)[which]
+    scale = boxes.new_tensor([view.scale for view in views])[which]
     photo = torch.tensor([view.photo for view in views], device=batch.device)[which]
     # Pixel centres at whole numbers: half a pixel is added before scaling and taken off after.
-    boxes = (said.boxes[which, cell] + 0.5) / scale.repeat(1, 2) - 0.5
+    boxes = (boxes[which, cell] + 0.5) / scale.repeat(1, 2) - 0.5
     points = (said.landmarks[which, cell] + 0.5) / scale[:, None] - 0.5
     return scores[which, cell], boxes, points, photo
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import cache
 from typing import Literal
@@ -28,6 +28,10 @@ Which = Literal["largest", "all"]
 OnMissing = Literal["raise", "skip", "nan"]
 
 DETECTOR = "face-detector"
+FACES_AT_ONCE = 256
+"""Faces that are cut out together, so that a photograph of a crowd fits into memory."""
+NAMED = 5
+"""Photographs that an error names, of those without a face."""
 REVISION = 1
 """Raised whenever reading, detection or alignment give other pixels, by more than rounding."""
 
@@ -40,7 +44,7 @@ def load_detector(device: torch.device) -> FaceDetector:
         WeightsError: if its weights cannot be found or trusted.
     """
     card = card_named(DETECTOR)
-    detector = FaceDetector(**card.architecture)
+    detector = FaceDetector(**card.architecture).float()  # whatever torch's default is
     load_into(detector, read_tensors(find(card)))
     detector.fold_norms()
     return detector.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -108,7 +112,7 @@ def find_faces(
     """
     check_options(faces, on_missing)
     if not photos:
-        empty = torch.zeros(0)
+        empty = torch.zeros(0, dtype=torch.float32)
         return Faces(empty.view(0, 4), empty.view(0, 5, 2), empty, empty.long())
     found = detect(load_detector(photos[0].device), photos, config)
     if faces == "largest":
@@ -116,7 +120,7 @@ def find_faces(
     seen = set(found.image_index.tolist())
     missing = [index for index in range(len(photos)) if index not in seen]
     if missing and on_missing == "raise":
-        raise _no_face(missing, names)
+        raise no_face(missing, [names[i] if names else f"image {i}" for i in missing])
     return _with_gaps(found, missing) if missing and on_missing == "nan" else found
 
 
@@ -126,6 +130,13 @@ def check_options(faces: str, on_missing: str) -> None:
         raise ValueError(f"faces must be 'largest' or 'all', got {faces!r}")
     if on_missing not in ("raise", "skip", "nan"):
         raise ValueError(f"on_missing must be 'raise', 'skip' or 'nan', got {on_missing!r}")
+
+
+def slices(faces: Faces, batch_size: int) -> Iterator[Faces]:
+    """Faces in parts that are cut out together: whole batches, and one part of no faces."""
+    step = max(1, FACES_AT_ONCE // batch_size) * batch_size
+    for begin in range(0, max(1, len(faces)), step):
+        yield faces[begin : begin + step]
 
 
 def prepare(photos: Sequence[Tensor], faces: Faces, preprocessing: Preprocessing) -> Tensor:
@@ -214,11 +225,17 @@ def _with_gaps(found: Faces, missing: list[int]) -> Faces:
     )
 
 
-def _no_face(missing: list[int], names: Sequence[str] | None) -> NoFaceError:
-    shown = [names[i] if names else f"image {i}" for i in missing[:5]]
-    rest = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+def no_face(missing: Sequence[int], names: Sequence[str]) -> NoFaceError:
+    """What to raise where faces are wanted.
+
+    Args:
+        missing: indices of the photographs without a face.
+        names: what these are called, of the first ``NAMED`` at least.
+    """
+    more = len(missing) - NAMED
+    rest = f" and {more} more" if more > 0 else ""
     return NoFaceError(
-        f"no face found in {', '.join(shown)}{rest}; pass "
+        f"no face found in {', '.join(names[:NAMED])}{rest}; pass "
         'on_missing="skip" to leave them out or on_missing="nan" to keep their place, or '
         "aligned=True if they are aligned crops already",
         missing,

@@ -10,6 +10,7 @@ import io
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Union, cast
 
@@ -30,6 +31,7 @@ SUFFIXES = (
 )
 """By which photographs are found in folders; a file that is named is read whatever its suffix."""
 CHANNELS = (1, 3, 4)
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 ROUNDING = 1e-6  # float pixels may leave [0, 1] by this much, as x * std + mean does
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -82,7 +84,8 @@ def read_image(source: ImageSource, index: int | None = None) -> NDArray[np.uint
             - a tensor (H, W), (1, H, W), (3, H, W) or (4, H, W) on any device.
 
             Arrays and tensors are uint8 in 0..255, uint16 in 0..65535 or floating point in
-            [0, 1]. 16-bit values are divided by 257 and rounded, so 65535 becomes 255.
+            [0, 1]. 16-bit values, of grey files too, are divided by 257 and rounded, so 65535
+            becomes 255. Of files with 16-bit colour Pillow gives the upper 8 bits.
         index: its place in a list, for the error message.
 
     Returns:
@@ -124,6 +127,40 @@ def read_ahead(sources: Sequence[ImageSource], ahead: int) -> Iterator[NDArray[n
         ahead=ahead,
         size=lambda photo: photo.nbytes,
     )
+
+
+def read_tensors(
+    tensors: Sequence[Tensor], names: Sequence[str], device: torch.device
+) -> list[Tensor]:
+    """Read photographs that are tensors already, without a way through the host.
+
+    Those of one shape, such as the images of a batch, are converted together, and the host waits
+    for the range of their values once.
+
+    Args:
+        tensors: as ``read_image`` takes them.
+        names: what each is called in an error.
+        device: where they are wanted.
+
+    Returns:
+        uint8, RGB, each (H, W, 3), with the values that ``read_image`` gives.
+
+    Raises:
+        ImageError: if one cannot be read.
+    """
+    if len({(tensor.shape, tensor.dtype, tensor.device) for tensor in tensors}) == 1:
+        with suppress(ImageError):  # which of them it is, the loop below says
+            for tensor in tensors:
+                _check_tensor(tensor)
+            return list(_bytes_of_tensors(torch.stack(list(tensors))).to(device))
+    photos = []
+    for tensor, name in zip(tensors, names, strict=True):
+        try:
+            _check_tensor(tensor)
+            photos.append(_bytes_of_tensors(tensor[None])[0].to(device))
+        except ImageError as error:
+            raise ImageError(f"{name}: {error}") from error.__cause__
+    return photos
 
 
 def describe(source: object, index: int | None = None) -> str:
@@ -315,19 +352,36 @@ def _from_array(array: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _from_tensor(tensor: Tensor) -> NDArray[np.uint8]:
+    _check_tensor(tensor)
+    return _bytes_of_tensors(tensor[None])[0].cpu().numpy()
+
+
+def _check_tensor(tensor: Tensor) -> None:
+    """Refuse by what is known without looking at values."""
     if tensor.ndim not in (2, 3) or (tensor.ndim == 3 and tensor.shape[0] not in CHANNELS):
         raise ImageError(_tensor_shape_message(tuple(tensor.shape)))
     if tensor.numel() == 0:
         raise ImageError("has no pixels")
-    tensor = tensor.detach()
-    if tensor.is_floating_point():
-        low, high = torch.aminmax(tensor)
-        _check_range(float(low), float(high))
-        tensor = (tensor.float().clamp(0, 1) * 255).round().byte()
-    elif tensor.dtype not in (torch.uint8, torch.uint16):
+    if tensor.layout != torch.strided or tensor.device.type == "meta":
+        kind = "is on the meta device" if tensor.device.type == "meta" else f"is {tensor.layout}"
+        raise ImageError(f"{kind}, so its pixels are not at hand; pass a dense tensor")
+    if tensor.dtype not in (*FLOATS, torch.uint8, torch.uint16):
         raise ImageError(_dtype_message(str(tensor.dtype).removeprefix("torch.")))
-    array = tensor.cpu().numpy()
-    return _from_array(array if array.ndim == 2 else array.transpose(1, 2, 0))
+
+
+def _bytes_of_tensors(batch: Tensor) -> Tensor:
+    """Tensors (B, H, W) or (B, C, H, W) as uint8 RGB where they are, (B, H, W, 3)."""
+    batch = batch.detach()
+    if batch.dtype in FLOATS:
+        low, high = torch.stack(torch.aminmax(batch)).tolist()
+        _check_range(low, high)
+        batch = (batch.float().clamp(0, 1) * 255).round().byte()
+    elif batch.dtype == torch.uint16:
+        batch = ((batch.int() + 128) // 257).byte()
+    if batch.ndim == 3:
+        batch = batch[:, None]
+    batch = batch.expand(-1, 3, -1, -1) if batch.shape[1] == 1 else batch[:, :3]
+    return batch.permute(0, 2, 3, 1).contiguous()
 
 
 def _to_rgb_channels(array: NDArray[Any]) -> NDArray[Any]:

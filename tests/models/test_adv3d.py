@@ -132,6 +132,13 @@ def test_a_face_is_the_sum_of_its_identity_and_its_expression(model, meshes):
     assert torch.equal(rebuilt[0].triangles, model.triangles.long())
 
 
+def test_codes_and_meshes_can_be_learned_from(model, meshes):
+    codes = model.encode(meshes, units="mm")
+    (mesh,) = model.synthesise(codes.identity[:1], codes.expression[:1])
+    given = (codes.identity, codes.expression, mesh.vertices)
+    assert not any(tensor.is_inference() for tensor in given)
+
+
 def test_transfer_takes_the_identity_of_one_and_the_expression_of_the_other(model, meshes):
     codes = model.encode(meshes, units="mm")
     moved = model.transfer_expression(meshes[0], meshes[1:], units="mm")

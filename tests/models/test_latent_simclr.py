@@ -102,6 +102,14 @@ def test_mixing_a_face_with_itself_changes_nothing(model):
         model.mix_styles(PHOTOS, PHOTOS[:1])
 
 
+def test_pictures_and_features_can_be_learned_from(model):
+    inversion = model.encode_factors(PHOTOS)
+    codes = inversion.w_plus
+    made = [model.synthesize(inversion), model.sample(1), model.edit(PHOTOS, "smile", 1.0)]
+    made += [model.encode_expression(w_plus=codes), model.encode_identity(w_plus=codes)]
+    assert not any(tensor.is_inference() for tensor in made)
+
+
 def test_one_expression_goes_to_several_faces(model):
     crops = list(torch.rand(3, 3, 64, 64))
     both = model.transfer_expression(crops[0], crops[1:], aligned=True)

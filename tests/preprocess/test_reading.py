@@ -17,7 +17,13 @@ from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from facezoo.errors import ImageError
 from facezoo.preprocess import reading
-from facezoo.preprocess.reading import describe, read_ahead, read_image, read_images
+from facezoo.preprocess.reading import (
+    describe,
+    read_ahead,
+    read_image,
+    read_images,
+    read_tensors,
+)
 
 
 def gradient(height=12, width=20):
@@ -249,6 +255,24 @@ def test_bfloat16_tensors_are_read_to_their_precision():
     assert abs(read_image(tensor).astype(int) - gradient()).max() <= 1
 
 
+def test_files_with_16_bit_colour_are_cut_to_their_upper_bits_as_documented():
+    values = np.array([0, 255, 511, 1000, 65535], ">u2")
+    row = b"\0" + np.repeat(values, 3).tobytes()
+
+    def part(name, content):
+        return (
+            struct.pack(">I", len(content))
+            + name
+            + content
+            + struct.pack(">I", zlib.crc32(name + content))
+        )
+
+    head = struct.pack(">IIBBBBB", len(values), 1, 16, 2, 0, 0, 0)
+    parts = part(b"IHDR", head) + part(b"IDAT", zlib.compress(row)) + part(b"IEND", b"")
+    photo = read_image(b"\x89PNG\r\n\x1a\n" + parts)
+    assert photo[0, :, 0].tolist() == [0, 0, 1, 3, 255]
+
+
 def test_uint16_tensors_are_read():
     tensor = torch.tensor(gradient().astype(np.uint16) * 257).permute(2, 0, 1)
     assert_read(tensor, gradient())
@@ -361,6 +385,50 @@ def test_a_batch_gives_its_images():
         np.testing.assert_array_equal(np.stack(read_images(batch)), arrays)
     assert len(read_images([gradient(), tensors, tensors[0]])) == 4
     assert read_images(tensors[:0]) == []
+
+
+@pytest.mark.parametrize("channels", [(), (1,), (3,), (4,)])
+@pytest.mark.parametrize("dtype", [*reading.FLOATS, torch.uint8, torch.uint16])
+def test_tensors_are_read_together_as_one_by_one(channels, dtype):
+    batch = torch.rand(3, *channels, 5, 7)
+    white = {torch.uint8: 255, torch.uint16: 65535}.get(dtype, 1)
+    batch = (batch * white).int().to(dtype) if white > 1 else batch.to(dtype)
+    names = ["a", "b", "c"]
+    together = read_tensors(list(batch), names, torch.device("cpu"))
+    for photo, single in zip(together, batch, strict=True):
+        assert_read(single, photo.numpy())
+    mixed = read_tensors([batch[0], torch.zeros(3, 4, 4)], names[:2], torch.device("cpu"))
+    assert [tuple(photo.shape) for photo in mixed] == [(5, 7, 3), (4, 4, 3)]
+
+
+def test_the_host_waits_once_for_a_batch(monkeypatch):
+    looks = []
+    aminmax = torch.aminmax
+    monkeypatch.setattr(torch, "aminmax", lambda *given: looks.append(1) or aminmax(*given))
+    read_tensors(list(torch.rand(8, 3, 4, 4)), ["x"] * 8, torch.device("cpu"))
+    assert len(looks) == 1
+
+
+def test_the_tensor_of_a_batch_that_cannot_be_read_is_named():
+    batch = torch.rand(3, 3, 4, 4)
+    batch[1, 0, 0, 0] = 2
+    with pytest.raises(ImageError, match=r"^b: floating-point pixels must be in \[0, 1\]"):
+        read_tensors(list(batch), ["a", "b", "c"], torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("tensor", "reason"),
+    [
+        (torch.zeros(3, 4, 4).to(torch.float8_e4m3fn), "of type float8_e4m3fn have no known white"),
+        (torch.zeros(3, 4, 4).to_sparse(), "is torch.sparse_coo, so its pixels are not at hand"),
+        (torch.zeros(3, 4, 4, device="meta"), "is on the meta device"),
+    ],
+)
+def test_tensors_without_plain_pixels_are_refused(tensor, reason):
+    with pytest.raises(ImageError, match=reason):
+        read_image(tensor)
+    with pytest.raises(ImageError, match=f"^a: .*{reason}"):
+        read_tensors([tensor, tensor], ["a", "b"], torch.device("cpu"))
 
 
 def test_a_batch_is_refused_where_one_image_is_wanted():

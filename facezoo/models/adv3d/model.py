@@ -152,7 +152,7 @@ class Adv3D(MeshModel):
         points = self.prepare(meshes, units=units, align=align, landmarks=landmarks)
         return self._codes(points, False, None, batch_size)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _codes(
         self,
         points: Sequence[Tensor],
@@ -267,7 +267,7 @@ class Adv3D(MeshModel):
         codes[what] = torch.lerp(codes[what], getattr(ends[1], what).expand(steps, -1), weight)
         return self.synthesise(codes["identity"], codes["expression"])
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def synthesise(self, identity: Tensor, expression: Tensor | None = None) -> list[Mesh]:
         """Meshes of codes (M, L), millimetres; the identity face without an expression code."""
         identity = identity.to(self.device, self.dtype)

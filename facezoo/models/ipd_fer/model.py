@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from facezoo.base import Images, Options, check_shape
-from facezoo.decoding import DecodingModel
+from facezoo.decoding import DecodingModel, check_pairs
 from facezoo.models.ipd_fer.networks import Decoder, Encoder
 from facezoo.preprocess.pipeline import OnMissing, Which
 from facezoo.results import EXPRESSIONS
@@ -170,7 +170,7 @@ class IPDFER(DecodingModel):
         identity = self.embed_identity(images)
         return identity if self.pose_encoder is None else identity + self.embed_pose(images)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def transfer_expression(
         self,
         source: Images,
@@ -197,7 +197,8 @@ class IPDFER(DecodingModel):
             RGB crops in [0, 1] in the model's template, (F, 3, 112, 112).
 
         Raises:
-            ValueError: if the numbers of faces do not go together.
+            ValueError: if the numbers of faces do not go together, such as no source face for
+                some targets. Without a target face there is no row.
             UnsupportedError: if this model has no decoder.
         """
         if "reconstruct" in self.absent:
@@ -207,13 +208,8 @@ class IPDFER(DecodingModel):
         named = ["encode_identity", "encode_pose"][: 1 if self.pose_encoder is None else 2]
         kept, _ = self._encode(target, named, options)
         base = torch.stack(list(kept.values())).sum(0)
-        if len(expression) not in (1, len(base)):
-            raise ValueError(
-                f"transfer_expression got {len(expression)} source faces and {len(base)} target "
-                "faces; give one source, or as many as there are targets"
-            )
-        mixed = (base + expression).to(self.dtype).split(batch_size)
-        return self.to_unit(torch.cat([self.decode(part).float() for part in mixed]))
+        check_pairs(len(expression), len(base))
+        return self.to_unit(self.made(base + expression, batch_size, self.decode))
 
     def classify_features(self, features: Tensor) -> Tensor:
         """Logits of C_exp (Sec. 3.2) from expression features (B, D), keeping gradients, (B, K)."""

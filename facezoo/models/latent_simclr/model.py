@@ -11,14 +11,13 @@ from torch import Generator, Tensor
 
 from facezoo.base import Images, Options, check_shape
 from facezoo.card import Preprocessing
-from facezoo.decoding import DecodingModel
+from facezoo.decoding import DecodingModel, check_pairs
 from facezoo.errors import UnknownNameError
 from facezoo.models.latent_simclr.augment import appearance_layers
 from facezoo.models.latent_simclr.directions import check_direction
 from facezoo.models.latent_simclr.inverter import Inversion, StyleGANInverter, encoder_for
 from facezoo.models.latent_simclr.simclr import CodeEncoder
 from facezoo.models.latent_simclr.stylegan2 import StyleGANGenerator, mix_codes
-from facezoo.modes import evaluating
 from facezoo.preprocess.pipeline import OnMissing, Which
 
 CROPS = "crops"
@@ -227,12 +226,12 @@ class LatentSimCLR(DecodingModel):
 
         return self._unpacked(self.made(crops, batch_size, refined).clone())
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def synthesize(self, inversion: Inversion, batch_size: int = 64) -> Tensor:
         """Pictures of codes and features: RGB in [0, 1], (F, 3, S, S)."""
         return self.to_unit(self.made(inversion.packed(), batch_size, self._drawn))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def sample(self, count: int, *, psi: float = 0.7, generator: Generator | None = None) -> Tensor:
         """Faces of people who do not exist.
 
@@ -250,7 +249,7 @@ class LatentSimCLR(DecodingModel):
         codes = maker.map(z.to(self.directions), psi, self.inverter.encoder.mean_code)
         return self.to_unit(maker(codes, maker.stored_noise()).float())
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def edit(
         self,
         images: Images,
@@ -291,7 +290,7 @@ class LatentSimCLR(DecodingModel):
         options = Options(faces, on_missing, aligned, batch_size, progress)
         return self.to_unit(self.made(self._rows(images, options), batch_size, moved))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def mix_styles(
         self,
         images: Images,
@@ -329,7 +328,7 @@ class LatentSimCLR(DecodingModel):
             )
         return self._mixed(rows[0], rows[1], batch_size)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def transfer_expression(
         self,
         source: Images,
@@ -359,15 +358,12 @@ class LatentSimCLR(DecodingModel):
             RGB crops in [0, 1], (F, 3, S, S).
 
         Raises:
-            ValueError: if the numbers of faces do not go together.
+            ValueError: if the numbers of faces do not go together, such as no source face for
+                some targets. Without a target face there is no row.
         """
         options = Options(faces, on_missing, aligned, batch_size, progress)
         given, kept = (self._rows(images, options) for images in (source, target))
-        if len(given) not in (1, len(kept)):
-            raise ValueError(
-                f"transfer_expression got {len(given)} source faces and {len(kept)} target faces; "
-                "give one source, or as many as there are targets"
-            )
+        check_pairs(len(given), len(kept))
         return self._mixed(given.expand(len(kept), -1), kept, batch_size)
 
     def direction(self, name: str | Tensor) -> Tensor:
@@ -403,7 +399,7 @@ class LatentSimCLR(DecodingModel):
             assert images is not None
             return self._encode(images, [name], options)[0][name]
         codes, size = w_plus.to(self.directions), options.batch_size
-        with torch.inference_mode(), evaluating(self):
+        with torch.no_grad():
             if name == "encode_identity":
                 return self.made(codes, size, self.identity_encoder)
             return self.without_identity(self.made(codes, size, self.expression_encoder))

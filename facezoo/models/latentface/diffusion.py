@@ -155,7 +155,8 @@ class RepresentationDiffusion(nn.Module):
             raise ValueError(f"limit must be above 0, got {limit}")
         self.map_size, self.rule, self.limit = map_size, SAMPLERS[sampler], limit
         self.unet = UNet(2 * code_dim, code_dim, width)
-        drawn = torch.randn(code_dim, generator=torch.Generator().manual_seed(seed))
+        draw = torch.Generator().manual_seed(seed)
+        drawn = torch.randn(code_dim, generator=draw, dtype=torch.float32)  # others draw otherwise
         self.register_buffer("noise", drawn, persistent=False)
 
     def denoise(self, noisy: Tensor, steps: Tensor, condition: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from facezoo.base import Images, Options
+from facezoo.decoding import check_pairs
 from facezoo.geometry.camera import grid_triangles
 from facezoo.geometry.textured_mesh import TexturedMesh
 from facezoo.models.latentface.latents import LatentFaceEncoding, Latents
@@ -30,7 +31,7 @@ class LatentFace(LatentFaceStages):
     photograph always gives the same identity; ``identity_latents`` takes other noise.
     """
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def encode(
         self,
         images: Images,
@@ -72,13 +73,12 @@ class LatentFace(LatentFaceStages):
         """Texture, shape, light and view of the faces in photographs; see ``encode_expression``.
 
         Any of them may be exchanged before ``draw`` makes pictures of them again, with gradients if
-        wanted: these are ordinary tensors.
+        wanted.
         """
         options = Options(faces, on_missing, aligned, batch_size, progress)
-        # A copy made outside of inference mode is an ordinary tensor.
-        return Latents.unpacked(self._factors(images, options)[0].packed().clone())
+        return self._factors(images, options)[0]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def depth(
         self,
         images: Images,
@@ -97,7 +97,7 @@ class LatentFace(LatentFaceStages):
         options = Options(faces, on_missing, aligned, batch_size, progress)
         return self._pictures(images, options, self.decode_depth)
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def normals(
         self,
         images: Images,
@@ -118,7 +118,7 @@ class LatentFace(LatentFaceStages):
             images, options, lambda latents: self.renderer.normals(self.decode_depth(latents))
         )
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def albedo(
         self,
         images: Images,
@@ -133,7 +133,7 @@ class LatentFace(LatentFaceStages):
         options = Options(faces, on_missing, aligned, batch_size, progress)
         return self.to_unit(self._pictures(images, options, self.decode_albedo))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def relight(
         self,
         images: Images,
@@ -175,7 +175,7 @@ class LatentFace(LatentFaceStages):
 
         return self.to_unit(self._pictures(images, options, make))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def rotate(
         self,
         images: Images,
@@ -211,7 +211,7 @@ class LatentFace(LatentFaceStages):
 
         return self.to_unit(self._pictures(images, options, make))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def transfer_expression(
         self,
         source: Images,
@@ -238,18 +238,15 @@ class LatentFace(LatentFaceStages):
             RGB crops in [0, 1] in the model's template, (F, 3, S, S).
 
         Raises:
-            ValueError: if the numbers of faces do not go together.
+            ValueError: if the numbers of faces do not go together, such as no source face for
+                some targets. Without a target face there is no row.
             UnsupportedError: if this model has no diffusion.
         """
         if "transfer_expression" in self.absent:
             self.refuse("transfer_expression")
         options = Options(faces, on_missing, aligned, batch_size, progress)
         given, kept = (self._factors(images, options)[0] for images in (source, target))
-        if len(given) not in (1, len(kept)):
-            raise ValueError(
-                f"transfer_expression got {len(given)} source faces and {len(kept)} target faces; "
-                "give one source, or as many as there are targets"
-            )
+        check_pairs(len(given), len(kept))
         identity_codes = _codes_of(self.identity_latents)
         expression = torch.cat([given.texture, given.shape], -1)
         expression = expression - self._made(given, batch_size, identity_codes)
@@ -258,7 +255,7 @@ class LatentFace(LatentFaceStages):
         latents = replace(kept, texture=texture, shape=shape)
         return self.to_unit(self._made(latents, batch_size, lambda z: self.draw(z).image))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def to_mesh(
         self,
         images: Images,

@@ -1,0 +1,73 @@
+"""How exactly a GPU computes, as far as it can be seen without one; modes are in test_base.py."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from facezoo import modes
+
+CUDA = torch.device("cuda")
+
+
+def settings():
+    return torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+
+
+@pytest.fixture(params=[(True, "highest"), (True, "medium"), (False, "high")])
+def chosen(request):
+    before = settings()
+    modes._allow(*request.param)
+    yield request.param
+    modes._allow(*before)
+
+
+def test_tf32_is_off_inside_and_as_before_outside(chosen):
+    with modes.exact(CUDA):
+        assert settings() == (False, "highest")
+    assert settings() == chosen
+    with pytest.raises(KeyError), modes.exact(CUDA):
+        raise KeyError
+    assert settings() == chosen
+
+
+def test_nothing_is_set_where_there_is_no_tf32(chosen):
+    with modes.exact(torch.device("cpu")):
+        assert settings() == chosen
+
+
+def test_models_and_the_detector_run_exactly(monkeypatch):
+    asked = []
+    exact = modes.exact
+    monkeypatch.setattr(modes, "exact", lambda device: asked.append(device) or exact(CUDA))
+    with modes.evaluating(torch.nn.Linear(2, 2)):
+        assert settings() == (False, "highest")
+    assert asked == [torch.device("cpu")]
+
+
+NEWER = """
+import torch
+from facezoo.modes import exact
+torch.backends.fp32_precision = "tf32"
+operators = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+with exact(torch.device("cuda")):
+    print(*(operator.fp32_precision for operator in operators))
+print(*(operator.fp32_precision for operator in operators))
+"""
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="torch has the older alone")
+def test_the_newer_settings_of_torch_are_respected():
+    said = subprocess.run([sys.executable, "-c", NEWER], capture_output=True, text=True, check=True)
+    assert said.stdout.split() == ["ieee", "ieee", "tf32", "tf32"]
+
+
+@pytest.mark.gpu
+def test_convolutions_on_a_gpu_are_those_of_the_processor():
+    layer, images = torch.nn.Conv2d(64, 64, 3), torch.randn(2, 64, 32, 32)
+    with torch.no_grad():
+        wanted = layer(images)
+        with modes.exact(CUDA):
+            found = layer.cuda()(images.cuda()).cpu()
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
