@@ -75,7 +75,7 @@ class TrainConfig:
     losses: Losses = HERE
     anchor_spreads: tuple[float, float] = (15.0, 150.0)
     """Of the encoder's anchor points about the face, millimetres, smallest and largest."""
-    mixtures: int = 28_000
+    mixtures: int = 112_000
     """Rows that are mixtures of meshes, beside the meshes themselves."""
     spoilt: int = 0
     """Rows more, mixtures of which the cloud of points is spoilt."""
@@ -83,7 +83,7 @@ class TrainConfig:
     """Principal axes of the training meshes, at most."""
     penalty: float = 1.0
     """Of the ridge regression from features to scores."""
-    reading_steps: int = 3000
+    reading_steps: int = 9000
     """Of the hidden units."""
     pretraining_steps: int = 200
     steps: int = 10_000
@@ -119,7 +119,13 @@ RECIPES = {
         ICT, tag="ict-no-discriminator", losses=replace(HERE, adversarial=0.0)
     ),
     "ict-neutral": replace(
-        ICT, tag="ict-neutral", neutrals=True, losses=WITH_NEUTRALS, steps=3000, rate=3e-4
+        ICT,
+        tag="ict-neutral",
+        neutrals=True,
+        losses=WITH_NEUTRALS,
+        reading_steps=30_000,
+        steps=4000,
+        rate=3e-4,
     ),
 }
 
