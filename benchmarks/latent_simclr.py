@@ -27,7 +27,12 @@ from tqdm.auto import tqdm
 import facezoo
 from facezoo.data.images import aligned_crops, majority_labels, read_pack
 from facezoo.evaluate.classification import accuracy, confusion, macro_f1
-from facezoo.evaluate.generation import diversity, frechet_distance, nearest
+from facezoo.evaluate.generation import (
+    diversity,
+    frechet_distance,
+    inception_features,
+    nearest,
+)
 from facezoo.evaluate.leakage import identity_from
 from facezoo.evaluate.report import write_tables
 from facezoo.evaluate.verification import read_pairs, verification_accuracy
@@ -113,8 +118,10 @@ def samples(generator: StyleGANGenerator, count: int, psi: float = 1.0) -> Tenso
     return torch.cat([generator(generator.map(p, psi, centre), noise) for p in z.split(256)])
 
 
-def generator_table(model: LatentSimCLR, early: Path, real: Tensor, know: Recogniser) -> list[dict]:
-    """Identity-feature FID, variety and copies, of generators and of one half of the real crops."""
+def generator_table(
+    model: LatentSimCLR, early: Path, real: Tensor, know: Recogniser, inception: Path | None
+) -> list[dict]:
+    """Distances, variety and copies, of generators and of one half of the real crops."""
     generator = model.inverter.generator
     young = StyleGANGenerator(
         generator.size,
@@ -125,15 +132,17 @@ def generator_table(model: LatentSimCLR, early: Path, real: Tensor, know: Recogn
     ).eval()
     load_into(young, read_tensors(early))
     whose = know(real)
-    half = whose[torch.randperm(len(whose), generator=torch.Generator().manual_seed(0))]
+    order = torch.randperm(len(whose), generator=torch.Generator().manual_seed(0))
+    half = whose[order]
     kinds = {
-        "this checkpoint": know(samples(generator, SAMPLES)),
-        "this checkpoint, psi 0.7": know(samples(generator, SAMPLES, 0.7)),
-        "after a tenth of the training": know(samples(young, SAMPLES)),
-        "real crops, the other half": half[:SAMPLES],
+        "this checkpoint": samples(generator, SAMPLES),
+        "this checkpoint, psi 0.7": samples(generator, SAMPLES, 0.7),
+        "after a tenth of the training": samples(young, SAMPLES),
+        "real crops, the other half": real[order[:SAMPLES]],
     }
     rows = []
-    for name, features in kinds.items():
+    for name, images in kinds.items():
+        features = know(images)
         others = half[SAMPLES : 2 * SAMPLES] if name.startswith("real") else whose[:SAMPLES]
         among = half[SAMPLES:] if name.startswith("real") else whose
         variety = diversity(features)
@@ -142,6 +151,7 @@ def generator_table(model: LatentSimCLR, early: Path, real: Tensor, know: Recogn
             {
                 "images": name,
                 "FID, identity features": frechet_distance(features, others),
+                **standard(images, real, order, name.startswith("real"), inception),
                 "diversity": variety,
                 "share of the real crops' diversity, %": 100 * variety / diversity(whose),
                 "nearest training image, mean cosine": float(cosines.mean()),
@@ -149,6 +159,17 @@ def generator_table(model: LatentSimCLR, early: Path, real: Tensor, know: Recogn
             }
         )
     return rows
+
+
+def standard(
+    images: Tensor, real: Tensor, order: Tensor, halves: bool, inception: Path | None
+) -> dict[str, float]:
+    """The FID of Inception's features, where its weights are at hand."""
+    if inception is None:
+        return {}
+    others = real[order[SAMPLES : 2 * SAMPLES]] if halves else real[:SAMPLES]
+    sides = (inception_features(side, inception) for side in (images, others))
+    return {"FID": frechet_distance(*sides)}
 
 
 # --- inversion ------------------------------------------------------------------------------------
@@ -322,7 +343,9 @@ def main(options: argparse.Namespace) -> dict:
     train, val = packs["lfw", "train"], packs["lfw", "val"]
     tables = {}
     if "generator" in options.parts:
-        tables["generator"] = generator_table(model, options.early, train.crops, know)
+        tables["generator"] = generator_table(
+            model, options.early, train.crops, know, options.inception
+        )
     if "inversion" in options.parts:
         tables["inversion"] = inversion_table(model, val.crops, know)
     if "expression" in options.parts:
@@ -339,6 +362,9 @@ if __name__ == "__main__":
     parser.add_argument("name", help="a checkpoint of latent-simclr")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--early", type=Path, help="early.safetensors of the generator's training")
+    parser.add_argument(
+        "--inception", type=Path, help="torch-fidelity's weights, for the standard FID"
+    )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,6 +38,36 @@ def frechet_distance(first: Tensor, second: Tensor) -> float:
     product = torch.linalg.eigvalsh(root @ covariances[1] @ root).clamp(min=0).sqrt().sum()
     traces = sum(c.trace() for c in covariances)
     return float((means[0] - means[1]).square().sum() + traces - 2 * product)
+
+
+@torch.no_grad()
+def inception_features(images: Tensor, weights: str | Path, batch_size: int = 32) -> Tensor:
+    """What the standard FID compares: pooled features of ``torch-fidelity``'s Inception network.
+
+    Args:
+        images: RGB in [-1, 1], (N, 3, H, W); they are rounded to 8 bits, as images on disk are.
+        weights: torch-fidelity's file of the network, a pickle: one that you trust.
+        batch_size: images at a time.
+
+    Returns:
+        (N, 2048).
+
+    Raises:
+        ImportError: if ``torch-fidelity`` is not installed.
+        FileNotFoundError: if there is no such file.
+    """
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    except ImportError as error:
+        raise ImportError("the standard FID needs it: pip install torch-fidelity") from error
+    if not Path(weights).is_file():
+        raise FileNotFoundError(f"no file {str(weights)!r} with the weights of Inception")
+    network = FeatureExtractorInceptionV3("inception", ["2048"], str(weights))
+    parts = []
+    for part in images.split(batch_size):
+        pixels = ((part.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        parts.append(network(pixels)[0])
+    return torch.cat(parts)
 
 
 def diversity(features: Tensor) -> float:

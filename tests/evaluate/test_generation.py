@@ -5,7 +5,12 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 
-from facezoo.evaluate.generation import diversity, frechet_distance, nearest
+from facezoo.evaluate.generation import (
+    diversity,
+    frechet_distance,
+    inception_features,
+    nearest,
+)
 
 
 def test_the_frechet_distance_is_that_of_the_formula():
@@ -43,3 +48,29 @@ def test_a_copy_is_found():
     similarities, places = nearest(rows[[5, 2]] * 3, rows)
     assert places.tolist() == [5, 2]
     torch.testing.assert_close(similarities, torch.ones(2))
+
+
+def test_the_standard_distance_is_that_of_torch_fidelity(tmp_path, monkeypatch):
+    extractor = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    metric = pytest.importorskip("torch_fidelity.metric_fid")
+    kind = extractor.FeatureExtractorInceptionV3
+    with monkeypatch.context() as patched, torch.random.fork_rng():
+        torch.manual_seed(0)
+        patched.setattr(extractor, "load_state_dict_from_url", lambda *_, **__: {})
+        patched.setattr(kind, "load_state_dict", lambda *_: None)
+        torch.save(kind("drawn", ["2048"]).state_dict(), tmp_path / "inception.pth")
+    draw = torch.Generator().manual_seed(1)
+    images = torch.rand(8, 3, 32, 32, generator=draw) * 2 - 1
+    features = inception_features(images, tmp_path / "inception.pth", batch_size=3)
+    assert features.shape == (8, 2048)
+    sides = features.split(4)
+    theirs = [metric.fid_features_to_statistics(side) for side in sides]
+    wanted = metric.fid_statistics_to_metric(*theirs, verbose=False)
+    wanted = wanted["frechet_inception_distance"]
+    assert frechet_distance(*sides) == pytest.approx(wanted, rel=1e-3)
+
+
+def test_the_standard_distance_wants_its_network(tmp_path):
+    pytest.importorskip("torch_fidelity")
+    with pytest.raises(FileNotFoundError, match="inception"):
+        inception_features(torch.zeros(2, 3, 8, 8), tmp_path / "inception.pth")
