@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 
 from facezoo import modes
 
@@ -48,6 +49,7 @@ def test_models_and_the_detector_run_exactly(monkeypatch):
 
 NEWER = """
 import torch
+from torch import nn
 from facezoo.modes import exact
 torch.backends.fp32_precision = "tf32"
 operators = torch.backends.cudnn.conv, torch.backends.cuda.matmul
@@ -71,3 +73,15 @@ def test_convolutions_on_a_gpu_are_those_of_the_processor():
         with modes.exact(CUDA):
             found = layer.cuda()(images.cuda()).cpu()
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_networks_in_training_mode_are_put_back_and_a_layer_alone_is_left():
+    network = nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.Dropout()), nn.Linear(2, 2)).eval()
+    network[0].train()
+    with modes.evaluating(network):
+        assert not any(part.training for part in network.modules())
+    assert [part.training for part in network.modules()] == [False, True, True, True, False]
+    network.eval()
+    network[0][1].train()
+    with modes.evaluating(network):
+        assert network[0][1].training
