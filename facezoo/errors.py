@@ -6,7 +6,7 @@ Each error derives from the built-in exception that a caller would catch without
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 class ImageError(ValueError):
@@ -71,6 +71,12 @@ class PickleRefusedError(WeightsError):
 
 _TOLD: set[str] = set()
 """What this process was warned of already."""
+
+
+def differences(before: Mapping[str, object], now: Mapping[str, object]) -> str:
+    """What two sets of settings differ in, for an error; empty if in nothing."""
+    differ = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    return "; ".join(f"{key} was {before.get(key)!r} and is now {now.get(key)!r}" for key in differ)
 
 
 def warn_once(message: str, stacklevel: int = 1) -> None:

@@ -14,8 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from facezoo.base import FaceModel
-from facezoo.errors import NoFaceError
-from facezoo.preprocess.pipeline import fingerprint
+from facezoo.preprocess.pipeline import NAMED, fingerprint, no_face
 from facezoo.preprocess.reading import as_list, describe, read_image
 from facezoo.registry import load
 
@@ -164,13 +163,7 @@ class FaceFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         rows = np.stack([keep(key, None) for key in keys])
         missing = np.isnan(rows).all(1).nonzero()[0].tolist()
         if missing and self.on_missing == "raise":
-            shown = ", ".join(describe(images[i], i) for i in missing[:5])
-            rest = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-            raise NoFaceError(
-                f"no face found in {shown}{rest}; leave them out, or pass on_missing='nan' to "
-                "keep their rows",
-                missing,
-            )
+            raise no_face(missing, [describe(images[i], i) for i in missing[:NAMED]])
         return rows
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from facezoo.card import Card, Hub, Licenses, Preprocessing, Training, Weights
-from facezoo.errors import UnknownNameError
+from facezoo.errors import UnknownNameError, differences
 from facezoo.version import __version__
 from facezoo.weights import save, sha256_of
 
@@ -338,11 +338,7 @@ def begin_run(out: Path, *, seed: int, recipe: dict[str, Any]) -> dict[str, Any]
     if record.is_file():
         run: dict[str, Any] = json.loads(record.read_text())
         before, now = (dict(_flat({key: said[key] for key in wanted})) for said in (run, wanted))
-        differ = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-        if differ:
-            shown = "; ".join(
-                f"{key} was {before.get(key)!r} and is now {now.get(key)!r}" for key in differ
-            )
+        if shown := differences(before, now):
             raise ValueError(
                 f"{out} holds a run of another recipe or seed ({shown}; see {record}); give "
                 "another --out, or remove that folder to begin anew"

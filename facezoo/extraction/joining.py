@@ -11,6 +11,7 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from facezoo.extraction.parts import replacing
+from facezoo.extraction.tables import parquet_writer
 
 _SAME = ("fingerprint", "checkpoint", "features", "classes", "videos", "smooth")
 """What rows must share to be comparable, see ``facezoo.extraction.tables.Layout``."""
@@ -55,7 +56,7 @@ def join_files(
     _check_same({path: _layout_of(path) for path in paths})
     count = 0
     schema = pq.read_schema(paths[0])
-    with replacing(target) as partial, pq.ParquetWriter(partial, schema) as writer:
+    with replacing(target) as partial, parquet_writer(partial, schema) as writer:
         for path in tqdm(paths, unit="file", disable=None):
             with pq.ParquetFile(path) as file:
                 for group in range(file.num_row_groups):

@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from facezoo.errors import differences
+
 try:
     import fcntl
 except ImportError:  # on Windows nothing stops two runs from writing to one output
@@ -192,11 +194,7 @@ class Parts:
                 f"{self.folder} holds an interrupted extraction by another version of facezoo; "
                 "finish it with that one, or pass --overwrite (overwrite=True) to start anew"
             )
-        differ = [key for key in {**before, **wanted} if before.get(key) != wanted.get(key)]
-        if differ:
-            shown = "; ".join(
-                f"{key} was {before.get(key)!r} and is now {wanted.get(key)!r}" for key in differ
-            )
+        if shown := differences(before, wanted):
             raise FileExistsError(self._refusal(shown))
 
     def _found(self) -> Iterator[Block]:

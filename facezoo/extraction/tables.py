@@ -21,6 +21,7 @@ from facezoo.version import __version__
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 SUFFIXES = (".parquet", ".csv", ".npz")
 BLOCK = 1024
@@ -175,14 +176,19 @@ def _csv_rows(rows: Rows, layout: Layout) -> Iterator[list[Any]]:
         yield [*start, *text, *label, *end, layout.checkpoint, layout.fingerprint]
 
 
-def _write_parquet(path: Path, parts: Stored, layout: Layout) -> int:
+def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """A writer of feature files: words have dictionaries; numbers never repeat and have none."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
+    words = [field.name for field in schema if pa.types.is_dictionary(field.type)]
+    return pq.ParquetWriter(path, schema, use_dictionary=words)
+
+
+def _write_parquet(path: Path, parts: Stored, layout: Layout) -> int:
     count = 0
     schema = _schema(layout)
-    words = ["label", "checkpoint", "fingerprint"]  # numbers that never repeat have no dictionary
-    words = [name for name in words if name in schema.names]
-    with pq.ParquetWriter(path, schema, use_dictionary=words) as writer:
+    with parquet_writer(path, schema) as writer:
         for rows in _stretches(parts):
             count += len(rows["photo"])
             writer.write_table(_arrow(rows, layout, schema), row_group_size=BLOCK)

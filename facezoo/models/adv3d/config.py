@@ -6,9 +6,8 @@ Source: Gu, Pears & Sun, Sec. IV-B, and the authors' code where the paper gives 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 
-from facezoo.errors import UnknownNameError
+from facezoo.training import recipe_named
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,4 @@ def recipe(name: str) -> TrainConfig:
     Raises:
         UnknownNameError: if there is none.
     """
-    if name not in RECIPES:
-        near = get_close_matches(name, RECIPES) or sorted(RECIPES)
-        raise UnknownNameError(f"no recipe named {name!r}; did you mean {' or '.join(near)}?")
-    return RECIPES[name]
+    return recipe_named(RECIPES, name)
