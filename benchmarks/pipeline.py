@@ -146,6 +146,10 @@ def compare(files: list[str], options: argparse.Namespace) -> list[dict]:
             options.model, device=options.device, dtype=torch.bfloat16
         ),
     }
+    if torch.device(options.device).type == "cuda":
+        loaded["facezoo, bfloat16, nvJPEG"] = facezoo.load(
+            options.model, device=options.device, dtype=torch.bfloat16, jpeg="nvjpeg"
+        )
     ways = {
         n: lambda f, b, m=m: m.encode_expression(f, batch_size=b, on_missing="nan")
         for n, m in loaded.items()

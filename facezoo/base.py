@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import prod
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn, cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from facezoo.card import Card, Preprocessing
 from facezoo.display import ShortModel
-from facezoo.errors import NoFaceError, UnsupportedError
+from facezoo.errors import ImageError, NoFaceError, UnsupportedError
 from facezoo.families import FAMILIES, model_class
 from facezoo.freezing import Freezable
 from facezoo.modes import evaluating
+from facezoo.preprocess.jpeg import JpegDecoder, Photo, check_decoder, read_or_keep
 from facezoo.preprocess.pipeline import (
     NAMED,
     OnMissing,
@@ -26,10 +26,10 @@ from facezoo.preprocess.pipeline import (
     check_options,
     find_faces,
     no_face,
+    on_device,
     prepare,
     prepare_aligned,
     slices,
-    to_device,
 )
 from facezoo.preprocess.reading import ImageSource, as_list, describe, read_ahead, read_tensors
 from facezoo.pretrained import Pretrained
@@ -87,6 +87,8 @@ class FaceModel(ShortModel, Freezable, Pretrained):
     """Stages that ``as_timm`` gives as one timm model; see ``facezoo.export``."""
     unexported: ClassVar[tuple[str, ...]] = ()
     """Capabilities that no fixed graph of operations holds, such as rasterising."""
+    jpeg: JpegDecoder = "pillow"
+    """What decodes JPEG files; see ``facezoo.load``."""
     absent: Mapping[str, str] = {}
     """What the family can do and this configuration of it cannot, and why."""
     identity_removal: IdentityRemoval
@@ -114,6 +116,16 @@ class FaceModel(ShortModel, Freezable, Pretrained):
             for name, stage in CAPABILITIES.items()
             if hasattr(self, stage) and name not in self.absent
         ]
+
+    def decode_jpeg_by(self, decoder: JpegDecoder) -> None:
+        """Choose what decodes JPEG files, see ``facezoo.load``.
+
+        Raises:
+            UnsupportedError: if it does not work on the model's device.
+            ValueError: if there is no such decoder.
+        """
+        check_decoder(decoder, self.device)
+        self.jpeg = decoder
 
     def encode_expression(
         self,
@@ -386,11 +398,18 @@ class FaceModel(ShortModel, Freezable, Pretrained):
             raise ValueError("images is an empty list; give one photograph or more")
         if options.batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {options.batch_size}")
+        check_decoder(self.jpeg, self.device)
         photos: list[Any] = []
         names: list[str] = []
         # Tensors are read a batch at a time, where they are.
         tensors = all(isinstance(source, Tensor) for source in sources)
-        read = sources if tensors else read_ahead(sources, 2 * options.batch_size)
+        read = (
+            sources
+            if tensors
+            else read_ahead(
+                sources, 2 * options.batch_size, partial(read_or_keep, decoder=self.jpeg)
+            )
+        )
         bar = tqdm(read, total=len(sources), disable=not options.progress, unit="photo")
         for index, photo in enumerate(bar):
             photos.append(photo)
@@ -401,7 +420,7 @@ class FaceModel(ShortModel, Freezable, Pretrained):
                 if tensors:
                     yield begin, names, read_tensors(photos, names, device)
                 else:
-                    yield begin, names, to_device(photos, device)
+                    yield begin, names, _readable(on_device(photos, device))
                 photos, names = [], []
 
 
@@ -421,7 +440,15 @@ def check_shape(images: Tensor, shape: tuple[int, int, int], name: str = "images
         )
 
 
-def _bytes_of(photo: NDArray[np.uint8] | Tensor) -> int:
+def _readable(photos: Sequence[Tensor | ImageError]) -> list[Tensor]:
+    """Photographs, if all of them could be read."""
+    for photo in photos:
+        if isinstance(photo, ImageError):
+            raise photo
+    return cast("list[Tensor]", photos)
+
+
+def _bytes_of(photo: Photo | Tensor) -> int:
     """Bytes of a photograph once it is read."""
     return 3 * prod(photo.shape[-2:]) if isinstance(photo, Tensor) else photo.nbytes
 

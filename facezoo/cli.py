@@ -274,6 +274,11 @@ def _add_extract(commands: Any) -> None:
         help="no row for a photograph without a face, or one of NaN (default: skip)",
     )
     _add_device(command)
+    command.add_argument(
+        "--jpeg",
+        choices=["pillow", "nvjpeg"],
+        help="what decodes JPEG files; nvjpeg on NVIDIA GPUs, its pixels differ (default: pillow)",
+    )
     command.add_argument("--batch-size", type=int, default=32, metavar="N")
     command.add_argument("--workers", type=int, default=2, metavar="N", help="decoding threads")
     command.add_argument(
@@ -308,6 +313,7 @@ def _extract(options: argparse.Namespace) -> int:
         faces=options.faces,
         on_missing=options.on_missing,
         device=options.device,
+        jpeg=options.jpeg,
         batch_size=options.batch_size,
         workers=options.workers,
         every=options.every,

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from facezoo.base import CAPABILITIES, no_stage
 from facezoo.card import Card
 from facezoo.display import Short, ShortModel
+from facezoo.errors import UnsupportedError
 from facezoo.geometry.mesh_files import read_mesh
 from facezoo.geometry.meshes import Mesh, millimetres, moved, rigid_motion
 from facezoo.pretrained import Pretrained
@@ -125,6 +126,16 @@ class MeshModel(ShortModel, nn.Module, Pretrained):
             UnsupportedError: naming the models that have.
         """
         raise no_stage(self.model_name, "predict_expression")
+
+    def decode_jpeg_by(self, decoder: str) -> NoReturn:
+        """Refused: meshes are not JPEG files.
+
+        Raises:
+            UnsupportedError: always.
+        """
+        raise UnsupportedError(
+            f"{self.model_name} takes meshes, no photographs; leave out jpeg={decoder!r}"
+        )
 
     def prepare(
         self,

@@ -18,6 +18,8 @@ from facezoo.families import FAMILIES, model_class
 if TYPE_CHECKING:
     import torch
 
+    from facezoo.preprocess.jpeg import JpegDecoder
+
 _DEVICES = "give 'cuda', 'cuda:1', 'mps' or 'cpu', or None for the best there is"
 
 
@@ -84,6 +86,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
     compile: bool = False,
+    jpeg: JpegDecoder = "pillow",
     licenses: Sequence[str] | None = None,
     strict: bool = True,
     **overrides: Any,
@@ -104,6 +107,8 @@ def load(
             docs/performance.md for what they cost.
         compile: whether the networks are compiled by ``torch.compile`` when they first run, which
             takes a minute or so, and again for the first other batch size.
+        jpeg: what decodes JPEG files: ``"pillow"``, in threads, with the same pixels everywhere, or
+            ``"nvjpeg"``, on the NVIDIA GPU that the model is on, with others.
         licenses: licences that are acceptable for code, weights and training data; None for any.
         strict: whether a missing or unexpected tensor is an error.
         **overrides: architecture arguments that differ from the card's.
@@ -111,11 +116,11 @@ def load(
     Raises:
         UnknownNameError: if there is no such name; the message lists near matches.
         UnsupportedError: if ``compile`` is asked of a model that has nothing to compile, or a
-            ``dtype`` in which its codes would be lost.
+            ``dtype`` in which its codes would be lost, or a ``jpeg`` that the device does not do.
         LicenseError: if a licence in the card is not in ``licenses``.
         RuntimeError: if ``device`` does not exist on this machine, or is neither CUDA, MPS nor the
             CPU.
-        ValueError: if ``dtype`` is none of these.
+        ValueError: if ``dtype`` or ``jpeg`` is none of these.
         WeightsError: if the weights cannot be found, trusted or fitted.
     """
     from facezoo import weights
@@ -124,16 +129,18 @@ def load(
     target, precision = best_device(device), _precision(dtype)
     if not pretrained and isinstance(name, str) and name in FAMILIES and not _has_card(name):
         model = build(model_class(name), None, None, overrides=overrides)
-        return _ready(model, target, precision, compile)
+        return _ready(model, target, precision, compile, jpeg)
     source = resolve(name)
     _check_licenses(source.card, licenses, pretrained)
     family = family_of(source.card)
     path = weights.find(source.card, source.path) if pretrained else None
     model = build(family, source.card, path, strict=strict, overrides=overrides)
-    return _ready(model, target, precision, compile)
+    return _ready(model, target, precision, compile, jpeg)
 
 
-def _ready(model: Any, device: torch.device, dtype: torch.dtype, compile: bool) -> Any:
+def _ready(
+    model: Any, device: torch.device, dtype: torch.dtype, compile: bool, jpeg: JpegDecoder
+) -> Any:
     """On a device, in a precision, and in the memory order that convolutions are fastest in."""
     import torch
 
@@ -142,6 +149,8 @@ def _ready(model: Any, device: torch.device, dtype: torch.dtype, compile: bool) 
     model = model.to(device=device, dtype=dtype).to(memory_format=torch.channels_last)
     if compile:
         model.compile_networks()
+    if jpeg != "pillow":
+        model.decode_jpeg_by(jpeg)
     return model
 
 

@@ -197,7 +197,7 @@ def _setting(name: str, device: str | None, what: str, aligned: bool, mark: str)
     """What decides a row besides the image: weights, preprocessing, and what is asked for."""
     model = _loaded(name, device, mark)
     weights = model.card.weights.sha256 if model.card else name
-    return f"{weights}-{fingerprint(model.preprocessing)}-{what}-{aligned}"
+    return f"{weights}-{fingerprint(model.preprocessing, model.jpeg)}-{what}-{aligned}"
 
 
 def _digest(pixels: NDArray[np.uint8]) -> str:

@@ -36,7 +36,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr("facezoo.extraction.run.load", lambda name, device=None: model)
     monkeypatch.setattr(stages, "find_faces", fake_find_faces)
     monkeypatch.setattr("facezoo.base.find_faces", fake_find_faces)
-    monkeypatch.setattr(stages, "fingerprint", lambda preprocessing: "0123456789abcdef")
+    monkeypatch.setattr(stages, "fingerprint", lambda preprocessing, jpeg: "0123456789abcdef")
     monkeypatch.setattr("facezoo.extraction.run.PART_PHOTOS", 4)
     return model
 

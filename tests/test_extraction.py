@@ -44,7 +44,7 @@ def fake_find_faces(photos, *, faces="largest", on_missing="raise", names=None, 
 @pytest.fixture(autouse=True)
 def _stand_ins(monkeypatch):
     monkeypatch.setattr(stages, "find_faces", fake_find_faces)
-    monkeypatch.setattr(stages, "fingerprint", lambda preprocessing: "0123456789abcdef")
+    monkeypatch.setattr(stages, "fingerprint", lambda preprocessing, jpeg: "0123456789abcdef")
     monkeypatch.setattr(run, "PART_PHOTOS", 4)
 
 
@@ -279,7 +279,7 @@ def test_a_file_name_that_is_not_utf_8_is_escaped(tmp_path, model):
 def test_decoding_stays_a_bounded_number_of_photographs_ahead(monkeypatch):
     started = []
 
-    def load(root, name):
+    def load(root, jpeg, name):
         started.append(name)
         return inputs.Loaded(name, np.zeros((1000, 1000, 3), np.uint8), "", 0.0)
 
@@ -314,9 +314,9 @@ def test_decoding_happens_in_other_threads(folder, tmp_path, model, monkeypatch)
     threads = set()
     load = inputs._load
 
-    def spy(root, name):
+    def spy(root, jpeg, name):
         threads.add(threading.current_thread())
-        return load(root, name)
+        return load(root, jpeg, name)
 
     monkeypatch.setattr(inputs, "_load", spy)
     go(folder, tmp_path / "f.csv", model)
@@ -367,7 +367,9 @@ def test_what_is_done_is_not_done_again(folder, tmp_path, model, monkeypatch):
     interrupted(folder, tmp_path / "f.csv", model, monkeypatch, call=5)
     seen = []
     load = inputs._load
-    monkeypatch.setattr(inputs, "_load", lambda root, name: seen.append(name) or load(root, name))
+    monkeypatch.setattr(
+        inputs, "_load", lambda root, jpeg, name: seen.append(name) or load(root, jpeg, name)
+    )
     go(folder, tmp_path / "f.csv", model)
     assert sorted(seen) == [f"{n:03d}.png" for n in range(8, 13)]
 
@@ -395,7 +397,7 @@ def slow(*args, **options):
     time.sleep(0.1)
     return t.fake_find_faces(*args, **options)
 t.stages.find_faces = slow
-t.stages.fingerprint = lambda preprocessing: "0123456789abcdef"
+t.stages.fingerprint = lambda preprocessing, jpeg: "0123456789abcdef"
 t.run.PART_PHOTOS = 4
 t.go({folder!r}, {output!r}, t.tiny_model())
 """
@@ -492,7 +494,7 @@ def test_another_fingerprint_or_model_does_not_continue_a_run(folder, tmp_path, 
     output = tmp_path / "f.csv"
     interrupted(folder, output, model, monkeypatch)
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "fingerprint", lambda preprocessing: "fedcba9876543210")
+        patch.setattr(stages, "fingerprint", lambda preprocessing, jpeg: "fedcba9876543210")
         with pytest.raises(FileExistsError, match=r"fingerprint was '0123456789abcdef'"):
             go(folder, output, model)
     with pytest.raises(FileExistsError, match=r"checkpoint was .*--overwrite"):

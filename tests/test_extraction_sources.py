@@ -357,7 +357,7 @@ def test_a_file_twice_and_other_formats_are_not_joined(folder, tmp_path, model):
 
 def test_files_of_another_fingerprint_are_not_joined(folder, tmp_path, model, monkeypatch):
     go(folder, tmp_path / "a.parquet", model)
-    monkeypatch.setattr(stages, "fingerprint", lambda preprocessing: "fedcba9876543210")
+    monkeypatch.setattr(stages, "fingerprint", lambda preprocessing, jpeg: "fedcba9876543210")
     go(folder, tmp_path / "b.parquet", model)
     with pytest.raises(ValueError, match="has fingerprint 'fedcba9876543210' and"):
         join_files([tmp_path / "a.parquet", tmp_path / "b.parquet"], tmp_path / "c.parquet")

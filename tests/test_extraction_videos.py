@@ -195,7 +195,7 @@ def slow(*args, **options):
     time.sleep(0.1)
     return t.fake_find_faces(*args, **options)
 t.stages.find_faces = slow
-t.stages.fingerprint = lambda preprocessing: "0123456789abcdef"
+t.stages.fingerprint = lambda preprocessing, jpeg: "0123456789abcdef"
 t.run.PART_PHOTOS = 4
 t.go({film!r}, {output!r}, t.tiny_model(), every=2, smooth=0.3)
 """

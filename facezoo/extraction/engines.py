@@ -13,6 +13,7 @@ from pathlib import Path
 from facezoo.extraction.inputs import Loaded, group, load_ahead
 from facezoo.extraction.parts import Block, join
 from facezoo.extraction.stages import Clock, Plan, work
+from facezoo.preprocess.jpeg import check_decoder
 from facezoo.training import Processes
 
 Blocks = Generator[list[Block], None, None]
@@ -34,7 +35,10 @@ class Task:
 
 def alone(task: Task, names: Sequence[str], clock: Clock) -> Blocks:
     """In this process: the blocks of a batch at a time."""
-    loaded = load_ahead(task.root, names, workers=task.workers, ahead=2 * task.batch_size)
+    model = task.plans[0].model
+    check_decoder(model.jpeg, model.device)
+    ahead = 2 * task.batch_size
+    loaded = load_ahead(task.root, names, workers=task.workers, ahead=ahead, jpeg=model.jpeg)
     try:
         for batch in group(_timed(loaded, clock), task.batch_size):
             yield work(batch, task.plans, clock, task.batch_size)

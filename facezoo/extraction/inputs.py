@@ -7,21 +7,19 @@ import math
 import os
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from itertools import groupby
 from pathlib import Path
 from typing import NoReturn
 
-import numpy as np
-from numpy.typing import NDArray
-
 from facezoo.errors import ImageError
 from facezoo.extraction.shards import MARK, damage_of, is_shard, keys_of, read_stored, split_name
 from facezoo.extraction.videos import check_video, frame_keys, is_video, read_frame
 from facezoo.preprocess.ahead import work_ahead
-from facezoo.preprocess.reading import SUFFIXES, read_image
+from facezoo.preprocess.jpeg import JpegDecoder, Photo, read_or_keep
+from facezoo.preprocess.reading import SUFFIXES
 
 BATCH_BYTES = 256 * 2**20
 """A batch is closed early when its pixels need as much as this."""
@@ -45,14 +43,19 @@ class Loaded:
     """One photograph, or why there is none."""
 
     name: str
-    pixels: NDArray[np.uint8] | None
-    """RGB, (H, W, 3)."""
+    pixels: Photo | None
+    """RGB, (H, W, 3), or a JPEG file that the GPU is to decode."""
     reason: str
     """Why it is unreadable, else empty."""
     seconds: float
     """Time that decoding took."""
     time: float = math.nan
     """When a frame of a video is shown, in seconds; NaN for a photograph."""
+
+    def unreadable(self, error: ImageError, path: object) -> Loaded:
+        """The same without pixels, and why; ``path`` is what the error may call it."""
+        reason = str(error).removeprefix(f"{str(path)!r}: ").removeprefix(f"{path} ")
+        return replace(self, pixels=None, reason=reason)
 
 
 def list_photos(
@@ -198,7 +201,7 @@ def state_of(root: Path, names: Iterable[str]) -> str:
 
 
 def load_ahead(
-    root: Path, names: Sequence[str], *, workers: int, ahead: int
+    root: Path, names: Sequence[str], *, workers: int, ahead: int, jpeg: JpegDecoder = "pillow"
 ) -> Generator[Loaded, None, None]:
     """Decode photographs in threads while the caller works on earlier ones.
 
@@ -207,12 +210,13 @@ def load_ahead(
         names: photographs.
         workers: threads.
         ahead: see ``work_ahead``.
+        jpeg: what decodes JPEG files; those for a GPU are read and not decoded.
 
     Yields:
         One entry per name, in their order.
     """
     return work_ahead(
-        partial(_load, root),
+        partial(_load, root, jpeg),
         names,
         workers=workers,
         ahead=ahead,
@@ -246,22 +250,24 @@ def _size(loaded: Loaded) -> int:
     return 0 if loaded.pixels is None else loaded.pixels.nbytes
 
 
-def _load(root: Path, name: str) -> Loaded:
+def _load(root: Path, jpeg: JpegDecoder, name: str) -> Loaded:
     begin = time.perf_counter()
     path, shown = root / name, math.nan
-    reason, pixels = "", None
+    pixels: Photo | None = None
+    error: ImageError | None = None
     try:
         stored = split_name(name)
         if stored is None:
             if root == Path() and _is_container(path):
                 raise ImageError(_damage(path) or f"{path} has changed since it was listed")
-            pixels = read_image(path)
+            pixels = read_or_keep(path, None, jpeg)
         elif is_video(Path(stored[0])):
             path = root / stored[0]
             pixels, shown = read_frame(path, stored[1])
         else:
             path = root / stored[0]
-            pixels = read_image(read_stored(path, stored[1]))
-    except ImageError as error:
-        reason = str(error).removeprefix(f"{str(path)!r}: ").removeprefix(f"{path} ")
-    return Loaded(name, pixels, reason, time.perf_counter() - begin, shown)
+            pixels = read_or_keep(read_stored(path, stored[1]), None, jpeg)
+    except ImageError as caught:
+        error = caught
+    loaded = Loaded(name, pixels, "", time.perf_counter() - begin, shown)
+    return loaded if error is None else loaded.unreadable(error, path)

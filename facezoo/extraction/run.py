@@ -24,6 +24,7 @@ from facezoo.extraction.passes import check_free, finished_before, tell
 from facezoo.extraction.report import ExtractionReport
 from facezoo.extraction.stages import Clock, Plan, digest, plan_for
 from facezoo.extraction.tables import Layout, check_output, write_table
+from facezoo.preprocess.jpeg import JpegDecoder
 from facezoo.preprocess.pipeline import Which, check_options
 from facezoo.registry import best_device, load
 from facezoo.training import Processes
@@ -56,6 +57,7 @@ def extract(
     faces: Which = "all",
     on_missing: Literal["skip", "nan"] = "skip",
     device: str | torch.device | None = None,
+    jpeg: JpegDecoder | None = None,
     batch_size: int = 32,
     workers: int = 2,
     every: int = 1,
@@ -88,6 +90,8 @@ def extract(
         on_missing: ``"skip"`` for no row where no face is found, ``"nan"`` for a row of NaN with
             face -1. Unreadable files never have a row.
         device: where to work; None for the best there is, or for where the given model is.
+        jpeg: what decodes JPEG files, see ``facezoo.load``; None for Pillow, or for what the given
+            model has.
         batch_size: photographs that are worked on at once.
         workers: threads that decode.
         every: of videos, the first of each so many frames is taken.
@@ -109,7 +113,8 @@ def extract(
         ImageError: if ``strict`` and a file is unreadable.
         ImportError: if the output is Parquet and pyarrow is missing, or what videos, Ray or several
             processes need.
-        UnsupportedError: if the model lacks one of ``what``, or takes no photographs.
+        UnsupportedError: if the model lacks one of ``what``, or takes no photographs, or the
+            device does not do ``jpeg``.
         ValueError: if there are no photographs, or an argument has no such value, or ``every`` or
             ``smooth`` is given and there is no video.
     """
@@ -120,6 +125,7 @@ def extract(
         faces=faces,
         on_missing=on_missing,
         device=device,
+        jpeg=jpeg,
         batch_size=batch_size,
         workers=workers,
         every=every,
@@ -142,6 +148,7 @@ def extract_each(
     faces: Which = "all",
     on_missing: Literal["skip", "nan"] = "skip",
     device: str | torch.device | None = None,
+    jpeg: JpegDecoder | None = None,
     batch_size: int = 32,
     workers: int = 2,
     every: int = 1,
@@ -180,6 +187,7 @@ def extract_each(
     photos = list_photos(source, recursive, every)
     _check_videos(photos, every, smooth)
     models = _on_one_device(outputs.values(), device or together.device())
+    _agree_on_jpeg(models, jpeg)
     plans = [plan_for(model, what, faces, on_missing, photos.videos, smooth) for model in models]
     _check_same(together, [photos.names, [_settings(plan) for plan in plans]])
     clock = Clock(exact=profile)
@@ -312,6 +320,20 @@ def _on_one_device(
         ready.append(_ready(model, device))
         device = ready[0].device
     return ready
+
+
+def _agree_on_jpeg(models: Sequence[FaceModel], jpeg: JpegDecoder | None) -> None:
+    """Have all models of a pass, in which a photograph is decoded once, use one decoder."""
+    of_photos = [model for model in models if isinstance(model, FaceModel)]  # others are refused
+    if jpeg is not None:
+        for model in of_photos:
+            model.decode_jpeg_by(jpeg)
+    decoders = sorted({model.jpeg for model in of_photos})
+    if len(decoders) > 1:
+        raise ValueError(
+            f"the models of one pass decode JPEG files by {' and '.join(decoders)}; give jpeg, or "
+            "load them alike"
+        )
 
 
 def _root_of(photos: Photos) -> str:

@@ -13,18 +13,19 @@ import numpy as np
 import torch
 
 from facezoo.base import FaceModel
-from facezoo.errors import UnsupportedError
+from facezoo.errors import ImageError, UnsupportedError
 from facezoo.extraction.inputs import Loaded
 from facezoo.extraction.parts import Block, Rows
 from facezoo.extraction.report import STAGES
 from facezoo.extraction.tables import Layout
+from facezoo.preprocess.jpeg import Jpeg
 from facezoo.preprocess.pipeline import (
     Which,
     find_faces,
     fingerprint,
+    on_device,
     prepare,
     slices,
-    to_device,
 )
 from facezoo.results import Faces
 
@@ -86,7 +87,7 @@ def plan_for(
         wanted.append("predict_expression")
     nothing = model.run(torch.zeros(0, *model.input_shape, device=model.device), wanted)
     widths = {name: nothing[f"encode_{name}"].shape[1] for name in features}
-    marks = _checkpoint(model), fingerprint(model.preprocessing)
+    marks = _checkpoint(model), fingerprint(model.preprocessing, model.jpeg)
     layout = Layout(*marks, widths, tuple(classes), videos, smooth)
     return Plan(model, wanted, faces, on_missing, layout)
 
@@ -111,12 +112,28 @@ def work(
     batch: Sequence[Loaded], plans: Sequence[Plan], clock: Clock, batch_size: int
 ) -> list[Block]:
     """Find the faces of a batch of decoded photographs, and each plan's block of them."""
-    places = [index for index, photo in enumerate(batch) if photo.pixels is not None]
-    pixels = [photo.pixels for photo in batch if photo.pixels is not None]
     with clock.stage("detect"):
-        tensors = to_device(pixels, plans[0].model.device)
+        batch, tensors = _moved(batch, plans[0].model.device)
+        places = [index for index, photo in enumerate(batch) if photo.pixels is not None]
         found = find_faces(tensors, faces=plans[0].faces, on_missing="skip")
     return [_encode(batch, places, tensors, found, plan, clock, batch_size) for plan in plans]
+
+
+def _moved(
+    batch: Sequence[Loaded], device: torch.device
+) -> tuple[list[Loaded], list[torch.Tensor]]:
+    """The pixels of a batch on a device, and the batch, its unreadable photographs marked."""
+    there = [photo.pixels for photo in batch if photo.pixels is not None]
+    moved = iter(zip(there, on_device(there, device), strict=True))
+    marked, tensors = [], []
+    for photo in batch:
+        before, pixels = (None, None) if photo.pixels is None else next(moved)
+        if isinstance(pixels, ImageError):
+            photo = photo.unreadable(pixels, before.source if isinstance(before, Jpeg) else "")
+        elif pixels is not None:
+            tensors.append(pixels)
+        marked.append(photo)
+    return marked, tensors
 
 
 def _encode(

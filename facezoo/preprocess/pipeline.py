@@ -20,6 +20,7 @@ from facezoo.detector.model import FaceDetector
 from facezoo.errors import ImageError, NoFaceError
 from facezoo.preprocess.alignment import align, similarity_transform
 from facezoo.preprocess.detection import DetectionConfig, detect
+from facezoo.preprocess.jpeg import Jpeg, JpegDecoder, Photo, decode
 from facezoo.preprocess.templates import template_points
 from facezoo.results import Faces
 from facezoo.weights import find, load_into, read_tensors
@@ -50,10 +51,14 @@ def load_detector(device: torch.device) -> FaceDetector:
     return detector.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def fingerprint(preprocessing: Preprocessing) -> str:
+def fingerprint(preprocessing: Preprocessing, jpeg: JpegDecoder = "pillow") -> str:
     """A short name for everything that decides which pixels a network sees.
 
     Features are comparable only if they come from the same checkpoint and the same fingerprint.
+
+    Args:
+        preprocessing: template, size and normalisation.
+        jpeg: what decodes JPEG files.
 
     Returns:
         16 hexadecimal digits of a SHA-256 over the settings, the template's points, the detector's
@@ -65,8 +70,21 @@ def fingerprint(preprocessing: Preprocessing) -> str:
         "detector": card_named(DETECTOR).weights.sha256,
         "detection": asdict(DetectionConfig()),
         "revision": REVISION,
+        **({} if jpeg == "pillow" else {"jpeg": jpeg}),
     }
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def on_device(photos: Sequence[Photo], device: torch.device) -> list[Tensor | ImageError]:
+    """Photographs on a device, files that are still JPEG decoded there; see ``to_device``.
+
+    Returns:
+        uint8 RGB, each (H, W, 3), or why one cannot be read.
+    """
+    files = [photo for photo in photos if isinstance(photo, Jpeg)]
+    arrays = [photo for photo in photos if not isinstance(photo, Jpeg)]
+    decoded, copied = iter(decode(files, device)), iter(to_device(arrays, device))
+    return [next(decoded if isinstance(photo, Jpeg) else copied) for photo in photos]
 
 
 def to_device(photos: Sequence[NDArray[np.uint8]], device: torch.device) -> list[Tensor]:

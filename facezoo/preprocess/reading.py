@@ -9,10 +9,10 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, Union, cast
+from typing import IO, Any, Protocol, TypeVar, Union, cast
 
 import numpy as np
 import torch
@@ -24,6 +24,14 @@ from facezoo.errors import ImageError
 from facezoo.preprocess.ahead import DECODERS, work_ahead
 
 ImageSource = Union[str, "os.PathLike[str]", bytes, IO[bytes], Image.Image, NDArray[Any], Tensor]
+
+
+class _Pixels(Protocol):
+    @property
+    def nbytes(self) -> int: ...
+
+
+Pixels = TypeVar("Pixels", bound=_Pixels)
 
 SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
@@ -99,7 +107,9 @@ def read_image(source: ImageSource, index: int | None = None) -> NDArray[np.uint
     return _read(source, index)
 
 
-def read_ahead(sources: Sequence[ImageSource], ahead: int) -> Iterator[NDArray[np.uint8]]:
+def read_ahead(
+    sources: Sequence[ImageSource], ahead: int, read: Callable[[ImageSource, int | None], Pixels]
+) -> Iterator[Pixels]:
     """Read photographs one by one, files and bytes in threads while the caller works.
 
     Other sources are read when their turn comes, in the caller's thread: they may be shared.
@@ -107,21 +117,22 @@ def read_ahead(sources: Sequence[ImageSource], ahead: int) -> Iterator[NDArray[n
     Args:
         sources: anything that ``read_image`` takes.
         ahead: how many may be decoded before their turn.
+        read: ``read_image``, or another way from a source and its place in the list to pixels.
 
     Yields:
-        One array (H, W, 3) per source, in their order; see ``read_image``.
+        What is read of each source, in their order.
 
     Raises:
         ImageError: in its turn, if an input cannot be read.
     """
     if len(sources) == 1:
-        yield read_image(sources[0])
+        yield read(sources[0], None)
         return
     if not all(isinstance(source, (str, os.PathLike, bytes)) for source in sources):
-        yield from (read_image(source, index) for index, source in enumerate(sources))
+        yield from (read(source, index) for index, source in enumerate(sources))
         return
     yield from work_ahead(
-        lambda index: read_image(sources[index], index),
+        lambda index: read(sources[index], index),
         range(len(sources)),
         workers=DECODERS,
         ahead=ahead,
@@ -270,7 +281,7 @@ def _too_large(what: str) -> str:
 
 def _from_pil(image: Image.Image) -> NDArray[np.uint8]:
     if isinstance(image, ImageFile.ImageFile):
-        _check_header(image)
+        check_header(image)
     try:
         image.load()
         if image.mode == "I":
@@ -285,7 +296,7 @@ def _from_pil(image: Image.Image) -> NDArray[np.uint8]:
         raise ImageError(_reason(None, error)) from error
 
 
-def _check_header(image: ImageFile.ImageFile) -> None:
+def check_header(image: ImageFile.ImageFile) -> None:
     """Refuse by what the header says, before anything is decoded."""
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:
@@ -294,12 +305,17 @@ def _check_header(image: ImageFile.ImageFile) -> None:
         raise ImageError(f"is a drawing ({image.format}), not a photograph; export it as PNG")
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def orientation_of(image: Image.Image) -> int:
+    """How EXIF says that a picture was taken, 1 to 8; 1, upright, where it says nothing valid."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # broken EXIF says nothing about the pixels: read them as they lie
-        return image
-    method = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+        return 1
+    return orientation if isinstance(orientation, int) and orientation in UPRIGHT else 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    method = UPRIGHT.get(orientation_of(image))
     return image if method is None else image.transpose(method)
 
 

@@ -593,30 +593,29 @@ def test_mutated_files_are_read_or_refused_with_an_image_error(seed, edits, keep
 def test_photographs_read_ahead_are_those_read_one_by_one(tmp_path):
     (tmp_path / "a.png").write_bytes(encode(gradient(9, 7)))
     sources = [tmp_path / "a.png", encode(gradient(5, 8)), *[encode(gradient())] * 9]
-    read = list(read_ahead(sources, 4))
+    read = list(read_ahead(sources, 4, read_image))
     assert len(read) == len(sources)
     for pixels, source in zip(read, sources, strict=True):
         np.testing.assert_array_equal(pixels, read_image(source))
 
 
 def test_a_broken_photograph_among_those_read_ahead_is_named_in_its_turn():
-    read = read_ahead([encode(gradient()), b"nothing", encode(gradient())], 4)
+    read = read_ahead([encode(gradient()), b"nothing", encode(gradient())], 4, read_image)
     next(read)
     with pytest.raises(ImageError, match=r"image 1 \(7 bytes\)"):
         next(read)
 
 
-def test_only_files_and_bytes_are_read_in_threads(monkeypatch):
+def test_only_files_and_bytes_are_read_in_threads():
     names = []
-    read = read_image
-    monkeypatch.setattr(
-        reading,
-        "read_image",
-        lambda *given: names.append(threading.current_thread().name) or read(*given),
-    )
-    list(read_ahead([encode(gradient())] * 3, 4))
+
+    def read(*given):
+        names.append(threading.current_thread().name)
+        return read_image(*given)
+
+    list(read_ahead([encode(gradient())] * 3, 4, read))
     assert all(name.startswith("decode") for name in names)
     names.clear()
-    list(read_ahead([encode(gradient()), Image.fromarray(gradient())], 4))
-    list(read_ahead([encode(gradient())], 4))  # one alone is not worth a thread
+    list(read_ahead([encode(gradient()), Image.fromarray(gradient())], 4, read))
+    list(read_ahead([encode(gradient())], 4, read))  # one alone is not worth a thread
     assert set(names) == {threading.current_thread().name}
