@@ -260,7 +260,8 @@ class FaceModel(ShortModel, Freezable, Pretrained):
             self._stage(name)
         parts: dict[str, list[Tensor]] = {name: [] for name in wanted}
         with torch.inference_mode(), evaluating(self):
-            for batch in crops.to(self.dtype).split(batch_size) if len(crops) else [crops[:0]]:
+            ready = crops.to(self.dtype)
+            for batch in ready.split(batch_size) if len(ready) > batch_size else [ready]:
                 for name, rows in self._run_batch(batch, wanted).items():
                     parts[name].append(rows)
         # Joined outside of inference mode, they are ordinary tensors, which can be learned from.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -20,7 +20,9 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     if in_training:
         module.eval()
     try:
-        with exact(next(module.parameters()).device):
+        # Without CUDA no parameter can be on a GPU, and to ask one costs time.
+        on_cuda = torch.cuda.is_initialized()
+        with exact(next(module.parameters()).device) if on_cuda else nullcontext():
             yield
     finally:
         for part in in_training:

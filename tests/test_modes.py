@@ -43,6 +43,9 @@ def test_models_and_the_detector_run_exactly(monkeypatch):
     exact = modes.exact
     monkeypatch.setattr(modes, "exact", lambda device: asked.append(device) or exact(CUDA))
     with modes.evaluating(torch.nn.Linear(2, 2)):
+        assert asked == []  # without CUDA nobody is asked
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    with modes.evaluating(torch.nn.Linear(2, 2)):
         assert settings() == (False, "highest")
     assert asked == [torch.device("cpu")]
 
