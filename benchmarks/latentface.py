@@ -2,10 +2,11 @@
 
     python benchmarks/latentface.py latentface --data DATA [--part features] [--json FILE]
 
-Four tables: what can be read from the features (Tables 1 and 2 of the paper, at small scale); and
-of pictures, how well faces are drawn again, how much of the identity the frontal view keeps, and
-how far identity depends on the noise that the sampler starts from. All on crops by the packs'
-landmarks. Tables go into the file beside those of the same weights that it has.
+Five tables: what can be read from the features (Tables 1 and 2 of the paper, at small scale), and
+what could be if the diffusion gave exactly what it is taught; and of pictures, how well faces are
+drawn again, how much of the identity the frontal view keeps, and how far identity depends on the
+noise that the sampler starts from. All on crops by the packs' landmarks. Tables go into the file
+beside those of the same weights that it has.
 """
 
 import argparse
@@ -34,6 +35,8 @@ from facezoo.results import EXPRESSIONS
 FITTED = 8000
 """Training rows of a probe at most, as in ``facezoo.evaluate.leakage``."""
 COMPONENTS = 512
+OFTEN = 5
+"""Photographs of a person from which on the mean of the others is taken for the truth."""
 TURNED_DEG = 15.0
 SEEDS = 8
 PARTS = ("texture", "shape")
@@ -99,6 +102,16 @@ def taken_apart(latents: Latents, identity: Latents, parts=PARTS) -> tuple[Tenso
     return torch.cat(rest, 1), torch.cat(whose, 1)
 
 
+def of_others(every: Tensor, persons: list[str], often: int = 2) -> tuple[Tensor, Tensor]:
+    """The mean code of each person's other photographs, and the rows of whom there are enough."""
+    people = {name: index for index, name in enumerate(sorted(set(persons)))}
+    numbers = torch.tensor([people[name] for name in persons])
+    counts = numbers.bincount()[numbers]
+    sums = torch.zeros(len(people), every.shape[1]).index_add(0, numbers, every)
+    rows = (counts >= often).nonzero()[:, 0]
+    return (sums[numbers[rows]] - every[rows]) / (counts[rows, None] - 1), rows
+
+
 class EncoderBased:
     """Identity codes straight from the image, the alternative to diffusion of Table 2.
 
@@ -109,7 +122,7 @@ class EncoderBased:
         torch.manual_seed(0)
         options = {key: model.architecture[key] for key in ("size", "width", "code_dim")}
         self.encoders = [AutoEncoder(1, **options) for _ in PARTS]
-        targets, rows = self._targets(codes(factors(model, train.crops)), train.persons)
+        targets, rows = of_others(codes(factors(model, train.crops)), train.persons)
         learned = [p for encoder in self.encoders for p in encoder.encoder.parameters()]
         optimizer = torch.optim.Adam(learned, lr=5e-4)
         rates = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -123,15 +136,6 @@ class EncoderBased:
             loss.backward()
             optimizer.step()
             rates.step()
-
-    def _targets(self, every: Tensor, persons: list[str]) -> tuple[Tensor, Tensor]:
-        """The mean code of each person's other photographs, and the rows that have one."""
-        people = {name: index for index, name in enumerate(sorted(set(persons)))}
-        numbers = torch.tensor([people[name] for name in persons])
-        counts = numbers.bincount()[numbers]
-        sums = torch.zeros(len(people), every.shape[1]).index_add(0, numbers, every)
-        rows = (counts > 1).nonzero()[:, 0]
-        return (sums[numbers[rows]] - every[rows]) / (counts[rows, None] - 1), rows
 
     def __call__(self, images: Tensor) -> Tensor:
         return torch.cat([encoder.encode(images) for encoder in self.encoders], 1)
@@ -190,6 +194,45 @@ def features_table(model: LatentFace, data: Path, steps: int) -> list[dict]:
         print(json.dumps(row, ensure_ascii=False), flush=True)
         rows.append(row)
     return rows
+
+
+def targets_table(model: LatentFace, data: Path) -> list[dict]:
+    """How well expression is read from codes less what the diffusion is taught, of LFW's people.
+
+    The targets are the true ones, the mean codes of a person's other photographs, and the same with
+    the mean of its class of expression taken from each photograph. Nothing is guessed.
+    """
+    packs = [read(data, "lfw", split, model) for split in ("train", "val")]
+    latents = [factors(model, pack.crops) for pack in packs]
+    whole = [codes(z) for z in latents]
+    classes = packs[0].labels.unique()
+    shifts = torch.zeros(len(EXPRESSIONS), whole[0].shape[1])
+    for label in classes[classes >= 0].tolist():
+        shifts[label] = whole[0][packs[0].labels == label].mean(0) - whole[0].mean(0)
+    freed = [
+        z - shifts[pack.labels.clamp(min=0)] * (pack.labels >= 0)[:, None]
+        for z, pack in zip(whole, packs, strict=True)
+    ]
+    rows = [of_others(z, pack.persons, OFTEN)[1] for z, pack in zip(whole, packs, strict=True)]
+
+    def less_others(every: list[Tensor]) -> list[Tensor]:
+        return [
+            z[kept] - of_others(other, pack.persons, OFTEN)[0]
+            for z, other, pack, kept in zip(whole, every, packs, rows, strict=True)
+        ]
+
+    features = {
+        "the codes whole": [z[kept] for z, kept in zip(whole, rows, strict=True)],
+        "less the mean of the person's other photographs": less_others(whole),
+        "the same, each photograph's code less its class's mean": less_others(freed),
+    }
+    labels = [pack.labels[kept] for pack, kept in zip(packs, rows, strict=True)]
+    counts = {"photographs of train": len(rows[0]), "photographs of val": len(rows[1])}
+    words = ("neutral", "happiness")
+    return [
+        {"codes": name, **counts, **{f"LFW val, {k}": v for k, v in scores.items()}}
+        for name, scores in ((n, probed(f, labels, words)) for n, f in features.items())
+    ]
 
 
 def probed(features: list[Tensor], labels: list[Tensor], words) -> dict[str, float]:
@@ -323,9 +366,11 @@ def pictures_tables(model: LatentFace, data: Path) -> dict[str, list[dict]]:
 
 def main(name: str, data: Path, part: str, steps: int) -> dict:
     model = facezoo.load(name, device="cpu")
-    tables = pictures_tables(model, data) if part != "features" else {}
-    if part != "pictures":
+    tables = pictures_tables(model, data) if part in ("pictures", "all") else {}
+    if part in ("features", "all"):
         tables["features"] = features_table(model, data, steps)
+    if part in ("targets", "all"):
+        tables["targets"] = targets_table(model, data)
     return {"checkpoint": model.card.name, "sha256": model.card.weights.sha256, "tables": tables}
 
 
@@ -333,7 +378,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("name", help="a checkpoint of latentface")
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--part", choices=["features", "pictures", "all"], default="all")
+    parser.add_argument("--part", choices=["features", "targets", "pictures", "all"], default="all")
     parser.add_argument("--steps", type=int, default=1000, help="of the encoder-based rival")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
