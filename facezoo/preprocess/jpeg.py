@@ -115,14 +115,19 @@ def _kept(source: str | os.PathLike[str] | bytes, index: int | None) -> Jpeg | N
         data = source if isinstance(source, bytes) else Path(source).read_bytes()
         with Image.open(io.BytesIO(data)) as image:
             check_header(image)
-            coded = image.info.get("adobe_transform", 1)  # 0 where the channels are RGB as they are
             whole = data.rstrip(b"\0").endswith(END)
-            if image.format != "JPEG" or image.mode != "RGB" or coded != 1 or not whole:
+            if image.format != "JPEG" or image.mode != "RGB" or _is_rgb(image) or not whole:
                 return None
             shape = (image.height, image.width, 3)
             return Jpeg(data, shape, orientation_of(image), source, index)
     except Exception:  # what is wrong with it, read_image says
         return None
+
+
+def _is_rgb(image: Image.Image) -> bool:
+    """Whether the three channels of a JPEG file may be RGB as they are stored, not YCbCr."""
+    names = bytes(channel[0] for channel in getattr(image, "layer", ()))
+    return image.info.get("adobe_transform", 1) != 1 or names == b"RGB"
 
 
 def _by_pillow(photo: Jpeg, device: torch.device) -> Tensor | ImageError:

@@ -58,6 +58,15 @@ def unquantised(data):
     return data.replace(b"\xff\xdb", b"\xff\xef")
 
 
+def named(names):
+    """A JPEG whose three channels have other names than usual."""
+    data = bytearray(encode(picture(), quality=95))
+    frame, scan = data.index(b"\xff\xc0") + 10, data.index(b"\xff\xda") + 5
+    for number, name in enumerate(names):
+        data[frame + 3 * number] = data[scan + 2 * number] = name
+    return bytes(data)
+
+
 def keep(data):
     return read_or_keep(data, None, "nvjpeg")
 
@@ -71,7 +80,9 @@ def any_device(monkeypatch):
     monkeypatch.setattr("facezoo.base.check_decoder", lambda decoder, device: None)
 
 
-@pytest.mark.parametrize("data", [encode(picture()), encode(picture(), progressive=True), stored()])
+@pytest.mark.parametrize(
+    "data", [encode(picture()), encode(picture(), progressive=True), stored(), named(b"YUV")]
+)
 def test_a_whole_jpeg_of_three_channels_is_kept_as_it_is_stored(data):
     kept = keep(data)
     assert isinstance(kept, Jpeg)
@@ -87,6 +98,7 @@ def test_a_whole_jpeg_of_three_channels_is_kept_as_it_is_stored(data):
         encode(picture().convert("L")),
         encode(picture().convert("CMYK")),
         stored(colours="RGB"),
+        named(b"RGB"),
         picture(),
         np.asarray(picture()),
     ],
