@@ -163,6 +163,28 @@ def test_a_damaged_row_group_costs_its_own_photographs(folder, tmp_path, model):
     assert [(name.rpartition("::")[2], face) for name, face in rows] == kept
 
 
+@pytest.mark.parametrize(("at", "damage"), [(0, bytes(512)), (148, b"7777777\0")])
+def test_what_follows_a_broken_header_of_a_tar_file_is_reported(
+    folder, tmp_path, model, at, damage
+):
+    shard = tmp_path / "s.tar"
+    with tarfile.open(shard, "w", format=tarfile.GNU_FORMAT) as archive:
+        for file in sorted(folder.iterdir()):
+            archive.add(file, file.name)
+    content = bytearray(shard.read_bytes())
+    header = content.index(b"003.png\0")
+    content[header + at : header + at + len(damage)] = damage
+    shard.write_bytes(content)
+    report = go(shard, tmp_path / "f.parquet", model)
+    ((name, reason),) = report.unreadable
+    assert name == str(shard)
+    assert reason.startswith(f"goes on where it ends, at byte {header}: it is damaged")
+    rows = names_and_faces(tmp_path / "f.parquet")
+    assert [(name.rpartition("::")[2], face) for name, face in rows] == [
+        row for row in EXPECTED if row[0] < "003.png"
+    ]
+
+
 def test_a_broken_shard_beside_photographs_is_reported(folder, tmp_path, model):
     write_tar(folder, tmp_path / "cut.tar")
     content = (tmp_path / "cut.tar").read_bytes()

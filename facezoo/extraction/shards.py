@@ -27,6 +27,7 @@ SHARDS = (".parquet", ".tar")
 MARK = "::"
 _GROUPS = 2
 """Row groups of tables whose images are kept in memory."""
+_MORE = "it is damaged there, or several in one; unpack it with tar -i and pack it anew"
 _lock = Lock()
 
 
@@ -122,9 +123,15 @@ def _tar_places(path: Path) -> _Index:
             for member in archive:
                 if member.isfile() and os.path.splitext(member.name)[1].lower() in SUFFIXES:  # noqa: PTH122
                     places[member.name] = (member.offset_data, member.size)
+            end = archive.offset
     except tarfile.TarError as error:
         what = "is cut off" if places else "is no uncompressed tar file"
         return _Index(places, f"{path} {what}: {error}")
+    with path.open("rb") as file:
+        file.seek(end)
+        while block := file.read(tarfile.RECORDSIZE):
+            if block.strip(b"\0"):
+                return _Index(places, f"{path} goes on where it ends, at byte {end}: {_MORE}")
     return _Index(places)
 
 

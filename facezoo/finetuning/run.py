@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -22,7 +22,7 @@ from facezoo.data.labelled import LabelledImages, read_labelled
 from facezoo.evaluate.classification import scores
 from facezoo.finetuning.loop import MARGIN, Examples, Finetuning, check_batch, fit, predict
 from facezoo.preprocess.pipeline import fingerprint, prepare_aligned, to_device
-from facezoo.preprocess.reading import ImageSource, describe
+from facezoo.preprocess.reading import describe
 from facezoo.registry import load
 from facezoo.training import Processes, begin_run
 from facezoo.weights import read_tensors, save
@@ -100,7 +100,7 @@ def finetune(
     }
     with together.first_alone():  # the others find what it has written
         record = begin_run(target / STATE, seed=seed, recipe=said)
-        examples, rows = _examples(labelled, net, target / STATE, aligned)
+        examples, rows = _examples(labelled, said["data"], net, target / STATE, aligned)
     parts = {split: _part(examples, rows, labelled.rows(split)) for split in _splits(labelled)}
     _check(labelled, parts["train"].labels)
     fit(net, parts["train"], parts["val"], recipe, target / STATE, seed=seed)
@@ -142,15 +142,15 @@ def _splits(labelled: LabelledImages) -> list[str]:
 def _digest(labelled: LabelledImages) -> dict[str, Any]:
     """What tells this data from other data: a resumed run must have the same.
 
-    ``rows`` is a hash of what is said of the photographs, ``photographs`` one of their files' sizes
-    and times of change or, where they are bytes, of these.
+    ``rows`` is a hash of what is said of the photographs, ``photographs`` one of their files.
     """
     counts = torch.bincount(labelled.labels, minlength=len(labelled.classes)).tolist()
     points = None if labelled.landmarks is None else labelled.landmarks.tolist()
     columns = labelled.files, labelled.labels.tolist(), labelled.splits, labelled.persons, points
     photographs = sha256()
     for image in labelled.images:
-        photographs.update(_state(image))
+        data = image if isinstance(image, bytes) else Path(str(image)).read_bytes()
+        photographs.update(sha256(data).digest())
     return {
         "name": labelled.name,
         "classes": dict(zip(labelled.classes, counts, strict=True)),
@@ -159,20 +159,12 @@ def _digest(labelled: LabelledImages) -> dict[str, Any]:
     }
 
 
-def _state(image: ImageSource) -> bytes:
-    """What changes when a photograph does."""
-    if isinstance(image, bytes):
-        return sha256(image).digest()
-    stat = Path(str(image)).stat()
-    return f"{stat.st_size} {stat.st_mtime_ns}\n".encode()
-
-
 def _examples(
-    labelled: LabelledImages, net: FaceModel, folder: Path, aligned: bool
+    labelled: LabelledImages, digest: Mapping[str, Any], net: FaceModel, folder: Path, aligned: bool
 ) -> tuple[Examples, Tensor]:
     """Crops of all photographs, cut once, and the row of the data that each of them shows."""
     cache, key = folder / "crops.safetensors", folder / "crops.json"
-    wanted = {"fingerprint": fingerprint(net.preprocessing), "data": _digest(labelled)}
+    wanted = {"fingerprint": fingerprint(net.preprocessing), "data": digest}
     if key.is_file() and cache.is_file() and json.loads(key.read_text()) == wanted:
         stored = read_tensors(cache)
         crops, rows = stored["crops"], stored["rows"]
