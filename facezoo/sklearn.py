@@ -173,8 +173,9 @@ def _kept(key: str, row: NDArray[np.float32] | None) -> NDArray[np.float32] | No
 
 
 def _card_mark(name: str) -> str:
-    """What tells a model's folder from one that was rewritten: a hash of its card, else empty."""
-    card = Path(name) / "config.json"
+    """What tells a model's folder or file from one rewritten: a hash of its card, else empty."""
+    path = Path(name)
+    card = path.with_suffix(".json") if path.suffix == ".safetensors" else path / "config.json"
     return hashlib.sha256(card.read_bytes()).hexdigest() if card.is_file() else ""
 
 

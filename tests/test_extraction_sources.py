@@ -354,6 +354,7 @@ def test_joined_files_hold_the_rows_of_all(folder, tmp_path, model):
 def test_columns_are_joined_by_their_names_whatever_the_versions(
     folder, tmp_path, model, monkeypatch
 ):
+    own = dict(tables.VERSIONS)
     go(folder, tmp_path / "a.parquet", model)
     monkeypatch.setitem(tables.VERSIONS, "torch", "1.2.3")
     go(folder, tmp_path / "b.parquet", model, what=["identity", "expression"])
@@ -363,6 +364,8 @@ def test_columns_are_joined_by_their_names_whatever_the_versions(
     files = [tmp_path / "a.parquet", tmp_path / "b.parquet"]
     join_files(files, tmp_path / "all.parquet")
     assert pq.read_schema(tmp_path / "all.parquet").names == pq.read_schema(files[0]).names
+    both = json.loads(pq.read_schema(tmp_path / "all.parquet").metadata[b"facezoo"])
+    assert both["versions"] == {**own, "torch": f"{own['torch']}, 1.2.3"}
     rows = table(tmp_path / "all.parquet")
     assert rows[: len(EXPECTED)] == rows[len(EXPECTED) :]
 

@@ -1,6 +1,7 @@
 """FaceFeatures as a scikit-learn transformer: checks, pipelines, grids, memory."""
 
 import pickle
+import shutil
 from pathlib import Path
 
 import joblib
@@ -165,12 +166,17 @@ def test_the_memory_raises_where_no_face_was_kept(base, tmp_path):
         assert np.isnan(FaceFeatures(**options, on_missing="nan").transform(given)[1]).all()
 
 
-def test_a_model_folder_that_was_rewritten_gives_the_new_rows(crops, tmp_path):
+@pytest.mark.parametrize("what", ["folder", "file"])
+def test_a_model_that_was_rewritten_gives_the_new_rows(crops, tmp_path, what):
     rows = []
     for seed in (0, 1):
         torch.manual_seed(seed)
         model = IPDFER("test_resnet.r160_in1k", 8, pose_backbone=None, decoder_size=None)
         folder = str(model.save_pretrained(tmp_path / "model"))
+        if what == "file":
+            shutil.copy(f"{folder}/config.json", tmp_path / "m.json")
+            shutil.copy(f"{folder}/model.safetensors", tmp_path / "m.safetensors")
+            folder = str(tmp_path / "m.safetensors")
         kept = features(folder, memory=str(tmp_path / "memory")).transform(crops[:2])
         np.testing.assert_array_equal(features(folder).transform(crops[:2]), kept)
         rows.append(kept)

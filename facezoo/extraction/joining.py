@@ -53,15 +53,17 @@ def join_files(
         raise ValueError(f"{twice[-1]} is named twice; its rows would be there twice")
     if target.exists() and not overwrite:
         raise FileExistsError(f"{target} is there already; pass --overwrite (overwrite=True)")
-    _check_same({path: _layout_of(path) for path in paths})
+    layouts = {path: _layout_of(path) for path in paths}
+    _check_same(layouts)
     count = 0
-    schema = pq.read_schema(paths[0])
+    said = {**layouts[paths[0]], "versions": _versions(list(layouts.values()))}
+    schema = pq.read_schema(paths[0]).with_metadata({"facezoo": json.dumps(said)})
     with replacing(target) as partial, parquet_writer(partial, schema) as writer:
         for path in tqdm(paths, unit="file", disable=None):
             with pq.ParquetFile(path) as file:
                 for group in range(file.num_row_groups):
                     rows = file.read_row_group(group).select(schema.names)
-                    writer.write_table(rows)
+                    writer.write_table(rows.replace_schema_metadata(schema.metadata))
                     count += len(rows)
     return count
 
@@ -78,6 +80,16 @@ def _layout_of(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} was not written by facezoo extract; only its files can be joined")
     layout: dict[str, Any] = json.loads(said)
     return layout
+
+
+def _versions(layouts: Sequence[dict[str, Any]]) -> dict[str, str]:
+    """Of each package that wrote the files, the version, or all with commas between."""
+    every = [layout.get("versions", {}) for layout in layouts]
+    names = dict.fromkeys(name for versions in every for name in versions)
+    return {
+        name: ", ".join(dict.fromkeys(said[name] for said in every if name in said))
+        for name in names
+    }
 
 
 def _check_same(layouts: dict[Path, dict[str, Any]]) -> None:
