@@ -53,7 +53,7 @@ def named(what: str, smoke: bool) -> Recipe:
         chosen = recipe("compact", () if what == WHOLE else (what,))
     if smoke:
         return shortened(chosen, epochs=1, batch_size=4, sizes=((0, SIZE),))
-    return replace(chosen, main=replace(chosen.main, epochs=1))
+    return replace(chosen, main=replace(chosen.main, epochs=1, cycles=1))
 
 
 def every(rows: Rows, step: int) -> Rows:

@@ -55,6 +55,21 @@ def test_the_rate_falls_to_a_tenth_after_ten_epochs_and_again_after_twenty(tmp_p
     assert rates == pytest.approx([0.5] * 10 + [0.05] * 10 + [0.005])
 
 
+def test_a_cosine_starts_anew_with_every_cycle(tmp_path):
+    def rates_of(epochs, cycles):
+        part, step_of, _, rates = line()
+        config = StageConfig(epochs, ((0, 8),), batch_size=2, warmup=0.25, cycles=cycles)
+        optimizer = adam(part, config)
+        fit(part, [optimizer], config, INDEX, step_of(optimizer), lambda *_: {}, None, out, 0)
+        return rates
+
+    out = tmp_path / "once"
+    once = rates_of(3, 1)
+    out = tmp_path / "twice"
+    assert rates_of(6, 2) == pytest.approx(once * 2)
+    assert once[-1] < once[2]
+
+
 def test_without_an_average_the_weights_themselves_are_kept(tmp_path):
     part, step_of, *_ = line()
     config = StageConfig(2, ((0, 8),), batch_size=4, rate=0.5, average=0.0)

@@ -24,7 +24,9 @@ class StageConfig:
     schedule: Literal["cosine", "tenth"] = "cosine"
     """Half a cosine after the warm-up, or a tenth of the rate after every ten epochs."""
     warmup: float = 0.05
-    """Share of the round, for the cosine."""
+    """Share of a cycle, for the cosine."""
+    cycles: int = 1
+    """How often the cosine starts anew, warm-up included (warm restarts)."""
     weight_decay: float = 0.05
     average: float = 0.998
     """Decay of the moving average of the weights, which is what is kept; 0 keeps the weights."""
@@ -90,7 +92,7 @@ class Recipe:
 
 
 _PAPER = StageConfig(30, batch_size=32, rate=1e-4, schedule="tenth", weight_decay=0.0, average=0.0)
-_COMPACT = StageConfig(5, rate=5e-4, warmup=0.1)
+_COMPACT = StageConfig(10, rate=5e-4, warmup=0.1, cycles=2)
 _SMALL = Objective(
     pose_backbone="resnet10t",
     decoder_size=56,

@@ -139,6 +139,6 @@ def _set_rates(
 ) -> None:
     for optimizer in optimizers:
         if config.schedule == "cosine":
-            set_cosine_rate(optimizer, config.rate, progress, config.warmup)
+            set_cosine_rate(optimizer, config.rate, config.cycles * progress % 1.0, config.warmup)
         else:
             set_rate(optimizer, config.rate * 0.1 ** (epoch // 10))
