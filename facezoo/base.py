@@ -17,7 +17,7 @@ from facezoo.display import ShortModel
 from facezoo.errors import ImageError, NoFaceError, UnsupportedError
 from facezoo.families import FAMILIES, model_class
 from facezoo.freezing import Freezable
-from facezoo.modes import evaluating
+from facezoo.modes import evaluating, first_parameter
 from facezoo.preprocess.jpeg import JpegDecoder, Photo, check_decoder, read_or_keep
 from facezoo.preprocess.pipeline import (
     NAMED,
@@ -97,12 +97,12 @@ class FaceModel(ShortModel, Freezable, Pretrained):
     @property
     def device(self) -> torch.device:
         """Where the parameters are, and where photographs are worked on."""
-        return next(self.parameters()).device
+        return first_parameter(self).device
 
     @property
     def dtype(self) -> torch.dtype:
         """Precision of the parameters."""
-        return next(self.parameters()).dtype
+        return first_parameter(self).dtype
 
     @property
     def input_shape(self) -> tuple[int, int, int]:

@@ -88,3 +88,14 @@ def test_networks_in_training_mode_are_put_back_and_a_layer_alone_is_left():
     network[0][1].train()
     with modes.evaluating(network):
         assert network[0][1].training
+
+
+def test_the_first_parameter_is_that_of_torch():
+    plain = nn.Sequential(nn.ReLU(), nn.Sequential(nn.Tanh(), nn.Linear(2, 3, bias=False)))
+    plain.register_parameter("none", None)
+    assert modes.first_parameter(plain) is next(plain.parameters())
+    own = nn.Linear(2, 2)
+    own.child = nn.Linear(1, 1)
+    assert modes.first_parameter(own) is next(own.parameters())
+    with pytest.raises(StopIteration, match="ReLU has no parameters"):
+        modes.first_parameter(nn.ReLU())

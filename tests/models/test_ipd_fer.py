@@ -187,6 +187,16 @@ def test_features_of_lower_rank_keep_to_their_subspace(batch):
     assert torch.linalg.matrix_rank(features - features.mean(0), tol=1e-4) <= 3
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_features_of_lower_rank_are_the_same_in_other_precisions(batch, dtype):
+    model = IPDFER(BACKBONE, 24, 8, None, None, expression_rank=3).eval()
+    with torch.no_grad():
+        expected = model.embed_expression(batch)
+        found = model.to(dtype).embed_expression(batch.to(dtype))
+    assert found.dtype == dtype
+    assert torch.cosine_similarity(found.float(), expected).min() > 0.999
+
+
 def test_without_a_pose_branch_a_neutral_face_is_identity_alone(batch):
     model = IPDFER(BACKBONE, 24, 8, None, 14, 8).eval()
     torch.testing.assert_close(model.neutralize_crops(batch), model.frontalize_crops(batch))

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from facezoo.modes import first_parameter
+
 SEED_SIDE = 7
 """Side of the decoder's first map, pixels; every later stage doubles it."""
 
@@ -47,9 +49,21 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Features (B, D) of normalised crops (B, 3, H, W)."""
-        pooled = self.projection(self.backbone(images))
+        pooled = self._projected(self.backbone(images))
         features: Tensor = self.norm(pooled.to(self.norm.weight.dtype))
         return features
+
+    def _projected(self, pooled: Tensor) -> Tensor:
+        exact = torch.promote_types(pooled.dtype, torch.float32)
+        narrow = isinstance(self.projection, nn.Sequential)
+        if not narrow or first_parameter(self.projection).dtype == exact:
+            projected: Tensor = self.projection(pooled)
+            return projected
+        # So few numbers are multiplied sooner than a product in half precision is set up.
+        for layer in self.projection.children():
+            assert isinstance(layer, nn.Linear)
+            pooled = F.linear(pooled.to(exact), layer.weight.to(exact))
+        return pooled
 
     @torch.no_grad()
     def as_timm(self, name: str, last: nn.Linear | None = None) -> nn.Module:
