@@ -17,6 +17,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
@@ -29,6 +30,7 @@ import torch
 from measuring import in_turn, stamp, write
 
 import facezoo
+from facezoo.errors import UnsupportedError
 from facezoo.extraction import extract
 from facezoo.extraction.inputs import list_photos
 from facezoo.preprocess.pipeline import find_faces, to_device
@@ -146,7 +148,7 @@ def compare(files: list[str], options: argparse.Namespace) -> list[dict]:
             options.model, device=options.device, dtype=torch.bfloat16
         ),
     }
-    if torch.device(options.device).type == "cuda":
+    with suppress(UnsupportedError):  # on other devices, and where torchvision cannot
         loaded["facezoo, bfloat16, nvJPEG"] = facezoo.load(
             options.model, device=options.device, dtype=torch.bfloat16, jpeg="nvjpeg"
         )
