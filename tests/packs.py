@@ -78,6 +78,7 @@ def write_lfw(folder, train=6, val=4, side=64):
                 "identity": f"person{index // 2}",
                 "split": split,
                 "expression": ("neutral", "happiness", None)[index % 3],
+                "box": face["box"],
                 "landmarks": face["landmarks"],
                 "faces": [face],
                 "unsure": [[0.0, 0.0, 5.0, 5.0]] if index % 2 else [],

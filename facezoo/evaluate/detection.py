@@ -90,6 +90,30 @@ def measure_finder(
     }
 
 
+def central_alone(table: pa.Table) -> pa.Table:
+    """The same photographs, in which only the face of ``box`` and ``landmarks`` is looked for.
+
+    The others become regions that count neither way.
+
+    Args:
+        table: rows with ``box`` and ``landmarks`` of one face beside ``faces`` and ``unsure``.
+
+    Returns:
+        The table with ``faces`` and ``unsure`` replaced.
+    """
+    import pyarrow as pa
+
+    wanted, apart = [], []
+    columns = ("box", "landmarks", "faces", "unsure")
+    for box, points, faces, regions in zip(*(table[c].to_pylist() for c in columns), strict=True):
+        wanted.append([{"box": box, "landmarks": points}])
+        apart.append(regions + [face["box"] for face in faces if face["box"] != box])
+    for name, column in (("faces", wanted), ("unsure", apart)):
+        place = table.column_names.index(name)
+        table = table.set_column(place, name, pa.array(column))
+    return table
+
+
 def _compare(
     seen: Faces, boxes: Tensor, points: Tensor, regions: Tensor, smallest: float
 ) -> tuple[Tensor, Tensor]:

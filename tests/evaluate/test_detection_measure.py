@@ -7,7 +7,7 @@ import pytest
 import torch
 from packs import SquareDetector, face_at, photo_of, png, write_backgrounds, write_lfw
 
-from facezoo.evaluate.detection import measure
+from facezoo.evaluate.detection import central_alone, measure
 from facezoo.evaluate.protocols import detection
 from facezoo.preprocess.detection import DetectionConfig
 
@@ -123,11 +123,26 @@ def test_photographs_without_any_face_have_no_landmark_error():
     assert math.isnan(result["landmark_error"])
 
 
+def test_the_central_face_can_be_looked_for_alone():
+    middle, aside, missed = (100, 30, 40), (20, 30, 40), (20, 100, 60)
+    one = row([middle, aside], [aside, middle, missed])
+    known = one["faces"][1]
+    one |= {"box": known["box"], "landmarks": known["landmarks"]}
+    table = pa.Table.from_pylist([one, one | {"image": png(photo_of(aside).numpy())}])
+    result = measure(SquareDetector(), central_alone(table), CPU)
+    assert result["faces"] == 2
+    assert result["recall"] == 1 / 2  # nobody stands in the middle of the second
+    assert result["false_positives"] == 0
+    assert result["landmark_error"] == pytest.approx(0, abs=1e-3)
+    assert measure(SquareDetector(), table, CPU)["recall"] == 3 / 6
+
+
 def test_every_metric_of_the_detector_is_a_number(tmp_path):
     # Noise holds no white square: nothing is found.
     write_lfw(tmp_path)
     write_backgrounds(tmp_path)
     metrics = detection(SquareDetector(), tmp_path, CPU, "facezoo evaluate face-detector")
     assert {m.dataset for m in metrics} == {"LFW", "backgrounds"}
+    assert [m.name for m in metrics if "nearest the middle" in m.protocol] == ["recall"]
     assert all(math.isfinite(m.value) for m in metrics)
     assert {m.command for m in metrics} == {"facezoo evaluate face-detector"}
