@@ -172,6 +172,9 @@ def test_other_detectors_are_measured_by_the_same_protocol(tmp_path, monkeypatch
         recalls = [row[column] for row in found["tables"]["detectors"]]
         assert (found["photographs"], recalls) == (4, [100, 50])
     assert found["tables"]["detectors"][0]["landmarks, mean %"] == pytest.approx(0, abs=1e-3)
+    between_eyes = np.linalg.norm(marks[0, 0] - marks[0, 1])
+    spread = found["teacher's runs apart, mean %"]
+    assert spread == pytest.approx(100 * 0.01 * side / between_eyes, rel=1e-4)
 
 
 def test_the_own_detector_is_among_those_at_hand():
