@@ -65,3 +65,18 @@ def test_removal_takes_identity_and_leaves_most_of_the_expression():
     told = [part["expression"]["FER+ test"]["linear"]["accuracy"] for part in (before, after)]
     assert named[1] < named[0] - 5
     assert told[1] > told[0] - 2
+
+
+@measured(IPD)
+def test_ipd_fer_has_twelve_directions_of_which_seven_are_of_the_classes():
+    removal = MODELS[IPD]["removal"]
+    assert [removal[key]["directions"] for key in ("expressions kept", "control")] == [5, 5]
+    assert removal["nothing kept"]["directions"] == 12
+    for told in removal["nothing kept"]["expression"].values():
+        assert told["linear"]["accuracy"] == told["reading"]["chance"]
+    # The same five are removed from both, up to rounding: the control says nothing.
+    for data in ("FER+ test", "LFW val", "London"):
+        real, dealt = (
+            removal[key]["expression"][data]["linear"] for key in ("expressions kept", "control")
+        )
+        assert real == dealt
