@@ -36,10 +36,10 @@ WORDS = {
     BASELINE: "baseline: eq. (5) alone",
     WHOLE: "whole",
     "confusion": "without the confusion of poses, eq. (4)",
-    "cos": "without L_cos, eq. (6)",
-    "id": "without L_id, eq. (8)",
-    "recon": "without L_recon, eq. (9)",
-    "discriminator": "without D, eqs. (1) to (3)",
+    "cos": "without L_cos, eq. (3)",
+    "id": "without L_id, eq. (2)",
+    "recon": "without L_recon, eq. (1)",
+    "discriminator": "without D, eqs. (8) to (10)",
     "pose": "without E_pose (ID-FER)",
     "rank": "with all 512 dimensions of f_exp",
 }
@@ -62,7 +62,7 @@ def every(rows: Rows, step: int) -> Rows:
 
 
 def scores(model: IPDFER, test: Rows, people: Rows, device: torch.device) -> dict[str, float]:
-    """How well classes are told, and the person from f_exp; per cent."""
+    """How well the eight classes are told, and the person from f_exp; per cent."""
     model = model.to(device, memory_format=torch.channels_last).eval()
     right = expression_accuracy(model, {"test": test, "people": people}, device, SIZE)
     features = embed(model.expression_encoder, people.crops, device)

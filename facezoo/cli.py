@@ -427,8 +427,10 @@ _OF_IPD_FER = ("without", "dataset", "fold", "start")
 
 def _train(options: argparse.Namespace) -> int:
     from facezoo.registry import best_device
+    from facezoo.training import Processes
 
-    device = best_device(options.device)
+    together = Processes.present()  # each of several has a GPU of its own, which "cuda" is now
+    device = best_device(options.device or together.device())
     if options.model == "face-detector":
         from facezoo.detector.train import run as train_detector
 

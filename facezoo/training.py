@@ -262,9 +262,21 @@ def load_state(path: Path) -> dict[str, Any] | None:
 
 
 def log_row(path: Path, row: dict[str, Any]) -> None:
-    """Append a row to a CSV file, with a header if the file is new."""
+    """Append a row to a CSV file, with a header if the file is new.
+
+    The first column is the row's place in the run. Rows from this place on are those of a run that
+    was interrupted after it wrote them and before it saved its state; they go.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = not path.exists()
+    fresh = not path.exists() or not path.stat().st_size
+    if not fresh:
+        with path.open(newline="") as file:
+            header, *lines = file.readlines()
+        place = next(iter(row.values()))
+        before = [line for line in lines if float(line.partition(",")[0]) < place]
+        if len(before) < len(lines):
+            with path.open("w", newline="") as file:
+                file.writelines([header, *before])
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(row))
         if fresh:

@@ -1,6 +1,7 @@
 """The measuring scripts run on tiny packs."""
 
 import json
+import re
 import shutil
 from argparse import Namespace
 from importlib.util import module_from_spec, spec_from_file_location
@@ -12,7 +13,7 @@ import torch
 from packs import face_at, write_ferplus, write_lfw, write_pairs
 from PIL import Image
 
-from facezoo.models.ipd_fer import IPDFER
+from facezoo.models.ipd_fer import IPDFER, losses
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -152,6 +153,25 @@ def test_parts_of_the_objective_are_left_out_one_by_one(tmp_path, monkeypatch):
     assert all(0 <= row["person from f_exp"] <= 100 for row in rows)
     assert script.main(script.parse(words))["tables"] == found["tables"]  # nothing trained again
     assert script.WORDS.keys() == {"baseline", "whole", *script.ABLATIONS}
+
+
+def test_parts_of_the_objective_are_named_by_their_equations():
+    words = benchmark("ablation").WORDS
+    functions = {
+        "confusion": losses.confusion_loss,
+        "cos": losses.orthogonality_loss,
+        "id": losses.identity_consistency_loss,
+        "recon": losses.reconstruction_loss,
+    }
+    for part, function in functions.items():
+        (equation,) = re.findall(r"eq\. \(\d+\)", function.__doc__)
+        assert words[part].endswith(equation)
+    of_judge = (losses.discriminator_loss, losses.fake_neutral_loss, losses.fake_expression_loss)
+    numbers = [re.findall(r"eq\. \((\d+)\)", function.__doc__)[0] for function in of_judge]
+    assert words["discriminator"].endswith(f"eqs. ({numbers[0]}) to ({numbers[-1]})")
+    results = BENCHMARKS.parent / "docs" / "results" / "ipd-fer.ablation.json"
+    rows = json.loads(results.read_text())["tables"]["ablation"]
+    assert [row["objective"] for row in rows] == list(words.values())
 
 
 def test_other_detectors_are_measured_by_the_same_protocol(tmp_path, monkeypatch):

@@ -15,11 +15,13 @@ from PIL import Image
 from test_extraction import fake_find_faces, stop_at, tiny_model, write_folder, write_photo
 
 import facezoo
+from facezoo import training
 from facezoo.cli import main
 from facezoo.extraction import stages
 from facezoo.geometry.mesh_files import write_mesh
 from facezoo.geometry.meshes import Mesh
 from facezoo.models.adv3d.networks import VAE
+from facezoo.models.ipd_fer import train as ipd_fer
 
 
 def run_python(code_or_module, *arguments):
@@ -408,3 +410,17 @@ def test_ctrl_c_exits_with_130_and_the_same_command_continues(tiny, tmp_path, ca
 def test_extract_of_a_missing_folder_is_a_clean_error(tiny, tmp_path, capsys):
     assert main(["extract", str(tmp_path / "nowhere"), "-o", str(tmp_path / "f.csv")]) == 1
     assert capsys.readouterr().err.startswith("facezoo: error: no such file or folder")
+
+
+def test_processes_that_train_together_have_a_gpu_each(tmp_path, monkeypatch):
+    second = torch.device("cuda", 1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(training.Processes, "present", lambda: training.Processes(1, 2))
+    monkeypatch.setattr(training.Processes, "device", lambda _: second)
+    asked = []
+    monkeypatch.setattr(ipd_fer, "run", lambda *_, device, **__: asked.append(device) or [])
+    words = ["train", "ipd-fer", "--data", str(tmp_path), "--out", str(tmp_path)]
+    assert main(words) == 0
+    assert main([*words, "--device", "cpu"]) == 0
+    assert asked == [second, torch.device("cpu")]

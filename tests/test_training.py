@@ -170,6 +170,16 @@ def test_log_rows_share_one_header(tmp_path):
     assert rows == [{"epoch": "1", "loss": "0.5"}, {"epoch": "2", "loss": "0.25"}]
 
 
+def test_a_resumed_run_replaces_the_rows_that_were_logged_after_its_saved_state(tmp_path):
+    path = tmp_path / "log.csv"
+    for step in (100, 200, 300):
+        log_row(path, {"step": step, "loss": 1 / step})
+    whole = path.read_text()
+    for step in (200, 300):  # the state was saved after row 100
+        log_row(path, {"step": step, "loss": 1 / step})
+    assert path.read_text() == whole
+
+
 def test_only_matrices_decay_and_frozen_parameters_are_left_out():
     network = small_network()
     network[1].bias.requires_grad_(False)

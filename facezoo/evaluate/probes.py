@@ -15,6 +15,8 @@ NEIGHBOURS = (50, 20, 10, 5, 1)
 """Numbers of neighbours to choose from, smoothest first."""
 TEMPERATURE = 0.07
 """How fast a neighbour's vote falls with its distance (Wu et al. 2018, Sec. 3.4)."""
+ROUNDINGS = 10
+"""How many times the rounding of the largest number is no variation."""
 
 Predict = Callable[[Tensor, Tensor, float], Tensor]
 """From rows to fit, rows to tell and a setting to probabilities of the latter rows."""
@@ -208,9 +210,14 @@ def _chosen(
 
 
 def _standard(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each feature, one for a feature that does not vary."""
+    """Mean and standard deviation of each feature, one for a feature that does not vary.
+
+    What is less than some roundings of the largest number does not count as varying: a linear
+    projection leaves such traces of what it removes, and scaled up they could be read.
+    """
     scale = features.std(0, correction=0)
-    return features.mean(0), torch.where(scale > 0, scale, torch.ones_like(scale))
+    rounding = ROUNDINGS * torch.finfo(features.dtype).eps * features.abs().max()
+    return features.mean(0), torch.where(scale > rounding, scale, torch.ones_like(scale))
 
 
 def _principal_axes(features: Tensor) -> tuple[Tensor, Tensor]:

@@ -53,6 +53,9 @@ def test_latentface_is_no_better_than_pixels_at_expression_and_better_at_people(
     assert abs(expression(LATENT, "FER+ test")[0] - expression(PIXELS, "FER+ test")[0]) < 3
     assert expression(LATENT, "LFW val")[0] < expression(PIXELS, "LFW val")[0]
     assert identity(LATENT, "verification")[0] > identity(PIXELS, "verification")[0] + 5
+    assert identity(LATENT, "same person")[0] > identity(PIXELS, "same person")[0]
+    named = [identity(name, "identification")[0] for name in (PIXELS, LATENT)]
+    assert [round(value) for value in named] == [62, 57]
     held, meant = (identity(LATENT, "identification", space)[0] for space in (0, -1))
     assert held > 0.8 * meant
 
@@ -65,3 +68,18 @@ def test_removal_takes_identity_and_leaves_most_of_the_expression():
     told = [part["expression"]["FER+ test"]["linear"]["accuracy"] for part in (before, after)]
     assert named[1] < named[0] - 5
     assert told[1] > told[0] - 2
+
+
+@measured(IPD)
+def test_ipd_fer_has_twelve_directions_of_which_seven_are_of_the_classes():
+    removal = MODELS[IPD]["removal"]
+    assert [removal[key]["directions"] for key in ("expressions kept", "control")] == [5, 5]
+    assert removal["nothing kept"]["directions"] == 12
+    for told in removal["nothing kept"]["expression"].values():
+        assert told["linear"]["accuracy"] == told["reading"]["chance"]
+    # The same five are removed from both, up to rounding: the control says nothing.
+    for data in ("FER+ test", "LFW val", "London"):
+        real, dealt = (
+            removal[key]["expression"][data]["linear"] for key in ("expressions kept", "control")
+        )
+        assert real == dealt

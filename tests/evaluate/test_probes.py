@@ -12,6 +12,7 @@ from facezoo.evaluate.probes import (
     linear_probe,
     nearest_neighbours,
 )
+from facezoo.removal import remove_identity
 
 
 def clusters(classes=3, each=20, width=6, noise=0.5, dtype=torch.double):
@@ -65,6 +66,21 @@ def test_features_that_do_not_vary_or_repeat_each_other_do_no_harm():
     assert (probe.predicted == labels[30:]).all()
     nothing = linear_probe(torch.ones(60, 4), labels, rows[:30], rows[30:], penalties=[0.1])
     torch.testing.assert_close(nothing.probabilities, torch.full((30, 3), 1 / 3))
+
+
+def test_what_rounding_leaves_of_removed_features_is_not_read():
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.arange(4).repeat(100)
+    narrow = 3 * torch.randn(4, 3, generator=draw)[labels] + torch.randn(400, 3, generator=draw)
+    features = narrow @ torch.randn(3, 64, generator=draw) + torch.randn(64, generator=draw)
+    removal = remove_identity(features, torch.arange(80).repeat(5), directions=3)
+    left = removal(features)
+    assert 0 < left.std(0).max() < 1e-5  # of three dimensions all are gone, but for rounding
+    rows = torch.arange(400)
+    before = linear_probe(features, labels, rows[:200], rows[200:])
+    assert (before.predicted == labels[200:]).double().mean() > 0.9
+    probe = linear_probe(left, labels, rows[:200], rows[200:])
+    torch.testing.assert_close(probe.probabilities, torch.full((200, 4), 0.25), atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("probe", [linear_probe, nearest_neighbours])

@@ -87,6 +87,40 @@ def test_a_round_that_never_comes_to_its_last_side_is_refused(tmp_path):
         fit(part, [], config, INDEX, step_of(None), lambda *_: {}, None, tmp_path, 0)
 
 
+@pytest.mark.parametrize("broken_at", [3, 4])
+def test_a_round_interrupted_within_an_epoch_or_before_its_end_logs_what_a_whole_one_does(
+    tmp_path, broken_at
+):
+    index = torch.zeros(2, 8, dtype=torch.long)
+    config = StageConfig(2, ((0, 8),), batch_size=2, rate=0.1)
+
+    def run(out, seen, stop=None):
+        torch.manual_seed(0)
+        part, step_of, *_ = line()
+        optimizer = adam(part, config)
+        plain = step_of(optimizer)
+
+        def step(*arguments):
+            seen.append(1)
+            if len(seen) == stop:
+                raise KeyboardInterrupt
+            return plain(*arguments)
+
+        def validate(*_):
+            if len(seen) + 1 == stop:  # all steps of the epoch are done and saved
+                raise KeyboardInterrupt
+            return {}
+
+        fit(part, [optimizer], config, index, step, validate, None, out, 0, save_every=1)
+
+    run(tmp_path / "whole", [])
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts", [], stop=broken_at + 1)
+    run(tmp_path / "parts", [])
+    logs = [(tmp_path / name / "log.csv").read_text() for name in ("whole", "parts")]
+    assert logs[0] == logs[1]
+
+
 SHARED = """
 import sys, torch
 from pathlib import Path

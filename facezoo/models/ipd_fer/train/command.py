@@ -83,7 +83,8 @@ def run(
     cards = []
     for seed in seeds:
         folder = out / f"{label}-seed{seed}"
-        record = begin_run(folder, seed=seed, recipe={**asdict(chosen), **given})
+        with Processes.present().first_alone():  # the others find what it has written
+            record = begin_run(folder, seed=seed, recipe={**asdict(chosen), **given})
         model = train(chosen, sources, out / "start", folder, start, seed=seed, device=device)
         if Processes.present().first:
             cards.append(_write(model, chosen, sources.said, folder, record, tag, flags))
@@ -188,7 +189,8 @@ def begin(
     Without a first round for expression E_exp is E_id, and there is no classifier yet.
     """
     seed = START_SEED
-    begin_run(out, seed=seed, recipe=asdict(chosen.start))
+    with Processes.present().first_alone():
+        begin_run(out, seed=seed, recipe=asdict(chosen.start))
     rows = list(data.train.values())
     assert data.pairs is not None
     torch.manual_seed(seed)

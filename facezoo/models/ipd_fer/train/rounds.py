@@ -69,12 +69,13 @@ def fit(
     together = Processes.present()
     average = WeightAverage(parts, config.average)
     position, best_score, kept = [0, 0], float("-inf"), dict[str, Tensor]()
+    totals: dict[str, float] = {}
     if saved := load_state(out / "state.pt"):
         parts.load_state_dict(saved["parts"])
         for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
             optimizer.load_state_dict(state)
         average.load_state_dict(saved["average"])
-        position = saved["position"]
+        position, totals = saved["position"], saved.get("totals", {})
         best_score, kept = saved["best"]["score"], saved["best"]["state"]
 
     def save(epoch: int, batch: int) -> None:
@@ -86,6 +87,7 @@ def fit(
             optimizers=[optimizer.state_dict() for optimizer in optimizers],
             average=average.state_dict(),
             position=[epoch, batch],
+            totals=totals,
             best={"score": best_score, "state": kept},
         )
 
@@ -98,7 +100,6 @@ def fit(
         parts.train()
         bar = tqdm(range(begin, steps), initial=begin, total=steps, mininterval=10)
         bar.set_description(f"{out.name} epoch {epoch + 1}/{config.epochs} at {size} px")
-        totals: dict[str, float] = {}
         for number in bar:
             _set_rates(
                 optimizers, config, epoch, (epoch * steps + number) / (config.epochs * steps)
@@ -110,16 +111,17 @@ def fit(
                 totals[name] = totals.get(name, 0.0) + float(loss)
             if (number + 1) % save_every == 0:
                 save(epoch, number + 1)
-                bar.set_postfix(loss=f"{totals['loss'] / (number + 1 - begin):.3f}")
+                bar.set_postfix(loss=f"{totals['loss'] / (number + 1):.3f}")
         if together.first:
             averaged.load_state_dict(average.state)
             metrics = validate(averaged.eval(), size)
-            means = {name: value / max(1, steps - begin) for name, value in totals.items()}
+            means = {name: value / steps for name, value in totals.items()}
             log_row(out / "log.csv", {"epoch": epoch + 1, "size": size, **means, **metrics})
             tqdm.write(f"{out.name} epoch {epoch + 1}: loss {means.get('loss', 0):.4f}, {metrics}")
             score = metrics[select] if select else float(epoch)
             if score > best_score and size == config.sizes[-1][1]:
                 best_score, kept = score, {k: v.clone() for k, v in average.state.items()}
+        totals = {}
         save(epoch + 1, 0)
     together.wait()
     if not together.first:  # what the first process kept
