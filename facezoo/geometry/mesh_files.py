@@ -103,7 +103,8 @@ def _corner(text: str, count: int) -> int:
 def _read_ply(path: Path, units: str) -> Mesh:
     trimesh = _trimesh("reading")
     try:
-        loaded = trimesh.load(path, process=False)
+        # Else vertices would be put in another order where there are texture coordinates.
+        loaded = trimesh.load(path, process=False, fix_texture=False, skip_materials=True)
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise ValueError(f"{path} is not a whole PLY file ({error})") from error
     vertices = torch.from_numpy(np.array(loaded.vertices, dtype=np.float32))

@@ -104,3 +104,48 @@ def test_a_written_ply_reads_back_to_the_same_mesh(tmp_path):
     mesh = read_mesh(write_mesh(tmp_path / "square.ply", square()), "m")
     torch.testing.assert_close(mesh.vertices, square().vertices)
     assert torch.equal(mesh.triangles, square().triangles)
+
+
+PLY = """ply
+format ascii 1.0
+comment TextureFile face.png
+element vertex 5
+property float x
+property float y
+property float z
+{vertex}element face 2
+property list uchar int vertex_indices
+{face}end_header
+9 9 9{uv}
+0 0 0{uv}
+1 0 0{uv}
+1 1 0{uv}
+0 1 0.25{uv}
+3 1 2 3{corners}
+3 1 3 4{moved}
+"""
+
+
+def ply(**parts):
+    return PLY.format_map(dict.fromkeys(("vertex", "face", "uv", "corners", "moved"), "") | parts)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"vertex": "property float s\nproperty float t\n", "uv": " 0.5 0.25"},
+        {
+            "face": "property list uchar float texcoord\n",
+            "corners": " 6 0 0 1 0 1 1",
+            "moved": " 6 0 0.5 1 0.5 1 1",
+        },
+    ],
+    ids=["of vertices", "of corners"],
+)
+def test_texture_coordinates_of_a_ply_leave_its_vertices_in_their_order(tmp_path, parts):
+    pytest.importorskip("trimesh")
+    path = tmp_path / "face.ply"
+    path.write_text(ply(**parts))
+    mesh = read_mesh(path, "mm")
+    assert mesh.vertices[:, 0].tolist() == [9, 0, 1, 1, 0]
+    assert mesh.triangles.tolist() == [[1, 2, 3], [1, 3, 4]]
