@@ -103,16 +103,32 @@ def _corner(text: str, count: int) -> int:
 def _read_ply(path: Path, units: str) -> Mesh:
     trimesh = _trimesh("reading")
     try:
+        _check_length(path.read_bytes())
         # Else vertices would be put in another order where there are texture coordinates.
         loaded = trimesh.load(path, process=False, fix_texture=False, skip_materials=True)
     except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise ValueError(f"{path} is not a whole PLY file ({error})") from error
+        raise ValueError(
+            f"{path} cannot be read: it is damaged, or a binary file with polygons of different "
+            f"numbers of corners, which are to be saved as triangles ({error})"
+        ) from error
+    if not len(getattr(loaded, "vertices", ())):
+        raise ValueError(f"{path} holds no vertices")
     vertices = torch.from_numpy(np.array(loaded.vertices, dtype=np.float32))
     corners = np.array(getattr(loaded, "faces", np.empty((0, 3))), dtype=np.int64)
     try:
         return Mesh(vertices, units, torch.from_numpy(corners) if len(corners) else None)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+
+
+def _check_length(content: bytes) -> None:
+    """Refuse an ASCII PLY file that ends early, of which trimesh gives what there is."""
+    head, _, body = content.partition(b"end_header")
+    words = [line.split() for line in head.splitlines()]
+    stated = sum(int(line[2]) for line in words if line[:1] == [b"element"])
+    found = len(body.splitlines()[1:])
+    if [b"format", b"ascii"] in [line[:2] for line in words] and found < stated:
+        raise ValueError(f"{stated} lines are stated, and there are {found}")
 
 
 def _write_ply(path: Path, mesh: Mesh) -> None:

@@ -1,5 +1,6 @@
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -149,3 +150,36 @@ def test_texture_coordinates_of_a_ply_leave_its_vertices_in_their_order(tmp_path
     mesh = read_mesh(path, "mm")
     assert mesh.vertices[:, 0].tolist() == [9, 0, 1, 1, 0]
     assert mesh.triangles.tolist() == [[1, 2, 3], [1, 3, 4]]
+
+
+@pytest.mark.parametrize("lines", [1, 2, 4])
+def test_a_ply_that_was_cut_off_is_refused(tmp_path, lines):
+    pytest.importorskip("trimesh")
+    path = tmp_path / "face.ply"
+    path.write_text("".join(ply().splitlines(keepends=True)[:-lines]))
+    with pytest.raises(ValueError, match=r"face\.ply cannot be read.*lines"):
+        read_mesh(path, "mm")
+
+
+def test_a_ply_without_vertices_is_refused(tmp_path):
+    pytest.importorskip("trimesh")
+    path = tmp_path / "face.ply"
+    head = ply().partition("end_header")[0]
+    path.write_text(
+        head.replace("vertex 5", "vertex 0").replace("face 2", "face 0") + "end_header\n"
+    )
+    with pytest.raises(ValueError, match=r"face\.ply holds no vertices"):
+        read_mesh(path, "mm")
+
+
+def test_a_binary_ply_of_triangles_and_quads_is_refused_and_the_reason_is_said(tmp_path):
+    pytest.importorskip("trimesh")
+    path = tmp_path / "face.ply"
+    head = ply().partition("end_header")[0].replace("ascii", "binary_little_endian")
+    faces = b"".join(
+        bytes([len(corners)]) + np.array(corners, "<i4").tobytes()
+        for corners in ([1, 2, 3], [1, 2, 3, 4])
+    )
+    path.write_bytes(head.encode() + b"end_header\n" + np.zeros((5, 3), "<f4").tobytes() + faces)
+    with pytest.raises(ValueError, match=r"different numbers of corners.*as triangles"):
+        read_mesh(path, "mm")
