@@ -333,7 +333,10 @@ def build(
     with Undrawn() if path is not None and strict else nullcontext():
         model = cls(**architecture)
     if card is not None:
+        size = getattr(model.preprocessing, "size", None)
         model.preprocessing = card.preprocessing
+        if model.preprocessing is not None and "size" in overrides:
+            model.preprocessing = replace(model.preprocessing, size=size)
         if overrides.get("num_classes", len(card.labels)) == len(card.labels):
             if len(card.labels) != len(model.labels):
                 raise CardError(

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import facezoo
 from facezoo.errors import UnsupportedError
 from facezoo.geometry.shading import Light
 from facezoo.models.latentface import LatentFace
@@ -231,3 +232,10 @@ def test_a_model_without_diffusion_transfers_nothing():
     photo = torch.zeros(3, 64, 64, dtype=torch.uint8)
     with pytest.raises(UnsupportedError, match="without the second stage"):
         plain.transfer_expression(photo, photo, aligned=True)
+
+
+def test_random_weights_of_another_size_take_crops_of_that_size():
+    large = facezoo.load("latentface", pretrained=False, size=128, device="cpu")
+    assert large.preprocessing == replace(facezoo.info("latentface").preprocessing, size=128)
+    crop = torch.zeros(3, 128, 128, dtype=torch.uint8)
+    assert large.depth(crop, aligned=True).shape == (1, 128, 128)
