@@ -516,6 +516,8 @@ def _card_of(model: Any, stored: Weights, given: Card | None) -> Card:
 
 def _unchanged(model: Any, stored: Weights, base: Card) -> bool:
     same_meaning = (tuple(model.labels), model.preprocessing) == (base.labels, base.preprocessing)
+    built = base.architecture.items()
+    same_meaning &= all(model.architecture.get(name, value) == value for name, value in built)
     return same_meaning and stored.sha256 == base.weights.sha256
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import facezoo
+from facezoo.card import Card
 from facezoo.errors import UnsupportedError
 from facezoo.geometry.shading import Light
 from facezoo.models.latentface import LatentFace
@@ -239,3 +240,10 @@ def test_random_weights_of_another_size_take_crops_of_that_size():
     assert large.preprocessing == replace(facezoo.info("latentface").preprocessing, size=128)
     crop = torch.zeros(3, 128, 128, dtype=torch.uint8)
     assert large.depth(crop, aligned=True).shape == (1, 128, 128)
+
+
+def test_what_was_measured_by_another_sampler_is_not_said_of_a_saved_model(tmp_path):
+    other = facezoo.load("latentface", sampler="diffusers-0.14", device="cpu")
+    card = Card.load(other.save_pretrained(tmp_path) / "config.json")
+    assert card.architecture["sampler"] == "diffusers-0.14"
+    assert (card.name, card.metrics) == ("latentface.custom", ())
