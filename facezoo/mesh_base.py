@@ -150,8 +150,15 @@ class MeshModel(ShortModel, nn.Module, Pretrained):
         Raises:
             FileNotFoundError: if a file is missing.
             ValueError: if units are not stated, a mesh is damaged or lies far from the training
-                frame, or cannot be aligned in the way that was asked for.
+                frame, or cannot be aligned in the way that was asked for; or if this model has no
+                template, as with ``pretrained=False``.
         """
+        if not bool(self.template_um.any()):
+            raise ValueError(
+                f"this {self.model_name} has no template to say where meshes lie, for it was built "
+                "with random weights; give it one by set_template(vertices_mm, triangles, "
+                "landmarks), or load a checkpoint"
+            )
         prepared = []
         for index, source in enumerate(_as_list(meshes)):
             try:

@@ -201,3 +201,10 @@ def test_the_template_survives_any_precision_on_disk(model, tmp_path, dtype):
     assert torch.equal(again.template_um, model.template_um)
     assert (again.template_mm - model.template_mm).abs().max() == 0
     assert np.array_equal(again.triangles, model.triangles)
+
+
+def test_a_model_without_a_template_says_so(meshes):
+    bare = Adv3D(COUNT, 98, 5)
+    with pytest.raises(ValueError, match=r"adv3d has no template.*set_template"):
+        bare.encode(meshes, units="mm")
+    assert bare.embed_identity(meshes).shape == (3, 64)
