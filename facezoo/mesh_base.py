@@ -177,6 +177,8 @@ class MeshModel(ShortModel, nn.Module, Pretrained):
         self, points: Tensor, align: str | None, landmarks: Sequence[int] | Tensor | None
     ) -> Tensor:
         template = self.template_mm
+        if landmarks is not None and align in (None, "vertices"):
+            raise ValueError(f"landmarks are for align='landmarks', got align={align!r}")
         if align is None:
             return points
         if align == "vertices":
@@ -190,12 +192,14 @@ class MeshModel(ShortModel, nn.Module, Pretrained):
         if align != "landmarks":
             raise ValueError(f"align must be None, 'vertices' or 'landmarks', got {align!r}")
         wanted = template[self.landmark_vertices.long()]
+        if not len(wanted):
+            raise ValueError("the template has no landmarks; use align='vertices'")
         if landmarks is None or len(landmarks) != len(wanted):
             raise ValueError(
                 f"align='landmarks' needs landmarks: {len(wanted)} vertex numbers of the mesh, "
                 f"got {'none' if landmarks is None else len(landmarks)}"
             )
-        own = points[torch.as_tensor(landmarks, device=points.device).long()]
+        own = points[_vertex_numbers(landmarks, len(wanted), len(points)).to(points.device)]
         return moved(points, *rigid_motion(own, wanted))
 
     def _check_place(self, points: Tensor) -> None:
@@ -209,6 +213,17 @@ class MeshModel(ShortModel, nn.Module, Pretrained):
                 f"its middle lies {distance:.0f} mm from the template's and it is {ratio:.3g} "
                 "times as large; check units, and align it by align='vertices' or 'landmarks'"
             )
+
+
+def _vertex_numbers(landmarks: Sequence[int] | Tensor, wanted: int, count: int) -> Tensor:
+    """Landmarks as int64, (K,), if they are vertices of a mesh that has ``count``."""
+    numbers = torch.as_tensor(landmarks)
+    said = f"landmarks must be {wanted} whole numbers from 0 to {count - 1}, vertices of the mesh"
+    if numbers.ndim != 1 or numbers.is_floating_point() or numbers.dtype == torch.bool:
+        raise ValueError(f"{said}; got {tuple(numbers.shape)} of {numbers.dtype}")
+    if int(numbers.min()) < 0 or int(numbers.max()) >= count:
+        raise ValueError(f"{said}; got {int(numbers.min())} to {int(numbers.max())}")
+    return numbers.long()
 
 
 def _as_list(meshes: Meshes) -> list[MeshSource]:
