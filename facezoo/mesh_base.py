@@ -6,7 +6,7 @@ Letters: M meshes, N vertices of the template, T triangles, K landmarks, D numbe
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
@@ -149,6 +149,7 @@ class MeshModel(ShortModel, nn.Module, Pretrained):
 
         Raises:
             FileNotFoundError: if a file is missing.
+            TypeError: if something is no mesh.
             ValueError: if units are not stated, a mesh is damaged or lies far from the training
                 frame, or cannot be aligned in the way that was asked for; or if this model has no
                 template, as with ``pretrained=False``.
@@ -163,7 +164,7 @@ class MeshModel(ShortModel, nn.Module, Pretrained):
         for index, source in enumerate(_as_list(meshes)):
             try:
                 mesh = _as_mesh(source, units)
-                points = mesh.to_units("mm").vertices.to(self.device, torch.float32)
+                points = mesh.to_units("mm").vertices.detach().to(self.device, torch.float32)
                 points = self._aligned(points, align, landmarks)
                 self._check_place(points)
             except ValueError as error:
@@ -234,6 +235,11 @@ def _as_list(meshes: Meshes) -> list[MeshSource]:
         if meshes.ndim == 3:
             return list(meshes)
         return [meshes]
+    if not isinstance(meshes, Iterable):
+        raise TypeError(
+            "a mesh is a file, a Mesh, or an array or tensor of vertices, (N, 3) or (M, N, 3), and "
+            f"several are a list of these; got {type(meshes).__name__}"
+        )
     return [one for source in meshes for one in _as_list(source)]
 
 
@@ -244,7 +250,9 @@ def _as_mesh(source: MeshSource, units: str | None) -> Mesh:
     assert units is not None
     if isinstance(source, (str, Path)):
         return read_mesh(source, units)
-    return Mesh(torch.as_tensor(source).detach(), units)
+    if isinstance(source, np.ndarray):  # torch does not take every order of bytes and of rows
+        return Mesh(torch.from_numpy(np.array(source, np.float64, order="C")), units)
+    return Mesh(source.detach(), units)
 
 
 def in_batches(

@@ -238,3 +238,30 @@ def test_a_template_without_landmarks_is_not_aligned_to_by_any(meshes):
     plain.set_template(meshes[0], torch.tensor([[0, 1, 2]]), torch.zeros(0))
     with pytest.raises(ValueError, match="template has no landmarks; use align='vertices'"):
         plain.encode(meshes, units="mm", align="landmarks", landmarks=plain.landmark_vertices)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda array: array[:, ::-1].copy()[:, ::-1],
+        lambda array: array.astype(">f4"),
+        lambda array: np.broadcast_to(array, array.shape),
+        lambda array: array.astype(np.longdouble),
+    ],
+    ids=["backwards", "of the other byte order", "read-only", "of extended precision"],
+)
+def test_arrays_of_any_layout_are_read(model, meshes, changed):
+    wanted = model.encode_identity(meshes[0], units="mm")
+    found = model.encode_identity(changed(meshes[0].numpy()), units="mm")
+    assert torch.equal(found, wanted)
+
+
+def test_a_mesh_that_is_being_learned_is_encoded_without_its_gradients(model, meshes):
+    learned = Mesh(meshes[0].clone().requires_grad_(), "mm")
+    assert torch.equal(model.encode_identity(learned), model.encode_identity(meshes[0], units="mm"))
+
+
+@pytest.mark.parametrize("what", [None, object(), [[0.0, 0.0, 0.0]], b"face.obj"])
+def test_what_is_no_mesh_is_named(model, what):
+    with pytest.raises(TypeError, match=r"a mesh is a file, .* got (NoneType|object|float|int)"):
+        model.encode(what, units="mm")
