@@ -247,3 +247,12 @@ def test_what_was_measured_by_another_sampler_is_not_said_of_a_saved_model(tmp_p
     card = Card.load(other.save_pretrained(tmp_path) / "config.json")
     assert card.architecture["sampler"] == "diffusers-0.14"
     assert (card.name, card.metrics) == ("latentface.custom", ())
+
+
+def test_no_faces_are_drawn_as_no_pictures(model, batch):
+    assert model(batch[:0]).shape == (0, 3, 64, 64)
+    none = model.embed_latents(batch)[torch.zeros(2, dtype=torch.bool)]
+    drawn = model.draw(none)
+    assert drawn.image.shape == (0, 3, 64, 64)
+    assert drawn.mask.shape == (0, 1, 64, 64)
+    assert drawn.depth.shape == (0, 64, 64)
