@@ -256,3 +256,15 @@ def test_no_faces_are_drawn_as_no_pictures(model, batch):
     assert drawn.image.shape == (0, 3, 64, 64)
     assert drawn.mask.shape == (0, 1, 64, 64)
     assert drawn.depth.shape == (0, 64, 64)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_factors_of_photographs_are_drawn_again_in_any_precision(model, dtype):
+    model.to(dtype)
+    crop = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
+    factors = model.encode_factors(crop, aligned=True)
+    with torch.no_grad():
+        drawn = model.to_unit(model.draw(factors).image)
+        identity = model.to_unit(model.draw(model.identity_latents(factors)).image)
+    torch.testing.assert_close(drawn, model.reconstruct(crop, aligned=True))
+    torch.testing.assert_close(identity, model.neutralize(crop, aligned=True), atol=0.02, rtol=0)
