@@ -268,3 +268,10 @@ def test_factors_of_photographs_are_drawn_again_in_any_precision(model, dtype):
         identity = model.to_unit(model.draw(model.identity_latents(factors)).image)
     torch.testing.assert_close(drawn, model.reconstruct(crop, aligned=True))
     torch.testing.assert_close(identity, model.neutralize(crop, aligned=True), atol=0.02, rtol=0)
+
+
+def test_noise_goes_to_where_the_faces_are(model, batch):
+    latents = model.to("meta").embed_latents(batch.to("meta"))  # stands in for a GPU
+    identity = model.identity_latents(latents, torch.randn(2, 12), torch.randn(2, 12))
+    assert identity.texture.shape == identity.shape.shape == (2, 12)
+    assert identity.texture.is_meta
