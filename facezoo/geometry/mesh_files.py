@@ -67,8 +67,9 @@ def _check_suffix(path: Path) -> None:
 def _read_obj(path: Path, units: str) -> Mesh:
     vertices: list[list[float]] = []
     triangles: list[list[int]] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines()):
-        kind, *values = line.split() or [""]
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
+    for number, line in enumerate(text.splitlines()):
+        kind, *values = line.partition("#")[0].split() or [""]
         try:
             if kind == "v":
                 vertices.append([float(value) for value in values[:3]])

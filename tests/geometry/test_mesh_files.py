@@ -183,3 +183,12 @@ def test_a_binary_ply_of_triangles_and_quads_is_refused_and_the_reason_is_said(t
     path.write_bytes(head.encode() + b"end_header\n" + np.zeros((5, 3), "<f4").tobytes() + faces)
     with pytest.raises(ValueError, match=r"different numbers of corners.*as triangles"):
         read_mesh(path, "mm")
+
+
+def test_a_byte_order_mark_and_comments_behind_values_are_no_part_of_an_obj(tmp_path):
+    path = tmp_path / "square.obj"
+    text = "v 0 0 0 # left eye\nv 1 0 0\nv 1 1 0#\nf 1 2 3 # lid\n"
+    path.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+    mesh = read_mesh(path, "mm")
+    assert mesh.vertices.tolist() == [[0, 0, 0], [1, 0, 0], [1, 1, 0]]
+    assert mesh.triangles.tolist() == [[0, 1, 2]]
