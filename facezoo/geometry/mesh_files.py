@@ -54,7 +54,8 @@ def write_mesh(path: str | Path, mesh: Mesh) -> Path:
     lines = [f"# units: {mesh.units}"]
     lines += ["v {:.6f} {:.6f} {:.6f}".format(*vertex) for vertex in mesh.vertices.tolist()]
     if mesh.triangles is not None:
-        lines += ["f {} {} {}".format(*triangle) for triangle in (mesh.triangles + 1).tolist()]
+        corners = (mesh.triangles.long() + 1).tolist()
+        lines += ["f {} {} {}".format(*triangle) for triangle in corners]
     path.write_text("\n".join(lines) + "\n", encoding="ascii")
     return path
 
@@ -134,7 +135,7 @@ def _check_length(content: bytes) -> None:
 
 def _write_ply(path: Path, mesh: Mesh) -> None:
     trimesh = _trimesh("writing")
-    vertices = mesh.vertices.detach().cpu().numpy()
+    vertices = mesh.vertices.detach().cpu().float().numpy()
     if mesh.triangles is None:
         trimesh.PointCloud(vertices).export(path)
     else:

@@ -192,3 +192,13 @@ def test_a_byte_order_mark_and_comments_behind_values_are_no_part_of_an_obj(tmp_
     mesh = read_mesh(path, "mm")
     assert mesh.vertices.tolist() == [[0, 0, 0], [1, 0, 0], [1, 1, 0]]
     assert mesh.triangles.tolist() == [[0, 1, 2]]
+
+
+@pytest.mark.parametrize("suffix", ["obj", "ply"])
+def test_a_mesh_of_few_bits_is_written(tmp_path, suffix):
+    pytest.importorskip("trimesh")
+    vertices = torch.arange(768.0).view(256, 3).remainder(64).bfloat16()
+    mesh = Mesh(vertices, "mm", torch.tensor([[0, 1, 255]], dtype=torch.uint8))
+    again = read_mesh(write_mesh(tmp_path / f"face.{suffix}", mesh), "mm")
+    assert torch.equal(again.vertices, vertices.float())
+    assert again.triangles.tolist() == [[0, 1, 255]]
