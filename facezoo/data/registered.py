@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -166,7 +167,7 @@ def read_rows(
             points = moved(points, *rigid_motion(points[anchors], target[anchors]))
         return points[chosen]
 
-    how = [units, *(part.tolist() for part in (chosen, anchors))]
+    how: list[Any] = [units, *(part.tolist() for part in (chosen, anchors))]
     how.append(None if target is None else target.tolist())
     vertices = _read_all(rows, points_of, cache, hashlib.sha256(repr(how).encode()).hexdigest())
     if len(anchors) and kept:
