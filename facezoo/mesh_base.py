@@ -6,7 +6,7 @@ Letters: M meshes, N vertices of the template, T triangles, K landmarks, D numbe
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
@@ -149,14 +149,22 @@ class MeshModel(ShortModel, nn.Module, Pretrained):
 
         Raises:
             FileNotFoundError: if a file is missing.
+            TypeError: if something is no mesh.
             ValueError: if units are not stated, a mesh is damaged or lies far from the training
-                frame, or cannot be aligned in the way that was asked for.
+                frame, or cannot be aligned in the way that was asked for; or if this model has no
+                template, as with ``pretrained=False``.
         """
+        if not bool(self.template_um.any()):
+            raise ValueError(
+                f"this {self.model_name} has no template to say where meshes lie, for it was built "
+                "with random weights; give it one by set_template(vertices_mm, triangles, "
+                "landmarks), or load a checkpoint"
+            )
         prepared = []
         for index, source in enumerate(_as_list(meshes)):
             try:
                 mesh = _as_mesh(source, units)
-                points = mesh.to_units("mm").vertices.to(self.device, torch.float32)
+                points = mesh.to_units("mm").vertices.detach().to(self.device, torch.float32)
                 points = self._aligned(points, align, landmarks)
                 self._check_place(points)
             except ValueError as error:
@@ -170,6 +178,8 @@ class MeshModel(ShortModel, nn.Module, Pretrained):
         self, points: Tensor, align: str | None, landmarks: Sequence[int] | Tensor | None
     ) -> Tensor:
         template = self.template_mm
+        if landmarks is not None and align in (None, "vertices"):
+            raise ValueError(f"landmarks are for align='landmarks', got align={align!r}")
         if align is None:
             return points
         if align == "vertices":
@@ -183,12 +193,14 @@ class MeshModel(ShortModel, nn.Module, Pretrained):
         if align != "landmarks":
             raise ValueError(f"align must be None, 'vertices' or 'landmarks', got {align!r}")
         wanted = template[self.landmark_vertices.long()]
+        if not len(wanted):
+            raise ValueError("the template has no landmarks; use align='vertices'")
         if landmarks is None or len(landmarks) != len(wanted):
             raise ValueError(
                 f"align='landmarks' needs landmarks: {len(wanted)} vertex numbers of the mesh, "
                 f"got {'none' if landmarks is None else len(landmarks)}"
             )
-        own = points[torch.as_tensor(landmarks, device=points.device).long()]
+        own = points[_vertex_numbers(landmarks, len(wanted), len(points)).to(points.device)]
         return moved(points, *rigid_motion(own, wanted))
 
     def _check_place(self, points: Tensor) -> None:
@@ -204,6 +216,17 @@ class MeshModel(ShortModel, nn.Module, Pretrained):
             )
 
 
+def _vertex_numbers(landmarks: Sequence[int] | Tensor, wanted: int, count: int) -> Tensor:
+    """Landmarks as int64, (K,), if they are vertices of a mesh that has ``count``."""
+    numbers = torch.as_tensor(landmarks)
+    said = f"landmarks must be {wanted} whole numbers from 0 to {count - 1}, vertices of the mesh"
+    if numbers.ndim != 1 or numbers.is_floating_point() or numbers.dtype == torch.bool:
+        raise ValueError(f"{said}; got {tuple(numbers.shape)} of {numbers.dtype}")
+    if int(numbers.min()) < 0 or int(numbers.max()) >= count:
+        raise ValueError(f"{said}; got {int(numbers.min())} to {int(numbers.max())}")
+    return numbers.long()
+
+
 def _as_list(meshes: Meshes) -> list[MeshSource]:
     """Single meshes, batches taken apart."""
     if isinstance(meshes, (str, Path, Mesh)):
@@ -212,6 +235,11 @@ def _as_list(meshes: Meshes) -> list[MeshSource]:
         if meshes.ndim == 3:
             return list(meshes)
         return [meshes]
+    if not isinstance(meshes, Iterable):
+        raise TypeError(
+            "a mesh is a file, a Mesh, or an array or tensor of vertices, (N, 3) or (M, N, 3), and "
+            f"several are a list of these; got {type(meshes).__name__}"
+        )
     return [one for source in meshes for one in _as_list(source)]
 
 
@@ -222,7 +250,9 @@ def _as_mesh(source: MeshSource, units: str | None) -> Mesh:
     assert units is not None
     if isinstance(source, (str, Path)):
         return read_mesh(source, units)
-    return Mesh(torch.as_tensor(source).detach(), units)
+    if isinstance(source, np.ndarray):  # torch does not take every order of bytes and of rows
+        return Mesh(torch.from_numpy(np.array(source, np.float64, order="C")), units)
+    return Mesh(source.detach(), units)
 
 
 def in_batches(

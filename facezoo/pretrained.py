@@ -333,7 +333,10 @@ def build(
     with Undrawn() if path is not None and strict else nullcontext():
         model = cls(**architecture)
     if card is not None:
+        size = getattr(model.preprocessing, "size", None)
         model.preprocessing = card.preprocessing
+        if model.preprocessing is not None and "size" in overrides:
+            model.preprocessing = replace(model.preprocessing, size=size)
         if overrides.get("num_classes", len(card.labels)) == len(card.labels):
             if len(card.labels) != len(model.labels):
                 raise CardError(
@@ -513,6 +516,8 @@ def _card_of(model: Any, stored: Weights, given: Card | None) -> Card:
 
 def _unchanged(model: Any, stored: Weights, base: Card) -> bool:
     same_meaning = (tuple(model.labels), model.preprocessing) == (base.labels, base.preprocessing)
+    built = base.architecture.items()
+    same_meaning &= all(model.architecture.get(name, value) == value for name, value in built)
     return same_meaning and stored.sha256 == base.weights.sha256
 
 

@@ -8,10 +8,12 @@ Letters: M meshes, P persons, N vertices, T triangles, K landmarks.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -99,7 +101,8 @@ def read_registered(
         align: whether to lay every mesh upon the first neutral by the vertices that
             ``landmarks.txt`` in ``folder`` names.
         cache: folder of this part, where what was read is kept, so that an interrupted call goes on
-            and the next one is quick. It must be removed when the files change.
+            and the next one is quick. Meshes of other names, or read in another way, are read
+            anew; it must be removed when files change under their names.
 
     Raises:
         FileNotFoundError: if the folder holds no such meshes, or landmarks are wanted and missing.
@@ -164,7 +167,9 @@ def read_rows(
             points = moved(points, *rigid_motion(points[anchors], target[anchors]))
         return points[chosen]
 
-    vertices = _read_all(rows, points_of, cache)
+    how: list[Any] = [units, *(part.tolist() for part in (chosen, anchors))]
+    how.append(None if target is None else target.tolist())
+    vertices = _read_all(rows, points_of, cache, hashlib.sha256(repr(how).encode()).hexdigest())
     if len(anchors) and kept:
         anchors = torch.cdist(first.vertices[anchors], first.vertices[chosen]).argmin(1)
     names = tuple(dict.fromkeys(row.person for row in rows))
@@ -183,15 +188,16 @@ def read_rows(
 
 
 def _read_all(
-    rows: Sequence[MeshRow], points_of: Callable[[MeshRow], Tensor], cache: Path | None
+    rows: Sequence[MeshRow], points_of: Callable[[MeshRow], Tensor], cache: Path | None, how: str
 ) -> Tensor:
-    """Vertices of all rows, (M, N, 3), kept in ``cache`` chunk by chunk."""
+    """Vertices of all rows, (M, N, 3), kept in ``cache`` chunk by chunk with ``how`` and names."""
     chunks = []
     bar = tqdm(total=len(rows), desc="reading meshes", mininterval=1)
     for start in range(0, len(rows), CHUNK):
         part = rows[start : start + CHUNK]
         path = cache / f"{start}.pt" if cache else None
-        if path and (saved := load_state(path)):
+        read = [how, *(str(row.path.resolve()) for row in part)]
+        if path and (saved := load_state(path)) and saved.get("read") == read:
             chunks.append(saved["vertices"])
             bar.update(len(part))
             continue
@@ -201,7 +207,7 @@ def _read_all(
             bar.update()
         chunks.append(torch.stack(chunk))
         if path:
-            save_state(path, vertices=chunks[-1])
+            save_state(path, vertices=chunks[-1], read=read)
     bar.close()
     return torch.cat(chunks)
 

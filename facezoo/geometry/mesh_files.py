@@ -54,7 +54,8 @@ def write_mesh(path: str | Path, mesh: Mesh) -> Path:
     lines = [f"# units: {mesh.units}"]
     lines += ["v {:.6f} {:.6f} {:.6f}".format(*vertex) for vertex in mesh.vertices.tolist()]
     if mesh.triangles is not None:
-        lines += ["f {} {} {}".format(*triangle) for triangle in (mesh.triangles + 1).tolist()]
+        corners = (mesh.triangles.long() + 1).tolist()
+        lines += ["f {} {} {}".format(*triangle) for triangle in corners]
     path.write_text("\n".join(lines) + "\n", encoding="ascii")
     return path
 
@@ -67,8 +68,9 @@ def _check_suffix(path: Path) -> None:
 def _read_obj(path: Path, units: str) -> Mesh:
     vertices: list[list[float]] = []
     triangles: list[list[int]] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines()):
-        kind, *values = line.split() or [""]
+    text = path.read_text(encoding="utf-8-sig", errors="replace")
+    for number, line in enumerate(text.splitlines()):
+        kind, *values = line.partition("#")[0].split() or [""]
         try:
             if kind == "v":
                 vertices.append([float(value) for value in values[:3]])
@@ -103,9 +105,16 @@ def _corner(text: str, count: int) -> int:
 def _read_ply(path: Path, units: str) -> Mesh:
     trimesh = _trimesh("reading")
     try:
-        loaded = trimesh.load(path, process=False)
+        _check_length(path.read_bytes())
+        # Else vertices would be put in another order where there are texture coordinates.
+        loaded = trimesh.load(path, process=False, fix_texture=False, skip_materials=True)
     except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise ValueError(f"{path} is not a whole PLY file ({error})") from error
+        raise ValueError(
+            f"{path} cannot be read: it is damaged, or a binary file with polygons of different "
+            f"numbers of corners, which are to be saved as triangles ({error})"
+        ) from error
+    if not len(getattr(loaded, "vertices", ())):
+        raise ValueError(f"{path} holds no vertices")
     vertices = torch.from_numpy(np.array(loaded.vertices, dtype=np.float32))
     corners = np.array(getattr(loaded, "faces", np.empty((0, 3))), dtype=np.int64)
     try:
@@ -114,9 +123,19 @@ def _read_ply(path: Path, units: str) -> Mesh:
         raise ValueError(f"{path}: {error}") from None
 
 
+def _check_length(content: bytes) -> None:
+    """Refuse an ASCII PLY file that ends early, of which trimesh gives what there is."""
+    head, _, body = content.partition(b"end_header")
+    words = [line.split() for line in head.splitlines()]
+    stated = sum(int(line[2]) for line in words if line[:1] == [b"element"])
+    found = len(body.splitlines()[1:])
+    if [b"format", b"ascii"] in [line[:2] for line in words] and found < stated:
+        raise ValueError(f"{stated} lines are stated, and there are {found}")
+
+
 def _write_ply(path: Path, mesh: Mesh) -> None:
     trimesh = _trimesh("writing")
-    vertices = mesh.vertices.detach().cpu().numpy()
+    vertices = mesh.vertices.detach().cpu().float().numpy()
     if mesh.triangles is None:
         trimesh.PointCloud(vertices).export(path)
     else:

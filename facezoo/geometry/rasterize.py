@@ -310,7 +310,7 @@ def _perspective(areas: Tensor, total: Tensor, z: Tensor) -> tuple[Tensor, Tenso
 
 def _gather(values: Tensor, index: Tensor) -> Tensor:
     """Rows of ``values`` (B, N, C) at ``index`` (B, ...), (B, ..., C)."""
-    batch, rows = values.shape[:2]
+    batch, rows, width = values.shape
     offset = torch.arange(batch, device=values.device).view(-1, *[1] * (index.ndim - 1)) * rows
-    picked = values.reshape(batch * rows, -1).index_select(0, (index + offset).flatten())
-    return picked.view(*index.shape, -1)
+    picked = values.reshape(batch * rows, width).index_select(0, (index + offset).flatten())
+    return picked.view(*index.shape, width)

@@ -33,7 +33,10 @@ class TexturedMesh(Short):
     """RGB in [0, 1], (3, H, W)."""
 
     def save(self, path: str | Path) -> Path:
-        """Write ``.obj`` with ``.mtl`` and ``.png`` beside it, or ``.ply`` with coloured vertices.
+        """Write ``.obj`` with material and texture beside it, or ``.ply`` with coloured vertices.
+
+        Beside ``face.obj`` stand ``face.mtl`` and ``face_texture.png``; a photograph ``face.png``
+        is left alone.
 
         Args:
             path: whose suffix tells the format; its folder is made if need be.
@@ -51,7 +54,7 @@ class TexturedMesh(Short):
         if path.suffix == ".ply":
             path.write_text(self._ply(), encoding="ascii")
             return path
-        material, picture = path.with_suffix(".mtl"), path.with_suffix(".png")
+        material, picture = path.with_suffix(".mtl"), path.with_name(f"{path.stem}_texture.png")
         Image.fromarray(self._pixels()).save(picture)
         material.write_text(f"newmtl face\nKd 1 1 1\nmap_Kd {picture.name}\n", encoding="utf-8")
         path.write_text(self._obj(material.name), encoding="utf-8")

@@ -126,3 +126,18 @@ def test_an_interrupted_reading_goes_on(tmp_path, monkeypatch):
     again = read_registered("facescape", root, cache=cache)
     assert len(calls) == 9 + 1 + 7
     assert torch.equal(again.vertices, whole.vertices)
+
+
+def test_a_cache_of_other_meshes_is_read_anew(tmp_path):
+    first, second = (write_facescape(tmp_path / name) for name in ("first", "second"))
+    for path in second.rglob("*.obj"):
+        write_mesh(path, face(9, 1))
+    cache = tmp_path / "cache"
+    read_registered("facescape", first, cache=cache)
+    again = read_registered("facescape", second, cache=cache)
+    assert torch.equal(again.vertices, read_registered("facescape", second).vertices)
+    rows = list(read_facescape(first).rows)
+    some = torch.tensor([0, 1, 8]), torch.tensor([[0, 1, 2]])
+    assert read_rows(rows, "mm", kept=some, cache=cache).vertices.shape == (18, 3, 3)
+    in_cm = read_rows(rows, "cm", cache=cache)
+    assert torch.equal(in_cm.vertices, read_rows(rows, "cm").vertices)

@@ -28,8 +28,8 @@ def lines(path, word):
 def test_an_obj_names_its_material_and_the_texture_is_the_picture(mesh, tmp_path):
     path = mesh.save(tmp_path / "new" / "face.obj")
     assert lines(path, "mtllib") == [["face.mtl"]]
-    assert lines(path.with_suffix(".mtl"), "map_Kd") == [["face.png"]]
-    with Image.open(path.with_suffix(".png")) as picture:
+    assert lines(path.with_suffix(".mtl"), "map_Kd") == [["face_texture.png"]]
+    with Image.open(path.with_name("face_texture.png")) as picture:
         pixels = np.asarray(picture)
     wanted = (mesh.texture.permute(1, 2, 0) * 255).round().numpy()
     np.testing.assert_array_equal(pixels, wanted)
@@ -38,6 +38,14 @@ def test_an_obj_names_its_material_and_the_texture_is_the_picture(mesh, tmp_path
     assert lines(path, "f") == [["1/1", "2/2", "3/3"], ["3/3", "2/2", "4/4"]]
     # Texture coordinates count from the lower left corner of the picture, pixels are squares.
     np.testing.assert_allclose(np.array(lines(path, "vt"), float)[3], [2.5 / 3, 0.25], atol=1e-6)
+
+
+def test_the_photograph_that_a_mesh_is_named_after_stays_as_it_is(mesh, tmp_path):
+    photo = tmp_path / "portrait.png"
+    Image.new("RGB", (9, 7), "red").save(photo)
+    before = photo.read_bytes()
+    mesh.save(photo.with_suffix(".obj"))
+    assert photo.read_bytes() == before
 
 
 def test_a_ply_has_the_colour_of_every_vertex(mesh, tmp_path):

@@ -201,3 +201,67 @@ def test_the_template_survives_any_precision_on_disk(model, tmp_path, dtype):
     assert torch.equal(again.template_um, model.template_um)
     assert (again.template_mm - model.template_mm).abs().max() == 0
     assert np.array_equal(again.triangles, model.triangles)
+
+
+def test_a_model_without_a_template_says_so(meshes):
+    bare = Adv3D(COUNT, 98, 5)
+    with pytest.raises(ValueError, match=r"adv3d has no template.*set_template"):
+        bare.encode(meshes, units="mm")
+    assert bare.embed_identity(meshes).shape == (3, 64)
+
+
+@pytest.mark.parametrize(
+    ("landmarks", "reason"),
+    [
+        ([0, 7, 27, 56, 64], r"whole numbers from 0 to 63.*got 0 to 64"),
+        ([0, 7, 27, 56, -1], r"whole numbers from 0 to 63.*got -1 to 56"),
+        (torch.tensor([0.4, 7, 27, 56, 63]), r"whole numbers.*torch\.float32"),
+        (torch.ones(5, dtype=torch.bool), r"whole numbers.*torch\.bool"),
+        (torch.zeros(5, 3, dtype=torch.int64), r"whole numbers.*\(5, 3\)"),
+    ],
+)
+def test_landmarks_are_numbers_of_vertices_that_the_mesh_has(model, meshes, landmarks, reason):
+    with pytest.raises(ValueError, match=f"mesh 0: landmarks must be 5 .*{reason}"):
+        model.encode(meshes, units="mm", align="landmarks", landmarks=landmarks)
+
+
+@pytest.mark.parametrize("align", [None, "vertices"])
+def test_landmarks_that_would_not_be_used_are_refused(model, meshes, align):
+    with pytest.raises(
+        ValueError, match=f"landmarks are for align='landmarks', got align={align!r}"
+    ):
+        model.encode(meshes, units="mm", align=align, landmarks=model.landmark_vertices)
+
+
+def test_a_template_without_landmarks_is_not_aligned_to_by_any(meshes):
+    plain = Adv3D(COUNT, 1, 0)
+    plain.set_template(meshes[0], torch.tensor([[0, 1, 2]]), torch.zeros(0))
+    with pytest.raises(ValueError, match="template has no landmarks; use align='vertices'"):
+        plain.encode(meshes, units="mm", align="landmarks", landmarks=plain.landmark_vertices)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda array: array[:, ::-1].copy()[:, ::-1],
+        lambda array: array.astype(">f4"),
+        lambda array: np.broadcast_to(array, array.shape),
+        lambda array: array.astype(np.longdouble),
+    ],
+    ids=["backwards", "of the other byte order", "read-only", "of extended precision"],
+)
+def test_arrays_of_any_layout_are_read(model, meshes, changed):
+    wanted = model.encode_identity(meshes[0], units="mm")
+    found = model.encode_identity(changed(meshes[0].numpy()), units="mm")
+    assert torch.equal(found, wanted)
+
+
+def test_a_mesh_that_is_being_learned_is_encoded_without_its_gradients(model, meshes):
+    learned = Mesh(meshes[0].clone().requires_grad_(), "mm")
+    assert torch.equal(model.encode_identity(learned), model.encode_identity(meshes[0], units="mm"))
+
+
+@pytest.mark.parametrize("what", [None, object(), [[0.0, 0.0, 0.0]], b"face.obj"])
+def test_what_is_no_mesh_is_named(model, what):
+    with pytest.raises(TypeError, match=r"a mesh is a file, .* got (NoneType|object|float|int)"):
+        model.encode(what, units="mm")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from facezoo.errors import WeightsMismatchError
 from facezoo.geometry.laplacian import edges_of
 from facezoo.geometry.meshes import Mesh
 from facezoo.models.adv3d.convert import from_published
@@ -173,3 +174,9 @@ def test_the_discriminator_drops_features_only_where_the_published_one_does():
     normed = IdentityDiscriminator(use_norm=True).train()
     assert not torch.equal(normed(pairs), normed(pairs))
     torch.testing.assert_close(plain(pairs).exp().sum(1), torch.ones(3))
+
+
+def test_a_tensor_alone_is_no_checkpoint():
+    template = Mesh(torch.rand(4, 3), "mm", torch.tensor([[0, 1, 2]]))
+    with pytest.raises(WeightsMismatchError, match="not an autoencoder of adv3d"):
+        from_published(torch.zeros(3), template, scale=573.0)

@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+import facezoo
+from facezoo.card import Card
 from facezoo.errors import UnsupportedError
 from facezoo.geometry.shading import Light
 from facezoo.models.latentface import LatentFace
@@ -231,3 +233,45 @@ def test_a_model_without_diffusion_transfers_nothing():
     photo = torch.zeros(3, 64, 64, dtype=torch.uint8)
     with pytest.raises(UnsupportedError, match="without the second stage"):
         plain.transfer_expression(photo, photo, aligned=True)
+
+
+def test_random_weights_of_another_size_take_crops_of_that_size():
+    large = facezoo.load("latentface", pretrained=False, size=128, device="cpu")
+    assert large.preprocessing == replace(facezoo.info("latentface").preprocessing, size=128)
+    crop = torch.zeros(3, 128, 128, dtype=torch.uint8)
+    assert large.depth(crop, aligned=True).shape == (1, 128, 128)
+
+
+def test_what_was_measured_by_another_sampler_is_not_said_of_a_saved_model(tmp_path):
+    other = facezoo.load("latentface", sampler="diffusers-0.14", device="cpu")
+    card = Card.load(other.save_pretrained(tmp_path) / "config.json")
+    assert card.architecture["sampler"] == "diffusers-0.14"
+    assert (card.name, card.metrics) == ("latentface.custom", ())
+
+
+def test_no_faces_are_drawn_as_no_pictures(model, batch):
+    assert model(batch[:0]).shape == (0, 3, 64, 64)
+    none = model.embed_latents(batch)[torch.zeros(2, dtype=torch.bool)]
+    drawn = model.draw(none)
+    assert drawn.image.shape == (0, 3, 64, 64)
+    assert drawn.mask.shape == (0, 1, 64, 64)
+    assert drawn.depth.shape == (0, 64, 64)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_factors_of_photographs_are_drawn_again_in_any_precision(model, dtype):
+    model.to(dtype)
+    crop = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
+    factors = model.encode_factors(crop, aligned=True)
+    with torch.no_grad():
+        drawn = model.to_unit(model.draw(factors).image)
+        identity = model.to_unit(model.draw(model.identity_latents(factors)).image)
+    torch.testing.assert_close(drawn, model.reconstruct(crop, aligned=True))
+    torch.testing.assert_close(identity, model.neutralize(crop, aligned=True), atol=0.02, rtol=0)
+
+
+def test_noise_goes_to_where_the_faces_are(model, batch):
+    latents = model.to("meta").embed_latents(batch.to("meta"))  # stands in for a GPU
+    identity = model.identity_latents(latents, torch.randn(2, 12), torch.randn(2, 12))
+    assert identity.texture.shape == identity.shape.shape == (2, 12)
+    assert identity.texture.is_meta

@@ -10,7 +10,7 @@ import facezoo
 from facezoo.cli import main
 from facezoo.errors import WeightsError
 from facezoo.models.latentface import LatentFace
-from facezoo.models.latentface.convert import architecture_of, convert_checkpoint
+from facezoo.models.latentface.convert import architecture_of, convert_checkpoint, convert_file
 
 SMALL = {"width": 8, "number_width": 4, "code_dim": 12, "unet_width": 16}
 OLD = {"query": "query", "key": "key", "value": "value", "out": "proj_attn"}
@@ -160,3 +160,23 @@ def test_a_published_file_becomes_a_folder_that_loads(tmp_path, capsys):
     assert "has a checkpoint already" in capsys.readouterr().err
     assert main([*command, "--overwrite", "--key", "netD"]) == 1
     assert "leave out --key" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        torch.zeros(3),
+        7,
+        None,
+        dict.fromkeys(("netD", "netA", "netL", "netV"), 1),
+        {
+            **{name: {"other.weight": torch.zeros(2, 2)} for name in ("netD", "netA", "netV")},
+            "netL": {f"network.{n}.weight": torch.zeros(4, 4) for n in range(0, 12, 2)},
+        },
+    ],
+    ids=["a tensor", "a number", "nothing", "numbers", "other layers"],
+)
+def test_a_file_of_something_else_is_no_checkpoint(tmp_path, content):
+    torch.save(content, tmp_path / "other.pth")
+    with pytest.raises(WeightsError, match="no checkpoint of Unsup3D or LatentFace"):
+        convert_file(tmp_path / "other.pth")

@@ -76,7 +76,8 @@ def from_published(
         ValueError: if the template has no triangles.
     """
     wanted = ("fc2_id.bias", "fc1_id.weight", "fc1_exp.weight")
-    if missing := [name for name in wanted if name not in tensors]:
+    held = tensors if isinstance(tensors, Mapping) else {}
+    if missing := [name for name in wanted if name not in held]:
         raise WeightsMismatchError(
             f"not an autoencoder of adv3d in the authors' layout: {', '.join(missing)} missing; "
             "their discriminator is not needed, and cannot be converted"

@@ -93,17 +93,20 @@ def convert_checkpoint(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     Raises:
         WeightsError: if a network of the first stage is missing; the message lists the entries.
     """
-    missing = [name for name in ("netD", "netA", "netL", "netV") if name not in checkpoint]
+    held = checkpoint if isinstance(checkpoint, Mapping) else {}
+    networks = {name: part for name, part in held.items() if isinstance(part, Mapping)}
+    missing = [name for name in ("netD", "netA", "netL", "netV") if name not in networks]
     if missing:
         raise WeightsError(
             f"this is no checkpoint of Unsup3D or LatentFace: {', '.join(missing)} missing, got "
-            f"{', '.join(map(repr, checkpoint)) or 'nothing'}; give the file that holds all of them"
+            f"{', '.join(map(repr, held)) or type(checkpoint).__name__}; give the file that holds "
+            "all of them"
         )
     return {
         f"{ours}.{_renamed(theirs, name.removeprefix('module.'))}": tensor
         for theirs, ours in NETWORKS.items()
-        if theirs in checkpoint
-        for name, tensor in checkpoint[theirs].items()
+        if theirs in networks
+        for name, tensor in networks[theirs].items()
     }
 
 
@@ -125,6 +128,11 @@ def architecture_of(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
             "the light encoder has other layers than those for 64 x 64 images: "
             f"{', '.join(layout) or 'none'}; the layout of published weights for larger images is "
             "not known"
+        )
+    ends = [f"shape_autoencoder.encoder.{layer}.weight" for layer in (0, ENCODER_LAYERS - 2)]
+    if missing := [name for name in ends if name not in tensors]:
+        raise WeightsError(
+            f"this is no checkpoint of Unsup3D or LatentFace: {', '.join(missing)} missing"
         )
     diffusion = "texture_diffusion.unet.conv_in.weight" in tensors
     unet = {"unet_width": len(tensors["texture_diffusion.unet.conv_in.bias"])} if diffusion else {}

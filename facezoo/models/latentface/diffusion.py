@@ -194,5 +194,5 @@ class RepresentationDiffusion(nn.Module):
             return self.denoise(noisy.to(condition.dtype), steps, condition).to(noisy.dtype)
 
         # In half precision the noise that is left at the last steps would round to none.
-        exact = noise.to(torch.promote_types(noise.dtype, torch.float32))
+        exact = noise.to(condition.device, torch.promote_types(noise.dtype, torch.float32))
         return sample(denoise, exact, self.rule, self.limit).to(condition.dtype)

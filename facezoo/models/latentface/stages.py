@@ -142,8 +142,8 @@ class LatentFaceStages(DecodingModel):
             self.refuse("encode_identity")
         return replace(
             latents,
-            texture=self.texture_diffusion(latents.texture, texture_noise),
-            shape=self.shape_diffusion(latents.shape, shape_noise),
+            texture=self.texture_diffusion(latents.texture.to(self.dtype), texture_noise),
+            shape=self.shape_diffusion(latents.shape.to(self.dtype), shape_noise),
         )
 
     def embed_identity(self, images: Tensor) -> Tensor:
@@ -196,11 +196,12 @@ class LatentFaceStages(DecodingModel):
 
     def decode_depth(self, latents: Latents) -> Tensor:
         """Canonical depth maps, in [0.9, 1.1], float32, (B, S, S)."""
-        return depth_from_output(self.shape_autoencoder.decode(latents.shape).float())
+        codes = latents.shape.to(self.dtype)
+        return depth_from_output(self.shape_autoencoder.decode(codes).float())
 
     def decode_albedo(self, latents: Latents) -> Tensor:
         """Canonical albedo, in [-1, 1], float32, (B, 3, S, S)."""
-        return self.texture_autoencoder.decode(latents.texture).float()
+        return self.texture_autoencoder.decode(latents.texture.to(self.dtype)).float()
 
     def draw(self, latents: Latents, flip: bool = False) -> Rendering:
         """Draw faces: Î of eq. (1), or Î' of eq. (2), keeping gradients.
