@@ -231,6 +231,17 @@ def test_folders_are_searched_for_images_by_suffix_in_sorted_order(tmp_path):
     assert inputs.list_photos(tmp_path, recursive=False).names == ["c.jpeg"]
 
 
+def test_links_to_folders_are_followed_but_not_in_circles(tmp_path):
+    for name in ("elsewhere/1.png", "photos/a/2.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    photos = tmp_path / "photos"
+    (photos / "linked").symlink_to("../elsewhere")
+    (photos / "a" / "up").symlink_to("..")
+    (tmp_path / "elsewhere" / "back").symlink_to("../photos")
+    assert inputs.list_photos(photos).names == ["a/2.png", "linked/1.png"]
+
+
 def test_files_are_named_as_given_and_taken_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_photo(Path("photos/b.png"), 1)

@@ -168,6 +168,15 @@ def test_hidden_folders_and_files_are_passed_over(tree, tmp_path):
     assert not [name for name in data.files if "x.png" in name]
 
 
+def test_photographs_in_linked_folders_belong_to_their_class(tree, tmp_path):
+    for word in WORDS:
+        (tmp_path / "linked" / word).mkdir(parents=True)
+        (tmp_path / "linked" / word / "day-1").symlink_to(tree / word)
+    data = read_labelled(tmp_path / "linked")
+    assert len(data) == 32
+    assert data.files[0] == "calm/day-1/00.png"
+
+
 def test_whole_numbers_are_classes_in_their_order(tmp_path):
     content = (PORTRAITS[0]).read_bytes()
     rows = [{"image": content, "label": label} for label in (10, 2, 1, None)]

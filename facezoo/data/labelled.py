@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from facezoo.preprocess.reading import SUFFIXES, ImageSource
+from facezoo.preprocess.reading import ImageSource, photographs_in
 
 LABELS = ("label", "expression", "class")
 """Columns that are looked for where none is named, in this order."""
@@ -159,12 +159,10 @@ def _from_folder(root: Path) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = {k: [] for k in ("image", "file", "label", "split", "person")}
     for folder, split in by_split.items():
         for inner in _shown_folders(folder):
-            for file in sorted(inner.rglob("*")):
-                hidden = any(part.startswith(".") for part in file.relative_to(inner).parts)
-                if file.suffix.lower() in SUFFIXES and not hidden:
-                    values = (file, file.relative_to(root).as_posix(), inner.name, split, "")
-                    for column, value in zip(columns.values(), values, strict=True):
-                        column.append(value)
+            for file in sorted(inner / name for name in photographs_in(inner)):
+                values = (file, file.relative_to(root).as_posix(), inner.name, split, "")
+                for column, value in zip(columns.values(), values, strict=True):
+                    column.append(value)
     return columns
 
 
