@@ -295,7 +295,7 @@ def _from_file(file: Any) -> NDArray[np.uint8]:
 
 def _reason(file: Any, error: Exception) -> str:
     if isinstance(error, FileNotFoundError):
-        return f"there is no such file (the current folder is {str(Path.cwd())!r})"
+        return f"there is no such file (the current folder is {_current_folder()})"
     if isinstance(file, (str, os.PathLike)) and os.path.isdir(file):  # noqa: PTH112 (takes NUL)
         return "is a folder; pass the files in it, such as sorted(Path(folder).glob('*.jpg'))"
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
@@ -308,6 +308,13 @@ def _reason(file: Any, error: Exception) -> str:
     if isinstance(error, OSError) and error.errno is not None:
         return f"cannot be opened ({error.strerror})"
     return f"the image is broken or truncated ({type(error).__name__}: {error})"
+
+
+def _current_folder() -> str:
+    try:
+        return repr(str(Path.cwd()))
+    except OSError:
+        return "gone"
 
 
 def _too_large(what: str) -> str:
