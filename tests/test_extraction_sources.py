@@ -80,6 +80,10 @@ def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path):
 def test_a_list_names_paths_relative_to_itself(folder):
     (folder.parent / "list.txt").write_text("photos/002.png\n\nphotos/01*.png\n")
     names = inputs.list_photos(folder.parent / "list.txt").names
+    (folder.parent / "windows.txt").write_bytes(
+        b"\xef\xbb\xbfphotos/002.png\r\n\r\nphotos/01*.png\r\n"
+    )
+    assert inputs.list_photos(folder.parent / "windows.txt").names == names
     assert names == [str(folder / f"{n}.png") for n in ("002", "010", "011", "012")]
 
 
