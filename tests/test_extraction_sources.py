@@ -61,6 +61,14 @@ def extract_all(given, output, models):
 # --- sources -----------------------------------------------------------------------------------
 
 
+def test_two_models_cannot_have_one_output(folder, tmp_path, model, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    outputs = {"f.npz": model, tmp_path / "f.npz": model}
+    with pytest.raises(ValueError, match=r"f\.npz is named twice"):
+        extract_each(folder, outputs, progress=False)
+    assert not (tmp_path / "f.npz.parts").exists()
+
+
 def test_a_pattern_stands_for_what_it_matches(folder):
     pattern = str(folder / "00[1-3].*")
     names = inputs.list_photos(pattern).names

@@ -173,11 +173,15 @@ def extract_each(
         A report per output; their times are those of the whole pass.
 
     Raises:
-        ValueError: if there is no output, or one of the errors of ``extract``.
+        ValueError: if there is no output, or one is named twice, or one of the errors of
+            ``extract``.
     """
     targets = [Path(output) for output in outputs]
     if not targets:
         raise ValueError("no output was named; give at least one file and its model")
+    resolved = [target.resolve() for target in targets]
+    if twice := [t for t, real in zip(targets, resolved, strict=True) if resolved.count(real) > 1]:
+        raise ValueError(f"the output {twice[-1]} is named twice; give each model its own file")
     together = Processes.present()
     for target in targets:
         _check_arguments(target, faces, on_missing, engine)
