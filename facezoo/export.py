@@ -25,6 +25,7 @@ from facezoo.errors import UnsupportedError
 from facezoo.mesh_base import MeshModel
 from facezoo.preprocess.pipeline import fingerprint
 from facezoo.version import __version__
+from facezoo.weights import digest_of
 
 FORMATS = ("onnx", "torch-export", "timm")
 TOLERANCE = 1e-4
@@ -211,6 +212,8 @@ def _common(model: Model) -> dict[str, Any]:
     return {
         "checkpoint": model.card.name if model.card else model.model_name,
         "weights_sha256": model.card.weights.sha256 if model.card else None,
+        # Of the tensors as they are now, which need no longer be those of the checkpoint.
+        "tensors_sha256": digest_of(model),
         "licenses": asdict(model.card.licenses) if model.card else None,
         **_input(model),
         "labels": list(model.labels),

@@ -60,6 +60,16 @@ def test_every_capability_is_a_stage(model):
     assert list(stage_names(model)) == ALL
 
 
+def test_changed_weights_do_not_join_the_export_of_the_checkpoint(tmp_path):
+    model = IPDFER(BACKBONE, 8, pose_backbone=None, decoder_size=None)
+    model = facezoo.load(model.save_pretrained(tmp_path / "model"), device="cpu")
+    export(model, tmp_path / "out", "torch-export", ["probabilities"])
+    with torch.no_grad():
+        model.expression_classifier.bias += 1
+    with pytest.raises(ValueError, match=r"differs from .* in tensors_sha256"):
+        export(model, tmp_path / "out", "torch-export", ["expression"])
+
+
 SOME = ["probabilities", "reconstruct"]
 REST = [name for name in ALL if name not in SOME]
 STAGES = pytest.mark.parametrize("stages", [SOME, pytest.param(REST, marks=pytest.mark.slow)])

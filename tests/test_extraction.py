@@ -23,6 +23,7 @@ from facezoo.errors import ImageError, UnsupportedError
 from facezoo.extraction import extract, inputs, parts, run, stages, tables
 from facezoo.preprocess import ahead, pipeline
 from facezoo.results import EXPRESSIONS, Faces
+from facezoo.weights import digest_of
 
 LANDMARKS = torch.tensor([[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.8], [0.65, 0.8]])
 
@@ -127,7 +128,7 @@ def test_features_are_those_of_the_model(folder, tmp_path, model, monkeypatch):
     landmarks = torch.tensor([row["landmarks"] for row in rows]).reshape(-1, 5, 2)
     torch.testing.assert_close(landmarks, prediction.faces.landmarks)
     assert {row["fingerprint"] for row in rows} == {"0123456789abcdef"}
-    assert {row["checkpoint"] for row in rows} == {f"ipd-fer@{stages.digest(model)[:12]}"}
+    assert {row["checkpoint"] for row in rows} == {f"ipd-fer@{digest_of(model)[:12]}"}
 
 
 def test_the_parquet_schema_has_fixed_size_lists_of_float32(folder, tmp_path, model):

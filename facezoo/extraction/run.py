@@ -22,12 +22,13 @@ from facezoo.extraction.inputs import Photos, Source, list_photos, state_of
 from facezoo.extraction.parts import Block, Parts, join, replacing, sweep, without_first
 from facezoo.extraction.passes import check_free, finished_before, tell
 from facezoo.extraction.report import ExtractionReport
-from facezoo.extraction.stages import Clock, Plan, digest, plan_for
+from facezoo.extraction.stages import Clock, Plan, plan_for
 from facezoo.extraction.tables import Layout, check_output, write_table
 from facezoo.preprocess.jpeg import JpegDecoder
 from facezoo.preprocess.pipeline import Which, check_options
 from facezoo.registry import best_device, load
 from facezoo.training import Processes
+from facezoo.weights import digest_of
 
 Engine = Literal["local", "ray"]
 PART_PHOTOS = 512
@@ -350,7 +351,7 @@ def _settings(plan: Plan) -> dict[str, Any]:
     """Everything that decides the rows of given photographs."""
     return {
         **asdict(plan.layout),
-        "tensors": digest(plan.model)[:16],
+        "tensors": digest_of(plan.model)[:16],
         "faces": plan.faces,
         "on_missing": plan.on_missing,
     }
