@@ -67,6 +67,13 @@ def test_features_of_another_precision_are_taken():
     assert removal.to(torch.bfloat16)(features).dtype == torch.float32
 
 
+def test_a_removal_follows_the_model_to_its_device():
+    model = IPDFER(BACKBONE, 16, pose_backbone=None, decoder_size=None)
+    model.identity_removal = remove_identity(made(), PEOPLE)
+    elsewhere = torch.zeros(2, 16, device="meta")
+    assert model.without_identity(elsewhere).device.type == "meta"
+
+
 def test_unknown_classes_alone_keep_nothing():
     features, nothing = made(), torch.full((len(PEOPLE),), -1)
     removal = remove_identity(features, PEOPLE, keep=nothing)
