@@ -24,6 +24,7 @@ from facezoo.base import CAPABILITIES, FaceModel
 from facezoo.errors import UnsupportedError
 from facezoo.mesh_base import MeshModel
 from facezoo.preprocess.pipeline import fingerprint
+from facezoo.removal import NAME
 from facezoo.version import __version__
 from facezoo.weights import digest_of
 
@@ -181,7 +182,8 @@ def _chosen(model: Model, kind: str, stages: Sequence[str] | None) -> dict[str, 
         )
     if kind == "timm":
         able = model.timm_stages if isinstance(model, FaceModel) else ()
-        there = {name: there[name] for name in able if name in there}
+        left_out = "expression" if hasattr(model, NAME) else ""
+        there = {name: there[name] for name in able if name in there and name != left_out}
     if not there:
         raise UnsupportedError(f"{model.model_name} has no stage that {kind} can hold")
     if lacking := [name for name in stages or () if name not in there]:
