@@ -294,7 +294,11 @@ class FaceModel(ShortModel, Freezable, Pretrained):
         read from the features as they are before.
         """
         removal: IdentityRemoval | None = getattr(self, NAME, None)
-        return expression if removal is None else removal(expression)
+        if removal is None:
+            return expression
+        if removal.mean.device != expression.device:  # it is fitted to features from anywhere
+            removal.to(expression.device)
+        return removal(expression)
 
     def as_timm(self, stage: str) -> nn.Module:
         """A stage as one timm model with a linear last layer, which gives the same numbers.

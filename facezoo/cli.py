@@ -6,6 +6,7 @@ Every command imports what it needs when it runs, so that listing needs no torch
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import re
@@ -39,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0 fine, 1 an error, 130 interrupted. Wrong usage exits with 2.
     """
     options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not suit its encoding
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code: int = options.handler(options)
         sys.stdout.flush()

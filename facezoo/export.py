@@ -24,7 +24,9 @@ from facezoo.base import CAPABILITIES, FaceModel
 from facezoo.errors import UnsupportedError
 from facezoo.mesh_base import MeshModel
 from facezoo.preprocess.pipeline import fingerprint
+from facezoo.removal import NAME
 from facezoo.version import __version__
+from facezoo.weights import digest_of
 
 FORMATS = ("onnx", "torch-export", "timm")
 TOLERANCE = 1e-4
@@ -180,7 +182,8 @@ def _chosen(model: Model, kind: str, stages: Sequence[str] | None) -> dict[str, 
         )
     if kind == "timm":
         able = model.timm_stages if isinstance(model, FaceModel) else ()
-        there = {name: there[name] for name in able if name in there}
+        left_out = "expression" if hasattr(model, NAME) else ""
+        there = {name: there[name] for name in able if name in there and name != left_out}
     if not there:
         raise UnsupportedError(f"{model.model_name} has no stage that {kind} can hold")
     if lacking := [name for name in stages or () if name not in there]:
@@ -211,6 +214,8 @@ def _common(model: Model) -> dict[str, Any]:
     return {
         "checkpoint": model.card.name if model.card else model.model_name,
         "weights_sha256": model.card.weights.sha256 if model.card else None,
+        # Of the tensors as they are now, which need no longer be those of the checkpoint.
+        "tensors_sha256": digest_of(model),
         "licenses": asdict(model.card.licenses) if model.card else None,
         **_input(model),
         "labels": list(model.labels),

@@ -37,6 +37,7 @@ MOST = 12
 """Photographs, rows of a grid, and faces of a table of cosines that are drawn."""
 MOST_NAMES = 10
 """With more names than these a plot has no legend."""
+_NOTHING = "there is no face to draw; see on_missing for photographs in which none is found"
 _COLOUR = "#5c6bc0"
 _DECODED = ("reconstruct", "neutralize", "frontalize")
 
@@ -61,7 +62,7 @@ def show(what: Any, images: Images | None = None) -> Picture:
 
     Raises:
         TypeError: if there is no picture of such a thing.
-        ValueError: if ``what`` are faces and the photographs are not given.
+        ValueError: if ``what`` are faces and the photographs are not given, or there is no face.
     """
     if isinstance(what, Faces) and images is None:
         raise ValueError("faces are drawn on their photographs; give these: show(faces, photos)")
@@ -139,6 +140,8 @@ def grid(pictures: Mapping[str, Tensor]) -> Picture:
         shapes = wrong or {title: tuple(p.shape) for title, p in pictures.items()}
         raise ValueError(f"pictures must be (F, 3, S, S), as many in each column, got {shapes}")
     down = min(MOST, len(next(iter(pictures.values()))))
+    if not down:
+        raise ValueError(_NOTHING)
     figure = _figure(1.8 * len(pictures), 1.8 * down + 0.3 * any(pictures))
     panels = figure.subplots(down, len(pictures), squeeze=False)
     for column, (title, rows) in enumerate(pictures.items()):
@@ -189,6 +192,8 @@ def features(named: Mapping[str, Tensor | None]) -> Picture:
     if not known:
         raise ValueError("there are no features to draw")
     count = len(next(iter(known.values())))
+    if not count:
+        raise ValueError(_NOTHING)
     figure = _figure((4.2 if count > 1 else 6.0) * len(known), 3.6 if count > 1 else 2.0)
     panels = figure.subplots(1, len(known), squeeze=False)[0]
     for axes, (name, rows) in zip(panels, known.items(), strict=True):

@@ -47,7 +47,8 @@ class IdentityRemoval(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Features (F, D) without what tells people apart; rows of NaN stay rows of NaN."""
-        return features - (features - self.mean) @ self.read @ self.write
+        centred = features - self.mean  # in the higher of the two precisions
+        return features - centred @ self.read.to(centred.dtype) @ self.write.to(centred.dtype)
 
     def extra_repr(self) -> str:
         """What ``print`` shows between the brackets."""
@@ -87,9 +88,11 @@ def remove_identity(
         The removal, on the device of the features.
 
     Raises:
-        ValueError: if shapes disagree, features are not finite, or fewer than two people have two
-            photographs.
+        ValueError: if shapes disagree, features are not finite, fewer than two people have two
+            photographs, or ``directions`` is below 0.
     """
+    if directions is not None and directions < 0:
+        raise ValueError(f"directions must be 0 or more, or None, got {directions}")
     people = _numbers(identities)
     _check(features, people, keep)
     rows = features.detach().cpu().double()
@@ -130,6 +133,8 @@ def _whitening(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _class_axes(white: Tensor, classes: Tensor) -> Tensor:
     """Orthonormal directions in which the means of classes differ, (R, up to K - 1)."""
     names = classes[classes >= 0].unique()
+    if not len(names):
+        return white.new_zeros(white.shape[1], 0)
     means = torch.stack([white[classes == name].mean(0) for name in names])
     # One direction is the mean of all, along which the classes' means need not differ.
     _, sizes, axes = torch.linalg.svd(means - means.mean(0), full_matrices=False)

@@ -82,7 +82,9 @@ class Faces(_Result):
         return len(self.image_index)
 
     def __getitem__(self, index: Any) -> Faces:
-        """Select faces by a slice, a boolean mask or an index tensor."""
+        """Select faces by a number, a slice, a boolean mask or an index tensor."""
+        if getattr(index, "ndim", None) == 0:  # a number of numpy or torch
+            index = int(index)
         if isinstance(index, int):
             if not -len(self) <= index < len(self):
                 raise IndexError(f"there are {len(self)} faces, and none at {index}")

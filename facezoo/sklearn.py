@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from facezoo.base import FaceModel
+from facezoo.errors import UnsupportedError
 from facezoo.preprocess.pipeline import NAMED, fingerprint, no_face
 from facezoo.preprocess.reading import as_list, describe, read_image
 from facezoo.registry import load
@@ -132,6 +133,8 @@ class FaceFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
                 f"on_missing must be 'raise' or 'nan', so that every image has a row, got "
                 f"{self.on_missing!r}"
             )
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be 1 or more, got {self.batch_size}")
 
     def _encode(self, images: Sequence[Any], on_missing: str | None = None) -> NDArray[np.float32]:
         model = _loaded(self.model, self.device, _card_mark(self.model))
@@ -181,7 +184,12 @@ def _card_mark(name: str) -> str:
 
 @lru_cache(maxsize=4)
 def _loaded(name: str, device: str | None, mark: str) -> FaceModel:  # noqa: ARG001 (of the cache)
-    return load(name, device=device)
+    model = load(name, device=device)
+    if not isinstance(model, FaceModel):
+        raise UnsupportedError(
+            f"{type(model).__name__} takes meshes, not photographs; name a model of photographs"
+        )
+    return model
 
 
 @lru_cache(maxsize=16)

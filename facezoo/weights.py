@@ -223,6 +223,17 @@ def sha256_of(path: Path) -> str:
         return _digest(file)
 
 
+def digest_of(module: nn.Module) -> str:
+    """SHA-256 of a module's tensors as they are now, in their precision, 64 hex digits."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 # Tensors.
 
 

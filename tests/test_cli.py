@@ -1,5 +1,6 @@
 """The command line: what it prints, what it writes and how it exits."""
 
+import io
 import json
 import os
 import signal
@@ -314,6 +315,14 @@ def test_predict_prints_label_probabilities_and_box_of_every_face(tiny, tmp_path
     assert "face 1: " in told
     assert "box 4 5 30 34" in told
     assert all(name in told for name in tiny.labels)
+
+
+def test_names_that_the_output_cannot_encode_are_escaped(tiny, tmp_path, monkeypatch):
+    write_photo(tmp_path / "фото.png", 1)
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, "cp1252"))
+    assert main(["predict", str(tmp_path / "фото.png")]) == 0
+    assert rb"\u0444\u043e\u0442\u043e.png" in printed.getvalue()
 
 
 def test_predict_json_holds_the_same_for_programs(tiny, tmp_path, capsys):

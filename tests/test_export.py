@@ -22,6 +22,7 @@ from facezoo.models.adv3d import Adv3D
 from facezoo.models.ipd_fer import IPDFER
 from facezoo.preprocess.pipeline import prepare_aligned
 from facezoo.preprocess.reading import read_image
+from facezoo.removal import IdentityRemoval
 
 BACKBONE = "test_resnet.r160_in1k"
 PORTRAITS = sorted((Path(__file__).parent.parent / "examples" / "portraits").glob("*.jpg"))
@@ -58,6 +59,27 @@ def told(model, name, batch):
 
 def test_every_capability_is_a_stage(model):
     assert list(stage_names(model)) == ALL
+
+
+def test_changed_weights_do_not_join_the_export_of_the_checkpoint(tmp_path):
+    model = IPDFER(BACKBONE, 8, pose_backbone=None, decoder_size=None)
+    model = facezoo.load(model.save_pretrained(tmp_path / "model"), device="cpu")
+    export(model, tmp_path / "out", "torch-export", ["probabilities"])
+    with torch.no_grad():
+        model.expression_classifier.bias += 1
+    with pytest.raises(ValueError, match=r"differs from .* in tensors_sha256"):
+        export(model, tmp_path / "out", "torch-export", ["expression"])
+
+
+def test_timm_leaves_out_expressions_without_identity(tmp_path):
+    model = IPDFER(BACKBONE, 8, pose_backbone=None, decoder_size=None).eval()
+    model.identity_removal = IdentityRemoval(8, 1)
+    model.identity_removal.mean.fill_(1)
+    model.identity_removal.read[0] = model.identity_removal.write[:, 0] = 1
+    paths = export(model, tmp_path, "timm")
+    assert [path.name for path in paths] == ["probabilities", "identity"]
+    with pytest.raises(UnsupportedError, match="no stage 'expression' for timm"):
+        export(model, tmp_path, "timm", ["expression"])
 
 
 SOME = ["probabilities", "reconstruct"]

@@ -23,6 +23,7 @@ from facezoo.errors import ImageError, UnsupportedError
 from facezoo.extraction import extract, inputs, parts, run, stages, tables
 from facezoo.preprocess import ahead, pipeline
 from facezoo.results import EXPRESSIONS, Faces
+from facezoo.weights import digest_of
 
 LANDMARKS = torch.tensor([[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.8], [0.65, 0.8]])
 
@@ -127,7 +128,7 @@ def test_features_are_those_of_the_model(folder, tmp_path, model, monkeypatch):
     landmarks = torch.tensor([row["landmarks"] for row in rows]).reshape(-1, 5, 2)
     torch.testing.assert_close(landmarks, prediction.faces.landmarks)
     assert {row["fingerprint"] for row in rows} == {"0123456789abcdef"}
-    assert {row["checkpoint"] for row in rows} == {f"ipd-fer@{stages.digest(model)[:12]}"}
+    assert {row["checkpoint"] for row in rows} == {f"ipd-fer@{digest_of(model)[:12]}"}
 
 
 def test_the_parquet_schema_has_fixed_size_lists_of_float32(folder, tmp_path, model):
@@ -229,6 +230,17 @@ def test_folders_are_searched_for_images_by_suffix_in_sorted_order(tmp_path):
         (tmp_path / name).touch()
     assert inputs.list_photos(tmp_path).names == ["a/1.png", "b/2.JPG", "c.jpeg"]
     assert inputs.list_photos(tmp_path, recursive=False).names == ["c.jpeg"]
+
+
+def test_links_to_folders_are_followed_but_not_in_circles(tmp_path):
+    for name in ("elsewhere/1.png", "photos/a/2.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    photos = tmp_path / "photos"
+    (photos / "linked").symlink_to("../elsewhere")
+    (photos / "a" / "up").symlink_to("..")
+    (tmp_path / "elsewhere" / "back").symlink_to("../photos")
+    assert inputs.list_photos(photos).names == ["a/2.png", "linked/1.png"]
 
 
 def test_files_are_named_as_given_and_taken_once(tmp_path, monkeypatch):

@@ -61,6 +61,14 @@ def extract_all(given, output, models):
 # --- sources -----------------------------------------------------------------------------------
 
 
+def test_two_models_cannot_have_one_output(folder, tmp_path, model, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    outputs = {"f.npz": model, tmp_path / "f.npz": model}
+    with pytest.raises(ValueError, match=r"f\.npz is named twice"):
+        extract_each(folder, outputs, progress=False)
+    assert not (tmp_path / "f.npz.parts").exists()
+
+
 def test_a_pattern_stands_for_what_it_matches(folder):
     pattern = str(folder / "00[1-3].*")
     names = inputs.list_photos(pattern).names
@@ -80,6 +88,10 @@ def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path):
 def test_a_list_names_paths_relative_to_itself(folder):
     (folder.parent / "list.txt").write_text("photos/002.png\n\nphotos/01*.png\n")
     names = inputs.list_photos(folder.parent / "list.txt").names
+    (folder.parent / "windows.txt").write_bytes(
+        b"\xef\xbb\xbfphotos/002.png\r\n\r\nphotos/01*.png\r\n"
+    )
+    assert inputs.list_photos(folder.parent / "windows.txt").names == names
     assert names == [str(folder / f"{n}.png") for n in ("002", "010", "011", "012")]
 
 

@@ -120,6 +120,28 @@ def test_a_csv_of_files_gives_the_same_as_the_folder(tree):
     assert torch.equal(data.labels, folder.labels)
 
 
+def test_a_csv_of_a_spreadsheet_may_have_empty_rows_and_spaces(tree):
+    rows = ["file,label", "calm/00.png,calm ", "cross/00.png,cross", "calm/01.png,calm", ",", ""]
+    path = tree / "sheet.csv"
+    path.write_bytes("\r\n".join(rows).encode("utf-8-sig"))
+    data = read_labelled(path)
+    assert (data.classes, data.labels.tolist()) == (WORDS, [0, 1, 0])
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("file,label\nä.png,calm\n".encode("cp1252"), "not a CSV file in UTF-8"),
+        ("file,label\nä.png,calm\n".encode("utf-16"), "not a CSV file in UTF-8"),
+        (b"", "has no column of labels"),
+    ],
+)
+def test_a_csv_that_cannot_be_read_is_named(tmp_path, content, said):
+    (tmp_path / "odd.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"odd.csv.*{said}"):
+        read_labelled(tmp_path / "odd.csv")
+
+
 def test_persons_are_on_one_side_each(tree):
     path = write_csv(tree / "persons.csv", tree, person=lambda row: f"p{row % 8}")
     data = read_labelled(path)
@@ -166,6 +188,23 @@ def test_hidden_folders_and_files_are_passed_over(tree, tmp_path):
     data = read_labelled(root)
     assert (data.classes, len(data)) == (WORDS, 32)
     assert not [name for name in data.files if "x.png" in name]
+
+
+def test_a_label_that_is_not_a_number_is_none(tmp_path):
+    content = PORTRAITS[0].read_bytes()
+    table = pa.table({"image": [content] * 3, "label": [0.0, 1.0, float("nan")]})
+    pq.write_table(table, tmp_path / "p.parquet")
+    data = read_labelled(tmp_path / "p.parquet")
+    assert (data.classes, len(data)) == (("0.0", "1.0"), 2)
+
+
+def test_photographs_in_linked_folders_belong_to_their_class(tree, tmp_path):
+    for word in WORDS:
+        (tmp_path / "linked" / word).mkdir(parents=True)
+        (tmp_path / "linked" / word / "day-1").symlink_to(tree / word)
+    data = read_labelled(tmp_path / "linked")
+    assert len(data) == 32
+    assert data.files[0] == "calm/day-1/00.png"
 
 
 def test_whole_numbers_are_classes_in_their_order(tmp_path):

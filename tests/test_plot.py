@@ -102,6 +102,12 @@ def test_features_of_nan_are_left_out_of_the_plane():
     assert [len(points.get_offsets()) for points in drawn] == [9, 10]
 
 
+def test_no_face_at_all_cannot_be_drawn():
+    for nothing in (torch.zeros(0, 8), torch.zeros(0, 3, 4, 4)):
+        with pytest.raises(ValueError, match="there is no face to draw"):
+            facezoo.show(nothing)
+
+
 def test_what_has_no_picture_is_refused():
     with pytest.raises(TypeError, match="got str"):
         facezoo.show("portrait.jpg")

@@ -60,6 +60,31 @@ def test_other_photographs_of_other_people_lose_theirs_too():
     assert named(removal(others)) < 0.15
 
 
+def test_features_of_another_precision_are_taken():
+    features = made()
+    removal = remove_identity(features, PEOPLE)
+    torch.testing.assert_close(removal(features.double()).float(), removal(features))
+    assert removal.to(torch.bfloat16)(features).dtype == torch.float32
+
+
+def test_a_removal_follows_the_model_to_its_device():
+    model = IPDFER(BACKBONE, 16, pose_backbone=None, decoder_size=None)
+    model.identity_removal = remove_identity(made(), PEOPLE)
+    elsewhere = torch.zeros(2, 16, device="meta")
+    assert model.without_identity(elsewhere).device.type == "meta"
+
+
+def test_unknown_classes_alone_keep_nothing():
+    features, nothing = made(), torch.full((len(PEOPLE),), -1)
+    removal = remove_identity(features, PEOPLE, keep=nothing)
+    torch.testing.assert_close(removal.read, remove_identity(features, PEOPLE).read)
+
+
+def test_a_number_of_directions_below_none_is_refused():
+    with pytest.raises(ValueError, match="directions must be 0 or more, or None"):
+        remove_identity(made(), PEOPLE, directions=-1)
+
+
 def test_shuffled_people_have_no_direction():
     draw = torch.Generator().manual_seed(3)
     shuffled = PEOPLE[torch.randperm(len(PEOPLE), generator=draw)]

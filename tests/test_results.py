@@ -47,6 +47,8 @@ def test_faces_know_how_many_they_are():
         (torch.tensor([3, 0]), [3, 0]),
         (2, [2]),
         (-1, [3]),
+        (np.int64(2), [2]),
+        (torch.tensor(3), [3]),
         (slice(0, 0), []),
     ],
 )

@@ -46,6 +46,16 @@ def crops(tmp_path_factory):
     return sorted(map(str, folder.iterdir()))
 
 
+def test_a_model_of_meshes_is_refused(monkeypatch):
+    with pytest.raises(UnsupportedError, match="takes meshes, not photographs"):
+        FaceFeatures("adv3d", device="cpu").fit(PORTRAITS)
+
+
+def test_a_batch_of_nothing_is_refused_before_transform(base):
+    with pytest.raises(ValueError, match="batch_size must be 1 or more"):
+        features(base, batch_size=0).fit(PORTRAITS)
+
+
 def features(base, **options):
     return FaceFeatures(model=base, aligned=True, device="cpu", **options)
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from facezoo.preprocess.reading import SUFFIXES, ImageSource
+from facezoo.preprocess.reading import ImageSource, photographs_in
 
 LABELS = ("label", "expression", "class")
 """Columns that are looked for where none is named, in this order."""
@@ -98,7 +98,8 @@ def read_labelled(
         FileNotFoundError: if there is no such file or folder, or a table names a file that is not
             there.
         ImportError: if it is parquet and pyarrow is not installed.
-        ValueError: if it holds fewer than two classes, or lacks a column, or a row has no file.
+        ValueError: if it holds fewer than two classes, or lacks a column, or a row with a label has
+            no file, or a ``.csv`` file is not in UTF-8.
     """
     path = Path(source)
     if not path.exists():
@@ -118,7 +119,7 @@ def _labelled(
     path: Path, columns: dict[str, list[Any]], classes: Sequence[str] | None
 ) -> LabelledImages:
     """The rows whose label is wanted."""
-    words = [None if w is None or str(w).strip() == "" else str(w) for w in columns["label"]]
+    words = columns["label"]
     known = _in_order({word for word in words if word is not None})
     wanted = tuple(known if classes is None else classes)
     if unknown := [word for word in wanted if word not in known]:
@@ -159,12 +160,10 @@ def _from_folder(root: Path) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = {k: [] for k in ("image", "file", "label", "split", "person")}
     for folder, split in by_split.items():
         for inner in _shown_folders(folder):
-            for file in sorted(inner.rglob("*")):
-                hidden = any(part.startswith(".") for part in file.relative_to(inner).parts)
-                if file.suffix.lower() in SUFFIXES and not hidden:
-                    values = (file, file.relative_to(root).as_posix(), inner.name, split, "")
-                    for column, value in zip(columns.values(), values, strict=True):
-                        column.append(value)
+            for file in sorted(inner / name for name in photographs_in(inner)):
+                values = (file, file.relative_to(root).as_posix(), inner.name, split, "")
+                for column, value in zip(columns.values(), values, strict=True):
+                    column.append(value)
     return columns
 
 
@@ -177,10 +176,14 @@ def _from_table(
     path: Path, table: dict[str, list[Any]], label_column: str | None
 ) -> dict[str, list[Any]]:
     label = _column(path, table, (label_column,) if label_column else LABELS, "labels")
-    count = len(table[label])
+    words = [_word(value) for value in table[label]]
+    count = len(words)
     named = next((name for name in FILES if name in table), None)
     given = table["image"] if "image" in table else table[_column(path, table, FILES, "files")]
-    images = [_image(path, row, value) for row, value in enumerate(given)]
+    images = [
+        None if word is None else _image(path, row, value)  # rows without a label are left out
+        for row, (word, value) in enumerate(zip(words, given, strict=True))
+    ]
     if missing := [i for i in images if isinstance(i, Path) and not i.is_file()]:
         raise FileNotFoundError(
             f"{path} names {len(missing):,} files that are not there, the first {missing[0]}; "
@@ -191,11 +194,17 @@ def _from_table(
     columns: dict[str, list[Any]] = {
         "image": images,
         "file": [str(name or f"row {row}") for row, name in enumerate(names)],
-        "label": table[label],
+        "label": words,
         "split": table.get("split", [""] * count),
         "person": table[person] if person else [""] * count,
     }
     return columns | ({"landmarks": table["landmarks"]} if "landmarks" in table else {})
+
+
+def _word(value: Any) -> str | None:
+    """The name of a class; None for an empty cell, and for a number that is none."""
+    word = "" if value is None or value != value else str(value).strip()
+    return word or None
 
 
 def _image(path: Path, row: int, value: Any) -> Path | bytes:
@@ -222,8 +231,14 @@ def _column(path: Path, table: dict[str, list[Any]], wanted: Sequence[str], what
 def _csv_columns(path: Path) -> dict[str, list[Any]]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
-        rows = list(reader)
-    return {name: [row[name] for row in rows] for name in reader.fieldnames or ()}
+        try:
+            names, rows = reader.fieldnames or (), list(reader)
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(
+                f"{path} is not a CSV file in UTF-8 ({error}); a spreadsheet saves such as 'CSV "
+                "UTF-8'"
+            ) from error
+    return {name: [row[name] for row in rows] for name in names}
 
 
 def _parquet_columns(path: Path, label_column: str | None) -> dict[str, list[Any]]:

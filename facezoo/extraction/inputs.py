@@ -12,14 +12,13 @@ from functools import partial
 from hashlib import sha256
 from itertools import groupby
 from pathlib import Path
-from typing import NoReturn
 
 from facezoo.errors import ImageError
 from facezoo.extraction.shards import MARK, damage_of, is_shard, keys_of, read_stored, split_name
 from facezoo.extraction.videos import check_video, frame_keys, is_video, read_frame
 from facezoo.preprocess.ahead import work_ahead
 from facezoo.preprocess.jpeg import JpegDecoder, Photo, read_or_keep
-from facezoo.preprocess.reading import SUFFIXES
+from facezoo.preprocess.reading import SUFFIXES, photographs_in
 
 BATCH_BYTES = 256 * 2**20
 """A batch is closed early when its pixels need as much as this."""
@@ -66,11 +65,12 @@ def list_photos(
     Args:
         source: a folder, whose photographs are named relative to it; or a file, a pattern or a
             shard, or several of all these, named as they are given. Folders are searched for the
-            usual suffixes, and hidden files and folders in them are passed over; a file is taken
-            whatever its name. A pattern has ``*``, ``?``, ``[...]`` or ``**``. A ``.txt`` file has
-            a path or pattern per line, relative to its own folder. A shard is a ``.parquet`` or
-            ``.tar`` file, see ``facezoo.extraction.shards``, and a video has one of the suffixes
-            of ``facezoo.extraction.videos``; those inside folders are not opened.
+            usual suffixes, in links to folders too, and hidden files and folders in them are passed
+            over; a file is taken whatever its name. A pattern has ``*``, ``?``, ``[...]`` or
+            ``**``. A ``.txt`` file has a path or pattern per line, relative to its own folder. A
+            shard is a ``.parquet`` or ``.tar`` file, see ``facezoo.extraction.shards``, and a video
+            has one of the suffixes of ``facezoo.extraction.videos``; those inside folders are not
+            opened.
         recursive: whether to search folders in folders.
         every: of a video, the first of each so many frames is taken.
 
@@ -90,7 +90,7 @@ def list_photos(
     names: list[str] = []
     for path in map(Path, given):
         if path.is_dir():
-            inside = _walk(path, recursive)
+            inside = photographs_in(path, recursive)
             names += inside if only else [(path / name).as_posix() for name in inside]
         elif path.exists():
             names.append(str(path))
@@ -153,7 +153,7 @@ def _expanded(given: str) -> list[str]:
     """
     path = Path(given)
     if path.suffix.lower() == ".txt" and path.is_file():
-        lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
         inside = [str(path.parent / line.strip()) for line in lines if line.strip()]
         return [name for line in inside for name in _expanded(line)]
     if path.exists() or not glob.has_magic(given):
@@ -162,21 +162,6 @@ def _expanded(given: str) -> list[str]:
     if not found:
         raise FileNotFoundError(f"nothing matches the pattern {given!r}")
     return found
-
-
-def _walk(folder: Path, recursive: bool) -> Iterator[str]:
-    """Names of the photographs below a folder, relative to it, with forward slashes."""
-    for inner, folders, files in os.walk(folder, onerror=_raise):
-        folders[:] = [name for name in folders if recursive and not name.startswith(".")]
-        below = Path(inner).relative_to(folder)
-        for name in files:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:  # noqa: PTH122 (a Path per file is slow)
-                yield (below / name).as_posix()
-
-
-def _raise(error: OSError) -> NoReturn:
-    """A folder that cannot be listed is an error, not an empty folder."""
-    raise error
 
 
 def state_of(root: Path, names: Iterable[str]) -> str:
@@ -193,7 +178,7 @@ def state_of(root: Path, names: Iterable[str]) -> str:
     files = (stored[0] if (stored := split_name(name)) else name for name in names)
     for file, _ in groupby(files):
         try:
-            stat = os.stat(os.path.join(root, file))  # noqa: PTH116, PTH118 (as in _walk)
+            stat = os.stat(os.path.join(root, file))  # noqa: PTH116, PTH118 (a Path per file is slow)
             mark.update(f"{stat.st_size} {stat.st_mtime_ns}\n".encode())
         except OSError:
             mark.update(b"gone\n")

@@ -22,12 +22,13 @@ from facezoo.extraction.inputs import Photos, Source, list_photos, state_of
 from facezoo.extraction.parts import Block, Parts, join, replacing, sweep, without_first
 from facezoo.extraction.passes import check_free, finished_before, tell
 from facezoo.extraction.report import ExtractionReport
-from facezoo.extraction.stages import Clock, Plan, digest, plan_for
+from facezoo.extraction.stages import Clock, Plan, plan_for
 from facezoo.extraction.tables import Layout, check_output, write_table
 from facezoo.preprocess.jpeg import JpegDecoder
 from facezoo.preprocess.pipeline import Which, check_options
 from facezoo.registry import best_device, load
 from facezoo.training import Processes
+from facezoo.weights import digest_of
 
 Engine = Literal["local", "ray"]
 PART_PHOTOS = 512
@@ -173,11 +174,15 @@ def extract_each(
         A report per output; their times are those of the whole pass.
 
     Raises:
-        ValueError: if there is no output, or one of the errors of ``extract``.
+        ValueError: if there is no output, or one is named twice, or one of the errors of
+            ``extract``.
     """
     targets = [Path(output) for output in outputs]
     if not targets:
         raise ValueError("no output was named; give at least one file and its model")
+    resolved = [target.resolve() for target in targets]
+    if twice := [t for t, real in zip(targets, resolved, strict=True) if resolved.count(real) > 1]:
+        raise ValueError(f"the output {twice[-1]} is named twice; give each model its own file")
     together = Processes.present()
     for target in targets:
         _check_arguments(target, faces, on_missing, engine)
@@ -346,7 +351,7 @@ def _settings(plan: Plan) -> dict[str, Any]:
     """Everything that decides the rows of given photographs."""
     return {
         **asdict(plan.layout),
-        "tensors": digest(plan.model)[:16],
+        "tensors": digest_of(plan.model)[:16],
         "faces": plan.faces,
         "on_missing": plan.on_missing,
     }

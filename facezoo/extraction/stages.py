@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from facezoo.preprocess.pipeline import (
     slices,
 )
 from facezoo.results import Faces
+from facezoo.weights import digest_of
 
 
 @dataclass(frozen=True)
@@ -95,16 +95,7 @@ def plan_for(
 def _checkpoint(model: FaceModel) -> str:
     """``name@sha`` of the tensors as they are now, whatever file they once came from."""
     name = model.card.name if model.card else model.model_name
-    return f"{name}@{digest(model)[:12]}"
-
-
-def digest(model: FaceModel) -> str:
-    """SHA-256 of a model's tensors as they are now, in their precision."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return f"{name}@{digest_of(model)[:12]}"
 
 
 @torch.inference_mode()

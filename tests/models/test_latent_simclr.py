@@ -164,7 +164,8 @@ def test_directions_are_fitted_from_the_command_line(tmp_path, capsys):
     codes = torch.randn(60, 4, 3, generator=draw)
     np.save(tmp_path / "codes.npy", codes.numpy())
     values = ["" if row == 0 else str(int(code[1, 2] > 0)) for row, code in enumerate(codes)]
-    (tmp_path / "labels.csv").write_text("smile\n" + "\n".join(f'"{v}"' for v in values) + "\n")
+    text = "smile\n" + "\n".join(f'"{v}"' for v in values) + "\n"
+    (tmp_path / "labels.csv").write_text(text, encoding="utf-8-sig")  # as spreadsheets do
     target = tmp_path / "directions.safetensors"
     files = ["--codes", str(tmp_path / "codes.npy"), "--labels", str(tmp_path / "labels.csv")]
     assert main(["fit-directions", str(target), *files]) == 0

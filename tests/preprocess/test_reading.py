@@ -619,3 +619,11 @@ def test_only_files_and_bytes_are_read_in_threads():
     list(read_ahead([encode(gradient()), Image.fromarray(gradient())], 4, read))
     list(read_ahead([encode(gradient())], 4, read))  # one alone is not worth a thread
     assert set(names) == {threading.current_thread().name}
+
+
+def test_a_missing_file_is_named_where_the_current_folder_is_gone_too(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "here").rmdir()
+    with pytest.raises(ImageError, match="there is no such file"):
+        read_image(tmp_path / "missing.jpg")

@@ -104,7 +104,7 @@ def read_labels(path: str | Path, count: int) -> dict[str, Tensor]:
         FileNotFoundError: if there is no such file.
         ValueError: if there are not N rows, or a value is none of 1, 0 and nothing.
     """
-    with Path(path).open(newline="", encoding="utf-8") as file:
+    with Path(path).open(newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
     if len(rows) != count:
         raise ValueError(f"{path} has {len(rows)} rows and there are {count} codes; give as many")
