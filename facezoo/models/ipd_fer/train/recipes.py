@@ -92,7 +92,7 @@ class Recipe:
 
 
 _PAPER = StageConfig(30, batch_size=32, rate=1e-4, schedule="tenth", weight_decay=0.0, average=0.0)
-_COMPACT = StageConfig(10, rate=5e-4, warmup=0.1, cycles=2)
+_COMPACT = StageConfig(15, rate=5e-4, warmup=0.1, cycles=3)
 _SMALL = Objective(
     pose_backbone="resnet10t",
     decoder_size=56,
