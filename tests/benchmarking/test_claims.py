@@ -77,9 +77,10 @@ def test_ipd_fer_has_twelve_directions_of_which_seven_are_of_the_classes():
     assert removal["nothing kept"]["directions"] == 12
     for told in removal["nothing kept"]["expression"].values():
         assert told["linear"]["accuracy"] == told["reading"]["chance"]
-    # The same five are removed from both, up to rounding: the control says nothing.
+    # The same five are removed from both, up to a rounding, which may turn a photograph or two of
+    # the thousands that a probe is asked about: the control says nothing.
     for data in ("FER+ test", "LFW val", "London"):
         real, dealt = (
             removal[key]["expression"][data]["linear"] for key in ("expressions kept", "control")
         )
-        assert real == dealt
+        assert real == pytest.approx(dealt, abs=0.1)
