@@ -12,12 +12,12 @@ from facezoo.card import Preprocessing
 from facezoo.data.crops import load_crops
 from facezoo.data.expressions import ExpressionData
 from facezoo.data.images import aligned_crops, read_pack
+from facezoo.preprocess.reading import photographs_in
 from facezoo.results import EXPRESSIONS
 
 PACK = "lfw.parquet"
 MARGIN = 2
 """Pixels kept around a crop on every side, which a random shift may show."""
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def read_photographs(data: Path, preprocessing: Preprocessing, device: torch.dev
         crops = aligned_crops(table, template, size, MARGIN)
         said = f"LFW (deep-funneled) train: {len(table):,} photographs with names"
         return Photographs(crops, table["identity"].to_pylist(), said, "lfw")
-    files = sorted(path for path in data.rglob("*") if path.suffix.lower() in SUFFIXES)
+    files = sorted(data / name for name in photographs_in(data)) if data.is_dir() else []
     if not files:
         raise FileNotFoundError(
             f"{data} has neither {PACK} nor images; --data must name a folder with one of them"

@@ -195,9 +195,11 @@ def test_augmented_crops_are_crops_moved_mirrored_or_made_grey():
 def test_a_folder_of_folders_is_read_as_people(tmp_path, monkeypatch):
     from facezoo.data import crops as found
 
-    for name in ("id1/clip/1.png", "id1/clip/2.png", "id2/clip/1.png"):
+    tmp_path, elsewhere = tmp_path / "people", tmp_path / "id2"
+    for name in ("id1/clip/1.png", "id1/clip/2.tif", "id1/.thumbs/1.png", "../id2/clip/1.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (80, 80), "white").save(tmp_path / name)
+    (tmp_path / "id2").symlink_to(elsewhere)
 
     def load(data, **options):
         assert options["size"] == 64
