@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import csv
 import json
 import math
@@ -203,8 +204,18 @@ def _partial_state() -> Any:
         raise ImportError(
             "several processes need accelerate: pip install 'facezoo[train]'"
         ) from error
+    begun = torch.distributed.is_initialized()
     # One process may write for long while the others wait; the launcher ends those left behind.
-    return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))
+    if not begun and torch.distributed.is_initialized():
+        atexit.register(_leave_group)
+    return state
+
+
+def _leave_group() -> None:
+    """End what the processes speak by: its threads, outliving the interpreter, would abort it."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
