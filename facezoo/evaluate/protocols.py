@@ -211,10 +211,12 @@ _FOUND_NAMES = {
     "landmark_error": "mean landmark error over the distance between the eyes",
     "landmark_median": "median landmark error over the distance between the eyes",
 }
-_EVERY = "{} photographs, {:.0f} faces of {:.0f} px or more; found at IoU 0.5; " + (
+_EVERY = (
+    "{} photographs, {:.0f} faces of {:.0f} px or more; found at IoU 0.5; "
     "what the teacher is unsure of does not count"
 )
-_CENTRAL = "{} photographs, the face nearest the middle of each, {:.0f} of {:.0f} px or more; " + (
+_CENTRAL = (
+    "{} photographs, the face nearest the middle of each, {:.0f} of {:.0f} px or more; "
     "found at IoU 0.5"
 )
 
