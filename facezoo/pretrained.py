@@ -179,8 +179,8 @@ class Pretrained(PyTorchModelHubMixin, library_name="facezoo"):
         _check_precision(self, dtype)
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        stored = _write_weights(self, folder / WEIGHTS, dtype)
-        written = _card_of(self, stored, card)
+        stored, same = _write_weights(self, folder / WEIGHTS, dtype)
+        written = _card_of(self, stored, same, card)
         if repo_id is not None:
             written = replace(written, hub=Hub(repo=repo_id))
         (folder / CONFIG).write_text(written.to_json(), encoding="utf-8")
@@ -248,6 +248,7 @@ def resolve(
         bare_hub: whether ``org/name`` is a Hub repository without the prefix.
 
     Raises:
+        TypeError: if it is neither text nor a path.
         UnknownNameError: if it is none of the names, and no such path.
         PickleRefusedError: if it is a pickled file.
         CardError: if the card is missing or malformed.
@@ -257,6 +258,11 @@ def resolve(
     if isinstance(name, os.PathLike):
         files.refuse_pickle(Path(name))
         return _here(Path(name), revision)
+    if not isinstance(name, str):
+        raise TypeError(
+            f"a model is named by text or a path, got {type(name).__name__}; "
+            "facezoo.list_models() lists the names"
+        )
     if not name.startswith(HUB_PREFIX):
         if name in bundled_cards() or name in FAMILIES:
             return Source(_pinned(card_named(name, FAMILIES), revision))
@@ -474,32 +480,38 @@ def _check_precision(model: Any, dtype: Any) -> None:
             )
 
 
-def _write_weights(model: Any, path: Path, dtype: Any) -> Weights:
-    """Write the weights, in the checkpoint's precision if that changes nothing."""
+def _write_weights(model: Any, path: Path, dtype: Any) -> tuple[Weights, bool]:
+    """Write the weights, in the checkpoint's precision if that changes nothing and none is named.
+
+    Returns:
+        What was written, and whether its numbers are those of the model's checkpoint.
+    """
     import torch
 
     own = {p.dtype for p in model.parameters()} or {torch.float32}
     name = str(files.as_dtype(dtype) or (own.pop() if len(own) == 1 else torch.float32))
     name = name.removeprefix("torch.")
-    stored = model.card.weights.dtype if model.card and dtype is None else name
+    stored = model.card.weights.dtype if model.card else name
     digest = files.sha256_of(files.save(model, path, stored))
-    if stored != name and (
-        digest != model.card.weights.sha256 or not files.gives_exactly(path, model)
-    ):
-        stored = name
-        digest = files.sha256_of(files.save(model, path, stored))
+    same = model.card is not None and digest == model.card.weights.sha256
+    if stored != name:
+        same = same and files.gives_exactly(path, model)
+        if dtype is not None or not same:
+            stored = name
+            digest = files.sha256_of(files.save(model, path, stored))
+            same = same and files.gives_exactly(path, model)
     count = sum(p.numel() for p in model.parameters())
-    return Weights(path.name, digest, path.stat().st_size, stored, count)
+    return Weights(path.name, digest, path.stat().st_size, stored, count), same
 
 
-def _card_of(model: Any, stored: Weights, given: Card | None) -> Card:
-    """A card that is true of the weights that were just written."""
+def _card_of(model: Any, stored: Weights, same: bool, given: Card | None) -> Card:
+    """A card that is true of the weights that were just written, the checkpoint's or others."""
     base: Card | None = model.card
     if given is not None:
         card = given
     elif base is None:
         card = _untrained(model, stored)
-    elif _unchanged(model, stored, base):
+    elif same and _means_the_same(model, base):
         card = base
     else:
         card = _derived(base)
@@ -514,11 +526,10 @@ def _card_of(model: Any, stored: Weights, given: Card | None) -> Card:
     )
 
 
-def _unchanged(model: Any, stored: Weights, base: Card) -> bool:
-    same_meaning = (tuple(model.labels), model.preprocessing) == (base.labels, base.preprocessing)
+def _means_the_same(model: Any, base: Card) -> bool:
+    same = (tuple(model.labels), model.preprocessing) == (base.labels, base.preprocessing)
     built = base.architecture.items()
-    same_meaning &= all(model.architecture.get(name, value) == value for name, value in built)
-    return same_meaning and stored.sha256 == base.weights.sha256
+    return same and all(model.architecture.get(name, value) == value for name, value in built)
 
 
 def _derived(base: Card) -> Card:

@@ -118,6 +118,7 @@ def load(
         UnsupportedError: if ``compile`` is asked of a model that has nothing to compile, or a
             ``dtype`` in which its codes would be lost, or a ``jpeg`` that the device does not do.
         LicenseError: if a licence in the card is not in ``licenses``.
+        TypeError: if ``name`` is neither text nor a path.
         RuntimeError: if ``device`` does not exist on this machine, or is neither CUDA, MPS nor the
             CPU.
         ValueError: if ``dtype`` or ``jpeg`` is none of these.

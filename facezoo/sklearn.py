@@ -101,9 +101,12 @@ class FaceFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self._check()
         images = _images(X)
         memory = check_memory(self.memory)
-        if memory.location is None:
-            return self._encode(images)
-        return self._remembered(images, memory)
+        rows = self._encode(images) if memory.location is None else self._remembered(images, memory)
+        missing = np.flatnonzero(np.isnan(rows).all(1)).tolist()
+        if missing and self.on_missing == "raise":
+            names = [describe(images[i], i) for i in missing[:NAMED]]
+            raise no_face(missing, names, skipping=False)
+        return rows
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:  # noqa: ARG002
         """Names of the columns: ``expression_0`` and so on, or the classes."""
@@ -136,10 +139,11 @@ class FaceFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {self.batch_size}")
 
-    def _encode(self, images: Sequence[Any], on_missing: str | None = None) -> NDArray[np.float32]:
+    def _encode(self, images: Sequence[Any]) -> NDArray[np.float32]:
+        """Rows of all images; of NaN where there is no face."""
         model = _loaded(self.model, self.device, _card_mark(self.model))
         options: dict[str, Any] = {
-            "on_missing": on_missing or self.on_missing,
+            "on_missing": "nan",
             "aligned": self.aligned,
             "batch_size": self.batch_size,
         }
@@ -150,24 +154,17 @@ class FaceFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return rows.cpu().numpy()
 
     def _remembered(self, images: Sequence[Any], memory: Any) -> NDArray[np.float32]:
-        """Rows from the memory, and those that it lacks encoded together and put there.
-
-        Rows of NaN are kept too, and are an error only where ``on_missing`` says so.
-        """
+        """Rows from the memory, and those that it lacks encoded together and put there."""
         keep = memory.cache(_kept, ignore=["row"])
         mark = _card_mark(self.model)
         setting = _setting(self.model, self.device, self.what, self.aligned, mark)
         keys = [f"{setting}-{_digest(read_image(i, n))}" for n, i in enumerate(images)]
         fresh = [i for i, key in enumerate(keys) if not keep.check_call_in_cache(key, None)]
         if fresh:
-            encoded = self._encode([images[i] for i in fresh], "nan")
+            encoded = self._encode([images[i] for i in fresh])
             for i, row in zip(fresh, encoded, strict=True):
                 keep(keys[i], row)
-        rows = np.stack([keep(key, None) for key in keys])
-        missing = np.isnan(rows).all(1).nonzero()[0].tolist()
-        if missing and self.on_missing == "raise":
-            raise no_face(missing, [describe(images[i], i) for i in missing[:NAMED]])
-        return rows
+        return np.stack([keep(key, None) for key in keys])
 
 
 def _kept(key: str, row: NDArray[np.float32] | None) -> NDArray[np.float32] | None:  # noqa: ARG001

@@ -140,7 +140,7 @@ def a_card(monkeypatch, model):
     from facezoo import pretrained, registry
 
     weights = facezoo.card.Weights("model.safetensors", "0" * 64, 1000, "float32", 250)
-    card = pretrained._card_of(model, weights, None)
+    card = pretrained._card_of(model, weights, False, None)
     monkeypatch.setattr(registry, "card_named", lambda name, models=(): card)
     return card
 

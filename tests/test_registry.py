@@ -56,6 +56,12 @@ def same(one, other):
     return all(torch.equal(tensor, there[name]) for name, tensor in one.state_dict().items())
 
 
+def test_a_model_is_named_by_text_or_a_path():
+    for name in (None, 3):
+        with pytest.raises(TypeError, match="named by text or a path, got"):
+            facezoo.load(name)
+
+
 def test_models_and_checkpoints_are_listed_by_pattern_and_detectors_are_not():
     assert facezoo.list_models() == ["other-face", "tiny-face"]
     assert facezoo.list_models("tiny*") == ["tiny-face"]
@@ -179,6 +185,18 @@ def test_an_unchanged_model_keeps_its_metrics_when_saved(tmp_path):
     assert "51.5" in (tmp_path / "copy" / "README.md").read_text()
     names = {path.name for path in (tmp_path / "copy").iterdir()}
     assert names == {"config.json", "model.safetensors", "README.md"}
+
+
+def test_more_digits_on_disk_change_nothing_and_fewer_do(tmp_path):
+    model = facezoo.load("tiny-face", **CPU)
+    model.save_pretrained(tmp_path / "wider", dtype="float32")
+    wider = facezoo.load(tmp_path / "wider", **CPU)
+    assert same(model, wider)
+    assert (wider.card.weights.dtype, wider.card.name) == ("float32", "tiny-face.first")
+    assert wider.card.metrics == model.card.metrics
+    assert wider.card.weights.sha256 != model.card.weights.sha256
+    model.save_pretrained(tmp_path / "narrower", dtype="bfloat16")
+    assert Card.load(tmp_path / "narrower" / "config.json").name == "tiny-face.custom"
 
 
 def test_a_changed_model_loses_its_metrics_and_names_its_base(tmp_path):

@@ -112,8 +112,9 @@ def test_photographs_are_aligned(base):
     rows = FaceFeatures(model=base, device="cpu").transform(PORTRAITS)
     assert rows.shape == (2, 8)
     blank = np.zeros((80, 80, 3), np.uint8)
-    with pytest.raises(NoFaceError):
+    with pytest.raises(NoFaceError, match='pass on_missing="nan" to keep their place') as caught:
         FaceFeatures(model=base, device="cpu").transform([blank])
+    assert "skip" not in str(caught.value), "which this transformer refuses"
     gap = FaceFeatures(model=base, device="cpu", on_missing="nan").transform([PORTRAITS[0], blank])
     assert np.isfinite(gap[0]).all()
     assert np.isnan(gap[1]).all()

@@ -243,18 +243,20 @@ def _with_gaps(found: Faces, missing: list[int]) -> Faces:
     )
 
 
-def no_face(missing: Sequence[int], names: Sequence[str]) -> NoFaceError:
+def no_face(missing: Sequence[int], names: Sequence[str], *, skipping: bool = True) -> NoFaceError:
     """What to raise where faces are wanted.
 
     Args:
         missing: indices of the photographs without a face.
         names: what these are called, of the first ``NAMED`` at least.
+        skipping: whether the caller may leave photographs out.
     """
+    skip = 'on_missing="skip" to leave them out or ' if skipping else ""
     more = len(missing) - NAMED
     rest = f" and {more} more" if more > 0 else ""
     return NoFaceError(
         f"no face found in {', '.join(names[:NAMED])}{rest}; pass "
-        'on_missing="skip" to leave them out or on_missing="nan" to keep their place, or '
+        f'{skip}on_missing="nan" to keep their place, or '
         "aligned=True if they are aligned crops already",
         missing,
     )

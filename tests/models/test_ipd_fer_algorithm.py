@@ -153,6 +153,8 @@ def test_an_expression_encoder_of_lower_rank_starts_as_the_principal_part_of_the
         narrow.norm(narrow.projection(pooled)), features, atol=1e-3, rtol=1e-3
     )
     assert torch.linalg.matrix_rank(features - features.mean(0), tol=1e-3) == 3
+    with pytest.raises(ValueError, match="principal axes of 2 crops cannot fill 3 dimensions"):
+        narrow.start_from(whole, pooled[:2])
 
 
 def test_the_parts_of_the_paper_can_be_left_out_and_no_others():

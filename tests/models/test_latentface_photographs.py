@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -74,6 +75,8 @@ def test_light_from_the_left_brightens_what_looks_to_the_left(model, crops):
     )
     assert left.shape == (3, 3, 64, 64)
     assert not torch.allclose(left, right, atol=0.01)
+    for light in ([-1, 1, 0.9, 0], np.array([-1, 1, 0.9, 0])):
+        assert torch.equal(model.relight(list(crops), light, aligned=True), left)
     dark = model.relight(list(crops), torch.tensor([-1.0, -1.0, 0.0, 0.0]), aligned=True)
     assert dark.max() <= 0.5  # black, and grey beside the face
     with pytest.raises(ValueError, match=r"light must be \(4,\)"):

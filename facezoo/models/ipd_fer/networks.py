@@ -96,7 +96,10 @@ class Encoder(nn.Module):
 
         Args:
             whole: of the same backbone.
-            pooled: what its backbone makes of some training crops, (N, C).
+            pooled: what its backbone makes of some training crops, (N, C), N at least the rank.
+
+        Raises:
+            ValueError: if there are fewer crops than the projection has dimensions.
         """
         self.backbone.load_state_dict(whole.backbone.state_dict())
         whole.eval()
@@ -104,6 +107,11 @@ class Encoder(nn.Module):
         centred = features - features.mean(0)
         assert isinstance(self.projection, nn.Sequential)
         inward, outward = self.projection.parameters()
+        if len(pooled) < len(inward):
+            raise ValueError(
+                f"principal axes of {len(pooled)} crops cannot fill {len(inward)} dimensions; "
+                "give more training crops or a lower expression_rank"
+            )
         axes = torch.linalg.svd(centred, full_matrices=False)[2][: len(inward)]
         variance = whole.norm.running_var
         assert variance is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -137,7 +137,7 @@ class LatentFace(LatentFaceStages):
     def relight(
         self,
         images: Images,
-        light: Tensor,
+        light: Tensor | Sequence[float],
         *,
         faces: Which = "largest",
         on_missing: OnMissing = "raise",
@@ -163,14 +163,15 @@ class LatentFace(LatentFaceStages):
         Raises:
             ValueError: if ``light`` has another shape.
         """
-        if tuple(light.shape) != (4,):
+        given = torch.as_tensor(light)
+        if tuple(given.shape) != (4,):
             raise ValueError(
-                f"light must be (4,), ambient, diffuse, dx, dy, got {tuple(light.shape)}"
+                f"light must be (4,), ambient, diffuse, dx, dy, got {tuple(given.shape)}"
             )
         options = Options(faces, on_missing, aligned, batch_size, progress)
 
         def make(latents: Latents) -> Tensor:
-            shone = light.to(latents.light).expand(len(latents), 4)
+            shone = given.to(latents.light).expand(len(latents), 4)
             return self.draw(replace(latents, light=shone)).image
 
         return self.to_unit(self._pictures(images, options, make))

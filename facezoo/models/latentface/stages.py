@@ -265,7 +265,9 @@ class LatentFaceStages(DecodingModel):
             raise ValueError(
                 f"light must be (4,) or {tuple(latents.light.shape)}, got {tuple(light.shape)}"
             )
-        return self.draw(replace(latents, light=light.expand_as(latents.light))).image
+        return self.draw(
+            replace(latents, light=light.to(latents.light).expand_as(latents.light))
+        ).image
 
     def rotate_crops(self, images: Tensor, yaw: float, pitch: float = 0.0) -> Tensor:
         """Faces turned away from the canonical view; see ``reconstruct_crops``.
