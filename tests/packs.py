@@ -81,7 +81,7 @@ def write_lfw(folder, train=6, val=4, side=64):
                 "box": face["box"],
                 "landmarks": face["landmarks"],
                 "landmark_spread": 0.01 * side,
-                "faces": [face],
+                "faces": [{**face, "score": 0.9}],
                 "unsure": [[0.0, 0.0, 5.0, 5.0]] if index % 2 else [],
                 "teacher_identity": embedding(rng).tolist(),
                 "yaw": 9.0 * index - 20,

@@ -8,6 +8,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from packs import face_at, write_ferplus, write_lfw, write_pairs
@@ -195,6 +196,17 @@ def test_other_detectors_are_measured_by_the_same_protocol(tmp_path, monkeypatch
     between_eyes = np.linalg.norm(marks[0, 0] - marks[0, 1])
     spread = found["teacher's runs apart, mean %"]
     assert spread == pytest.approx(100 * 0.01 * side / between_eyes, rel=1e-4)
+
+
+def test_what_one_run_of_the_teacher_sees_is_told_from_the_mean_scores():
+    box = [0.0, 0.0, 30.0, 30.0]
+    # Two runs at the threshold of 0.7, two at 0.9, three at 0.8, four at 0.95; one face too small.
+    scores = [2 * 0.7 / 4, 2 * 0.9 / 4, 3 * 0.8 / 4, 0.95]
+    small = {"box": [0.0, 0.0, 20.0, 20.0], "score": 0.4}
+    faces = [[{"box": box, "score": score}] for score in scores] + [[small]]
+    table = pa.table({"faces": faces})
+    seen = benchmark("detectors").teacher_recall(table, table)
+    assert seen == pytest.approx((2 + 2 + 3 + 4) / 16)
 
 
 def test_the_own_detector_is_among_those_at_hand():
