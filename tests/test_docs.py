@@ -69,7 +69,7 @@ def commands(page):
 def test_the_readme_has_the_two_set_up_commands_and_no_others():
     assert blocks(ROOT / "README.md", "sh") == [
         "pip install . && facezoo predict examples/portraits/*.jpg --save annotated\n",
-        'pip install -e ".[test]" && pytest --cov=facezoo\n',
+        'pip install -e ".[test]" && pytest -n 2 --dist loadfile --cov=facezoo\n',
     ]
 
 
