@@ -1,11 +1,11 @@
 """Extraction by several processes, and by the actors of a Ray cluster: the rows of one process."""
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from two_processes import launch
 
 import facezoo
 from facezoo.extraction import extract
@@ -61,14 +61,6 @@ def whole(photos, model, tmp_path_factory):
     output = tmp_path_factory.mktemp("whole") / "f.parquet"
     extract(photos, output, model=model, device="cpu", batch_size=2, progress=False)
     return output
-
-
-def launch(script, *arguments):
-    """Two processes, as ``accelerate launch`` starts them."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
-    words = [*torchrun, *meeting, str(script), *map(str, arguments)]
-    return subprocess.run(words, capture_output=True, text=True)
 
 
 def test_two_processes_write_what_one_writes_also_after_a_kill(photos, model, whole, tmp_path):

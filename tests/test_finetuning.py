@@ -2,8 +2,6 @@
 
 import csv
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,6 +10,7 @@ import pytest
 import torch
 from packs import noise, png
 from PIL import Image
+from two_processes import launch
 
 import facezoo
 from facezoo.cli import main
@@ -373,18 +372,11 @@ torch.save([model.state_dict(), rows], f"{{sys.argv[1]}}/rank{{rank}}.pt")
 """
 
 
-def launch(words):
-    """Two processes, as ``accelerate launch`` starts them."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
-    return subprocess.run([*torchrun, *meeting, *words], capture_output=True, text=True)
-
-
 def test_two_processes_learn_the_classes_and_end_at_the_same_weights(tmp_path):
     pytest.importorskip("accelerate")
     script = tmp_path / "script.py"
     script.write_text(SHARED.format(tests=str(Path(__file__).parent)))
-    done = launch([str(script), str(tmp_path)])
+    done = launch(script, tmp_path)
     assert done.returncode == 0, done.stderr
     (first, rows), (second, others) = (
         torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)
@@ -399,7 +391,7 @@ def test_two_processes_of_the_command_write_one_folder(tree, base, tmp_path):
     pytest.importorskip("accelerate")
     words = ["finetune", "--model", base, "--data", str(tree), "--out", str(tmp_path / "out")]
     words += ["--epochs", "1", "--batch-size", "8", "--aligned", "--device", "cpu"]
-    done = launch(["-m", "facezoo", *words])
+    done = launch("-m", "facezoo", *words)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("2 classes: calm, cross") == 1
     assert facezoo.load(tmp_path / "out", device="cpu").labels == WORDS

@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 from ipd_fer_tiny import differing
+from two_processes import launch
 
 from facezoo.models.ipd_fer.train.recipes import StageConfig
 from facezoo.models.ipd_fer.train.rounds import adam, fit
@@ -151,9 +152,8 @@ def test_processes_that_share_a_round_end_at_the_weights_of_one(tmp_path):
     alone.mkdir()
     both.mkdir()
     subprocess.run([sys.executable, script, alone], check=True)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
-    subprocess.run([*launch, *rendezvous, script, both], check=True, capture_output=True)
+    done = launch(script, both)
+    assert done.returncode == 0, done.stderr
     one = torch.load(alone / "rank0.pt", weights_only=True)
     first, second = (torch.load(both / f"rank{r}.pt", weights_only=True) for r in (0, 1))
     for key, value in one["kept"].items():
