@@ -115,7 +115,8 @@ f_exp in twelve dimensions, one update per batch, pictures of a quarter of it. A
 many steps of E_exp per epoch as ``compact`` does; the paper's own algorithm takes two."""
 
 ABLATIONS = ("confusion", "cos", "id", "recon", "discriminator", "pose", "rank")
-"""What can be left out: the rows of Table 9, ID-FER of Table 8 (pose), and what is ours."""
+"""What can be left out: the rows of Table 9, L_recon, which Sec. 4.4 names and Table 9 has no row
+of, ID-FER of Table 8 (pose), and what is ours (rank)."""
 
 
 def recipe(name: str, without: tuple[str, ...] = ()) -> Recipe:
