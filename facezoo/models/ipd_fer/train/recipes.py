@@ -86,7 +86,8 @@ class Recipe:
     soft_labels: bool = False
     """Whether the targets are the shares of the votes instead of the majority's class."""
     lfw_trust: float = 0.0
-    """Weight of LFW's machine-made expression labels beside FER+; 0 leaves LFW out."""
+    """Weight of LFW's machine-made expression labels beside FER+ in eq. (5); eqs. (1), (8) and (10)
+    take them in full. 0 leaves LFW out."""
     precision: str = "int8"
     """On disk."""
 
