@@ -1,4 +1,6 @@
-"""What the parts of IPD-FER's objective do: the rows of Table 9 and two of ours, at a small scale.
+"""What the parts of IPD-FER's objective do, as in Tables 8 and 9 of the paper, at a small scale.
+
+Beside their rows there are two more: without L_recon, and with all dimensions of f_exp.
 
     OMP_NUM_THREADS=1 python benchmarks/ablation.py DATA --start runs/ipd-fer/start \\
         --cache runs/ablation --json docs/results/ipd-fer.ablation.json

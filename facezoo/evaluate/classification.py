@@ -114,7 +114,8 @@ def scores(probabilities: Tensor, truth: Tensor) -> dict[str, float]:
     """Accuracy, balanced accuracy and macro-F1 of predictions.
 
     Args:
-        probabilities: (N, K); a row of NaN, where nothing was predicted, counts as wrong.
+        probabilities: (N, K); a row of NaN, where nothing was predicted, counts as wrong: for
+            macro-F1 as the class after the true one, see ``confusion_of``.
         truth: class of each row, (N,).
 
     Returns:

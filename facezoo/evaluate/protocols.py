@@ -29,6 +29,7 @@ from facezoo.evaluate.embedding import FOUND, GIVEN, both_ways
 from facezoo.evaluate.leakage import leakage
 from facezoo.evaluate.pose import PoseBin, accuracy_by_yaw
 from facezoo.evaluate.verification import read_pairs, verification_accuracy
+from facezoo.results import EXPRESSIONS
 
 __all__ = [
     "FOUND",
@@ -74,6 +75,9 @@ class Measurements:
 def evaluate(model: FaceModel, data: Path, command: str) -> Measurements:
     """Everything that can be measured on a model with the packs of a folder.
 
+    A model that tells other classes than the eight of FER+ is not measured there, and one that
+    does not tell neutral and happiness not by these.
+
     Args:
         model: the model.
         data: folder with ``ferplus.parquet``, ``lfw.parquet``, ``lfw_pairs_val.csv`` and
@@ -86,9 +90,11 @@ def evaluate(model: FaceModel, data: Path, command: str) -> Measurements:
     metrics: list[Metric] = []
     confusion = None
     able = model.capabilities()
-    if "predict_expression" in able:
+    told = set(model.labels) if "predict_expression" in able else set()
+    if told == set(EXPRESSIONS):
         measured = ferplus(model, data, "test", command)
         metrics, confusion = [*measured.metrics], measured.confusion
+    if told >= {"neutral", "happiness"}:
         metrics += neutral_or_happy(model, data, "lfw", command)
         metrics += neutral_or_happy(model, data, "london_expr", command)
     if "encode_identity" in able:
@@ -101,8 +107,17 @@ def ferplus(model: FaceModel, data: Path, split: str, command: str) -> Measureme
     """Eight-class expression on FER+ under the majority rule (Barsoum et al. 2016).
 
     Calibration, the single classes and, where the pack has the column ``yaw``, poses are measured
-    on given crops only.
+    on given crops only. Classes go by their names, whatever their order in the model.
+
+    Raises:
+        ValueError: if the model tells other classes.
     """
+    if sorted(model.labels) != sorted(EXPRESSIONS):
+        raise ValueError(
+            f"FER+ wants a model that tells the eight classes {', '.join(EXPRESSIONS)}, got "
+            f"{', '.join(model.labels)}; measure others with facezoo.evaluate.classification.scores"
+        )
+    order = [model.labels.index(label) for label in EXPRESSIONS]
     table = read_pack(data / "ferplus.parquet", split)
     truth, votes = majority_labels(table), label_distributions(table)
     known = truth >= 0
@@ -110,7 +125,7 @@ def ferplus(model: FaceModel, data: Path, split: str, command: str) -> Measureme
     metrics, confusion = [], None
     for how, logits in both_ways(model, table, "predict_expression"):
         rule = f"{FERPLUS}, {len(truth)} images; {how}"
-        probabilities = logits.softmax(1)[known]
+        probabilities = logits[known][:, order].softmax(1)
         values = scores(probabilities, truth)
         metrics += [_of_ferplus(name, v, split, rule, command) for name, v in values.items()]
         if how == GIVEN:
@@ -121,7 +136,7 @@ def ferplus(model: FaceModel, data: Path, split: str, command: str) -> Measureme
             metrics.append(_of_ferplus(name, value, split, rule, command))
             counts = confusion_of(probabilities, truth)
             right = "".join("01"[r] for r in is_right(probabilities, truth).tolist())
-            confusion = Confusion("FER+", split, rule, model.labels, counts.tolist(), right)
+            confusion = Confusion("FER+", split, rule, EXPRESSIONS, counts.tolist(), right)
             metrics += _per_class(confusion, command)
             if "yaw" in table.column_names:
                 bins = accuracy_by_yaw(probabilities, truth, yaw_column(table)[known])
@@ -176,13 +191,14 @@ def neutral_or_happy(model: FaceModel, data: Path, pack: str, command: str) -> l
     split = "val" if pack == "lfw" else None
     table = read_pack(data / f"{pack}.parquet", split)
     truth = majority_labels(table)
+    neutral, happy = (EXPRESSIONS.index(word) for word in ("neutral", "happiness"))
     pair = [model.labels.index("neutral"), model.labels.index("happiness")]
-    known = (truth == pair[0]) | (truth == pair[1])
+    known = (truth == neutral) | (truth == happy)
     rule = f"neutral against happiness, {int(known.sum())} images"
     metrics = []
     for how, logits in both_ways(model, table, "predict_expression"):
         probabilities = logits[known][:, pair].softmax(1)
-        value = scores(probabilities, (truth[known] == pair[1]).long())["accuracy"]
+        value = scores(probabilities, (truth[known] == happy).long())["accuracy"]
         metrics.append(
             Metric("accuracy", 100 * value, "%", name, split or "all", f"{rule}; {how}", command)
         )

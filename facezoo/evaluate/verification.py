@@ -51,9 +51,12 @@ def ten_fold_accuracy(similarity: Tensor, same: Tensor, fold: Tensor) -> tuple[f
 
     Returns:
         Mean and population standard deviation over the folds, in [0, 1].
+
+    Raises:
+        ValueError: if there is one fold only.
     """
     accuracies = []
-    for held_out in fold.unique():
+    for held_out in _folds(fold):
         rest = fold != held_out
         threshold = best_threshold(similarity[rest], same[rest])
         inside = ~rest
@@ -77,7 +80,21 @@ def best_threshold(similarity: Tensor, same: Tensor) -> float:
         return float(ordered[0]) - 1
     if cut == len(ordered):
         return float(ordered[-1])
-    return float((ordered[cut - 1] + ordered[cut]) / 2)
+    below, above = ordered[cut - 1], ordered[cut]
+    middle = (below + above) / 2
+    # Between neighbouring numbers there is none, and the middle may be rounded to the upper one.
+    return float(middle if middle < above else below)
+
+
+def _folds(fold: Tensor) -> Tensor:
+    """The folds, each to be told by what the others say."""
+    folds = fold.unique()
+    if len(folds) < 2:
+        raise ValueError(
+            f"pairs must be in two folds or more, got {len(folds)}; what is chosen for a fold is "
+            "chosen on the others"
+        )
+    return folds
 
 
 def verification_accuracy(features: Tensor, files: list[str], pairs: Pairs) -> tuple[float, float]:
@@ -93,6 +110,7 @@ def verification_accuracy(features: Tensor, files: list[str], pairs: Pairs) -> t
 
     Raises:
         KeyError: if a pair names a file that has no feature.
+        ValueError: if there is one fold only.
     """
     row = {file: index for index, file in enumerate(files)}
     first = features[[row[file] for file in pairs.first]]
@@ -118,13 +136,14 @@ def learned_accuracy(
 
     Raises:
         KeyError: if a pair names a file that has no feature.
+        ValueError: if there is one fold only.
     """
     row = {file: index for index, file in enumerate(files)}
     first, second = ([row[file] for file in side] for side in (pairs.first, pairs.second))
     differences = (features[first] - features[second]).abs()
     same = pairs.same.long()
     accuracies = []
-    for held_out in pairs.fold.unique():
+    for held_out in _folds(pairs.fold):
         rest = pairs.fold != held_out
         mean, spread = differences[rest].mean(0), differences[rest].std(0).clamp(min=1e-6)
         inputs = (differences - mean) / spread

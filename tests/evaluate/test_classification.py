@@ -204,6 +204,28 @@ def test_ferplus_is_scored_on_given_crops_and_on_whole_images(tmp_path, model, m
     assert {m.command for m in metrics} == {"facezoo evaluate ipd-fer"}
 
 
+def test_ferplus_is_scored_by_the_names_of_the_classes_whatever_their_order(
+    tmp_path, model, monkeypatch
+):
+    write_ferplus(tmp_path, test=8)
+    model.labels = tuple(sorted(EXPRESSIONS))
+    order = [EXPRESSIONS.index(label) for label in model.labels]
+    sorted_outcomes = [(how, logits[:, order]) for how, logits in outcomes(8)]
+    monkeypatch.setattr(protocols, "both_ways", lambda *_: iter(sorted_outcomes))
+    measured = protocols.ferplus(model, tmp_path, "test", "c")
+    values = {(m.name, m.protocol.split("; ")[1]): m.value for m in measured.metrics}
+    assert values["accuracy", protocols.GIVEN] == 100
+    assert values["accuracy", protocols.FOUND] == pytest.approx(100 * 7 / 8)
+    assert measured.confusion.labels == EXPRESSIONS
+    assert torch.tensor(measured.confusion.counts).trace() == 8
+
+
+def test_ferplus_refuses_a_model_of_other_classes(tmp_path, model):
+    model.reset_classifier(labels=["tired", *EXPRESSIONS[1:]])
+    with pytest.raises(ValueError, match=r"eight classes neutral, .*, got tired, happiness"):
+        protocols.ferplus(model, tmp_path, "test", "c")
+
+
 def test_calibration_classes_and_confusion_of_ferplus_are_measured_on_given_crops(
     tmp_path, model, monkeypatch
 ):
@@ -273,3 +295,15 @@ def test_neutral_or_happy_compares_two_classes_and_ignores_the_rest(tmp_path, mo
     assert metric.value == pytest.approx(75)
     assert "4 images" in metric.protocol
     assert (metric.dataset, metric.split) == ("LFW", "val")
+
+
+def test_neutral_or_happy_goes_by_the_names_of_the_classes(tmp_path, model, monkeypatch):
+    write_lfw(tmp_path, train=6, val=6)
+    model.reset_classifier(labels=["anger", "happiness", "neutral"])
+    logits = torch.zeros(6, 3)
+    logits[[0, 3], 2] = 5  # the neutral ones
+    logits[[1, 4], 1] = 5
+    monkeypatch.setattr(protocols, "both_ways", lambda *_: iter([(protocols.GIVEN, logits)]))
+    (metric,) = protocols.neutral_or_happy(model, tmp_path, "lfw", "c")
+    assert metric.value == 100
+    assert "4 images" in metric.protocol

@@ -43,6 +43,15 @@ def test_no_threshold_is_better_than_the_best_one(pairs):
     assert accuracy_at(found, similarity, same) == pytest.approx(best)
 
 
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_neighbouring_numbers_are_told_apart_though_nothing_lies_between(kind):
+    below = torch.rand(200, generator=torch.Generator().manual_seed(0)).to(kind)
+    for low in below:
+        high = torch.nextafter(low, low + 1)
+        threshold = best_threshold(torch.stack([low, high]), torch.tensor([False, True]))
+        assert low <= threshold < high
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_ten_fold_accuracy_is_what_a_search_gives(seed):
     draw = torch.Generator().manual_seed(seed)
@@ -73,6 +82,11 @@ def test_the_threshold_of_a_fold_does_not_see_the_fold():
     same = torch.tensor([False, True, False, True])
     mean, _ = ten_fold_accuracy(similarity, same, torch.tensor([0, 0, 1, 1]))
     assert mean == pytest.approx(0.5)
+
+
+def test_a_single_fold_leaves_nothing_to_choose_a_threshold_on():
+    with pytest.raises(ValueError, match="two folds or more, got 1"):
+        ten_fold_accuracy(torch.rand(4), torch.tensor([True, False] * 2), torch.zeros(4))
 
 
 def test_pairs_are_read_from_their_file(tmp_path):

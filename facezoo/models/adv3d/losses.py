@@ -51,6 +51,8 @@ def kl_loss(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
     """Cross-entropy of the identity discriminator: eq. (8).
 
+    Its second term is printed as log D of the fake pair; it is taken as log(1 − D), as in eq. (6).
+
     Args:
         real: log-probabilities of pairs of one person, (B, 2).
         fake: log-probabilities of meshes with their decoded identity, (B, 2).

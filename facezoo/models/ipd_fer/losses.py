@@ -193,8 +193,8 @@ def similarity_matching_loss(features: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared difference of the pairwise cosines of a batch (not in the paper).
 
     What is compared downstream is cosines of the feature itself, not of a projection of it.
-    Source: "similarity-preserving" distillation in the manner of Park et al., "Relational
-    Knowledge Distillation", CVPR 2019, with cosines for distances.
+    Source: Tung & Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019, with cosines for
+    its products and without the pairs of a row with itself.
 
     Args:
         features: f_id, (B, D).

@@ -24,7 +24,7 @@ class IPDFER(DecodingModel):
     Source: Jiang & Deng, "Disentangling Identity and Pose for Facial Expression Recognition",
     Sec. 3 and Fig. 2: the encoders E_id, E_pose and E_exp, the classifiers C_p and C_exp, the
     decoder G_dec. The discriminator is used in training only. The arguments' defaults are the
-    paper's.
+    paper's, but for ``decoder_width``, of which it says nothing.
 
     Args:
         backbone: timm model behind E_id and E_exp.

@@ -86,7 +86,8 @@ class Recipe:
     soft_labels: bool = False
     """Whether the targets are the shares of the votes instead of the majority's class."""
     lfw_trust: float = 0.0
-    """Weight of LFW's machine-made expression labels beside FER+; 0 leaves LFW out."""
+    """Weight of LFW's machine-made expression labels beside FER+ in eq. (5); eqs. (1), (8) and (10)
+    take them in full. 0 leaves LFW out."""
     precision: str = "int8"
     """On disk."""
 
@@ -115,7 +116,8 @@ f_exp in twelve dimensions, one update per batch, pictures of a quarter of it. A
 many steps of E_exp per epoch as ``compact`` does; the paper's own algorithm takes two."""
 
 ABLATIONS = ("confusion", "cos", "id", "recon", "discriminator", "pose", "rank")
-"""What can be left out: the rows of Table 9, ID-FER of Table 8 (pose), and what is ours."""
+"""What can be left out: the rows of Table 9, L_recon, which Sec. 4.4 names and Table 9 has no row
+of, ID-FER of Table 8 (pose), and what is ours (rank)."""
 
 
 def recipe(name: str, without: tuple[str, ...] = ()) -> Recipe:

@@ -1,7 +1,8 @@
 """Adaptive discriminator augmentation: changes that only the discriminator sees.
 
 Source: Karras et al., "Training Generative Adversarial Networks with Limited Data", NeurIPS 2020,
-Sec. 3 and App. B. Of its groups, these are here: flips and whole-pixel shifts, geometry, colours.
+Sec. 3 and App. B. Of its groups, these are here: flips, geometry, colours. Shifts are not of whole
+pixels, as there, but of any length, and are read from the image together with the geometry.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 TARGET = 0.6
-"""Share of real images with a positive logit, less those with a negative one: r_t of Sec. 3.2."""
+"""Share of real images with a positive logit, less those with a negative one: r_t of Sec. 3."""
 SHIFT = 0.125
 """Largest shift, share of the side."""
 SPREAD = 0.2

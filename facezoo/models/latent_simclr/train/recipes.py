@@ -63,7 +63,7 @@ class Contrasting:
     strength: float = 1.0
     """Of the sliders, in standard deviations of the codes."""
     expression_sliders: tuple[str, ...] = ("blur", "skin_tone", "yaw")
-    """What views of the expression encoder differ in."""
+    """What views of the expression encoder differ in; yaw is ours."""
     identity_sliders: tuple[str, ...] = ("blur", "yaw", "smile")
     """What views of the identity encoder differ in."""
     architecture: dict[str, Any] = field(default_factory=dict)
