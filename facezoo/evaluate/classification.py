@@ -30,21 +30,20 @@ def confusion_of(probabilities: Tensor, truth: Tensor) -> Tensor:
     """Confusion matrix of the most probable classes.
 
     Args:
-        probabilities: (N, K); a row of NaN, where nothing was predicted, counts as wrong: as the
-            class after the true one.
+        probabilities: (N, K); a row of NaN stands for no prediction.
         truth: class of each row, (N,).
 
     Returns:
-        int64, true classes in rows, (K, K).
+        int64, true classes in rows; the last column counts where nothing was predicted, (K, K + 1).
     """
     classes = probabilities.shape[1]
     missing = ~torch.isfinite(probabilities).all(1)
-    predicted = probabilities.nan_to_num().argmax(1)
-    return confusion(torch.where(missing, (truth + 1) % classes, predicted), truth, classes)
+    predicted = probabilities.nan_to_num().argmax(1).masked_fill(missing, classes)
+    return confusion(predicted, truth, classes + 1)[:classes]
 
 
 def accuracy(counts: Tensor) -> float:
-    """Share of a confusion matrix (K, K) on its diagonal."""
+    """Share of a confusion matrix, (K, K) or as ``confusion_of`` gives it, on its diagonal."""
     return float(counts.diagonal().sum() / counts.sum())
 
 
@@ -60,7 +59,7 @@ def balanced_accuracy(counts: Tensor) -> float:
 
 def macro_f1(counts: Tensor) -> float:
     """Mean F1 over the classes that occur or were predicted; 0 for one that is never right."""
-    present = counts.sum(0) + counts.sum(1)
+    present = counts.sum(0)[: len(counts)] + counts.sum(1)
     return float((2 * counts.diagonal()[present > 0] / present[present > 0]).mean())
 
 
@@ -114,8 +113,8 @@ def scores(probabilities: Tensor, truth: Tensor) -> dict[str, float]:
     """Accuracy, balanced accuracy and macro-F1 of predictions.
 
     Args:
-        probabilities: (N, K); a row of NaN, where nothing was predicted, counts as wrong: for
-            macro-F1 as the class after the true one, see ``confusion_of``.
+        probabilities: (N, K); a row of NaN, where nothing was predicted, counts as wrong, and in
+            macro-F1 as called by no class.
         truth: class of each row, (N,).
 
     Returns:

@@ -134,7 +134,7 @@ def ferplus(model: FaceModel, data: Path, split: str, command: str) -> Measureme
             value = expected_calibration_error(probabilities, truth)
             name = "expected calibration error"
             metrics.append(_of_ferplus(name, value, split, rule, command))
-            counts = confusion_of(probabilities, truth)
+            counts = confusion_of(probabilities, truth)[:, : len(order)]
             right = "".join("01"[r] for r in is_right(probabilities, truth).tolist())
             confusion = Confusion("FER+", split, rule, EXPRESSIONS, counts.tolist(), right)
             metrics += _per_class(confusion, command)

@@ -83,6 +83,7 @@ def test_classes_that_do_not_occur_do_not_count():
 def test_scores_are_what_loops_give(seed):
     draw = torch.Generator().manual_seed(seed)
     predicted, truth = torch.randint(0, 4, (2, 20), generator=draw).tolist()
+    predicted[3 * seed : 4 * seed] = [None] * seed
     result = scores(as_probabilities(predicted), torch.tensor(truth))
     wanted = naive_scores(predicted, truth, 4)
     assert list(result.values()) == pytest.approx(wanted)
@@ -94,6 +95,8 @@ def test_no_prediction_is_a_wrong_one_even_if_the_first_class_is_true():
     result = scores(as_probabilities([None, 0, None, 1]), truth)
     assert result["accuracy"] == pytest.approx(0.5)
     assert result["balanced accuracy"] == pytest.approx((0.5 + 0 + 1) / 3)
+    # Class 0: found 1 of 2, called once; class 1: always right; class 3: never found or called.
+    assert result["macro-F1"] == pytest.approx((2 / 3 + 1 + 0) / 3)
 
 
 def test_nothing_predicted_at_all_scores_0():
@@ -115,6 +118,7 @@ def test_a_missing_prediction_is_never_right_and_never_on_the_diagonal():
     assert is_right(probabilities, truth).tolist() == [False, False, True, False]
     counts = confusion_of(probabilities, truth)
     assert counts.sum(1).tolist() == [1, 1, 1, 1]
+    assert counts.sum(0).tolist() == [1, 1, 0, 0, 2], "the last column is of no class"
     assert counts.diagonal().tolist() == [0, 1, 0, 0]
 
 
