@@ -253,6 +253,24 @@ def test_ferplus_is_measured_by_yaw_where_the_pack_knows_it(tmp_path, model, mon
     assert "4 images" in by_yaw["accuracy beyond 10 degrees of yaw"].protocol
 
 
+def test_ferplus_takes_classes_by_their_names_in_whatever_order(tmp_path, model, monkeypatch):
+    write_ferplus(tmp_path, test=8)
+    model.reset_classifier(labels=sorted(EXPRESSIONS))
+    order = [EXPRESSIONS.index(word) for word in model.labels]
+    given = dict(outcomes(8))[protocols.GIVEN][:, order]
+    monkeypatch.setattr(protocols, "both_ways", lambda *_: iter([(protocols.GIVEN, given)]))
+    measured = protocols.ferplus(model, tmp_path, "test", "c")
+    assert next(m.value for m in measured.metrics if m.name == "accuracy") == 100
+    assert measured.confusion.labels == EXPRESSIONS
+
+
+def test_ferplus_refuses_a_model_of_other_classes(tmp_path, model):
+    write_ferplus(tmp_path, test=8)
+    model.reset_classifier(labels=["calm", "cross"])
+    with pytest.raises(ValueError, match="calm, cross"):
+        protocols.ferplus(model, tmp_path, "test", "c")
+
+
 def outcomes(count):
     """Logits that are all right; of whole images the first has no face."""
     # Rows of the test split come after six rows of train and four of val.

@@ -11,6 +11,7 @@ from facezoo.cli import main
 from facezoo.evaluate import protocols, report
 from facezoo.evaluate.protocols import Confusion, Measurements
 from facezoo.evaluate.report import as_json, as_table, measure_checkpoint, write_card
+from facezoo.results import EXPRESSIONS
 
 CPU = torch.device("cpu")
 METRIC = Metric("accuracy", 81.23456, "%", "FER+", "test", "majority rule", "facezoo evaluate x")
@@ -90,8 +91,8 @@ def test_the_command_writes_the_confusion_to_the_json_file(card, tmp_path, monke
 
 def test_everything_is_measured_that_the_model_is_able_to(monkeypatch):
     class Able:
-        def __init__(self, *names):
-            self.names = names
+        def __init__(self, *names, labels=EXPRESSIONS):
+            self.names, self.labels = names, labels
 
         def capabilities(self):
             return [*self.names]
@@ -107,3 +108,11 @@ def test_everything_is_measured_that_the_model_is_able_to(monkeypatch):
     alone = protocols.evaluate(Able("encode_identity"), "D", "c")
     assert called == ["lfw_pairs", "leakage"]
     assert alone.confusion is None
+    for labels, wanted in (
+        (EXPRESSIONS[:7], ["neutral_or_happy", "neutral_or_happy", "leakage"]),
+        (("calm", "cross"), ["leakage"]),
+    ):
+        called.clear()
+        with pytest.warns(UserWarning, match=f"tells {', '.join(labels)}"):
+            protocols.evaluate(Able("predict_expression", labels=labels), "D", "c")
+        assert called == wanted
