@@ -189,6 +189,30 @@ def test_an_official_set_trains_from_the_identity_encoder_of_a_checkpoint(
     assert "--dataset raf-db" in card["training"]["command"]
 
 
+def test_a_set_whose_name_is_no_tag_ends_with_a_checkpoint_too(tmp_path, monkeypatch):
+    fold = torch.arange(20) % 10
+    small_set(tmp_path, monkeypatch, splits=[""] * 20, fold=fold)
+    IPDFER(BACKBONE, 16, 8, BACKBONE, 14, 8).save_pretrained(tmp_path / "begun")
+    monkeypatch.setattr(training, "recipe", lambda *_: replace(PAPER, lfw_trust=0.0))
+    (path,) = run(
+        tmp_path,
+        tmp_path / "out",
+        seeds=[0],
+        device=CPU,
+        dataset="ck+",
+        fold=3,
+        start=str(tmp_path / "begun"),
+    )
+    card = json.loads(path.read_text())
+    assert card["tag"] == "ck-plus-paper-fold3"
+    assert "--dataset ck+ --fold 3" in card["training"]["command"]
+
+
+def test_a_fold_of_the_packs_is_refused(folder, tmp_path, tiny_recipes):
+    with pytest.raises(ValueError, match="the packs have no folds, and fold 3 was given"):
+        run(folder, tmp_path, seeds=[0], device=CPU, name="compact", fold=3)
+
+
 def test_an_official_set_without_a_start_is_refused(tmp_path, tiny_recipes):
     with pytest.raises(ValueError, match="--start CHECKPOINT"):
         run(tmp_path, tmp_path, seeds=[0], device=CPU, dataset="raf-db")

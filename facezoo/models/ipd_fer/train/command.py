@@ -68,7 +68,8 @@ def run(
         The cards' paths, ``out/<label>-seed<n>/<checkpoint>.json``.
 
     Raises:
-        ValueError: if ``dataset`` is given and ``start`` is not, or the recipe wants LFW's labels.
+        ValueError: if ``dataset`` is given and ``start`` is not, or the recipe wants LFW's labels;
+            or if ``fold`` is given and the data have none.
     """
     chosen = recipe(name, without)
     if smoke:
@@ -78,7 +79,8 @@ def run(
     given = {"recipe": name, "dataset": dataset, "fold": fold, "start": start}
     flags = "".join(f" --{flag} {value}" for flag, value in given.items() if value is not None)
     flags += "".join(f" --without {part}" for part in without)
-    tag = f"{dataset or 'ferplus-lfw'}" + ("" if label == "compact" else f"-{label}")
+    named = (dataset or "ferplus-lfw").replace("+", "-plus")  # tags have letters and digits alone
+    tag = named + ("" if label == "compact" else f"-{label}")
     tag += "" if fold is None else f"-fold{fold}"
     cards = []
     for seed in seeds:
@@ -100,6 +102,11 @@ def _sources(
     device: torch.device,
 ) -> Sources:
     if dataset is None:
+        if fold is not None:
+            raise ValueError(
+                f"the packs have no folds, and fold {fold} was given; use --fold for a --dataset "
+                "that is split into folds, such as ck+"
+            )
         return from_packs(data)
     if start is None:
         raise ValueError(
