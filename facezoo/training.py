@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import atexit
 import csv
+import hashlib
 import json
 import math
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import timedelta
@@ -19,6 +20,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from facezoo.card import Card, Hub, Licenses, Preprocessing, Training, Weights
 from facezoo.errors import UnknownNameError, differences
@@ -371,6 +373,40 @@ def begin_run(out: Path, *, seed: int, recipe: dict[str, Any]) -> dict[str, Any]
     out.mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps(run, indent=2) + "\n")
     return run
+
+
+def check_data(out: Path, data: Mapping[str, Any], *parts: Path) -> None:
+    """Record what a run is trained on, or refuse other data than those it was begun with.
+
+    Args:
+        out: folder of the run, which ``begin_run`` has begun.
+        data: what tells these data from others, see ``digest_of_files``.
+        parts: folders of runs that came before, whose data must be the same.
+
+    Raises:
+        ValueError: if the data are others; the message says in what.
+    """
+    for folder in (*parts, out):
+        record = folder / "run.json"
+        run: dict[str, Any] = json.loads(record.read_text())
+        if "data" in run:
+            said = ({f"data.{key}": value for key, value in d.items()} for d in (run["data"], data))
+            if shown := differences(*said):
+                raise ValueError(
+                    f"{folder} was begun with other data ({shown}; see {record}); give the same "
+                    "--data again, or another --out to begin anew"
+                )
+        elif folder == out:
+            record.write_text(json.dumps({**run, "data": data}, indent=2) + "\n")
+
+
+def digest_of_files(root: Path, files: Sequence[Path]) -> dict[str, Any]:
+    """What tells files from others: how many, and a hash of names below ``root`` and contents."""
+    digest = hashlib.sha256()
+    for file in tqdm(files, desc="checking data", unit="file", delay=5):
+        line = f"{file.relative_to(root).as_posix()} {sha256_of(file)}\n"
+        digest.update(line.encode("utf-8", "surrogateescape"))
+    return {"files": len(files), "sha256": digest.hexdigest()[:12]}
 
 
 def _flat(said: dict[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 from ipd_fer_tiny import BACKBONE, BASELINE, COMPACT, CPU, PAPER, differing
-from packs import write_packs
+from packs import write_ferplus, write_packs
 from PIL import Image
 
 import facezoo
@@ -206,6 +206,48 @@ def test_a_set_whose_name_is_no_tag_ends_with_a_checkpoint_too(tmp_path, monkeyp
     card = json.loads(path.read_text())
     assert card["tag"] == "ck-plus-paper-fold3"
     assert "--dataset ck+ --fold 3" in card["training"]["command"]
+
+
+def test_other_packs_are_no_continuation(folder, tmp_path, tiny_recipes, monkeypatch):
+    interrupt_after(monkeypatch, 1)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, tmp_path / "out", seeds=[0], device=CPU, name="compact")
+    (tmp_path / "other").mkdir()
+    other = write_packs(tmp_path / "other")
+    write_ferplus(other, train=12)
+    with pytest.raises(ValueError, match=r"begun with other data .*sha256 was"):
+        run(other, tmp_path / "out", seeds=[0], device=CPU, name="compact")
+    with pytest.raises(ValueError, match=r"start was begun with other data .*sha256 was"):
+        run(other, tmp_path / "out", seeds=[1], device=CPU, name="compact")
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, tmp_path / "out", seeds=[0], device=CPU, name="compact")
+
+
+def test_another_official_set_is_no_continuation(tmp_path, monkeypatch):
+    data = small_set(tmp_path, monkeypatch)
+    IPDFER(BACKBONE, 16, 8, BACKBONE, 14, 8).save_pretrained(tmp_path / "begun")
+    monkeypatch.setattr(training, "recipe", lambda *_: replace(PAPER, lfw_trust=0.0))
+    monkeypatch.setattr(sources, "_HELD_OUT", 0.3)
+    interrupt_after(monkeypatch, 0)
+    again = partial(
+        run,
+        tmp_path,
+        tmp_path / "out",
+        seeds=[0],
+        device=CPU,
+        dataset="raf-db",
+        start=str(tmp_path / "begun"),
+    )
+    with pytest.raises(KeyboardInterrupt):
+        again()
+    other = replace(data, labels=data.labels.roll(1))
+    monkeypatch.setattr(sources, "read_official", lambda name, root: other)
+    with pytest.raises(ValueError, match="labels was"):
+        again()
+    monkeypatch.setattr(sources, "read_official", lambda name, root: data)
+    Image.new("RGB", (40, 40), (1, 2, 3)).save(data.files[0])
+    with pytest.raises(ValueError, match="sha256 was"):
+        again()
 
 
 def test_a_fold_of_the_packs_is_refused(folder, tmp_path, tiny_recipes):

@@ -22,7 +22,7 @@ from facezoo.models.ipd_fer.train.recipes import SIZE, TEMPLATE, Recipe, recipe
 from facezoo.models.ipd_fer.train.sources import Sources, from_official, from_packs
 from facezoo.models.ipd_fer.train.start import ExpressionRound, train_identity
 from facezoo.results import EXPRESSIONS
-from facezoo.training import Processes, begin_run, shortened, write_checkpoint
+from facezoo.training import Processes, begin_run, check_data, shortened, write_checkpoint
 
 CITATION = """@article{jiang2022disentangling,
   title = {Disentangling Identity and Pose for Facial Expression Recognition},
@@ -69,7 +69,8 @@ def run(
 
     Raises:
         ValueError: if ``dataset`` is given and ``start`` is not, or the recipe wants LFW's labels;
-            or if ``fold`` is given and the data have none.
+            or if ``fold`` is given and the data have none; or if ``out`` holds a run of another
+            recipe or other data.
     """
     chosen = recipe(name, without)
     if smoke:
@@ -87,6 +88,7 @@ def run(
         folder = out / f"{label}-seed{seed}"
         with Processes.present().first_alone():  # the others find what it has written
             record = begin_run(folder, seed=seed, recipe={**asdict(chosen), **given})
+            check_data(folder, sources.digest)
         model = train(chosen, sources, out / "start", folder, start, seed=seed, device=device)
         if Processes.present().first:
             cards.append(_write(model, chosen, sources.said, folder, record, tag, flags))
@@ -198,6 +200,7 @@ def begin(
     seed = START_SEED
     with Processes.present().first_alone():
         begin_run(out, seed=seed, recipe=asdict(chosen.start))
+        check_data(out, data.digest)
     rows = list(data.train.values())
     assert data.pairs is not None
     torch.manual_seed(seed)
