@@ -433,6 +433,11 @@ def _train(options: argparse.Namespace) -> int:
     from facezoo.training import Processes
 
     together = Processes.present()  # each of several has a GPU of its own, which "cuda" is now
+    if together.count > 1 and options.model != "ipd-fer":
+        raise ValueError(
+            f"{options.model} is trained by one process, and {together.count} were started; run "
+            "the command without accelerate launch"
+        )
     device = best_device(options.device or together.device())
     if options.model == "face-detector":
         from facezoo.detector.train import run as train_detector
