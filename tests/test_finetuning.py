@@ -150,6 +150,22 @@ def test_persons_are_on_one_side_each(tree):
     assert len(data.rows("train")) + len(data.rows("val")) == 32
 
 
+def test_numbers_of_persons_are_persons_and_those_that_are_none_are_not(tmp_path):
+    count = 40
+    table = {"image": [b"x"] * count, "label": [*WORDS] * (count // 2)}
+    persons = [number // 4 for number in range(count)]
+    pq.write_table(pa.table({**table, "identity": persons}), tmp_path / "whole.parquet")
+    data = read_labelled(tmp_path / "whole.parquet")
+    assert data.persons[:5] == ["0", "0", "0", "0", "1"]
+    missing = [float("nan")] * count
+    pq.write_table(
+        pa.table({**table, "identity": missing, "split": missing}), tmp_path / "none.parquet"
+    )
+    data = read_labelled(tmp_path / "none.parquet")
+    assert set(data.persons) == {""}
+    assert 0 < len(data.rows("val")) < count / 2
+
+
 def test_a_parquet_of_bytes_keeps_landmarks_and_drops_rows_without_a_label(tmp_path):
     import numpy as np
 
