@@ -501,6 +501,13 @@ def test_other_data_of_the_same_name_does_not_continue_a_run(tree, base, tmp_pat
         go()
 
 
+def test_a_model_of_meshes_cannot_be_fine_tuned_on_photographs(tree, tmp_path, capsys):
+    words = ["finetune", "--data", str(tree), "--model", "adv3d", "--device", "cpu"]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 1
+    assert "adv3d takes meshes, and fine-tuning is on photographs" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_recipe_that_is_rejected_does_not_use_up_the_folder(tree, base, tmp_path):
     options = {"model": base, "aligned": True, "device": "cpu"}
     with pytest.raises(ValueError, match="batch_size must be 2 or more"):
