@@ -755,7 +755,8 @@ def _fit_directions(options: argparse.Namespace) -> int:
         raise ValueError(f"the target must end in .safetensors, got {options.target}")
     if options.codes is None:
         generator = StyleGANInverter.from_pretrained(options.model).generator
-        strongest, _ = directions.principal_directions(generator, options.count or 8)
+        count = 8 if options.count is None else options.count
+        strongest, _ = directions.principal_directions(generator, count)
         found = {f"principal-{number}": rows for number, rows in enumerate(strongest, 1)}
     else:
         _refuse_given(options, "count")

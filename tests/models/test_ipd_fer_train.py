@@ -12,6 +12,7 @@ from packs import write_ferplus, write_packs
 from PIL import Image
 
 import facezoo
+from facezoo.cli import main
 from facezoo.data.expressions import with_labels
 from facezoo.errors import UnsupportedError
 from facezoo.models.ipd_fer import IPDFER
@@ -253,6 +254,19 @@ def test_another_official_set_is_no_continuation(tmp_path, monkeypatch):
 def test_a_fold_of_the_packs_is_refused(folder, tmp_path, tiny_recipes):
     with pytest.raises(ValueError, match="the packs have no folds, and fold 3 was given"):
         run(folder, tmp_path, seeds=[0], device=CPU, name="compact", fold=3)
+
+
+@pytest.mark.parametrize(
+    ("start", "said"), [("adv3d", "is a checkpoint of"), ("ipd-fer", "encoders of resnet18")]
+)
+def test_a_start_that_does_not_suit_is_refused_before_the_data_are_read(
+    tmp_path, monkeypatch, tiny_recipes, capsys, start, said
+):
+    monkeypatch.setattr(sources, "read_official", lambda *_: pytest.fail("it read"))
+    words = ["train", "ipd-fer", "--data", str(tmp_path), "--dataset", "raf-db", "--start", start]
+    monkeypatch.setattr(training, "recipe", lambda *_: replace(PAPER, lfw_trust=0.0))
+    assert main([*words, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 1
+    assert said in capsys.readouterr().err
 
 
 def test_an_official_set_without_a_start_is_refused(tmp_path, tiny_recipes):

@@ -71,10 +71,13 @@ def run(
         ValueError: if ``dataset`` is given and ``start`` is not, or the recipe wants LFW's labels;
             or if ``fold`` is given and the data have none; or if ``out`` holds a run of another
             recipe or other data.
+        UnsupportedError: if ``start`` is a checkpoint of another family.
     """
     chosen = recipe(name, without)
     if smoke:
         chosen = shortened(chosen, epochs=1, batch_size=4, sizes=((0, SIZE),))
+    if start is not None:
+        begin_from(chosen, start)  # one that does not suit is refused before the data are read
     sources = _sources(chosen, data, dataset, fold, start, device)
     label = "-".join([name, *(f"no-{part}" for part in without)])
     given = {"recipe": name, "dataset": dataset, "fold": fold, "start": start}
