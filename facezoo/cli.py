@@ -601,15 +601,22 @@ def _add_evaluate(commands: Any) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from facezoo.evaluate.report import as_json, as_table, measure_checkpoint, write_card
+    from facezoo.evaluate import report
+    from facezoo.pretrained import resolve
     from facezoo.registry import best_device
 
-    card, metrics = measure_checkpoint(options.name, options.data, best_device(options.device))
-    print(as_table(metrics))
-    if options.json:
-        options.json.write_text(as_json(card, metrics), encoding="utf-8")
+    if options.json and not options.json.parent.is_dir():
+        raise FileNotFoundError(f"no folder {options.json.parent}; make it, or name another --json")
     if options.card:
-        write_card(options.card, card, metrics)
+        report.check_card(options.card, resolve(options.name).card)
+    card, metrics = report.measure_checkpoint(
+        options.name, options.data, best_device(options.device)
+    )
+    print(report.as_table(metrics))
+    if options.json:
+        options.json.write_text(report.as_json(card, metrics), encoding="utf-8")
+    if options.card:
+        report.write_card(options.card, card, metrics)
     return 0
 
 

@@ -14,7 +14,13 @@ import torch
 
 from facezoo.base import FaceModel
 from facezoo.card import Metric
-from facezoo.data.images import label_distributions, majority_labels, read_pack, yaw_column
+from facezoo.data.images import (
+    check_packs,
+    label_distributions,
+    majority_labels,
+    read_pack,
+    yaw_column,
+)
 from facezoo.detector.model import FaceDetector
 from facezoo.errors import warn_once
 from facezoo.evaluate.classification import (
@@ -45,6 +51,7 @@ __all__ = [
 ]
 
 FERPLUS = "majority rule, 8 classes"
+PACKS = ("ferplus.parquet", "lfw.parquet", "lfw_pairs_val.csv", "london_expr.parquet")
 NEUTRAL_OR_HAPPY = ("neutral", "happiness")
 
 
@@ -86,7 +93,11 @@ def evaluate(model: FaceModel, data: Path, command: str) -> Measurements:
     Returns:
         Metrics, in per cent where a share is measured, and a confusion matrix. What asks for
         classes that the model does not tell is left out, with a warning.
+
+    Raises:
+        FileNotFoundError: naming the files that are missing.
     """
+    check_packs(data, *PACKS)
     metrics: list[Metric] = []
     confusion = None
     able = model.capabilities()
