@@ -127,7 +127,7 @@ def digest(meshes: RegisteredMeshes) -> dict[str, Any]:
     content = hashlib.sha256(repr(meshes.persons.tolist()).encode())
     for tensor in (meshes.vertices, meshes.neutral):
         if tensor is not None:
-            content.update(tensor.contiguous().numpy())
+            content.update(tensor.contiguous().numpy().data)
     return {
         "meshes": len(meshes.vertices),
         "persons": len(meshes.names),
