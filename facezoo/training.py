@@ -437,11 +437,13 @@ def write_checkpoint(
     data: tuple[str, ...],
     intended_use: str,
     citation: str,
+    base: Card | None = None,
 ) -> Path:
     """Write weights and card of a finished run; ``facezoo evaluate --card`` adds the metrics.
 
     The card's command is one ``facezoo train`` for every stage, in order: of ``model`` with the
-    stage's own flags, or of the ``parts`` where these are commands of their own.
+    stage's own flags, or of the ``parts`` where these are commands of their own. Of ``base``, the
+    checkpoint that training started from, it has the name and, before ``data``, the data.
 
     Returns:
         The card's path, ``out/<model>.<tag>.json``.
@@ -454,7 +456,15 @@ def write_checkpoint(
         f"facezoo train {part} --data DATA --out runs/{model}{flags}{stage} --seed {run['seed']}"
         for part, stage in runs
     )
-    training = Training(data, command, run["commit"], run["recipe"], run["seed"], run["hardware"])
+    training = Training(
+        data=(*(base.training.data if base else ()), *data),
+        command=command,
+        commit=run["commit"],
+        recipe=run["recipe"],
+        seed=run["seed"],
+        hardware=run["hardware"],
+        base=base.name if base else None,
+    )
     card = Card(
         model=model,
         tag=tag,

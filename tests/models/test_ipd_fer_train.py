@@ -12,6 +12,8 @@ from packs import write_ferplus, write_packs
 from PIL import Image
 
 import facezoo
+from facezoo.benchmarking.contamination import contamination
+from facezoo.benchmarking.entrants import learnt_from
 from facezoo.cli import main
 from facezoo.data.expressions import with_labels
 from facezoo.errors import UnsupportedError
@@ -173,6 +175,9 @@ def test_an_official_set_trains_from_the_identity_encoder_of_a_checkpoint(
     monkeypatch.setattr(sources, "_HELD_OUT", 0.3)
     model = IPDFER(BACKBONE, 16, 8, BACKBONE, 14, 8)
     model.save_pretrained(tmp_path / "begun")
+    begun = json.loads((tmp_path / "begun" / "config.json").read_text())
+    begun["training"]["data"] = ["LFW train"]
+    (tmp_path / "begun" / "config.json").write_text(json.dumps(begun))
     monkeypatch.setattr(training, "recipe", lambda *_: replace(PAPER, lfw_trust=0.0))
     (path,) = run(
         tmp_path,
@@ -188,6 +193,9 @@ def test_an_official_set_trains_from_the_identity_encoder_of_a_checkpoint(
     card = json.loads(path.read_text())
     assert card["tag"] == "raf-db-paper"
     assert "--dataset raf-db" in card["training"]["command"]
+    assert card["training"]["base"] == "ipd-fer.untrained"
+    assert card["training"]["data"][0] == "LFW train"  # what its identity encoder has learnt from
+    assert contamination(learnt_from(trained.card))["LFW val"] == "train split"
 
 
 def test_a_set_whose_name_is_no_tag_ends_with_a_checkpoint_too(tmp_path, monkeypatch):

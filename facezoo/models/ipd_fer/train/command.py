@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facezoo.card import Licenses, Preprocessing
+from facezoo.card import Card, Licenses, Preprocessing
 from facezoo.models.ipd_fer.model import IPDFER
 from facezoo.models.ipd_fer.train.algorithm import train_disentangled
 from facezoo.models.ipd_fer.train.recipes import SIZE, TEMPLATE, Recipe, recipe
@@ -76,8 +76,8 @@ def run(
     chosen = recipe(name, without)
     if smoke:
         chosen = shortened(chosen, epochs=1, batch_size=4, sizes=((0, SIZE),))
-    if start is not None:
-        begin_from(chosen, start)  # one that does not suit is refused before the data are read
+    # One that does not suit is refused before the data are read.
+    base = None if start is None else _started(chosen, start).card
     sources = _sources(chosen, data, dataset, fold, start, device)
     label = "-".join([name, *(f"no-{part}" for part in without)])
     given = {"recipe": name, "dataset": dataset, "fold": fold, "start": start}
@@ -94,7 +94,7 @@ def run(
             check_data(folder, sources.digest)
         model = train(chosen, sources, out / "start", folder, start, seed=seed, device=device)
         if Processes.present().first:
-            cards.append(_write(model, chosen, sources.said, folder, record, tag, flags))
+            cards.append(_write(model, chosen, sources.said, folder, record, tag, flags, base))
     return cards
 
 
@@ -221,15 +221,21 @@ def begin_from(chosen: Recipe, start: str) -> tuple[dict[str, Tensor], dict[str,
     Raises:
         ValueError: if the checkpoint's encoders are not the recipe's.
     """
-    model = IPDFER.from_pretrained(start)
+    model = _started(chosen, start)
+    identity = {k: v.float() for k, v in model.identity_encoder.state_dict().items()}
+    return identity, {f"expression_encoder.{k}": v for k, v in identity.items()}
+
+
+def _started(chosen: Recipe, start: str) -> IPDFER:
+    """The checkpoint that takes the place of the first rounds; see ``begin_from``."""
+    model: IPDFER = IPDFER.from_pretrained(start)
     wanted = {"backbone": chosen.backbone, "feature_dim": chosen.feature_dim}
     if {key: model.architecture[key] for key in wanted} != wanted:
         raise ValueError(
             f"{start} has encoders of {model.architecture['backbone']} and "
             f"{model.architecture['feature_dim']} features, the recipe wants {wanted}"
         )
-    identity = {k: v.float() for k, v in model.identity_encoder.state_dict().items()}
-    return identity, {f"expression_encoder.{k}": v for k, v in identity.items()}
+    return model
 
 
 def _write(
@@ -240,6 +246,7 @@ def _write(
     record: dict[str, Any],
     tag: str,
     flags: str,
+    base: Card | None,
 ) -> Path:
     return write_checkpoint(
         model,
@@ -264,4 +271,5 @@ def _write(
             "person feels. Not for identifying people, nor for decisions about them."
         ),
         citation=CITATION,
+        base=base,
     )
