@@ -394,7 +394,7 @@ def check_data(out: Path, data: Mapping[str, Any], *parts: Path) -> None:
             if shown := differences(*said):
                 raise ValueError(
                     f"{folder} was begun with other data ({shown}; see {record}); give the same "
-                    "--data again, or another --out to begin anew"
+                    "again (--data, and --start if there is one), or another --out to begin anew"
                 )
         elif folder == out:
             record.write_text(json.dumps({**run, "data": data}, indent=2) + "\n")

@@ -254,6 +254,10 @@ def test_another_official_set_is_no_continuation(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="labels was"):
         again()
     monkeypatch.setattr(sources, "read_official", lambda name, root: data)
+    IPDFER(BACKBONE, 16, 8, BACKBONE, 14, 8).save_pretrained(tmp_path / "begun")
+    with pytest.raises(ValueError, match="start was"):
+        again()
+    monkeypatch.setattr(sources, "read_official", lambda name, root: data)
     Image.new("RGB", (40, 40), (1, 2, 3)).save(data.files[0])
     with pytest.raises(ValueError, match="sha256 was"):
         again()

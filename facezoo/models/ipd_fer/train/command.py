@@ -86,12 +86,13 @@ def run(
     named = (dataset or "ferplus-lfw").replace("+", "-plus")  # tags have letters and digits alone
     tag = named + ("" if label == "compact" else f"-{label}")
     tag += "" if fold is None else f"-fold{fold}"
+    begun_with = {**sources.digest, **({"start": base.weights.sha256[:12]} if base else {})}
     cards = []
     for seed in seeds:
         folder = out / f"{label}-seed{seed}"
         with Processes.present().first_alone():  # the others find what it has written
             record = begin_run(folder, seed=seed, recipe={**asdict(chosen), **given})
-            check_data(folder, sources.digest)
+            check_data(folder, begun_with)
         model = train(chosen, sources, out / "start", folder, start, seed=seed, device=device)
         if Processes.present().first:
             cards.append(_write(model, chosen, sources.said, folder, record, tag, flags, base))
