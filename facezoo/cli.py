@@ -433,6 +433,11 @@ def _train(options: argparse.Namespace) -> int:
     from facezoo.training import Processes
 
     together = Processes.present()  # each of several has a GPU of its own, which "cuda" is now
+    if together.count > 1 and options.model != "ipd-fer":
+        raise ValueError(
+            f"{options.model} is trained by one process, and {together.count} were started; run "
+            "the command without accelerate launch"
+        )
     device = best_device(options.device or together.device())
     if options.model == "face-detector":
         from facezoo.detector.train import run as train_detector
@@ -596,15 +601,22 @@ def _add_evaluate(commands: Any) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from facezoo.evaluate.report import as_json, as_table, measure_checkpoint, write_card
+    from facezoo.evaluate import report
+    from facezoo.pretrained import resolve
     from facezoo.registry import best_device
 
-    card, metrics = measure_checkpoint(options.name, options.data, best_device(options.device))
-    print(as_table(metrics))
-    if options.json:
-        options.json.write_text(as_json(card, metrics), encoding="utf-8")
+    if options.json and not options.json.parent.is_dir():
+        raise FileNotFoundError(f"no folder {options.json.parent}; make it, or name another --json")
     if options.card:
-        write_card(options.card, card, metrics)
+        report.check_card(options.card, resolve(options.name).card)
+    card, metrics = report.measure_checkpoint(
+        options.name, options.data, best_device(options.device)
+    )
+    print(report.as_table(metrics))
+    if options.json:
+        options.json.write_text(report.as_json(card, metrics), encoding="utf-8")
+    if options.card:
+        report.write_card(options.card, card, metrics)
     return 0
 
 
@@ -750,7 +762,8 @@ def _fit_directions(options: argparse.Namespace) -> int:
         raise ValueError(f"the target must end in .safetensors, got {options.target}")
     if options.codes is None:
         generator = StyleGANInverter.from_pretrained(options.model).generator
-        strongest, _ = directions.principal_directions(generator, options.count or 8)
+        count = 8 if options.count is None else options.count
+        strongest, _ = directions.principal_directions(generator, count)
         found = {f"principal-{number}": rows for number, rows in enumerate(strongest, 1)}
     else:
         _refuse_given(options, "count")

@@ -44,10 +44,13 @@ def convert(
         PickleRefusedError: if the file holds more than tensors and plain containers.
         WeightsNotFoundError: if there is no such file.
         WeightsError: if no state dict, or more than one, is found; the message lists the keys.
+            If a tensor is sparse or quantised; the message names it.
         FileExistsError: if ``target`` is there and ``overwrite`` is False.
         ValueError: if ``target`` does not end in ``.safetensors``.
     """
     source = Path(source)
+    if not source.is_file():
+        raise WeightsNotFoundError(f"no file {source}")
     target = source.with_suffix(".safetensors") if target is None else Path(target)
     if target.suffix != ".safetensors":
         raise ValueError(f"target must end in .safetensors, got {target}")
@@ -56,6 +59,7 @@ def convert(
     tensors = _state_dict(read_pickle(source), source, key)
     if all(name.startswith(PARALLEL) for name in tensors):
         tensors = {name.removeprefix(PARALLEL): tensor for name, tensor in tensors.items()}
+    _check_storable(tensors, source)
     target.parent.mkdir(parents=True, exist_ok=True)
     return save(tensors, target)
 
@@ -105,6 +109,20 @@ def _state_dict(content: Any, path: Path, key: str | None) -> dict[str, Tensor]:
         f"{path} holds several sets of tensors, and facezoo does not guess which is meant: "
         f"{_described(content)}; name one of {', '.join(map(repr, found))} as the key"
     )
+
+
+def _check_storable(tensors: dict[str, Tensor], path: Path) -> None:
+    """Refuse kinds of tensors that safetensors has not."""
+    import torch
+
+    for name, tensor in tensors.items():
+        dense = tensor.layout is torch.strided
+        if not dense or tensor.is_quantized:
+            kind = str(tensor.dtype if dense else tensor.layout).removeprefix("torch.")
+            raise WeightsError(
+                f"{path} holds {name!r} as {kind}, which safetensors cannot store; save the state "
+                "dict again with dense tensors that are not quantised (.to_dense(), .dequantize())"
+            )
 
 
 def _is_tensor(value: Any) -> bool:

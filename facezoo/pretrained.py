@@ -139,7 +139,7 @@ class Pretrained(PyTorchModelHubMixin, library_name="facezoo"):
 
         Raises:
             UnknownNameError: if ``name_or_path`` is none of the above.
-            TypeError: if the checkpoint is of another family than this class.
+            UnsupportedError: if the checkpoint is of another family than this class.
             WeightsError: if the weights cannot be found, trusted or fitted.
         """
         options = HubOptions(token, cache_dir, force_download, local_files_only)
@@ -293,14 +293,14 @@ def family_of(card: Card, cls: type[Any] | None = None) -> Any:
         cls: the class that was asked to load it, if one was.
 
     Raises:
-        TypeError: if ``cls`` is of another family.
+        UnsupportedError: if ``cls`` is of another family.
         UnknownNameError: if this facezoo has no such family.
     """
     wanted = getattr(cls, "model_name", None)
     if wanted is None:
         return model_class(card.model)
     if wanted != card.model:
-        raise TypeError(
+        raise UnsupportedError(
             f"{card.name} is a checkpoint of {card.model!r}, and {cls.__name__} is "  # type: ignore[union-attr]
             f"{wanted!r}; load it with facezoo.load() or FaceModel.from_pretrained()"
         )

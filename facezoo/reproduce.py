@@ -13,6 +13,9 @@ from facezoo.card import Card
 from facezoo.errors import CardError
 from facezoo.registry import info
 
+_COMMITS = ("autoencoding_commit", "commits")
+"""Entries of recipes of several parts; those of new weights are others."""
+
 
 @dataclass(frozen=True)
 class Reproduction:
@@ -118,17 +121,24 @@ def _kept(card: Card) -> dict[str, object]:
     }
 
 
+def _settings(card: Card) -> dict[str, object]:
+    """A card's recipe without the commits that parts of it were trained at."""
+    return {k: v for k, v in card.training.recipe.items() if k not in _COMMITS}
+
+
 def _judged(card: Card, out: Path, smoke: bool) -> Reproduction:
     paths = [*out.rglob(f"{card.name}.json"), *out.glob("config.json")]
     if not paths:
         raise CardError(f"the command of {card.name} wrote no card of that name below {out}")
-    new = Card.load(paths[0])
+    cards = [(path, Card.load(path)) for path in paths]
+    # There may be runs of other seeds beside the one that was wanted.
+    path, new = next((c for c in cards if c[1].training.seed == card.training.seed), cards[0])
     differ = [key for key, value in _kept(card).items() if _kept(new)[key] != value]
-    if not smoke and new.training.recipe != card.training.recipe:
+    if not smoke and _settings(new) != _settings(card):
         differ.append("training.recipe")
     if differ:
         raise CardError(
-            f"{paths[0]} differs from {card.name} in {', '.join(differ)}: the recipe of that "
+            f"{path} differs from {card.name} in {', '.join(differ)}: the recipe of that "
             f"name is another now; the card names the commit it was ({card.training.commit})"
         )
-    return Reproduction(paths[0], smoke, new.weights.sha256 == card.weights.sha256)
+    return Reproduction(path, smoke, new.weights.sha256 == card.weights.sha256)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import atexit
 import csv
+import hashlib
 import json
 import math
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from datetime import timedelta
@@ -19,6 +20,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from facezoo.card import Card, Hub, Licenses, Preprocessing, Training, Weights
 from facezoo.errors import UnknownNameError, differences
@@ -373,6 +375,40 @@ def begin_run(out: Path, *, seed: int, recipe: dict[str, Any]) -> dict[str, Any]
     return run
 
 
+def check_data(out: Path, data: Mapping[str, Any], *parts: Path) -> None:
+    """Record what a run is trained on, or refuse other data than those it was begun with.
+
+    Args:
+        out: folder of the run, which ``begin_run`` has begun.
+        data: what tells these data from others, see ``digest_of_files``.
+        parts: folders of runs that came before, whose data must be the same.
+
+    Raises:
+        ValueError: if the data are others; the message says in what.
+    """
+    for folder in (*parts, out):
+        record = folder / "run.json"
+        run: dict[str, Any] = json.loads(record.read_text())
+        if "data" in run:
+            said = ({f"data.{key}": value for key, value in d.items()} for d in (run["data"], data))
+            if shown := differences(*said):
+                raise ValueError(
+                    f"{folder} was begun with other data ({shown}; see {record}); give the same "
+                    "again (--data, and --start if there is one), or another --out to begin anew"
+                )
+        elif folder == out:
+            record.write_text(json.dumps({**run, "data": data}, indent=2) + "\n")
+
+
+def digest_of_files(root: Path, files: Sequence[Path]) -> dict[str, Any]:
+    """What tells files from others: how many, and a hash of names below ``root`` and contents."""
+    digest = hashlib.sha256()
+    for file in tqdm(files, desc="checking data", unit="file", delay=5):
+        line = f"{file.relative_to(root).as_posix()} {sha256_of(file)}\n"
+        digest.update(line.encode("utf-8", "surrogateescape"))
+    return {"files": len(files), "sha256": digest.hexdigest()[:12]}
+
+
 def _flat(said: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """The entries of nested dicts, by the keys that lead to them."""
     for key, value in said.items():
@@ -401,11 +437,13 @@ def write_checkpoint(
     data: tuple[str, ...],
     intended_use: str,
     citation: str,
+    base: Card | None = None,
 ) -> Path:
     """Write weights and card of a finished run; ``facezoo evaluate --card`` adds the metrics.
 
     The card's command is one ``facezoo train`` for every stage, in order: of ``model`` with the
-    stage's own flags, or of the ``parts`` where these are commands of their own.
+    stage's own flags, or of the ``parts`` where these are commands of their own. Of ``base``, the
+    checkpoint that training started from, it has the name and, before ``data``, the data.
 
     Returns:
         The card's path, ``out/<model>.<tag>.json``.
@@ -418,7 +456,15 @@ def write_checkpoint(
         f"facezoo train {part} --data DATA --out runs/{model}{flags}{stage} --seed {run['seed']}"
         for part, stage in runs
     )
-    training = Training(data, command, run["commit"], run["recipe"], run["seed"], run["hardware"])
+    training = Training(
+        data=(*(base.training.data if base else ()), *data),
+        command=command,
+        commit=run["commit"],
+        recipe=run["recipe"],
+        seed=run["seed"],
+        hardware=run["hardware"],
+        base=base.name if base else None,
+    )
     card = Card(
         model=model,
         tag=tag,

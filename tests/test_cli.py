@@ -235,6 +235,17 @@ def test_train_hands_its_arguments_to_the_recipe_of_ipd_fer(monkeypatch, tmp_pat
     assert capsys.readouterr().out.split() == cards * 2
 
 
+@pytest.mark.parametrize("model", ["adv3d", "latentface", "stylegan2", "face-detector"])
+def test_several_processes_are_refused_where_each_would_write_the_same_files(
+    monkeypatch, tmp_path, capsys, model
+):
+    monkeypatch.setattr(training.Processes, "present", classmethod(lambda cls: cls(1, 2)))
+    arguments = ["train", model, "--data", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert main(arguments) == 1
+    assert f"{model} is trained by one process, and 2 were started" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_train_hands_its_arguments_to_the_stages_of_latentface(monkeypatch, tmp_path, capsys):
     called = []
 

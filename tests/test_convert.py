@@ -76,6 +76,28 @@ def test_a_damaged_or_missing_file_is_named(tmp_path):
         convert(tmp_path / "other.pth")
 
 
+def sparse():
+    return torch.eye(3).to_sparse()
+
+
+def quantised():
+    return torch.quantize_per_tensor(torch.rand(3), 0.1, 0, torch.qint8)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # torch warns of both kinds
+@pytest.mark.parametrize(("tensor", "kind"), [(sparse, "sparse_coo"), (quantised, "qint8")])
+def test_what_safetensors_cannot_hold_is_named(tmp_path, tensor, kind):
+    with pytest.raises(WeightsError, match=rf"model\.pth holds 'odd' as {kind}"):
+        convert(saved(tmp_path, {**TENSORS, "odd": tensor()}))
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_a_folder_is_no_file_to_convert(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WeightsNotFoundError, match="no file"):
+        convert(".")
+
+
 def test_an_existing_target_is_kept_unless_told_otherwise(tmp_path):
     source = saved(tmp_path, TENSORS)
     target = tmp_path / "sub" / "out.safetensors"

@@ -149,6 +149,22 @@ def test_persons_are_on_one_side_each(tree):
     assert len(data.rows("train")) + len(data.rows("val")) == 32
 
 
+def test_numbers_of_persons_are_persons_and_those_that_are_none_are_not(tmp_path):
+    count = 40
+    table = {"image": [b"x"] * count, "label": [*WORDS] * (count // 2)}
+    persons = [number // 4 for number in range(count)]
+    pq.write_table(pa.table({**table, "identity": persons}), tmp_path / "whole.parquet")
+    data = read_labelled(tmp_path / "whole.parquet")
+    assert data.persons[:5] == ["0", "0", "0", "0", "1"]
+    missing = [float("nan")] * count
+    pq.write_table(
+        pa.table({**table, "identity": missing, "split": missing}), tmp_path / "none.parquet"
+    )
+    data = read_labelled(tmp_path / "none.parquet")
+    assert set(data.persons) == {""}
+    assert 0 < len(data.rows("val")) < count / 2
+
+
 def test_a_parquet_of_bytes_keeps_landmarks_and_drops_rows_without_a_label(tmp_path):
     import numpy as np
 
@@ -475,6 +491,13 @@ def test_other_data_of_the_same_name_does_not_continue_a_run(tree, base, tmp_pat
         Image.fromarray(paint(112, 0, seed=7)).save(tmp_path / "tree" / "calm" / "00.png")
     with pytest.raises(ValueError, match=rf"{named} was '\w+' and is now"):
         go()
+
+
+def test_a_model_of_meshes_cannot_be_fine_tuned_on_photographs(tree, tmp_path, capsys):
+    words = ["finetune", "--data", str(tree), "--model", "adv3d", "--device", "cpu"]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 1
+    assert "adv3d takes meshes, and fine-tuning is on photographs" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_recipe_that_is_rejected_does_not_use_up_the_folder(tree, base, tmp_path):

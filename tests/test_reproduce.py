@@ -90,6 +90,37 @@ def test_a_recipe_that_gives_another_model_is_an_error(monkeypatch, tmp_path):
         reproduce("x", tmp_path, tmp_path)
 
 
+@pytest.mark.parametrize("key", ["autoencoding_commit", "commits"])
+def test_a_recipe_may_be_trained_again_at_another_commit(monkeypatch, tmp_path, key):
+    """Recipes of several parts name the commits of those before the last."""
+    card = next(c for c in bundled_cards().values() if key in c.training.recipe)
+    recipe = card.training.recipe
+
+    def written(words, recipe):
+        new = replace(card, training=replace(card.training, recipe=recipe))
+        (tmp_path / f"{card.name}.json").write_text(new.to_json())
+
+    monkeypatch.setattr(module, "info", lambda name: card)
+    other = recipe | {key: json.loads(json.dumps(recipe[key]).replace("c", "d"))}
+    assert other != recipe
+    monkeypatch.setattr(module, "_run", lambda words: written(words, other))
+    assert reproduce("x", tmp_path, tmp_path).same_weights
+    monkeypatch.setattr(module, "_run", lambda words: written(words, other | {"rate": 3}))
+    with pytest.raises(CardError, match=r"differs from .* in training.recipe"):
+        reproduce("x", tmp_path, tmp_path)
+
+
+def test_of_several_cards_of_the_name_that_of_the_seed_is_judged(monkeypatch, tmp_path):
+    card = bundled_cards()["ipd-fer.ferplus-lfw"]
+    for seed in (3, card.training.seed, 5, 4):
+        folder = tmp_path / f"compact-seed{seed}"
+        folder.mkdir()
+        new = replace(card, training=replace(card.training, seed=seed))
+        (folder / f"{card.name}.json").write_text(new.to_json())
+    monkeypatch.setattr(module, "_run", lambda words: None)
+    assert reproduce("ipd-fer", tmp_path, tmp_path).card.parent.name == "compact-seed0"
+
+
 def test_a_command_that_fails_is_an_error(tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()

@@ -14,7 +14,9 @@ from facezoo.training import (
     WeightAverage,
     batches,
     begin_run,
+    check_data,
     decayed_and_not,
+    digest_of_files,
     generator,
     load_state,
     log_row,
@@ -204,6 +206,39 @@ def test_a_run_of_another_recipe_or_seed_is_not_continued(tmp_path, seed, rate):
     begin_run(tmp_path, seed=4, recipe={"rate": 0.1})
     with pytest.raises(ValueError, match="another recipe or seed"):
         begin_run(tmp_path, seed=seed, recipe={"rate": rate})
+
+
+def test_a_run_is_continued_with_the_data_it_was_begun_with_only(tmp_path):
+    begin_run(tmp_path / "first", seed=4, recipe={})
+    begin_run(tmp_path / "second", seed=4, recipe={})
+    check_data(tmp_path / "first", {"files": 3})
+    check_data(tmp_path / "first", {"files": 3})
+    check_data(tmp_path / "second", {"files": 3}, tmp_path / "first")
+    assert begin_run(tmp_path / "first", seed=4, recipe={})["data"] == {"files": 3}
+    wanted = "first was begun with other data .data.files was 3 and is now 4.*--data.*--out"
+    with pytest.raises(ValueError, match=wanted):
+        check_data(tmp_path / "first", {"files": 4})
+    begin_run(tmp_path / "third", seed=4, recipe={})
+    with pytest.raises(ValueError, match=wanted):
+        check_data(tmp_path / "third", {"files": 4}, tmp_path / "first")
+    assert "data" not in begin_run(tmp_path / "third", seed=4, recipe={})
+
+
+def test_files_are_known_by_their_names_and_contents_and_not_by_their_place(tmp_path):
+    for folder, names in (("one", "ab"), ("same", "ab"), ("renamed", "ac"), ("fewer", "a")):
+        (tmp_path / folder / "inside").mkdir(parents=True)
+        for name in names:
+            (tmp_path / folder / "inside" / name).write_text("pixels")
+    (tmp_path / "changed" / "inside").mkdir(parents=True)
+    for name in "ab":
+        (tmp_path / "changed" / "inside" / name).write_text(f"pixels of {name}")
+    said = {
+        root.name: digest_of_files(root, sorted((root / "inside").iterdir()))
+        for root in tmp_path.iterdir()
+    }
+    assert said["one"] == said.pop("same")
+    assert len({str(value) for value in said.values()}) == 4
+    assert (said["one"]["files"], said["fewer"]["files"]) == (2, 1)
 
 
 @pytest.mark.parametrize(("precision", "error"), [("float32", 0.0), ("float16", 1e-3)])

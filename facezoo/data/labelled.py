@@ -138,7 +138,7 @@ def _labelled(
         classes=wanted,
         files=[columns["file"][row] for row in rows],
         splits=[_split_word(path, columns["split"][row]) for row in rows],
-        persons=[columns["person"][row] or "" for row in rows],
+        persons=[_word(columns["person"][row]) or "" for row in rows],
         landmarks=None if points is None else _points([points[row] for row in rows]),
     )
 
@@ -202,7 +202,7 @@ def _from_table(
 
 
 def _word(value: Any) -> str | None:
-    """The name of a class; None for an empty cell, and for a number that is none."""
+    """What a cell says; None for an empty one, and for a number that is none."""
     word = "" if value is None or value != value else str(value).strip()
     return word or None
 
@@ -262,7 +262,7 @@ def _points(values: list[Any]) -> Tensor:
 
 
 def _split_word(path: Path, value: Any) -> str:
-    word = str(value or "").strip().lower()
+    word = (_word(value) or "").lower()
     word = WORDS.get(word, word)
     if word not in (*SPLITS, ""):
         raise ValueError(f"{path} has the split {value!r}; wanted {', '.join(SPLITS)} or nothing")

@@ -34,6 +34,22 @@ class Photographs:
     """The same for the checkpoint's name."""
 
 
+def photograph_files(data: Path) -> list[Path]:
+    """The pack of a folder, or its images where it has none, in their order.
+
+    Raises:
+        FileNotFoundError: if there is neither.
+    """
+    if (data / PACK).is_file():
+        return [data / PACK]
+    files = sorted(data / name for name in photographs_in(data)) if data.is_dir() else []
+    if not files:
+        raise FileNotFoundError(
+            f"{data} has neither {PACK} nor images; --data must name a folder with one of them"
+        )
+    return files
+
+
 def read_photographs(data: Path, preprocessing: Preprocessing, device: torch.device) -> Photographs:
     """The photographs to train on, aligned to a model's template and held in memory.
 
@@ -48,16 +64,12 @@ def read_photographs(data: Path, preprocessing: Preprocessing, device: torch.dev
         FileNotFoundError: if there is neither.
     """
     template, size = preprocessing.template, preprocessing.size
-    if (data / PACK).is_file():
+    files = photograph_files(data)
+    if files == [data / PACK]:
         table = read_pack(data / PACK, "train")
         crops = aligned_crops(table, template, size, MARGIN)
         said = f"LFW (deep-funneled) train: {len(table):,} photographs with names"
         return Photographs(crops, table["identity"].to_pylist(), said, "lfw")
-    files = sorted(data / name for name in photographs_in(data)) if data.is_dir() else []
-    if not files:
-        raise FileNotFoundError(
-            f"{data} has neither {PACK} nor images; --data must name a folder with one of them"
-        )
     persons = [str(path.parent.relative_to(data)) for path in files]
     found = load_crops(
         _unlabelled(data.name, files, persons),

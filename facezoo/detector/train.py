@@ -22,7 +22,9 @@ from facezoo.training import (
     autocast,
     batches,
     begin_run,
+    check_data,
     decayed_and_not,
+    digest_of_files,
     generator,
     load_state,
     log_row,
@@ -76,8 +78,10 @@ def run(data: Path, out: Path, *, seed: int, device: torch.device, smoke: bool =
     config = DetectorConfig()
     if smoke:
         config = shortened(config, epochs=1, batch_size=4)
-    check_packs(data, "lfw.parquet", "backgrounds.parquet")
+    packs = ("lfw.parquet", "backgrounds.parquet")
+    check_packs(data, *packs)
     record = begin_run(out, seed=seed, recipe=asdict(config))
+    check_data(out, digest_of_files(data, [data / name for name in packs]))
     detector = FaceDetector(config.width)
     detector.load_state_dict(train(config, data, out, seed=seed, device=device))
     return write_checkpoint(

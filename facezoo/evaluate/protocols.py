@@ -14,8 +14,15 @@ import torch
 
 from facezoo.base import FaceModel
 from facezoo.card import Metric
-from facezoo.data.images import label_distributions, majority_labels, read_pack, yaw_column
+from facezoo.data.images import (
+    check_packs,
+    label_distributions,
+    majority_labels,
+    read_pack,
+    yaw_column,
+)
 from facezoo.detector.model import FaceDetector
+from facezoo.errors import warn_once
 from facezoo.evaluate.classification import (
     confusion_of,
     expected_calibration_error,
@@ -44,6 +51,8 @@ __all__ = [
 ]
 
 FERPLUS = "majority rule, 8 classes"
+PACKS = ("ferplus.parquet", "lfw.parquet", "lfw_pairs_val.csv", "london_expr.parquet")
+NEUTRAL_OR_HAPPY = ("neutral", "happiness")
 
 
 @dataclass(frozen=True)
@@ -85,39 +94,55 @@ def evaluate(model: FaceModel, data: Path, command: str) -> Measurements:
         command: what was typed, for the record.
 
     Returns:
-        Metrics, in per cent where a share is measured, and a confusion matrix.
+        Metrics, in per cent where a share is measured, and a confusion matrix. What asks for
+        classes that the model does not tell is left out, with a warning.
+
+    Raises:
+        FileNotFoundError: naming the files that are missing.
     """
+    check_packs(data, *PACKS)
     metrics: list[Metric] = []
     confusion = None
     able = model.capabilities()
-    told = set(model.labels) if "predict_expression" in able else set()
-    if told == set(EXPRESSIONS):
-        measured = ferplus(model, data, "test", command)
-        metrics, confusion = [*measured.metrics], measured.confusion
-    if told >= {"neutral", "happiness"}:
-        metrics += neutral_or_happy(model, data, "lfw", command)
-        metrics += neutral_or_happy(model, data, "london_expr", command)
+    if "predict_expression" in able:
+        if {*model.labels} == {*EXPRESSIONS}:
+            measured = ferplus(model, data, "test", command)
+            metrics, confusion = [*measured.metrics], measured.confusion
+        else:
+            _warn_left_out(model, "expression on FER+", EXPRESSIONS)
+        if {*NEUTRAL_OR_HAPPY} <= {*model.labels}:
+            metrics += neutral_or_happy(model, data, "lfw", command)
+            metrics += neutral_or_happy(model, data, "london_expr", command)
+        else:
+            _warn_left_out(model, "expression on LFW and London", NEUTRAL_OR_HAPPY)
     if "encode_identity" in able:
         metrics += lfw_pairs(model, data, command)
     metrics += leakage(model, data, command)
     return Measurements(metrics, confusion)
 
 
+def _warn_left_out(model: FaceModel, what: str, wanted: tuple[str, ...]) -> None:
+    warn_once(
+        f"{what} is left out: it wants the classes {', '.join(wanted)}, and the model tells "
+        f"{', '.join(model.labels)}"
+    )
+
+
 def ferplus(model: FaceModel, data: Path, split: str, command: str) -> Measurements:
     """Eight-class expression on FER+ under the majority rule (Barsoum et al. 2016).
 
     Calibration, the single classes and, where the pack has the column ``yaw``, poses are measured
-    on given crops only. Classes go by their names, whatever their order in the model.
+    on given crops only.
 
     Raises:
-        ValueError: if the model tells other classes.
+        ValueError: if the classes of the model are not those of ``EXPRESSIONS``, in any order.
     """
-    if sorted(model.labels) != sorted(EXPRESSIONS):
+    if {*model.labels} != {*EXPRESSIONS}:
         raise ValueError(
-            f"FER+ wants a model that tells the eight classes {', '.join(EXPRESSIONS)}, got "
-            f"{', '.join(model.labels)}; measure others with facezoo.evaluate.classification.scores"
+            f"FER+ has the classes {', '.join(EXPRESSIONS)}, and the model tells "
+            f"{', '.join(model.labels)}; measure it on data with these"
         )
-    order = [model.labels.index(label) for label in EXPRESSIONS]
+    columns = [model.labels.index(word) for word in EXPRESSIONS]
     table = read_pack(data / "ferplus.parquet", split)
     truth, votes = majority_labels(table), label_distributions(table)
     known = truth >= 0
@@ -125,7 +150,7 @@ def ferplus(model: FaceModel, data: Path, split: str, command: str) -> Measureme
     metrics, confusion = [], None
     for how, logits in both_ways(model, table, "predict_expression"):
         rule = f"{FERPLUS}, {len(truth)} images; {how}"
-        probabilities = logits[known][:, order].softmax(1)
+        probabilities = logits[:, columns].softmax(1)[known]
         values = scores(probabilities, truth)
         metrics += [_of_ferplus(name, v, split, rule, command) for name, v in values.items()]
         if how == GIVEN:
@@ -134,7 +159,7 @@ def ferplus(model: FaceModel, data: Path, split: str, command: str) -> Measureme
             value = expected_calibration_error(probabilities, truth)
             name = "expected calibration error"
             metrics.append(_of_ferplus(name, value, split, rule, command))
-            counts = confusion_of(probabilities, truth)[:, : len(order)]
+            counts = confusion_of(probabilities, truth)[:, : len(columns)]
             right = "".join("01"[r] for r in is_right(probabilities, truth).tolist())
             confusion = Confusion("FER+", split, rule, EXPRESSIONS, counts.tolist(), right)
             metrics += _per_class(confusion, command)
@@ -191,14 +216,14 @@ def neutral_or_happy(model: FaceModel, data: Path, pack: str, command: str) -> l
     split = "val" if pack == "lfw" else None
     table = read_pack(data / f"{pack}.parquet", split)
     truth = majority_labels(table)
-    neutral, happy = (EXPRESSIONS.index(word) for word in ("neutral", "happiness"))
-    pair = [model.labels.index("neutral"), model.labels.index("happiness")]
-    known = (truth == neutral) | (truth == happy)
+    columns = [model.labels.index(word) for word in NEUTRAL_OR_HAPPY]
+    pair = [EXPRESSIONS.index(word) for word in NEUTRAL_OR_HAPPY]
+    known = (truth == pair[0]) | (truth == pair[1])
     rule = f"neutral against happiness, {int(known.sum())} images"
     metrics = []
     for how, logits in both_ways(model, table, "predict_expression"):
-        probabilities = logits[known][:, pair].softmax(1)
-        value = scores(probabilities, (truth[known] == happy).long())["accuracy"]
+        probabilities = logits[known][:, columns].softmax(1)
+        value = scores(probabilities, (truth[known] == pair[1]).long())["accuracy"]
         metrics.append(
             Metric("accuracy", 100 * value, "%", name, split or "all", f"{rule}; {how}", command)
         )

@@ -49,11 +49,12 @@ def measure_checkpoint(name: str, data: Path, device: torch.device) -> tuple[Car
     return source.card, replace(found, metrics=rounded)
 
 
-def write_card(card_path: Path, measured: Card, found: Measurements) -> None:
-    """Put the metrics into a card, in place of the ones that it had.
+def check_card(card_path: Path, measured: Card) -> Card:
+    """The card that measurements shall stand in.
 
     Raises:
-        ValueError: if the card is not of the weights that were measured.
+        FileNotFoundError: if there is none.
+        ValueError: if it is not of the weights that are measured.
     """
     card = Card.load(card_path)
     if card.weights.sha256 != measured.weights.sha256:
@@ -61,7 +62,16 @@ def write_card(card_path: Path, measured: Card, found: Measurements) -> None:
             f"{card_path} is the card of {card.name}, whose weights are not those of "
             f"{measured.name} that were measured; give that one's card"
         )
-    card = replace(card, metrics=tuple(found.metrics))
+    return card
+
+
+def write_card(card_path: Path, measured: Card, found: Measurements) -> None:
+    """Put the metrics into a card, in place of the ones that it had.
+
+    Raises:
+        ValueError: if the card is not of the weights that were measured.
+    """
+    card = replace(check_card(card_path, measured), metrics=tuple(found.metrics))
     card_path.write_text(card.to_json(), encoding="utf-8")
 
 

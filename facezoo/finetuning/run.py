@@ -19,6 +19,7 @@ from facezoo.base import FaceModel
 from facezoo.card import Card, Hub, Licenses, Metric, Training, Weights
 from facezoo.data.crops import cut_faces, read_named
 from facezoo.data.labelled import LabelledImages, read_labelled
+from facezoo.errors import UnsupportedError
 from facezoo.evaluate.classification import scores
 from facezoo.finetuning.loop import MARGIN, Examples, Finetuning, check_batch, fit, predict
 from facezoo.preprocess.pipeline import fingerprint, prepare_aligned, to_device
@@ -85,7 +86,7 @@ def finetune(
         ValueError: if the data has fewer than two classes, a class without a training photograph,
             or ``out`` holds another run.
         NoFaceError: if no photograph has a face.
-        UnsupportedError: if the model has no classifier.
+        UnsupportedError: if the model has no classifier, or is one of meshes.
     """
     recipe, target, together = recipe or Finetuning(), Path(out), Processes.present()
     labelled = read_labelled(data, label_column=label_column, classes=classes)
@@ -127,6 +128,11 @@ def _network(
 ) -> FaceModel:
     torch.manual_seed(seed)
     net = load(name, pretrained=recipe.pretrained, device=device)
+    if not isinstance(net, FaceModel):
+        raise UnsupportedError(
+            f"{name} takes meshes, and fine-tuning is on photographs with classes; give a model "
+            "that predicts expressions, such as ipd-fer"
+        )
     net.reset_classifier(labels=labelled.classes)
     if recipe.probe:
         net.freeze()

@@ -160,3 +160,19 @@ def test_a_finished_run_is_not_trained_again(tmp_path, small, monkeypatch):
     first = train(CONFIG, tmp_path, tmp_path / "run", seed=2, device=CPU)
     interrupt_after(monkeypatch, 0)
     assert differing(first, train(CONFIG, tmp_path, tmp_path / "run", seed=2, device=CPU)) == []
+
+
+def test_other_photographs_are_no_continuation(tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "train", interrupted)
+    for name, count in (("some", 6), ("more", 8)):
+        (tmp_path / name).mkdir()
+        packs(tmp_path / name, train=count)
+    with pytest.raises(KeyboardInterrupt):
+        training.run(tmp_path / "some", tmp_path / "out", seed=0, device=CPU)
+    with pytest.raises(ValueError, match=r"begun with other data .*sha256 was"):
+        training.run(tmp_path / "more", tmp_path / "out", seed=0, device=CPU)
+    with pytest.raises(KeyboardInterrupt):
+        training.run(tmp_path / "some", tmp_path / "out", seed=0, device=CPU)

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from packs import write_ferplus, write_lfw
 
 from facezoo.card import Metric, bundled_cards
 from facezoo.cli import main
@@ -89,12 +90,37 @@ def test_the_command_writes_the_confusion_to_the_json_file(card, tmp_path, monke
     assert "81.23" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--card", "{}/other.json"], "whose weights are not those of"),
+        (["--card", "{}/none.json"], "none.json"),
+        (["--json", "{}/none/numbers.json"], "no folder {}/none"),
+    ],
+)
+def test_what_cannot_be_written_is_told_before_anything_is_measured(
+    card, tmp_path, monkeypatch, capsys, words, said
+):
+    other = replace(card, weights=replace(card.weights, sha256="0" * 64))
+    (tmp_path / "other.json").write_text(other.to_json(), encoding="utf-8")
+    monkeypatch.setattr(report, "measure_checkpoint", lambda *_: pytest.fail("it measured"))
+    words = [word.format(tmp_path) for word in words]
+    assert main(["evaluate", "ipd-fer", "--data", "D", *words, "--device", "cpu"]) == 1
+    assert said.format(tmp_path) in capsys.readouterr().err
+
+
+def test_packs_that_are_missing_are_told_before_anything_is_measured(tmp_path, monkeypatch):
+    write_lfw(tmp_path)
+    write_ferplus(tmp_path)
+    monkeypatch.setattr(protocols, "ferplus", lambda *_: pytest.fail("it measured"))
+    with pytest.raises(FileNotFoundError, match=r"has no lfw_pairs_val.csv, london_expr.parquet"):
+        protocols.evaluate(object(), tmp_path, "c")
+
+
 def test_everything_is_measured_that_the_model_is_able_to(monkeypatch):
     class Able:
-        labels = EXPRESSIONS
-
-        def __init__(self, *names):
-            self.names = names
+        def __init__(self, *names, labels=EXPRESSIONS):
+            self.names, self.labels = names, labels
 
         def capabilities(self):
             return [*self.names]
@@ -103,6 +129,7 @@ def test_everything_is_measured_that_the_model_is_able_to(monkeypatch):
     monkeypatch.setattr(protocols, "ferplus", lambda *_: called.append("ferplus") or FOUND)
     for name in ("neutral_or_happy", "lfw_pairs", "leakage"):
         monkeypatch.setattr(protocols, name, lambda *_, name=name: called.append(name) or [METRIC])
+    monkeypatch.setattr(protocols, "check_packs", lambda *_: None)
     found = protocols.evaluate(Able("predict_expression", "encode_identity"), "D", "c")
     assert called == ["ferplus", "neutral_or_happy", "neutral_or_happy", "lfw_pairs", "leakage"]
     assert (len(found.metrics), found.confusion) == (5, CONFUSION)
@@ -110,12 +137,11 @@ def test_everything_is_measured_that_the_model_is_able_to(monkeypatch):
     alone = protocols.evaluate(Able("encode_identity"), "D", "c")
     assert called == ["lfw_pairs", "leakage"]
     assert alone.confusion is None
-    able = Able("predict_expression")
     for labels, wanted in (
         (EXPRESSIONS[:7], ["neutral_or_happy", "neutral_or_happy", "leakage"]),
-        (("yes", "no"), ["leakage"]),
+        (("calm", "cross"), ["leakage"]),
     ):
         called.clear()
-        able.labels = labels
-        assert protocols.evaluate(able, "D", "c").confusion is None
+        with pytest.warns(UserWarning, match=f"tells {', '.join(labels)}"):
+            protocols.evaluate(Able("predict_expression", labels=labels), "D", "c")
         assert called == wanted

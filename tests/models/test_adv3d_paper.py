@@ -1,4 +1,5 @@
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -69,6 +70,28 @@ def test_a_recipe_leaves_weights_and_a_card_that_load(name, folders, tmp_path, m
     assert ("expression_truth" in terms) == name.startswith("bu-3dfe-neutral")
     assert ("laplacian" in terms) == ("neutral" not in name or name.startswith("bu"))
     assert ("discriminator" in terms) == (not name.endswith("no-discriminator"))
+
+
+@pytest.mark.parametrize("source", ["ict", "bu-3dfe"])
+def test_other_meshes_are_no_continuation(source, folders, tmp_path, monkeypatch):
+    name = {"ict": "ict-paper"}.get(source, source)
+    monkeypatch.setattr(command, "recipe", lambda _: small(name))
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "train", interrupted)
+    again = partial(run, name, out=tmp_path / "out", seed=0, device=CPU)
+    with pytest.raises(KeyboardInterrupt):
+        again(folders(source))
+    meshes = command.read(small(name), folders(source))
+    other = replace(meshes, vertices=meshes.vertices + 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "read", lambda *_, **__: other)
+        with pytest.raises(ValueError, match=r"begun with other data .*sha256 was"):
+            again(folders(source))
+    with pytest.raises(KeyboardInterrupt):
+        again(folders(source))
 
 
 def test_a_recipe_that_is_not_there_is_refused_before_anything_is_written(tmp_path):

@@ -78,6 +78,23 @@ def test_a_recipe_leaves_weights_and_a_card_that_load(folder, tmp_path, recipe, 
     assert model.encode_identity(meshes, units="mm").shape == (4, 6)
 
 
+def test_other_modes_are_no_continuation(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "recipe", lambda _: SMALL)
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train.run("ict", folder, tmp_path / "out", seed=0, device=CPU)
+    (tmp_path / "other").mkdir()
+    other = write_ict(tmp_path / "other", side=10)
+    with pytest.raises(ValueError, match=r"begun with other data .*sha256 was"):
+        train.run("ict", other, tmp_path / "out", seed=0, device=CPU)
+    with pytest.raises(KeyboardInterrupt):
+        train.run("ict", folder, tmp_path / "out", seed=0, device=CPU)
+
+
 def test_with_neutrals_the_model_starts_close_to_the_truth(folder, tmp_path):
     recipe = replace(config.RECIPES["ict-neutral"], size="tiny", mixtures=400, spoilt=0)
     recipe = replace(recipe, identity_dim=6, expression_dim=4, hidden_dim=8, reading_steps=5)

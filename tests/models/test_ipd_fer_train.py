@@ -8,10 +8,13 @@ from functools import partial
 import pytest
 import torch
 from ipd_fer_tiny import BACKBONE, BASELINE, COMPACT, CPU, PAPER, differing
-from packs import write_packs
+from packs import write_ferplus, write_packs
 from PIL import Image
 
 import facezoo
+from facezoo.benchmarking.contamination import contamination
+from facezoo.benchmarking.entrants import learnt_from
+from facezoo.cli import main
 from facezoo.data.expressions import with_labels
 from facezoo.errors import UnsupportedError
 from facezoo.models.ipd_fer import IPDFER
@@ -172,6 +175,9 @@ def test_an_official_set_trains_from_the_identity_encoder_of_a_checkpoint(
     monkeypatch.setattr(sources, "_HELD_OUT", 0.3)
     model = IPDFER(BACKBONE, 16, 8, BACKBONE, 14, 8)
     model.save_pretrained(tmp_path / "begun")
+    begun = json.loads((tmp_path / "begun" / "config.json").read_text())
+    begun["training"]["data"] = ["LFW train"]
+    (tmp_path / "begun" / "config.json").write_text(json.dumps(begun))
     monkeypatch.setattr(training, "recipe", lambda *_: replace(PAPER, lfw_trust=0.0))
     (path,) = run(
         tmp_path,
@@ -187,6 +193,92 @@ def test_an_official_set_trains_from_the_identity_encoder_of_a_checkpoint(
     card = json.loads(path.read_text())
     assert card["tag"] == "raf-db-paper"
     assert "--dataset raf-db" in card["training"]["command"]
+    assert card["training"]["base"] == "ipd-fer.untrained"
+    assert card["training"]["data"][0] == "LFW train"  # what its identity encoder has learnt from
+    assert contamination(learnt_from(trained.card))["LFW val"] == "train split"
+
+
+def test_a_set_whose_name_is_no_tag_ends_with_a_checkpoint_too(tmp_path, monkeypatch):
+    fold = torch.arange(20) % 10
+    small_set(tmp_path, monkeypatch, splits=[""] * 20, fold=fold)
+    IPDFER(BACKBONE, 16, 8, BACKBONE, 14, 8).save_pretrained(tmp_path / "begun")
+    monkeypatch.setattr(training, "recipe", lambda *_: replace(PAPER, lfw_trust=0.0))
+    (path,) = run(
+        tmp_path,
+        tmp_path / "out",
+        seeds=[0],
+        device=CPU,
+        dataset="ck+",
+        fold=3,
+        start=str(tmp_path / "begun"),
+    )
+    card = json.loads(path.read_text())
+    assert card["tag"] == "ck-plus-paper-fold3"
+    assert "--dataset ck+ --fold 3" in card["training"]["command"]
+
+
+def test_other_packs_are_no_continuation(folder, tmp_path, tiny_recipes, monkeypatch):
+    interrupt_after(monkeypatch, 1)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, tmp_path / "out", seeds=[0], device=CPU, name="compact")
+    (tmp_path / "other").mkdir()
+    other = write_packs(tmp_path / "other")
+    write_ferplus(other, train=12)
+    with pytest.raises(ValueError, match=r"begun with other data .*sha256 was"):
+        run(other, tmp_path / "out", seeds=[0], device=CPU, name="compact")
+    with pytest.raises(ValueError, match=r"start was begun with other data .*sha256 was"):
+        run(other, tmp_path / "out", seeds=[1], device=CPU, name="compact")
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, tmp_path / "out", seeds=[0], device=CPU, name="compact")
+
+
+def test_another_official_set_is_no_continuation(tmp_path, monkeypatch):
+    data = small_set(tmp_path, monkeypatch)
+    IPDFER(BACKBONE, 16, 8, BACKBONE, 14, 8).save_pretrained(tmp_path / "begun")
+    monkeypatch.setattr(training, "recipe", lambda *_: replace(PAPER, lfw_trust=0.0))
+    monkeypatch.setattr(sources, "_HELD_OUT", 0.3)
+    interrupt_after(monkeypatch, 0)
+    again = partial(
+        run,
+        tmp_path,
+        tmp_path / "out",
+        seeds=[0],
+        device=CPU,
+        dataset="raf-db",
+        start=str(tmp_path / "begun"),
+    )
+    with pytest.raises(KeyboardInterrupt):
+        again()
+    other = replace(data, labels=data.labels.roll(1))
+    monkeypatch.setattr(sources, "read_official", lambda name, root: other)
+    with pytest.raises(ValueError, match="labels was"):
+        again()
+    monkeypatch.setattr(sources, "read_official", lambda name, root: data)
+    IPDFER(BACKBONE, 16, 8, BACKBONE, 14, 8).save_pretrained(tmp_path / "begun")
+    with pytest.raises(ValueError, match="start was"):
+        again()
+    monkeypatch.setattr(sources, "read_official", lambda name, root: data)
+    Image.new("RGB", (40, 40), (1, 2, 3)).save(data.files[0])
+    with pytest.raises(ValueError, match="sha256 was"):
+        again()
+
+
+def test_a_fold_of_the_packs_is_refused(folder, tmp_path, tiny_recipes):
+    with pytest.raises(ValueError, match="the packs have no folds, and fold 3 was given"):
+        run(folder, tmp_path, seeds=[0], device=CPU, name="compact", fold=3)
+
+
+@pytest.mark.parametrize(
+    ("start", "said"), [("adv3d", "is a checkpoint of"), ("ipd-fer", "encoders of resnet18")]
+)
+def test_a_start_that_does_not_suit_is_refused_before_the_data_are_read(
+    tmp_path, monkeypatch, tiny_recipes, capsys, start, said
+):
+    monkeypatch.setattr(sources, "read_official", lambda *_: pytest.fail("it read"))
+    words = ["train", "ipd-fer", "--data", str(tmp_path), "--dataset", "raf-db", "--start", start]
+    monkeypatch.setattr(training, "recipe", lambda *_: replace(PAPER, lfw_trust=0.0))
+    assert main([*words, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 1
+    assert said in capsys.readouterr().err
 
 
 def test_an_official_set_without_a_start_is_refused(tmp_path, tiny_recipes):

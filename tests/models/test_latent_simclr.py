@@ -177,6 +177,17 @@ def test_directions_are_fitted_from_the_command_line(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("words", "said"),
+    [(["--model", "ipd-fer"], "no StyleGAN to invert"), (["--count", "0"], "count must be 1")],
+)
+def test_directions_without_labels_want_a_generator_and_a_count(tmp_path, capsys, words, said):
+    from facezoo.cli import main
+
+    assert main(["fit-directions", str(tmp_path / "d.safetensors"), *words]) == 1
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("text", "said"), [("smile\n1\n", "1 rows"), ("smile\n1\n2\n", "wanted are 1, 0 or nothing")]
 )
 def test_labels_that_do_not_fit_are_refused(tmp_path, capsys, text, said):

@@ -1,5 +1,6 @@
 """The three trainings of latent-simclr: one after another, resumed, and what moves in them."""
 
+import shutil
 from functools import partial
 
 import pytest
@@ -144,6 +145,25 @@ def test_an_interrupted_part_ends_at_the_same_weights(tmp_path, monkeypatch, par
     again = train(tmp_path, part, "broken")
     first, second = (path.with_suffix(".safetensors").read_bytes() for path in (whole, again))
     assert first == second
+
+
+def test_other_photographs_are_no_continuation(tmp_path, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(adversarial, "descend", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, "stylegan2")
+    begun = tmp_path.parent / f"{tmp_path.name}-begun"
+    shutil.copytree(tmp_path, begun)
+    write_lfw(tmp_path, train=12, val=4)
+    with pytest.raises(ValueError, match=r"stylegan2 was begun with other data .*sha256 was"):
+        train(tmp_path, "stylegan2")
+    train(begun, "stylegan2")
+    write_lfw(begun, train=12, val=4)
+    with pytest.raises(ValueError, match=r"stylegan2 was begun with other data .*sha256 was"):
+        train(begun, "feature-style")
 
 
 def test_each_step_moves_its_own_network():

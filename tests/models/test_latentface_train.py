@@ -24,7 +24,7 @@ from facezoo.data.photographs import (
 from facezoo.errors import UnknownNameError
 from facezoo.models.latentface import LatentFace
 from facezoo.models.latentface.networks import AutoEncoder
-from facezoo.models.latentface.train import run, stage1, stage2
+from facezoo.models.latentface.train import command, run, stage1, stage2
 from facezoo.models.latentface.train.recipes import RECIPES, Disentangling, recipe
 from facezoo.models.latentface.train.stage1 import convex_depth, roughness
 from facezoo.models.latentface.train.stage2 import by_person, codes_of, draw_pairs, equalise
@@ -114,6 +114,44 @@ def test_an_interrupted_stage_ends_at_the_same_weights(chosen, data, tmp_path, m
     first, second = (path.with_name(name).read_bytes() for path in (whole, again))
     assert first == second
     assert len(calls) == 4
+
+
+def test_other_photographs_are_no_continuation(chosen, data, tmp_path, monkeypatch):
+    out, other = tmp_path / "runs", tmp_path / "other"
+    other.mkdir()
+    write_lfw(other, train=10, val=4)
+    train = partial(run, out=out, seed=1, device=CPU, name="compact")
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "descend", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(data, stage=1)
+    with pytest.raises(ValueError, match=r"stage1 was begun with other data .*sha256 was"):
+        train(other, stage=1)
+    train(data, stage=1)
+    with pytest.raises(ValueError, match=r"stage1 was begun with other data .*sha256 was"):
+        train(other, stage=2)
+
+
+def test_a_folder_of_photographs_is_told_from_another(chosen, tmp_path, monkeypatch):
+    folders = [tmp_path / name for name in ("some", "more")]
+    for folder, count in zip(folders, (3, 4), strict=True):
+        for number in range(count):
+            (folder / "person").mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (40, 40)).save(folder / "person" / f"{number}.png")
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "read_photographs", interrupted)
+    train = partial(run, out=tmp_path / "runs", stage=1, seed=1, device=CPU, name="compact")
+    with pytest.raises(KeyboardInterrupt):
+        train(folders[0])
+    with pytest.raises(ValueError, match="files was 3 and is now 4"):
+        train(folders[1])
 
 
 def test_one_step_of_the_first_stage_moves_every_network(chosen):

@@ -476,6 +476,11 @@ def test_a_converted_checkpoint_is_read_too(tmp_path):
 def test_a_checkpoint_without_a_generator_is_refused_with_its_keys():
     with pytest.raises(WeightsError, match=r"no StyleGAN2 generator under 'g_ema'.*'d', 'epoch'"):
         stylegan2_from({"d": {}, "epoch": 3})
+    for content, held in (([1, 2], "list"), (torch.zeros(3), "Tensor")):
+        with pytest.raises(WeightsError, match=f"no StyleGAN2 generator .* holds one {held}"):
+            stylegan2_from(content)
+    with pytest.raises(WeightsError, match=r"'input.input'; wanted is a"):
+        stylegan2_from({"input.input": torch.zeros(1, 4, 4, 4)})
 
 
 # --- reference vectors -------------------------------------------------------------------------

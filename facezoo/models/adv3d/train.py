@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from facezoo.card import Licenses
-from facezoo.data.ict import IctFaces
+from facezoo.data.ict import FACE, RECIPES, IctFaces
 from facezoo.geometry.laplacian import edges_of
 from facezoo.models.adv3d.config import TrainConfig, recipe
 from facezoo.models.adv3d.coordinates import Autoencoder, Branch, Frame, Reading, principal_frame
@@ -36,7 +36,9 @@ from facezoo.models.adv3d.start import (
 )
 from facezoo.training import (
     begin_run,
+    check_data,
     descend,
+    digest_of_files,
     generator,
     load_state,
     save_state,
@@ -68,6 +70,7 @@ def run(
 
     Raises:
         UnknownNameError: if there is no such recipe.
+        ValueError: if ``out`` holds a run of another recipe or other data.
     """
     config = recipe(name)
     if smoke:
@@ -76,6 +79,7 @@ def run(
         )
     faces = IctFaces(data)
     record = begin_run(out, seed=seed, recipe=asdict(config))
+    check_data(out, digest_of_files(data, [data / FACE, data / RECIPES]))
     model = train(config, faces, out, seed=seed, device=device)
     return write_checkpoint(
         model,

@@ -17,6 +17,8 @@ from facezoo.weights import load_into, read_tensors, save
 
 MEAN_CODE = "mean_code"
 """The entry of our file that is no part of the generator."""
+_CERTAIN = ("input.input", "style.1.weight", "convs.0.conv.weight")
+"""Entries of every generator, by which its architecture is told."""
 HEAD = ("bn2.", "fc.", "features.")
 """What a recogniser has behind the trunk."""
 
@@ -49,10 +51,10 @@ def stylegan2_from(content: Mapping[str, Any], key: str = "g_ema") -> Published:
     Raises:
         WeightsError: if there is no such generator.
     """
-    tensors = content.get(key, content)
-    if not isinstance(tensors, Mapping) or "input.input" not in tensors:
+    tensors = content.get(key, content) if isinstance(content, Mapping) else None
+    if not isinstance(tensors, Mapping) or any(name not in tensors for name in _CERTAIN):
         raise WeightsError(
-            f"no StyleGAN2 generator under {key!r}: the keys are {_listed(content)}; wanted is a "
+            f"no StyleGAN2 generator under {key!r}: {_described(content)}; wanted is a "
             "state dict with input.input, conv1.conv.weight and so on"
         )
     mean = content.get("latent_avg")
@@ -154,6 +156,12 @@ def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
     """How many different numbers stand in the names that match."""
     found = (re.match(pattern, name) for name in tensors)
     return len({match[1] for match in found if match})
+
+
+def _described(content: Any) -> str:
+    if not isinstance(content, Mapping):
+        return f"the file holds one {type(content).__name__}"
+    return f"the keys are {_listed(content)}"
 
 
 def _listed(content: Mapping[str, Any]) -> str:

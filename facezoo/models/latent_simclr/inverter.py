@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from facezoo.base import FaceModel
+from facezoo.errors import UnsupportedError
 from facezoo.models.latent_simclr.adapter import FeatureStyleEncoder
 from facezoo.models.latent_simclr.directions import check_direction
 from facezoo.models.latent_simclr.iresnet import IRESNET50
@@ -86,12 +87,12 @@ class StyleGANInverter(nn.Module):
             name: any name that ``FaceModel.from_pretrained`` takes.
 
         Raises:
-            TypeError: if the checkpoint is of a family without a generator.
+            UnsupportedError: if the checkpoint is of a family without a generator.
         """
         model = FaceModel.from_pretrained(name)
         inverter = getattr(model, "inverter", None)
         if not isinstance(inverter, cls):
-            raise TypeError(
+            raise UnsupportedError(
                 f"{name} is a checkpoint of {model.model_name}, which has no StyleGAN to invert; "
                 "give one of latent-simclr"
             )

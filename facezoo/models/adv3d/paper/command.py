@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,7 +17,7 @@ from facezoo.models.adv3d.networks import VAE
 from facezoo.models.adv3d.paper.recipes import PaperConfig, recipe
 from facezoo.models.adv3d.paper.train import train
 from facezoo.models.adv3d.train import CITATION
-from facezoo.training import begin_run, shortened, write_checkpoint
+from facezoo.training import begin_run, check_data, shortened, write_checkpoint
 
 TITLES = {
     "coma": "CoMA (Ranjan et al. 2018)",
@@ -54,6 +56,7 @@ def run(
         config = shortened(config, size="tiny", pretraining_epochs=1, epochs=1)
     record = begin_run(out, seed=seed, recipe=asdict(config))
     meshes = read(config, data, cache=out / "meshes")
+    check_data(out, digest(meshes))
     model = as_model(config, train(config, meshes, out, seed=seed, device=device), meshes)
     weights = "mit" if config.source == "ict" else "research-only"
     return write_checkpoint(
@@ -117,6 +120,19 @@ def as_model(config: PaperConfig, vae: VAE, meshes: RegisteredMeshes) -> Adv3D:
     model.vae.load_state_dict(vae.state_dict())
     model.set_template(meshes.vertices.mean(0), meshes.triangles, meshes.landmarks)
     return model.eval()
+
+
+def digest(meshes: RegisteredMeshes) -> dict[str, Any]:
+    """What tells meshes from others, as they are prepared for training."""
+    content = hashlib.sha256(repr(meshes.persons.tolist()).encode())
+    for tensor in (meshes.vertices, meshes.neutral):
+        if tensor is not None:
+            content.update(tensor.contiguous().numpy().data)
+    return {
+        "meshes": len(meshes.vertices),
+        "persons": len(meshes.names),
+        "sha256": content.hexdigest()[:12],
+    }
 
 
 def said(config: PaperConfig, meshes: RegisteredMeshes) -> str:

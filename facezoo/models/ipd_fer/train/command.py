@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facezoo.card import Licenses, Preprocessing
+from facezoo.card import Card, Licenses, Preprocessing
 from facezoo.models.ipd_fer.model import IPDFER
 from facezoo.models.ipd_fer.train.algorithm import train_disentangled
 from facezoo.models.ipd_fer.train.recipes import SIZE, TEMPLATE, Recipe, recipe
 from facezoo.models.ipd_fer.train.sources import Sources, from_official, from_packs
 from facezoo.models.ipd_fer.train.start import ExpressionRound, train_identity
 from facezoo.results import EXPRESSIONS
-from facezoo.training import Processes, begin_run, shortened, write_checkpoint
+from facezoo.training import Processes, begin_run, check_data, shortened, write_checkpoint
 
 CITATION = """@article{jiang2022disentangling,
   title = {Disentangling Identity and Pose for Facial Expression Recognition},
@@ -68,26 +68,34 @@ def run(
         The cards' paths, ``out/<label>-seed<n>/<checkpoint>.json``.
 
     Raises:
-        ValueError: if ``dataset`` is given and ``start`` is not, or the recipe wants LFW's labels.
+        ValueError: if ``dataset`` is given and ``start`` is not, or the recipe wants LFW's labels;
+            or if ``fold`` is given and the data have none; or if ``out`` holds a run of another
+            recipe or other data.
+        UnsupportedError: if ``start`` is a checkpoint of another family.
     """
     chosen = recipe(name, without)
     if smoke:
         chosen = shortened(chosen, epochs=1, batch_size=4, sizes=((0, SIZE),))
+    # One that does not suit is refused before the data are read.
+    base = None if start is None else _started(chosen, start).card
     sources = _sources(chosen, data, dataset, fold, start, device)
     label = "-".join([name, *(f"no-{part}" for part in without)])
     given = {"recipe": name, "dataset": dataset, "fold": fold, "start": start}
     flags = "".join(f" --{flag} {value}" for flag, value in given.items() if value is not None)
     flags += "".join(f" --without {part}" for part in without)
-    tag = f"{dataset or 'ferplus-lfw'}" + ("" if label == "compact" else f"-{label}")
+    named = (dataset or "ferplus-lfw").replace("+", "-plus")  # tags have letters and digits alone
+    tag = named + ("" if label == "compact" else f"-{label}")
     tag += "" if fold is None else f"-fold{fold}"
+    begun_with = {**sources.digest, **({"start": base.weights.sha256[:12]} if base else {})}
     cards = []
     for seed in seeds:
         folder = out / f"{label}-seed{seed}"
         with Processes.present().first_alone():  # the others find what it has written
             record = begin_run(folder, seed=seed, recipe={**asdict(chosen), **given})
+            check_data(folder, begun_with)
         model = train(chosen, sources, out / "start", folder, start, seed=seed, device=device)
         if Processes.present().first:
-            cards.append(_write(model, chosen, sources.said, folder, record, tag, flags))
+            cards.append(_write(model, chosen, sources.said, folder, record, tag, flags, base))
     return cards
 
 
@@ -100,6 +108,11 @@ def _sources(
     device: torch.device,
 ) -> Sources:
     if dataset is None:
+        if fold is not None:
+            raise ValueError(
+                f"the packs have no folds, and fold {fold} was given; use --fold for a --dataset "
+                "that is split into folds, such as ck+"
+            )
         return from_packs(data)
     if start is None:
         raise ValueError(
@@ -191,6 +204,7 @@ def begin(
     seed = START_SEED
     with Processes.present().first_alone():
         begin_run(out, seed=seed, recipe=asdict(chosen.start))
+        check_data(out, data.digest)
     rows = list(data.train.values())
     assert data.pairs is not None
     torch.manual_seed(seed)
@@ -208,15 +222,21 @@ def begin_from(chosen: Recipe, start: str) -> tuple[dict[str, Tensor], dict[str,
     Raises:
         ValueError: if the checkpoint's encoders are not the recipe's.
     """
-    model = IPDFER.from_pretrained(start)
+    model = _started(chosen, start)
+    identity = {k: v.float() for k, v in model.identity_encoder.state_dict().items()}
+    return identity, {f"expression_encoder.{k}": v for k, v in identity.items()}
+
+
+def _started(chosen: Recipe, start: str) -> IPDFER:
+    """The checkpoint that takes the place of the first rounds; see ``begin_from``."""
+    model: IPDFER = IPDFER.from_pretrained(start)
     wanted = {"backbone": chosen.backbone, "feature_dim": chosen.feature_dim}
     if {key: model.architecture[key] for key in wanted} != wanted:
         raise ValueError(
             f"{start} has encoders of {model.architecture['backbone']} and "
             f"{model.architecture['feature_dim']} features, the recipe wants {wanted}"
         )
-    identity = {k: v.float() for k, v in model.identity_encoder.state_dict().items()}
-    return identity, {f"expression_encoder.{k}": v for k, v in identity.items()}
+    return model
 
 
 def _write(
@@ -227,6 +247,7 @@ def _write(
     record: dict[str, Any],
     tag: str,
     flags: str,
+    base: Card | None,
 ) -> Path:
     return write_checkpoint(
         model,
@@ -251,4 +272,5 @@ def _write(
             "person feels. Not for identifying people, nor for decisions about them."
         ),
         citation=CITATION,
+        base=base,
     )

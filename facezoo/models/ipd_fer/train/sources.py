@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +19,7 @@ from facezoo.data.yaw import pose_labels
 from facezoo.evaluate.verification import Pairs, read_pairs
 from facezoo.models.ipd_fer.train.recipes import MARGIN, SIZE, TEMPLATE
 from facezoo.models.ipd_fer.train.rows import Rows, read_rows
+from facezoo.training import digest_of_files
 
 _PACKS = ("ferplus", "lfw")
 _HELD_OUT = 0.1
@@ -33,11 +36,14 @@ class Sources:
     """Of the second one's validation split, for the rounds that train E_id; None without them."""
     said: tuple[str, ...]
     """What they are, for the card."""
+    digest: dict[str, Any]
+    """What tells them from others, see ``facezoo.training.check_data``."""
 
 
 def from_packs(folder: Path) -> Sources:
     """FER+ and LFW from ``ferplus.parquet``, ``lfw.parquet`` and ``lfw_pairs_val.csv``."""
-    check_packs(folder, "ferplus.parquet", "lfw.parquet", "lfw_pairs_val.csv")
+    names = ("ferplus.parquet", "lfw.parquet", "lfw_pairs_val.csv")
+    check_packs(folder, *names)
     return Sources(
         train={pack: read_rows(folder, pack, "train") for pack in _PACKS},
         val={pack: read_rows(folder, pack, "val") for pack in _PACKS},
@@ -47,6 +53,7 @@ def from_packs(folder: Path) -> Sources:
             "LFW (deep-funneled) train: 8,408 photographs, expression labels made by machine",
             "teacher for identity: dlib_face_recognition_resnet_model_v1 on both",
         ),
+        digest=digest_of_files(folder, [folder / name for name in names]),
     )
 
 
@@ -74,7 +81,19 @@ def from_official(name: str, root: Path, fold: int | None, device: torch.device)
         val={name: _rows(data, val, device)},
         pairs=None,
         said=(f"{name}: {len(train)} training and {len(val)} validation images{held}",),
+        digest=_digest(data, root, train, val),
     )
+
+
+def _digest(data: ExpressionData, root: Path, *parts: Tensor) -> dict[str, Any]:
+    """What tells the rows of an official set from others; see ``digest_of_files``."""
+    rows = torch.cat(parts)
+    columns = [data.labels, data.distributions, data.landmarks]
+    said = [None if column is None else column[rows].tolist() for column in columns]
+    counts = [len(part) for part in parts]
+    files = digest_of_files(root, [data.files[row] for row in rows.tolist()])
+    labels = hashlib.sha256(json.dumps([counts, *said]).encode()).hexdigest()[:12]
+    return {**files, "labels": labels}
 
 
 def split_rows(data: ExpressionData, fold: int | None) -> tuple[Tensor, Tensor]:

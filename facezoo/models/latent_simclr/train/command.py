@@ -12,7 +12,7 @@ from torch import Tensor
 
 from facezoo.card import Licenses, Preprocessing
 from facezoo.data.images import majority_labels, read_pack, yaw_column
-from facezoo.data.photographs import PACK, Photographs, read_photographs
+from facezoo.data.photographs import PACK, Photographs, photograph_files, read_photographs
 from facezoo.models.latent_simclr.directions import fit_directions
 from facezoo.models.latent_simclr.inverter import StyleGANInverter, encoder_for
 from facezoo.models.latent_simclr.model import LatentSimCLR
@@ -29,7 +29,13 @@ from facezoo.models.latent_simclr.train.contrast import (
 from facezoo.models.latent_simclr.train.inversion import train_encoder
 from facezoo.models.latent_simclr.train.recipes import Recipe, recipe
 from facezoo.results import EXPRESSIONS
-from facezoo.training import begin_run, shortened, write_checkpoint
+from facezoo.training import (
+    begin_run,
+    check_data,
+    digest_of_files,
+    shortened,
+    write_checkpoint,
+)
 from facezoo.weights import load_into, read_tensors, save
 
 PARTS = ("stylegan2", "feature-style", "latent-simclr")
@@ -72,7 +78,8 @@ def run(
         What was written: the generator, the encoder, or the card.
 
     Raises:
-        ValueError: if there is no such part.
+        ValueError: if there is no such part, or the run was begun with another recipe or other
+            photographs.
         FileNotFoundError: if a part before it is not finished.
     """
     if part not in PARTS:
@@ -91,6 +98,7 @@ def run(
 def run_generator(chosen: Recipe, data: Path, out: Path, seed: int, device: torch.device) -> Path:
     """Train the generator, and write it; see ``run``."""
     begin_run(out, seed=seed, recipe=asdict(chosen.generator))
+    check_data(out, digest_of_files(data, photograph_files(data)))
     photographs = _photographs(chosen, data, device)
     return train_generator(chosen.generator, photographs.crops, out, seed, device)
 
@@ -100,6 +108,7 @@ def run_encoder(chosen: Recipe, data: Path, folder: Path, seed: int, device: tor
     out = folder / PARTS[1]
     tensors = _finished(folder / PARTS[0] / FINAL, PARTS[0])
     begin_run(out, seed=seed, recipe=asdict(chosen.inversion))
+    check_data(out, digest_of_files(data, photograph_files(data)), folder / PARTS[0])
     inverter = new_inverter(chosen, seed)
     load_into(inverter.generator, tensors)
     draw = torch.Generator().manual_seed(seed)
@@ -118,6 +127,8 @@ def run_contrast(
     load_into(inverter.generator, _finished(folder / PARTS[0] / FINAL, PARTS[0]))
     load_into(inverter.encoder, _finished(folder / PARTS[1] / ENCODER, PARTS[1]))
     record = begin_run(out, seed=seed, recipe=asdict(chosen))
+    before = [folder / part for part in PARTS[:2]]
+    check_data(out, digest_of_files(data, photograph_files(data)), *before)
     begun = {
         part: json.loads((folder / part / "run.json").read_text(encoding="utf-8"))["commit"]
         for part in PARTS[:2]

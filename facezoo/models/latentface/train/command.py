@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from facezoo.card import Licenses
-from facezoo.data.photographs import Photographs, read_photographs
+from facezoo.data.photographs import Photographs, photograph_files, read_photographs
 from facezoo.models.latentface.model import LatentFace
 from facezoo.models.latentface.train.recipes import Recipe, recipe
 from facezoo.models.latentface.train.stage1 import train_autoencoders
@@ -21,7 +21,13 @@ from facezoo.models.latentface.train.stage2 import (
     equalise,
     train_diffusion,
 )
-from facezoo.training import begin_run, shortened, write_checkpoint
+from facezoo.training import (
+    begin_run,
+    check_data,
+    digest_of_files,
+    shortened,
+    write_checkpoint,
+)
 from facezoo.weights import load_into, read_tensors, save
 
 AUTOENCODERS = "autoencoders.safetensors"
@@ -62,7 +68,8 @@ def run(
         What was written: the autoencoders of stage 1, or the card of stage 2.
 
     Raises:
-        ValueError: if there is no such stage.
+        ValueError: if there is no such stage, or the run was begun with another recipe or other
+            photographs.
         FileNotFoundError: if stage 2 finds no finished stage 1.
     """
     if stage not in (1, 2):
@@ -85,6 +92,7 @@ def run_stage1(chosen: Recipe, data: Path, out: Path, seed: int, device: torch.d
     """Train the autoencoders, and write them; see ``run``."""
     said = {"autoencoding": asdict(chosen.autoencoding), "architecture": chosen.architecture}
     begin_run(out, seed=seed, recipe=said)
+    check_data(out, digest_of_files(data, photograph_files(data)))
     torch.manual_seed(seed)
     model = LatentFace(**{**chosen.architecture, "diffusion": False})
     photographs = read_photographs(data, model.preprocessing, device)
@@ -103,6 +111,7 @@ def run_stage2(
 ) -> Path:
     """Train the diffusion on the codes of finished autoencoders, and write weights and card."""
     record = begin_run(out / "stage2", seed=seed, recipe=asdict(chosen))
+    check_data(out / "stage2", digest_of_files(data, photograph_files(data)), out / "stage1")
     # The stages may have been trained at different commits.
     begun = json.loads((out / "stage1" / "run.json").read_text(encoding="utf-8"))
     record["recipe"] = {**record["recipe"], "autoencoding_commit": begun["commit"]}
