@@ -79,6 +79,13 @@ def test_a_pattern_stands_for_what_it_matches(folder):
         inputs.list_photos(str(folder / "*.gif"))
 
 
+def test_a_folder_that_a_pattern_or_a_list_stands_for_is_named_in_full_even_if_it_is_alone(folder):
+    (folder.parent / "list.txt").write_text("photos\n")
+    named = [str(folder / name) for name in inputs.list_photos(folder).names]
+    assert inputs.list_photos(str(folder.parent / "photo*")).names == named
+    assert inputs.list_photos(folder.parent / "list.txt").names == named
+
+
 def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path):
     (tmp_path / "a[1].png").touch()
     (tmp_path / "a1.png").touch()

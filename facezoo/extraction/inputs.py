@@ -85,13 +85,14 @@ def list_photos(
         ValueError: if there is no photograph at all, or a table has no column ``image``.
     """
     given = [source] if isinstance(source, (str, os.PathLike)) else list(source)
-    given = [path for entry in given for path in _expanded(os.fspath(entry))]
     only = Path(given[0]) if len(given) == 1 else None
+    root = only if only and only.is_dir() else Path()
+    given = [path for entry in given for path in _expanded(os.fspath(entry))]
     names: list[str] = []
     for path in map(Path, given):
         if path.is_dir():
             inside = photographs_in(path, recursive)
-            names += inside if only else [(path / name).as_posix() for name in inside]
+            names += inside if path == only else [(path / name).as_posix() for name in inside]
         elif path.exists():
             names.append(str(path))
         else:
@@ -102,7 +103,6 @@ def list_photos(
             f"no photographs in {where}; folders are searched for {' '.join(SUFFIXES)}, and videos "
             "and shards are taken by name or by a pattern such as 'folder/*.mp4'"
         )
-    root = only if only and only.is_dir() else Path()
     plain = root != Path()
     named = [[name] if plain else _names_of(name, every) for name in sorted(set(names))]
     flat = [name for entry in named for name in entry]
