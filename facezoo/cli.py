@@ -132,9 +132,9 @@ def _info(options: argparse.Namespace) -> int:
 
 def _card_text(card: Card) -> str:
     """A card for reading: its summary, then what to use it for and where it comes from."""
-    place = card.hub.repo or "in the package only"
-    if card.hub.repo and card.hub.revision:
-        place += f" at {card.hub.revision[:12]}"
+    place = "in the package only"
+    if card.hub.repo and card.hub.revision:  # without the latter it is not there yet
+        place = f"{card.hub.repo} at {card.hub.revision[:12]}"
     lines = [
         repr(card),
         f"  classes   {', '.join(card.labels) or 'none'}",
