@@ -596,9 +596,15 @@ def _add_evaluate(commands: Any) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    from facezoo.card import Card
     from facezoo.evaluate.report import as_json, as_table, measure_checkpoint, write_card
     from facezoo.registry import best_device
 
+    # Whatever could not be written is told now, not when all is measured.
+    if options.card:
+        Card.load(options.card)
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
     card, metrics = measure_checkpoint(options.name, options.data, best_device(options.device))
     print(as_table(metrics))
     if options.json:

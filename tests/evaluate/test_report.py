@@ -88,6 +88,22 @@ def test_the_command_writes_the_confusion_to_the_json_file(card, tmp_path, monke
     assert "81.23" in capsys.readouterr().out
 
 
+def test_the_folder_of_the_json_file_need_not_exist(card, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "measure_checkpoint", lambda *_: (card, FOUND))
+    file = tmp_path / "new" / "numbers.json"
+    assert main(["evaluate", "ipd-fer", "--data", "D", "--json", str(file), "--device", "cpu"]) == 0
+    assert json.loads(file.read_text(encoding="utf-8"))["checkpoint"] == card.name
+
+
+def test_a_card_that_could_not_take_the_numbers_is_refused_before_they_are_measured(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(report, "measure_checkpoint", lambda *_: pytest.fail("measured already"))
+    file = tmp_path / "none.json"
+    assert main(["evaluate", "ipd-fer", "--data", "D", "--card", str(file), "--device", "cpu"]) == 1
+    assert "none.json" in capsys.readouterr().err
+
+
 def test_everything_is_measured_that_the_model_is_able_to(monkeypatch):
     class Able:
         def __init__(self, *names):
