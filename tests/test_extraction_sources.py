@@ -92,6 +92,14 @@ def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path):
     assert inputs.list_photos(tmp_path / "a[1].png").names == [str(tmp_path / "a[1].png")]
 
 
+def test_an_empty_name_is_not_the_current_folder(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    for given in ("", ["", "000.png"]):
+        with pytest.raises(FileNotFoundError, match="an empty name"):
+            inputs.list_photos(given)
+    assert "000.png" in inputs.list_photos(".").names
+
+
 def test_a_list_names_paths_relative_to_itself(folder):
     (folder.parent / "list.txt").write_text("photos/002.png\n\nphotos/01*.png\n")
     names = inputs.list_photos(folder.parent / "list.txt").names

@@ -86,8 +86,8 @@ def list_photos(
     """
     given = [source] if isinstance(source, (str, os.PathLike)) else list(source)
     only = Path(given[0]) if len(given) == 1 else None
-    root = only if only and only.is_dir() else Path()
     given = [path for entry in given for path in _expanded(os.fspath(entry))]
+    root = only if only and only.is_dir() else Path()
     names: list[str] = []
     for path in map(Path, given):
         if path.is_dir():
@@ -149,8 +149,10 @@ def _expanded(given: str) -> list[str]:
     """The paths that a pattern or the lines of a ``.txt`` file stand for, or the path itself.
 
     Raises:
-        FileNotFoundError: if nothing matches a pattern.
+        FileNotFoundError: if nothing matches a pattern, or the name is empty.
     """
+    if not given:  # which Path would take for the current folder
+        raise FileNotFoundError("an empty name was given; name a folder or file, '.' for this one")
     path = Path(given)
     if path.suffix.lower() == ".txt" and path.is_file():
         lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
