@@ -53,8 +53,8 @@ def write_table(folder, path, as_struct=False, names=True, group=5):
     return path
 
 
-def extract_all(given, output, models):
-    options = {"batch_size": 2, "progress": False}
+def extract_all(given, output, models, **options):
+    options = {"batch_size": 2, "progress": False, **options}
     return extract_each(given, dict(zip(output, models, strict=True)), **options)
 
 
@@ -125,6 +125,16 @@ def test_shards_give_the_rows_of_their_files(folder, tmp_path, model, kind):
     ]
     left, right = (columns_but("file", tmp_path / f"{n}.parquet") for n in ("files", "shards"))
     assert left == right
+
+
+def test_a_shard_is_not_replaced_by_its_own_features(folder, tmp_path, model, monkeypatch):
+    shard = write_table(folder, tmp_path / "shard.parquet")
+    before = shard.read_bytes()
+    monkeypatch.chdir(tmp_path)
+    for given in ("shard.parquet", "*.parquet", [folder, shard]):
+        with pytest.raises(ValueError, match="is among what is to be read"):
+            extract_all(given, ["../" + tmp_path.name + "/shard.parquet"], [model], overwrite=True)
+    assert shard.read_bytes() == before
 
 
 def test_rows_without_names_are_numbered_in_their_order(folder, tmp_path):

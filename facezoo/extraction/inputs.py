@@ -166,6 +166,12 @@ def _expanded(given: str) -> list[str]:
     return found
 
 
+def files_of(names: Iterable[str]) -> Iterator[str]:
+    """The files that hold photographs, each once; of those in a shard or video, that file."""
+    files = (stored[0] if (stored := split_name(name)) else name for name in names)
+    return (file for file, _ in groupby(files))
+
+
 def state_of(root: Path, names: Iterable[str]) -> str:
     """A mark of size and time of change of the files that hold photographs.
 
@@ -177,8 +183,7 @@ def state_of(root: Path, names: Iterable[str]) -> str:
         The same text only where the files are the same; one that is gone has a mark, too.
     """
     mark = sha256()
-    files = (stored[0] if (stored := split_name(name)) else name for name in names)
-    for file, _ in groupby(files):
+    for file in files_of(names):
         try:
             stat = os.stat(os.path.join(root, file))  # noqa: PTH116, PTH118 (a Path per file is slow)
             mark.update(f"{stat.st_size} {stat.st_mtime_ns}\n".encode())
