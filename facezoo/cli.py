@@ -756,11 +756,15 @@ def _fit_directions(options: argparse.Namespace) -> int:
         raise ValueError(f"the target must end in .safetensors, got {options.target}")
     if options.codes is None:
         generator = StyleGANInverter.from_pretrained(options.model).generator
-        strongest, _ = directions.principal_directions(generator, options.count or 8)
+        count = 8 if options.count is None else options.count
+        strongest, _ = directions.principal_directions(generator, count)
         found = {f"principal-{number}": rows for number, rows in enumerate(strongest, 1)}
     else:
         _refuse_given(options, "count")
-        codes = torch.from_numpy(np.load(options.codes, allow_pickle=False)).float()
+        stored = np.load(options.codes, allow_pickle=False)
+        if not isinstance(stored, np.ndarray):
+            raise ValueError(f"{options.codes} must be a .npy file, which holds one array")
+        codes = torch.from_numpy(stored).float()
         if codes.ndim != 3:
             raise ValueError(f"{options.codes} must be (N, L, D), got {tuple(codes.shape)}")
         labels = directions.read_labels(options.labels, len(codes))
