@@ -365,7 +365,7 @@ def test_the_command_line_writes_a_file_per_checkpoint_and_joins(folder, tmp_pat
     assert (one.name, two.name) == ("f.one.parquet", "f.two.parquet")
     again = tmp_path / "again.parquet"
     again.write_bytes(one.read_bytes())
-    assert main(["join", str(one), str(again), "-o", str(tmp_path / "j.parquet")]) == 0
+    assert main(["join", str(one), str(again), "-o", str(tmp_path / "new" / "j.parquet")]) == 0
     assert "18 rows from 2 files" in capsys.readouterr().out
     assert main(["join", str(one), str(two), "-o", str(tmp_path / "k.parquet")]) == 1
     assert "has checkpoint" in capsys.readouterr().err

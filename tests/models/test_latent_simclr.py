@@ -155,6 +155,7 @@ def test_a_published_generator_is_converted_with_its_mean_code(model, tmp_path):
     torch.testing.assert_close(mean, centre[0])
     with pytest.raises(FileExistsError):
         convert_generator(tmp_path / "g.pt")
+    assert convert_generator(tmp_path / "g.pt", tmp_path / "new" / "g.safetensors").is_file()
 
 
 def test_directions_are_fitted_from_the_command_line(tmp_path, capsys):
