@@ -59,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FAULTS as error:
         if options.debug:
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
+        lines = [line.strip() for line in str(error).splitlines()]
+        reason = " ".join(filter(None, lines)) or type(error).__name__
         print(f"facezoo: error: {reason}", file=sys.stderr)
         return 1
 

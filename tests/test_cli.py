@@ -85,6 +85,11 @@ def test_an_error_is_one_clean_line_and_exits_with_1(capsys):
     assert err.count("\n") == 1
 
 
+def test_an_error_names_a_file_as_it_is_called(capsys):
+    assert main(["extract", "two  blanks.jpg", "-o", "f.csv"]) == 1
+    assert "'two  blanks.jpg'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("arguments", [["--debug", "info", "x-y"], ["info", "--debug", "x-y"]])
 def test_debug_shows_the_traceback(arguments):
     with pytest.raises(facezoo.errors.UnknownNameError):
