@@ -79,6 +79,24 @@ def test_a_pattern_stands_for_what_it_matches(folder):
         inputs.list_photos(str(folder / "*.gif"))
 
 
+@pytest.mark.parametrize("pattern", ["photos/**/*.png", "photos/*/*.png", "ph*/closed/*", "**"])
+def test_a_folder_that_cannot_be_listed_is_not_empty_to_a_pattern(
+    pattern, folder, tmp_path, monkeypatch
+):
+    def refusing(path=".", scandir=os.scandir):
+        if os.fspath(path).rstrip("/").endswith("closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    closed = folder / "closed"
+    closed.mkdir()
+    (closed / "000.png").touch()
+    assert str(closed / "000.png") in inputs.list_photos(str(folder.parent / pattern)).names
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(PermissionError, match="closed"):
+        inputs.list_photos(str(folder.parent / pattern))
+
+
 def test_a_folder_that_a_pattern_or_a_list_stands_for_is_named_in_full_even_if_it_is_alone(folder):
     (folder.parent / "list.txt").write_text("photos\n")
     named = [str(folder / name) for name in inputs.list_photos(folder).names]

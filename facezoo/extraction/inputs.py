@@ -80,6 +80,7 @@ def list_photos(
 
     Raises:
         FileNotFoundError: if a path does not exist.
+        PermissionError: if a folder cannot be listed.
         ImportError: if a shard is a table and pyarrow is missing, or a video and PyAV is.
         ImageError: if there is nothing but broken shards and videos.
         ValueError: if there is no photograph at all, or a table has no column ``image``.
@@ -150,6 +151,7 @@ def _expanded(given: str) -> list[str]:
 
     Raises:
         FileNotFoundError: if nothing matches a pattern, or the name is empty.
+        OSError: if a folder on the way of a pattern cannot be listed.
     """
     if not given:  # which Path would take for the current folder
         raise FileNotFoundError("an empty name was given; name a folder or file, '.' for this one")
@@ -160,10 +162,22 @@ def _expanded(given: str) -> list[str]:
         return [name for line in inside for name in _expanded(line)]
     if path.exists() or not glob.has_magic(given):
         return [given]
+    _check_listable(given)
     found = sorted(glob.glob(given, recursive=True))  # noqa: PTH207 (it takes absolute patterns)
     if not found:
         raise FileNotFoundError(f"nothing matches the pattern {given!r}")
     return found
+
+
+def _check_listable(pattern: str) -> None:
+    """Refuse folders on the way of a pattern that cannot be listed, which glob takes for empty."""
+    above, name = os.path.split(pattern)
+    if above != pattern and glob.has_magic(above):
+        _check_listable(above)
+    if glob.has_magic(name):
+        way = os.path.join(pattern if name == "**" else above, "")  # noqa: PTH118 (as glob has it)
+        for folder in glob.glob(way, recursive=True) if way else ["."]:  # noqa: PTH207
+            os.scandir(folder).close()
 
 
 def files_of(names: Iterable[str]) -> Iterator[str]:
