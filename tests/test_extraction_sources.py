@@ -79,6 +79,18 @@ def test_a_pattern_stands_for_what_it_matches(folder):
         inputs.list_photos(str(folder / "*.gif"))
 
 
+def test_a_pattern_in_a_list_is_looked_for_in_the_folder_of_the_list_whatever_that_is_called(
+    tmp_path,
+):
+    for name in ("set[1]", "set1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.png").touch()
+        (tmp_path / name / "list.txt").write_text("*.png\nset*.png\n")
+    for name in ("set[1]", "set1"):
+        names = inputs.list_photos(tmp_path / name / "list.txt").names
+        assert names == [str(tmp_path / name / f"{name}.png")]
+
+
 @pytest.mark.parametrize("pattern", ["photos/**/*.png", "photos/*/*.png", "ph*/closed/*", "**"])
 def test_a_folder_that_cannot_be_listed_is_not_empty_to_a_pattern(
     pattern, folder, tmp_path, monkeypatch

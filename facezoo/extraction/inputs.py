@@ -158,7 +158,7 @@ def _expanded(given: str) -> list[str]:
     path = Path(given)
     if path.suffix.lower() == ".txt" and path.is_file():
         lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
-        inside = [str(path.parent / line.strip()) for line in lines if line.strip()]
+        inside = [_beside(path, line.strip()) for line in lines if line.strip()]
         return [name for line in inside for name in _expanded(line)]
     if path.exists() or not glob.has_magic(given):
         return [given]
@@ -167,6 +167,14 @@ def _expanded(given: str) -> list[str]:
     if not found:
         raise FileNotFoundError(f"nothing matches the pattern {given!r}")
     return found
+
+
+def _beside(path: Path, line: str) -> str:
+    """The path or pattern in a line of a list; the list's own folder is no part of a pattern."""
+    beside = path.parent / line
+    if beside.exists() or not glob.has_magic(line):
+        return str(beside)
+    return str(Path(glob.escape(str(path.parent))) / line)
 
 
 def _check_listable(pattern: str) -> None:
