@@ -59,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FAULTS as error:
         if options.debug:
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
+        lines = [line.strip() for line in str(error).splitlines()]
+        reason = " ".join(filter(None, lines)) or type(error).__name__
         print(f"facezoo: error: {reason}", file=sys.stderr)
         return 1
 
@@ -132,9 +133,9 @@ def _info(options: argparse.Namespace) -> int:
 
 def _card_text(card: Card) -> str:
     """A card for reading: its summary, then what to use it for and where it comes from."""
-    place = card.hub.repo or "in the package only"
-    if card.hub.repo and card.hub.revision:
-        place += f" at {card.hub.revision[:12]}"
+    place = "in the package only"
+    if card.hub.repo and card.hub.revision:  # without the latter it is not there yet
+        place = f"{card.hub.repo} at {card.hub.revision[:12]}"
     lines = [
         repr(card),
         f"  classes   {', '.join(card.labels) or 'none'}",
@@ -605,8 +606,9 @@ def _evaluate(options: argparse.Namespace) -> int:
     from facezoo.pretrained import resolve
     from facezoo.registry import best_device
 
-    if options.json and not options.json.parent.is_dir():
-        raise FileNotFoundError(f"no folder {options.json.parent}; make it, or name another --json")
+    # Whatever could not be written is told now, not when all is measured.
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
     if options.card:
         report.check_card(options.card, resolve(options.name).card)
     card, metrics = report.measure_checkpoint(
@@ -767,7 +769,10 @@ def _fit_directions(options: argparse.Namespace) -> int:
         found = {f"principal-{number}": rows for number, rows in enumerate(strongest, 1)}
     else:
         _refuse_given(options, "count")
-        codes = torch.from_numpy(np.load(options.codes, allow_pickle=False)).float()
+        stored = np.load(options.codes, allow_pickle=False)
+        if not isinstance(stored, np.ndarray):
+            raise ValueError(f"{options.codes} must be a .npy file, which holds one array")
+        codes = torch.from_numpy(stored).float()
         if codes.ndim != 3:
             raise ValueError(f"{options.codes} must be (N, L, D), got {tuple(codes.shape)}")
         labels = directions.read_labels(options.labels, len(codes))

@@ -64,12 +64,14 @@ def publish(
 
     Raises:
         UnknownNameError: if a checkpoint is not in the package, and no such folder.
+        ValueError: if two of them have one name.
         WeightsNotFoundError: if its weights are not.
         WeightsCorruptedError: if they are not those of the card.
         WeightsError: if the repository holds other weights: those of a tag never change.
     """
     wanted = [names] if isinstance(names, str | os.PathLike) else list(names)
     prepared = [_prepare(name, organization) for name in wanted]
+    _check_apart(wanted, [publication.repo for publication in prepared])
     for publication in prepared:
         print(_described(publication, dry_run))
         if out is not None:
@@ -84,6 +86,18 @@ def publish(
         done.append(_send(api, publication, private))
         print(f'{publication.name}: put "revision": "{done[-1].commit}" in its card, under "hub"')
     return done
+
+
+def _check_apart(names: list[str | os.PathLike[str]], repos: list[str]) -> None:
+    """Refuse two checkpoints of one name, of which the second would replace the first."""
+    first: dict[str, str | os.PathLike[str]] = {}
+    for name, repo in zip(names, repos, strict=True):
+        if repo in first:
+            raise ValueError(
+                f"{first[repo]} and {name} would both go to {repo}; publish one of them, or give "
+                "its card another tag"
+            )
+        first[repo] = name
 
 
 def _prepare(name: str | os.PathLike[str], organization: str) -> Publication:

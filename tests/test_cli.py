@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -17,6 +18,7 @@ from test_extraction import fake_find_faces, stop_at, tiny_model, write_folder, 
 
 import facezoo
 from facezoo import training
+from facezoo.card import Hub
 from facezoo.cli import main
 from facezoo.extraction import stages
 from facezoo.geometry.mesh_files import write_mesh
@@ -81,6 +83,11 @@ def test_an_error_is_one_clean_line_and_exits_with_1(capsys):
     assert out == ""
     assert err.startswith("facezoo: error: no model or checkpoint named 'ipd-ferr'; did you mean")
     assert err.count("\n") == 1
+
+
+def test_an_error_names_a_file_as_it_is_called(capsys):
+    assert main(["extract", "two  blanks.jpg", "-o", "f.csv"]) == 1
+    assert "'two  blanks.jpg'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["--debug", "info", "x-y"], ["info", "--debug", "x-y"]])
@@ -151,6 +158,18 @@ def test_info_tells_licences_data_limits_and_size(tiny, monkeypatch, capsys):
     told = capsys.readouterr().out
     for word in ("licences", "trained", "metric", "limit", "MB", "classes", card.weights.sha256):
         assert word in told
+
+
+def test_info_names_a_repository_only_if_the_weights_are_there(tiny, monkeypatch, capsys):
+    card = a_card(monkeypatch, tiny)
+    for hub, told in (
+        (Hub("org/name"), "in the package only"),
+        (Hub("org/name", "a" * 40), "org/name at aaaaaaaaaaaa"),
+    ):
+        hosted = replace(card, hub=hub)
+        monkeypatch.setattr("facezoo.registry.card_named", lambda *_, card=hosted: card)
+        assert main(["info", "ipd-fer"]) == 0
+        assert capsys.readouterr().out.splitlines()[-1] == f"  hub       {told}"
 
 
 def test_info_prints_the_card_itself_as_json(tiny, monkeypatch, capsys):

@@ -53,8 +53,8 @@ def write_table(folder, path, as_struct=False, names=True, group=5):
     return path
 
 
-def extract_all(given, output, models):
-    options = {"batch_size": 2, "progress": False}
+def extract_all(given, output, models, **options):
+    options = {"batch_size": 2, "progress": False, **options}
     return extract_each(given, dict(zip(output, models, strict=True)), **options)
 
 
@@ -79,10 +79,55 @@ def test_a_pattern_stands_for_what_it_matches(folder):
         inputs.list_photos(str(folder / "*.gif"))
 
 
+def test_a_pattern_in_a_list_is_looked_for_in_the_folder_of_the_list_whatever_that_is_called(
+    tmp_path,
+):
+    for name in ("set[1]", "set1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.png").touch()
+        (tmp_path / name / "list.txt").write_text("*.png\nset*.png\n")
+    for name in ("set[1]", "set1"):
+        names = inputs.list_photos(tmp_path / name / "list.txt").names
+        assert names == [str(tmp_path / name / f"{name}.png")]
+
+
+@pytest.mark.parametrize("pattern", ["photos/**/*.png", "photos/*/*.png", "ph*/closed/*", "**"])
+def test_a_folder_that_cannot_be_listed_is_not_empty_to_a_pattern(
+    pattern, folder, tmp_path, monkeypatch
+):
+    def refusing(path=".", scandir=os.scandir):
+        if os.fspath(path).rstrip("/").endswith("closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    closed = folder / "closed"
+    closed.mkdir()
+    (closed / "000.png").touch()
+    assert str(closed / "000.png") in inputs.list_photos(str(folder.parent / pattern)).names
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(PermissionError, match="closed"):
+        inputs.list_photos(str(folder.parent / pattern))
+
+
+def test_a_folder_that_a_pattern_or_a_list_stands_for_is_named_in_full_even_if_it_is_alone(folder):
+    (folder.parent / "list.txt").write_text("photos\n")
+    named = [str(folder / name) for name in inputs.list_photos(folder).names]
+    assert inputs.list_photos(str(folder.parent / "photo*")).names == named
+    assert inputs.list_photos(folder.parent / "list.txt").names == named
+
+
 def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path):
     (tmp_path / "a[1].png").touch()
     (tmp_path / "a1.png").touch()
     assert inputs.list_photos(tmp_path / "a[1].png").names == [str(tmp_path / "a[1].png")]
+
+
+def test_an_empty_name_is_not_the_current_folder(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    for given in ("", ["", "000.png"]):
+        with pytest.raises(FileNotFoundError, match="an empty name"):
+            inputs.list_photos(given)
+    assert "000.png" in inputs.list_photos(".").names
 
 
 def test_a_list_names_paths_relative_to_itself(folder):
@@ -110,6 +155,16 @@ def test_shards_give_the_rows_of_their_files(folder, tmp_path, model, kind):
     ]
     left, right = (columns_but("file", tmp_path / f"{n}.parquet") for n in ("files", "shards"))
     assert left == right
+
+
+def test_a_shard_is_not_replaced_by_its_own_features(folder, tmp_path, model, monkeypatch):
+    shard = write_table(folder, tmp_path / "shard.parquet")
+    before = shard.read_bytes()
+    monkeypatch.chdir(tmp_path)
+    for given in ("shard.parquet", "*.parquet", [folder, shard]):
+        with pytest.raises(ValueError, match="is among what is to be read"):
+            extract_all(given, ["../" + tmp_path.name + "/shard.parquet"], [model], overwrite=True)
+    assert shard.read_bytes() == before
 
 
 def test_rows_without_names_are_numbered_in_their_order(folder, tmp_path):
@@ -340,7 +395,7 @@ def test_the_command_line_writes_a_file_per_checkpoint_and_joins(folder, tmp_pat
     assert (one.name, two.name) == ("f.one.parquet", "f.two.parquet")
     again = tmp_path / "again.parquet"
     again.write_bytes(one.read_bytes())
-    assert main(["join", str(one), str(again), "-o", str(tmp_path / "j.parquet")]) == 0
+    assert main(["join", str(one), str(again), "-o", str(tmp_path / "new" / "j.parquet")]) == 0
     assert "18 rows from 2 files" in capsys.readouterr().out
     assert main(["join", str(one), str(two), "-o", str(tmp_path / "k.parquet")]) == 1
     assert "has checkpoint" in capsys.readouterr().err

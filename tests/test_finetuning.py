@@ -78,6 +78,11 @@ def test_a_folder_per_class_gives_classes_in_the_order_of_their_names(tree):
     assert data.labels.tolist() == [0] * 16 + [1] * 16
 
 
+def test_a_column_of_labels_is_refused_for_folders_whose_names_are_the_labels(tree):
+    with pytest.raises(ValueError, match="a folder has no columns"):
+        read_labelled(tree, label_column="mood")
+
+
 def test_without_splits_some_photographs_validate_and_none_is_on_both_sides(tree):
     data = read_labelled(tree)
     train, val = data.rows("train").tolist(), data.rows("val").tolist()

@@ -98,6 +98,15 @@ def test_a_saved_folder_is_published_and_its_files_written(tmp_path, capsys):
     )
 
 
+def test_two_checkpoints_do_not_go_to_one_repository(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = IPDFER("test_resnet.r160_in1k", 8, pose_backbone=None, decoder_size=None)
+    saved = [model.save_pretrained(folder) for folder in ("monday", "tuesday")]
+    with pytest.raises(ValueError, match=r"would both go to me/ipd-fer\.untrained"):
+        publish(saved, organization="me", out="sent")
+    assert not Path("sent").exists()
+
+
 def test_a_path_is_a_folder_even_if_a_model_has_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = IPDFER("test_resnet.r160_in1k", 8, pose_backbone=None, decoder_size=None)

@@ -88,11 +88,13 @@ def benchmark(
     Raises:
         FileNotFoundError: if the data are not there.
         UnknownNameError: if there is no such model.
-        ValueError: if the file holds numbers measured on other data, or a callable gives what are
-            no features.
+        ValueError: if the file ends in ``.md``, or holds numbers measured on other data, or a
+            callable gives what are no features.
     """
     folder = Path(data)
     path = Path(results) if results else Path(out) / FILE
+    if path.suffix == ".md":
+        raise ValueError(f"{path} is where the tables go, in markdown; name a .json file")
     course = _Course(folder, Path(out), path, best_device(device))
     chosen = _chosen(list(models), own or {}, folder)
     of_meshes = {name: card for name, card in chosen.items() if entering.takes_meshes(card)}

@@ -90,7 +90,7 @@ def read_labelled(
 
             Tables may also have the columns ``split``, ``identity`` and, in parquet, ``landmarks``
             (ten numbers x, y in pixels). Rows without a label are left out.
-        label_column: None for the first of ``LABELS`` that is there.
+        label_column: of a table; None for the first of ``LABELS`` that is there.
         classes: which classes to keep, in this order; None for all, in the order of their names,
             or of their numbers where all are whole numbers.
 
@@ -98,14 +98,19 @@ def read_labelled(
         FileNotFoundError: if there is no such file or folder, or a table names a file that is not
             there.
         ImportError: if it is parquet and pyarrow is not installed.
-        ValueError: if it holds fewer than two classes, or lacks a column, or a row with a label has
-            no file, or a ``.csv`` file is not in UTF-8.
+        ValueError: if it holds fewer than two classes, or lacks a column, or is a folder and a
+            column is named, or a row with a label has no file, or a ``.csv`` file is not in UTF-8.
     """
     path = Path(source)
     if not path.exists():
         raise FileNotFoundError(f"no file or folder {path}; give a folder, .csv or .parquet file")
     suffix = path.suffix.lower()
     if path.is_dir():
+        if label_column is not None:
+            raise ValueError(
+                f"{path} is a folder, and a folder has no columns: the names of the folders in it "
+                f"are the labels; leave out the column {label_column!r}, or give a table"
+            )
         columns = _from_folder(path)
     elif suffix in (".csv", ".parquet"):
         table = _csv_columns(path) if suffix == ".csv" else _parquet_columns(path, label_column)

@@ -80,18 +80,20 @@ def list_photos(
 
     Raises:
         FileNotFoundError: if a path does not exist.
+        PermissionError: if a folder cannot be listed.
         ImportError: if a shard is a table and pyarrow is missing, or a video and PyAV is.
         ImageError: if there is nothing but broken shards and videos.
         ValueError: if there is no photograph at all, or a table has no column ``image``.
     """
     given = [source] if isinstance(source, (str, os.PathLike)) else list(source)
-    given = [path for entry in given for path in _expanded(os.fspath(entry))]
     only = Path(given[0]) if len(given) == 1 else None
+    given = [path for entry in given for path in _expanded(os.fspath(entry))]
+    root = only if only and only.is_dir() else Path()
     names: list[str] = []
     for path in map(Path, given):
         if path.is_dir():
             inside = photographs_in(path, recursive)
-            names += inside if only else [(path / name).as_posix() for name in inside]
+            names += inside if path == only else [(path / name).as_posix() for name in inside]
         elif path.exists():
             names.append(str(path))
         else:
@@ -102,7 +104,6 @@ def list_photos(
             f"no photographs in {where}; folders are searched for {' '.join(SUFFIXES)}, and videos "
             "and shards are taken by name or by a pattern such as 'folder/*.mp4'"
         )
-    root = only if only and only.is_dir() else Path()
     plain = root != Path()
     named = [[name] if plain else _names_of(name, every) for name in sorted(set(names))]
     flat = [name for entry in named for name in entry]
@@ -149,19 +150,48 @@ def _expanded(given: str) -> list[str]:
     """The paths that a pattern or the lines of a ``.txt`` file stand for, or the path itself.
 
     Raises:
-        FileNotFoundError: if nothing matches a pattern.
+        FileNotFoundError: if nothing matches a pattern, or the name is empty.
+        OSError: if a folder on the way of a pattern cannot be listed.
     """
+    if not given:  # which Path would take for the current folder
+        raise FileNotFoundError("an empty name was given; name a folder or file, '.' for this one")
     path = Path(given)
     if path.suffix.lower() == ".txt" and path.is_file():
         lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
-        inside = [str(path.parent / line.strip()) for line in lines if line.strip()]
+        inside = [_beside(path, line.strip()) for line in lines if line.strip()]
         return [name for line in inside for name in _expanded(line)]
     if path.exists() or not glob.has_magic(given):
         return [given]
+    _check_listable(given)
     found = sorted(glob.glob(given, recursive=True))  # noqa: PTH207 (it takes absolute patterns)
     if not found:
         raise FileNotFoundError(f"nothing matches the pattern {given!r}")
     return found
+
+
+def _beside(path: Path, line: str) -> str:
+    """The path or pattern in a line of a list; the list's own folder is no part of a pattern."""
+    beside = path.parent / line
+    if beside.exists() or not glob.has_magic(line):
+        return str(beside)
+    return str(Path(glob.escape(str(path.parent))) / line)
+
+
+def _check_listable(pattern: str) -> None:
+    """Refuse folders on the way of a pattern that cannot be listed, which glob takes for empty."""
+    above, name = os.path.split(pattern)
+    if above != pattern and glob.has_magic(above):
+        _check_listable(above)
+    if glob.has_magic(name):
+        way = os.path.join(pattern if name == "**" else above, "")  # noqa: PTH118 (as glob has it)
+        for folder in glob.glob(way, recursive=True) if way else ["."]:  # noqa: PTH207
+            os.scandir(folder).close()
+
+
+def files_of(names: Iterable[str]) -> Iterator[str]:
+    """The files that hold photographs, each once; of those in a shard or video, that file."""
+    files = (stored[0] if (stored := split_name(name)) else name for name in names)
+    return (file for file, _ in groupby(files))
 
 
 def state_of(root: Path, names: Iterable[str]) -> str:
@@ -175,8 +205,7 @@ def state_of(root: Path, names: Iterable[str]) -> str:
         The same text only where the files are the same; one that is gone has a mark, too.
     """
     mark = sha256()
-    files = (stored[0] if (stored := split_name(name)) else name for name in names)
-    for file, _ in groupby(files):
+    for file in files_of(names):
         try:
             stat = os.stat(os.path.join(root, file))  # noqa: PTH116, PTH118 (a Path per file is slow)
             mark.update(f"{stat.st_size} {stat.st_mtime_ns}\n".encode())

@@ -58,6 +58,7 @@ def join_files(
     count = 0
     said = {**layouts[paths[0]], "versions": _versions(list(layouts.values()))}
     schema = pq.read_schema(paths[0]).with_metadata({"facezoo": json.dumps(said)})
+    target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as partial, parquet_writer(partial, schema) as writer:
         for path in tqdm(paths, unit="file", disable=None):
             with pq.ParquetFile(path) as file:

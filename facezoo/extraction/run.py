@@ -18,7 +18,7 @@ from facezoo.base import FaceModel
 from facezoo.errors import ImageError
 from facezoo.extraction.cluster import on_ray
 from facezoo.extraction.engines import Blocks, Task, alone, shared
-from facezoo.extraction.inputs import Photos, Source, list_photos, state_of
+from facezoo.extraction.inputs import Photos, Source, files_of, list_photos, state_of
 from facezoo.extraction.parts import Block, Parts, join, replacing, sweep, without_first
 from facezoo.extraction.passes import check_free, finished_before, tell
 from facezoo.extraction.report import ExtractionReport
@@ -116,8 +116,8 @@ def extract(
             processes need.
         UnsupportedError: if the model lacks one of ``what``, or takes no photographs, or the
             device does not do ``jpeg``.
-        ValueError: if there are no photographs, or an argument has no such value, or ``every`` or
-            ``smooth`` is given and there is no video.
+        ValueError: if there are no photographs, or the output is one of them or their shard, or an
+            argument has no such value, or ``every`` or ``smooth`` is given and there is no video.
     """
     (report,) = extract_each(
         source,
@@ -190,6 +190,7 @@ def extract_each(
         check_free(targets)
     _check_numbers(batch_size=batch_size, workers=workers, every=every)
     photos = list_photos(source, recursive, every)
+    _check_not_read(targets, photos)
     _check_videos(photos, every, smooth)
     models = _on_one_device(outputs.values(), device or together.device())
     _agree_on_jpeg(models, jpeg)
@@ -289,6 +290,18 @@ def _check_numbers(**numbers: int) -> None:
     for name, value in numbers.items():
         if value < 1:
             raise ValueError(f"{name} must be 1 or more, got {value}")
+
+
+def _check_not_read(targets: Sequence[Path], photos: Photos) -> None:
+    """Refuse to put features in the place of what they are of, such as a shard."""
+    suffixes = tuple({target.suffix for target in targets})
+    read = {(photos.root / f).resolve() for f in files_of(photos.names) if f.endswith(suffixes)}
+    for target in targets:
+        if target.resolve() in read:
+            raise ValueError(
+                f"the output {target} is among what is to be read, and would take its place; name "
+                "another file"
+            )
 
 
 def _check_videos(photos: Photos, every: int, smooth: float | None) -> None:

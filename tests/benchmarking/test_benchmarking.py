@@ -209,6 +209,12 @@ def test_missing_data_and_unknown_models_are_told_before_anything_is_done(tmp_pa
         facezoo.benchmark(own={"mine": two}, data=tmp_path, out=tmp_path / "o", device="cpu")
 
 
+def test_results_that_their_own_tables_would_replace_are_refused(tmp_path):
+    where = {"data": tmp_path, "out": tmp_path / "out", "results": tmp_path / "results.md"}
+    with pytest.raises(ValueError, match=r"results\.md is where the tables go"):
+        facezoo.benchmark(own={"mine": two}, device="cpu", **where)
+
+
 def test_a_model_of_meshes_stands_in_a_table_of_its_own(tmp_path, monkeypatch):
     from facezoo.card import Metric
 

@@ -95,7 +95,6 @@ def test_the_command_writes_the_confusion_to_the_json_file(card, tmp_path, monke
     [
         (["--card", "{}/other.json"], "whose weights are not those of"),
         (["--card", "{}/none.json"], "none.json"),
-        (["--json", "{}/none/numbers.json"], "no folder {}/none"),
     ],
 )
 def test_what_cannot_be_written_is_told_before_anything_is_measured(
@@ -115,6 +114,13 @@ def test_packs_that_are_missing_are_told_before_anything_is_measured(tmp_path, m
     monkeypatch.setattr(protocols, "ferplus", lambda *_: pytest.fail("it measured"))
     with pytest.raises(FileNotFoundError, match=r"has no lfw_pairs_val.csv, london_expr.parquet"):
         protocols.evaluate(object(), tmp_path, "c")
+
+
+def test_the_folder_of_the_json_file_need_not_exist(card, tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "measure_checkpoint", lambda *_: (card, FOUND))
+    file = tmp_path / "new" / "numbers.json"
+    assert main(["evaluate", "ipd-fer", "--data", "D", "--json", str(file), "--device", "cpu"]) == 0
+    assert json.loads(file.read_text(encoding="utf-8"))["checkpoint"] == card.name
 
 
 def test_everything_is_measured_that_the_model_is_able_to(monkeypatch):

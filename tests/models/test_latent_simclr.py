@@ -155,6 +155,7 @@ def test_a_published_generator_is_converted_with_its_mean_code(model, tmp_path):
     torch.testing.assert_close(mean, centre[0])
     with pytest.raises(FileExistsError):
         convert_generator(tmp_path / "g.pt")
+    assert convert_generator(tmp_path / "g.pt", tmp_path / "new" / "g.safetensors").is_file()
 
 
 def test_directions_are_fitted_from_the_command_line(tmp_path, capsys):
@@ -166,7 +167,7 @@ def test_directions_are_fitted_from_the_command_line(tmp_path, capsys):
     values = ["" if row == 0 else str(int(code[1, 2] > 0)) for row, code in enumerate(codes)]
     text = "smile\n" + "\n".join(f'"{v}"' for v in values) + "\n"
     (tmp_path / "labels.csv").write_text(text, encoding="utf-8-sig")  # as spreadsheets do
-    target = tmp_path / "directions.safetensors"
+    target = tmp_path / "new" / "directions.safetensors"
     files = ["--codes", str(tmp_path / "codes.npy"), "--labels", str(tmp_path / "labels.csv")]
     assert main(["fit-directions", str(target), *files]) == 0
     assert "smile" in capsys.readouterr().out
@@ -188,7 +189,12 @@ def test_directions_without_labels_want_a_generator_and_a_count(tmp_path, capsys
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("smile\n1\n", "1 rows"), ("smile\n1\n2\n", "wanted are 1, 0 or nothing")]
+    ("text", "said"),
+    [
+        ("smile\n1\n", "1 rows"),
+        ("smile\n1\n2\n", "wanted are 1, 0 or nothing"),
+        ("smile\n1\n1,0\n", "more values than names"),
+    ],
 )
 def test_labels_that_do_not_fit_are_refused(tmp_path, capsys, text, said):
     from facezoo.cli import main
@@ -198,3 +204,16 @@ def test_labels_that_do_not_fit_are_refused(tmp_path, capsys, text, said):
     files = ["--codes", str(tmp_path / "codes.npy"), "--labels", str(tmp_path / "labels.csv")]
     assert main(["fit-directions", str(tmp_path / "d.safetensors"), *files]) == 1
     assert said in capsys.readouterr().err
+
+
+def test_codes_that_are_no_array_and_no_directions_at_all_are_refused(tmp_path, capsys):
+    from facezoo.cli import main
+
+    np.savez(tmp_path / "codes.npz", codes=np.zeros((2, 4, 3), np.float32))
+    (tmp_path / "labels.csv").write_text("smile\n1\n0\n")
+    target = str(tmp_path / "d.safetensors")
+    files = ["--codes", str(tmp_path / "codes.npz"), "--labels", str(tmp_path / "labels.csv")]
+    assert main(["fit-directions", target, *files]) == 1
+    assert "must be a .npy file" in capsys.readouterr().err
+    assert main(["fit-directions", target, "--count", "0"]) == 1
+    assert "count must be 1 to" in capsys.readouterr().err

@@ -88,6 +88,7 @@ def convert_generator(
     tensors = dict(published.tensors)
     if published.mean_code is not None:
         tensors[MEAN_CODE] = published.mean_code
+    path.parent.mkdir(parents=True, exist_ok=True)
     return save(tensors, path)
 
 

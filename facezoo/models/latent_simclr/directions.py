@@ -87,6 +87,7 @@ def load_directions(path: str | Path) -> dict[str, Tensor]:
 
 def save_directions(directions: Mapping[str, Tensor], path: str | Path) -> Path:
     """Write directions by name as safetensors, which ``load_directions`` reads."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     return save({name: direction.float() for name, direction in directions.items()}, Path(path))
 
 
@@ -102,12 +103,15 @@ def read_labels(path: str | Path, count: int) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if there are not N rows, or a value is none of 1, 0 and nothing.
+        ValueError: if there are not N rows, or one has more values than there are names, or a value
+            is none of 1, 0 and nothing.
     """
     with Path(path).open(newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
     if len(rows) != count:
         raise ValueError(f"{path} has {len(rows)} rows and there are {count} codes; give as many")
+    if any(None in row for row in rows):
+        raise ValueError(f"{path} has a row with more values than names; give one value per column")
     meaning = {"1": 1.0, "0": 0.0, "": float("nan")}
     columns: dict[str, Tensor] = {}
     for name in rows[0]:
