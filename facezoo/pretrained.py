@@ -89,7 +89,8 @@ class Pretrained(PyTorchModelHubMixin, library_name="facezoo"):
         """
         if self.needs_float32:
             raise UnsupportedError(
-                f"{self.model_name} works in float32 only: {self.needs_float32}; leave dtype out"
+                f"{self.model_name} works in float32 only: {self.needs_float32}; load it without "
+                "dtype, and leave it as it is"
             )
 
     def compile_networks(self) -> None:

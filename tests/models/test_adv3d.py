@@ -265,3 +265,25 @@ def test_a_mesh_that_is_being_learned_is_encoded_without_its_gradients(model, me
 def test_what_is_no_mesh_is_named(model, what):
     with pytest.raises(TypeError, match=r"a mesh is a file, .* got (NoneType|object|float|int)"):
         model.encode(what, units="mm")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_that_was_put_in_half_precision_says_that_its_codes_would_be_noise(
+    model, meshes, dtype
+):
+    model.to(dtype)
+    with pytest.raises(UnsupportedError, match="adv3d works in float32 only"):
+        model.encode(meshes, units="mm")
+    with pytest.raises(UnsupportedError, match="adv3d works in float32 only"):
+        model.synthesise(torch.zeros(1, 6))
+
+
+def test_codes_and_meshes_are_exact_under_autocast(model, meshes):
+    plain = model.encode(meshes, units="mm")
+    decoded = model.synthesise(plain.identity, plain.expression)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        reduced = model.encode(meshes, units="mm")
+        again = model.synthesise(plain.identity, plain.expression)
+    torch.testing.assert_close(reduced.identity, plain.identity)
+    torch.testing.assert_close(reduced.expression, plain.expression)
+    torch.testing.assert_close(again[0].vertices, decoded[0].vertices)

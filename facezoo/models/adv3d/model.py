@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -171,9 +172,21 @@ class Adv3D(MeshModel):
                 both.append(mean.float())
             return both[0], both[1]
 
-        with evaluating(self):
+        with self._exactly():
             identity, expression = in_batches(points, batch_size, work)
         return MeshEncoding(expression, identity)
+
+    @contextmanager
+    def _exactly(self) -> Iterator[None]:
+        """Eval mode in full precision, whatever surrounds the call; see ``needs_float32``.
+
+        Raises:
+            UnsupportedError: if the weights themselves are in half precision.
+        """
+        if self.dtype in (torch.float16, torch.bfloat16):
+            self.check_reduced_precision()
+        with evaluating(self), torch.autocast(self.device.type, enabled=False):
+            yield
 
     def reconstruct(
         self,
@@ -270,10 +283,11 @@ class Adv3D(MeshModel):
     @torch.no_grad()
     def synthesise(self, identity: Tensor, expression: Tensor | None = None) -> list[Mesh]:
         """Meshes of codes (M, L), millimetres; the identity face without an expression code."""
-        identity = identity.to(self.device, self.dtype)
-        faces = self.vae.decode_identity(identity).float() * self.scale + self.template_mm
-        if expression is not None:
-            expression = expression.to(self.device, self.dtype)
-            faces = faces + self.vae.decode_expression(expression).float() * self.scale
+        with self._exactly():
+            identity = identity.to(self.device, self.dtype)
+            faces = self.vae.decode_identity(identity).float() * self.scale + self.template_mm
+            if expression is not None:
+                expression = expression.to(self.device, self.dtype)
+                faces = faces + self.vae.decode_expression(expression).float() * self.scale
         triangles = self.triangles.long()
         return [Mesh(vertices, "mm", triangles) for vertices in faces]
