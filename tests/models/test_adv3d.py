@@ -287,3 +287,10 @@ def test_codes_and_meshes_are_exact_under_autocast(model, meshes):
     torch.testing.assert_close(reduced.identity, plain.identity)
     torch.testing.assert_close(reduced.expression, plain.expression)
     torch.testing.assert_close(again[0].vertices, decoded[0].vertices)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.int8])
+def test_weights_are_not_saved_in_a_precision_in_which_the_codes_are_noise(model, tmp_path, dtype):
+    with pytest.raises(UnsupportedError, match="adv3d works in float32 only"):
+        model.save_pretrained(tmp_path / "reduced", dtype=dtype)
+    assert not (tmp_path / "reduced").exists()
