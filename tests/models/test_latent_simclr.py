@@ -86,6 +86,14 @@ def test_no_edit_is_the_reconstruction_and_an_edit_is_not(model):
     torch.testing.assert_close(*moved)
 
 
+@pytest.mark.parametrize("strength", [torch.tensor([1.0, 2.0]), [1.0, 2.0], None, "much"])
+def test_the_strength_of_an_edit_is_one_number(model, strength):
+    with pytest.raises(ValueError, match="strength must be one number for all faces, got"):
+        model.edit(PHOTOS, "smile", strength)
+    expected = model.edit(PHOTOS, "smile", 2.0)
+    torch.testing.assert_close(model.edit(PHOTOS, "smile", torch.tensor(2)), expected)
+
+
 def test_an_unknown_direction_is_named_with_those_that_there_are(model):
     with pytest.raises(UnknownNameError, match="blur, smile"):
         model.edit(PHOTOS, "age", 1.0)

@@ -279,12 +279,13 @@ class LatentSimCLR(DecodingModel):
 
         Raises:
             UnknownNameError: if the model has no direction of that name.
-            ValueError: if a direction of your own has another shape.
+            ValueError: if a direction of your own has another shape, or ``strength`` is not one
+                number.
         """
-        change = self.direction(direction)
+        change, amount = self.direction(direction), _one_number(strength)
 
         def moved(rows: Tensor) -> Tensor:
-            inversion = self.inverter.move(self._unpacked(rows), change.to(rows), strength)
+            inversion = self.inverter.move(self._unpacked(rows), change.to(rows), amount)
             return self._drawn(inversion.packed())
 
         options = Options(faces, on_missing, aligned, batch_size, progress)
@@ -433,3 +434,18 @@ class LatentSimCLR(DecodingModel):
 
 def _same(crops: Tensor) -> Tensor:
     return crops
+
+
+def _one_number(strength: float) -> float:
+    """One strength for all faces; several would fall on the faces of each batch anew.
+
+    Raises:
+        ValueError: if it is no number, or several.
+    """
+    try:
+        return float(strength)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            f"strength must be one number for all faces, got {strength!r}; call edit() once for "
+            "each strength"
+        ) from None
