@@ -374,8 +374,8 @@ class LatentSimCLR(DecodingModel):
             UnknownNameError: if the model has none of that name.
             ValueError: if it has another shape.
         """
-        if isinstance(name, Tensor):
-            return check_direction(name, *self.directions.shape[1:])
+        if not isinstance(name, str):
+            return check_direction(torch.as_tensor(name), *self.directions.shape[1:])
         names = self.architecture["directions"]
         if name not in names:
             there = ", ".join(names) or "none"
@@ -399,7 +399,7 @@ class LatentSimCLR(DecodingModel):
         if w_plus is None:
             assert images is not None
             return self._encode(images, [name], options)[0][name]
-        codes, size = w_plus.to(self.directions), options.batch_size
+        codes, size = torch.as_tensor(w_plus).to(self.directions), options.batch_size
         with torch.no_grad():
             if name == "encode_identity":
                 return self.made(codes, size, self.identity_encoder)
