@@ -200,6 +200,16 @@ def test_a_checkpoint_that_gets_a_removal_loses_the_metrics_of_its_card(model, t
     assert card.weights.sha256 != changed.card.weights.sha256
 
 
+def test_pictures_are_made_of_the_whole_expression():
+    model = IPDFER(BACKBONE, 16, pose_backbone=None, decoder_size=28, decoder_width=8).eval()
+    photo = torch.randint(0, 256, (3, 112, 112), dtype=torch.uint8)
+    before = model.transfer_expression(photo, photo, aligned=True)
+    model.identity_removal = remove_identity(made(), PEOPLE)
+    after = model.transfer_expression(photo, photo, aligned=True)
+    torch.testing.assert_close(after, before)
+    torch.testing.assert_close(after, model.reconstruct(photo, aligned=True))
+
+
 def test_latentface_leaves_identity_out_of_its_whole_encoding_too():
     small = {"width": 8, "number_width": 4, "code_dim": 8, "unet_width": 16}
     model = LatentFace(**small).eval()

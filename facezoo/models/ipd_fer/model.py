@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from facezoo.base import Images, Options, check_shape
+from facezoo.base import Images, Options, Stage, check_shape
 from facezoo.decoding import DecodingModel, check_pairs
 from facezoo.models.ipd_fer.networks import Decoder, Encoder
 from facezoo.preprocess.pipeline import OnMissing, Which
@@ -17,6 +17,9 @@ from facezoo.results import EXPRESSIONS
 
 POSES = 5
 """K_P: |yaw| of 0 to 10, 10 to 20, 20 to 30, 30 to 40 and over 40 degrees (Table 1)."""
+
+WHOLE_EXPRESSION = "embed_expression"
+"""Asked of ``run`` for f_exp with what ``identity_removal`` takes off it, as G_dec wants it."""
 
 
 class IPDFER(DecodingModel):
@@ -206,12 +209,15 @@ class IPDFER(DecodingModel):
         if "reconstruct" in self.absent:
             self.refuse("transfer_expression")
         options = Options(faces, on_missing, aligned, batch_size, progress)
-        expression = self._encode(source, ["encode_expression"], options)[0]["encode_expression"]
+        expression = self._encode(source, [WHOLE_EXPRESSION], options)[0][WHOLE_EXPRESSION]
         named = ["encode_identity", "encode_pose"][: 1 if self.pose_encoder is None else 2]
         kept, _ = self._encode(target, named, options)
         base = torch.stack(list(kept.values())).sum(0)
         check_pairs(len(expression), len(base))
         return self.to_unit(self.made(base + expression, batch_size, self.decode))
+
+    def _stage(self, name: str) -> Stage:
+        return self.embed_expression if name == WHOLE_EXPRESSION else super()._stage(name)
 
     def classify_features(self, features: Tensor) -> Tensor:
         """Logits of C_exp (Sec. 3.2) from expression features (B, D), keeping gradients, (B, K)."""
