@@ -292,10 +292,18 @@ class FaceModel(ShortModel, Freezable, Pretrained):
 
         They are what the stage gives, less identity where ``identity_removal`` is set. Classes are
         read from the features as they are before.
+
+        Raises:
+            ValueError: if the removal is for features of another width.
         """
         removal: IdentityRemoval | None = getattr(self, NAME, None)
         if removal is None:
             return expression
+        if len(removal.mean) != expression.shape[-1]:
+            raise ValueError(
+                f"{NAME} is for {len(removal.mean)} features, and this {self.model_name} gives "
+                f"{expression.shape[-1]}; fit one to features of this model by remove_identity()"
+            )
         if removal.mean.device != expression.device:  # it is fitted to features from anywhere
             removal.to(expression.device)
         return removal(expression)

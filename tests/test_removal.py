@@ -190,6 +190,20 @@ def test_the_removal_is_saved_and_loaded_with_the_model(model, crops, tmp_path):
     torch.testing.assert_close(again.run(crops, ["encode_expression"])["encode_expression"], wanted)
 
 
+@pytest.mark.parametrize("dtype", [None, "int8"])
+def test_a_removal_of_no_direction_is_saved_in_any_precision(model, crops, tmp_path, dtype):
+    model.identity_removal = remove_identity(made(), PEOPLE, directions=0)
+    again = facezoo.load(model.save_pretrained(tmp_path, dtype=dtype), device="cpu")
+    assert again.identity_removal.directions == 0
+
+
+def test_a_removal_for_another_model_is_refused(model, crops):
+    model.identity_removal = remove_identity(made()[:, :7], PEOPLE)
+    with pytest.raises(ValueError, match="is for 7 features, and this ipd-fer gives 16"):
+        model.run(crops, ["encode_expression"])
+    assert model.run(crops, ["encode_identity"])["encode_identity"].shape == (5, 16)
+
+
 def test_a_checkpoint_that_gets_a_removal_loses_the_metrics_of_its_card(model, tmp_path):
     model.save_pretrained(tmp_path / "plain")
     changed = facezoo.load(tmp_path / "plain", device="cpu")
