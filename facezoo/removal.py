@@ -89,14 +89,17 @@ def remove_identity(
 
     Raises:
         ValueError: if shapes disagree, features are not finite, fewer than two people have two
-            photographs, or ``directions`` is below 0.
+            photographs, all rows are the same, or ``directions`` is below 0.
     """
     if directions is not None and directions < 0:
         raise ValueError(f"directions must be 0 or more, or None, got {directions}")
+    features, keep = torch.as_tensor(features), None if keep is None else torch.as_tensor(keep)
     people = _numbers(identities)
     _check(features, people, keep)
     rows = features.detach().cpu().double()
     mean, there, back = _whitening(rows)
+    if not there.shape[1]:
+        raise ValueError("features are the same in every row; give those of different photographs")
     white = (rows - mean) @ there
     if keep is not None:
         white = white - white @ (kept := _class_axes(white, keep.cpu())) @ kept.T
@@ -153,8 +156,10 @@ def _between(white: Tensor, people: Tensor) -> tuple[Tensor, Tensor]:
 def _numbers(identities: Tensor | Sequence[Hashable]) -> Tensor:
     if isinstance(identities, Tensor):
         return identities.cpu().unique(return_inverse=True)[1]
-    number = {name: index for index, name in enumerate(dict.fromkeys(identities))}
-    return torch.tensor([number[name] for name in identities])
+    # Numbers of torch are equal only to themselves as keys.
+    names = [name.item() if isinstance(name, Tensor) else name for name in identities]
+    number = {name: index for index, name in enumerate(dict.fromkeys(names))}
+    return torch.tensor([number[name] for name in names])
 
 
 def _check(features: Tensor, people: Tensor, keep: Tensor | None) -> None:

@@ -155,6 +155,23 @@ def test_what_does_not_suit_is_refused(features, identities, message):
         remove_identity(features, identities)
 
 
+def test_lists_and_arrays_are_taken_as_tensors_are():
+    features = made()
+    wanted = remove_identity(features, PEOPLE, keep=LABELS)
+    for people, keep in (
+        (PEOPLE.tolist(), LABELS.tolist()),
+        (PEOPLE.numpy(), LABELS.numpy()),
+        (list(PEOPLE), LABELS),
+    ):
+        again = remove_identity(features.numpy(), people, keep=keep)
+        torch.testing.assert_close(again(features), wanted(features))
+
+
+def test_features_that_are_all_the_same_are_refused():
+    with pytest.raises(ValueError, match="features are the same in every row"):
+        remove_identity(torch.ones(4, 3), [0, 0, 1, 1])
+
+
 # --- with a model ---------------------------------------------------------------------------------
 
 
