@@ -221,7 +221,9 @@ def embedding(
     if names is not None and len(names) != len(rows):
         raise ValueError(f"names must be one per face: {len(rows)}, got {len(names)}")
     known = torch.isfinite(rows).all(1).cpu()
-    kept = None if names is None else [n for n, k in zip(names, known.tolist(), strict=True) if k]
+    kept = None
+    if names is not None:
+        kept = [name for name, keep in zip(_plain(names), known.tolist(), strict=True) if keep]
     figure = _figure(6, 5)
     scatter(figure.subplots(), plane(rows[known.to(rows.device)], method), kept, title)
     return figure
@@ -253,7 +255,7 @@ def scatter(
     axes: Axes, points: Tensor, names: Sequence[str] | None = None, title: str = ""
 ) -> None:
     """Points (F, 2) on axes, a colour per name; more than ten names get no legend."""
-    told = list(names) if names is not None else [""] * len(points)
+    told = _plain(names) if names is not None else [""] * len(points)
     kinds = sorted(set(told))
     for number, kind in enumerate(kinds):
         x, y = points[torch.tensor([name == kind for name in told])].numpy().T
@@ -262,6 +264,11 @@ def scatter(
     axes.set(title=title, xticks=[], yticks=[])
     if names is not None and len(kinds) <= MOST_NAMES:
         axes.legend()
+
+
+def _plain(names: Sequence[str]) -> list[str]:
+    """Names as a list; numbers of a tensor would each be another name."""
+    return names.tolist() if isinstance(names, Tensor) else list(names)
 
 
 def _cosines(axes: Axes, rows: Tensor, name: str) -> None:

@@ -156,6 +156,13 @@ def test_the_legend_names_ten_kinds_at_most():
     assert plot.embedding(rows[1:], names[1:]).axes[0].get_legend() is not None
 
 
+def test_names_may_be_numbers_of_a_tensor():
+    rows, people = torch.randn(8, 3), torch.tensor([0, 1] * 4)
+    for drawn in (plot.embedding(rows, people), plot.embedding(rows, people.numpy())):
+        assert [len(points.get_offsets()) for points in drawn.axes[0].collections] == [4, 4]
+        assert [text.get_text() for text in drawn.axes[0].get_legend().get_texts()] == ["0", "1"]
+
+
 def test_the_plane_is_that_of_greatest_spread():
     rows = torch.randn(50, 6) * torch.tensor([1.0, 9.0, 0.1, 0.1, 5.0, 1.0])
     spread = plot.plane(rows).var(0).sqrt()
