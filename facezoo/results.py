@@ -61,6 +61,21 @@ def _to_numpy(value: Any) -> Any:
     return value
 
 
+def as_rows(index: Any, count: int) -> Any:
+    """An index of ``count`` faces that keeps the axis of faces, also where it is a number.
+
+    Raises:
+        IndexError: if it is a number, and there is no such face.
+    """
+    if getattr(index, "ndim", None) == 0:  # a number of numpy or torch
+        index = int(index)
+    if not isinstance(index, int):
+        return index
+    if not -count <= index < count:
+        raise IndexError(f"there are {count} faces, and none at {index}")
+    return slice(index, index + 1 or None)
+
+
 @dataclass(frozen=True, repr=False)
 class Faces(_Result):
     """Faces found in a list of photographs, in the order of the photographs.
@@ -83,12 +98,7 @@ class Faces(_Result):
 
     def __getitem__(self, index: Any) -> Faces:
         """Select faces by a number, a slice, a boolean mask or an index tensor."""
-        if getattr(index, "ndim", None) == 0:  # a number of numpy or torch
-            index = int(index)
-        if isinstance(index, int):
-            if not -len(self) <= index < len(self):
-                raise IndexError(f"there are {len(self)} faces, and none at {index}")
-            index = slice(index, index + 1 or None)
+        index = as_rows(index, len(self))
         return Faces(
             self.boxes[index], self.landmarks[index], self.scores[index], self.image_index[index]
         )
