@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from facezoo.base import CAPABILITIES, no_stage
 from facezoo.card import Card
-from facezoo.display import Short, ShortModel
+from facezoo.display import ShortModel
 from facezoo.errors import UnsupportedError
 from facezoo.geometry.mesh_files import read_mesh
 from facezoo.geometry.meshes import Mesh, millimetres, moved, rigid_motion
 from facezoo.pretrained import Pretrained
+from facezoo.results import Result
 
 MeshSource = str | Path | Mesh | NDArray[Any] | Tensor
 """A file, a mesh with its units, or vertices (N, 3) or (M, N, 3)."""
@@ -33,7 +34,7 @@ FARTHEST_MM = 150.0
 
 
 @dataclass(frozen=True, repr=False)
-class MeshEncoding(Short):
+class MeshEncoding(Result):
     """Every code that a model reads from a mesh."""
 
     expression: Tensor

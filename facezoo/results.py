@@ -32,7 +32,7 @@ EXPRESSIONS = (
 LANDMARK_NAMES = ("right_eye", "left_eye", "nose_tip", "right_mouth_corner", "left_mouth_corner")
 
 
-class _Result(Short):
+class Result(Short):
     """Moving, converting and showing, shared by every result."""
 
     def to(self, device: str | torch.device) -> Self:
@@ -50,7 +50,7 @@ class _Result(Short):
 
 
 def _to_numpy(value: Any) -> Any:
-    if isinstance(value, _Result):
+    if isinstance(value, Result):
         return value.numpy()
     if hasattr(value, "detach"):
         tensor = value.detach().cpu()
@@ -77,7 +77,7 @@ def as_rows(index: Any, count: int) -> Any:
 
 
 @dataclass(frozen=True, repr=False)
-class Faces(_Result):
+class Faces(Result):
     """Faces found in a list of photographs, in the order of the photographs.
 
     A row that stands for a photograph without a face (``on_missing="nan"``) holds NaN.
@@ -142,7 +142,7 @@ class Faces(_Result):
 
 
 @dataclass(frozen=True, repr=False)
-class FaceEncoding(_Result):
+class FaceEncoding(Result):
     """Every feature that a model reads from a face; what a model lacks is None."""
 
     expression: Tensor | None
@@ -156,7 +156,7 @@ class FaceEncoding(_Result):
 
 
 @dataclass(frozen=True, repr=False)
-class ExpressionPrediction(_Result):
+class ExpressionPrediction(Result):
     """Expression classes, one row per face."""
 
     labels: list[str | None]

@@ -38,6 +38,16 @@ def test_codes_have_a_row_per_mesh_and_do_not_depend_on_the_batch(model, meshes)
     torch.testing.assert_close(expression, together.expression)
 
 
+def test_codes_are_moved_and_given_as_arrays_like_any_result(model, meshes):
+    codes = model.encode(meshes, units="mm")
+    assert codes.to("cpu").identity.equal(codes.identity)
+    arrays = codes.numpy()
+    assert {name: array.shape for name, array in arrays.items()} == {
+        "expression": (3, 4),
+        "identity": (3, 6),
+    }
+
+
 def test_units_are_stated_or_refused(model, meshes):
     with pytest.raises(ValueError, match="mesh 0: units must be one of mm, cm, m, got None"):
         model.encode_identity(meshes)

@@ -70,6 +70,11 @@ def test_codes_are_worked_on_one_at_a_time_or_more(model):
         model.synthesize(inversion, batch_size=0)
 
 
+def test_an_inversion_is_one_line(model):
+    said = repr(model.encode_factors(PHOTOS))
+    assert said == "Inversion(w_plus (2, 10, 16), feature (2, 8, 16, 16))"
+
+
 def test_the_two_encoders_differ(model):
     assert not torch.allclose(model.encode_expression(PHOTOS), model.encode_identity(PHOTOS))
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from facezoo.base import FaceModel
+from facezoo.display import Short
 from facezoo.models.latent_simclr.adapter import FeatureStyleEncoder
 from facezoo.models.latent_simclr.directions import check_direction
 from facezoo.models.latent_simclr.iresnet import IRESNET50
@@ -23,8 +24,8 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 """Images and targets, each (B, 3, S, S), to one number for every pair, (B,)."""
 
 
-@dataclass(frozen=True)
-class Inversion:
+@dataclass(frozen=True, repr=False)
+class Inversion(Short):
     """What an image is to a generator.
 
     Attributes:
