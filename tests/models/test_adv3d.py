@@ -171,6 +171,21 @@ def test_interpolation_moves_one_code_from_end_to_end(model, meshes, what):
     assert not torch.equal(frames[1].vertices, frames[0].vertices)
 
 
+def test_codes_of_no_mesh_are_refused(model, meshes):
+    codes = model.encode(meshes, units="mm")
+    for wrong in (codes.identity[0], codes.expression):
+        with pytest.raises(ValueError, match=r"identity must be codes \(M, 6\), got"):
+            model.synthesise(wrong)
+    with pytest.raises(ValueError, match=r"expression must be codes \(M, 4\), got \(3, 6\)"):
+        model.synthesise(codes.identity, codes.identity)
+    with pytest.raises(ValueError, match="must be of as many meshes, or one of them of one, got 3"):
+        model.synthesise(codes.identity, codes.expression[:2])
+    arrays = codes.numpy()
+    made = model.synthesise(arrays["identity"], arrays["expression"][:1])
+    wanted = model.synthesise(codes.identity, codes.expression[:1])
+    assert torch.equal(made[2].vertices, wanted[2].vertices)
+
+
 def test_interpolation_refuses_what_it_cannot_do(model, meshes):
     with pytest.raises(ValueError, match="2 or more"):
         model.interpolate(meshes[0], meshes[1], 1, units="mm")

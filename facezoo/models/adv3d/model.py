@@ -282,12 +282,32 @@ class Adv3D(MeshModel):
 
     @torch.no_grad()
     def synthesise(self, identity: Tensor, expression: Tensor | None = None) -> list[Mesh]:
-        """Meshes of codes (M, L), millimetres; the identity face without an expression code."""
+        """Meshes of codes (M, L), millimetres; the identity face without an expression code.
+
+        Args:
+            identity: z_id of M faces, or of one.
+            expression: z_exp of as many, or of one.
+
+        Raises:
+            ValueError: if a code is of another size, or their numbers do not go together.
+        """
+        identity = self._codes_of(identity, "identity")
         with self._exactly():
-            identity = identity.to(self.device, self.dtype)
             faces = self.vae.decode_identity(identity).float() * self.scale + self.template_mm
             if expression is not None:
-                expression = expression.to(self.device, self.dtype)
+                expression = self._codes_of(expression, "expression")
+                if 1 not in (len(identity), len(expression)) and len(identity) != len(expression):
+                    raise ValueError(
+                        f"identity and expression must be of as many meshes, or one of them of "
+                        f"one, got {len(identity)} and {len(expression)}"
+                    )
                 faces = faces + self.vae.decode_expression(expression).float() * self.scale
         triangles = self.triangles.long()
         return [Mesh(vertices, "mm", triangles) for vertices in faces]
+
+    def _codes_of(self, codes: Tensor, part: Literal["expression", "identity"]) -> Tensor:
+        """Codes as the decoders take them, checked, (M, L)."""
+        given, size = torch.as_tensor(codes), self.architecture[f"{part}_dim"]
+        if given.ndim != 2 or given.shape[1] != size:
+            raise ValueError(f"{part} must be codes (M, {size}), got {tuple(given.shape)}")
+        return given.to(self.device, self.dtype)
