@@ -273,7 +273,7 @@ def scatter(
     told = _plain(names) if names is not None else [""] * len(points)
     kinds = sorted(set(told))
     for number, kind in enumerate(kinds):
-        x, y = points[torch.tensor([name == kind for name in told])].numpy().T
+        x, y = points.numpy()[[name == kind for name in told]].T
         shade = colormaps["turbo"]((number + 0.5) / len(kinds)) if names is not None else _COLOUR
         axes.scatter(x, y, s=12, color=shade, label=kind)
     axes.set(title=title, xticks=[], yticks=[])

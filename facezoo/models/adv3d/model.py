@@ -167,7 +167,7 @@ class Adv3D(MeshModel):
             for part in ("id", "exp"):
                 mean = codes[f"{part}_mean"]
                 if drawn:
-                    noise = torch.randn(mean.shape, generator=generator).to(mean)
+                    noise = torch.randn(mean.shape, generator=generator, device="cpu").to(mean)
                     mean = sample(mean, codes[f"{part}_logvar"], noise)
                 both.append(mean.float())
             return both[0], both[1]
@@ -307,7 +307,8 @@ class Adv3D(MeshModel):
 
     def _codes_of(self, codes: Tensor, part: Literal["expression", "identity"]) -> Tensor:
         """Codes as the decoders take them, checked, (M, L)."""
-        given, size = torch.as_tensor(codes), self.architecture[f"{part}_dim"]
+        given = torch.as_tensor(codes, device=self.device, dtype=self.dtype)
+        size = self.architecture[f"{part}_dim"]
         if given.ndim != 2 or given.shape[1] != size:
             raise ValueError(f"{part} must be codes (M, {size}), got {tuple(given.shape)}")
-        return given.to(self.device, self.dtype)
+        return given

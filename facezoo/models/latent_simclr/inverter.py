@@ -197,7 +197,7 @@ class StyleGANInverter(nn.Module):
         """
         codes = inversion.w_plus
         rows = check_direction(direction, *codes.shape[1:]).to(codes)
-        amounts = torch.as_tensor(strength).to(codes).reshape(-1, 1, 1)
+        amounts = torch.as_tensor(strength, device=codes.device).to(codes).reshape(-1, 1, 1)
         return self.move_by(inversion, amounts * rows)
 
     def move_by(self, inversion: Inversion, change: Tensor) -> Inversion:

@@ -399,7 +399,7 @@ class LatentSimCLR(DecodingModel):
         if w_plus is None:
             assert images is not None
             return self._encode(images, [name], options)[0][name]
-        codes, size = torch.as_tensor(w_plus).to(self.directions), options.batch_size
+        codes, size = torch.as_tensor(w_plus, device=self.device), options.batch_size
         with torch.no_grad():
             if name == "encode_identity":
                 return self.made(codes, size, self.identity_encoder)
