@@ -292,10 +292,18 @@ class FaceModel(ShortModel, Freezable, Pretrained):
 
         They are what the stage gives, less identity where ``identity_removal`` is set. Classes are
         read from the features as they are before.
+
+        Raises:
+            ValueError: if the removal is for features of another width.
         """
         removal: IdentityRemoval | None = getattr(self, NAME, None)
         if removal is None:
             return expression
+        if len(removal.mean) != expression.shape[-1]:
+            raise ValueError(
+                f"{NAME} is for {len(removal.mean)} features, and this {self.model_name} gives "
+                f"{expression.shape[-1]}; fit one to features of this model by remove_identity()"
+            )
         if removal.mean.device != expression.device:  # it is fitted to features from anywhere
             removal.to(expression.device)
         return removal(expression)
@@ -401,8 +409,7 @@ class FaceModel(ShortModel, Freezable, Pretrained):
         sources = as_list(images)
         if not sources:
             raise ValueError("images is an empty list; give one photograph or more")
-        if options.batch_size < 1:
-            raise ValueError(f"batch_size must be 1 or more, got {options.batch_size}")
+        check_batch_size(options.batch_size)
         check_decoder(self.jpeg, self.device)
         photos: list[Any] = []
         names: list[str] = []
@@ -443,6 +450,12 @@ def check_shape(images: Tensor, shape: tuple[int, int, int], name: str = "images
             f"{name} must be (B, {wanted}), got {tuple(images.shape)}; for photographs call "
             "encode_expression() and the like, which find and align faces"
         )
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Refuse batches of nothing."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
 
 
 def _readable(photos: Sequence[Tensor | ImageError]) -> list[Tensor]:

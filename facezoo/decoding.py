@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from facezoo.base import FaceModel, Images, Options
+from facezoo.base import FaceModel, Images, Options, check_batch_size
 from facezoo.modes import evaluating
 from facezoo.preprocess.pipeline import OnMissing, Which
 
@@ -97,7 +97,11 @@ class DecodingModel(FaceModel):
 
         Returns:
             float32, (F, ...).
+
+        Raises:
+            ValueError: if ``batch_size`` is below 1.
         """
+        check_batch_size(batch_size)
         known = torch.isfinite(rows.flatten(1)).all(-1)
         # A width is needed even for no faces at all.
         some = rows[known] if bool(known.any()) else rows.new_zeros(1, *rows.shape[1:])

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 
 from facezoo.base import CAPABILITIES, no_stage
 from facezoo.card import Card
-from facezoo.display import Short, ShortModel
+from facezoo.display import ShortModel
 from facezoo.errors import UnsupportedError
 from facezoo.geometry.mesh_files import read_mesh
 from facezoo.geometry.meshes import Mesh, millimetres, moved, rigid_motion
 from facezoo.pretrained import Pretrained
+from facezoo.results import Result
 
 MeshSource = str | Path | Mesh | NDArray[Any] | Tensor
 """A file, a mesh with its units, or vertices (N, 3) or (M, N, 3)."""
@@ -33,7 +34,7 @@ FARTHEST_MM = 150.0
 
 
 @dataclass(frozen=True, repr=False)
-class MeshEncoding(Short):
+class MeshEncoding(Result):
     """Every code that a model reads from a mesh."""
 
     expression: Tensor
@@ -116,8 +117,8 @@ class MeshModel(ShortModel, nn.Module, Pretrained):
 
     def capabilities(self) -> list[str]:
         """Names of the methods that this model can be asked for."""
-        able = [name for name in CAPABILITIES if hasattr(self, name)]
-        return [name for name in able if name != "predict_expression"]
+        refused = ("predict_expression", "encode_pose", "encode_factors", "frontalize")
+        return [name for name in CAPABILITIES if hasattr(self, name) and name not in refused]
 
     def predict_expression(self, *_: Any, **__: Any) -> NoReturn:
         """Refused: models of meshes have no expression classes.
@@ -126,6 +127,18 @@ class MeshModel(ShortModel, nn.Module, Pretrained):
             UnsupportedError: naming the models that have.
         """
         raise no_stage(self.model_name, "predict_expression")
+
+    def encode_pose(self, *_: Any, **__: Any) -> NoReturn:
+        """Refused: meshes come aligned; see ``predict_expression``."""
+        raise no_stage(self.model_name, "encode_pose")
+
+    def encode_factors(self, *_: Any, **__: Any) -> NoReturn:
+        """Refused: both codes are all there is; see ``predict_expression``."""
+        raise no_stage(self.model_name, "encode_factors")
+
+    def frontalize(self, *_: Any, **__: Any) -> NoReturn:
+        """Refused: meshes come aligned; see ``predict_expression``."""
+        raise no_stage(self.model_name, "frontalize")
 
     def decode_jpeg_by(self, decoder: str) -> NoReturn:
         """Refused: meshes are not JPEG files.

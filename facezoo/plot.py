@@ -25,6 +25,7 @@ except ImportError as error:
 
 from facezoo.annotate import annotate
 from facezoo.base import FaceModel, Images
+from facezoo.errors import UnsupportedError
 from facezoo.mesh_base import MeshEncoding
 from facezoo.preprocess.pipeline import find_faces, prepare, to_device
 from facezoo.preprocess.reading import as_list, read_image
@@ -94,6 +95,8 @@ def faces(images: Images, found: ExpressionPrediction | Faces) -> Picture:
         found: where the faces stand, with or without their expressions.
     """
     photos = as_list(images)[:MOST]
+    if not photos:
+        raise ValueError("images is an empty list; give one photograph or more")
     drawn = [annotate(photo, found, image_index=index) for index, photo in enumerate(photos)]
     across = min(len(drawn), 3)
     down = -(-len(drawn) // across)
@@ -133,9 +136,13 @@ def grid(pictures: Mapping[str, Tensor]) -> Picture:
     """Pictures side by side: a column per title, a row per face; twelve rows at most.
 
     Args:
-        pictures: RGB in [0, 1], (F, 3, S, S), by title.
+        pictures: RGB in [0, 1], (F, 3, S, S), or one channel, (F, 1, S, S), by title.
     """
-    wrong = {title: tuple(p.shape) for title, p in pictures.items() if p.ndim != 4}
+    wrong = {
+        title: tuple(p.shape)
+        for title, p in pictures.items()
+        if p.ndim != 4 or p.shape[1] not in (1, 3)
+    }
     if wrong or len({len(column) for column in pictures.values()}) != 1:
         shapes = wrong or {title: tuple(p.shape) for title, p in pictures.items()}
         raise ValueError(f"pictures must be (F, 3, S, S), as many in each column, got {shapes}")
@@ -161,7 +168,7 @@ def parts(model: FaceModel, images: Images) -> Picture:
         images: photographs; twelve are drawn at most.
 
     Raises:
-        UnsupportedError: if the model has no decoder.
+        UnsupportedError: if the model has no decoder, or takes meshes.
     """
     photos = as_list(images)[:MOST]
     able = [name for name in _DECODED if name in model.capabilities()]
@@ -173,7 +180,13 @@ def parts(model: FaceModel, images: Images) -> Picture:
 
 
 def crops(model: FaceModel, images: Images) -> Tensor:
-    """The aligned crop of each photograph's largest face, RGB in [0, 1], (F, 3, S, S)."""
+    """The aligned crop of each photograph's largest face, RGB in [0, 1], (F, 3, S, S).
+
+    Raises:
+        UnsupportedError: if the model takes meshes.
+    """
+    if not isinstance(model, FaceModel):
+        raise UnsupportedError(f"{type(model).__name__} takes meshes, and has no crops to draw")
     pixels = to_device([read_image(photo) for photo in as_list(images)], model.device)
     found = find_faces(pixels, faces="largest", on_missing="raise")
     mean, std = (
@@ -221,7 +234,9 @@ def embedding(
     if names is not None and len(names) != len(rows):
         raise ValueError(f"names must be one per face: {len(rows)}, got {len(names)}")
     known = torch.isfinite(rows).all(1).cpu()
-    kept = None if names is None else [n for n, k in zip(names, known.tolist(), strict=True) if k]
+    kept = None
+    if names is not None:
+        kept = [name for name, keep in zip(_plain(names), known.tolist(), strict=True) if keep]
     figure = _figure(6, 5)
     scatter(figure.subplots(), plane(rows[known.to(rows.device)], method), kept, title)
     return figure
@@ -237,6 +252,8 @@ def plane(rows: Tensor, method: str = "pca") -> Tensor:
     """
     if len(rows) < 3:
         raise ValueError(f"a plane wants three faces or more, got {len(rows)}")
+    if rows.ndim != 2 or rows.shape[1] < 2:
+        raise ValueError(f"a plane wants (F, D) with D of 2 or more, got {tuple(rows.shape)}")
     values = rows.detach().float().cpu()
     if method == "tsne":
         from sklearn.manifold import TSNE
@@ -253,15 +270,20 @@ def scatter(
     axes: Axes, points: Tensor, names: Sequence[str] | None = None, title: str = ""
 ) -> None:
     """Points (F, 2) on axes, a colour per name; more than ten names get no legend."""
-    told = list(names) if names is not None else [""] * len(points)
+    told = _plain(names) if names is not None else [""] * len(points)
     kinds = sorted(set(told))
     for number, kind in enumerate(kinds):
-        x, y = points[torch.tensor([name == kind for name in told])].numpy().T
+        x, y = points.numpy()[[name == kind for name in told]].T
         shade = colormaps["turbo"]((number + 0.5) / len(kinds)) if names is not None else _COLOUR
         axes.scatter(x, y, s=12, color=shade, label=kind)
     axes.set(title=title, xticks=[], yticks=[])
     if names is not None and len(kinds) <= MOST_NAMES:
         axes.legend()
+
+
+def _plain(names: Sequence[str]) -> list[str]:
+    """Names as a list; numbers of a tensor would each be another name."""
+    return names.tolist() if isinstance(names, Tensor) else list(names)
 
 
 def _cosines(axes: Axes, rows: Tensor, name: str) -> None:

@@ -89,7 +89,8 @@ class Pretrained(PyTorchModelHubMixin, library_name="facezoo"):
         """
         if self.needs_float32:
             raise UnsupportedError(
-                f"{self.model_name} works in float32 only: {self.needs_float32}; leave dtype out"
+                f"{self.model_name} works in float32 only: {self.needs_float32}; leave dtype out, "
+                "and the model in float32"
             )
 
     def compile_networks(self) -> None:
@@ -173,6 +174,11 @@ class Pretrained(PyTorchModelHubMixin, library_name="facezoo"):
 
         Returns:
             The folder.
+
+        Raises:
+            UnsupportedError: if features would be lost in ``dtype``, as those of adv3d are in
+                bfloat16 and int8.
+            ValueError: if weights are not stored as ``dtype``.
         """
         if push_to_hub and repo_id is None:
             raise ValueError("push_to_hub=True needs repo_id='org/name'")
@@ -470,8 +476,12 @@ def _hosted(repo: str, revision: str | None, options: HubOptions) -> Source:
 
 
 def _check_precision(model: Any, dtype: Any) -> None:
-    """Refuse what a card could not say, before an older file is overwritten."""
+    """Refuse what a card could not say, or what is lost, before an older file is overwritten."""
+    import torch
+
     names = [dtype] if dtype is not None else [p.dtype for p in model.parameters()]
+    if files.as_dtype(dtype) in (torch.bfloat16, torch.int8):
+        model.check_reduced_precision()
     for name in {str(files.as_dtype(name)).removeprefix("torch.") for name in names}:
         if name not in DTYPES:
             raise ValueError(

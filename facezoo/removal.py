@@ -89,14 +89,17 @@ def remove_identity(
 
     Raises:
         ValueError: if shapes disagree, features are not finite, fewer than two people have two
-            photographs, or ``directions`` is below 0.
+            photographs, all rows are the same, or ``directions`` is below 0.
     """
     if directions is not None and directions < 0:
         raise ValueError(f"directions must be 0 or more, or None, got {directions}")
+    features, keep = _tensor(features), None if keep is None else _tensor(keep)
     people = _numbers(identities)
     _check(features, people, keep)
     rows = features.detach().cpu().double()
     mean, there, back = _whitening(rows)
+    if not there.shape[1]:
+        raise ValueError("features are the same in every row; give those of different photographs")
     white = (rows - mean) @ there
     if keep is not None:
         white = white - white @ (kept := _class_axes(white, keep.cpu())) @ kept.T
@@ -106,12 +109,15 @@ def remove_identity(
     shares, axes = _between(white, people)
     if directions is None:
         draw = torch.Generator().manual_seed(seed)
-        dealt = [people[torch.randperm(len(people), generator=draw)] for _ in range(SHUFFLES)]
+        dealt = [
+            people[torch.randperm(len(people), generator=draw, device="cpu")]
+            for _ in range(SHUFFLES)
+        ]
         directions = int((shares > max(float(_between(white, d)[0][0]) for d in dealt)).sum())
     axes = axes[:, : min(directions, len(shares))]
     removal = IdentityRemoval(rows.shape[1], axes.shape[1])
     for name, value in (("mean", mean), ("read", there @ axes), ("write", axes.T @ back)):
-        getattr(removal, name).copy_(value)
+        setattr(removal, name, value.float().contiguous())
     return removal.to(features.device)
 
 
@@ -150,11 +156,18 @@ def _between(white: Tensor, people: Tensor) -> tuple[Tensor, Tensor]:
     return shares.flip(0), axes.flip(1)
 
 
+def _tensor(values: Any) -> Tensor:
+    """Values as a tensor, where they are: torch moves even tensors to its default device."""
+    return values if isinstance(values, Tensor) else torch.as_tensor(values, device="cpu")
+
+
 def _numbers(identities: Tensor | Sequence[Hashable]) -> Tensor:
     if isinstance(identities, Tensor):
         return identities.cpu().unique(return_inverse=True)[1]
-    number = {name: index for index, name in enumerate(dict.fromkeys(identities))}
-    return torch.tensor([number[name] for name in identities])
+    # Numbers of torch are equal only to themselves as keys.
+    names = [name.item() if isinstance(name, Tensor) else name for name in identities]
+    number = {name: index for index, name in enumerate(dict.fromkeys(names))}
+    return torch.tensor([number[name] for name in names], device="cpu")
 
 
 def _check(features: Tensor, people: Tensor, keep: Tensor | None) -> None:

@@ -32,7 +32,7 @@ EXPRESSIONS = (
 LANDMARK_NAMES = ("right_eye", "left_eye", "nose_tip", "right_mouth_corner", "left_mouth_corner")
 
 
-class _Result(Short):
+class Result(Short):
     """Moving, converting and showing, shared by every result."""
 
     def to(self, device: str | torch.device) -> Self:
@@ -50,7 +50,7 @@ class _Result(Short):
 
 
 def _to_numpy(value: Any) -> Any:
-    if isinstance(value, _Result):
+    if isinstance(value, Result):
         return value.numpy()
     if hasattr(value, "detach"):
         tensor = value.detach().cpu()
@@ -61,8 +61,23 @@ def _to_numpy(value: Any) -> Any:
     return value
 
 
+def as_rows(index: Any, count: int) -> Any:
+    """An index of ``count`` faces that keeps the axis of faces, also where it is a number.
+
+    Raises:
+        IndexError: if it is a number, and there is no such face.
+    """
+    if getattr(index, "ndim", None) == 0:  # a number of numpy or torch
+        index = int(index)
+    if not isinstance(index, int):
+        return index
+    if not -count <= index < count:
+        raise IndexError(f"there are {count} faces, and none at {index}")
+    return slice(index, index + 1 or None)
+
+
 @dataclass(frozen=True, repr=False)
-class Faces(_Result):
+class Faces(Result):
     """Faces found in a list of photographs, in the order of the photographs.
 
     A row that stands for a photograph without a face (``on_missing="nan"``) holds NaN.
@@ -83,12 +98,7 @@ class Faces(_Result):
 
     def __getitem__(self, index: Any) -> Faces:
         """Select faces by a number, a slice, a boolean mask or an index tensor."""
-        if getattr(index, "ndim", None) == 0:  # a number of numpy or torch
-            index = int(index)
-        if isinstance(index, int):
-            if not -len(self) <= index < len(self):
-                raise IndexError(f"there are {len(self)} faces, and none at {index}")
-            index = slice(index, index + 1 or None)
+        index = as_rows(index, len(self))
         return Faces(
             self.boxes[index], self.landmarks[index], self.scores[index], self.image_index[index]
         )
@@ -132,7 +142,7 @@ class Faces(_Result):
 
 
 @dataclass(frozen=True, repr=False)
-class FaceEncoding(_Result):
+class FaceEncoding(Result):
     """Every feature that a model reads from a face; what a model lacks is None."""
 
     expression: Tensor | None
@@ -146,7 +156,7 @@ class FaceEncoding(_Result):
 
 
 @dataclass(frozen=True, repr=False)
-class ExpressionPrediction(_Result):
+class ExpressionPrediction(Result):
     """Expression classes, one row per face."""
 
     labels: list[str | None]

@@ -109,12 +109,18 @@ class FaceFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return rows
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:  # noqa: ARG002
-        """Names of the columns: ``expression_0`` and so on, or the classes."""
+        """Names of the columns: ``expression_0`` and so on, or the classes.
+
+        Raises:
+            ValueError: if a parameter has no such value.
+            UnsupportedError: if the model has no such features.
+        """
+        self._check()
         mark = _card_mark(self.model)
-        model = _loaded(self.model, self.device, mark)
-        if self.what == "probabilities":
-            return np.array([f"p_{label}" for label in model.labels], object)
         width = _width(self.model, self.device, self.what, mark)
+        if self.what == "probabilities":
+            model = _loaded(self.model, self.device, mark)
+            return np.array([f"p_{label}" for label in model.labels], object)
         return np.array([f"{self.what}_{index}" for index in range(width)], object)
 
     def __sklearn_is_fitted__(self) -> bool:
@@ -129,6 +135,12 @@ class FaceFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return tags
 
     def _check(self) -> None:
+        if not isinstance(self.model, (str, os.PathLike)):
+            raise ValueError(
+                "model must be a name or a folder, so that copies in other processes can load it, "
+                f"got {type(self.model).__name__}; write yours with save_pretrained() and name its "
+                "folder"
+            )
         if self.what not in WHAT:
             raise ValueError(f"what must be one of {', '.join(WHAT)}, got {self.what!r}")
         if self.on_missing not in ("raise", "nan"):
@@ -216,7 +228,7 @@ def _images(X: Any) -> list[Any]:
         X = X.to_numpy()
     if isinstance(X, (str, bytes, os.PathLike)):
         raise ValueError(f"X must be a sequence of images, got one {type(X).__name__}; pass a list")
-    if isinstance(X, np.ndarray) and X.dtype.kind in "OUS":
+    if isinstance(X, np.ndarray) and X.dtype.kind in "OUST":
         if X.ndim == 2 and X.shape[1] == 1:
             X = X[:, 0]
         if X.ndim != 1:

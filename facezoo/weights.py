@@ -269,7 +269,7 @@ def _quantised(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
             stored[name] = tensor
-        elif tensor.ndim < 2:
+        elif tensor.ndim < 2 or not tensor.numel():
             stored[name] = tensor.half()
         else:
             rows = tensor.float().reshape(len(tensor), -1)

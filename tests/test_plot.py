@@ -11,6 +11,7 @@ import facezoo
 from facezoo import plot
 from facezoo.errors import UnsupportedError
 from facezoo.mesh_base import MeshEncoding
+from facezoo.models.adv3d import Adv3D
 from facezoo.models.ipd_fer import IPDFER
 
 PORTRAITS = sorted((Path(__file__).parent.parent / "examples" / "portraits").glob("*.jpg"))
@@ -129,6 +130,17 @@ def test_a_model_without_a_decoder_is_refused():
         plot.parts(model, PORTRAITS)
 
 
+def test_a_model_of_meshes_is_refused():
+    for draw in (plot.parts, plot.crops):
+        with pytest.raises(UnsupportedError, match="Adv3D takes meshes"):
+            draw(Adv3D(4, 2, 0), PORTRAITS)
+
+
+def test_no_photographs_cannot_be_drawn(prediction):
+    with pytest.raises(ValueError, match="images is an empty list"):
+        facezoo.show(prediction, [])
+
+
 def test_a_grid_has_a_column_per_title_and_a_row_per_face():
     figure = facezoo.show({"red": torch.rand(3, 3, 4, 4), "blue": torch.rand(3, 3, 4, 4)})
     assert len(figure.axes) == 6
@@ -137,7 +149,12 @@ def test_a_grid_has_a_column_per_title_and_a_row_per_face():
 
 @pytest.mark.parametrize(
     "pictures",
-    [{}, {"a": torch.rand(3, 4, 4)}, {"a": torch.rand(1, 3, 4, 4), "b": torch.rand(2, 3, 4, 4)}],
+    [
+        {},
+        {"a": torch.rand(3, 4, 4)},
+        {"normals": torch.rand(2, 4, 4, 3)},
+        {"a": torch.rand(1, 3, 4, 4), "b": torch.rand(2, 3, 4, 4)},
+    ],
 )
 def test_a_grid_of_other_shapes_is_refused(pictures):
     with pytest.raises(ValueError, match="as many in each column"):
@@ -154,6 +171,13 @@ def test_the_legend_names_ten_kinds_at_most():
     names = [f"person {number}" for number in range(11)]
     assert plot.embedding(rows, names).axes[0].get_legend() is None
     assert plot.embedding(rows[1:], names[1:]).axes[0].get_legend() is not None
+
+
+def test_names_may_be_numbers_of_a_tensor():
+    rows, people = torch.randn(8, 3), torch.tensor([0, 1] * 4)
+    for drawn in (plot.embedding(rows, people), plot.embedding(rows, people.numpy())):
+        assert [len(points.get_offsets()) for points in drawn.axes[0].collections] == [4, 4]
+        assert [text.get_text() for text in drawn.axes[0].get_legend().get_texts()] == ["0", "1"]
 
 
 def test_the_plane_is_that_of_greatest_spread():
@@ -173,5 +197,7 @@ def test_t_sne_keeps_groups_apart():
 def test_a_plane_wants_three_faces_and_a_method_that_it_knows():
     with pytest.raises(ValueError, match="three faces or more, got 2"):
         plot.plane(torch.randn(2, 3))
+    with pytest.raises(ValueError, match=r"D of 2 or more, got \(4, 1\)"):
+        plot.plane(torch.randn(4, 1))
     with pytest.raises(ValueError, match="'pca' or 'tsne'"):
         plot.plane(torch.randn(4, 3), "umap")

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 import facezoo
 from facezoo.errors import UnsupportedError
+from facezoo.models.latentface.diffusion import RepresentationDiffusion
 from facezoo.preprocess.pipeline import find_faces, load_detector, prepare, to_device
 from facezoo.preprocess.reading import read_image
 
@@ -78,6 +79,39 @@ def test_the_default_dtype_of_torch_changes_nothing(plain_and_doubled):
     for plain, doubled in zip(*plain_and_doubled, strict=True):
         assert doubled.dtype == torch.float32
         torch.testing.assert_close(doubled, plain, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["ipd-fer", "latent-simclr", "latentface"])
+def test_the_default_device_of_torch_changes_nothing(name):
+    model = facezoo.load(name, device="cpu")
+    wanted, rows = model.encode(PORTRAITS), torch.randn(12, 4)
+    removal = facezoo.remove_identity(rows, [0, 1, 2] * 4)
+    with torch.device("meta"):  # what is made there holds no numbers
+        found = model.encode(PORTRAITS)
+        again = facezoo.remove_identity(rows, [0, 1, 2] * 4)
+        if name == "latentface":
+            assert model.to_mesh(PORTRAITS)[0].colours.isfinite().all()
+    torch.testing.assert_close(found.expression, wanted.expression)
+    torch.testing.assert_close(found.identity, wanted.identity)
+    torch.testing.assert_close(again(rows), removal(rows))
+
+
+def test_noise_is_drawn_on_the_processor_whatever_the_default_device_of_torch():
+    with torch.device("meta"):
+        assert RepresentationDiffusion(4, 8).noise.device.type == "cpu"
+    model = facezoo.load("adv3d", device="cpu")
+    with torch.device("meta"):
+        codes = model.encode_identity(model.template_mm, units="mm", sample=True)
+    assert codes.isfinite().all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["ipd-fer", "latent-simclr", "latentface"])
+def test_a_gpu_as_the_default_device_changes_nothing(name):
+    wanted = facezoo.load(name, device="cuda").encode_expression(PORTRAITS)
+    with torch.device("cuda"):
+        found = facezoo.load(name).encode_expression(PORTRAITS)
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.gpu

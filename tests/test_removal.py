@@ -155,6 +155,23 @@ def test_what_does_not_suit_is_refused(features, identities, message):
         remove_identity(features, identities)
 
 
+def test_lists_and_arrays_are_taken_as_tensors_are():
+    features = made()
+    wanted = remove_identity(features, PEOPLE, keep=LABELS)
+    for people, keep in (
+        (PEOPLE.tolist(), LABELS.tolist()),
+        (PEOPLE.numpy(), LABELS.numpy()),
+        (list(PEOPLE), LABELS),
+    ):
+        again = remove_identity(features.numpy(), people, keep=keep)
+        torch.testing.assert_close(again(features), wanted(features))
+
+
+def test_features_that_are_all_the_same_are_refused():
+    with pytest.raises(ValueError, match="features are the same in every row"):
+        remove_identity(torch.ones(4, 3), [0, 0, 1, 1])
+
+
 # --- with a model ---------------------------------------------------------------------------------
 
 
@@ -190,6 +207,20 @@ def test_the_removal_is_saved_and_loaded_with_the_model(model, crops, tmp_path):
     torch.testing.assert_close(again.run(crops, ["encode_expression"])["encode_expression"], wanted)
 
 
+@pytest.mark.parametrize("dtype", [None, "int8"])
+def test_a_removal_of_no_direction_is_saved_in_any_precision(model, crops, tmp_path, dtype):
+    model.identity_removal = remove_identity(made(), PEOPLE, directions=0)
+    again = facezoo.load(model.save_pretrained(tmp_path, dtype=dtype), device="cpu")
+    assert again.identity_removal.directions == 0
+
+
+def test_a_removal_for_another_model_is_refused(model, crops):
+    model.identity_removal = remove_identity(made()[:, :7], PEOPLE)
+    with pytest.raises(ValueError, match="is for 7 features, and this ipd-fer gives 16"):
+        model.run(crops, ["encode_expression"])
+    assert model.run(crops, ["encode_identity"])["encode_identity"].shape == (5, 16)
+
+
 def test_a_checkpoint_that_gets_a_removal_loses_the_metrics_of_its_card(model, tmp_path):
     model.save_pretrained(tmp_path / "plain")
     changed = facezoo.load(tmp_path / "plain", device="cpu")
@@ -198,6 +229,16 @@ def test_a_checkpoint_that_gets_a_removal_loses_the_metrics_of_its_card(model, t
     card = facezoo.load(tmp_path / "changed", device="cpu").card
     assert card.metrics == ()
     assert card.weights.sha256 != changed.card.weights.sha256
+
+
+def test_pictures_are_made_of_the_whole_expression():
+    model = IPDFER(BACKBONE, 16, pose_backbone=None, decoder_size=28, decoder_width=8).eval()
+    photo = torch.randint(0, 256, (3, 112, 112), dtype=torch.uint8)
+    before = model.transfer_expression(photo, photo, aligned=True)
+    model.identity_removal = remove_identity(made(), PEOPLE)
+    after = model.transfer_expression(photo, photo, aligned=True)
+    torch.testing.assert_close(after, before)
+    torch.testing.assert_close(after, model.reconstruct(photo, aligned=True))
 
 
 def test_latentface_leaves_identity_out_of_its_whole_encoding_too():

@@ -206,10 +206,30 @@ def test_columns_batches_and_lists_are_taken(base, crops):
         np.testing.assert_array_equal(features(base).transform(given), rows)
 
 
+def test_numpys_own_strings_are_taken_as_paths(base, crops):
+    pytest.importorskip("numpy", minversion="2.0")
+    strings = np.array(crops, np.dtypes.StringDType())
+    np.testing.assert_array_equal(
+        features(base).transform(strings), features(base).transform(crops)
+    )
+
+
 def test_names_of_the_columns(base):
     names = features(base).get_feature_names_out()
     assert names.tolist() == [f"expression_{d}" for d in range(8)]
     assert features(base, what="probabilities").get_feature_names_out()[0] == "p_neutral"
+
+
+def test_columns_that_there_are_not_have_no_names(base):
+    with pytest.raises(ValueError, match="what must be one of"):
+        features(base, what="feelings").get_feature_names_out()
+    with pytest.raises(UnsupportedError, match="cannot predict_expression"):
+        FaceFeatures("latent-simclr", "probabilities", device="cpu").get_feature_names_out()
+
+
+def test_a_model_that_is_loaded_already_is_refused_with_what_to_do(base, crops):
+    with pytest.raises(ValueError, match=r"model must be a name or a folder.*got IPDFER; write"):
+        features(facezoo.load(base, device="cpu")).transform(crops)
 
 
 def test_what_does_not_exist_is_refused_when_it_is_fitted(base, crops):

@@ -95,7 +95,7 @@ def to_device(photos: Sequence[NDArray[np.uint8]], device: torch.device) -> list
     if device.type != "cuda" or not photos:
         return [torch.from_numpy(photo).to(device) for photo in photos]
     sizes = [photo.size for photo in photos]
-    pinned = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=True)
+    pinned = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=True, device="cpu")
     for part, photo in zip(pinned.split(sizes), photos, strict=True):
         part.view(photo.shape).copy_(torch.from_numpy(photo))
     parts = pinned.to(device, non_blocking=True).split(sizes)

@@ -82,4 +82,4 @@ def template_points(name: str, size: int) -> Tensor:
     if name not in TEMPLATES:
         near = get_close_matches(name, TEMPLATES) or sorted(TEMPLATES)
         raise UnknownNameError(f"no template named {name!r}; did you mean {' or '.join(near)}?")
-    return torch.tensor(TEMPLATES[name], dtype=torch.float64) * size - 0.5
+    return torch.tensor(TEMPLATES[name], dtype=torch.float64, device="cpu") * size - 0.5

@@ -38,6 +38,16 @@ def test_codes_have_a_row_per_mesh_and_do_not_depend_on_the_batch(model, meshes)
     torch.testing.assert_close(expression, together.expression)
 
 
+def test_codes_are_moved_and_given_as_arrays_like_any_result(model, meshes):
+    codes = model.encode(meshes, units="mm")
+    assert codes.to("cpu").identity.equal(codes.identity)
+    arrays = codes.numpy()
+    assert {name: array.shape for name, array in arrays.items()} == {
+        "expression": (3, 4),
+        "identity": (3, 6),
+    }
+
+
 def test_units_are_stated_or_refused(model, meshes):
     with pytest.raises(ValueError, match="mesh 0: units must be one of mm, cm, m, got None"):
         model.encode_identity(meshes)
@@ -161,6 +171,21 @@ def test_interpolation_moves_one_code_from_end_to_end(model, meshes, what):
     assert not torch.equal(frames[1].vertices, frames[0].vertices)
 
 
+def test_codes_of_no_mesh_are_refused(model, meshes):
+    codes = model.encode(meshes, units="mm")
+    for wrong in (codes.identity[0], codes.expression):
+        with pytest.raises(ValueError, match=r"identity must be codes \(M, 6\), got"):
+            model.synthesise(wrong)
+    with pytest.raises(ValueError, match=r"expression must be codes \(M, 4\), got \(3, 6\)"):
+        model.synthesise(codes.identity, codes.identity)
+    with pytest.raises(ValueError, match="must be of as many meshes, or one of them of one, got 3"):
+        model.synthesise(codes.identity, codes.expression[:2])
+    arrays = codes.numpy()
+    made = model.synthesise(arrays["identity"], arrays["expression"][:1])
+    wanted = model.synthesise(codes.identity, codes.expression[:1])
+    assert torch.equal(made[2].vertices, wanted[2].vertices)
+
+
 def test_interpolation_refuses_what_it_cannot_do(model, meshes):
     with pytest.raises(ValueError, match="2 or more"):
         model.interpolate(meshes[0], meshes[1], 1, units="mm")
@@ -184,11 +209,14 @@ def test_encoding_keeps_the_training_mode_and_stages_keep_gradients(model, meshe
     assert points.grad.abs().sum() > 0
 
 
-def test_expression_classes_are_refused_and_other_models_named(model, meshes):
+def test_what_meshes_have_not_is_refused_and_other_models_named(model, meshes):
     able = ["encode_expression", "encode_identity", "reconstruct", "neutralize"]
     assert model.capabilities() == able
     with pytest.raises(UnsupportedError, match=r"adv3d cannot predict_expression.*ipd-fer"):
         model.predict_expression(meshes)
+    for name in ("encode_pose", "encode_factors", "frontalize"):
+        with pytest.raises(UnsupportedError, match=rf"adv3d cannot {name}; .*latentface"):
+            getattr(model, name)(meshes)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -265,3 +293,32 @@ def test_a_mesh_that_is_being_learned_is_encoded_without_its_gradients(model, me
 def test_what_is_no_mesh_is_named(model, what):
     with pytest.raises(TypeError, match=r"a mesh is a file, .* got (NoneType|object|float|int)"):
         model.encode(what, units="mm")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_that_was_put_in_half_precision_says_that_its_codes_would_be_noise(
+    model, meshes, dtype
+):
+    model.to(dtype)
+    with pytest.raises(UnsupportedError, match="adv3d works in float32 only"):
+        model.encode(meshes, units="mm")
+    with pytest.raises(UnsupportedError, match="adv3d works in float32 only"):
+        model.synthesise(torch.zeros(1, 6))
+
+
+def test_codes_and_meshes_are_exact_under_autocast(model, meshes):
+    plain = model.encode(meshes, units="mm")
+    decoded = model.synthesise(plain.identity, plain.expression)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        reduced = model.encode(meshes, units="mm")
+        again = model.synthesise(plain.identity, plain.expression)
+    torch.testing.assert_close(reduced.identity, plain.identity)
+    torch.testing.assert_close(reduced.expression, plain.expression)
+    torch.testing.assert_close(again[0].vertices, decoded[0].vertices)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", torch.int8])
+def test_weights_are_not_saved_in_a_precision_in_which_the_codes_are_noise(model, tmp_path, dtype):
+    with pytest.raises(UnsupportedError, match="adv3d works in float32 only"):
+        model.save_pretrained(tmp_path / "reduced", dtype=dtype)
+    assert not (tmp_path / "reduced").exists()

@@ -1,9 +1,11 @@
 """The model of IPD-FER: shapes, stages, gradients and its classifier."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import facezoo
 from facezoo.errors import UnsupportedError
 from facezoo.models.ipd_fer import IPDFER
 from facezoo.models.ipd_fer.networks import Decoder, Encoder
@@ -114,6 +116,27 @@ def test_a_new_classifier_is_of_the_models_precision(model):
 def test_labels_that_do_not_fit_the_classes_are_refused(model):
     with pytest.raises(ValueError, match="num_classes=3 and 2 labels"):
         model.reset_classifier(3, ("yes", "no"))
+    assert model.labels == EXPRESSIONS
+
+
+@pytest.mark.parametrize("count", [np.arange(3).max() + 1, torch.tensor(3)])
+def test_classes_counted_by_numpy_or_torch_can_be_saved(model, tmp_path, count):
+    model.reset_classifier(count)
+    assert facezoo.load(model.save_pretrained(tmp_path)).labels == model.labels
+    assert IPDFER(BACKBONE, 24, num_classes=count).architecture["num_classes"] == 3
+    assert type(model.architecture["num_classes"]) is int
+
+
+def test_labels_may_come_from_numpy_and_are_saved(model, tmp_path):
+    model.reset_classifier(labels=np.unique(["calm", "cross", "calm"]))
+    assert model.labels == ("calm", "cross")
+    assert facezoo.load(model.save_pretrained(tmp_path)).labels == ("calm", "cross")
+
+
+@pytest.mark.parametrize("labels", [[0, 1], ["calm", "calm"], "calm", [None, "calm"], [1.5, "b"]])
+def test_labels_are_different_words(model, labels):
+    with pytest.raises(ValueError, match="labels must be different words, one per class, got"):
+        model.reset_classifier(labels=labels)
     assert model.labels == EXPRESSIONS
 
 

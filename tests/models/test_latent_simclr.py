@@ -50,6 +50,31 @@ def test_features_of_codes_are_those_of_the_photographs_that_gave_them(model):
         torch.testing.assert_close(encode(w_plus=codes), encode(PHOTOS), atol=1e-5, rtol=1e-4)
 
 
+def test_codes_and_directions_may_be_arrays(model):
+    codes, direction = model.encode_factors(PHOTOS).w_plus, torch.randn(10, 16)
+    torch.testing.assert_close(
+        model.encode_expression(w_plus=codes.numpy()), model.encode_expression(w_plus=codes)
+    )
+    torch.testing.assert_close(
+        model.edit(PHOTOS, direction.double().numpy(), 1.0), model.edit(PHOTOS, direction, 1.0)
+    )
+    with pytest.raises(ValueError, match=r"a direction must be \(1, 16\) or \(10, 16\), got"):
+        model.edit(PHOTOS, np.zeros(3), 1.0)
+
+
+def test_codes_are_worked_on_one_at_a_time_or_more(model):
+    inversion = model.encode_factors(PHOTOS)
+    with pytest.raises(ValueError, match="batch_size must be 1 or more, got 0"):
+        model.encode_identity(w_plus=inversion.w_plus, batch_size=0)
+    with pytest.raises(ValueError, match="batch_size must be 1 or more, got 0"):
+        model.synthesize(inversion, batch_size=0)
+
+
+def test_an_inversion_is_one_line(model):
+    said = repr(model.encode_factors(PHOTOS))
+    assert said == "Inversion(w_plus (2, 10, 16), feature (2, 8, 16, 16))"
+
+
 def test_the_two_encoders_differ(model):
     assert not torch.allclose(model.encode_expression(PHOTOS), model.encode_identity(PHOTOS))
 
@@ -84,6 +109,14 @@ def test_no_edit_is_the_reconstruction_and_an_edit_is_not(model):
     own = model.directions[0].clone()
     moved = [model.edit(PHOTOS, which, 2.0) for which in ("blur", own)]
     torch.testing.assert_close(*moved)
+
+
+@pytest.mark.parametrize("strength", [torch.tensor([1.0, 2.0]), [1.0, 2.0], None, "much"])
+def test_the_strength_of_an_edit_is_one_number(model, strength):
+    with pytest.raises(ValueError, match="strength must be one number for all faces, got"):
+        model.edit(PHOTOS, "smile", strength)
+    expected = model.edit(PHOTOS, "smile", 2.0)
+    torch.testing.assert_close(model.edit(PHOTOS, "smile", torch.tensor(2)), expected)
 
 
 def test_an_unknown_direction_is_named_with_those_that_there_are(model):

@@ -270,6 +270,16 @@ def test_factors_of_photographs_are_drawn_again_in_any_precision(model, dtype):
     torch.testing.assert_close(identity, model.neutralize(crop, aligned=True), atol=0.02, rtol=0)
 
 
+def test_one_of_the_faces_is_chosen_by_its_number_and_drawn(model, batch):
+    latents = model.embed_latents(batch)
+    for number in (1, -len(latents) + 1, torch.tensor(1)):
+        alone = model.draw(latents[number]).image
+        torch.testing.assert_close(alone, model.draw(latents[1:2]).image)
+    assert [len(one) for one in latents] == [1] * len(batch)
+    with pytest.raises(IndexError, match=f"there are {len(batch)} faces, and none at 9"):
+        latents[9]
+
+
 def test_noise_goes_to_where_the_faces_are(model, batch):
     latents = model.to("meta").embed_latents(batch.to("meta"))  # stands in for a GPU
     identity = model.identity_latents(latents, torch.randn(2, 12), torch.randn(2, 12))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -166,14 +167,26 @@ class Adv3D(MeshModel):
             for part in ("id", "exp"):
                 mean = codes[f"{part}_mean"]
                 if drawn:
-                    noise = torch.randn(mean.shape, generator=generator).to(mean)
+                    noise = torch.randn(mean.shape, generator=generator, device="cpu").to(mean)
                     mean = sample(mean, codes[f"{part}_logvar"], noise)
                 both.append(mean.float())
             return both[0], both[1]
 
-        with evaluating(self):
+        with self._exactly():
             identity, expression = in_batches(points, batch_size, work)
         return MeshEncoding(expression, identity)
+
+    @contextmanager
+    def _exactly(self) -> Iterator[None]:
+        """Eval mode in full precision, whatever surrounds the call; see ``needs_float32``.
+
+        Raises:
+            UnsupportedError: if the weights themselves are in half precision.
+        """
+        if self.dtype in (torch.float16, torch.bfloat16):
+            self.check_reduced_precision()
+        with evaluating(self), torch.autocast(self.device.type, enabled=False):
+            yield
 
     def reconstruct(
         self,
@@ -269,11 +282,33 @@ class Adv3D(MeshModel):
 
     @torch.no_grad()
     def synthesise(self, identity: Tensor, expression: Tensor | None = None) -> list[Mesh]:
-        """Meshes of codes (M, L), millimetres; the identity face without an expression code."""
-        identity = identity.to(self.device, self.dtype)
-        faces = self.vae.decode_identity(identity).float() * self.scale + self.template_mm
-        if expression is not None:
-            expression = expression.to(self.device, self.dtype)
-            faces = faces + self.vae.decode_expression(expression).float() * self.scale
+        """Meshes of codes (M, L), millimetres; the identity face without an expression code.
+
+        Args:
+            identity: z_id of M faces, or of one.
+            expression: z_exp of as many, or of one.
+
+        Raises:
+            ValueError: if a code is of another size, or their numbers do not go together.
+        """
+        identity = self._codes_of(identity, "identity")
+        with self._exactly():
+            faces = self.vae.decode_identity(identity).float() * self.scale + self.template_mm
+            if expression is not None:
+                expression = self._codes_of(expression, "expression")
+                if 1 not in (len(identity), len(expression)) and len(identity) != len(expression):
+                    raise ValueError(
+                        f"identity and expression must be of as many meshes, or one of them of "
+                        f"one, got {len(identity)} and {len(expression)}"
+                    )
+                faces = faces + self.vae.decode_expression(expression).float() * self.scale
         triangles = self.triangles.long()
         return [Mesh(vertices, "mm", triangles) for vertices in faces]
+
+    def _codes_of(self, codes: Tensor, part: Literal["expression", "identity"]) -> Tensor:
+        """Codes as the decoders take them, checked, (M, L)."""
+        given = torch.as_tensor(codes, device=self.device, dtype=self.dtype)
+        size = self.architecture[f"{part}_dim"]
+        if given.ndim != 2 or given.shape[1] != size:
+            raise ValueError(f"{part} must be codes (M, {size}), got {tuple(given.shape)}")
+        return given

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from facezoo.base import Images, Options, check_shape
+from facezoo.base import Images, Options, Stage, check_shape
 from facezoo.decoding import DecodingModel, check_pairs
 from facezoo.models.ipd_fer.networks import Decoder, Encoder
 from facezoo.preprocess.pipeline import OnMissing, Which
@@ -16,6 +17,9 @@ from facezoo.results import EXPRESSIONS
 
 POSES = 5
 """K_P: |yaw| of 0 to 10, 10 to 20, 20 to 30, 30 to 40 and over 40 degrees (Table 1)."""
+
+WHOLE_EXPRESSION = "embed_expression"
+"""Asked of ``run`` for f_exp with what ``identity_removal`` takes off it, as G_dec wants it."""
 
 
 class IPDFER(DecodingModel):
@@ -53,6 +57,7 @@ class IPDFER(DecodingModel):
         expression_rank: int | None = None,
     ) -> None:
         super().__init__()
+        num_classes = index(num_classes)  # a plain int, not one of numpy's, which no card can hold
         self.architecture: dict[str, Any] = {
             "backbone": backbone,
             "feature_dim": feature_dim,
@@ -204,12 +209,15 @@ class IPDFER(DecodingModel):
         if "reconstruct" in self.absent:
             self.refuse("transfer_expression")
         options = Options(faces, on_missing, aligned, batch_size, progress)
-        expression = self._encode(source, ["encode_expression"], options)[0]["encode_expression"]
+        expression = self._encode(source, [WHOLE_EXPRESSION], options)[0][WHOLE_EXPRESSION]
         named = ["encode_identity", "encode_pose"][: 1 if self.pose_encoder is None else 2]
         kept, _ = self._encode(target, named, options)
         base = torch.stack(list(kept.values())).sum(0)
         check_pairs(len(expression), len(base))
         return self.to_unit(self.made(base + expression, batch_size, self.decode))
+
+    def _stage(self, name: str) -> Stage:
+        return self.embed_expression if name == WHOLE_EXPRESSION else super()._stage(name)
 
     def classify_features(self, features: Tensor) -> Tensor:
         """Logits of C_exp (Sec. 3.2) from expression features (B, D), keeping gradients, (B, K)."""
@@ -265,18 +273,19 @@ class IPDFER(DecodingModel):
             labels: names of the classes, K; None for ``class_0`` and so on.
 
         Raises:
-            ValueError: if the numbers do not agree, or there is no class.
+            ValueError: if the numbers do not agree, there is no class, or the labels are not
+                different words.
         """
-        if num_classes is None:
-            num_classes = len(labels or ())
+        names = None if labels is None else _class_names(labels)
+        num_classes = len(names or ()) if num_classes is None else index(num_classes)
         if num_classes < 1:
             raise ValueError(
                 f"reset_classifier got num_classes={num_classes}; give 1 or more, or call "
                 "encode_expression() for features without a classifier"
             )
-        if labels is not None and len(labels) != num_classes:
+        if names is not None and len(names) != num_classes:
             raise ValueError(
-                f"reset_classifier got num_classes={num_classes} and {len(labels)} labels; "
+                f"reset_classifier got num_classes={num_classes} and {len(names)} labels; "
                 "give one label per class"
             )
         old = self.expression_classifier.weight
@@ -284,7 +293,7 @@ class IPDFER(DecodingModel):
             self.num_features, num_classes, device=old.device, dtype=old.dtype
         )
         self.architecture = {**self.architecture, "num_classes": num_classes}
-        self.labels = tuple(labels or ()) or tuple(f"class_{index}" for index in range(num_classes))
+        self.labels = names or _numbered(num_classes)
 
 
 def _absent(*, pose: bool, decoder: bool) -> dict[str, str]:
@@ -302,4 +311,24 @@ def _absent(*, pose: bool, decoder: bool) -> dict[str, str]:
 def _default_labels(num_classes: int) -> tuple[str, ...]:
     if num_classes == len(EXPRESSIONS):
         return EXPRESSIONS
-    return tuple(f"class_{index}" for index in range(num_classes))
+    return _numbered(num_classes)
+
+
+def _numbered(num_classes: int) -> tuple[str, ...]:
+    return tuple(f"class_{number}" for number in range(num_classes))
+
+
+def _class_names(labels: Sequence[str]) -> tuple[str, ...]:
+    """Labels as plain text, from a list, an array or a column.
+
+    Raises:
+        ValueError: if they are one text, not all text, or not all different.
+    """
+    names = list(labels)
+    words = {name for name in names if isinstance(name, str)}
+    if isinstance(labels, str) or len(words) < len(names):
+        raise ValueError(
+            f"labels must be different words, one per class, got {labels!r}; for classes that are "
+            "numbers pass [str(number) for number in labels]"
+        )
+    return tuple(map(str, names))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from facezoo.base import FaceModel
+from facezoo.display import Short
 from facezoo.errors import UnsupportedError
 from facezoo.models.latent_simclr.adapter import FeatureStyleEncoder
 from facezoo.models.latent_simclr.directions import check_direction
@@ -24,8 +25,8 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 """Images and targets, each (B, 3, S, S), to one number for every pair, (B,)."""
 
 
-@dataclass(frozen=True)
-class Inversion:
+@dataclass(frozen=True, repr=False)
+class Inversion(Short):
     """What an image is to a generator.
 
     Attributes:
@@ -197,7 +198,7 @@ class StyleGANInverter(nn.Module):
         """
         codes = inversion.w_plus
         rows = check_direction(direction, *codes.shape[1:]).to(codes)
-        amounts = torch.as_tensor(strength).to(codes).reshape(-1, 1, 1)
+        amounts = torch.as_tensor(strength, device=codes.device).to(codes).reshape(-1, 1, 1)
         return self.move_by(inversion, amounts * rows)
 
     def move_by(self, inversion: Inversion, change: Tensor) -> Inversion:

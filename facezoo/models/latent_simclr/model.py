@@ -279,12 +279,13 @@ class LatentSimCLR(DecodingModel):
 
         Raises:
             UnknownNameError: if the model has no direction of that name.
-            ValueError: if a direction of your own has another shape.
+            ValueError: if a direction of your own has another shape, or ``strength`` is not one
+                number.
         """
-        change = self.direction(direction)
+        change, amount = self.direction(direction), _one_number(strength)
 
         def moved(rows: Tensor) -> Tensor:
-            inversion = self.inverter.move(self._unpacked(rows), change.to(rows), strength)
+            inversion = self.inverter.move(self._unpacked(rows), change.to(rows), amount)
             return self._drawn(inversion.packed())
 
         options = Options(faces, on_missing, aligned, batch_size, progress)
@@ -373,8 +374,8 @@ class LatentSimCLR(DecodingModel):
             UnknownNameError: if the model has none of that name.
             ValueError: if it has another shape.
         """
-        if isinstance(name, Tensor):
-            return check_direction(name, *self.directions.shape[1:])
+        if not isinstance(name, str):
+            return check_direction(torch.as_tensor(name), *self.directions.shape[1:])
         names = self.architecture["directions"]
         if name not in names:
             there = ", ".join(names) or "none"
@@ -398,7 +399,7 @@ class LatentSimCLR(DecodingModel):
         if w_plus is None:
             assert images is not None
             return self._encode(images, [name], options)[0][name]
-        codes, size = w_plus.to(self.directions), options.batch_size
+        codes, size = torch.as_tensor(w_plus, device=self.device), options.batch_size
         with torch.no_grad():
             if name == "encode_identity":
                 return self.made(codes, size, self.identity_encoder)
@@ -433,3 +434,18 @@ class LatentSimCLR(DecodingModel):
 
 def _same(crops: Tensor) -> Tensor:
     return crops
+
+
+def _one_number(strength: float) -> float:
+    """One strength for all faces; several would fall on the faces of each batch anew.
+
+    Raises:
+        ValueError: if it is no number, or several.
+    """
+    try:
+        return float(strength)
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            f"strength must be one number for all faces, got {strength!r}; call edit() once for "
+            "each strength"
+        ) from None

@@ -29,7 +29,7 @@ StepRule = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
 
 def alphas_cumprod() -> Tensor:
     """ᾱ of every step: betas linear from 1e-4 to 0.02 (Ho et al. 2020), float32, (T,)."""
-    return torch.tensor(_ALPHAS, dtype=torch.float32)
+    return torch.tensor(_ALPHAS, dtype=torch.float32, device="cpu")
 
 
 def add_noise(clean: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
@@ -156,7 +156,8 @@ class RepresentationDiffusion(nn.Module):
         self.map_size, self.rule, self.limit = map_size, SAMPLERS[sampler], limit
         self.unet = UNet(2 * code_dim, code_dim, width)
         draw = torch.Generator().manual_seed(seed)
-        drawn = torch.randn(code_dim, generator=draw, dtype=torch.float32)  # others draw otherwise
+        # Other devices and precisions draw other numbers, whatever torch's defaults are.
+        drawn = torch.randn(code_dim, generator=draw, dtype=torch.float32, device="cpu")
         self.register_buffer("noise", drawn, persistent=False)
 
     def denoise(self, noisy: Tensor, steps: Tensor, condition: Tensor) -> Tensor:

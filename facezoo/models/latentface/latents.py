@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from facezoo.display import Short
-from facezoo.results import FaceEncoding
+from facezoo.results import FaceEncoding, as_rows
 
 NUMBERS = (4, 6)
 """How many numbers are a light and a view."""
@@ -30,8 +31,9 @@ class Latents(Short):
     def __len__(self) -> int:
         return len(self.texture)
 
-    def __getitem__(self, rows: Tensor | slice) -> Latents:
-        """Some of the faces."""
+    def __getitem__(self, index: Any) -> Latents:
+        """Select faces by a number, a slice, a boolean mask or an index tensor."""
+        rows = as_rows(index, len(self))
         return Latents(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     def to(self, dtype: torch.dtype) -> Latents:

@@ -286,7 +286,9 @@ class LatentFace(LatentFaceStages):
         points = self.renderer.camera.unproject(depth[None])[0, :, BORDER:-BORDER]
         turned = points * points.new_tensor([1, -1, -1]) + points.new_tensor([0, 0, 1])
         row, column = torch.meshgrid(
-            torch.arange(size), torch.arange(BORDER, size - BORDER), indexing="ij"
+            torch.arange(size, device=depth.device),
+            torch.arange(BORDER, size - BORDER, device=depth.device),
+            indexing="ij",
         )
         return TexturedMesh(
             vertices=turned.flatten(0, 1),

@@ -132,7 +132,7 @@ def time_features(steps: Tensor, width: int) -> Tensor:
         float32, (B, width).
     """
     half = width // 2
-    exponents = -log(MAX_PERIOD) * torch.arange(half, dtype=torch.float32) / half
+    exponents = -log(MAX_PERIOD) * torch.arange(half, dtype=torch.float32, device="cpu") / half
     frequencies = exponents.double().exp().float().to(steps.device)
     angles = steps[:, None].float() * frequencies
     return torch.cat([angles.cos(), angles.sin()], -1)
