@@ -79,6 +79,15 @@ def test_a_pattern_stands_for_what_it_matches(folder):
         inputs.list_photos(str(folder / "*.gif"))
 
 
+def test_only_the_end_of_a_line_ends_a_name_in_a_list(tmp_path):
+    names = [f"a{sign}b.png" for sign in ("\x0b", "\x1c", "\x85", "\u2028")]
+    for name in names:
+        (tmp_path / name).touch()
+    (tmp_path / "list.txt").write_bytes("\r\n".join(names).encode())
+    found = inputs.list_photos(tmp_path / "list.txt").names
+    assert found == sorted(str(tmp_path / name) for name in names)
+
+
 def test_a_pattern_in_a_list_is_looked_for_in_the_folder_of_the_list_whatever_that_is_called(
     tmp_path,
 ):

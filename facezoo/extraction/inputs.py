@@ -157,7 +157,7 @@ def _expanded(given: str) -> list[str]:
         raise FileNotFoundError("an empty name was given; name a folder or file, '.' for this one")
     path = Path(given)
     if path.suffix.lower() == ".txt" and path.is_file():
-        lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+        lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
         inside = [_beside(path, line.strip()) for line in lines if line.strip()]
         return [name for line in inside for name in _expanded(line)]
     if path.exists() or not glob.has_magic(given):
