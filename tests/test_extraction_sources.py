@@ -166,6 +166,25 @@ def test_shards_give_the_rows_of_their_files(folder, tmp_path, model, kind):
     assert left == right
 
 
+def test_links_in_a_tar_file_are_photographs_like_those_in_a_folder(folder, tmp_path, model):
+    with tarfile.open(tmp_path / "s.tar", "w") as archive:
+        for name, to in (("x/c.png", "../b.png"), ("x/gone.png", "nowhere.png")):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = tarfile.SYMTYPE, to
+            archive.addfile(info)
+        archive.add(folder / "002.png", arcname="./x/a.png")
+        info = tarfile.TarInfo("b.png")  # what tar makes of a second name of the same file
+        info.type, info.linkname = tarfile.LNKTYPE, "./x/a.png"
+        archive.addfile(info)
+    (report,) = extract_all(tmp_path / "s.tar", [tmp_path / "f.parquet"], [model])
+    assert [name.partition("::")[2] for name, _ in report.unreadable] == ["x/gone.png"]
+    rows = [
+        (name.partition("::")[2], face) for name, face in names_and_faces(tmp_path / "f.parquet")
+    ]
+    faces = [face for name, face in EXPECTED if name == "002.png"]
+    assert rows == [(name, face) for name in ("x/c.png", "./x/a.png", "b.png") for face in faces]
+
+
 def test_a_shard_is_not_replaced_by_its_own_features(folder, tmp_path, model, monkeypatch):
     shard = write_table(folder, tmp_path / "shard.parquet")
     before = shard.read_bytes()
