@@ -79,6 +79,23 @@ def test_a_pattern_stands_for_what_it_matches(folder):
         inputs.list_photos(str(folder / "*.gif"))
 
 
+def test_a_pattern_follows_links_but_not_in_circles(tmp_path, monkeypatch):
+    photos = tmp_path / "photos"
+    (photos / "deep").mkdir(parents=True)
+    (photos / "deep" / "a.png").touch()
+    (photos / "deep" / "up").symlink_to(photos)
+    (tmp_path / "beside").mkdir()
+    (tmp_path / "beside" / "b.png").touch()
+    (photos / "beside").symlink_to(tmp_path / "beside")
+    once = ["beside/b.png", "deep/a.png"]
+    names = inputs.list_photos(str(photos / "**" / "*.png")).names
+    assert names == [str(photos / name) for name in once]
+    monkeypatch.chdir(photos)
+    assert inputs.list_photos("**/*.png").names == once
+    through = inputs.list_photos("deep/up/**/*.png").names
+    assert through == [f"deep/up/{name}" for name in once]
+
+
 def test_only_the_end_of_a_line_ends_a_name_in_a_list(tmp_path):
     names = [f"a{sign}b.png" for sign in ("\x0b", "\x1c", "\x85", "\u2028")]
     for name in names:
