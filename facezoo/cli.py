@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code: int = options.handler(options)
-        sys.stdout.flush()
+        print(end="", flush=True)  # there may be no output, and then nothing to flush
         return code
     except KeyboardInterrupt:
         hint = ""

@@ -134,6 +134,11 @@ def test_a_closed_pipe_is_no_error_to_shout_about():
 # --- list, info, download, publish, convert ----------------------------------------------------
 
 
+def test_without_an_output_a_command_works_all_the_same(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)  # as after >&-, or in a service
+    assert main(["list"]) == 0
+
+
 def test_list_takes_a_pattern_and_says_when_nothing_matches(capsys):
     assert main(["list", "*fer*"]) == 0
     assert "ipd-fer" in capsys.readouterr().out.split()

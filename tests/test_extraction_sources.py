@@ -79,6 +79,32 @@ def test_a_pattern_stands_for_what_it_matches(folder):
         inputs.list_photos(str(folder / "*.gif"))
 
 
+def test_a_pattern_follows_links_but_not_in_circles(tmp_path, monkeypatch):
+    photos = tmp_path / "photos"
+    (photos / "deep").mkdir(parents=True)
+    (photos / "deep" / "a.png").touch()
+    (photos / "deep" / "up").symlink_to(photos)
+    (tmp_path / "beside").mkdir()
+    (tmp_path / "beside" / "b.png").touch()
+    (photos / "beside").symlink_to(tmp_path / "beside")
+    once = ["beside/b.png", "deep/a.png"]
+    names = inputs.list_photos(str(photos / "**" / "*.png")).names
+    assert names == [str(photos / name) for name in once]
+    monkeypatch.chdir(photos)
+    assert inputs.list_photos("**/*.png").names == once
+    through = inputs.list_photos("deep/up/**/*.png").names
+    assert through == [f"deep/up/{name}" for name in once]
+
+
+def test_only_the_end_of_a_line_ends_a_name_in_a_list(tmp_path):
+    names = [f"a{sign}b.png" for sign in ("\x0b", "\x1c", "\x85", "\u2028")]
+    for name in names:
+        (tmp_path / name).touch()
+    (tmp_path / "list.txt").write_bytes("\r\n".join(names).encode())
+    found = inputs.list_photos(tmp_path / "list.txt").names
+    assert found == sorted(str(tmp_path / name) for name in names)
+
+
 def test_a_pattern_in_a_list_is_looked_for_in_the_folder_of_the_list_whatever_that_is_called(
     tmp_path,
 ):
@@ -155,6 +181,25 @@ def test_shards_give_the_rows_of_their_files(folder, tmp_path, model, kind):
     ]
     left, right = (columns_but("file", tmp_path / f"{n}.parquet") for n in ("files", "shards"))
     assert left == right
+
+
+def test_links_in_a_tar_file_are_photographs_like_those_in_a_folder(folder, tmp_path, model):
+    with tarfile.open(tmp_path / "s.tar", "w") as archive:
+        for name, to in (("x/c.png", "../b.png"), ("x/gone.png", "nowhere.png")):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = tarfile.SYMTYPE, to
+            archive.addfile(info)
+        archive.add(folder / "002.png", arcname="./x/a.png")
+        info = tarfile.TarInfo("b.png")  # what tar makes of a second name of the same file
+        info.type, info.linkname = tarfile.LNKTYPE, "./x/a.png"
+        archive.addfile(info)
+    (report,) = extract_all(tmp_path / "s.tar", [tmp_path / "f.parquet"], [model])
+    assert [name.partition("::")[2] for name, _ in report.unreadable] == ["x/gone.png"]
+    rows = [
+        (name.partition("::")[2], face) for name, face in names_and_faces(tmp_path / "f.parquet")
+    ]
+    faces = [face for name, face in EXPECTED if name == "002.png"]
+    assert rows == [(name, face) for name in ("x/c.png", "./x/a.png", "b.png") for face in faces]
 
 
 def test_a_shard_is_not_replaced_by_its_own_features(folder, tmp_path, model, monkeypatch):

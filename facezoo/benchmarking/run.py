@@ -144,7 +144,6 @@ class _Course:
                 f"{self.path} holds numbers of {there}, and {self.data} has {packs.digests()}; "
                 "name another file for the results, since they cannot stand in one table"
             )
-        self.content["data"] = packs.digests()
         return packs
 
     # --- who takes part
@@ -189,7 +188,10 @@ class _Course:
         entry = self.content["models"].get(name)
         if entry is None or entry["key"] != entrant.key:
             entry = self.content["models"][name] = _about(entrant)
-        for title, (place, key, work) in self._missing(entrant, entry).items():
+        missing = self._missing(entrant, entry)
+        if missing:  # data that lack or differ are refused before anything is written
+            self.content["data"] = self.packs.digests()
+        for title, (place, key, work) in missing.items():
             tqdm.write(f"{name}: {title}")
             place[key] = work()
             self.write()

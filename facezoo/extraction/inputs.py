@@ -157,13 +157,15 @@ def _expanded(given: str) -> list[str]:
         raise FileNotFoundError("an empty name was given; name a folder or file, '.' for this one")
     path = Path(given)
     if path.suffix.lower() == ".txt" and path.is_file():
-        lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+        lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
         inside = [_beside(path, line.strip()) for line in lines if line.strip()]
         return [name for line in inside for name in _expanded(line)]
     if path.exists() or not glob.has_magic(given):
         return [given]
     _check_listable(given)
     found = sorted(glob.glob(given, recursive=True))  # noqa: PTH207 (it takes absolute patterns)
+    if "**" in given:
+        found = _out_of_circles(found, given)
     if not found:
         raise FileNotFoundError(f"nothing matches the pattern {given!r}")
     return found
@@ -175,6 +177,27 @@ def _beside(path: Path, line: str) -> str:
     if beside.exists() or not glob.has_magic(line):
         return str(beside)
     return str(Path(glob.escape(str(path.parent))) / line)
+
+
+def _out_of_circles(paths: Sequence[str], pattern: str) -> list[str]:
+    """Those of the matches to which no link leads by way of a folder that it leads back to."""
+    named = Path(f"{pattern[: pattern.index('**')]}x").parent  # circles within it are wanted
+    begin = len(named.parts) - named.is_absolute()
+
+    def circular(folder: Path) -> bool:
+        ways = [*reversed(folder.parents), folder][begin:]
+        stats = [way.stat() for way in ways]
+        return len({(stat.st_dev, stat.st_ino) for stat in stats}) < len(ways)
+
+    known: dict[str, bool] = {}
+    kept = []
+    for path in paths:
+        folder = path if os.path.isdir(path) else os.path.dirname(path)  # noqa: PTH112, PTH120
+        if folder not in known:
+            known[folder] = circular(Path(folder))
+        if not known[folder]:
+            kept.append(path)
+    return kept
 
 
 def _check_listable(pattern: str) -> None:

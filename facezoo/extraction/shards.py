@@ -8,8 +8,9 @@ the row. Where a shard is broken, its own name, without a key, stands for what c
 from __future__ import annotations
 
 import os
+import posixpath
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -28,6 +29,8 @@ MARK = "::"
 _GROUPS = 2
 """Row groups of tables whose images are kept in memory."""
 _MORE = "it is damaged there, or several in one; unpack it with tar -i and pack it anew"
+_NOTHING = (0, 0)
+"""The place in a tar file of a link that leads out of it."""
 _lock = Lock()
 
 
@@ -118,21 +121,51 @@ def _indexed(path: Path, _: tuple[int, int]) -> _Index:
 
 def _tar_places(path: Path) -> _Index:
     places: dict[str, tuple[int, int]] = {}
+    files: dict[str, tuple[int, int]] = {}
+    links: dict[str, str] = {}
+    damage = ""
     try:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
-                if member.isfile() and os.path.splitext(member.name)[1].lower() in SUFFIXES:  # noqa: PTH122
-                    places[member.name] = (member.offset_data, member.size)
+                name = posixpath.normpath(member.name)
+                if member.isfile():
+                    files[name] = (member.offset_data, member.size)
+                    links.pop(name, None)
+                elif member.islnk() or member.issym():
+                    links[name] = _target(member)
+                else:
+                    continue
+                if os.path.splitext(member.name)[1].lower() in SUFFIXES:  # noqa: PTH122
+                    places[member.name] = _NOTHING
             end = archive.offset
     except tarfile.TarError as error:
         what = "is cut off" if places else "is no uncompressed tar file"
-        return _Index(places, f"{path} {what}: {error}")
+        damage = f"{path} {what}: {error}"
+    for name in places:
+        places[name] = files.get(_followed(posixpath.normpath(name), links), _NOTHING)
+    if damage:
+        return _Index(places, damage)
     with path.open("rb") as file:
         file.seek(end)
         while block := file.read(tarfile.RECORDSIZE):
             if block.strip(b"\0"):
                 return _Index(places, f"{path} goes on where it ends, at byte {end}: {_MORE}")
     return _Index(places)
+
+
+def _target(link: tarfile.TarInfo) -> str:
+    """The member that a link stands for: by its name, or of a symbolic link from where that is."""
+    folder = "" if link.islnk() else posixpath.dirname(link.name)
+    return posixpath.normpath(posixpath.join(folder, link.linkname))
+
+
+def _followed(name: str, links: Mapping[str, str]) -> str:
+    """Where a name leads to by links, of which none is taken twice."""
+    seen = set()
+    while name in links and name not in seen:
+        seen.add(name)
+        name = links[name]
+    return name
 
 
 def _opened(path: Path) -> pq.ParquetFile:

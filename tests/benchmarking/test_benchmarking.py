@@ -190,6 +190,7 @@ def test_numbers_of_other_data_are_not_mixed(packs, tmp_path, brief):
         facezoo.benchmark(
             own={"mine": two}, data=packs, out=tmp_path / "out", results=path, device="cpu"
         )
+    assert json.loads(path.read_text())["models"] == {}
 
 
 def test_the_command_measures_and_prints(packs, tmp_path, brief, painter, capsys):
@@ -207,6 +208,7 @@ def test_missing_data_and_unknown_models_are_told_before_anything_is_done(tmp_pa
     assert "did you mean" in capsys.readouterr().err
     with pytest.raises(FileNotFoundError, match=r"has no ferplus\.parquet"):
         facezoo.benchmark(own={"mine": two}, data=tmp_path, out=tmp_path / "o", device="cpu")
+    assert not any(tmp_path.iterdir())
 
 
 def test_results_that_their_own_tables_would_replace_are_refused(tmp_path):
