@@ -396,6 +396,14 @@ def test_what_a_model_cannot_do_is_refused_with_models_that_can(method):
         getattr(OnlyIdentity(), method)("never read.jpg")
 
 
+@pytest.mark.parametrize("wanted", [["expression"], "encode_expression"])
+def test_run_names_what_it_can_be_asked_for(wanted):
+    with pytest.raises(ValueError, match=r"there is no 'e.* among encode_expression, "):
+        OnlyIdentity().run(torch.rand(1, 3, 112, 112), wanted)
+    with pytest.raises(ValueError, match="batch_size must be 1 or more, got 0"):
+        OnlyIdentity().run(torch.rand(1, 3, 112, 112), ["encode_identity"], batch_size=0)
+
+
 def test_run_refuses_what_a_model_cannot_do():
     with pytest.raises(UnsupportedError, match="cannot encode_expression"):
         OnlyIdentity().run(torch.rand(1, 3, 112, 112), ["encode_identity", "encode_expression"])
