@@ -248,8 +248,11 @@ class IPDFER(DecodingModel):
             stage: ``"probabilities"``, whose logits it gives, or a name of features.
 
         Raises:
-            UnsupportedError: if this model has no pose branch and it is asked for.
+            UnsupportedError: if there is no such stage, or this model has no pose branch and it is
+                asked for.
         """
+        if stage not in self.timm_stages:
+            super().as_timm(stage)  # raises
         encoders = {"identity": self.identity_encoder, "pose": self.pose_encoder}
         encoder = encoders.get(stage, self.expression_encoder)
         if encoder is None:
