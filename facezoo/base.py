@@ -255,7 +255,9 @@ class FaceModel(ShortModel, Freezable, Pretrained):
 
         Raises:
             UnsupportedError: if this model cannot do one of them.
+            ValueError: if one is no such key, or ``batch_size`` is below 1.
         """
+        check_batch_size(batch_size)
         for name in wanted:
             self._stage(name)
         parts: dict[str, list[Tensor]] = {name: [] for name in wanted}
@@ -284,6 +286,8 @@ class FaceModel(ShortModel, Freezable, Pretrained):
         return {name: results[name].float() for name in wanted}
 
     def _stage(self, name: str) -> Stage:
+        if name not in CAPABILITIES:
+            raise ValueError(f"there is no {name!r} among {', '.join(CAPABILITIES)}")
         stage: Stage | None = getattr(self, CAPABILITIES[name], None)
         return stage if stage is not None and name not in self.absent else self.refuse(name)
 

@@ -10,6 +10,8 @@ from torch import Tensor
 from facezoo.base import FaceModel, Images, Options, check_batch_size
 from facezoo.modes import evaluating
 from facezoo.preprocess.pipeline import OnMissing, Which
+from facezoo.preprocess.reading import as_list
+from facezoo.results import Faces
 
 
 class DecodingModel(FaceModel):
@@ -127,3 +129,25 @@ def check_pairs(sources: int, targets: int) -> None:
             f"transfer_expression got {sources} source faces and {targets} target faces; {none}"
             "give one source, or as many as there are targets"
         )
+
+
+def check_places(source: Images, target: Images, *found: Faces | None) -> None:
+    """Refuse several pairs of which some lack a face: who belongs to whom cannot be told any more.
+
+    Args:
+        source: photographs of which one stands for all targets, or each for its own.
+        target: photographs.
+        *found: the faces of both; None for crops that came aligned.
+
+    Raises:
+        ValueError: if there are several sources, and photographs of either side were left out.
+    """
+    for images, faces in zip((source, target), found, strict=True):
+        given = len(as_list(images))
+        with_face = given if faces is None else len(faces.image_index.unique())
+        if len(as_list(source)) > 1 and 0 < with_face < given:
+            raise ValueError(
+                f"{given - with_face} of {given} photographs without a face were skipped, and the "
+                'others would be paired with the wrong ones; pass on_missing="nan", which keeps '
+                "the place of each"
+            )

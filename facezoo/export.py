@@ -105,12 +105,15 @@ def export(
 
     Raises:
         ImportError: if the extra ``[export]`` is missing.
+        TypeError: if ``model`` is none, such as the name of one.
         UnsupportedError: if the model has no such stage, or the format cannot hold it.
         ValueError: if there is no such format, or ``out`` holds another checkpoint.
         RuntimeError: if an exported stage differs from the model by more than ``TOLERANCE``.
     """
     if kind not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {kind!r}")
+    if not isinstance(model, FaceModel | MeshModel):
+        raise TypeError(f"model must be one that facezoo.load gives, got {type(model).__name__}")
     plain = deepcopy(model).to("cpu", torch.float32).to(memory_format=torch.contiguous_format)
     plain = plain.eval().requires_grad_(False)
     wanted = _chosen(plain, kind, stages)

@@ -55,7 +55,8 @@ class Freezable(nn.Module):
             UnsupportedError: if no name is given and the model has no classifier.
         """
         modules = dict(self.named_modules())
-        if unknown := [name for name in names if not name or name not in modules]:
+        known = [name for name in modules if name]
+        if unknown := [name for name in names if name not in known]:
             first = ", ".join(name for name, _ in self.named_children())
             raise ValueError(f"no part is named {unknown[0]!r}; there are {first} and their parts")
         chosen = names or self._all_but_classifier()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from threading import Lock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
@@ -14,19 +17,52 @@ from torch import nn
 def evaluating(module: nn.Module) -> Iterator[None]:
     """A module in eval mode, and exact, for a while; what was in training mode is in it afterwards.
 
-    Only modules in training mode are touched; see ``_in_training`` for which are looked at.
+    Only modules in training mode are touched; see ``_in_training`` for which are looked at. Where
+    several threads use a module at once, the last to leave puts it back.
     """
-    in_training = _in_training(module)
-    if in_training:
-        module.eval()
+    held = _hold(module)
     try:
         # Without CUDA no parameter can be on a GPU, and to ask one costs time.
         on_cuda = torch.cuda.is_initialized()
         with exact(first_parameter(module).device) if on_cuda else nullcontext():
             yield
     finally:
-        for part in in_training:
-            part.training = True
+        if held:
+            _release(module)
+
+
+@dataclass
+class _Held:
+    """A module that is in eval mode for a while."""
+
+    in_training: list[nn.Module]
+    """Its parts that are to be in training mode afterwards."""
+    users: int = 1
+
+
+_HELD: WeakKeyDictionary[nn.Module, _Held] = WeakKeyDictionary()
+_LOCK = Lock()
+
+
+def _hold(module: nn.Module) -> bool:
+    """Put a module into eval mode; whether that is to be undone."""
+    with _LOCK:
+        if _HELD and module in _HELD:
+            _HELD[module].users += 1
+            return True
+        in_training = _in_training(module)
+        if in_training:
+            module.eval()
+            _HELD[module] = _Held(in_training)
+        return bool(in_training)
+
+
+def _release(module: nn.Module) -> None:
+    with _LOCK:
+        _HELD[module].users -= 1
+        if not _HELD[module].users:
+            for part in _HELD.pop(module).in_training:
+                part.training = True
 
 
 @contextmanager

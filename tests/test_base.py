@@ -377,6 +377,29 @@ def test_run_gives_float32_by_name_in_batches(model):
     assert model.run(crops[:0], ["encode_expression"])["encode_expression"].shape == (0, 24)
 
 
+# Pairs.
+
+
+@pytest.mark.parametrize("family", sorted(TINY))
+def test_pairs_of_which_some_were_skipped_are_refused(family):
+    model = model_class(family)(**TINY[family]).eval()
+    first, second, third = PORTRAITS[:3]
+    pairs = [model.transfer_expression, getattr(model, "mix_styles", model.transfer_expression)]
+    for pair in pairs:
+        for sides in (
+            ([first, EMPTY], [second, third]),
+            ([first, second], [third, EMPTY]),
+            ([first, EMPTY, second], [EMPTY, third, first]),
+        ):
+            with pytest.raises(ValueError, match=r'1 of . photographs .* on_missing="nan"'):
+                pair(*sides, on_missing="skip")
+        kept = pair([first, EMPTY], [second, third], on_missing="nan")
+        assert kept.isnan().flatten(1).any(1).tolist() == [False, True]
+        torch.testing.assert_close(kept[:1], pair(first, second))
+    alone = model.transfer_expression(first, [second, EMPTY, third], on_missing="skip")
+    assert len(alone) == 2
+
+
 # What a model cannot do.
 
 
@@ -394,6 +417,14 @@ def test_a_model_says_what_it_can_do():
 def test_what_a_model_cannot_do_is_refused_with_models_that_can(method):
     with pytest.raises(UnsupportedError, match=rf"only-identity cannot {method}; .*ipd-fer"):
         getattr(OnlyIdentity(), method)("never read.jpg")
+
+
+@pytest.mark.parametrize("wanted", [["expression"], "encode_expression"])
+def test_run_names_what_it_can_be_asked_for(wanted):
+    with pytest.raises(ValueError, match=r"there is no 'e.* among encode_expression, "):
+        OnlyIdentity().run(torch.rand(1, 3, 112, 112), wanted)
+    with pytest.raises(ValueError, match="batch_size must be 1 or more, got 0"):
+        OnlyIdentity().run(torch.rand(1, 3, 112, 112), ["encode_identity"], batch_size=0)
 
 
 def test_run_refuses_what_a_model_cannot_do():

@@ -57,6 +57,16 @@ def told(model, name, batch):
         return Stage(model, stage_names(model)[name])(batch)
 
 
+def test_a_stage_that_there_is_not_is_no_timm_model(model):
+    with pytest.raises(UnsupportedError, match="ipd-fer has no stage 'mood' that is a timm model"):
+        model.as_timm("mood")
+
+
+def test_a_name_is_no_model_to_export(tmp_path):
+    with pytest.raises(TypeError, match=r"one that facezoo\.load gives, got str"):
+        export("ipd-fer", tmp_path)
+
+
 def test_every_capability_is_a_stage(model):
     assert list(stage_names(model)) == ALL
 

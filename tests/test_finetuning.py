@@ -311,6 +311,9 @@ def test_freezing_everything_but_the_classifier_is_the_default():
 def test_a_part_that_does_not_exist_cannot_be_frozen():
     with pytest.raises(ValueError, match=r"no part is named 'encoder'.*expression_encoder"):
         small().freeze("encoder")
+    for wrong in (["identity_encoder"], None, ""):  # a list instead of names one by one
+        with pytest.raises(ValueError, match=r"no part is named .*; there are identity_encoder"):
+            small().freeze(wrong)
 
 
 def test_the_rate_falls_by_a_factor_per_layer_of_each_backbone():

@@ -90,6 +90,20 @@ def test_networks_in_training_mode_are_put_back_and_a_layer_alone_is_left():
         assert network[0][1].training
 
 
+def test_the_last_of_several_users_puts_a_network_back():
+    network = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
+    first, second = modes.evaluating(network), modes.evaluating(network)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)  # as a thread does while another is at work
+    assert not any(part.training for part in network.modules())
+    second.__exit__(None, None, None)
+    assert all(part.training for part in network.modules())
+    with modes.evaluating(network.eval()):
+        pass
+    assert not any(part.training for part in network.modules())
+
+
 def test_the_first_parameter_is_that_of_torch():
     plain = nn.Sequential(nn.ReLU(), nn.Sequential(nn.Tanh(), nn.Linear(2, 3, bias=False)))
     plain.register_parameter("none", None)

@@ -56,7 +56,7 @@ class Results:
 
 
 def benchmark(
-    models: Iterable[str] = (),
+    models: str | Iterable[str] = (),
     *,
     data: str | Path,
     out: str | Path,
@@ -71,8 +71,8 @@ def benchmark(
     interruption and measures nothing twice. Lines of other models in the file stay.
 
     Args:
-        models: names that ``facezoo.load`` takes; none for every bundled checkpoint, unless ``own``
-            is given.
+        models: names that ``facezoo.load`` takes, one or several; none for every bundled
+            checkpoint, unless ``own`` is given.
         data: folder with ``ferplus.parquet``, ``lfw.parquet``, ``lfw_pairs_val.csv`` and
             ``london_expr.parquet``; for models of meshes, with the files of ICT-3D.
         out: folder for features, and for results unless ``results`` names another file.
@@ -96,7 +96,8 @@ def benchmark(
     if path.suffix == ".md":
         raise ValueError(f"{path} is where the tables go, in markdown; name a .json file")
     course = _Course(folder, Path(out), path, best_device(device))
-    chosen = _chosen(list(models), own or {}, folder)
+    names = [models] if isinstance(models, str) else list(models)
+    chosen = _chosen(names, own or {}, folder)
     of_meshes = {name: card for name, card in chosen.items() if entering.takes_meshes(card)}
     for name in (name for name in chosen if name not in of_meshes):
         course.measure(name, course.checkpoint)

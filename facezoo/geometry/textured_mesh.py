@@ -48,10 +48,11 @@ class TexturedMesh(Short):
             ValueError: if the suffix is another.
         """
         path = Path(path)
-        if path.suffix not in SUFFIXES:
+        suffix = path.suffix.lower()
+        if suffix not in SUFFIXES:
             raise ValueError(f"a mesh is saved as {' or '.join(SUFFIXES)}, got {path.name!r}")
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".ply":
+        if suffix == ".ply":
             path.write_text(self._ply(), encoding="ascii")
             return path
         material, picture = path.with_suffix(".mtl"), path.with_name(f"{path.stem}_texture.png")

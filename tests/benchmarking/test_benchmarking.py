@@ -129,7 +129,7 @@ def test_what_a_model_holds_and_does_not_hold_is_measured(
 
 
 def test_the_references_stand_beside_a_checkpoint(packs, tmp_path, brief, painter):
-    found = facezoo.benchmark(["ipd-fer"], data=packs, out=tmp_path / "out", device="cpu")
+    found = facezoo.benchmark("ipd-fer", data=packs, out=tmp_path / "out", device="cpu")
     models = found.content["models"]
     assert set(models) == {painter.card.name, "pixels", "random-network"}
     assert set(models["pixels"]["read"]) == {"features"}

@@ -59,6 +59,11 @@ def test_a_ply_has_the_colour_of_every_vertex(mesh, tmp_path):
     assert body[-1] == "3 2 1 3"
 
 
+def test_suffixes_may_be_in_capitals(mesh, tmp_path):
+    assert mesh.save(tmp_path / "FACE.PLY").read_text().startswith("ply\n")
+    assert mesh.save(tmp_path / "FACE.OBJ").read_text().startswith("mtllib FACE.mtl\n")
+
+
 def test_another_suffix_is_refused(mesh, tmp_path):
     with pytest.raises(ValueError, match=r"saved as \.obj or \.ply, got 'face\.stl'"):
         mesh.save(tmp_path / "face.stl")

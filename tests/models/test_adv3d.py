@@ -123,6 +123,10 @@ def test_samples_follow_the_generator_and_the_posterior(model, meshes):
 
     assert torch.equal(draw(1), draw(1))
     assert not torch.equal(draw(1), draw(2))
+    in_ones = model.encode_identity(
+        meshes, units="mm", sample=True, generator=torch.Generator().manual_seed(1), batch_size=1
+    )
+    torch.testing.assert_close(in_ones, draw(1))
     many = torch.stack([draw(seed) for seed in range(400)])
     codes = model.vae.distributions(model.embed(meshes))
     deviation = (codes["id_logvar"] / 2).exp()

@@ -161,20 +161,22 @@ class Adv3D(MeshModel):
         generator: torch.Generator | None,
         batch_size: int,
     ) -> MeshEncoding:
-        def work(batch: Tensor) -> tuple[Tensor, Tensor]:
+        def work(batch: Tensor) -> tuple[Tensor, ...]:
             codes = self.vae.distributions(self.embed(batch))
-            both = []
-            for part in ("id", "exp"):
-                mean = codes[f"{part}_mean"]
-                if drawn:
-                    noise = torch.randn(mean.shape, generator=generator, device="cpu").to(mean)
-                    mean = sample(mean, codes[f"{part}_logvar"], noise)
-                both.append(mean.float())
-            return both[0], both[1]
+            return tuple(
+                codes[f"{part}_{of}"] for part in ("id", "exp") for of in ("mean", "logvar")
+            )
+
+        def code(mean: Tensor, logvar: Tensor) -> Tensor:
+            if drawn:  # for all meshes at once, so that batches do not decide what is drawn
+                noise = torch.randn(mean.shape, generator=generator, device="cpu").to(mean)
+                mean = sample(mean, logvar, noise)
+            return mean.float()
 
         with self._exactly():
-            identity, expression = in_batches(points, batch_size, work)
-        return MeshEncoding(expression, identity)
+            identity_mean, identity_logvar, *of_expression = in_batches(points, batch_size, work)
+        identity = code(identity_mean, identity_logvar)
+        return MeshEncoding(code(*of_expression), identity)
 
     @contextmanager
     def _exactly(self) -> Iterator[None]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from facezoo.base import Images, Options, Stage, check_shape
-from facezoo.decoding import DecodingModel, check_pairs
+from facezoo.decoding import DecodingModel, check_pairs, check_places
 from facezoo.models.ipd_fer.networks import Decoder, Encoder
 from facezoo.preprocess.pipeline import OnMissing, Which
 from facezoo.results import EXPRESSIONS
@@ -203,15 +203,18 @@ class IPDFER(DecodingModel):
 
         Raises:
             ValueError: if the numbers of faces do not go together, such as no source face for
-                some targets. Without a target face there is no row.
+                some targets, or if some of several pairs lack a face and ``on_missing`` is "skip".
+                Without a target face there is no row.
             UnsupportedError: if this model has no decoder.
         """
         if "reconstruct" in self.absent:
             self.refuse("transfer_expression")
         options = Options(faces, on_missing, aligned, batch_size, progress)
-        expression = self._encode(source, [WHOLE_EXPRESSION], options)[0][WHOLE_EXPRESSION]
+        given, of_source = self._encode(source, [WHOLE_EXPRESSION], options)
+        expression = given[WHOLE_EXPRESSION]
         named = ["encode_identity", "encode_pose"][: 1 if self.pose_encoder is None else 2]
-        kept, _ = self._encode(target, named, options)
+        kept, of_target = self._encode(target, named, options)
+        check_places(source, target, of_source, of_target)
         base = torch.stack(list(kept.values())).sum(0)
         check_pairs(len(expression), len(base))
         return self.to_unit(self.made(base + expression, batch_size, self.decode))
@@ -248,8 +251,11 @@ class IPDFER(DecodingModel):
             stage: ``"probabilities"``, whose logits it gives, or a name of features.
 
         Raises:
-            UnsupportedError: if this model has no pose branch and it is asked for.
+            UnsupportedError: if there is no such stage, or this model has no pose branch and it is
+                asked for.
         """
+        if stage not in self.timm_stages:
+            super().as_timm(stage)  # raises
         encoders = {"identity": self.identity_encoder, "pose": self.pose_encoder}
         encoder = encoders.get(stage, self.expression_encoder)
         if encoder is None:

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from facezoo.base import Images, Options, check_shape
 from facezoo.card import Preprocessing
-from facezoo.decoding import DecodingModel, check_pairs
+from facezoo.decoding import DecodingModel, check_pairs, check_places
 from facezoo.errors import UnknownNameError
 from facezoo.models.latent_simclr.augment import appearance_layers
 from facezoo.models.latent_simclr.directions import check_direction
@@ -318,10 +318,11 @@ class LatentSimCLR(DecodingModel):
             RGB crops in [0, 1], (F, 3, S, S).
 
         Raises:
-            ValueError: if the numbers of faces differ.
+            ValueError: if the numbers of faces differ, or some of several pairs lack a face and
+                ``on_missing`` is "skip".
         """
         options = Options(faces, on_missing, aligned, batch_size, progress)
-        rows = [self._rows(side, options) for side in (images, appearance)]
+        rows = self._rows_of_pairs(images, appearance, options)
         if len(rows[0]) != len(rows[1]):
             raise ValueError(
                 f"mix_styles wants as many faces on both sides, got {len(rows[0])} and "
@@ -360,10 +361,11 @@ class LatentSimCLR(DecodingModel):
 
         Raises:
             ValueError: if the numbers of faces do not go together, such as no source face for
-                some targets. Without a target face there is no row.
+                some targets, or if some of several pairs lack a face and ``on_missing`` is "skip".
+                Without a target face there is no row.
         """
         options = Options(faces, on_missing, aligned, batch_size, progress)
-        given, kept = (self._rows(images, options) for images in (source, target))
+        given, kept = self._rows_of_pairs(source, target, options)
         check_pairs(len(given), len(kept))
         return self._mixed(given.expand(len(kept), -1), kept, batch_size)
 
@@ -407,6 +409,16 @@ class LatentSimCLR(DecodingModel):
 
     def _rows(self, images: Images, options: Options) -> Tensor:
         return self._encode(images, ["encode_factors"], options)[0]["encode_factors"]
+
+    def _rows_of_pairs(
+        self, source: Images, target: Images, options: Options
+    ) -> tuple[Tensor, Tensor]:
+        """``_rows`` of both sides, which must go together."""
+        (given, of_source), (kept, of_target) = (
+            self._encode(images, ["encode_factors"], options) for images in (source, target)
+        )
+        check_places(source, target, of_source, of_target)
+        return given["encode_factors"], kept["encode_factors"]
 
     def _mixed(self, coarse: Tensor, fine: Tensor, batch_size: int) -> Tensor:
         """Pictures of the coarse styles of some faces and the fine ones of others."""

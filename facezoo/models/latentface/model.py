@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from facezoo.base import Images, Options
-from facezoo.decoding import check_pairs
+from facezoo.decoding import check_pairs, check_places
 from facezoo.geometry.camera import grid_triangles
 from facezoo.geometry.textured_mesh import TexturedMesh
 from facezoo.models.latentface.latents import LatentFaceEncoding, Latents
@@ -240,13 +240,17 @@ class LatentFace(LatentFaceStages):
 
         Raises:
             ValueError: if the numbers of faces do not go together, such as no source face for
-                some targets. Without a target face there is no row.
+                some targets, or if some of several pairs lack a face and ``on_missing`` is "skip".
+                Without a target face there is no row.
             UnsupportedError: if this model has no diffusion.
         """
         if "transfer_expression" in self.absent:
             self.refuse("transfer_expression")
         options = Options(faces, on_missing, aligned, batch_size, progress)
-        given, kept = (self._factors(images, options)[0] for images in (source, target))
+        (given, of_source), (kept, of_target) = (
+            self._factors(images, options) for images in (source, target)
+        )
+        check_places(source, target, of_source, of_target)
         check_pairs(len(given), len(kept))
         identity_codes = _codes_of(self.identity_latents)
         expression = torch.cat([given.texture, given.shape], -1)
