@@ -188,6 +188,12 @@ class Processes:
         device: torch.device = _partial_state().device
         return device
 
+    def same_buffers(self, module: nn.Module) -> None:
+        """Give every process the buffers of the first one, such as the statistics of norms."""
+        if self.count > 1:
+            for buffer in module.buffers():
+                torch.distributed.broadcast(buffer, 0)
+
     def mean_gradients(self, optimizer: torch.optim.Optimizer) -> None:
         """Replace every gradient by its mean over the processes."""
         if self.count == 1:
