@@ -105,6 +105,7 @@ def run(data: Path, out: Path, *, seed: int, device: torch.device, smoke: bool =
         ),
         intended_use="Finding faces and aligning them for the models of this package.",
         citation="",
+        smoke=smoke,
     )
 
 

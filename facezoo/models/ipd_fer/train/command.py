@@ -98,7 +98,8 @@ def run(
             check_data(folder, begun_with)
         model = train(chosen, sources, out / "start", folder, start, seed=seed, device=device)
         if Processes.present().first:
-            cards.append(_write(model, chosen, sources.said, folder, record, tag, flags, base))
+            said = sources.said
+            cards.append(_write(model, chosen, said, folder, record, tag, flags, base, smoke))
     return cards
 
 
@@ -251,6 +252,7 @@ def _write(
     tag: str,
     flags: str,
     base: Card | None,
+    smoke: bool,
 ) -> Path:
     return write_checkpoint(
         model,
@@ -276,4 +278,5 @@ def _write(
         ),
         citation=CITATION,
         base=base,
+        smoke=smoke,
     )
