@@ -6,6 +6,7 @@ training face, the triangles and the scale stand in none of their files, and hav
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -73,8 +74,10 @@ def from_published(
     Raises:
         WeightsMismatchError: if the tensors are not such a state dict, or of another number of
             vertices than the template.
-        ValueError: if the template has no triangles.
+        ValueError: if the template has no triangles, or the scale is not above 0.
     """
+    if not 0 < scale < math.inf:
+        raise ValueError(f"scale must be above 0 mm, got {scale}; see SCALES_MM")
     wanted = ("fc2_id.bias", "fc1_id.weight", "fc1_exp.weight")
     held = tensors if isinstance(tensors, Mapping) else {}
     if missing := [name for name in wanted if name not in held]:
