@@ -17,6 +17,7 @@ from facezoo.data.images import aligned_crops, read_pack
 from facezoo.families import FAMILIES, model_class
 from facezoo.mesh_base import MeshModel
 from facezoo.preprocess.pipeline import normalise
+from facezoo.pretrained import PUBLISHED
 from facezoo.registry import info
 from facezoo.weights import read_tensors, save, sha256_of
 
@@ -131,7 +132,7 @@ def checkpoint(name: str, model: FaceModel) -> Entrant:
         preprocessing=model.preprocessing,
         device=model.device,
         encode=encode,
-        trained_on=learnt_from(card) if card else None,
+        trained_on=learnt_from(card) if card and card.tag != PUBLISHED else None,
         parameters=card.weights.parameters if card else sum(p.numel() for p in model.parameters()),
         model=model,
         card=card,

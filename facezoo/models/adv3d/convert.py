@@ -18,7 +18,7 @@ from facezoo.errors import WeightsMismatchError
 from facezoo.geometry.mesh_files import read_mesh
 from facezoo.geometry.meshes import Mesh
 from facezoo.models.adv3d.model import Adv3D
-from facezoo.pretrained import CONFIG
+from facezoo.pretrained import CONFIG, card_of_published
 from facezoo.weights import load_into
 
 SCALES_MM = {"facescape": 573.0, "bu3dfe": 156.0, "coma": 260.0}
@@ -53,7 +53,7 @@ def convert_file(
     if (folder / CONFIG).exists() and not overwrite:
         raise FileExistsError(f"{folder} has a checkpoint already; remove it or choose another")
     model = from_published(read_pickle(source), read_mesh(template, "mm"), scale=scale)
-    return model.save_pretrained(folder)
+    return model.save_pretrained(folder, card=card_of_published(model, source.name))
 
 
 def from_published(
