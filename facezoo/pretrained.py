@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 HUB_PREFIX = "hf-hub:"
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+PUBLISHED = "published"
+"""Tag of checkpoints that ``facezoo convert`` wrote."""
 HUB_NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 
 
@@ -550,6 +552,18 @@ def _derived(base: Card) -> Card:
     return replace(
         base, tag="custom", training=training, metrics=(), limits=(*base.limits, note), hub=Hub()
     )
+
+
+def card_of_published(model: Any, source: str) -> Card:
+    """For weights that were published in another layout and converted; for ``save_pretrained``.
+
+    Args:
+        model: with the weights.
+        source: name of the file that they came from.
+    """
+    stored = Weights(WEIGHTS, "0" * 64, 1, "float32", 0)  # replaced when saved
+    said = f"Converted from {source}: what it was trained on, and how, is not on record here."
+    return replace(_untrained(model, stored), tag=PUBLISHED, limits=(said,))
 
 
 def _untrained(model: Any, stored: Weights) -> Card:

@@ -29,6 +29,9 @@ from facezoo.weights import save, sha256_of
 
 Recipe = TypeVar("Recipe")
 
+REHEARSED = "Rehearsed with --smoke on few steps: these weights have learnt nothing."
+"""What the card of a rehearsal says."""
+
 
 def recipe_named(recipes: Mapping[str, Recipe], name: str) -> Recipe:
     """A recipe by name.
@@ -187,6 +190,12 @@ class Processes:
             return None
         device: torch.device = _partial_state().device
         return device
+
+    def same_buffers(self, module: nn.Module) -> None:
+        """Give every process the buffers of the first one, such as the statistics of norms."""
+        if self.count > 1:
+            for buffer in module.buffers():
+                torch.distributed.broadcast(buffer, 0)
 
     def mean_gradients(self, optimizer: torch.optim.Optimizer) -> None:
         """Replace every gradient by its mean over the processes."""
@@ -438,12 +447,14 @@ def write_checkpoint(
     intended_use: str,
     citation: str,
     base: Card | None = None,
+    smoke: bool = False,
 ) -> Path:
     """Write weights and card of a finished run; ``facezoo evaluate --card`` adds the metrics.
 
     The card's command is one ``facezoo train`` for every stage, in order: of ``model`` with the
     stage's own flags, or of the ``parts`` where these are commands of their own. Of ``base``, the
-    checkpoint that training started from, it has the name and, before ``data``, the data.
+    checkpoint that training started from, it has the name and, before ``data``, the data. A
+    rehearsal, ``smoke``, says that it is one.
 
     Returns:
         The card's path, ``out/<model>.<tag>.json``.
@@ -454,6 +465,7 @@ def write_checkpoint(
     runs = [(part, "") for part in parts] or [(model, stage) for stage in stages]
     command = " && ".join(
         f"facezoo train {part} --data DATA --out runs/{model}{flags}{stage} --seed {run['seed']}"
+        + " --smoke" * smoke
         for part, stage in runs
     )
     training = Training(
@@ -477,7 +489,7 @@ def write_checkpoint(
         licenses=licenses,
         training=training,
         metrics=(),
-        limits=(),
+        limits=(REHEARSED,) * smoke,
         intended_use=intended_use,
         citation=citation,
     )

@@ -1,6 +1,7 @@
 """Fine-tuning: labels from anywhere, frozen parts, layer-wise rates, a folder that loads."""
 
 import csv
+import json
 import shutil
 from pathlib import Path
 
@@ -499,6 +500,19 @@ def test_other_data_of_the_same_name_does_not_continue_a_run(tree, base, tmp_pat
         Image.fromarray(paint(112, 0, seed=7)).save(tmp_path / "tree" / "calm" / "00.png")
     with pytest.raises(ValueError, match=rf"{named} was '\w+' and is now"):
         go()
+
+
+def test_limits_of_the_beginning_are_not_said_of_what_was_trained_from_it(tree, tmp_path):
+    model = IPDFER(BACKBONE, 16, pose_backbone=None, decoder_size=None)
+    model.save_pretrained(tmp_path / "first")
+    config = json.loads((tmp_path / "first" / "config.json").read_text())
+    config["limits"] = ["On FER+ test it is 0.4 points better."]
+    (tmp_path / "first" / "config.json").write_text(json.dumps(config))
+    options = {"recipe": Finetuning(epochs=1, probe=True), "aligned": True, "device": "cpu"}
+    wanted = "ipd-fer.untrained, which training started from: On FER+ test it is 0.4 points better."
+    for before, out in (("first", "second"), ("second", "third")):
+        finetune(tree, tmp_path / out, model=str(tmp_path / before), **options)
+        assert facezoo.load(tmp_path / out).card.limits == (wanted,)
 
 
 def test_a_model_of_meshes_cannot_be_fine_tuned_on_photographs(tree, tmp_path, capsys):

@@ -17,7 +17,7 @@ from facezoo.cli import _parser, main
 from facezoo.data.cut import cut_packs
 from facezoo.errors import CardError
 from facezoo.reproduce import commands, reproduce
-from facezoo.training import shortened
+from facezoo.training import REHEARSED, shortened
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +45,9 @@ def test_the_recipe_of_every_bundled_checkpoint_runs(name, packs, tmp_path, capf
     assert new.architecture.keys() == old.architecture.keys()
     assert new.weights.parameters == old.weights.parameters
     assert path.with_name(new.weights.file).stat().st_size == new.weights.size
+    assert all("--smoke" in step for step in new.training.command.split(" && "))
+    assert new.limits == (REHEARSED,)
+    assert commands(new, Path("packs"), Path("new"))
 
 
 @pytest.mark.parametrize("name", bundled_cards())

@@ -17,8 +17,9 @@ from facezoo.data.images import aligned_crops, read_pack
 from facezoo.families import FAMILIES, model_class
 from facezoo.mesh_base import MeshModel
 from facezoo.preprocess.pipeline import normalise
+from facezoo.pretrained import PUBLISHED
 from facezoo.registry import info
-from facezoo.weights import read_tensors, save
+from facezoo.weights import read_tensors, save, sha256_of
 
 BOTH = ("expression", "identity")
 """Spaces of a model that takes faces apart."""
@@ -131,7 +132,7 @@ def checkpoint(name: str, model: FaceModel) -> Entrant:
         preprocessing=model.preprocessing,
         device=model.device,
         encode=encode,
-        trained_on=learnt_from(card) if card else None,
+        trained_on=learnt_from(card) if card and card.tag != PUBLISHED else None,
         parameters=card.weights.parameters if card else sum(p.numel() for p in model.parameters()),
         model=model,
         card=card,
@@ -202,7 +203,7 @@ def reference(name: str, data: Path, cache: Path, device: torch.device) -> Entra
             photographs of LFW without labels; or ``"random-network"``: as it comes from timm,
             seeded and untrained.
         data: folder with ``lfw.parquet``.
-        cache: folder that keeps the components.
+        cache: folder that keeps the components, by a hash of the photographs.
         device: where to run.
     """
     if name == UNTRAINED:
@@ -210,7 +211,7 @@ def reference(name: str, data: Path, cache: Path, device: torch.device) -> Entra
             torch.manual_seed(0)
             network = timm.create_model(BACKBONE, pretrained=False, num_classes=0)
         return replace(own(name, Own(network, trained_on=()), device), key=REFERENCES[name])
-    path = cache / f"{REFERENCES[name]}.safetensors"
+    path = cache / f"{REFERENCES[name]}-{sha256_of(data / 'lfw.parquet')[:12]}.safetensors"
     if not path.is_file():
         cache.mkdir(parents=True, exist_ok=True)
         save(_principal_axes(data / "lfw.parquet"), path)

@@ -132,7 +132,7 @@ class _Course:
         self.cache = out / "features"
         self.content: dict[str, Any] = {"data": {}, "models": {}, "meshes": {}}
         if path.is_file():
-            self.content |= json.loads(path.read_text(encoding="utf-8"))
+            self.content |= _results_in(path)
         self._entrants: dict[str, Entrant] = {}
         self._features: dict[str, Features] = {}
 
@@ -287,6 +287,16 @@ class _Course:
         part.write_text(text, encoding="utf-8")
         part.replace(self.path)
         self.path.with_suffix(".md").write_text(markdown(ordered), encoding="utf-8")
+
+
+def _results_in(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # of JSON or of UTF-8
+        content = None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is no file of results of this benchmark; name another")
+    return content
 
 
 def _about(entrant: Entrant) -> Numbers:

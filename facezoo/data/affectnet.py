@@ -10,7 +10,7 @@ import torch
 from tqdm.auto import tqdm
 
 from facezoo.data.expressions import ExpressionData, in_landmark_order, with_labels
-from facezoo.data.folders import check_files, names_in, rows_of, the_one, word_of
+from facezoo.data.folders import check_files, names_in, rows_of, shown, the_one, word_of
 
 LABELS: dict[str, str | None] = {
     "0": "neutral",
@@ -115,7 +115,7 @@ def _read_affectnet_folders(root: Path) -> ExpressionData:
     for folder, split in (("train_set", "train"), ("val_set", "val")):
         annotations = the_one("affectnet", root, f"{folder}/annotations")
         images = the_one("affectnet", root, f"{folder}/images")
-        labels = sorted(annotations.glob("*_exp.npy"))
+        labels = shown(annotations.glob("*_exp.npy"))
         mine = [images / f"{path.name.removesuffix('_exp.npy')}.jpg" for path in labels]
         check_files(mine, annotations)
         if over := sorted(names_in(images) - {file.name for file in mine}):

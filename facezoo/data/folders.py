@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 MARKS = {
@@ -61,8 +61,13 @@ def check_files(files: Sequence[Path], listed_in: Path) -> None:
 
 
 def names_in(folder: Path) -> set[str]:
-    """What a folder holds."""
-    return {path.name for path in folder.iterdir()}
+    """What a folder holds, without what is hidden."""
+    return {path.name for path in shown(folder.iterdir())}
+
+
+def shown(paths: Iterable[Path]) -> list[Path]:
+    """Those that no dot hides, in the order of their names."""
+    return sorted(path for path in paths if not path.name.startswith("."))
 
 
 def word_of(label: str, words: Mapping[str, str | None], where: str) -> str | None:

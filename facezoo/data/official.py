@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from facezoo.data.affectnet import read_affectnet
 from facezoo.data.expressions import ExpressionData, in_landmark_order, with_labels
 from facezoo.data.ferplus import read_ferplus
-from facezoo.data.folders import check_files, lines_of, looks_like, the_one, word_of
+from facezoo.data.folders import check_files, lines_of, looks_like, shown, the_one, word_of
 from facezoo.errors import UnknownNameError
 
 FOLDS = 10
@@ -132,7 +132,7 @@ def read_sfew(root: str | Path, *, aligned: bool = False) -> ExpressionData:
         plain = [f"{top}_Aligned_Faces", f"{top}_Aligned_Faces_new"]
         places = [*plain, *(f"{top}/{place}" for place in plain)] if aligned else [top]
         folder = the_one(name, root, *places)
-        inside = {path.name for path in folder.iterdir() if path.is_dir()}
+        inside = {path.name for path in shown(folder.iterdir()) if path.is_dir()}
         if absent := sorted(SFEW_LABELS.keys() - inside):
             raise FileNotFoundError(f"{folder} has no folder {', '.join(absent)}{looks_like(root)}")
         if unknown := sorted(n for n in inside - SFEW_LABELS.keys() if "Aligned" not in n):
@@ -141,7 +141,7 @@ def read_sfew(root: str | Path, *, aligned: bool = False) -> ExpressionData:
                 f"{', '.join(SFEW_LABELS)}"
             )
         for label, word in SFEW_LABELS.items():
-            mine = sorted((folder / label).glob("*.png"))
+            mine = shown((folder / label).glob("*.png"))
             files += mine
             words += [word] * len(mine)
             splits += [split] * len(mine)
@@ -166,7 +166,7 @@ def read_ck_plus(root: str | Path) -> ExpressionData:
     """
     images = the_one("ck+", root, "cohn-kanade-images")
     emotion = the_one("ck+", root, "Emotion", "Emotion_labels")
-    labels = sorted(emotion.glob("*/*/*_emotion.txt"))
+    labels = shown(emotion.glob("*/*/*_emotion.txt"))
     if not labels:
         raise FileNotFoundError(
             f"{emotion} has no file like S005/001/S005_001_00000011_emotion.txt"
@@ -193,7 +193,7 @@ def read_ck_plus(root: str | Path) -> ExpressionData:
 def _ck_plus_frames(label: Path, sequence: Path) -> list[Path]:
     """The first frame and the last three up to the one that the label is named after."""
     peak = sequence / f"{label.name.removesuffix('_emotion.txt')}.png"
-    frames = [frame for frame in sorted(sequence.glob("*.png")) if frame.name <= peak.name]
+    frames = [frame for frame in shown(sequence.glob("*.png")) if frame.name <= peak.name]
     if peak not in frames:
         raise FileNotFoundError(f"{label} is about {peak}, which is not there")
     if len(frames) < 4:

@@ -27,7 +27,7 @@ class Photographs:
     crops: Tensor
     """uint8, (N, 3, S + 2 MARGIN, S + 2 MARGIN)."""
     persons: list[str]
-    """Names, N."""
+    """Names, empty where unknown, N."""
     said: str
     """What they are, for the card."""
     tag: str
@@ -56,7 +56,7 @@ def read_photographs(data: Path, preprocessing: Preprocessing, device: torch.dev
     Args:
         data: a folder with ``lfw.parquet``, whose split ``train`` is taken, or a folder of images
             of which each lies in the folder of its person or video, however deep, as in VoxCeleb;
-            faces are then found by this package's detector.
+            faces are then found by this package's detector. Images in no folder are of nobody.
         preprocessing: the model's.
         device: where faces are found.
 
@@ -70,7 +70,8 @@ def read_photographs(data: Path, preprocessing: Preprocessing, device: torch.dev
         crops = aligned_crops(table, template, size, MARGIN)
         said = f"LFW (deep-funneled) train: {len(table):,} photographs with names"
         return Photographs(crops, table["identity"].to_pylist(), said, "lfw")
-    persons = [str(path.parent.relative_to(data)) for path in files]
+    folders = [path.parent.relative_to(data) for path in files]
+    persons = [str(folder) if folder.parts else "" for folder in folders]
     found = load_crops(
         _unlabelled(data.name, files, persons),
         template=template,
@@ -79,7 +80,7 @@ def read_photographs(data: Path, preprocessing: Preprocessing, device: torch.dev
         device=device,
     )
     kept = [persons[row] for row in found.rows.tolist()]
-    said = f"{data.name}: {len(kept):,} images in {len(set(kept)):,} folders"
+    said = f"{data.name}: {len(kept):,} images in {len({*kept} - {''}):,} folders"
     return Photographs(found.images, kept, said, "own")
 
 

@@ -105,6 +105,7 @@ def run(data: Path, out: Path, *, seed: int, device: torch.device, smoke: bool =
         ),
         intended_use="Finding faces and aligning them for the models of this package.",
         citation="",
+        smoke=smoke,
     )
 
 
@@ -223,22 +224,24 @@ def _fit(
         list(decayed_and_not(detector)), lr=stage.rate, weight_decay=config.weight_decay
     )
     average = WeightAverage(detector, config.average)
-    begin_epoch, begin_step = 0, 0
+    begin_epoch, begin_step, before = 0, 0, 0.0
     if saved := load_state(out / "state.pt"):
         detector.load_state_dict(saved["detector"])
         optimizer.load_state_dict(saved["optimizer"])
         average.load_state_dict(saved["average"])
         begin_epoch, begin_step = saved["position"]
+        before = saved.get("total", 0.0)
     centres, bases = cells(CANVAS, CANVAS, device)
     steps = len(rows) // config.batch_size
 
-    def save(epoch: int, step: int) -> None:
+    def save(epoch: int, step: int, total: float) -> None:
         save_state(
             out / "state.pt",
             detector=detector.state_dict(),
             optimizer=optimizer.state_dict(),
             average=average.state_dict(),
             position=[epoch, step],
+            total=total,
         )
 
     for epoch in range(begin_epoch, stage.epochs):
@@ -247,7 +250,7 @@ def _fit(
         detector.train()
         bar = tqdm(range(begin, steps), initial=begin, total=steps, mininterval=10)
         bar.set_description(f"{stage.name} scenes, epoch {epoch + 1}/{stage.epochs}")
-        total = 0.0
+        total = before if epoch == begin_epoch else 0.0
         for step in bar:
             progress = (epoch * steps + step) / (stage.epochs * steps)
             set_cosine_rate(optimizer, stage.rate, progress, config.warmup)
@@ -266,15 +269,15 @@ def _fit(
             average.update(detector)
             total += loss.item()
             if (step + 1) % save_every == 0:
-                save(epoch, step + 1)
-                bar.set_postfix(loss=f"{total / (step + 1 - begin):.3f}")
+                save(epoch, step + 1, total)
+                bar.set_postfix(loss=f"{total / (step + 1):.3f}")
         averaged = FaceDetector(config.width).to(device)
         averaged.load_state_dict(average.state)
         metrics = measure(averaged.eval(), val, device)
-        mean = total / max(1, steps - begin)
+        mean = total / steps
         log_row(out / "log.csv", {"epoch": epoch + 1, "loss": mean, **metrics})
         tqdm.write(f"{stage.name} epoch {epoch + 1}: loss {mean:.4f}, {metrics}")
-        save(epoch + 1, 0)
+        save(epoch + 1, 0, 0.0)
     return average.state
 
 

@@ -30,6 +30,7 @@ from facezoo.weights import read_tensors, save
 
 STATE = "training"
 """Folder in the output for what only a resumed run needs."""
+_STARTED = ", which training started from: "
 CHOSEN_ON = "; the epoch was chosen on these images"
 
 
@@ -264,6 +265,13 @@ def _last(path: Any) -> str:
     return Path(path).name if Path(path).exists() or Path(path).is_absolute() else str(path)
 
 
+def _limits_before(base: Card) -> list[str]:
+    """Limits of the checkpoint that was trained further, as its own: they were found on it."""
+    own = f"{base.name}{_STARTED}"
+    earlier = base.training.base is not None
+    return [t if earlier and _STARTED in t else own + t for t in base.limits]
+
+
 def _card(
     net: FaceModel,
     labelled: LabelledImages,
@@ -275,7 +283,7 @@ def _card(
     recipe: Finetuning,
 ) -> Card:
     base = net.card
-    limits = list(base.limits) if base else []
+    limits = _limits_before(base) if base else []
     if "reconstruct" in net.capabilities() and not recipe.probe:
         limits.append(
             "Fine-tuned for expression classes: the decoder was not trained on these features, so "

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from colours import ColourModel, write_colour_packs
+from packs import write_lfw
 
 import facezoo
 from facezoo.benchmarking import Own, entrants, run
@@ -35,6 +36,27 @@ class Painter(ColourModel):
         made = torch.stack(target).float() / 255
         made[:, 1] = torch.stack(source).float()[:, 1] / 255
         return made
+
+
+def test_pixels_are_fitted_anew_to_other_photographs(tmp_path, monkeypatch):
+    monkeypatch.setattr(entrants, "COMPONENTS", 3)
+    crops = torch.rand(4, 3, 32, 32)
+    found = []
+    for name in ("some", "others", "some"):
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        write_lfw(folder, train=8 if name == "some" else 12)
+        made = reference("pixels", folder, tmp_path / "cache", CPU)
+        found.append(made.run(crops, ["features"])["features"])
+    assert torch.equal(found[0], found[2])
+    assert not torch.equal(found[0], found[1])
+
+
+def test_a_file_that_is_no_file_of_results_is_named(packs, tmp_path, capsys):
+    (tmp_path / "results.json").write_text("model,accuracy")
+    words = ["benchmark", "ipd-fer", "--data", str(packs), "--out", str(tmp_path / "out")]
+    assert main([*words, "--json", str(tmp_path / "results.json"), "--device", "cpu"]) == 1
+    assert "results.json is no file of results" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -274,7 +296,7 @@ def test_the_references_are_the_same_every_time(packs, tmp_path, few_pixels):
         rows.append(made.run(crops, ["features"])["features"])
     torch.testing.assert_close(rows[0], rows[1])
     assert rows[0].shape == (2, 12)
-    assert (tmp_path / "cache" / f"{made.key}.safetensors").is_file()
+    assert len([*(tmp_path / "cache").glob(f"{made.key}-*.safetensors")]) == 1
     state = torch.get_rng_state()
     networks = [reference("random-network", packs, tmp_path, CPU).encode for _ in range(2)]
     assert torch.equal(torch.get_rng_state(), state)

@@ -440,6 +440,27 @@ def test_ck_plus_gives_three_peak_frames_and_a_neutral_one_of_each_labelled_sequ
     assert certain(data)
 
 
+def affectnet_folders(root):
+    folders(root, [0, 1, 2])
+    folders(root, [3, 4], "val_set")
+
+
+def hide_beside(root):
+    """What some systems leave in a folder and beside every file."""
+    for path in [path for path in root.rglob("*") if path.is_file()]:
+        path.with_name(f"._{path.name}").write_bytes(b"\x00\x05\x16\x07\xff")
+        (path.parent / ".DS_Store").write_bytes(b"\x00")
+
+
+@pytest.mark.parametrize("name", ["ck+", "sfew", "affectnet"])
+def test_hidden_files_are_no_part_of_a_data_set(name, tmp_path):
+    writers = {"ck+": ck_plus, "sfew": sfew, "affectnet": affectnet_folders}
+    writers[name](tmp_path)
+    files = read_official(name, tmp_path).files
+    hide_beside(tmp_path)
+    assert read_official(name, tmp_path).files == files
+
+
 def test_no_person_of_ck_plus_is_in_two_folds_and_the_folds_are_even(tmp_path):
     data = read_ck_plus(ck_plus(tmp_path))
     folds = {}

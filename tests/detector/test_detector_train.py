@@ -153,6 +153,8 @@ def test_a_run_goes_on_from_a_state_that_was_saved_within_an_epoch(tmp_path, sma
     interrupt_after(monkeypatch, 3)  # no more than two batches are left to do
     resumed = train(config, tmp_path, tmp_path / "run", seed=1, device=CPU)
     assert differing(whole, resumed) == []
+    logs = [(tmp_path / name / "tiled" / "log.csv").read_text() for name in ("whole", "run")]
+    assert logs[0] == logs[1]
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path, small, monkeypatch):

@@ -162,3 +162,52 @@ def test_processes_that_share_a_round_end_at_the_weights_of_one(tmp_path):
     for whole, half, other in zip(one["seen"], first["seen"], second["seen"], strict=True):
         assert sorted(half + other) == sorted(whole)
         assert len(half) == len(other) == 2
+
+
+NORMED = """
+import sys, torch
+from pathlib import Path
+from facezoo.models.ipd_fer.train.recipes import StageConfig
+from facezoo.models.ipd_fer.train.rounds import adam, fit
+from facezoo.training import Processes, descend
+torch.manual_seed(0)
+part = torch.nn.Sequential(torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 1))
+rows = torch.arange(16.0).view(8, 2) ** 2 / 16
+config = StageConfig(2, ((0, 8),), batch_size=4, rate=0.05)
+optimizer, seen = adam(part, config), []
+def step(chosen, size, draw):
+    seen.append(1)
+    if len(seen) > int(sys.argv[2]):
+        raise SystemExit
+    part(rows[chosen[1]])
+    part.eval()  # as the discriminator is for the generator's loss
+    loss = part(rows[chosen[1]]).square().mean()
+    part.train()
+    descend(optimizer, loss)
+    return {"loss": loss.detach()}
+index = torch.stack([torch.zeros(8, dtype=torch.long), torch.arange(8)])
+kept = fit(part, [optimizer], config, index, step, lambda *_: {}, None, Path(sys.argv[1]), 0)
+torch.save(kept, f"{sys.argv[1]}/rank{Processes.present().rank}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_are_interrupted_end_at_the_same_weights(tmp_path):
+    pytest.importorskip("accelerate")
+    script = tmp_path / "normed.py"
+    script.write_text(NORMED)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
+
+    def run(name, steps):
+        (tmp_path / name).mkdir(exist_ok=True)
+        words = [script, tmp_path / name, str(steps)]
+        subprocess.run([*launch, *rendezvous, *words], check=True, capture_output=True)
+
+    run("whole", 99)
+    run("parts", 2)  # of four, an epoch
+    run("parts", 99)
+    whole, parts = (
+        torch.load(tmp_path / name / "rank0.pt", weights_only=True) for name in ("whole", "parts")
+    )
+    assert differing(whole, parts) == []

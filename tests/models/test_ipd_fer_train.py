@@ -201,7 +201,7 @@ def test_an_official_set_trains_from_the_identity_encoder_of_a_checkpoint(
 def test_a_set_whose_name_is_no_tag_ends_with_a_checkpoint_too(tmp_path, monkeypatch):
     fold = torch.arange(20) % 10
     small_set(tmp_path, monkeypatch, splits=[""] * 20, fold=fold)
-    IPDFER(BACKBONE, 16, 8, BACKBONE, 14, 8).save_pretrained(tmp_path / "begun")
+    IPDFER(BACKBONE, 16, 8, BACKBONE, 14, 8).save_pretrained(tmp_path / "its start")
     monkeypatch.setattr(training, "recipe", lambda *_: replace(PAPER, lfw_trust=0.0))
     (path,) = run(
         tmp_path,
@@ -210,11 +210,12 @@ def test_a_set_whose_name_is_no_tag_ends_with_a_checkpoint_too(tmp_path, monkeyp
         device=CPU,
         dataset="ck+",
         fold=3,
-        start=str(tmp_path / "begun"),
+        start=str(tmp_path / "its start"),
     )
     card = json.loads(path.read_text())
     assert card["tag"] == "ck-plus-paper-fold3"
-    assert "--dataset ck+ --fold 3" in card["training"]["command"]
+    assert "--dataset ck+ --fold 3 --start 'its start'" in card["training"]["command"]
+    assert str(tmp_path) not in path.read_text()  # folders of this machine are nobody's business
 
 
 def test_other_packs_are_no_continuation(folder, tmp_path, tiny_recipes, monkeypatch):

@@ -7,6 +7,7 @@ import torch
 from golden_vectors import arrays, inputs, relative_error, variants, weights
 
 import facezoo
+from facezoo.benchmarking.entrants import checkpoint
 from facezoo.cli import main
 from facezoo.errors import WeightsError
 from facezoo.models.latentface import LatentFace
@@ -153,6 +154,11 @@ def test_a_published_file_becomes_a_folder_that_loads(tmp_path, capsys):
     assert capsys.readouterr().out.strip() == str(tmp_path / "checkpoint")
     again = facezoo.load(tmp_path / "checkpoint", device="cpu")
     assert again.architecture == model.architecture
+    assert again.card.tag == "published"
+    assert again.card.limits == (
+        "Converted from checkpoint.pth: what it was trained on, and how, is not on record here.",
+    )
+    assert checkpoint("theirs", again).trained_on is None  # not known, which is not: on nothing
     crops = torch.rand(2, 3, 64, 64)
     with torch.inference_mode():
         torch.testing.assert_close(again.embed_identity(crops), model.embed_identity(crops))

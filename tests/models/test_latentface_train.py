@@ -234,7 +234,8 @@ def test_a_folder_of_folders_is_read_as_people(tmp_path, monkeypatch):
     from facezoo.data import crops as found
 
     tmp_path, elsewhere = tmp_path / "people", tmp_path / "id2"
-    for name in ("id1/clip/1.png", "id1/clip/2.tif", "id1/.thumbs/1.png", "../id2/clip/1.png"):
+    names = ["id1/clip/1.png", "id1/clip/2.tif", "id1/.thumbs/1.png", "../id2/clip/1.png"]
+    for name in (*names, "nobody1.png", "nobody2.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (80, 80), "white").save(tmp_path / name)
     (tmp_path / "id2").symlink_to(elsewhere)
@@ -247,8 +248,9 @@ def test_a_folder_of_folders_is_read_as_people(tmp_path, monkeypatch):
 
     monkeypatch.setattr("facezoo.data.photographs.load_crops", load)
     photographs = read_photographs(tmp_path, LatentFace(**SMALL).preprocessing, CPU)
-    assert photographs.persons == ["id1/clip", "id1/clip", "id2/clip"]
-    assert photographs.said.endswith("3 images in 2 folders")
+    assert photographs.persons == ["id1/clip", "id1/clip", "id2/clip", "", ""]
+    assert photographs.said.endswith("5 images in 2 folders")
+    assert len(by_person(torch.rand(5, 2, 2, 3), photographs)) == 1
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"neither lfw\.parquet nor images"):
         read_photographs(tmp_path / "empty", LatentFace(**SMALL).preprocessing, CPU)

@@ -6,6 +6,7 @@ training face, the triangles and the scale stand in none of their files, and hav
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from facezoo.errors import WeightsMismatchError
 from facezoo.geometry.mesh_files import read_mesh
 from facezoo.geometry.meshes import Mesh
 from facezoo.models.adv3d.model import Adv3D
-from facezoo.pretrained import CONFIG
+from facezoo.pretrained import CONFIG, card_of_published
 from facezoo.weights import load_into
 
 SCALES_MM = {"facescape": 573.0, "bu3dfe": 156.0, "coma": 260.0}
@@ -52,7 +53,7 @@ def convert_file(
     if (folder / CONFIG).exists() and not overwrite:
         raise FileExistsError(f"{folder} has a checkpoint already; remove it or choose another")
     model = from_published(read_pickle(source), read_mesh(template, "mm"), scale=scale)
-    return model.save_pretrained(folder)
+    return model.save_pretrained(folder, card=card_of_published(model, source.name))
 
 
 def from_published(
@@ -73,8 +74,10 @@ def from_published(
     Raises:
         WeightsMismatchError: if the tensors are not such a state dict, or of another number of
             vertices than the template.
-        ValueError: if the template has no triangles.
+        ValueError: if the template has no triangles, or the scale is not above 0.
     """
+    if not 0 < scale < math.inf:
+        raise ValueError(f"scale must be above 0 mm, got {scale}; see SCALES_MM")
     wanted = ("fc2_id.bias", "fc1_id.weight", "fc1_exp.weight")
     held = tensors if isinstance(tensors, Mapping) else {}
     if missing := [name for name in wanted if name not in held]:

@@ -102,6 +102,7 @@ def run(
             "ICT-3D. Trained on synthetic meshes without noise; not for identifying people."
         ),
         citation=CITATION,
+        smoke=smoke,
     )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from facezoo.convert import read_pickle
 from facezoo.errors import WeightsError
 from facezoo.models.latentface.model import LatentFace
-from facezoo.pretrained import CONFIG
+from facezoo.pretrained import CONFIG, card_of_published
 from facezoo.weights import load_into
 
 NETWORKS = {
@@ -78,7 +78,7 @@ def convert_file(source: Path, target: Path | None = None, *, overwrite: bool = 
     tensors = convert_checkpoint(read_pickle(source))
     model = LatentFace(**architecture_of(tensors))
     load_into(model, tensors)
-    return model.save_pretrained(folder)
+    return model.save_pretrained(folder, card=card_of_published(model, source.name))
 
 
 def convert_checkpoint(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:

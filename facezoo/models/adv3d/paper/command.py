@@ -78,6 +78,7 @@ def run(
             "the training set. Not for identifying people, nor for decisions about them."
         ),
         citation=CITATION,
+        smoke=smoke,
     )
 
 

@@ -7,6 +7,7 @@ the paper takes ready-made, and in the compact recipe a first E_exp; the last ro
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -80,9 +81,11 @@ def run(
     base = None if start is None else _started(chosen, start).card
     sources = _sources(chosen, data, dataset, fold, start, device)
     label = "-".join([name, *(f"no-{part}" for part in without)])
-    given = {"recipe": name, "dataset": dataset, "fold": fold, "start": start}
-    flags = "".join(f" --{flag} {value}" for flag, value in given.items() if value is not None)
-    flags += "".join(f" --without {part}" for part in without)
+    # The card shows of a folder its name alone; that it is the same one, its weights say.
+    begun = Path(start).name if start is not None and Path(start).exists() else start
+    given = {"recipe": name, "dataset": dataset, "fold": fold, "start": begun}
+    words = [w for k, v in given.items() if v is not None for w in (f"--{k}", str(v))]
+    flags = f" {shlex.join(words)}" + "".join(f" --without {part}" for part in without)
     named = (dataset or "ferplus-lfw").replace("+", "-plus")  # tags have letters and digits alone
     tag = named + ("" if label == "compact" else f"-{label}")
     tag += "" if fold is None else f"-fold{fold}"
@@ -95,7 +98,8 @@ def run(
             check_data(folder, begun_with)
         model = train(chosen, sources, out / "start", folder, start, seed=seed, device=device)
         if Processes.present().first:
-            cards.append(_write(model, chosen, sources.said, folder, record, tag, flags, base))
+            said = sources.said
+            cards.append(_write(model, chosen, said, folder, record, tag, flags, base, smoke))
     return cards
 
 
@@ -248,6 +252,7 @@ def _write(
     tag: str,
     flags: str,
     base: Card | None,
+    smoke: bool,
 ) -> Path:
     return write_checkpoint(
         model,
@@ -273,4 +278,5 @@ def _write(
         ),
         citation=CITATION,
         base=base,
+        smoke=smoke,
     )

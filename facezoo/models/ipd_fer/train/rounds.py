@@ -79,6 +79,7 @@ def fit(
         best_score, kept = saved["best"]["score"], saved["best"]["state"]
 
     def save(epoch: int, batch: int) -> None:
+        together.same_buffers(parts)  # as all processes of a resumed run have them
         if not together.first:
             return
         save_state(

@@ -92,7 +92,7 @@ def run(
         return run_generator(chosen, data, folder / part, seed, device)
     if part == "feature-style":
         return run_encoder(chosen, data, folder, seed, device)
-    return run_contrast(chosen, name, data, folder, seed, device)
+    return run_contrast(chosen, name, data, folder, seed, device, smoke)
 
 
 def run_generator(chosen: Recipe, data: Path, out: Path, seed: int, device: torch.device) -> Path:
@@ -119,7 +119,13 @@ def run_encoder(chosen: Recipe, data: Path, folder: Path, seed: int, device: tor
 
 
 def run_contrast(
-    chosen: Recipe, name: str, data: Path, folder: Path, seed: int, device: torch.device
+    chosen: Recipe,
+    name: str,
+    data: Path,
+    folder: Path,
+    seed: int,
+    device: torch.device,
+    smoke: bool = False,
 ) -> Path:
     """Fit the directions, train the code encoders, and write weights and card; see ``run``."""
     out = folder / PARTS[2]
@@ -151,7 +157,7 @@ def run_contrast(
             encoder, codes, chosen_directions, config, layers, out / what, seed, device
         )
         load_into(encoder, tensors)
-    return _write(model, name, photographs, folder, record)
+    return _write(model, name, photographs, folder, record, smoke)
 
 
 def encoders(model: LatentSimCLR, seed: int) -> dict[str, CodeEncoder]:
@@ -207,7 +213,12 @@ def _finished(path: Path, part: str) -> dict[str, Tensor]:
 
 
 def _write(
-    model: LatentSimCLR, name: str, photographs: Photographs, out: Path, record: dict[str, Any]
+    model: LatentSimCLR,
+    name: str,
+    photographs: Photographs,
+    out: Path,
+    record: dict[str, Any],
+    smoke: bool,
 ) -> Path:
     return write_checkpoint(
         model.cpu(),
@@ -230,4 +241,5 @@ def _write(
             "them, nor for pictures that pass for photographs."
         ),
         citation=CITATION,
+        smoke=smoke,
     )

@@ -85,7 +85,7 @@ def run(
         raise FileNotFoundError(
             f"no {tensors}; run stage 1 to its end first, with the same --recipe, --seed and --out"
         )
-    return run_stage2(chosen, name, data, read_tensors(tensors), folder, seed, device)
+    return run_stage2(chosen, name, data, read_tensors(tensors), folder, seed, device, smoke)
 
 
 def run_stage1(chosen: Recipe, data: Path, out: Path, seed: int, device: torch.device) -> Path:
@@ -108,6 +108,7 @@ def run_stage2(
     out: Path,
     seed: int,
     device: torch.device,
+    smoke: bool = False,
 ) -> Path:
     """Train the diffusion on the codes of finished autoencoders, and write weights and card."""
     record = begin_run(out / "stage2", seed=seed, recipe=asdict(chosen))
@@ -125,7 +126,7 @@ def run_stage2(
     tensors = train_diffusion(model, persons, chosen.disentangling, out / "stage2", seed, device)
     model.load_state_dict({**first.state_dict(), **tensors})
     said = (photographs.said, f"feature loss by {chosen.autoencoding.features}")
-    return _write(model, name, photographs.tag, said, out, record)
+    return _write(model, name, photographs.tag, said, out, record, smoke)
 
 
 def prepare_codes(
@@ -140,7 +141,13 @@ def prepare_codes(
 
 
 def _write(
-    model: LatentFace, name: str, tag: str, said: tuple[str, ...], out: Path, record: dict[str, Any]
+    model: LatentFace,
+    name: str,
+    tag: str,
+    said: tuple[str, ...],
+    out: Path,
+    record: dict[str, Any],
+    smoke: bool,
 ) -> Path:
     return write_checkpoint(
         model.cpu(),
@@ -163,4 +170,5 @@ def _write(
             "them."
         ),
         citation=CITATION,
+        smoke=smoke,
     )

@@ -76,7 +76,8 @@ def by_person(codes: Tensor, photographs: Photographs) -> list[Tensor]:
     """
     rows: dict[str, list[int]] = {}
     for row, name in enumerate(photographs.persons):
-        rows.setdefault(name, []).append(row)
+        if name:
+            rows.setdefault(name, []).append(row)
     persons = [codes[chosen] for _, chosen in sorted(rows.items()) if len(chosen) > 1]
     if not persons:
         raise ValueError(
