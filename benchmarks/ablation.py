@@ -26,7 +26,7 @@ from facezoo.models.ipd_fer.model import IPDFER
 from facezoo.models.ipd_fer.train.command import begin, finish
 from facezoo.models.ipd_fer.train.recipes import ABLATIONS, Recipe, recipe
 from facezoo.models.ipd_fer.train.rows import Rows, embed, read_rows
-from facezoo.models.ipd_fer.train.sources import Sources, from_packs
+from facezoo.models.ipd_fer.train.sources import from_packs
 from facezoo.models.ipd_fer.train.start import expression_accuracy
 from facezoo.training import shortened
 
@@ -88,7 +88,7 @@ def main(options: argparse.Namespace) -> dict:
     # The first rounds are those of every photograph.
     begun = begin(named(WHOLE, options.smoke), sources, options.start, device)
     some = {name: every(rows, options.share) for name, rows in sources.train.items()}
-    brief = Sources(some, sources.val, sources.pairs, sources.said)
+    brief = replace(sources, train=some)
     test, people = read_rows(options.data, "ferplus", "test"), sources.val["lfw"]
     table = []
     for what in options.rows:
