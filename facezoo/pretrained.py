@@ -275,7 +275,7 @@ def resolve(
         if name in bundled_cards() or name in FAMILIES:
             return Source(_pinned(card_named(name, FAMILIES), revision))
         files.refuse_pickle(Path(name))
-        if Path(name).exists() or name.endswith(".safetensors"):
+        if (name and Path(name).exists()) or name.endswith(".safetensors"):
             return _here(Path(name), revision)
     match = HUB_NAME.fullmatch(name.removeprefix(HUB_PREFIX))
     if match and (bare_hub or name.startswith(HUB_PREFIX)):

@@ -60,6 +60,8 @@ def test_a_model_is_named_by_text_or_a_path():
     for name in (None, 3):
         with pytest.raises(TypeError, match="named by text or a path, got"):
             facezoo.load(name)
+    with pytest.raises(UnknownNameError, match="no model or checkpoint named ''"):
+        facezoo.load("")  # which as a path is the current folder
 
 
 def test_models_and_checkpoints_are_listed_by_pattern_and_detectors_are_not():
