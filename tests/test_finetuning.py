@@ -360,6 +360,14 @@ def test_training_tells_the_classes_apart_and_keeps_the_best_epoch():
     assert again == pytest.approx(best, abs=0.07)
 
 
+def test_training_that_diverges_ends_there_and_keeps_no_state(tmp_path):
+    data = examples(16)
+    with pytest.raises(ValueError, match=r"the loss is nan after epoch \d of 9: .* below 1e\+30"):
+        fit(small(), data, None, Finetuning(epochs=9, rate=1e30), tmp_path, progress=False)
+    saved = loop.load_state(tmp_path / "state.pt")
+    assert saved is None or all(torch.isfinite(t).all() for t in saved["kept"].values())
+
+
 def test_an_interrupted_run_ends_at_the_same_weights(tmp_path, monkeypatch):
     data = examples(16)
     whole, broken = small(), small()

@@ -136,6 +136,9 @@ def fit(
 
     Returns:
         Loss and validation scores of every epoch of this call.
+
+    Raises:
+        ValueError: if the loss is no finite number any more.
     """
     optimizer = torch.optim.AdamW(
         layer_groups(model, recipe.layer_decay), lr=recipe.rate, weight_decay=recipe.weight_decay
@@ -151,6 +154,11 @@ def fit(
     disable = None if progress and together.first else True
     for epoch in tqdm(range(begin, recipe.epochs), desc="fine-tuning", disable=disable):
         loss = _epoch(model, optimizer, train, recipe, seed, epoch)
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"the loss is {loss} after epoch {epoch + 1} of {recipe.epochs}: the weights are "
+                f"lost; begin anew with a rate below {recipe.rate:g}"
+            )
         row = {"epoch": epoch + 1, "loss": loss}
         if not together.first:
             continue
