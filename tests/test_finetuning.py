@@ -211,6 +211,15 @@ def test_hidden_folders_and_files_are_passed_over(tree, tmp_path):
     assert not [name for name in data.files if "x.png" in name]
 
 
+@pytest.mark.parametrize("place", ["", "train/"])
+def test_photographs_in_no_folder_of_a_class_are_left_out_with_a_warning(tree, tmp_path, place):
+    root = tmp_path / "mine"
+    shutil.copytree(tree, root / place)
+    shutil.copy(tree / "calm" / "00.png", root / place / "loose.png")
+    with pytest.warns(UserWarning, match=rf"1 photographs are in no .*{place}loose\.png"):
+        assert len(read_labelled(root)) == 32
+
+
 def test_a_label_that_is_not_a_number_is_none(tmp_path):
     content = PORTRAITS[0].read_bytes()
     table = pa.table({"image": [content] * 3, "label": [0.0, 1.0, float("nan")]})

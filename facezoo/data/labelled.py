@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from facezoo.errors import warn_once
 from facezoo.preprocess.reading import ImageSource, photographs_in
 
 LABELS = ("label", "expression", "class")
@@ -162,6 +163,11 @@ def _from_folder(root: Path) -> dict[str, list[Any]]:
         by_split = {root: ""}
     elif wrong := [path.name for path, word in by_split.items() if word not in SPLITS]:
         raise ValueError(f"{root} has folders of splits, and {wrong[0]!r} beside them; move it")
+    if loose := [folder / n for folder in {root, *by_split} for n in photographs_in(folder, False)]:
+        warn_once(
+            f"{len(loose):,} photographs are in no folder of a class and are left out, such as "
+            f"{min(loose)}"
+        )
     columns: dict[str, list[Any]] = {k: [] for k in ("image", "file", "label", "split", "person")}
     for folder, split in by_split.items():
         for inner in _shown_folders(folder):
