@@ -224,7 +224,7 @@ def swap(content: Content) -> Iterator[Row]:
     for name, entry in content["models"].items():
         texts = " ".join(entry["trained on"] or ())
         for judge, found in entry["swap"].items():
-            family = content["models"].get(judge, {}).get("family", judge)
+            family = judge.partition(".")[0]  # the judge itself need not have a line
             yield {
                 "model": f"`{name}`",
                 "judge": f"`{judge}`",

@@ -394,6 +394,22 @@ def test_people_without_both_expressions_are_refused(packs):
 # --- the tables -----------------------------------------------------------------------------------
 
 
+def test_a_teacher_is_known_as_judge_though_the_file_has_no_line_of_it():
+    found = dict.fromkeys(("identity kept", "expression taken"), 50.0)
+    found |= {
+        f"{a}, {b}": 50.0 for a in ("identity", "expression") for b in ("decoded", "photographs")
+    }
+    entry = {
+        "spaces": [],
+        "read": {},
+        "trained on": ["LFW train", "feature loss by ipd-fer"],
+        "swap": {"ipd-fer.ferplus-lfw": found, "latent-simclr.lfw-preview": found},
+    }
+    content = {"models": {"latentface.lfw": entry}, "meshes": {}}
+    learnt = [row["the model learnt from the judge"] for row in TABLES["swap"](content)]
+    assert learnt == ["yes", "no"]
+
+
 def test_an_unknown_table_is_refused():
     with pytest.raises(ValueError, match="no table is named 'xyz'"):
         table_text({"models": {}, "meshes": {}}, "xyz")
