@@ -183,6 +183,18 @@ def test_other_features_under_the_same_name_are_measured_anew(packs, tmp_path, b
     assert set(found.content["models"]["mine"]["read"]) == {"features"}
 
 
+def test_the_same_network_on_other_crops_is_measured_anew(packs, tmp_path, brief):
+    out = tmp_path / "out"
+    tight, loose = (Own(two, Preprocessing(template=t)) for t in ("arcface112", "facenet-loose"))
+    first = facezoo.benchmark(own={"mine": tight}, data=packs, out=out, device="cpu")
+    before = first.content["models"]["mine"]
+    brief.clear()
+    found = facezoo.benchmark(own={"mine": loose}, data=packs, out=out, device="cpu")
+    assert found.content["models"]["mine"]["input"].startswith("facenet-loose")
+    assert found.content["models"]["mine"]["key"] != before["key"]
+    assert brief
+
+
 def test_it_goes_on_after_an_interruption(packs, tmp_path, brief, monkeypatch):
     out, read_out = tmp_path / "out", run.read_out
     calls = []
