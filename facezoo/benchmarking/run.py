@@ -89,7 +89,7 @@ def benchmark(
         FileNotFoundError: if the data are not there.
         UnknownNameError: if there is no such model.
         ValueError: if the file ends in ``.md``, or holds numbers measured on other data, or a
-            callable gives what are no features.
+            callable gives what are no features or has the name of another line.
     """
     folder = Path(data)
     path = Path(results) if results else Path(out) / FILE
@@ -121,7 +121,10 @@ def _chosen(names: list[str], own: Mapping[str, Any], data: Path) -> dict[str, C
         if (data / ICT).is_file():
             names += entering.mesh_checkpoints()
     cards = {name: resolve(name).card for name in names}
-    return {c.name if n in (c.name, c.model) else n: c for n, c in cards.items()}
+    chosen = {c.name if n in (c.name, c.model) else n: c for n, c in cards.items()}
+    if taken := [name for name in own if name in chosen or name in REFERENCES]:
+        raise ValueError(f"{taken[0]} is the name of another line; give your own another name")
+    return chosen
 
 
 class _Course:

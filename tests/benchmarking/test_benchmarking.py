@@ -195,6 +195,15 @@ def test_the_same_network_on_other_crops_is_measured_anew(packs, tmp_path, brief
     assert brief
 
 
+@pytest.mark.parametrize("name", ["pixels", "random-network", "ipd-fer.ferplus-lfw"])
+def test_two_lines_of_one_name_are_refused(packs, tmp_path, brief, painter, name):
+    with pytest.raises(ValueError, match=f"{name} is the name of another line"):
+        facezoo.benchmark(
+            "ipd-fer", own={name: two}, data=packs, out=tmp_path / "out", device="cpu"
+        )
+    assert not (tmp_path / "out").exists()
+
+
 def test_it_goes_on_after_an_interruption(packs, tmp_path, brief, monkeypatch):
     out, read_out = tmp_path / "out", run.read_out
     calls = []
