@@ -189,9 +189,10 @@ class _Course:
     def measure(self, name: str, make: Callable[[str], Entrant]) -> None:
         """Fill the line of one entrant as far as it is missing."""
         entrant = make(name)
-        entry = self.content["models"].get(name)
+        entry, about = self.content["models"].get(name), _about(entrant)
         if entry is None or entry["key"] != entrant.key:
-            entry = self.content["models"][name] = _about(entrant)
+            entry = self.content["models"][name] = about
+        entry |= {key: said for key, said in about.items() if key not in ("read", "swap")}
         missing = self._missing(entrant, entry)
         if missing:  # data that lack or differ are refused before anything is written
             self.content["data"] = self.packs.digests()

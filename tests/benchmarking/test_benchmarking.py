@@ -195,6 +195,19 @@ def test_the_same_network_on_other_crops_is_measured_anew(packs, tmp_path, brief
     assert brief
 
 
+def test_what_is_said_of_the_training_data_is_that_of_the_last_call(packs, tmp_path, brief):
+    out = tmp_path / "out"
+    facezoo.benchmark(own={"mine": two}, data=packs, out=out, device="cpu")
+    brief.clear()
+    told = Own(two, trained_on=("LFW val",))
+    found = facezoo.benchmark(own={"mine": told}, data=packs, out=out, device="cpu")
+    assert found.content["models"]["mine"]["contamination"]["LFW val"] == "yes"
+    assert found.content["models"]["mine"]["trained on"] == ["LFW val"]
+    assert brief == []
+    stored = json.loads((out / "benchmark.json").read_text(encoding="utf-8"))
+    assert stored["models"]["mine"] == found.content["models"]["mine"]
+
+
 @pytest.mark.parametrize("name", ["pixels", "random-network", "ipd-fer.ferplus-lfw"])
 def test_two_lines_of_one_name_are_refused(packs, tmp_path, brief, painter, name):
     with pytest.raises(ValueError, match=f"{name} is the name of another line"):
