@@ -217,6 +217,30 @@ def test_two_lines_of_one_name_are_refused(packs, tmp_path, brief, painter, name
     assert not (tmp_path / "out").exists()
 
 
+def test_features_of_other_photographs_under_the_same_names_are_not_taken(packs, tmp_path):
+    entrant = own("mine", lambda crops: crops.mean((2, 3)), CPU)
+    found = {}
+    for kind in ("as they are", "others", "other landmarks"):
+        read = Packs.read(packs)
+        view = read.views[LONDON]
+        table = view.table
+        if kind == "others":
+            images = table["image"].combine_chunks()
+            order = [*range(1, len(table)), 0]
+            table = table.set_column(table.column_names.index("image"), "image", images.take(order))
+        if kind == "other landmarks":
+            points = [[1.5 * p for p in row] for row in table["landmarks"].to_pylist()]
+            place = table.column_names.index("landmarks")
+            table = table.set_column(place, "landmarks", [points])
+        changed = replace(read, views={**read.views, LONDON: replace(view, table=table)})
+        assert changed.digests() == read.digests()
+        kept = features_of(entrant, changed, tmp_path / "cache", [LONDON])
+        fresh = features_of(entrant, changed, tmp_path / kind, [LONDON])
+        assert torch.equal(kept["features"][LONDON], fresh["features"][LONDON]), kind
+        found[kind] = kept["features"][LONDON]
+    assert not torch.equal(found["as they are"], found["others"])
+
+
 def test_it_goes_on_after_an_interruption(packs, tmp_path, brief, monkeypatch):
     out, read_out = tmp_path / "out", run.read_out
     calls = []
