@@ -468,6 +468,16 @@ def test_a_teacher_is_known_as_judge_though_the_file_has_no_line_of_it():
     assert learnt == ["yes", "no"]
 
 
+def test_faces_turned_aside_keep_their_columns_where_a_pack_has_none():
+    bins = [{"beyond_deg": d, "images": 8, "accuracy": a} for d, a in ((None, 90.0), (10, 70.0))]
+    told = {"FER+ test": {"yaw": bins[:1]}, "LFW val": {"yaw": bins}}
+    entry = {"spaces": ["features"], "read": {"features": {"expression": told}}}
+    lines = table_text({"models": {"mine": entry}, "meshes": {}}, "yaw").splitlines()
+    assert lines[0] == "| told | model | any yaw | over 10° |"
+    assert lines[2] == "| FER+ test | `mine` | 90.00 (8) | – |"
+    assert lines[3] == "| LFW val | `mine` | 90.00 (8) | 70.00 (8) |"
+
+
 def test_an_unknown_table_is_refused():
     with pytest.raises(ValueError, match="no table is named 'xyz'"):
         table_text({"models": {}, "meshes": {}}, "xyz")
