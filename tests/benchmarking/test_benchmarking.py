@@ -383,6 +383,10 @@ def test_the_pixels_reference_keeps_what_varies_most(packs, tmp_path, few_pixels
         (("LFW train: 8,408 photographs", "LFW val"), ("no", "yes", "no")),
         (("Labeled Faces in the Wild, train",), ("no", "train split", "no")),
         (("Face Research Lab London Set, train",), ("no", "no", "yes")),
+        (("london_expr.parquet: 204 faces of 2 classes",), ("no", "no", "yes")),
+        (("lfw_train: 8,408 faces of 2 classes",), ("no", "yes", "no")),
+        (("FER-2013 and FER plus", "fer_2013.csv"), ("yes", "no", "no")),
+        (("Londoners, halfway", "offer 2013"), ("no", "no", "no")),
     ],
 )
 def test_contamination_is_read_from_what_is_said_of_the_training_data(texts, wanted):
