@@ -502,6 +502,19 @@ def test_other_data_of_the_same_name_does_not_continue_a_run(tree, base, tmp_pat
         go()
 
 
+def test_other_weights_of_the_same_name_do_not_continue_a_run(tree, tmp_path):
+    recipe, out = Finetuning(epochs=1, probe=True), tmp_path / "out"
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        IPDFER(BACKBONE, 16, pose_backbone=None, decoder_size=None).save_pretrained(tmp_path / "b")
+        options = {"model": str(tmp_path / "b"), "recipe": recipe, "aligned": True, "device": "cpu"}
+        if seed:
+            with pytest.raises(ValueError, match=r"weights was '\w{12}' and is now"):
+                finetune(tree, out, **options)
+        else:
+            finetune(tree, out, **options)
+
+
 def test_limits_of_the_beginning_are_not_said_of_what_was_trained_from_it(tree, tmp_path):
     model = IPDFER(BACKBONE, 16, pose_backbone=None, decoder_size=None)
     model.save_pretrained(tmp_path / "first")

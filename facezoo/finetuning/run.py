@@ -71,7 +71,8 @@ def finetune(
     Args:
         data: a folder of class folders, a ``.csv`` or a ``.parquet`` file, as ``read_labelled``
             takes them. Photographs without a face are left out with a warning.
-        out: folder for the result; a run of another recipe, seed or data in it is refused.
+        out: folder for the result; a run of another recipe, seed, data or checkpoint in it is
+            refused.
         model: a name that ``facezoo.load`` takes, with expression classes.
         recipe: how to train; None for the defaults.
         label_column: of a table; None to look for the usual names.
@@ -97,6 +98,7 @@ def finetune(
     said = {
         **asdict(recipe),
         "model": net.card.name if net.card else model,
+        "weights": net.card.weights.sha256[:12] if net.card else None,
         "data": _digest(labelled),
         "aligned": aligned,
     }
