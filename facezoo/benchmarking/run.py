@@ -122,7 +122,7 @@ def _chosen(names: list[str], own: Mapping[str, Any], data: Path) -> dict[str, C
             names += entering.mesh_checkpoints()
     cards = {name: resolve(name).card for name in names}
     chosen = {c.name if n in (c.name, c.model) else n: c for n, c in cards.items()}
-    if taken := [name for name in own if name in chosen or name in REFERENCES]:
+    if taken := [name for name in own if name in {*chosen, *REFERENCES, *bundled_cards()}]:
         raise ValueError(f"{taken[0]} is the name of another line; give your own another name")
     return chosen
 

@@ -208,7 +208,9 @@ def test_what_is_said_of_the_training_data_is_that_of_the_last_call(packs, tmp_p
     assert stored["models"]["mine"] == found.content["models"]["mine"]
 
 
-@pytest.mark.parametrize("name", ["pixels", "random-network", "ipd-fer.ferplus-lfw"])
+@pytest.mark.parametrize(
+    "name", ["pixels", "random-network", "ipd-fer.ferplus-lfw", "latentface.lfw"]
+)
 def test_two_lines_of_one_name_are_refused(packs, tmp_path, brief, painter, name):
     with pytest.raises(ValueError, match=f"{name} is the name of another line"):
         facezoo.benchmark(
