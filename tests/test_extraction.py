@@ -190,6 +190,24 @@ def test_a_photograph_without_a_face_can_have_a_row_of_nan(folder, tmp_path, mod
     assert [row["file"] for row in rows] == sorted(row["file"] for row in rows)
 
 
+def test_a_face_of_unknown_probabilities_has_no_label(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("facezoo.base.find_faces", fake_find_faces)
+    broken = tiny_model()
+    for part in broken.modules():
+        if isinstance(part, torch.nn.Linear):
+            torch.nn.init.constant_(part.weight, torch.nan)
+    files = sorted(folder.iterdir())
+    told = broken.predict_expression(files, faces="all", on_missing="skip", batch_size=2)
+    assert bool(told.probabilities.isnan().all())
+    for suffix in ("parquet", "csv", "npz"):
+        go(folder, tmp_path / f"f.{suffix}", broken)
+    assert [row["label"] for row in table(tmp_path / "f.parquet")] == told.labels == [None] * 12
+    with np.load(tmp_path / "f.npz") as arrays:
+        assert arrays["label"].tolist() == [""] * 12
+    with (tmp_path / "f.csv").open(newline="") as file:
+        assert [row["label"] for row in csv.DictReader(file)] == [""] * 12
+
+
 def test_the_largest_face_alone(folder, tmp_path, model):
     report = go(folder, tmp_path / "f.parquet", model, faces="largest")
     assert report.rows == 9

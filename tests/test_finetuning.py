@@ -1,5 +1,6 @@
 """Fine-tuning: labels from anywhere, frozen parts, layer-wise rates, a folder that loads."""
 
+import contextlib
 import csv
 import json
 import shutil
@@ -517,6 +518,46 @@ def test_other_data_of_the_same_name_does_not_continue_a_run(tree, base, tmp_pat
         Image.fromarray(paint(112, 0, seed=7)).save(tmp_path / "tree" / "calm" / "00.png")
     with pytest.raises(ValueError, match=rf"{named} was '\w+' and is now"):
         go()
+
+
+def test_other_weights_of_the_same_name_do_not_continue_a_run(tree, tmp_path):
+    recipe, out = Finetuning(epochs=1, probe=True), tmp_path / "out"
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        IPDFER(BACKBONE, 16, pose_backbone=None, decoder_size=None).save_pretrained(tmp_path / "b")
+        options = {"model": str(tmp_path / "b"), "recipe": recipe, "aligned": True, "device": "cpu"}
+        if seed:
+            with pytest.raises(ValueError, match=r"weights was '\w{12}' and is now"):
+                finetune(tree, out, **options)
+        else:
+            finetune(tree, out, **options)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "kept"),
+    [
+        (Finetuning(epochs=1, probe=True), True),
+        (Finetuning(epochs=1, freeze=("expression_encoder",)), True),
+        (Finetuning(epochs=1), False),
+    ],
+)
+def test_identity_is_not_removed_from_features_that_it_was_not_sought_in(
+    tree, base, tmp_path, recipe, kept
+):
+    before = facezoo.load(base, device="cpu")
+    features = torch.randn(40, 16, generator=torch.Generator().manual_seed(0))
+    people = torch.arange(40) // 4
+    before.identity_removal = facezoo.remove_identity(features, people, directions=2)
+    before.save_pretrained(tmp_path / "b")
+    options = {"recipe": recipe, "aligned": True, "device": "cpu"}
+    with contextlib.nullcontext() if kept else pytest.warns(match="identity_removal"):
+        finetune(tree, tmp_path / "out", model=str(tmp_path / "b"), **options)
+    after = facezoo.load(tmp_path / "out", device="cpu")
+    assert hasattr(after, "identity_removal") is kept
+    if kept:
+        crops = torch.rand(3, *after.input_shape, generator=torch.Generator().manual_seed(1))
+        was, now = (m.run(crops, ["encode_expression"]) for m in (before, after))
+        torch.testing.assert_close(was, now)
 
 
 def test_limits_of_the_beginning_are_not_said_of_what_was_trained_from_it(tree, tmp_path):

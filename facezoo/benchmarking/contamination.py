@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from facezoo.benchmarking.views import FERPLUS, LFW, LONDON
 
 NAMES = {
-    FERPLUS: re.compile(r"FER\+|FERPlus|FER2013", re.IGNORECASE),
-    LFW: re.compile(r"\bLFW\b|Labell?ed Faces in the Wild", re.IGNORECASE),
-    LONDON: re.compile(r"\bLondon\b", re.IGNORECASE),
+    FERPLUS: re.compile(r"(?<![a-z])FER(\+|[ _-]?(Plus|2013))", re.IGNORECASE),
+    LFW: re.compile(r"(?<![a-z])LFW(?![a-z])|Labell?ed Faces in the Wild", re.IGNORECASE),
+    LONDON: re.compile(r"(?<![a-z])London(?![a-z])", re.IGNORECASE),
 }
-"""How texts name the data of an evaluation; its split is the last word of the key."""
+"""How texts, and names of files in them, name the data of an evaluation; its split is the last word
+of the key."""
 SPLITS = re.compile(r"\b(train|val|test)\b", re.IGNORECASE)
 CLEAN, PART, SEEN, UNKNOWN = "no", "train split", "yes", "not stated"
 

@@ -140,7 +140,7 @@ def checkpoint(name: str, model: FaceModel) -> Entrant:
 
 
 def own(name: str, given: Own | Encode, device: torch.device) -> Entrant:
-    """A callable as an entrant; its key is made of what it gives for fixed noise.
+    """A callable as an entrant; its key is made of what it gives for fixed noise, and its template.
 
     Raises:
         ValueError: if it gives neither features (B, D) nor a dictionary of the two.
@@ -164,7 +164,7 @@ def own(name: str, given: Own | Encode, device: torch.device) -> Entrant:
     module = given.encode if isinstance(given.encode, nn.Module) else None
     return Entrant(
         name=name,
-        key=_digest_of([*parts.values()]),
+        key=_digest_of([*parts.values()], given.preprocessing.template),
         spaces=tuple(space for space in (*BOTH, *ONE) if space in parts),
         preprocessing=given.preprocessing,
         device=device,
@@ -235,8 +235,8 @@ def _principal_axes(pack: Path) -> dict[str, Tensor]:
     return {"mean": mean, "axes": axes.flip(1)[:, :COMPONENTS].contiguous()}
 
 
-def _digest_of(tensors: Iterable[Tensor]) -> str:
-    digest = hashlib.sha256()
+def _digest_of(tensors: Iterable[Tensor], template: str = "") -> str:
+    digest = hashlib.sha256(template.encode())
     for tensor in tensors:
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -16,6 +16,7 @@ from facezoo.evaluate.leakage import (
     Reading,
     expressions_from,
     identity_from,
+    neutral_and_smiling,
     pairs_from,
     same_person_from,
 )
@@ -96,7 +97,8 @@ def _identity(features: dict[str, Tensor], packs: Packs) -> Numbers:
     """Verification, closed-set identification and same person with another expression."""
     lfw, london = packs.views[LFW], packs.views[LONDON]
     assert lfw.people is not None
-    neutral, smiling = (london.labels == EXPRESSIONS.index(word) for word in TWO)
+    assert london.people is not None
+    neutral, smiling = neutral_and_smiling(london.labels, london.people)
     told = features[LONDON]
     return {
         "verification": reading(pairs_from(features[LFW], lfw.files, packs.pairs)),

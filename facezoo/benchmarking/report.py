@@ -173,19 +173,22 @@ def _leak(name: str, what: str, space: str, found: Content, meant: Content) -> R
 
 def yaw(content: Content) -> Iterator[Row]:
     """Accuracy of the linear probe on faces that look ever further aside."""
-    for key in (FERPLUS, LFW):
-        for name, entry in content["models"].items():
-            bins = entry["read"][_spaces(entry)[0]]["expression"][key]["yaw"]
-            yield {
-                "told": key,
-                "model": f"`{name}`",
-                **{
-                    "any yaw" if b["beyond_deg"] is None else f"over {b['beyond_deg']}°": (
-                        f"{_n(b['accuracy'])} ({b['images']})"
-                    )
-                    for b in bins
-                },
-            }
+    found = [
+        (key, name, entry["read"][_spaces(entry)[0]]["expression"][key]["yaw"])
+        for key in (FERPLUS, LFW)
+        for name, entry in content["models"].items()
+    ]
+    limits = max(([b["beyond_deg"] for b in bins] for _, _, bins in found), key=len, default=[])
+    for key, name, bins in found:
+        cells = {b["beyond_deg"]: f"{_n(b['accuracy'])} ({b['images']})" for b in bins}
+        yield {
+            "told": key,
+            "model": f"`{name}`",
+            **{
+                "any yaw" if limit is None else f"over {limit}°": cells.get(limit, NONE)
+                for limit in limits
+            },
+        }
 
 
 REMOVED = {
@@ -224,7 +227,7 @@ def swap(content: Content) -> Iterator[Row]:
     for name, entry in content["models"].items():
         texts = " ".join(entry["trained on"] or ())
         for judge, found in entry["swap"].items():
-            family = content["models"].get(judge, {}).get("family", judge)
+            family = judge.partition(".")[0]  # the judge itself need not have a line
             yield {
                 "model": f"`{name}`",
                 "judge": f"`{judge}`",

@@ -89,7 +89,7 @@ def benchmark(
         FileNotFoundError: if the data are not there.
         UnknownNameError: if there is no such model.
         ValueError: if the file ends in ``.md``, or holds numbers measured on other data, or a
-            callable gives what are no features.
+            callable gives what are no features or has the name of another line.
     """
     folder = Path(data)
     path = Path(results) if results else Path(out) / FILE
@@ -121,7 +121,10 @@ def _chosen(names: list[str], own: Mapping[str, Any], data: Path) -> dict[str, C
         if (data / ICT).is_file():
             names += entering.mesh_checkpoints()
     cards = {name: resolve(name).card for name in names}
-    return {c.name if n in (c.name, c.model) else n: c for n, c in cards.items()}
+    chosen = {c.name if n in (c.name, c.model) else n: c for n, c in cards.items()}
+    if taken := [name for name in own if name in {*chosen, *REFERENCES, *bundled_cards()}]:
+        raise ValueError(f"{taken[0]} is the name of another line; give your own another name")
+    return chosen
 
 
 class _Course:
@@ -186,9 +189,10 @@ class _Course:
     def measure(self, name: str, make: Callable[[str], Entrant]) -> None:
         """Fill the line of one entrant as far as it is missing."""
         entrant = make(name)
-        entry = self.content["models"].get(name)
+        entry, about = self.content["models"].get(name), _about(entrant)
         if entry is None or entry["key"] != entrant.key:
-            entry = self.content["models"][name] = _about(entrant)
+            entry = self.content["models"][name] = about
+        entry |= {key: said for key, said in about.items() if key not in ("read", "swap")}
         missing = self._missing(entrant, entry)
         if missing:  # data that lack or differ are refused before anything is written
             self.content["data"] = self.packs.digests()

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,6 +53,14 @@ class View:
     """NaN where unknown, (N,)."""
     digest: str
     """Of the names of the files."""
+
+    @cached_property
+    def shown(self) -> str:
+        """A digest of what features are of: the photographs, and where the faces stand in them."""
+        digest = hashlib.sha256(repr(self.table["landmarks"].to_pylist()).encode())
+        for image in self.table["image"]:
+            digest.update(hashlib.sha256(image.as_py()).digest())
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -106,7 +115,7 @@ def features_of(
     found: Features = {space: {} for space in entrant.spaces}
     for key in wanted:
         view = packs.views[key]
-        path = folder / f"{re.sub(r'[^a-z]+', '-', key.lower())}-{view.digest[:12]}.safetensors"
+        path = folder / f"{re.sub(r'[^a-z]+', '-', key.lower())}-{view.shown[:12]}.safetensors"
         if not path.is_file():
             save(embed_given(entrant, view.table, entrant.spaces), path)
         for space, rows in read_tensors(path).items():

@@ -198,6 +198,31 @@ def same_person_from(neutral: Tensor, smiling: Tensor, seed: int = 0) -> Reading
     return Reading(accuracy, None, 1 / len(nearest), sum(control) / SPLITS)
 
 
+def neutral_and_smiling(labels: Tensor, people: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of everyone's neutral photograph and of the smiling one, in the order of the people.
+
+    Args:
+        labels: index in ``EXPRESSIONS``, (N,).
+        people: who is on each, (N,).
+
+    Returns:
+        Two of (P,).
+
+    Raises:
+        ValueError: if not everyone is there once neutral and once smiling.
+    """
+    rows = [(labels == EXPRESSIONS.index(w)).nonzero()[:, 0] for w in ("neutral", "happiness")]
+    neutral, smiling = (part[people[part].argsort()] for part in rows)
+    names = people[neutral]
+    if not len(names) or len(names.unique()) < len(names) or not names.equal(people[smiling]):
+        raise ValueError(
+            "everyone must be there once neutral and once smiling, got "
+            f"{len(neutral)} neutral and {len(smiling)} smiling photographs of other people, or of "
+            "some more than once; leave out those without both"
+        )
+    return neutral, smiling
+
+
 def leakage(model: FaceModel, data: Path, command: str) -> list[Metric]:
     """What can be read from a model's expression and identity features that should not be there.
 
@@ -244,10 +269,10 @@ def _lfw_people(model: FaceModel, data: Path, wanted: Sequence[str], command: st
 
 def _london(model: FaceModel, data: Path, wanted: Sequence[str], command: str) -> list[Metric]:
     table = read_pack(data / "london_expr.parquet").sort_by("identity")
-    labels = majority_labels(table)
-    neutral, smiling = ((labels == EXPRESSIONS.index(w)) for w in ("neutral", "happiness"))
+    people = numbered(table["identity"].to_pylist())
+    neutral, smiling = neutral_and_smiling(majority_labels(table), people)
     rule = (
-        f"the smiling photograph of each of {int(smiling.sum())} people, nearest of their neutral "
+        f"the smiling photograph of each of {len(smiling)} people, nearest of their neutral "
         f"ones by cosine; {GIVEN}"
     )
     metrics = []

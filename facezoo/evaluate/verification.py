@@ -28,9 +28,16 @@ class Pairs:
 
 
 def read_pairs(path: str | Path) -> Pairs:
-    """Pairs from a CSV file with the columns file_a, file_b, same, fold."""
+    """Pairs from a CSV file with the columns file_a, file_b, same (0 or 1), fold.
+
+    Raises:
+        ValueError: if a pair says neither 0 nor 1.
+    """
     with Path(path).open(newline="") as file:
         rows = list(csv.DictReader(file))
+    for number, row in enumerate(rows, 1):
+        if row["same"] not in ("0", "1"):
+            raise ValueError(f"pair {number} of {path}: same must be 0 or 1, got {row['same']!r}")
     return Pairs(
         [row["file_a"] for row in rows],
         [row["file_b"] for row in rows],

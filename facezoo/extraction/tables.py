@@ -134,12 +134,10 @@ def printable(name: str) -> str:
 
 
 def _labels(rows: Rows, layout: Layout) -> list[str | None]:
-    """The most probable class of each row, None for no face, R."""
-    best = np.nan_to_num(rows["probabilities"], nan=-1.0).argmax(1)
-    return [
-        layout.classes[k] if face >= 0 else None
-        for k, face in zip(best, rows["face"].tolist(), strict=True)
-    ]
+    """The most probable class of each row, None for no face and for probabilities of NaN, R."""
+    best = np.nan_to_num(rows["probabilities"]).argmax(1)
+    sums = rows["probabilities"].sum(1)  # of NaN if one of a row is
+    return [layout.classes[k] if s == s else None for k, s in zip(best, sums, strict=True)]
 
 
 def _write_csv(path: Path, parts: Stored, layout: Layout) -> int:
@@ -258,10 +256,9 @@ def _write_npz(path: Path, parts: Stored, layout: Layout) -> int:
             _member(archive, key, _KINDS.get(key, "<f4"), (count, *shape), values)
         if layout.classes:
             width = max(map(len, layout.classes))
-            needed = ("face", "probabilities")
             words = (
                 np.array([word or "" for word in _labels(block.rows, layout)], f"<U{width}")
-                for block in parts.blocks(needed)
+                for block in parts.blocks(["probabilities"])
             )
             _member(archive, "label", f"<U{width}", (count,), words)
             _constant(archive, "classes", list(layout.classes))

@@ -15,16 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facezoo.base import FaceModel
+from facezoo.base import CAPABILITIES, FaceModel, Stage
 from facezoo.card import Card, Hub, Licenses, Metric, Training, Weights
 from facezoo.data.crops import cut_faces, read_named
 from facezoo.data.labelled import LabelledImages, read_labelled
-from facezoo.errors import UnsupportedError
+from facezoo.errors import UnsupportedError, warn_once
 from facezoo.evaluate.classification import scores
 from facezoo.finetuning.loop import MARGIN, Examples, Finetuning, check_batch, fit, predict
 from facezoo.preprocess.pipeline import fingerprint, prepare_aligned, to_device
 from facezoo.preprocess.reading import describe
 from facezoo.registry import load
+from facezoo.removal import NAME
 from facezoo.training import Processes, begin_run
 from facezoo.weights import read_tensors, save
 
@@ -71,8 +72,10 @@ def finetune(
     Args:
         data: a folder of class folders, a ``.csv`` or a ``.parquet`` file, as ``read_labelled``
             takes them. Photographs without a face are left out with a warning.
-        out: folder for the result; a run of another recipe, seed or data in it is refused.
-        model: a name that ``facezoo.load`` takes, with expression classes.
+        out: folder for the result; a run of another recipe, seed, data or checkpoint in it is
+            refused.
+        model: a name that ``facezoo.load`` takes, with expression classes. Its ``identity_removal``
+            is left out, with a warning, if its expression features are trained.
         recipe: how to train; None for the defaults.
         label_column: of a table; None to look for the usual names.
         classes: which classes, in this order; None for all of the data.
@@ -97,6 +100,7 @@ def finetune(
     said = {
         **asdict(recipe),
         "model": net.card.name if net.card else model,
+        "weights": net.card.weights.sha256[:12] if net.card else None,
         "data": _digest(labelled),
         "aligned": aligned,
     }
@@ -139,7 +143,20 @@ def _network(
         net.freeze()
     elif recipe.freeze:
         net.freeze(*recipe.freeze)
+    if hasattr(net, NAME) and _trains_features(net):
+        delattr(net, NAME)
+        warn_once(
+            f"the {NAME} of {name} is left out: it was fitted to expression features, and these "
+            "change in training; fit one to the new ones by remove_identity()"
+        )
     return net
+
+
+def _trains_features(net: FaceModel) -> bool:
+    """Whether expression features depend on parameters that are trained."""
+    stage: Stage = getattr(net, CAPABILITIES["encode_expression"])
+    with torch.enable_grad():
+        return stage(torch.zeros(1, *net.input_shape, device=net.device)).requires_grad
 
 
 def _splits(labelled: LabelledImages) -> list[str]:

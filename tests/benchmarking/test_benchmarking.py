@@ -183,6 +183,66 @@ def test_other_features_under_the_same_name_are_measured_anew(packs, tmp_path, b
     assert set(found.content["models"]["mine"]["read"]) == {"features"}
 
 
+def test_the_same_network_on_other_crops_is_measured_anew(packs, tmp_path, brief):
+    out = tmp_path / "out"
+    tight, loose = (Own(two, Preprocessing(template=t)) for t in ("arcface112", "facenet-loose"))
+    first = facezoo.benchmark(own={"mine": tight}, data=packs, out=out, device="cpu")
+    before = first.content["models"]["mine"]
+    brief.clear()
+    found = facezoo.benchmark(own={"mine": loose}, data=packs, out=out, device="cpu")
+    assert found.content["models"]["mine"]["input"].startswith("facenet-loose")
+    assert found.content["models"]["mine"]["key"] != before["key"]
+    assert brief
+
+
+def test_what_is_said_of_the_training_data_is_that_of_the_last_call(packs, tmp_path, brief):
+    out = tmp_path / "out"
+    facezoo.benchmark(own={"mine": two}, data=packs, out=out, device="cpu")
+    brief.clear()
+    told = Own(two, trained_on=("LFW val",))
+    found = facezoo.benchmark(own={"mine": told}, data=packs, out=out, device="cpu")
+    assert found.content["models"]["mine"]["contamination"]["LFW val"] == "yes"
+    assert found.content["models"]["mine"]["trained on"] == ["LFW val"]
+    assert brief == []
+    stored = json.loads((out / "benchmark.json").read_text(encoding="utf-8"))
+    assert stored["models"]["mine"] == found.content["models"]["mine"]
+
+
+@pytest.mark.parametrize(
+    "name", ["pixels", "random-network", "ipd-fer.ferplus-lfw", "latentface.lfw"]
+)
+def test_two_lines_of_one_name_are_refused(packs, tmp_path, brief, painter, name):
+    with pytest.raises(ValueError, match=f"{name} is the name of another line"):
+        facezoo.benchmark(
+            "ipd-fer", own={name: two}, data=packs, out=tmp_path / "out", device="cpu"
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_features_of_other_photographs_under_the_same_names_are_not_taken(packs, tmp_path):
+    entrant = own("mine", lambda crops: crops.mean((2, 3)), CPU)
+    found = {}
+    for kind in ("as they are", "others", "other landmarks"):
+        read = Packs.read(packs)
+        view = read.views[LONDON]
+        table = view.table
+        if kind == "others":
+            images = table["image"].combine_chunks()
+            order = [*range(1, len(table)), 0]
+            table = table.set_column(table.column_names.index("image"), "image", images.take(order))
+        if kind == "other landmarks":
+            points = [[1.5 * p for p in row] for row in table["landmarks"].to_pylist()]
+            place = table.column_names.index("landmarks")
+            table = table.set_column(place, "landmarks", [points])
+        changed = replace(read, views={**read.views, LONDON: replace(view, table=table)})
+        assert changed.digests() == read.digests()
+        kept = features_of(entrant, changed, tmp_path / "cache", [LONDON])
+        fresh = features_of(entrant, changed, tmp_path / kind, [LONDON])
+        assert torch.equal(kept["features"][LONDON], fresh["features"][LONDON]), kind
+        found[kind] = kept["features"][LONDON]
+    assert not torch.equal(found["as they are"], found["others"])
+
+
 def test_it_goes_on_after_an_interruption(packs, tmp_path, brief, monkeypatch):
     out, read_out = tmp_path / "out", run.read_out
     calls = []
@@ -325,6 +385,10 @@ def test_the_pixels_reference_keeps_what_varies_most(packs, tmp_path, few_pixels
         (("LFW train: 8,408 photographs", "LFW val"), ("no", "yes", "no")),
         (("Labeled Faces in the Wild, train",), ("no", "train split", "no")),
         (("Face Research Lab London Set, train",), ("no", "no", "yes")),
+        (("london_expr.parquet: 204 faces of 2 classes",), ("no", "no", "yes")),
+        (("lfw_train: 8,408 faces of 2 classes",), ("no", "yes", "no")),
+        (("FER-2013 and FER plus", "fer_2013.csv"), ("yes", "no", "no")),
+        (("Londoners, halfway", "offer 2013"), ("no", "no", "no")),
     ],
 )
 def test_contamination_is_read_from_what_is_said_of_the_training_data(texts, wanted):
@@ -392,6 +456,32 @@ def test_people_without_both_expressions_are_refused(packs):
 
 
 # --- the tables -----------------------------------------------------------------------------------
+
+
+def test_a_teacher_is_known_as_judge_though_the_file_has_no_line_of_it():
+    found = dict.fromkeys(("identity kept", "expression taken"), 50.0)
+    found |= {
+        f"{a}, {b}": 50.0 for a in ("identity", "expression") for b in ("decoded", "photographs")
+    }
+    entry = {
+        "spaces": [],
+        "read": {},
+        "trained on": ["LFW train", "feature loss by ipd-fer"],
+        "swap": {"ipd-fer.ferplus-lfw": found, "latent-simclr.lfw-preview": found},
+    }
+    content = {"models": {"latentface.lfw": entry}, "meshes": {}}
+    learnt = [row["the model learnt from the judge"] for row in TABLES["swap"](content)]
+    assert learnt == ["yes", "no"]
+
+
+def test_faces_turned_aside_keep_their_columns_where_a_pack_has_none():
+    bins = [{"beyond_deg": d, "images": 8, "accuracy": a} for d, a in ((None, 90.0), (10, 70.0))]
+    told = {"FER+ test": {"yaw": bins[:1]}, "LFW val": {"yaw": bins}}
+    entry = {"spaces": ["features"], "read": {"features": {"expression": told}}}
+    lines = table_text({"models": {"mine": entry}, "meshes": {}}, "yaw").splitlines()
+    assert lines[0] == "| told | model | any yaw | over 10° |"
+    assert lines[2] == "| FER+ test | `mine` | 90.00 (8) | – |"
+    assert lines[3] == "| LFW val | `mine` | 90.00 (8) | 70.00 (8) |"
 
 
 def test_an_unknown_table_is_refused():

@@ -9,6 +9,8 @@ import torch
 from colours import ColourModel, write_colour_packs
 from PIL import Image
 
+from facezoo.benchmarking import measure
+from facezoo.benchmarking.views import Packs
 from facezoo.evaluate import leakage as leaks
 from facezoo.evaluate.embedding import embed_given
 from facezoo.evaluate.leakage import (
@@ -16,6 +18,7 @@ from facezoo.evaluate.leakage import (
     expression_from,
     identity_from,
     leakage,
+    neutral_and_smiling,
     pairs_from,
     same_person_from,
 )
@@ -107,6 +110,27 @@ def test_the_same_person_with_another_expression_is_the_nearest_by_cosine():
     # Of the two, only the first smiling face is nearest to its own neutral one.
     swapped = same_person_from(torch.eye(2), torch.tensor([[1.0, 0.1], [1.0, 0.2]]))
     assert swapped.accuracy == 0.5
+
+
+def test_each_person_is_paired_with_himself_whatever_the_order_of_the_rows():
+    labels, people = torch.tensor([1, 0, 0, 2, 1, 0, 1]), torch.tensor([7, 9, 7, 7, 5, 5, 9])
+    neutral, smiling = neutral_and_smiling(labels, people)
+    assert (neutral.tolist(), smiling.tolist()) == ([5, 2, 1], [4, 0, 6])
+    for rows in ([0, 1, 3, 5, 6], [0, 1, 4, 6], [0, 0, 2, 2], [3]):
+        with pytest.raises(ValueError, match="once neutral and once smiling"):
+            neutral_and_smiling(labels[rows], people[rows])
+
+
+def test_people_of_london_without_both_expressions_are_not_paired_with_others(packs):
+    table = pq.read_table(packs / "london_expr.parquet")
+    keep = [f not in ("3_neutral.jpg", "5_happiness.jpg") for f in table["file"].to_pylist()]
+    pq.write_table(table.filter(keep), packs / "london_expr.parquet")
+    with pytest.raises(ValueError, match="once neutral and once smiling"):
+        leakage(ColourModel(), packs, "c")
+    read = Packs.read(packs)
+    features = {key: torch.eye(len(view.files)) for key, view in read.views.items()}
+    with pytest.raises(ValueError, match="once neutral and once smiling"):
+        measure._identity(features, read)
 
 
 def test_a_reading_becomes_metrics_in_per_cent_with_what_it_is_compared_to():

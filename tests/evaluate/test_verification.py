@@ -98,6 +98,14 @@ def test_pairs_are_read_from_their_file(tmp_path):
     assert pairs.fold.tolist() == [0, 9]
 
 
+@pytest.mark.parametrize("word", ["True", "yes", "1.0", ""])
+def test_what_is_neither_0_nor_1_is_not_taken_for_two_persons(tmp_path, word):
+    text = f"file_a,file_b,same,fold\na.jpg,b.jpg,1,0\na.jpg,c.jpg,{word},9\n"
+    (tmp_path / "pairs.csv").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match=rf"pair 2 of .*pairs\.csv.* 0 or 1, got '{word}'"):
+        read_pairs(tmp_path / "pairs.csv")
+
+
 def test_features_are_found_by_file_name_and_compared_by_cosine():
     files = ["c", "a", "b", "d"]
     features = torch.tensor([[0.0, 3.0], [1.0, 0.1], [5.0, 0.0], [0.1, 1.0]])
