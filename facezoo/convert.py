@@ -83,7 +83,9 @@ def read_pickle(path: Path) -> Any:
             "is refused. Have its author save model.state_dict() alone, or do so yourself where "
             f"you trust it ({str(error).splitlines()[0]})"
         ) from error
-    except (RuntimeError, EOFError, KeyError, ValueError) as error:
+    except Exception as error:  # torch looks at little before it trusts it
+        if getattr(error, "filename", None) is not None:
+            raise  # it cannot be opened at all
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise WeightsError(
             f"{path} is not a file that torch.save wrote, or is damaged ({reason}); copy or "

@@ -76,6 +76,18 @@ def test_a_damaged_or_missing_file_is_named(tmp_path):
         convert(tmp_path / "other.pth")
 
 
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_cut_off_anywhere_is_named(tmp_path, zipped):
+    source = tmp_path / "model.pth"
+    content = {**TENSORS, "large": torch.zeros(1000)}
+    torch.save(content, source, _use_new_zipfile_serialization=zipped)
+    whole = source.read_bytes()
+    for length in range(0, len(whole), 29):
+        source.write_bytes(whole[:length])
+        with pytest.raises((WeightsError, PickleRefusedError), match=r"model\.pth"):
+            convert(source)
+
+
 def sparse():
     return torch.eye(3).to_sparse()
 
