@@ -243,7 +243,7 @@ def _scales(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
     found = {}
     for name, tensor in tensors.items():
-        if tensor.dtype == torch.int8 and (scale := f"{name}.scale") in tensors:
+        if tensor.dtype == torch.int8 and tensor.ndim and (scale := f"{name}.scale") in tensors:
             if tensors[scale].numel() != len(tensor):
                 raise WeightsMismatchError(
                     f"{scale} must hold {len(tensor)} numbers, one per output channel, "
