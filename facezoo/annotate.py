@@ -90,13 +90,18 @@ def picture_paths(files: Sequence[Path], out: Path) -> dict[Path, Path]:
     if into_folder and (out.is_file() or out.suffix.lower() in PICTURES):
         raise ValueError(f"--save needs a folder for {len(files)} photographs, got {out}")
     paths: dict[Path, Path] = {}
+    taken: set[str] = set()  # in one case, for file systems that know none
+    number: dict[str, int] = {}
     for file in files:
         if file in paths:
             continue
         suffix = file.suffix if file.suffix.lower() in PICTURES else ".png"
-        path, number = (out / f"{file.stem}{suffix}" if into_folder else out), 2
-        while path in paths.values():
-            path, number = out / f"{file.stem}-{number}{suffix}", number + 1
+        path = out / f"{file.stem}{suffix}" if into_folder else out
+        name = path.name.casefold()
+        while path.name.casefold() in taken:
+            number[name] = number.get(name, 1) + 1
+            path = out / f"{file.stem}-{number[name]}{suffix}"
+        taken.add(path.name.casefold())
         paths[file] = path
     inputs = {file.resolve() for file in files}
     if over := [path for path in paths.values() if path.resolve() in inputs]:

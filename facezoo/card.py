@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
@@ -187,7 +188,7 @@ class Card:
         """
         text = Path(path).read_text(encoding="utf-8", errors="replace")
         try:
-            mapping = json.loads(text, parse_constant=_refuse_constant)
+            mapping = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
         except (ValueError, RecursionError) as error:
             raise CardError(f"{path}: not a card: {error}; wanted a JSON object") from error
         return cls.parse(mapping, source=str(path))
@@ -342,7 +343,7 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
             return tuple(_parse(item, entry, f"{where}[{i}]") for i, (item, entry) in items)
     if origin is dict and isinstance(value, dict):
         return value
-    if kind is float and type(value) in (int, float) and math.isfinite(value):
+    if kind is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
         return float(value)
     if kind in (str, int, bool) and type(value) is kind:
         return value
@@ -364,6 +365,11 @@ def _kind_name(kind: Any) -> str:
 def _kind_of(value: Any) -> str:
     names = {list: "a list", dict: "a JSON object", str: "text", type(None): "null"}
     return names.get(type(value), repr(value))
+
+
+def _finite(text: str) -> float:
+    """A number that can be written again; Python reads 1e999 as infinity."""
+    return float(text) if math.isfinite(float(text)) else _refuse_constant(text)
 
 
 def _refuse_constant(name: str) -> Any:

@@ -1,6 +1,7 @@
 """Pickled checkpoints to safetensors: the one place where a pickle is opened.
 
-``weights_only=True`` lets torch build tensors and plain containers and nothing else.
+``weights_only=True`` lets torch build tensors and plain containers and nothing else, since 2.6:
+before, a crafted file could run code all the same (CVE-2025-32434).
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 # What nn.DataParallel puts before every name.
 PARALLEL = "module."
+# The first in which weights_only=True runs no code.
+SAFE_TORCH = "2.6"
 
 
 def convert(
@@ -41,7 +44,8 @@ def convert(
         The file that was written.
 
     Raises:
-        PickleRefusedError: if the file holds more than tensors and plain containers.
+        PickleRefusedError: if the file holds more than tensors and plain containers, or torch is
+            too old to be safe.
         WeightsNotFoundError: if there is no such file.
         WeightsError: if no state dict, or more than one, is found; the message lists the keys.
             If a tensor is sparse or quantised; the message names it.
@@ -68,13 +72,18 @@ def read_pickle(path: Path) -> Any:
     """What a file that ``torch.save`` wrote holds, as long as that is tensors and plain containers.
 
     Raises:
-        PickleRefusedError: if it holds more.
+        PickleRefusedError: if it holds more, or torch is too old to be safe.
         WeightsError: if it is no such file, or damaged.
     """
     import torch
 
     if not path.is_file():
         raise WeightsNotFoundError(f"no file {path}")
+    if torch.torch_version.TorchVersion(torch.__version__) < SAFE_TORCH:
+        raise PickleRefusedError(
+            f"{path} is not opened by torch {torch.__version__}, in which a crafted file can run "
+            f"code even so (CVE-2025-32434); convert it where torch is {SAFE_TORCH} or newer"
+        )
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -83,7 +92,9 @@ def read_pickle(path: Path) -> Any:
             "is refused. Have its author save model.state_dict() alone, or do so yourself where "
             f"you trust it ({str(error).splitlines()[0]})"
         ) from error
-    except (RuntimeError, EOFError, KeyError, ValueError) as error:
+    except Exception as error:  # torch looks at little before it trusts it
+        if getattr(error, "filename", None) is not None:
+            raise  # it cannot be opened at all
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise WeightsError(
             f"{path} is not a file that torch.save wrote, or is damaged ({reason}); copy or "

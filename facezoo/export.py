@@ -295,7 +295,7 @@ def _write_timm(stage: Stage, name: str, folder: Path, images: Tensor) -> tuple[
         },
     }
     save_for_hf(network, str(path), model_config=config, safe_serialization=True)
-    _say_classes_once(path / "config.json")
+    _say_what_holds(path / "config.json", model)
     loaded = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
 
     @torch.inference_mode()
@@ -306,10 +306,31 @@ def _write_timm(stage: Stage, name: str, folder: Path, images: Tensor) -> tuple[
     return path, run
 
 
-def _say_classes_once(path: Path) -> None:
-    """Leave the number of classes at the root alone; Transformers passes it on from there too."""
+_OF_OTHER_WEIGHTS = (
+    "tag",
+    "license",
+    "description",
+    "origin_url",
+    "paper_name",
+    "paper_ids",
+    "notes",
+    "test_input_size",
+    "test_crop_pct",
+)
+"""What timm knows of the weights that it has for a backbone itself."""
+
+
+def _say_what_holds(path: Path, model: FaceModel) -> None:
+    """Say nothing of other weights of the backbone, and the number of classes at the root alone.
+
+    Transformers passes that number on from there too.
+    """
     config = json.loads(path.read_text(encoding="utf-8"))
     config.get("model_args", {}).pop("num_classes", None)
+    said = config["pretrained_cfg"]
+    config["pretrained_cfg"] = {k: v for k, v in said.items() if k not in _OF_OTHER_WEIGHTS}
+    if model.card is not None:
+        config["pretrained_cfg"]["license"] = model.card.licenses.weights
     path.write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 

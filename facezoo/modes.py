@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -71,11 +71,37 @@ def exact(device: torch.device) -> Iterator[None]:
 
     torch allows TF32 in convolutions unless told otherwise, and features would then depend on the
     GPU. Other devices have no such mode, and nothing is done. The settings are the process's own,
-    and are as before afterwards.
+    and are as before when the last of all that are inside at once, in several threads, has left.
     """
     if device.type != "cuda":
         yield
         return
+    with _LOCK:
+        if not _EXACT.users:
+            _EXACT.settings.enter_context(_without_tf32())
+        _EXACT.users += 1
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _EXACT.users -= 1
+            if not _EXACT.users:
+                _EXACT.settings.close()
+
+
+class _Exact:
+    """How many are in ``exact`` at the moment, and the settings that are then put back."""
+
+    def __init__(self) -> None:
+        self.users = 0
+        self.settings = ExitStack()
+
+
+_EXACT = _Exact()
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
     try:
         convolutions, products = _allowed()
     except RuntimeError:  # torch's newer settings are in use, and the older cannot be read

@@ -162,6 +162,9 @@ class Pretrained(PyTorchModelHubMixin, library_name="facezoo"):
     ) -> Path:
         """Write ``config.json`` (the card), ``model.safetensors`` and ``README.md``.
 
+        They appear together when all are written, so that a checkpoint that was there stays whole
+        until then.
+
         An unchanged checkpoint keeps its card. Changed weights keep what is still true of it:
         metrics were measured on other weights and are dropped, and the tag becomes ``custom``.
 
@@ -187,12 +190,15 @@ class Pretrained(PyTorchModelHubMixin, library_name="facezoo"):
         _check_precision(self, dtype)
         folder = Path(save_directory)
         folder.mkdir(parents=True, exist_ok=True)
-        stored, same = _write_weights(self, folder / WEIGHTS, dtype)
-        written = _card_of(self, stored, same, card)
-        if repo_id is not None:
-            written = replace(written, hub=Hub(repo=repo_id))
-        (folder / CONFIG).write_text(written.to_json(), encoding="utf-8")
-        (folder / "README.md").write_text(written.to_markdown(), encoding="utf-8")
+        with TemporaryDirectory(prefix=".partial-", dir=folder) as scratch:
+            stored, same = _write_weights(self, Path(scratch) / WEIGHTS, dtype)
+            written = _card_of(self, stored, same, card)
+            if repo_id is not None:
+                written = replace(written, hub=Hub(repo=repo_id))
+            (Path(scratch) / CONFIG).write_text(written.to_json(), encoding="utf-8")
+            (Path(scratch) / "README.md").write_text(written.to_markdown(), encoding="utf-8")
+            for name in (WEIGHTS, CONFIG, "README.md"):
+                (Path(scratch) / name).replace(folder / name)
         if push_to_hub:
             self.push_to_hub(cast(str, repo_id), card=card, dtype=dtype)
         return folder

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from facezoo.card import Card, packaged_file
+from facezoo.card import Card, bundled_cards, packaged_file
 from facezoo.errors import (
     PickleRefusedError,
     WeightsCorruptedError,
@@ -243,7 +243,7 @@ def _scales(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
     found = {}
     for name, tensor in tensors.items():
-        if tensor.dtype == torch.int8 and (scale := f"{name}.scale") in tensors:
+        if tensor.dtype == torch.int8 and tensor.ndim and (scale := f"{name}.scale") in tensors:
             if tensors[scale].numel() != len(tensor):
                 raise WeightsMismatchError(
                     f"{scale} must hold {len(tensor)} numbers, one per output channel, "
@@ -334,7 +334,10 @@ def _checked_own_file(card: Card, path: Path) -> Path:
 
 
 def _places(card: Card, options: HubOptions) -> Iterator[tuple[str, Path]]:
-    yield "package", packaged_file(card)
+    packaged = bundled_cards().get(card.name)
+    # A repository may have another version under the name of a checkpoint in the package.
+    if packaged is not None and packaged.weights.sha256 == card.weights.sha256:
+        yield "package", packaged_file(packaged)
     if card.hub.repo and card.hub.revision:
         cached = cached_file(card.hub.repo, card.hub.file, card.hub.revision, options)
         if cached is not None:

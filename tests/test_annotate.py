@@ -1,5 +1,6 @@
 """Drawing what was found on photographs."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -120,3 +121,15 @@ def test_a_file_for_several_photographs_is_refused(tmp_path):
 def test_a_picture_never_overwrites_a_photograph(tmp_path):
     with pytest.raises(ValueError, match="overwrite"):
         picture_paths([tmp_path / "x.jpg"], tmp_path)
+
+
+def test_pictures_of_many_photographs_of_one_name_are_named_apart_everywhere(tmp_path):
+    names = ("face.jpg", "Face.JPG", "face-2.jpg")
+    files = [Path(f"{folder}/{name}") for folder in range(600) for name in names]
+    start = time.perf_counter()
+    paths = picture_paths(files, tmp_path / "out")
+    assert time.perf_counter() - start < 2
+    # As file systems that know no case would tell them apart.
+    assert len({str(path).casefold() for path in paths.values()}) == len(files)
+    assert paths[Path("0/face.jpg")].name == "face.jpg"
+    assert paths[Path("0/Face.JPG")].name == "Face-2.JPG"

@@ -211,3 +211,15 @@ def test_the_cards_that_ship_are_well_formed():
 def test_preprocessing_that_cannot_work_is_refused(field, value):
     with pytest.raises(CardError, match=f"preprocessing.{field}"):
         Preprocessing(**{field: value})
+
+
+def test_a_number_that_no_float_holds_is_refused(tmp_path):
+    path = tmp_path / "card.json"
+    text = CARD.to_json()
+    for number in ("1e999", "-1e999"):  # Python's json makes infinity of it
+        path.write_text(text.replace('"epochs": 3', f'"epochs": {number}'))
+        with pytest.raises(CardError, match=f"not a card: {number} is not a number"):
+            Card.load(path)
+    path.write_text(text.replace("51.5", "1" + "0" * 400))
+    with pytest.raises(CardError, match=r"metrics\[0\]\.value must be a finite number"):
+        Card.load(path)

@@ -67,6 +67,15 @@ def test_a_pickle_of_more_than_tensors_is_refused(tmp_path):
         convert(saved(tmp_path, nn.Linear(2, 2)))
 
 
+def test_a_torch_whose_reader_of_pickles_can_run_code_is_not_used(tmp_path, monkeypatch):
+    source = saved(tmp_path, TENSORS)
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.5.1+cu121"))
+    with pytest.raises(PickleRefusedError, match=r"torch 2\.5\.1\+cu121.*CVE-2025-32434.*2\.6"):
+        convert(source)
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.6.0"))
+    assert convert(source).is_file()
+
+
 def test_a_damaged_or_missing_file_is_named(tmp_path):
     source = saved(tmp_path, TENSORS)
     source.write_bytes(source.read_bytes()[:200])
@@ -74,6 +83,18 @@ def test_a_damaged_or_missing_file_is_named(tmp_path):
         convert(source)
     with pytest.raises(WeightsNotFoundError, match=r"other\.pth"):
         convert(tmp_path / "other.pth")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_cut_off_anywhere_is_named(tmp_path, zipped):
+    source = tmp_path / "model.pth"
+    content = {**TENSORS, "large": torch.zeros(1000)}
+    torch.save(content, source, _use_new_zipfile_serialization=zipped)
+    whole = source.read_bytes()
+    for length in range(0, len(whole), 29):
+        source.write_bytes(whole[:length])
+        with pytest.raises((WeightsError, PickleRefusedError), match=r"model\.pth"):
+            convert(source)
 
 
 def sparse():

@@ -131,6 +131,20 @@ def test_a_timm_folder_gives_the_same_features_and_logits(model, batch, tmp_path
         torch.testing.assert_close(got, told(model, path.name, batch), atol=1e-4, rtol=0)
 
 
+def test_a_timm_folder_claims_nothing_of_other_weights_of_its_backbone(tmp_path):
+    model = facezoo.load("ipd-fer", device="cpu")
+    (path,) = export(model, tmp_path / "bundled", "timm", ["pose"])
+    said = timm.create_model(f"local-dir:{path}", pretrained=True).pretrained_cfg
+    assert said["license"] == "research-only" == model.card.licenses.weights
+    model.card = None
+    (path,) = export(model, tmp_path / "own", "timm", ["probabilities"])
+    network = timm.create_model(f"local-dir:{path}", pretrained=True)
+    origin = ("license", "tag", "description", "origin_url", "paper_name", "paper_ids", "notes")
+    assert not [key for key in origin if network.pretrained_cfg.get(key)]
+    given = timm.data.resolve_model_data_config(network, use_test_size=True)
+    assert given["input_size"] == model.input_shape
+
+
 def test_the_bundled_checkpoint_is_a_timm_model_with_its_labels_and_input(tmp_path):
     model = facezoo.load("ipd-fer", device="cpu")
     (path,) = export(model, tmp_path, "timm", ["probabilities"])

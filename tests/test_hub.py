@@ -1,5 +1,6 @@
 """Weights from the Hub, asked for by the real client of a server on 127.0.0.1."""
 
+import hashlib
 import socket
 import sys
 import time
@@ -177,6 +178,19 @@ for revision in "main", "{COMMIT}":
     wanted = "\n".join([f"('TinyFace', ('happy', 'sad'), '{COMMIT}', False)"] * 2)
     assert client(load, tmp_path / "empty", home=tmp_path, hub=hub) == wanted
     assert client(load, tmp_path / "empty", home=tmp_path) == wanted, "cached, server down"
+
+
+def test_another_version_on_the_hub_leaves_the_weights_of_the_package_alone(hub, tmp_path):
+    card, content = write_checkpoint(tmp_path / "full")
+    own = tmp_path / "full" / card.weights.file
+    code = f"""
+attempt(lambda: facezoo.load("hf-hub:{REPO}", device="cpu").card.weights.sha256)
+attempt(lambda: facezoo.load("tiny-face", device="cpu").card.weights.sha256)
+"""
+    said = client(code, tmp_path / "full", home=tmp_path, hub=hub)
+    theirs = hashlib.sha256(hub.repos[REPO].files["model.safetensors"]).hexdigest()
+    assert said.splitlines() == [theirs, card.weights.sha256]
+    assert own.read_bytes() == content
 
 
 def test_a_repository_of_pickles_is_refused_without_fetching_them(hub, tmp_path):

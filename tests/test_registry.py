@@ -258,6 +258,27 @@ def test_a_saved_file_that_was_altered_is_refused_and_kept(tmp_path):
     assert path.exists()
 
 
+@pytest.mark.parametrize("moment", ["to_json", "to_markdown"])
+def test_saving_over_a_checkpoint_leaves_the_old_one_or_the_new_one(tmp_path, monkeypatch, moment):
+    model = facezoo.load("tiny-face", **CPU)
+    saved = model.save_pretrained(tmp_path / "copy")
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    with torch.no_grad():
+        model.head.bias += 1
+
+    def interrupted(card):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Card, moment, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            model.save_pretrained(saved)
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+    model.save_pretrained(saved)
+    assert same(facezoo.load(saved, **CPU), model)
+    assert {path.name for path in saved.iterdir()} == set(before)
+
+
 def test_from_pretrained_is_strict_by_default(folder):
     card = facezoo.info("tiny-face")
     path = folder / card.weights.file

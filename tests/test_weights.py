@@ -153,6 +153,12 @@ def test_int8_is_multiplied_by_the_scale_of_its_output_channel():
         weights.load_into(layer, stored)
 
 
+def test_int8_of_no_channels_is_misshaped_and_named():
+    stored = {"weight": torch.tensor(1, dtype=torch.int8), "weight.scale": torch.ones(1)}
+    with pytest.raises(WeightsMismatchError, match=r"mis-shaped: weight \(\) for \(3, 2\)"):
+        weights.load_into(nn.Linear(2, 3, bias=False), stored)
+
+
 def test_int8_storage_is_near_and_stable(tmp_path):
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Linear(8, 5))
     first = weights.save(model, tmp_path / "1.safetensors", "int8")

@@ -6,7 +6,7 @@ import torch
 from packs import SquareDetector, photo_of
 
 import facezoo
-from facezoo.errors import UnknownNameError
+from facezoo.errors import UnknownNameError, WeightsMismatchError
 from facezoo.models.latent_simclr import LatentSimCLR, StyleGANInverter
 from facezoo.models.latent_simclr.convert import convert_generator, load_generator
 from facezoo.models.latent_simclr.directions import load_directions
@@ -189,6 +189,22 @@ def test_a_published_generator_is_converted_with_its_mean_code(model, tmp_path):
     with pytest.raises(FileExistsError):
         convert_generator(tmp_path / "g.pt")
     assert convert_generator(tmp_path / "g.pt", tmp_path / "new" / "g.safetensors").is_file()
+
+
+def test_a_generator_is_converted_whole_and_to_safetensors_alone(model, tmp_path):
+    tensors = model.inverter.generator.state_dict()
+    source = tmp_path / "g.pt"
+    torch.save({"g_ema": tensors}, source)
+    before = source.read_bytes()
+    with pytest.raises(ValueError, match=r"must end in \.safetensors, got .*g\.pt"):
+        convert_generator(source, source, overwrite=True)
+    assert source.read_bytes() == before
+    del tensors["convs.0.conv.weight"], tensors["convs.1.conv.weight"]
+    tensors["convs.0.conv.weight"] = torch.zeros(3)
+    torch.save({"g_ema": tensors}, source)
+    with pytest.raises(WeightsMismatchError, match=r"missing: convs\.1.*mis-shaped: convs\.0"):
+        convert_generator(source)
+    assert not source.with_suffix(".safetensors").exists()
 
 
 def test_directions_are_fitted_from_the_command_line(tmp_path, capsys):

@@ -78,13 +78,16 @@ def convert_generator(
 
     Raises:
         FileExistsError: if ``target`` is there and ``overwrite`` is False.
-        WeightsError: if ``source`` holds no StyleGAN2 generator.
+        ValueError: if ``target`` does not end in ``.safetensors``.
+        WeightsError: if ``source`` holds no StyleGAN2 generator, or not a whole one.
     """
     path = source.with_suffix(".safetensors") if target is None else target
+    if path.suffix != ".safetensors":
+        raise ValueError(f"target must end in .safetensors, got {path}")
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} is there already; remove it or choose another name")
     published = stylegan2_from(read_pickle(source), key or "g_ema")
-    StyleGANGenerator(**published.architecture).load_state_dict(published.tensors)
+    load_into(StyleGANGenerator(**published.architecture), published.tensors)
     tensors = dict(published.tensors)
     if published.mean_code is not None:
         tensors[MEAN_CODE] = published.mean_code

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -119,7 +118,7 @@ class Game:
         judge = StyleGANDiscriminator(made.size, **channels)
         self.maker, self.judge = self._placed(made), self._placed(judge)
         self.average = WeightAverage(
-            self.maker, math.exp2(-config.batch_size / max(1, config.half_life))
+            self.maker, 2 ** (-config.batch_size / max(1, config.half_life))
         )
         self.makers_steps = _adam(
             self.maker, config.rate, config.path_every if config.path_weight else 0
