@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -18,7 +17,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     """A module in eval mode, and exact, for a while; what was in training mode is in it afterwards.
 
     Only modules in training mode are touched; see ``_in_training`` for which are looked at. Where
-    several threads use a module at once, the last to leave puts it back.
+    several threads use a module or parts of it at once, the last to leave puts these back.
     """
     held = _hold(module)
     try:
@@ -28,40 +27,33 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             yield
     finally:
         if held:
-            _release(module)
+            _release(held)
 
 
-@dataclass
-class _Held:
-    """A module that is in eval mode for a while."""
-
-    in_training: list[nn.Module]
-    """Its parts that are to be in training mode afterwards."""
-    users: int = 1
-
-
-_HELD: WeakKeyDictionary[nn.Module, _Held] = WeakKeyDictionary()
+_HELD: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+"""Modules that are in eval mode for a while, and how many users each has."""
 _LOCK = Lock()
 
 
-def _hold(module: nn.Module) -> bool:
-    """Put a module into eval mode; whether that is to be undone."""
+def _hold(module: nn.Module) -> list[nn.Module]:
+    """Put a module into eval mode; the parts that are to be in training mode afterwards."""
     with _LOCK:
-        if _HELD and module in _HELD:
-            _HELD[module].users += 1
-            return True
-        in_training = _in_training(module)
-        if in_training:
+        held = _in_training(module)
+        if held:
             module.eval()
-            _HELD[module] = _Held(in_training)
-        return bool(in_training)
+        if _HELD:  # by others, who may have the whole or a part of it
+            held += [part for part in module.modules() if part in _HELD]
+        for part in held:
+            _HELD[part] = _HELD.get(part, 0) + 1
+        return held
 
 
-def _release(module: nn.Module) -> None:
+def _release(held: list[nn.Module]) -> None:
     with _LOCK:
-        _HELD[module].users -= 1
-        if not _HELD[module].users:
-            for part in _HELD.pop(module).in_training:
+        for part in held:
+            _HELD[part] -= 1
+            if not _HELD[part]:
+                del _HELD[part]
                 part.training = True
 
 
