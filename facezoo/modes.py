@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -63,22 +64,34 @@ def exact(device: torch.device) -> Iterator[None]:
 
     torch allows TF32 in convolutions unless told otherwise, and features would then depend on the
     GPU. Other devices have no such mode, and nothing is done. The settings are the process's own,
-    and are as before afterwards.
+    and are as before when the last of several threads leaves.
     """
     if device.type != "cuda":
         yield
         return
+    with _LOCK:
+        _UNDO.append(_UNDO[0] if _UNDO else _be_exact())
     try:
-        convolutions, products = _allowed()
-    except RuntimeError:  # torch's newer settings are in use, and the older cannot be read
-        with _operators_exact():
-            yield
-        return
-    try:
-        _allow(False, "highest")
         yield
     finally:
-        _allow(convolutions, products)
+        with _LOCK:
+            undo = _UNDO.pop()
+            if not _UNDO:
+                undo()
+
+
+_UNDO: list[Callable[[], None]] = []
+"""What puts the settings back, as often as there are users of ``exact``."""
+
+
+def _be_exact() -> Callable[[], None]:
+    """Switch TF32 off; what puts the settings back."""
+    try:
+        before = _allowed()
+    except RuntimeError:  # torch's newer settings are in use, and the older cannot be read
+        return _operators_exact()
+    _allow(False, "highest")
+    return partial(_allow, *before)
 
 
 def _allowed() -> tuple[bool, str]:
@@ -94,18 +107,18 @@ def _allow(convolutions: bool, products: str) -> None:
         torch.set_float32_matmul_precision(products)
 
 
-@contextmanager
-def _operators_exact() -> Iterator[None]:
+def _operators_exact() -> Callable[[], None]:
     backends: Any = torch.backends  # typed as if these settings were not there
     operators = (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul)
     before = [operator.fp32_precision for operator in operators]
-    try:
-        for operator in operators:
-            operator.fp32_precision = "ieee"
-        yield
-    finally:
+
+    def undo() -> None:
         for operator, precision in zip(operators, before, strict=True):
             operator.fp32_precision = precision
+
+    for operator in operators:
+        operator.fp32_precision = "ieee"
+    return undo
 
 
 def first_parameter(module: nn.Module) -> nn.Parameter:

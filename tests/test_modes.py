@@ -33,6 +33,16 @@ def test_tf32_is_off_inside_and_as_before_outside(chosen):
     assert settings() == chosen
 
 
+def test_the_last_of_several_users_allows_tf32_again(chosen):
+    first, second = modes.exact(CUDA), modes.exact(CUDA)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)  # as a thread does while another is at work
+    assert settings() == (False, "highest")
+    second.__exit__(None, None, None)
+    assert settings() == chosen
+
+
 def test_nothing_is_set_where_there_is_no_tf32(chosen):
     with modes.exact(torch.device("cpu")):
         assert settings() == chosen
