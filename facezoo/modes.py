@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -18,7 +18,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     """A module in eval mode, and exact, for a while; what was in training mode is in it afterwards.
 
     Only modules in training mode are touched; see ``_in_training`` for which are looked at. Where
-    several threads use a module at once, the last to leave puts it back.
+    several threads use a module or parts of it at once, the last to leave puts these back.
     """
     held = _hold(module)
     try:
@@ -28,40 +28,33 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             yield
     finally:
         if held:
-            _release(module)
+            _release(held)
 
 
-@dataclass
-class _Held:
-    """A module that is in eval mode for a while."""
-
-    in_training: list[nn.Module]
-    """Its parts that are to be in training mode afterwards."""
-    users: int = 1
-
-
-_HELD: WeakKeyDictionary[nn.Module, _Held] = WeakKeyDictionary()
+_HELD: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+"""Modules that are in eval mode for a while, and how many users each has."""
 _LOCK = Lock()
 
 
-def _hold(module: nn.Module) -> bool:
-    """Put a module into eval mode; whether that is to be undone."""
+def _hold(module: nn.Module) -> list[nn.Module]:
+    """Put a module into eval mode; the parts that are to be in training mode afterwards."""
     with _LOCK:
-        if _HELD and module in _HELD:
-            _HELD[module].users += 1
-            return True
-        in_training = _in_training(module)
-        if in_training:
+        held = _in_training(module)
+        if held:
             module.eval()
-            _HELD[module] = _Held(in_training)
-        return bool(in_training)
+        if _HELD:  # by others, who may have the whole or a part of it
+            held += [part for part in module.modules() if part in _HELD]
+        for part in held:
+            _HELD[part] = _HELD.get(part, 0) + 1
+        return held
 
 
-def _release(module: nn.Module) -> None:
+def _release(held: list[nn.Module]) -> None:
     with _LOCK:
-        _HELD[module].users -= 1
-        if not _HELD[module].users:
-            for part in _HELD.pop(module).in_training:
+        for part in held:
+            _HELD[part] -= 1
+            if not _HELD[part]:
+                del _HELD[part]
                 part.training = True
 
 
@@ -71,48 +64,34 @@ def exact(device: torch.device) -> Iterator[None]:
 
     torch allows TF32 in convolutions unless told otherwise, and features would then depend on the
     GPU. Other devices have no such mode, and nothing is done. The settings are the process's own,
-    and are as before when the last of all that are inside at once, in several threads, has left.
+    and are as before when the last of several threads leaves.
     """
     if device.type != "cuda":
         yield
         return
     with _LOCK:
-        if not _EXACT.users:
-            _EXACT.settings.enter_context(_without_tf32())
-        _EXACT.users += 1
+        _UNDO.append(_UNDO[0] if _UNDO else _be_exact())
     try:
         yield
     finally:
         with _LOCK:
-            _EXACT.users -= 1
-            if not _EXACT.users:
-                _EXACT.settings.close()
+            undo = _UNDO.pop()
+            if not _UNDO:
+                undo()
 
 
-class _Exact:
-    """How many are in ``exact`` at the moment, and the settings that are then put back."""
-
-    def __init__(self) -> None:
-        self.users = 0
-        self.settings = ExitStack()
+_UNDO: list[Callable[[], None]] = []
+"""What puts the settings back, as often as there are users of ``exact``."""
 
 
-_EXACT = _Exact()
-
-
-@contextmanager
-def _without_tf32() -> Iterator[None]:
+def _be_exact() -> Callable[[], None]:
+    """Switch TF32 off; what puts the settings back."""
     try:
-        convolutions, products = _allowed()
+        before = _allowed()
     except RuntimeError:  # torch's newer settings are in use, and the older cannot be read
-        with _operators_exact():
-            yield
-        return
-    try:
-        _allow(False, "highest")
-        yield
-    finally:
-        _allow(convolutions, products)
+        return _operators_exact()
+    _allow(False, "highest")
+    return partial(_allow, *before)
 
 
 def _allowed() -> tuple[bool, str]:
@@ -128,18 +107,18 @@ def _allow(convolutions: bool, products: str) -> None:
         torch.set_float32_matmul_precision(products)
 
 
-@contextmanager
-def _operators_exact() -> Iterator[None]:
+def _operators_exact() -> Callable[[], None]:
     backends: Any = torch.backends  # typed as if these settings were not there
     operators = (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul)
     before = [operator.fp32_precision for operator in operators]
-    try:
-        for operator in operators:
-            operator.fp32_precision = "ieee"
-        yield
-    finally:
+
+    def undo() -> None:
         for operator, precision in zip(operators, before, strict=True):
             operator.fp32_precision = precision
+
+    for operator in operators:
+        operator.fp32_precision = "ieee"
+    return undo
 
 
 def first_parameter(module: nn.Module) -> nn.Parameter:

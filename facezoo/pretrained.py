@@ -487,10 +487,11 @@ def _check_precision(model: Any, dtype: Any) -> None:
     """Refuse what a card could not say, or what is lost, before an older file is overwritten."""
     import torch
 
-    names = [dtype] if dtype is not None else [p.dtype for p in model.parameters()]
-    if files.as_dtype(dtype) in (torch.bfloat16, torch.int8):
+    given = [p.dtype for p in model.parameters()] if dtype is None else [dtype]
+    wanted = {files.as_dtype(name) for name in given}
+    if wanted & {torch.bfloat16, torch.int8}:
         model.check_reduced_precision()
-    for name in {str(files.as_dtype(name)).removeprefix("torch.") for name in names}:
+    for name in (str(name).removeprefix("torch.") for name in wanted):
         if name not in DTYPES:
             raise ValueError(
                 f"weights are stored as one of {', '.join(DTYPES)}, got {name}; pass dtype= or "

@@ -33,7 +33,7 @@ def test_tf32_is_off_inside_and_as_before_outside(chosen):
     assert settings() == chosen
 
 
-def test_the_last_of_several_users_puts_the_settings_back(chosen):
+def test_the_last_of_several_users_allows_tf32_again(chosen):
     first, second = modes.exact(CUDA), modes.exact(CUDA)
     first.__enter__()
     second.__enter__()
@@ -112,6 +112,19 @@ def test_the_last_of_several_users_puts_a_network_back():
     with modes.evaluating(network.eval()):
         pass
     assert not any(part.training for part in network.modules())
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_part_is_put_back_by_the_last_user_of_it_or_of_the_whole(turned):
+    network = nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.Dropout()), nn.Linear(2, 2))
+    used = [network, network[0]]
+    first, second = (modes.evaluating(part) for part in (used[::-1] if turned else used))
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert not any(part.training for part in network[0].modules())
+    second.__exit__(None, None, None)
+    assert all(part.training for part in network.modules())
 
 
 def test_the_first_parameter_is_that_of_torch():

@@ -325,4 +325,6 @@ def test_codes_and_meshes_are_exact_under_autocast(model, meshes):
 def test_weights_are_not_saved_in_a_precision_in_which_the_codes_are_noise(model, tmp_path, dtype):
     with pytest.raises(UnsupportedError, match="adv3d works in float32 only"):
         model.save_pretrained(tmp_path / "reduced", dtype=dtype)
+    with pytest.raises(UnsupportedError, match="and the model in float32"):
+        model.bfloat16().save_pretrained(tmp_path / "reduced")
     assert not (tmp_path / "reduced").exists()

@@ -196,13 +196,11 @@ def test_processes_that_are_interrupted_end_at_the_same_weights(tmp_path):
     pytest.importorskip("accelerate")
     script = tmp_path / "normed.py"
     script.write_text(NORMED)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    rendezvous = ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
 
     def run(name, steps):
         (tmp_path / name).mkdir(exist_ok=True)
-        words = [script, tmp_path / name, str(steps)]
-        subprocess.run([*launch, *rendezvous, *words], check=True, capture_output=True)
+        done = launch(script, tmp_path / name, steps)
+        assert done.returncode == 0, done.stderr
 
     run("whole", 99)
     run("parts", 2)  # of four, an epoch

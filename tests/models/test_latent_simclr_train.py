@@ -1,5 +1,6 @@
 """The three trainings of latent-simclr: one after another, resumed, and what moves in them."""
 
+import json
 import shutil
 from functools import partial
 
@@ -164,6 +165,16 @@ def test_other_photographs_are_no_continuation(tmp_path, monkeypatch):
     write_lfw(begun, train=12, val=4)
     with pytest.raises(ValueError, match=r"stylegan2 was begun with other data .*sha256 was"):
         train(begun, "feature-style")
+
+
+def test_the_last_part_takes_labels_of_other_photographs_and_the_card_says_so(tmp_path):
+    for part in PARTS[:2]:
+        train(tmp_path, part)
+    write_lfw(tmp_path, train=12, val=4)
+    data = json.loads(train(tmp_path, PARTS[2]).read_text())["training"]["data"]
+    assert data[0].startswith("LFW (deep-funneled) train: 12")
+    said = [text.split(", digest: ")[0] for text in data[1:3]]
+    assert said == [f"{part}: other photographs (files: 1" for part in PARTS[:2]]
 
 
 def test_each_step_moves_its_own_network():

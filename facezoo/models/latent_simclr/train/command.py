@@ -67,7 +67,7 @@ def run(
     Args:
         part: one of ``PARTS``.
         data: see ``read_photographs``; the last part needs ``lfw.parquet``, whose labels the
-            directions are fitted to.
+            directions are fitted to, whatever photographs those before it had.
         out: folder for the runs, which go into ``<recipe>-seed<n>``.
         seed: of initial weights, order and chance.
         device: where to train.
@@ -133,13 +133,14 @@ def run_contrast(
     load_into(inverter.generator, _finished(folder / PARTS[0] / FINAL, PARTS[0]))
     load_into(inverter.encoder, _finished(folder / PARTS[1] / ENCODER, PARTS[1]))
     record = begin_run(out, seed=seed, recipe=asdict(chosen))
-    before = [folder / part for part in PARTS[:2]]
-    check_data(out, digest_of_files(data, photograph_files(data)), *before)
+    digest = digest_of_files(data, photograph_files(data))
+    check_data(out, digest)
     begun = {
-        part: json.loads((folder / part / "run.json").read_text(encoding="utf-8"))["commit"]
+        part: json.loads((folder / part / "run.json").read_text(encoding="utf-8"))
         for part in PARTS[:2]
     }
-    record["recipe"] = {**record["recipe"], "commits": begun}
+    commits = {part: run["commit"] for part, run in begun.items()}
+    record["recipe"] = {**record["recipe"], "commits": commits}
     photographs = _photographs(chosen, data, device)
     codes = codes_of(inverter.encoder, photographs.crops, device)
     labels = direction_labels(data, photographs)
@@ -157,7 +158,14 @@ def run_contrast(
             encoder, codes, chosen_directions, config, layers, out / what, seed, device
         )
         load_into(encoder, tensors)
-    return _write(model, name, photographs, folder, record, smoke)
+    # The labels are in the pack alone; those before may have had a folder of images.
+    others = [part for part, run in begun.items() if run.get("data", digest) != digest]
+    said = (photographs.said, *(_other(part, begun[part]["data"]) for part in others))
+    return _write(model, name, photographs.tag, said, folder, record, smoke)
+
+
+def _other(part: str, data: dict[str, Any]) -> str:
+    return f"{part}: other photographs (files: {data['files']:,}, digest: {data['sha256']})"
 
 
 def encoders(model: LatentSimCLR, seed: int) -> dict[str, CodeEncoder]:
@@ -215,7 +223,8 @@ def _finished(path: Path, part: str) -> dict[str, Tensor]:
 def _write(
     model: LatentSimCLR,
     name: str,
-    photographs: Photographs,
+    tag: str,
+    said: tuple[str, ...],
     out: Path,
     record: dict[str, Any],
     smoke: bool,
@@ -225,7 +234,7 @@ def _write(
         out,
         record,
         model="latent-simclr",
-        tag=f"{photographs.tag}-{name}",
+        tag=f"{tag}-{name}",
         default=name == "preview",
         flags=f" --recipe {name}",
         parts=PARTS,
@@ -234,7 +243,7 @@ def _write(
         labels=(),
         precision="float16",
         licenses=Licenses(code="Apache-2.0", weights="research-only", data="research-only"),
-        data=(photographs.said, "perceptual and identity loss by ipd-fer"),
+        data=(*said, "perceptual and identity loss by ipd-fer"),
         intended_use=(
             "Research on what codes of a generator say about faces, and on how expression comes "
             "apart from appearance in them. Not for identifying people, nor for decisions about "
