@@ -142,14 +142,14 @@ def test_a_timm_folder_claims_nothing_of_other_weights_of_its_backbone(tmp_path)
     origin = ("license", "tag", "description", "origin_url", "paper_name", "paper_ids", "notes")
     assert not [key for key in origin if network.pretrained_cfg.get(key)]
     given = timm.data.resolve_model_data_config(network, use_test_size=True)
-    assert given["input_size"] == model.input_shape
+    assert tuple(given["input_size"]) == model.input_shape
 
 
 def test_the_bundled_checkpoint_is_a_timm_model_with_its_labels_and_input(tmp_path):
     model = facezoo.load("ipd-fer", device="cpu")
     (path,) = export(model, tmp_path, "timm", ["probabilities"])
     network = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
-    assert network.pretrained_cfg["input_size"] == (3, 112, 112)
+    assert tuple(network.pretrained_cfg["input_size"]) == (3, 112, 112)
     assert tuple(network.pretrained_cfg["mean"]) == model.preprocessing.mean
     photo = torch.from_numpy(read_image(PORTRAITS[0]))
     side = min(photo.shape[:2])
