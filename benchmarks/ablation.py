@@ -24,11 +24,11 @@ from torch import Tensor
 from facezoo.evaluate.leakage import identity_from
 from facezoo.models.ipd_fer.model import IPDFER
 from facezoo.models.ipd_fer.train.command import begin, finish
+from facezoo.models.ipd_fer.train.dataset import Rows, embed, read_rows
+from facezoo.models.ipd_fer.train.pretraining import expression_accuracy
 from facezoo.models.ipd_fer.train.recipes import ABLATIONS, Recipe, recipe
-from facezoo.models.ipd_fer.train.rows import Rows, embed, read_rows
 from facezoo.models.ipd_fer.train.sources import from_packs
-from facezoo.models.ipd_fer.train.start import expression_accuracy
-from facezoo.training import shortened
+from facezoo.training.run import shortened
 
 SHARE = 3
 """Every which photograph is trained on."""

@@ -22,7 +22,7 @@ import torch
 from measuring import stamp, write
 from torch import Tensor
 
-from facezoo.data.images import read_pack
+from facezoo.data.packs import read_pack
 from facezoo.evaluate.detection import central_alone, measure_finder
 from facezoo.preprocess.pipeline import find_faces
 from facezoo.results import Faces

@@ -30,10 +30,10 @@ from pathlib import Path
 import torch
 
 import facezoo
-from facezoo.extraction.inputs import list_photos
-from facezoo.extraction.parts import folder_of
+from facezoo.extraction.resume import folder_of
 from facezoo.extraction.run import PART_PHOTOS
 from facezoo.extraction.shards import read_stored, split_name
+from facezoo.extraction.sources import list_photos
 
 PORTRAITS = Path(__file__).parent.parent / "examples" / "portraits"
 MB = 2**20

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 import facezoo
-from facezoo.data.images import aligned_crops, read_pack
+from facezoo.data.packs import aligned_crops, read_pack
 from facezoo.evaluate.classification import scores
 from facezoo.evaluate.probes import linear_probe
 from facezoo.finetuning import Finetuning, fit, predict
 from facezoo.finetuning.loop import MARGIN, Examples
-from facezoo.weights import read_tensors, save
+from facezoo.hub.tensors import read_tensors, save
 
 CLASSES = ("neutral", "happiness")
 MODEL = "ipd-fer"

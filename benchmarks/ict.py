@@ -20,7 +20,7 @@ from torch import Tensor
 from facezoo.data.ict import IctFaces
 from facezoo.evaluate.ict import Benchmark, benchmark
 from facezoo.evaluate.meshes import MeshScores, score_meshes
-from facezoo.mesh_base import MeshModel
+from facezoo.models.mesh_base import MeshModel
 
 CODE = 64
 CORRESPONDENCE = "vertices in correspondence"

@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 import facezoo
-from facezoo.data.images import aligned_crops, majority_labels, read_pack
+from facezoo.data.packs import aligned_crops, majority_labels, read_pack
 from facezoo.evaluate.classification import accuracy, confusion, macro_f1
 from facezoo.evaluate.generation import (
     diversity,
@@ -36,13 +36,13 @@ from facezoo.evaluate.generation import (
 from facezoo.evaluate.leakage import identity_from
 from facezoo.evaluate.report import write_tables
 from facezoo.evaluate.verification import read_pairs, verification_accuracy
-from facezoo.fitting import Schedule
+from facezoo.hub.tensors import load_into, read_tensors
 from facezoo.models.latent_simclr.model import LatentSimCLR
 from facezoo.models.latent_simclr.simclr import CodeEncoder
 from facezoo.models.latent_simclr.stylegan2 import StyleGANGenerator
 from facezoo.models.latent_simclr.train.supervised import train_classifier
 from facezoo.results import EXPRESSIONS
-from facezoo.weights import load_into, read_tensors
+from facezoo.training.loop import Schedule
 
 FITTED = 8000
 """Rows of FER+ that are fitted to at most."""

@@ -21,7 +21,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 import facezoo
-from facezoo.data.images import aligned_crops, majority_labels, read_pack, yaw_column
+from facezoo.data.packs import aligned_crops, majority_labels, read_pack, yaw_column
 from facezoo.evaluate.classification import accuracy, confusion, macro_f1
 from facezoo.evaluate.probes import linear_probe
 from facezoo.evaluate.report import write_tables

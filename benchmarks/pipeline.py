@@ -32,9 +32,9 @@ from measuring import in_turn, stamp, write
 import facezoo
 from facezoo.errors import UnsupportedError
 from facezoo.extraction import extract
-from facezoo.extraction.inputs import list_photos
+from facezoo.extraction.sources import list_photos
+from facezoo.preprocess.images import read_image
 from facezoo.preprocess.pipeline import find_faces, to_device
-from facezoo.preprocess.reading import read_image
 from facezoo.preprocess.templates import template_points
 
 Pictures = list[np.ndarray]

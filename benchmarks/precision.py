@@ -17,9 +17,9 @@ from measuring import stamp, write
 
 import facezoo
 from facezoo.errors import UnsupportedError
-from facezoo.extraction.inputs import list_photos
+from facezoo.extraction.sources import list_photos
+from facezoo.preprocess.images import read_image
 from facezoo.preprocess.pipeline import find_faces, prepare, to_device
-from facezoo.preprocess.reading import read_image
 
 DTYPES = (torch.bfloat16, torch.float16)
 

@@ -23,11 +23,11 @@ from typing import Any
 
 import torch
 
-from facezoo.benchmarking.report import table_text
-from facezoo.card import Card, Metric, bundled_cards
+from facezoo.evaluate.benchmark.report import table_text
 from facezoo.evaluate.comparison import compare
 from facezoo.evaluate.protocols import FOUND, GIVEN
-from facezoo.families import FAMILIES
+from facezoo.hub.card import Card, Metric, bundled_cards
+from facezoo.hub.families import FAMILIES
 
 ROOT = Path(__file__).resolve().parent.parent
 HEADLINES = ("accuracy", "balanced accuracy")

@@ -19,7 +19,7 @@ import facezoo
 from facezoo.data.crops import cut_faces
 from facezoo.data.labelled import read_labelled
 from facezoo.preprocess.pipeline import normalise
-from facezoo.training import layer_groups, set_rate
+from facezoo.training.optim import layer_groups, set_rate
 
 
 def main(data: Path, out: Path, name: str = "ipd-fer", epochs: int = 10) -> float:

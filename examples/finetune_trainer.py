@@ -18,7 +18,7 @@ import facezoo
 from facezoo.data.crops import cut_faces
 from facezoo.data.labelled import read_labelled
 from facezoo.preprocess.pipeline import normalise
-from facezoo.training import layer_groups
+from facezoo.training.optim import layer_groups
 
 
 class WithLoss(nn.Module):

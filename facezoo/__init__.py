@@ -12,15 +12,15 @@ from facezoo.version import __version__
 
 if TYPE_CHECKING:
     from facezoo import errors, plot
-    from facezoo.base import FaceModel
-    from facezoo.benchmarking import benchmark
-    from facezoo.card import Card
+    from facezoo.evaluate.benchmark import benchmark
     from facezoo.extraction import extract
     from facezoo.finetuning import finetune
+    from facezoo.hub.card import Card
+    from facezoo.models.base import FaceModel
+    from facezoo.models.identity_removal import remove_identity
     from facezoo.models.latent_simclr.inverter import StyleGANInverter
     from facezoo.plot import show
     from facezoo.registry import download, info, list_models, load
-    from facezoo.removal import remove_identity
     from facezoo.results import ExpressionPrediction, FaceEncoding, Faces
 
 __all__ = [
@@ -45,13 +45,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Card": "facezoo.card",
+    "Card": "facezoo.hub.card",
     "ExpressionPrediction": "facezoo.results",
     "FaceEncoding": "facezoo.results",
-    "FaceModel": "facezoo.base",
+    "FaceModel": "facezoo.models.base",
     "Faces": "facezoo.results",
     "StyleGANInverter": "facezoo.models.latent_simclr.inverter",
-    "benchmark": "facezoo.benchmarking",
+    "benchmark": "facezoo.evaluate.benchmark",
     "download": "facezoo.registry",
     "extract": "facezoo.extraction",
     "finetune": "facezoo.finetuning",
@@ -59,7 +59,7 @@ _HOMES = {
     "list_models": "facezoo.registry",
     "load": "facezoo.registry",
     "show": "facezoo.plot",
-    "remove_identity": "facezoo.removal",
+    "remove_identity": "facezoo.models.identity_removal",
 }
 _MODULES = ("errors", "plot")
 

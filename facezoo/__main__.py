@@ -1,5 +1,5 @@
 """``python -m facezoo``: the command line."""
 
-from facezoo.cli import main
+from facezoo.cli.main import main
 
 raise SystemExit(main())

@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from facezoo.base import CAPABILITIES, FaceModel
 from facezoo.errors import UnsupportedError
-from facezoo.mesh_base import MeshModel
+from facezoo.hub.tensors import digest_of
+from facezoo.models.base import CAPABILITIES, FaceModel
+from facezoo.models.identity_removal import NAME
+from facezoo.models.mesh_base import MeshModel
 from facezoo.preprocess.pipeline import fingerprint
-from facezoo.removal import NAME
 from facezoo.version import __version__
-from facezoo.weights import digest_of
 
 FORMATS = ("onnx", "torch-export", "timm")
 TOLERANCE = 1e-4

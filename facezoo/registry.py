@@ -11,9 +11,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from facezoo.card import Card, bundled_cards, card_named
 from facezoo.errors import LicenseError
-from facezoo.families import FAMILIES, model_class
+from facezoo.hub.card import Card, bundled_cards, card_named
+from facezoo.hub.families import FAMILIES, model_class
 
 if TYPE_CHECKING:
     import torch
@@ -65,8 +65,8 @@ def download(names: str | Iterable[str]) -> dict[str, Path]:
         UnknownNameError: if one is unknown, before anything is fetched.
         WeightsError: if one cannot be found, fetched or trusted.
     """
-    from facezoo.pretrained import resolve
-    from facezoo.weights import find
+    from facezoo.hub.files import find
+    from facezoo.hub.names import resolve
 
     wanted = [names] if isinstance(names, str | os.PathLike) else list(names)
     for name in wanted:
@@ -124,8 +124,9 @@ def load(
         ValueError: if ``dtype`` or ``jpeg`` is none of these.
         WeightsError: if the weights cannot be found, trusted or fitted.
     """
-    from facezoo import weights
-    from facezoo.pretrained import build, family_of, resolve
+    from facezoo.hub.files import find
+    from facezoo.hub.names import family_of, resolve
+    from facezoo.models.pretrained import build
 
     target, precision = best_device(device), _precision(dtype)
     if not pretrained and isinstance(name, str) and name in FAMILIES and not _has_card(name):
@@ -134,7 +135,7 @@ def load(
     source = resolve(name)
     _check_licenses(source.card, licenses, pretrained)
     family = family_of(source.card)
-    path = weights.find(source.card, source.path) if pretrained else None
+    path = find(source.card, source.path) if pretrained else None
     model = build(family, source.card, path, strict=strict, overrides=overrides)
     return _ready(model, target, precision, compile, jpeg)
 
@@ -187,7 +188,7 @@ def best_device(device: str | torch.device | None = None) -> torch.device:
 def _precision(dtype: torch.dtype | str | None) -> torch.dtype:
     import torch
 
-    from facezoo.weights import as_dtype
+    from facezoo.hub.tensors import as_dtype
 
     wanted = as_dtype(dtype) or torch.float32
     if wanted not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from facezoo.base import FaceModel
 from facezoo.errors import UnsupportedError
+from facezoo.models.base import FaceModel
+from facezoo.preprocess.images import as_list, describe, read_image
 from facezoo.preprocess.pipeline import NAMED, fingerprint, no_face
-from facezoo.preprocess.reading import as_list, describe, read_image
 from facezoo.registry import load
 
 try:

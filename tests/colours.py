@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import torch
 from packs import face_at, png, write_ferplus
 
-from facezoo.base import FaceModel
+from facezoo.models.base import FaceModel
 
 
 class ColourModel(FaceModel):

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from torch import nn
 
-from facezoo import weights
-from facezoo.card import Card, Preprocessing
-from facezoo.pretrained import Pretrained
+from facezoo.hub import tensors as weights
+from facezoo.hub.card import Card, Preprocessing
+from facezoo.models.pretrained import Pretrained
 
 ROOT = Path(__file__).parent.parent
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -119,12 +119,12 @@ def write_checkpoint(folder, *, with_weights=True, dtype="float16", **changes):
 CLIENT = """
 import sys, time
 from pathlib import Path
-import facezoo, facezoo.card, facezoo.families
-from facezoo import weights
+import facezoo, facezoo.hub.card, facezoo.hub.families
+from facezoo.hub import tensors as weights
 from facezoo.errors import *
-facezoo.card.CHECKPOINTS = Path(sys.argv[1])
-facezoo.families.FAMILIES.clear()
-facezoo.families.FAMILIES["tiny-face"] = ("hub_server", "TinyFace")
+facezoo.hub.card.CHECKPOINTS = Path(sys.argv[1])
+facezoo.hub.families.FAMILIES.clear()
+facezoo.hub.families.FAMILIES["tiny-face"] = ("hub_server", "TinyFace")
 def attempt(call):
     start = time.monotonic()
     try:

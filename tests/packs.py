@@ -10,7 +10,7 @@ from PIL import Image
 from skimage.measure import label
 from torch import nn
 
-from facezoo.detector.model import Candidates
+from facezoo.preprocess.detector import Candidates
 from facezoo.preprocess.templates import template_points
 from facezoo.results import EXPRESSIONS
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from facezoo.annotate import annotate, picture_paths
+from facezoo.plot.annotate import annotate, picture_paths
 from facezoo.results import EXPRESSIONS, ExpressionPrediction, Faces
 
 LANDMARKS = torch.tensor([[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.8], [0.65, 0.8]])

@@ -11,10 +11,10 @@ from PIL import Image
 from torch import nn
 
 import facezoo
-from facezoo import base
-from facezoo.base import CAPABILITIES, FaceModel, check_shape
 from facezoo.errors import ImageError, NoFaceError, UnsupportedError
-from facezoo.families import FAMILIES, model_class
+from facezoo.hub.families import FAMILIES, model_class
+from facezoo.models import base
+from facezoo.models.base import CAPABILITIES, FaceModel, check_shape
 from facezoo.models.ipd_fer import IPDFER
 from facezoo.preprocess import pipeline
 from facezoo.preprocess.pipeline import find_faces, prepare

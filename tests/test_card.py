@@ -5,9 +5,9 @@ import pytest
 import yaml
 from hub_server import card_mapping
 
-from facezoo import card as cards
-from facezoo.card import Card, Preprocessing, bundled_cards, card_named, packaged_file
 from facezoo.errors import CardError, UnknownNameError
+from facezoo.hub import card as cards
+from facezoo.hub.card import Card, Preprocessing, bundled_cards, card_named, packaged_file
 
 CARD = Card.parse(card_mapping())
 

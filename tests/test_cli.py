@@ -17,14 +17,14 @@ from PIL import Image
 from test_extraction import fake_find_faces, stop_at, tiny_model, write_folder, write_photo
 
 import facezoo
-from facezoo import training
-from facezoo.card import Hub
-from facezoo.cli import main
+from facezoo.cli.main import main
 from facezoo.extraction import stages
 from facezoo.geometry.mesh_files import write_mesh
 from facezoo.geometry.meshes import Mesh
+from facezoo.hub.card import Hub
 from facezoo.models.adv3d.networks import VAE
 from facezoo.models.ipd_fer import train as ipd_fer
+from facezoo.training import processes as training
 
 
 def run_python(code_or_module, *arguments):
@@ -40,7 +40,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr("facezoo.registry.load", lambda name, device=None: model)
     monkeypatch.setattr("facezoo.extraction.run.load", lambda name, device=None: model)
     monkeypatch.setattr(stages, "find_faces", fake_find_faces)
-    monkeypatch.setattr("facezoo.base.find_faces", fake_find_faces)
+    monkeypatch.setattr("facezoo.models.base.find_faces", fake_find_faces)
     monkeypatch.setattr(stages, "fingerprint", lambda preprocessing, jpeg: "0123456789abcdef")
     monkeypatch.setattr("facezoo.extraction.run.PART_PHOTOS", 4)
     return model
@@ -105,7 +105,7 @@ def test_the_version_is_printed(capsys):
 
 def test_list_runs_as_a_module_within_a_second_and_without_torch():
     code = (
-        "import sys, time; t = time.perf_counter(); from facezoo.cli import main; main(['list']);"
+        "import sys, time; t = time.perf_counter(); from facezoo.cli.main import main; main(['list']);"
         "assert not {'torch', 'timm', 'huggingface_hub', 'numpy'} & set(sys.modules)"
     )
     seconds = []
@@ -149,9 +149,10 @@ def test_list_takes_a_pattern_and_says_when_nothing_matches(capsys):
 
 def a_card(monkeypatch, model):
     """The card that a freshly built model would be saved with, as if it were in the package."""
-    from facezoo import pretrained, registry
+    from facezoo import registry
+    from facezoo.models import pretrained
 
-    weights = facezoo.card.Weights("model.safetensors", "0" * 64, 1000, "float32", 250)
+    weights = facezoo.hub.card.Weights("model.safetensors", "0" * 64, 1000, "float32", 250)
     card = pretrained._card_of(model, weights, False, None)
     monkeypatch.setattr(registry, "card_named", lambda name, models=(): card)
     return card
@@ -193,7 +194,7 @@ def test_download_prints_where_each_file_is(monkeypatch, capsys):
 @pytest.mark.parametrize("send", [False, True])
 def test_publish_only_sends_when_told_to(send, monkeypatch):
     called = {}
-    monkeypatch.setattr("facezoo.publish.publish", lambda names, **more: called.update(more))
+    monkeypatch.setattr("facezoo.hub.publish.publish", lambda names, **more: called.update(more))
     arguments = ["publish", "ipd-fer", "--organization", "someone"]
     assert main([*arguments, "--send"] if send else arguments) == 0
     assert called["dry_run"] is not send
@@ -215,7 +216,7 @@ def test_train_hands_its_arguments_to_the_detectors_recipe(monkeypatch, tmp_path
         called.append((data, out, seed, device, smoke))
         return out / "card.json"
 
-    monkeypatch.setattr("facezoo.detector.train.run", recipe)
+    monkeypatch.setattr("facezoo.models.face_detector.train.run", recipe)
     arguments = ["train", "face-detector", "--data", "packs", "--out", str(tmp_path)]
     assert main([*arguments, "--seed", "3", "--device", "cpu"]) == 0
     assert called == [(Path("packs"), tmp_path, 3, torch.device("cpu"), False)]
@@ -298,9 +299,9 @@ def test_train_hands_its_arguments_to_the_stages_of_latentface(monkeypatch, tmp_
 @pytest.mark.parametrize(
     ("flags", "module", "name"),
     [
-        ([], "facezoo.models.adv3d.train", "ict"),
-        (["--recipe", "ict-neutral"], "facezoo.models.adv3d.train", "ict-neutral"),
-        (["--recipe", "facescape"], "facezoo.models.adv3d.paper", "facescape"),
+        ([], "facezoo.models.adv3d.train.ict", "ict"),
+        (["--recipe", "ict-neutral"], "facezoo.models.adv3d.train.ict", "ict-neutral"),
+        (["--recipe", "facescape"], "facezoo.models.adv3d.train.paper", "facescape"),
     ],
 )
 def test_train_hands_its_arguments_to_the_recipes_of_adv3d(

@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from facezoo.convert import convert
 from facezoo.errors import PickleRefusedError, WeightsError, WeightsNotFoundError
-from facezoo.weights import read_tensors
+from facezoo.hub.convert import convert
+from facezoo.hub.tensors import read_tensors
 
 TENSORS = {"a.weight": torch.arange(4.0), "a.bias": torch.ones(2, dtype=torch.float16)}
 

@@ -12,9 +12,9 @@ from urllib.request import Request, urlopen
 import pytest
 
 from facezoo import errors
-from facezoo.card import Metric, bundled_cards
-from facezoo.cli import _parser
+from facezoo.cli.main import _parser
 from facezoo.evaluate.protocols import FOUND, GIVEN
+from facezoo.hub.card import Metric, bundled_cards
 from facezoo.preprocess.detection import DetectionConfig
 from facezoo.preprocess.templates import TEMPLATES
 

@@ -13,16 +13,16 @@ from torch import nn
 
 import facezoo
 from facezoo import export as module
-from facezoo.card import bundled_cards
-from facezoo.cli import main
+from facezoo.cli.main import main
 from facezoo.errors import UnsupportedError
 from facezoo.export import Stage, export, stage_names
-from facezoo.families import FAMILIES
+from facezoo.hub.card import bundled_cards
+from facezoo.hub.families import FAMILIES
 from facezoo.models.adv3d import Adv3D
+from facezoo.models.identity_removal import IdentityRemoval
 from facezoo.models.ipd_fer import IPDFER
+from facezoo.preprocess.images import read_image
 from facezoo.preprocess.pipeline import prepare_aligned
-from facezoo.preprocess.reading import read_image
-from facezoo.removal import IdentityRemoval
 
 BACKBONE = "test_resnet.r160_in1k"
 PORTRAITS = sorted((Path(__file__).parent.parent / "examples" / "portraits").glob("*.jpg"))

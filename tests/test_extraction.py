@@ -20,10 +20,10 @@ from PIL import Image
 
 import facezoo
 from facezoo.errors import ImageError, UnsupportedError
-from facezoo.extraction import extract, inputs, parts, run, stages, tables
-from facezoo.preprocess import ahead, pipeline
+from facezoo.extraction import extract, resume, run, sources, stages, writers
+from facezoo.hub.tensors import digest_of
+from facezoo.preprocess import pipeline, prefetch
 from facezoo.results import EXPRESSIONS, Faces
-from facezoo.weights import digest_of
 
 LANDMARKS = torch.tensor([[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.8], [0.65, 0.8]])
 
@@ -107,11 +107,11 @@ def test_one_row_per_face_in_the_order_of_the_files(folder, tmp_path, model):
     assert names_and_faces(tmp_path / "f.parquet") == EXPECTED
     assert (report.rows, report.images, report.without_face) == (12, 13, 4)
     assert report.unreadable == []
-    assert not parts.folder_of(report.output).exists()
+    assert not resume.folder_of(report.output).exists()
 
 
 def test_features_are_those_of_the_model(folder, tmp_path, model, monkeypatch):
-    monkeypatch.setattr("facezoo.base.find_faces", fake_find_faces)
+    monkeypatch.setattr("facezoo.models.base.find_faces", fake_find_faces)
     go(folder, tmp_path / "f.parquet", model)
     files = sorted(folder.iterdir())
     encoding = model.encode(files, faces="all", on_missing="skip", batch_size=2)
@@ -141,7 +141,7 @@ def test_the_parquet_schema_has_fixed_size_lists_of_float32(folder, tmp_path, mo
 
 
 def test_parquet_csv_and_npz_hold_the_same_rows(folder, tmp_path, model, monkeypatch):
-    monkeypatch.setattr(tables, "BLOCK", 5)
+    monkeypatch.setattr(writers, "BLOCK", 5)
     for suffix in ("parquet", "csv", "npz"):
         go(folder, tmp_path / f"f.{suffix}", model, on_missing="nan")
     rows = table(tmp_path / "f.parquet")
@@ -191,7 +191,7 @@ def test_a_photograph_without_a_face_can_have_a_row_of_nan(folder, tmp_path, mod
 
 
 def test_a_face_of_unknown_probabilities_has_no_label(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("facezoo.base.find_faces", fake_find_faces)
+    monkeypatch.setattr("facezoo.models.base.find_faces", fake_find_faces)
     broken = tiny_model()
     for part in broken.modules():
         if isinstance(part, torch.nn.Linear):
@@ -246,8 +246,8 @@ def test_folders_are_searched_for_images_by_suffix_in_sorted_order(tmp_path):
     for name in ("b/2.JPG", "a/1.png", "c.jpeg", "notes.txt", ".hidden.png", ".cache/x.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert inputs.list_photos(tmp_path).names == ["a/1.png", "b/2.JPG", "c.jpeg"]
-    assert inputs.list_photos(tmp_path, recursive=False).names == ["c.jpeg"]
+    assert sources.list_photos(tmp_path).names == ["a/1.png", "b/2.JPG", "c.jpeg"]
+    assert sources.list_photos(tmp_path, recursive=False).names == ["c.jpeg"]
 
 
 def test_links_to_folders_are_followed_but_not_in_circles(tmp_path):
@@ -258,7 +258,7 @@ def test_links_to_folders_are_followed_but_not_in_circles(tmp_path):
     (photos / "linked").symlink_to("../elsewhere")
     (photos / "a" / "up").symlink_to("..")
     (tmp_path / "elsewhere" / "back").symlink_to("../photos")
-    assert inputs.list_photos(photos).names == ["a/2.png", "linked/1.png"]
+    assert sources.list_photos(photos).names == ["a/2.png", "linked/1.png"]
 
 
 def test_files_are_named_as_given_and_taken_once(tmp_path, monkeypatch):
@@ -266,7 +266,7 @@ def test_files_are_named_as_given_and_taken_once(tmp_path, monkeypatch):
     write_photo(Path("photos/b.png"), 1)
     Path("photos/a").touch()
     given = ["photos/b.png", "photos", "photos/a"]
-    assert inputs.list_photos(given).names == ["photos/a", "photos/b.png"]
+    assert sources.list_photos(given).names == ["photos/a", "photos/b.png"]
 
 
 def test_a_missing_path_is_an_error(folder, tmp_path, model):
@@ -278,7 +278,7 @@ def test_an_empty_folder_is_an_error(tmp_path, model):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no photographs in"):
         go(tmp_path / "empty", tmp_path / "f.csv", model)
-    assert not parts.folder_of(tmp_path / "f.csv").exists()
+    assert not resume.folder_of(tmp_path / "f.csv").exists()
 
 
 def test_unreadable_files_are_reported_with_reasons_and_cost_no_row(folder, tmp_path, model):
@@ -311,20 +311,20 @@ def test_decoding_stays_a_bounded_number_of_photographs_ahead(monkeypatch):
 
     def load(root, jpeg, name):
         started.append(name)
-        return inputs.Loaded(name, np.zeros((1000, 1000, 3), np.uint8), "", 0.0)
+        return sources.Loaded(name, np.zeros((1000, 1000, 3), np.uint8), "", 0.0)
 
-    monkeypatch.setattr(inputs, "_load", load)
+    monkeypatch.setattr(sources, "_load", load)
     names = [f"{n:03d}" for n in range(100)]
     furthest = 0
-    for count, loaded in enumerate(inputs.load_ahead(Path(), names, workers=2, ahead=8), 1):
+    for count, loaded in enumerate(sources.load_ahead(Path(), names, workers=2, ahead=8), 1):
         assert loaded.name == names[count - 1]
         time.sleep(0.001)
         furthest = max(furthest, len(started) - count)
     assert len(started) == 100
     assert furthest <= 8
-    monkeypatch.setattr(ahead, "AHEAD_BYTES", 9_000_000)
+    monkeypatch.setattr(prefetch, "AHEAD_BYTES", 9_000_000)
     started.clear()
-    photos = inputs.load_ahead(Path(), names, workers=2, ahead=8)
+    photos = sources.load_ahead(Path(), names, workers=2, ahead=8)
     for count in range(1, 50):
         next(photos)
         time.sleep(0.001)
@@ -335,20 +335,20 @@ def test_decoding_stays_a_bounded_number_of_photographs_ahead(monkeypatch):
 
 
 def test_a_batch_of_very_large_photographs_is_closed_early(monkeypatch):
-    monkeypatch.setattr(inputs, "BATCH_BYTES", 1000)
-    photos = [inputs.Loaded(str(n), np.zeros((10, 20, 3), np.uint8), "", 0.0) for n in range(5)]
-    assert [len(batch) for batch in inputs.group(iter(photos), 4)] == [2, 2, 1]
+    monkeypatch.setattr(sources, "BATCH_BYTES", 1000)
+    photos = [sources.Loaded(str(n), np.zeros((10, 20, 3), np.uint8), "", 0.0) for n in range(5)]
+    assert [len(batch) for batch in sources.group(iter(photos), 4)] == [2, 2, 1]
 
 
 def test_decoding_happens_in_other_threads(folder, tmp_path, model, monkeypatch):
     threads = set()
-    load = inputs._load
+    load = sources._load
 
     def spy(root, jpeg, name):
         threads.add(threading.current_thread())
         return load(root, jpeg, name)
 
-    monkeypatch.setattr(inputs, "_load", spy)
+    monkeypatch.setattr(sources, "_load", spy)
     go(folder, tmp_path / "f.csv", model)
     assert threading.main_thread() not in threads
 
@@ -396,9 +396,9 @@ def test_an_interrupted_run_ends_at_the_same_bytes(folder, tmp_path, model, monk
 def test_what_is_done_is_not_done_again(folder, tmp_path, model, monkeypatch):
     interrupted(folder, tmp_path / "f.csv", model, monkeypatch, call=5)
     seen = []
-    load = inputs._load
+    load = sources._load
     monkeypatch.setattr(
-        inputs, "_load", lambda root, jpeg, name: seen.append(name) or load(root, jpeg, name)
+        sources, "_load", lambda root, jpeg, name: seen.append(name) or load(root, jpeg, name)
     )
     go(folder, tmp_path / "f.csv", model)
     assert sorted(seen) == [f"{n:03d}.png" for n in range(8, 13)]
@@ -439,7 +439,7 @@ def kill_after(command, output, count):
     environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, "-c", command], env=environment)
     deadline = time.monotonic() + 120
-    while len(list(parts.folder_of(output).glob("*.npz"))) < count:
+    while len(list(resume.folder_of(output).glob("*.npz"))) < count:
         assert process.poll() is None, "it ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -466,7 +466,7 @@ def test_a_process_that_is_killed_twice_loses_and_repeats_no_row(tmp_path, model
 def test_leftovers_of_a_kill_during_writing_do_no_harm(folder, tmp_path, model, monkeypatch):
     output = tmp_path / "f.parquet"
     interrupted(folder, output, model, monkeypatch, call=5)
-    left = parts.folder_of(output)
+    left = resume.folder_of(output)
     assert sorted(p.name for p in left.glob("*.npz")) == ["000000000.npz", "000000004.npz"]
     whole = (left / "000000004.npz").read_bytes()
     (left / "000000008.npz.tmp").write_bytes(whole[:100])
@@ -484,13 +484,13 @@ def test_a_kill_between_finishing_and_tidying_up_repeats_nothing(
 ):
     output = tmp_path / "f.parquet"
     with monkeypatch.context() as patch:
-        patch.setattr(parts.Parts, "remove", lambda self: signal.raise_signal(signal.SIGINT))
+        patch.setattr(resume.Parts, "remove", lambda self: signal.raise_signal(signal.SIGINT))
         with pytest.raises(KeyboardInterrupt):
             go(folder, output, model)
     before = output.read_bytes()
     assert go(folder, output, model).resumed == 13
     assert output.read_bytes() == before
-    assert not parts.folder_of(output).exists()
+    assert not resume.folder_of(output).exists()
 
 
 def test_an_interrupted_assembly_leaves_the_old_output(folder, tmp_path, model, monkeypatch):
@@ -575,7 +575,7 @@ def test_photographs_replaced_in_place_do_not_continue_a_run(folder, tmp_path, m
 
 def test_parts_of_another_version_are_refused(folder, tmp_path, model, monkeypatch):
     interrupted(folder, tmp_path / "f.csv", model, monkeypatch)
-    said = parts.folder_of(tmp_path / "f.csv") / parts.RUN
+    said = resume.folder_of(tmp_path / "f.csv") / resume.RUN
     said.write_text(said.read_text().replace('"format": 2,', ""))
     with pytest.raises(FileExistsError, match="another version of facezoo"):
         go(folder, tmp_path / "f.csv", model)
@@ -594,7 +594,7 @@ def test_photographs_that_come_later_in_the_order_are_taken_along(
 def test_two_runs_do_not_write_to_one_output(folder, tmp_path, model):
     settings = run._settings(stages.plan_for(model, ["identity"], "all", "skip"))
     with (
-        parts.Parts(tmp_path / "f.csv", settings, [], False, lambda names: ""),
+        resume.Parts(tmp_path / "f.csv", settings, [], False, lambda names: ""),
         pytest.raises(BlockingIOError, match="another process"),
     ):
         go(folder, tmp_path / "f.csv", model)
@@ -602,7 +602,7 @@ def test_two_runs_do_not_write_to_one_output(folder, tmp_path, model):
 
 def test_a_damaged_part_is_named_at_the_end(folder, tmp_path, model, monkeypatch):
     output = tmp_path / "f.csv"
-    write = tables.write_table
+    write = writers.write_table
 
     def damage(path, suffix, stored, layout):
         stored.paths[1].write_bytes(b"rubbish")

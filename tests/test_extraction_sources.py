@@ -23,9 +23,9 @@ from test_extraction import (  # noqa: F401
     write_folder,
 )
 
-from facezoo.cli import main
+from facezoo.cli.main import main
 from facezoo.errors import UnsupportedError
-from facezoo.extraction import extract_each, inputs, join_files, parts, shards, stages, tables
+from facezoo.extraction import extract_each, join_files, resume, shards, sources, stages, writers
 
 
 def columns_but(name, path):
@@ -71,12 +71,12 @@ def test_two_models_cannot_have_one_output(folder, tmp_path, model, monkeypatch)
 
 def test_a_pattern_stands_for_what_it_matches(folder):
     pattern = str(folder / "00[1-3].*")
-    names = inputs.list_photos(pattern).names
+    names = sources.list_photos(pattern).names
     assert names == [str(folder / f"00{n}.png") for n in (1, 2, 3)]
-    deep = inputs.list_photos(str(folder.parent / "**" / "01*.png")).names
+    deep = sources.list_photos(str(folder.parent / "**" / "01*.png")).names
     assert deep == [str(folder / f"01{n}.png") for n in range(3)]
     with pytest.raises(FileNotFoundError, match="nothing matches the pattern"):
-        inputs.list_photos(str(folder / "*.gif"))
+        sources.list_photos(str(folder / "*.gif"))
 
 
 def test_a_pattern_follows_links_but_not_in_circles(tmp_path, monkeypatch):
@@ -88,11 +88,11 @@ def test_a_pattern_follows_links_but_not_in_circles(tmp_path, monkeypatch):
     (tmp_path / "beside" / "b.png").touch()
     (photos / "beside").symlink_to(tmp_path / "beside")
     once = ["beside/b.png", "deep/a.png"]
-    names = inputs.list_photos(str(photos / "**" / "*.png")).names
+    names = sources.list_photos(str(photos / "**" / "*.png")).names
     assert names == [str(photos / name) for name in once]
     monkeypatch.chdir(photos)
-    assert inputs.list_photos("**/*.png").names == once
-    through = inputs.list_photos("deep/up/**/*.png").names
+    assert sources.list_photos("**/*.png").names == once
+    through = sources.list_photos("deep/up/**/*.png").names
     assert through == [f"deep/up/{name}" for name in once]
 
 
@@ -101,7 +101,7 @@ def test_only_the_end_of_a_line_ends_a_name_in_a_list(tmp_path):
     for name in names:
         (tmp_path / name).touch()
     (tmp_path / "list.txt").write_bytes("\r\n".join(names).encode())
-    found = inputs.list_photos(tmp_path / "list.txt").names
+    found = sources.list_photos(tmp_path / "list.txt").names
     assert found == sorted(str(tmp_path / name) for name in names)
 
 
@@ -113,7 +113,7 @@ def test_a_pattern_in_a_list_is_looked_for_in_the_folder_of_the_list_whatever_th
         (tmp_path / name / f"{name}.png").touch()
         (tmp_path / name / "list.txt").write_text("*.png\nset*.png\n")
     for name in ("set[1]", "set1"):
-        names = inputs.list_photos(tmp_path / name / "list.txt").names
+        names = sources.list_photos(tmp_path / name / "list.txt").names
         assert names == [str(tmp_path / name / f"{name}.png")]
 
 
@@ -129,40 +129,40 @@ def test_a_folder_that_cannot_be_listed_is_not_empty_to_a_pattern(
     closed = folder / "closed"
     closed.mkdir()
     (closed / "000.png").touch()
-    assert str(closed / "000.png") in inputs.list_photos(str(folder.parent / pattern)).names
+    assert str(closed / "000.png") in sources.list_photos(str(folder.parent / pattern)).names
     monkeypatch.setattr(os, "scandir", refusing)
     with pytest.raises(PermissionError, match="closed"):
-        inputs.list_photos(str(folder.parent / pattern))
+        sources.list_photos(str(folder.parent / pattern))
 
 
 def test_a_folder_that_a_pattern_or_a_list_stands_for_is_named_in_full_even_if_it_is_alone(folder):
     (folder.parent / "list.txt").write_text("photos\n")
-    named = [str(folder / name) for name in inputs.list_photos(folder).names]
-    assert inputs.list_photos(str(folder.parent / "photo*")).names == named
-    assert inputs.list_photos(folder.parent / "list.txt").names == named
+    named = [str(folder / name) for name in sources.list_photos(folder).names]
+    assert sources.list_photos(str(folder.parent / "photo*")).names == named
+    assert sources.list_photos(folder.parent / "list.txt").names == named
 
 
 def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path):
     (tmp_path / "a[1].png").touch()
     (tmp_path / "a1.png").touch()
-    assert inputs.list_photos(tmp_path / "a[1].png").names == [str(tmp_path / "a[1].png")]
+    assert sources.list_photos(tmp_path / "a[1].png").names == [str(tmp_path / "a[1].png")]
 
 
 def test_an_empty_name_is_not_the_current_folder(folder, monkeypatch):
     monkeypatch.chdir(folder)
     for given in ("", ["", "000.png"]):
         with pytest.raises(FileNotFoundError, match="an empty name"):
-            inputs.list_photos(given)
-    assert "000.png" in inputs.list_photos(".").names
+            sources.list_photos(given)
+    assert "000.png" in sources.list_photos(".").names
 
 
 def test_a_list_names_paths_relative_to_itself(folder):
     (folder.parent / "list.txt").write_text("photos/002.png\n\nphotos/01*.png\n")
-    names = inputs.list_photos(folder.parent / "list.txt").names
+    names = sources.list_photos(folder.parent / "list.txt").names
     (folder.parent / "windows.txt").write_bytes(
         b"\xef\xbb\xbfphotos/002.png\r\n\r\nphotos/01*.png\r\n"
     )
-    assert inputs.list_photos(folder.parent / "windows.txt").names == names
+    assert sources.list_photos(folder.parent / "windows.txt").names == names
     assert names == [str(folder / f"{n}.png") for n in ("002", "010", "011", "012")]
 
 
@@ -214,7 +214,7 @@ def test_a_shard_is_not_replaced_by_its_own_features(folder, tmp_path, model, mo
 
 def test_rows_without_names_are_numbered_in_their_order(folder, tmp_path):
     shard = write_table(folder, tmp_path / "s.parquet", names=False)
-    assert inputs.list_photos(shard).names == [f"{shard}::{n:08d}" for n in range(13)]
+    assert sources.list_photos(shard).names == [f"{shard}::{n:08d}" for n in range(13)]
 
 
 def test_several_shards_are_read_in_the_order_of_their_names(folder, tmp_path, model, monkeypatch):
@@ -249,14 +249,14 @@ def test_what_is_no_shard_is_refused(tmp_path):
     for name in ("x.tar", "x.parquet"):
         (tmp_path / name).write_bytes(b"rubbish" * 100)
         with pytest.raises(ValueError, match=r"is no (uncompressed tar|Parquet) file"):
-            inputs.list_photos(tmp_path / name)
+            sources.list_photos(tmp_path / name)
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "y.parquet")
     with pytest.raises(ValueError, match="needs a column 'image'"):
-        inputs.list_photos(tmp_path / "y.parquet")
+        sources.list_photos(tmp_path / "y.parquet")
     with tarfile.open(tmp_path / "empty.tar", "w"):
         pass
     with pytest.raises(ValueError, match="no photographs in the shards"):
-        inputs.list_photos(tmp_path / "empty.tar")
+        sources.list_photos(tmp_path / "empty.tar")
 
 
 def test_a_damaged_row_group_costs_its_own_photographs(folder, tmp_path, model):
@@ -356,7 +356,7 @@ def test_a_kill_between_two_checkpoints_loses_and_repeats_nothing(
     whole = [tmp_path / "whole_a.npz", tmp_path / "whole_b.npz"]
     extract_all(folder, whole, models)
     both = [tmp_path / "a.npz", tmp_path / "b.npz"]
-    append, calls = parts.Parts.append, []
+    append, calls = resume.Parts.append, []
 
     def killed(self, block):
         calls.append(1)
@@ -365,7 +365,7 @@ def test_a_kill_between_two_checkpoints_loses_and_repeats_nothing(
         append(self, block)
 
     with monkeypatch.context() as patch:
-        patch.setattr(parts.Parts, "append", killed)
+        patch.setattr(resume.Parts, "append", killed)
         with pytest.raises(KeyboardInterrupt):
             extract_all(folder, both, models)
     reports = extract_all(folder, both, models)
@@ -380,15 +380,15 @@ def test_a_kill_between_two_removals_takes_the_complete_output_as_done(
     models = [model, tiny_model(seed=1)]
     both = [tmp_path / "a.npz", tmp_path / "b.npz"]
     (folder / "002.png").write_bytes(b"no image")
-    remove = parts.Parts.remove
+    remove = resume.Parts.remove
 
     def killed(self):
-        if self.folder == parts.folder_of(both[1]):
+        if self.folder == resume.folder_of(both[1]):
             raise KeyboardInterrupt
         remove(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(parts.Parts, "remove", killed)
+        patch.setattr(resume.Parts, "remove", killed)
         with pytest.raises(KeyboardInterrupt):
             extract_all(folder, both, models)
     before = [path.read_bytes() for path in both]
@@ -413,12 +413,12 @@ def test_a_complete_output_of_another_pass_is_not_replaced_unasked(
 
 def test_a_block_less_its_first_photographs_keeps_the_rest(folder, tmp_path, model):
     plan = stages.plan_for(model, ["identity"], "all", "skip")
-    loaded = inputs.load_ahead(folder, [f"{n:03d}.png" for n in range(5)], workers=1, ahead=2)
+    loaded = sources.load_ahead(folder, [f"{n:03d}.png" for n in range(5)], workers=1, ahead=2)
     (block,) = stages.work(list(loaded), [plan], stages.Clock(exact=False), 2)
-    rest = parts.without_first(block, 2)
+    rest = resume.without_first(block, 2)
     assert (rest.names, rest.without_face) == (["002.png", "003.png", "004.png"], [])
     assert rest.rows["photo"].tolist() == [0, 0, 1, 2]
-    assert parts.without_first(block, 0) is block
+    assert resume.without_first(block, 0) is block
 
 
 def test_every_checkpoint_must_have_the_embeddings(folder, tmp_path, model):
@@ -466,9 +466,9 @@ def test_joined_files_hold_the_rows_of_all(folder, tmp_path, model):
 def test_columns_are_joined_by_their_names_whatever_the_versions(
     folder, tmp_path, model, monkeypatch
 ):
-    own = dict(tables.VERSIONS)
+    own = dict(writers.VERSIONS)
     go(folder, tmp_path / "a.parquet", model)
-    monkeypatch.setitem(tables.VERSIONS, "torch", "1.2.3")
+    monkeypatch.setitem(writers.VERSIONS, "torch", "1.2.3")
     go(folder, tmp_path / "b.parquet", model, what=["identity", "expression"])
     said = json.loads(pq.read_schema(tmp_path / "b.parquet").metadata[b"facezoo"])
     assert said["versions"]["torch"] == "1.2.3"

@@ -9,7 +9,7 @@ from two_processes import launch
 
 import facezoo
 from facezoo.extraction import extract
-from facezoo.training import Processes
+from facezoo.training.processes import Processes
 
 PORTRAITS = Path(__file__).parent.parent / "examples" / "portraits"
 

@@ -26,10 +26,10 @@ from test_extraction import (  # noqa: F401
     write_photo,
 )
 
-from facezoo.cli import main
+from facezoo.cli.main import main
 from facezoo.errors import ImageError
-from facezoo.extraction import inputs, join_files, stages, videos
-from facezoo.extraction.parts import Block
+from facezoo.extraction import join_files, sources, stages, videos
+from facezoo.extraction.resume import Block
 from facezoo.extraction.tracks import PATIENCE, Tracked
 from facezoo.preprocess.pipeline import find_faces
 
@@ -163,14 +163,14 @@ def test_a_film_from_a_phone_held_upright_is_upright(tmp_path):
 @pytest.fixture
 def _one_face_each(monkeypatch):
     """The stand-in reads the number of faces from a pixel, which no codec with loss would keep."""
-    read = inputs.read_frame
+    read = sources.read_frame
 
     def marked(path, key):
         pixels, time = read(path, key)
         pixels[0, 0] = 1
         return pixels, time
 
-    monkeypatch.setattr(inputs, "read_frame", marked)
+    monkeypatch.setattr(sources, "read_frame", marked)
 
 
 @pytest.mark.usefixtures("_one_face_each")
@@ -367,7 +367,7 @@ def test_a_frame_behind_the_end_is_unreadable(film, tmp_path, model, monkeypatch
     with pytest.raises(ImageError, match="ends before frame 9"):
         videos.read_frame(film, "00000009")
     keys = videos.frame_keys
-    monkeypatch.setattr(inputs, "frame_keys", lambda path, every: [*keys(path, every), "00000009"])
+    monkeypatch.setattr(sources, "frame_keys", lambda path, every: [*keys(path, every), "00000009"])
     report = go(film, tmp_path / "f.csv", model)
     assert report.unreadable == [(f"{film}::00000009", "the video ends before frame 9")]
 

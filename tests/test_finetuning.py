@@ -15,13 +15,13 @@ from PIL import Image
 from two_processes import launch
 
 import facezoo
-from facezoo.cli import main
+from facezoo.cli.main import main
 from facezoo.data.labelled import read_labelled
 from facezoo.errors import ImageError
 from facezoo.finetuning import Finetuning, finetune, fit, loop
 from facezoo.finetuning.loop import Examples
 from facezoo.models.ipd_fer import IPDFER
-from facezoo.training import layer_groups
+from facezoo.training.optim import layer_groups
 
 PORTRAITS = sorted((Path(__file__).parent.parent / "examples" / "portraits").glob("*.jpg"))
 BACKBONE = "test_resnet.r160_in1k"
@@ -405,7 +405,7 @@ import sys, torch
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import test_finetuning as t
-from facezoo.training import Processes
+from facezoo.training.processes import Processes
 torch.set_num_threads(1)
 model, data = t.small(), t.examples(32)
 recipe = t.Finetuning(epochs=6, batch_size=8, rate=0.01)

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from facezoo.card import CHECKPOINTS, Card
 from facezoo.errors import CardError, ImageError
-from facezoo.preprocess.reading import read_image
+from facezoo.hub.card import CHECKPOINTS, Card
+from facezoo.preprocess.images import read_image
 
 LIMIT = 200_000
 """Pixels that a file may claim to have in these tests."""

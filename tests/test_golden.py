@@ -13,12 +13,13 @@ import pytest
 import torch
 
 import facezoo
-from facezoo.card import bundled_cards
-from facezoo.detector.model import FaceDetector
-from facezoo.mesh_base import MeshModel
+from facezoo.hub.card import bundled_cards
+from facezoo.hub.files import find
+from facezoo.hub.tensors import load_into, read_tensors
+from facezoo.models.mesh_base import MeshModel
+from facezoo.preprocess.detector import FaceDetector
+from facezoo.preprocess.images import read_image
 from facezoo.preprocess.pipeline import find_faces, fingerprint, to_device
-from facezoo.preprocess.reading import read_image
-from facezoo.weights import find, load_into, read_tensors
 
 GOLDEN = Path(__file__).parent / "golden"
 PORTRAITS = sorted((Path(__file__).parents[1] / "examples" / "portraits").glob("*.jpg"))

@@ -1,4 +1,4 @@
-"""A module imports only from rows above its own, and ``import facezoo`` stays light.
+"""Imports only go down the rows, and ``import facezoo`` stays light.
 
 Imports are read from the source, so those inside functions and under TYPE_CHECKING count too.
 """
@@ -16,137 +16,136 @@ import facezoo.errors
 
 PACKAGE = Path(facezoo.errors.__file__).parent
 
-# Top first. An entry stands for the module and, if it is a folder, for everything in it, unless a
-# longer entry names a part of it. "__init__" is facezoo/__init__.py.
+# The lowest row first. An entry covers a module, or a folder with everything in it, unless a longer
+# entry names a part of it. "__init__" is facezoo/__init__.py.
 ROWS = [
-    [
-        "version",
-        "errors",
-        "card",
-        "display",
-        "results",
-        "families",
-        "geometry",
-        "removal",
-        "undrawn",
-    ],
-    ["hub"],
-    ["weights"],
-    ["convert", "pretrained"],
-    ["detector", "training", "freezing", "modes"],
-    ["preprocess", "fitting"],
-    ["base", "data"],
-    ["decoding", "mesh_base", "feature_maps"],
+    ["version", "errors", "inference", "results", "display"],
+    ["hub", "geometry"],
+    ["preprocess", "training"],
+    ["data"],
+    ["models"],
     ["evaluate"],
-    ["models", "detector.train", "annotate"],
+    [
+        "models.adv3d",
+        "models.face_detector",
+        "models.ipd_fer",
+        "models.latent_simclr",
+        "models.latentface",
+    ],
     ["registry"],
-    ["extraction", "finetuning", "sklearn", "export", "reproduce", "plot", "benchmarking"],
-    ["publish", "__init__", "cli", "__main__"],
+    ["evaluate.benchmark", "extraction", "finetuning", "sklearn", "export", "plot"],
+    ["__init__", "__main__", "cli"],
 ]
-# Rows in which modules may import one another, as long as no cycle arises.
+# In these rows modules of different folders may import each other, as long as no cycle arises.
 FRIENDLY_ROWS = [0, len(ROWS) - 1]
+LONGEST_CHAIN = 14
 
 
-def test_every_module_imports_only_from_rows_above_its_own():
-    assert direction_faults(PACKAGE) == []
+def modules(root: Path) -> dict[str, Path]:
+    """List the modules below a package folder by dotted name, without the package's own."""
+    names = {}
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        names[".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)] = path
+    return names
 
 
-def test_no_import_cycle():
-    assert find_cycle(PACKAGE) is None
+def imports(path: Path, names: dict[str, Path]) -> set[str]:
+    """List the facezoo modules that a file imports, anywhere in its source."""
+    targets = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: relative import"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                is_module = inner.removeprefix("facezoo.") in names
+                targets.add(inner if is_module else node.module or "")
+        elif isinstance(node, ast.Import):
+            targets |= {alias.name for alias in node.names}
+    return {t.removeprefix("facezoo.") for t in targets if t.startswith("facezoo.")} & set(names)
 
 
-def test_a_planted_upward_import_is_caught(tmp_path):
-    root = plant(
-        tmp_path,
-        {
-            "card.py": "def f():\n    from facezoo.registry import load\n",
-            "registry.py": "from facezoo.card import Card\n",
-        },
-    )
-    assert direction_faults(root) == ["facezoo.card imports facezoo.registry, which is below it"]
+def row_of(name: str) -> int:
+    """Find the row of a module: that of the longest entry that covers it."""
+    entries = {entry: row for row, line in enumerate(ROWS) for entry in line}
+    while name not in entries:
+        assert "." in name, f"{name} has no row: add it to ROWS in tests/test_imports.py"
+        name = name.rpartition(".")[0]
+    return entries[name]
 
 
-def test_a_planted_sideways_import_is_caught(tmp_path):
-    root = plant(tmp_path, {"base.py": "import facezoo.data.images\n", "data/images.py": ""})
-    (fault,) = direction_faults(root)
-    assert fault == "facezoo.base imports facezoo.data.images, which is in its own row"
+def folder_of(name: str) -> str:
+    """Find the folder whose modules may import each other: a family's, or one below facezoo."""
+    entries = [entry for line in ROWS for entry in line if f"{name}.".startswith(f"{entry}.")]
+    return max(entries, key=len)
+
+
+def faults(root: Path) -> list[str]:
+    """Describe each import that does not go down."""
+    names = modules(root)
+    result = []
+    for name, path in names.items():
+        for target in sorted(imports(path, names)):
+            here, there = row_of(name), row_of(target)
+            if folder_of(name) == folder_of(target) or here > there:
+                continue
+            if here < there or here not in FRIENDLY_ROWS:
+                result.append(f"{name} imports {target}")
+            if target.startswith("data") and name.startswith("models.") and ".train" not in name:
+                result.append(f"{name} imports {target}, which only the training may")
+    return result
+
+
+def graph(root: Path) -> dict[str, set[str]]:
+    """Map every module to the modules that it imports."""
+    names = modules(root)
+    return {name: imports(path, names) - {name} for name, path in names.items()}
+
+
+def plant(folder: Path, files: dict[str, str]) -> Path:
+    """Write a small package."""
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+def test_imports_go_down_only():
+    assert faults(PACKAGE) == []
+
+
+def test_there_is_no_import_cycle():
+    TopologicalSorter(graph(PACKAGE)).prepare()
+
+
+def test_the_longest_import_chain_is_short():
+    edges, depth = graph(PACKAGE), dict[str, int]()
+    for name in TopologicalSorter(edges).static_order():
+        depth[name] = 1 + max((depth[target] for target in edges[name]), default=0)
+    assert max(depth.values()) <= LONGEST_CHAIN
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("hub/card.py", "def f():\n    from facezoo.registry import load\n"),
+        ("data/packs.py", "import facezoo.training.loop\nimport facezoo.models.base\n"),
+        ("models/adv3d/model.py", "from facezoo.models.ipd_fer import losses\n"),
+    ],
+)
+def test_a_planted_upward_or_sideways_import_is_caught(tmp_path, name, text):
+    files = {"registry.py": "", "models/base.py": "", "models/ipd_fer/losses.py": ""}
+    files |= {"training/loop.py": ""}
+    assert len(faults(plant(tmp_path, {**files, name: text}))) == 1
 
 
 def test_a_planted_cycle_is_caught(tmp_path):
-    root = plant(
-        tmp_path,
-        {
-            "card.py": "from facezoo.results import Faces\n",
-            "results.py": "from . import errors\n",
-            "errors.py": (
-                "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import facezoo.card\n"
-            ),
-        },
-    )
-    assert direction_faults(root) == []
-    assert set(find_cycle(root)) == {"facezoo.card", "facezoo.results", "facezoo.errors"}
-
-
-def test_a_cycle_through_a_package_file_is_caught(tmp_path):
-    root = plant(
-        tmp_path,
-        {
-            "geometry/__init__.py": "from facezoo.results import Faces\n",
-            "geometry/camera.py": "",
-            "results.py": "from facezoo.geometry.camera import Camera\n",
-        },
-    )
-    assert set(find_cycle(root)) == {"facezoo.geometry", "facezoo.results"}
-
-
-def test_a_package_file_may_offer_its_own_modules(tmp_path):
-    root = plant(
-        tmp_path,
-        {
-            "models/adv3d/__init__.py": "from .model import Adv3D\n",
-            "models/adv3d/model.py": "from facezoo.models.adv3d.losses import kl\n",
-            "models/adv3d/losses.py": "",
-        },
-    )
-    assert direction_faults(root) == []
-    assert find_cycle(root) is None
-
-
-@pytest.mark.parametrize("line", ["import facezoo", "from facezoo import load", "from . import x"])
-def test_importing_facezoo_itself_is_caught(tmp_path, line):
-    root = plant(tmp_path, {"cli.py": line + "\n"})
-    assert direction_faults(root) == ["facezoo.cli imports facezoo itself; name the module instead"]
-
-
-def test_importing_a_module_from_facezoo_is_fine(tmp_path):
-    root = plant(tmp_path, {"cli.py": "from facezoo import version\n", "version.py": ""})
-    assert direction_faults(root) == []
-
-
-def test_a_family_that_imports_another_is_caught(tmp_path):
-    root = plant(
-        tmp_path,
-        {
-            "models/adv3d/model.py": "from ..ipd_fer import losses\n",
-            "models/ipd_fer/losses.py": "",
-        },
-    )
-    (fault,) = direction_faults(root)
-    assert fault.endswith("model imports facezoo.models.ipd_fer.losses: families stay apart")
-
-
-def test_only_the_training_imports_data_in_a_family(tmp_path):
-    line = "from facezoo.data.images import Pack\n"
-    may = dict.fromkeys(("models/adv3d/train.py", "models/ipd_fer/train/rows.py"), line)
-    may["models/adv3d/paper/command.py"] = line
-    files = {**may, "models/adv3d/model.py": line, "data/images.py": ""}
-    (fault,) = direction_faults(plant(tmp_path, files))
-    assert fault == "facezoo.models.adv3d.model imports facezoo.data.images: only its training may"
-
-
-def test_a_module_without_a_row_is_caught(tmp_path):
-    (fault,) = direction_faults(plant(tmp_path, {"helpers.py": ""}))
-    assert fault == "facezoo.helpers has no row: add it to ROWS in tests/test_imports.py"
+    files = {
+        "results.py": "from facezoo import errors\n",
+        "errors.py": "if True:\n    import facezoo.results\n",
+    }
+    with pytest.raises(CycleError):
+        TopologicalSorter(graph(plant(tmp_path, files))).prepare()
 
 
 def test_import_and_list_models_load_no_heavy_package_and_import_is_fast():
@@ -161,137 +160,10 @@ assert not heavy, f"import facezoo loaded {heavy}"
 print(seconds)
 """
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    command = [sys.executable, "-c", code]
     seconds = []
     for _ in range(3):
-        done = subprocess.run(
-            [sys.executable, "-c", code], env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        seconds.append(float(done.stdout))
+        result = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        seconds.append(float(result.stdout))
     assert min(seconds) < 0.3
-
-
-# --- the checker -------------------------------------------------------------------------------
-
-
-def plant(folder: Path, files: dict[str, str]) -> Path:
-    """A small package tree; folders get an empty ``__init__.py`` where none is given."""
-    root = folder / "facezoo"
-    for name, text in {"__init__.py": "", **files}.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    for inner in (path for path in root.rglob("*") if path.is_dir()):
-        if not (inner / "__init__.py").exists():
-            (inner / "__init__.py").touch()
-    return root
-
-
-def modules(root: Path) -> dict[str, Path]:
-    """Every module below a package folder, by dotted name."""
-    found = {}
-    for path in sorted(root.rglob("*.py")):
-        parts = path.relative_to(root.parent).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
-
-
-def imported(name: str, path: Path, known: dict[str, Path]) -> list[str]:
-    """The facezoo modules that one module imports, anywhere in its source."""
-    targets = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            targets += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            start = absolute(name, path, node)
-            inner = [f"{start}.{alias.name}" for alias in node.names]
-            targets += [target if target in known else start for target in inner]
-    return sorted({target for target in targets if target.split(".")[0] == "facezoo"})
-
-
-def absolute(name: str, path: Path, node: ast.ImportFrom) -> str:
-    """The module that a ``from`` import starts at, relative dots resolved."""
-    if node.level == 0:
-        return node.module or ""
-    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
-    package = package[: len(package) - node.level + 1]
-    return ".".join([*package, *([node.module] if node.module else [])])
-
-
-def row_of(name: str) -> int | None:
-    """The row of a module: that of the longest entry that covers it."""
-    inner = name.removeprefix("facezoo").lstrip(".") or "__init__"
-    while inner:
-        for row, entries in enumerate(ROWS):
-            if inner in entries:
-                return row
-        inner = inner.rpartition(".")[0]
-    return None
-
-
-def folder_of(name: str) -> str:
-    """The folder whose modules may import one another: a family's, or one below facezoo."""
-    parts = name.split(".")
-    return ".".join(parts[: 3 if parts[1:2] == ["models"] else 2])
-
-
-def direction_faults(root: Path) -> list[str]:
-    """One sentence for each module or import that breaks the rows."""
-    known = modules(root)
-    faults = [
-        f"{name} has no row: add it to ROWS in tests/test_imports.py"
-        for name in known
-        if row_of(name) is None
-    ]
-    for name, path in known.items():
-        for target in imported(name, path, known):
-            if reason := fault(name, target):
-                faults.append(f"{name} imports {target}{reason}")
-    return faults
-
-
-def fault(name: str, target: str) -> str | None:
-    """What is wrong with one module importing another; None if nothing is."""
-    here, there = row_of(name), row_of(target)
-    family = folder_of(name) if name.startswith("facezoo.models.") else None
-    if target == "facezoo":
-        return " itself; name the module instead"
-    if (
-        family
-        and target.startswith("facezoo.data")
-        and not f"{name}.".startswith((f"{family}.train.", f"{family}.paper."))
-    ):
-        return ": only its training may"
-    if here is None or there is None or folder_of(name) == folder_of(target):
-        return None
-    if family and target.startswith("facezoo.models."):
-        return ": families stay apart"
-    if there > here:
-        return ", which is below it"
-    return ", which is in its own row" if there == here and here not in FRIENDLY_ROWS else None
-
-
-def find_cycle(root: Path) -> list[str] | None:
-    """Modules that import each other in a ring; None if there is no ring.
-
-    Importing a.b runs a/__init__.py first, so that counts too, except for modules inside a.
-    """
-    known = modules(root)
-    graph = {}
-    for name, path in known.items():
-        targets = imported(name, path, known)
-        reached = {parent for target in targets for parent in [target, *parents(target)]}
-        graph[name] = {
-            other for other in reached if other in targets or not f"{name}.".startswith(f"{other}.")
-        } - {name}
-    try:
-        TopologicalSorter(graph).prepare()
-    except CycleError as error:
-        return error.args[1]
-    return None
-
-
-def parents(name: str) -> list[str]:
-    """The packages that hold a module."""
-    parts = name.split(".")
-    return [".".join(parts[:count]) for count in range(1, len(parts))]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from facezoo import modes
+from facezoo import inference as modes
 
 CUDA = torch.device("cuda")
 
@@ -63,7 +63,7 @@ def test_models_and_the_detector_run_exactly(monkeypatch):
 NEWER = """
 import torch
 from torch import nn
-from facezoo.modes import exact
+from facezoo.inference import exact
 torch.backends.fp32_precision = "tf32"
 operators = torch.backends.cudnn.conv, torch.backends.cuda.matmul
 with exact(torch.device("cuda")):

@@ -10,9 +10,9 @@ pytest.importorskip("matplotlib")
 import facezoo
 from facezoo import plot
 from facezoo.errors import UnsupportedError
-from facezoo.mesh_base import MeshEncoding
 from facezoo.models.adv3d import Adv3D
 from facezoo.models.ipd_fer import IPDFER
+from facezoo.models.mesh_base import MeshEncoding
 
 PORTRAITS = sorted((Path(__file__).parent.parent / "examples" / "portraits").glob("*.jpg"))
 
@@ -66,7 +66,7 @@ def test_with_photographs_faces_are_drawn_on_them(model, prediction):
         figure = facezoo.show(what, PORTRAITS)
         pictures = [axes.images[0].get_array() for axes in figure.axes]
         assert len(pictures) == len(PORTRAITS)
-        plain = facezoo.preprocess.reading.read_image(PORTRAITS[0])
+        plain = facezoo.preprocess.images.read_image(PORTRAITS[0])
         assert pictures[0].shape == plain.shape
         assert (pictures[0] != plain).any()
 

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 import facezoo
 from facezoo.errors import UnsupportedError
 from facezoo.models.latentface.diffusion import RepresentationDiffusion
+from facezoo.preprocess.images import read_image
 from facezoo.preprocess.pipeline import find_faces, load_detector, prepare, to_device
-from facezoo.preprocess.reading import read_image
 
 PORTRAITS = sorted((Path(__file__).parents[1] / "examples" / "portraits").glob("*.jpg"))
 LEAST_COSINE = 0.999

@@ -7,15 +7,15 @@ import torch
 from hub_server import COMMIT, Repo, client, running_hub, write_checkpoint
 
 import facezoo
-from facezoo import card as cards
-from facezoo.card import Card
 from facezoo.errors import UnknownNameError, WeightsCorruptedError, WeightsNotFoundError
+from facezoo.hub import card as cards
+from facezoo.hub.card import Card
+from facezoo.hub.publish import publish
 from facezoo.models.ipd_fer import IPDFER
-from facezoo.publish import publish
 
 NAME = "tiny-face.first"
 SEND = """
-from facezoo.publish import publish
+from facezoo.hub.publish import publish
 wanted = {"organization": "org", "dry_run": False, "token": "hf_x"}
 attempt(lambda: publish("tiny-face", **wanted)[0].commit)
 """

@@ -9,10 +9,7 @@ from hub_server import TinyFace, card_mapping, write_checkpoint
 from torch import nn
 
 import facezoo
-from facezoo import card as cards
-from facezoo import families, registry
-from facezoo import pretrained as hub_mixin
-from facezoo.card import Card
+from facezoo import registry
 from facezoo.errors import (
     CardError,
     LicenseError,
@@ -23,7 +20,11 @@ from facezoo.errors import (
     WeightsMismatchError,
     WeightsNotFoundError,
 )
-from facezoo.pretrained import Pretrained
+from facezoo.hub import card as cards
+from facezoo.hub import families
+from facezoo.hub import names as hub_names
+from facezoo.hub.card import Card
+from facezoo.models.pretrained import Pretrained
 
 CPU = {"device": "cpu"}
 
@@ -45,7 +46,7 @@ def folder(tmp_path, monkeypatch):
     write_checkpoint(folder, model="face-detector", tag="v1", labels=[])
     monkeypatch.setattr(cards, "CHECKPOINTS", folder)
     names = {"tiny-face": ("hub_server", "TinyFace"), "other-face": (__name__, "OtherFace")}
-    for module in (families, registry, hub_mixin):
+    for module in (families, hub_names, registry):
         monkeypatch.setattr(module, "FAMILIES", names)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     return folder
@@ -308,8 +309,8 @@ def test_two_revisions_that_differ_are_refused(monkeypatch):
     with pytest.raises(ValueError, match="names the revision 'v1', got revision='v2' as well"):
         AnyFace.from_pretrained("hf-hub:org/name@v1", revision="v2")
     asked = []
-    monkeypatch.setattr(hub_mixin, "_hosted", lambda *given: asked.append(given[:2]))
-    hub_mixin.resolve("hf-hub:org/name@v1", revision="v1")
+    monkeypatch.setattr(hub_names, "_hosted", lambda *given: asked.append(given[:2]))
+    hub_names.resolve("hf-hub:org/name@v1", revision="v1")
     assert asked == [("org/name", "v1")]
 
 

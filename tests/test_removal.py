@@ -6,9 +6,9 @@ import torch
 import facezoo
 from facezoo.evaluate.probes import linear_probe
 from facezoo.export import Stage
+from facezoo.models.identity_removal import IdentityRemoval, remove_identity
 from facezoo.models.ipd_fer import IPDFER
 from facezoo.models.latentface import LatentFace
-from facezoo.removal import IdentityRemoval, remove_identity
 
 BACKBONE = "test_resnet.r160_in1k"
 PEOPLE = torch.arange(24).repeat_interleave(8)

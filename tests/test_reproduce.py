@@ -11,13 +11,13 @@ import pytest
 from ict_pack import write_full_ict
 from packs import write_backgrounds, write_ferplus, write_lfw, write_pairs
 
-from facezoo import reproduce as module
-from facezoo.card import Card, bundled_cards
-from facezoo.cli import _parser, main
+from facezoo.cli import reproduce as module
+from facezoo.cli.main import _parser, main
+from facezoo.cli.reproduce import commands, reproduce
 from facezoo.data.cut import cut_packs
 from facezoo.errors import CardError
-from facezoo.reproduce import commands, reproduce
-from facezoo.training import REHEARSED, shortened
+from facezoo.hub.card import Card, bundled_cards
+from facezoo.training.run import REHEARSED, shortened
 
 
 @pytest.fixture(scope="module")

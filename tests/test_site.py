@@ -14,7 +14,7 @@ pytest.importorskip("mkdocs")
 pytest.importorskip("mkdocstrings_handlers.python")
 
 import facezoo
-from facezoo.families import FAMILIES
+from facezoo.hub.families import FAMILIES
 from facezoo.registry import info
 
 ROOT = Path(__file__).parent.parent

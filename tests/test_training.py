@@ -8,23 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from facezoo import training
-from facezoo.card import Card, Licenses, Preprocessing
-from facezoo.training import (
-    WeightAverage,
-    batches,
-    begin_run,
-    check_data,
-    decayed_and_not,
-    digest_of_files,
-    generator,
-    load_state,
-    log_row,
-    save_state,
-    set_cosine_rate,
-    write_checkpoint,
-)
-from facezoo.weights import load_into, read_tensors
+from facezoo.hub.card import Card, Licenses, Preprocessing
+from facezoo.hub.tensors import load_into, read_tensors
+from facezoo.training import run as training
+from facezoo.training.optim import WeightAverage, decayed_and_not, set_cosine_rate
+from facezoo.training.run import begin_run, check_data, digest_of_files, write_checkpoint
+from facezoo.training.state import batches, generator, load_state, log_row, save_state
 
 
 def drawn(*place):

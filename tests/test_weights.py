@@ -6,8 +6,6 @@ import torch
 from hub_server import TinyFace, write_checkpoint
 from torch import nn
 
-from facezoo import card as cards
-from facezoo import hub, weights
 from facezoo.errors import (
     PickleRefusedError,
     WeightsCorruptedError,
@@ -15,6 +13,10 @@ from facezoo.errors import (
     WeightsMismatchError,
     WeightsNotFoundError,
 )
+from facezoo.hub import card as cards
+from facezoo.hub import download as hub
+from facezoo.hub import files
+from facezoo.hub import tensors as weights
 
 
 @pytest.fixture
@@ -29,17 +31,17 @@ def checkpoint(tmp_path, monkeypatch):
 
 def test_weights_in_the_package_are_found_and_checked(checkpoint):
     card, path = checkpoint
-    assert weights.find(card) == path
+    assert files.find(card) == path
 
 
 def test_a_download_of_what_only_the_package_has_is_refused_with_the_reason(checkpoint):
     card, path = checkpoint
     forced = hub.HubOptions(force_download=True)
     with pytest.raises(WeightsNotFoundError, match=r"come with this .* leave it out"):
-        weights.find(card, options=forced)
+        files.find(card, options=forced)
     path.unlink()
     with pytest.raises(WeightsNotFoundError, match="not in this installation"):
-        weights.find(card, options=forced)
+        files.find(card, options=forced)
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b[:-1] + b"x", lambda b: b + b"x"])
@@ -48,27 +50,27 @@ def test_a_bad_file_in_the_package_is_put_aside(checkpoint, damage):
     whole = path.read_bytes()
     path.write_bytes(damage(whole))
     with pytest.raises(WeightsCorruptedError, match=r"renamed to .*\.corrupt; reinstall facezoo"):
-        weights.find(card)
+        files.find(card)
     assert not path.exists()
     with pytest.raises(WeightsNotFoundError, match="not on the Hub yet"):
-        weights.find(card)
+        files.find(card)
     path.write_bytes(whole)
-    assert weights.find(card) == path
+    assert files.find(card) == path
 
 
 def test_an_explicit_path_comes_first_and_is_never_deleted(checkpoint, tmp_path):
     card, path = checkpoint
     own = tmp_path / "own.safetensors"
     own.write_bytes(path.read_bytes())
-    assert weights.find(card, own) == own
+    assert files.find(card, own) == own
     own.write_bytes(b"{}")
     with pytest.raises(
         WeightsCorruptedError, match=r"own\.safetensors.*truncated.*save_pretrained"
     ):
-        weights.find(card, own)
+        files.find(card, own)
     assert own.exists()
     with pytest.raises(WeightsNotFoundError, match="nothing"):
-        weights.find(card, tmp_path / "nothing.safetensors")
+        files.find(card, tmp_path / "nothing.safetensors")
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".ckpt", ".bin", ".pkl", ".safetensors"])
@@ -215,4 +217,4 @@ def test_a_card_without_a_hub_revision_says_what_to_do(checkpoint):
     card, path = checkpoint
     path.unlink()
     with pytest.raises(WeightsError, match="install a released facezoo"):
-        weights.find(replace(card, hub=replace(card.hub, repo="a/b")))
+        files.find(replace(card, hub=replace(card.hub, repo="a/b")))

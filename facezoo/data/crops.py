@@ -17,8 +17,8 @@ from facezoo.data.expressions import ExpressionData
 from facezoo.data.yaw import yaw_deg
 from facezoo.errors import ImageError, NoFaceError, warn_once
 from facezoo.preprocess.alignment import align, similarity_transform
+from facezoo.preprocess.images import ImageSource, describe, read_image
 from facezoo.preprocess.pipeline import find_faces, to_device
-from facezoo.preprocess.reading import ImageSource, describe, read_image
 from facezoo.preprocess.templates import template_points
 
 _READERS = 4  # threads that decode a batch

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from facezoo.data.expressions import ExpressionData
 from facezoo.data.folders import check_files, rows_of, the_one
-from facezoo.data.images import label_distributions
+from facezoo.data.packs import label_distributions
 from facezoo.results import EXPRESSIONS
 
 FOLDERS = {

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from facezoo.errors import warn_once
-from facezoo.preprocess.reading import ImageSource, photographs_in
+from facezoo.preprocess.images import ImageSource, photographs_in
 
 LABELS = ("label", "expression", "class")
 """Columns that are looked for where none is named, in this order."""

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from facezoo.card import Preprocessing
 from facezoo.data.crops import load_crops
 from facezoo.data.expressions import ExpressionData
-from facezoo.data.images import aligned_crops, read_pack
-from facezoo.preprocess.reading import photographs_in
+from facezoo.data.packs import aligned_crops, read_pack
+from facezoo.hub.card import Preprocessing
+from facezoo.preprocess.images import photographs_in
 from facezoo.results import EXPRESSIONS
 
 PACK = "lfw.parquet"

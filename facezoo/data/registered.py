@@ -31,7 +31,7 @@ from facezoo.data.mesh_sets import (
 from facezoo.errors import warn_once
 from facezoo.geometry.mesh_files import read_mesh
 from facezoo.geometry.meshes import Mesh, moved, rigid_motion
-from facezoo.training import load_state, save_state
+from facezoo.training.state import load_state, save_state
 
 READERS = {"coma": read_coma, "bu-3dfe": read_bu3dfe, "facescape": read_facescape}
 CHUNK = 200

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from facezoo.data.images import as_points, decode
-from facezoo.detector.boxes import area, iou
-from facezoo.detector.model import FaceDetector
+from facezoo.data.packs import as_points, decode
+from facezoo.preprocess.boxes import area, iou
 from facezoo.preprocess.detection import DetectionConfig, detect
+from facezoo.preprocess.detector import FaceDetector
 from facezoo.results import Faces
 
 if TYPE_CHECKING:

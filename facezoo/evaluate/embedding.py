@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from facezoo.base import FaceModel
-from facezoo.card import Preprocessing
-from facezoo.data.images import aligned_crops, decode
+from facezoo.data.packs import aligned_crops, decode
+from facezoo.hub.card import Preprocessing
+from facezoo.models.base import FaceModel
 from facezoo.preprocess.pipeline import find_faces, normalise
 
 if TYPE_CHECKING:

@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from facezoo.card import Metric
 from facezoo.data.ict import IctFaces
 from facezoo.evaluate.meshes import (
     MeshScores,
@@ -24,7 +23,8 @@ from facezoo.evaluate.meshes import (
     score_meshes,
 )
 from facezoo.geometry.points import jittered, some_points, without_part
-from facezoo.mesh_base import MeshModel, in_batches
+from facezoo.hub.card import Metric
+from facezoo.models.mesh_base import MeshModel, in_batches
 
 NOISE_MM = 0.5
 POINTS = 1000

@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from facezoo.base import FaceModel
-from facezoo.card import Metric
-from facezoo.data.images import majority_labels, read_pack
+from facezoo.data.packs import majority_labels, read_pack
 from facezoo.evaluate.embedding import GIVEN, embed_given
 from facezoo.evaluate.probes import Probe, linear_probe
 from facezoo.evaluate.verification import Pairs, read_pairs, verification_accuracy
+from facezoo.hub.card import Metric
+from facezoo.models.base import FaceModel
 from facezoo.results import EXPRESSIONS
 
 if TYPE_CHECKING:

@@ -12,16 +12,13 @@ from pathlib import Path
 
 import torch
 
-from facezoo.base import FaceModel
-from facezoo.card import Metric
-from facezoo.data.images import (
+from facezoo.data.packs import (
     check_packs,
     label_distributions,
     majority_labels,
     read_pack,
     yaw_column,
 )
-from facezoo.detector.model import FaceDetector
 from facezoo.errors import warn_once
 from facezoo.evaluate.classification import (
     confusion_of,
@@ -36,6 +33,9 @@ from facezoo.evaluate.embedding import FOUND, GIVEN, both_ways
 from facezoo.evaluate.leakage import leakage
 from facezoo.evaluate.pose import PoseBin, accuracy_by_yaw
 from facezoo.evaluate.verification import read_pairs, verification_accuracy
+from facezoo.hub.card import Metric
+from facezoo.models.base import FaceModel
+from facezoo.preprocess.detector import FaceDetector
 from facezoo.results import EXPRESSIONS
 
 __all__ = [

@@ -9,16 +9,17 @@ from typing import Any
 
 import torch
 
-from facezoo.base import FaceModel
-from facezoo.card import Card
-from facezoo.detector.model import FaceDetector
 from facezoo.evaluate.ict import as_metrics, benchmark
 from facezoo.evaluate.protocols import Measurements, detection, evaluate
-from facezoo.families import model_class
-from facezoo.mesh_base import MeshModel
+from facezoo.hub.card import Card
+from facezoo.hub.families import model_class
+from facezoo.hub.files import find
+from facezoo.hub.names import resolve
+from facezoo.hub.tensors import load_into, read_tensors
+from facezoo.models.base import FaceModel
+from facezoo.models.mesh_base import MeshModel
+from facezoo.preprocess.detector import FaceDetector
 from facezoo.preprocess.pipeline import DETECTOR
-from facezoo.pretrained import resolve
-from facezoo.weights import find, load_into, read_tensors
 
 
 def measure_checkpoint(name: str, data: Path, device: torch.device) -> tuple[Card, Measurements]:

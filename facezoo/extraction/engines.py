@@ -10,11 +10,11 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from facezoo.extraction.inputs import Loaded, group, load_ahead
-from facezoo.extraction.parts import Block, join
+from facezoo.extraction.resume import Block, join
+from facezoo.extraction.sources import Loaded, group, load_ahead
 from facezoo.extraction.stages import Clock, Plan, work
 from facezoo.preprocess.jpeg import check_decoder
-from facezoo.training import Processes
+from facezoo.training.processes import Processes
 
 Blocks = Generator[list[Block], None, None]
 

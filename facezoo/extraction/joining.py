@@ -10,11 +10,11 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from facezoo.extraction.parts import replacing
-from facezoo.extraction.tables import parquet_writer
+from facezoo.extraction.resume import replacing
+from facezoo.extraction.writers import parquet_writer
 
 _SAME = ("fingerprint", "checkpoint", "features", "classes", "videos", "smooth")
-"""What rows must share to be comparable, see ``facezoo.extraction.tables.Layout``."""
+"""What rows must share to be comparable, see ``facezoo.extraction.writers.Layout``."""
 
 
 def join_files(

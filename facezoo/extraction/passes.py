@@ -12,8 +12,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from facezoo.extraction.parts import finished_in_pass, in_progress
 from facezoo.extraction.report import ExtractionReport
+from facezoo.extraction.resume import finished_in_pass, in_progress
 
 
 def check_free(targets: Sequence[Path]) -> None:

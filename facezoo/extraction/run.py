@@ -14,21 +14,21 @@ from typing import Any, Literal, get_args
 import torch
 from tqdm.auto import tqdm
 
-from facezoo.base import FaceModel
 from facezoo.errors import ImageError
 from facezoo.extraction.cluster import on_ray
 from facezoo.extraction.engines import Blocks, Task, alone, shared
-from facezoo.extraction.inputs import Photos, Source, files_of, list_photos, state_of
-from facezoo.extraction.parts import Block, Parts, join, replacing, sweep, without_first
 from facezoo.extraction.passes import check_free, finished_before, tell
 from facezoo.extraction.report import ExtractionReport
+from facezoo.extraction.resume import Block, Parts, join, replacing, sweep, without_first
+from facezoo.extraction.sources import Photos, Source, files_of, list_photos, state_of
 from facezoo.extraction.stages import Clock, Plan, plan_for
-from facezoo.extraction.tables import Layout, check_output, write_table
+from facezoo.extraction.writers import Layout, check_output, write_table
+from facezoo.hub.tensors import digest_of
+from facezoo.models.base import FaceModel
 from facezoo.preprocess.jpeg import JpegDecoder
 from facezoo.preprocess.pipeline import Which, check_options
 from facezoo.registry import best_device, load
-from facezoo.training import Processes
-from facezoo.weights import digest_of
+from facezoo.training.processes import Processes
 
 Engine = Literal["local", "ray"]
 PART_PHOTOS = 512

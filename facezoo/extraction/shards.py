@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from facezoo.errors import ImageError
 from facezoo.extraction.videos import is_video
-from facezoo.preprocess.reading import SUFFIXES
+from facezoo.preprocess.images import SUFFIXES
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq

@@ -11,12 +11,13 @@ from typing import Literal
 import numpy as np
 import torch
 
-from facezoo.base import FaceModel
 from facezoo.errors import ImageError, UnsupportedError
-from facezoo.extraction.inputs import Loaded
-from facezoo.extraction.parts import Block, Rows
 from facezoo.extraction.report import STAGES
-from facezoo.extraction.tables import Layout
+from facezoo.extraction.resume import Block, Rows
+from facezoo.extraction.sources import Loaded
+from facezoo.extraction.writers import Layout
+from facezoo.hub.tensors import digest_of
+from facezoo.models.base import FaceModel
 from facezoo.preprocess.jpeg import Jpeg
 from facezoo.preprocess.pipeline import (
     Which,
@@ -27,7 +28,6 @@ from facezoo.preprocess.pipeline import (
     slices,
 )
 from facezoo.results import Faces
-from facezoo.weights import digest_of
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from facezoo.extraction.parts import Block, Parts, Rows
+from facezoo.extraction.resume import Block, Parts, Rows
 from facezoo.extraction.shards import split_name
 from facezoo.extraction.videos import is_video
 

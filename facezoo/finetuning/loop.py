@@ -11,23 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from facezoo.base import FaceModel
-from facezoo.card import Preprocessing
 from facezoo.data.augment import augment, centre_crop
 from facezoo.evaluate.classification import scores
+from facezoo.hub.card import Preprocessing
+from facezoo.models.base import FaceModel
 from facezoo.preprocess.pipeline import normalise
-from facezoo.training import (
-    Processes,
-    autocast,
-    batches,
-    descend,
-    generator,
-    layer_groups,
-    load_state,
-    log_row,
-    save_state,
-    set_cosine_rate,
-)
+from facezoo.training.optim import autocast, descend, layer_groups, set_cosine_rate
+from facezoo.training.processes import Processes
+from facezoo.training.state import batches, generator, load_state, log_row, save_state
 
 MARGIN = 8
 """Pixels around the template, so that a random shift has something to show."""

@@ -15,19 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facezoo.base import CAPABILITIES, FaceModel, Stage
-from facezoo.card import Card, Hub, Licenses, Metric, Training, Weights
 from facezoo.data.crops import cut_faces, read_named
 from facezoo.data.labelled import LabelledImages, read_labelled
 from facezoo.errors import UnsupportedError, warn_once
 from facezoo.evaluate.classification import scores
 from facezoo.finetuning.loop import MARGIN, Examples, Finetuning, check_batch, fit, predict
+from facezoo.hub.card import Card, Hub, Licenses, Metric, Training, Weights
+from facezoo.hub.tensors import read_tensors, save
+from facezoo.models.base import CAPABILITIES, FaceModel, Stage
+from facezoo.models.identity_removal import NAME
+from facezoo.preprocess.images import describe
 from facezoo.preprocess.pipeline import fingerprint, prepare_aligned, to_device
-from facezoo.preprocess.reading import describe
 from facezoo.registry import load
-from facezoo.removal import NAME
-from facezoo.training import Processes, begin_run
-from facezoo.weights import read_tensors, save
+from facezoo.training.processes import Processes
+from facezoo.training.run import begin_run
 
 STATE = "training"
 """Folder in the output for what only a resumed run needs."""

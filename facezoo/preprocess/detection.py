@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from facezoo.detector.boxes import iou, suppress
-from facezoo.detector.model import STRIDES, Candidates, FaceDetector
-from facezoo.modes import exact
+from facezoo.inference import exact
+from facezoo.preprocess.boxes import iou, suppress
+from facezoo.preprocess.detector import STRIDES, Candidates, FaceDetector
 from facezoo.results import Faces
 
 

@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from facezoo.errors import ImageError, UnsupportedError
-from facezoo.preprocess.reading import ImageSource, check_header, orientation_of, read_image
+from facezoo.preprocess.images import ImageSource, check_header, orientation_of, read_image
 
 JpegDecoder = Literal["pillow", "nvjpeg"]
 END = b"\xff\xd9"

@@ -15,15 +15,16 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from facezoo.card import Preprocessing, card_named
-from facezoo.detector.model import FaceDetector
 from facezoo.errors import ImageError, NoFaceError
+from facezoo.hub.card import Preprocessing, card_named
+from facezoo.hub.files import find
+from facezoo.hub.tensors import load_into, read_tensors
 from facezoo.preprocess.alignment import align, similarity_transform
 from facezoo.preprocess.detection import DetectionConfig, detect
+from facezoo.preprocess.detector import FaceDetector
 from facezoo.preprocess.jpeg import Jpeg, JpegDecoder, Photo, decode
 from facezoo.preprocess.templates import template_points
 from facezoo.results import Faces
-from facezoo.weights import find, load_into, read_tensors
 
 Which = Literal["largest", "all"]
 OnMissing = Literal["raise", "skip", "nan"]

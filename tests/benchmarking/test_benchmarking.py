@@ -11,15 +11,15 @@ from colours import ColourModel, write_colour_packs
 from packs import write_lfw
 
 import facezoo
-from facezoo.benchmarking import Own, entrants, run
-from facezoo.benchmarking.contamination import contamination
-from facezoo.benchmarking.entrants import Entrant, learnt_from, own, reference
-from facezoo.benchmarking.measure import PROTOCOLS
-from facezoo.benchmarking.report import TABLES, table_text
-from facezoo.benchmarking.swap import judged, partners, swaps
-from facezoo.benchmarking.views import LONDON, Packs, features_of
-from facezoo.card import Preprocessing, Training, bundled_cards
-from facezoo.cli import main
+from facezoo.cli.main import main
+from facezoo.evaluate.benchmark import Own, entrants, run
+from facezoo.evaluate.benchmark.contamination import contamination
+from facezoo.evaluate.benchmark.entrants import Entrant, learnt_from, own, reference
+from facezoo.evaluate.benchmark.measure import PROTOCOLS
+from facezoo.evaluate.benchmark.report import TABLES, table_text
+from facezoo.evaluate.benchmark.splits import LONDON, Packs, features_of
+from facezoo.evaluate.benchmark.swap import judged, partners, swaps
+from facezoo.hub.card import Preprocessing, Training, bundled_cards
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[2]
@@ -261,7 +261,7 @@ def test_it_goes_on_after_an_interruption(packs, tmp_path, brief, monkeypatch):
     found = facezoo.benchmark(own={"mine": two}, data=packs, out=out, device="cpu")
     assert found.content["models"]["mine"]["read"]["expression"] == entry["read"]["expression"]
     assert {"read", "removal", "speed"} <= found.content["models"]["mine"].keys()
-    monkeypatch.setattr("facezoo.benchmarking.views.embed_given", None)  # features are there
+    monkeypatch.setattr("facezoo.evaluate.benchmark.splits.embed_given", None)  # features are there
     facezoo.benchmark(own={"mine": two}, data=packs, out=out, device="cpu")
 
 
@@ -300,7 +300,7 @@ def test_results_that_their_own_tables_would_replace_are_refused(tmp_path):
 
 
 def test_a_model_of_meshes_stands_in_a_table_of_its_own(tmp_path, monkeypatch):
-    from facezoo.card import Metric
+    from facezoo.hub.card import Metric
 
     metric = Metric("rank-1", 91.23456, "%", "ICT-3D standard", "test", "unseen persons", "c")
     monkeypatch.setattr(run, "load", lambda name, device: None)

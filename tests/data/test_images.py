@@ -7,7 +7,7 @@ import pytest
 import torch
 from packs import FACE, face_at, photo_of, png, write_ferplus, write_lfw
 
-from facezoo.data.images import (
+from facezoo.data.packs import (
     aligned_crops,
     as_points,
     decode,

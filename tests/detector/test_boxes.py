@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facezoo.detector.boxes import area, iou, paired_iou, suppress
+from facezoo.preprocess.boxes import area, iou, paired_iou, suppress
 
 corner, extent = st.integers(0, 20), st.integers(0, 15)
 box = st.tuples(corner, corner, extent, extent).map(

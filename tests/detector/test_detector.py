@@ -9,10 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from facezoo.detector import losses
-from facezoo.detector.boxes import paired_iou
-from facezoo.detector.losses import Targets, _generalised_iou_loss, assign, detection_loss
-from facezoo.detector.model import BASES, STRIDES, Candidates, FaceDetector, cells, decode
+from facezoo.models.face_detector import losses
+from facezoo.models.face_detector.losses import (
+    Targets,
+    _generalised_iou_loss,
+    assign,
+    detection_loss,
+)
+from facezoo.preprocess.boxes import paired_iou
+from facezoo.preprocess.detector import BASES, STRIDES, Candidates, FaceDetector, cells, decode
 
 SCORE, BOX, LANDMARK = 2, 2, 12
 """Weights of the three parts of the loss."""

@@ -9,11 +9,11 @@ import pytest
 import torch
 from packs import face_at, photo_of, png, write_backgrounds, write_lfw
 
-from facezoo.detector import augment
-from facezoo.detector import train as training
-from facezoo.detector.model import FaceDetector
-from facezoo.detector.train import DetectorConfig, StageConfig, join, read_photos, train
-from facezoo.training import save_state
+from facezoo.models.face_detector import scenes as scenery
+from facezoo.models.face_detector import train as training
+from facezoo.models.face_detector.train import DetectorConfig, StageConfig, join, read_photos, train
+from facezoo.preprocess.detector import FaceDetector
+from facezoo.training.state import save_state
 
 CPU = torch.device("cpu")
 CONFIG = DetectorConfig(
@@ -27,7 +27,7 @@ CONFIG = DetectorConfig(
 @pytest.fixture
 def small(monkeypatch):
     """Scenes of 64 pixels, which train in milliseconds."""
-    for module in (augment, training):
+    for module in (scenery, training):
         monkeypatch.setattr(module, "CANVAS", 64)
     monkeypatch.setattr(training, "_SIDE", 64)
 
@@ -46,7 +46,7 @@ def interrupt_after(monkeypatch, steps):
         calls.append(1)
         if len(calls) > steps:
             raise KeyboardInterrupt
-        return augment.scenes(*arguments)
+        return scenery.scenes(*arguments)
 
     monkeypatch.setattr(training, "scenes", counted)
 
@@ -137,7 +137,7 @@ def test_an_interrupted_run_ends_at_the_same_weights(tmp_path, small, monkeypatc
 
 def test_a_run_goes_on_from_a_state_that_was_saved_within_an_epoch(tmp_path, small, monkeypatch):
     packs(tmp_path, train=6)
-    for module in (augment, training):  # a batch of one needs more than one cell per level
+    for module in (scenery, training):  # a batch of one needs more than one cell per level
         monkeypatch.setattr(module, "CANVAS", 128)
     tiled, natural = replace(CONFIG.tiled, epochs=1), replace(CONFIG.natural, epochs=0)
     config = replace(CONFIG, tiled=tiled, natural=natural, batch_size=1)

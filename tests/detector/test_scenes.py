@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from facezoo.detector import augment
-from facezoo.detector.augment import CANVAS, Photos, scenes
+from facezoo.models.face_detector import scenes as scenery
+from facezoo.models.face_detector.scenes import CANVAS, Photos, scenes
 
 SIDE = 250
 SWAPPED = [1, 0, 2, 4, 3]
@@ -78,8 +78,8 @@ def scale_of(box):
 @pytest.fixture
 def clean(monkeypatch):
     """Scenes without noise, colour casts and covers."""
-    monkeypatch.setattr(augment, "_degrade", lambda images, generator: images)
-    monkeypatch.setattr(augment, "_occlude", lambda images, targets, generator: images)
+    monkeypatch.setattr(scenery, "_degrade", lambda images, generator: images)
+    monkeypatch.setattr(scenery, "_occlude", lambda images, targets, generator: images)
 
 
 def test_landmarks_lie_on_the_dots_that_were_drawn_there_and_swap_in_a_mirror(clean):

@@ -9,9 +9,9 @@ import torch
 from colours import ColourModel, write_colour_packs
 from PIL import Image
 
-from facezoo.benchmarking import measure
-from facezoo.benchmarking.views import Packs
 from facezoo.evaluate import leakage as leaks
+from facezoo.evaluate.benchmark import measure
+from facezoo.evaluate.benchmark.splits import Packs
 from facezoo.evaluate.embedding import embed_given
 from facezoo.evaluate.leakage import (
     Reading,

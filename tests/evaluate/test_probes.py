@@ -12,7 +12,7 @@ from facezoo.evaluate.probes import (
     linear_probe,
     nearest_neighbours,
 )
-from facezoo.removal import remove_identity
+from facezoo.models.identity_removal import remove_identity
 
 
 def clusters(classes=3, each=20, width=6, noise=0.5, dtype=torch.double):

@@ -7,11 +7,11 @@ import pytest
 import torch
 from packs import write_ferplus, write_lfw
 
-from facezoo.card import Metric, bundled_cards
-from facezoo.cli import main
+from facezoo.cli.main import main
 from facezoo.evaluate import protocols, report
 from facezoo.evaluate.protocols import Confusion, Measurements
 from facezoo.evaluate.report import as_json, as_table, measure_checkpoint, write_card
+from facezoo.hub.card import Metric, bundled_cards
 from facezoo.results import EXPRESSIONS
 
 CPU = torch.device("cpu")

@@ -225,7 +225,7 @@ def test_what_meshes_have_not_is_refused_and_other_models_named(model, meshes):
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_the_template_survives_any_precision_on_disk(model, tmp_path, dtype):
-    from facezoo.weights import load_into, read_tensors, save
+    from facezoo.hub.tensors import load_into, read_tensors, save
 
     path = save(model, tmp_path / "model.safetensors", dtype)
     again = Adv3D(**model.architecture)

@@ -6,14 +6,14 @@ import torch
 from ict_pack import write_ict
 from mesh_trees import write_bu3dfe, write_coma, write_facescape
 
-from facezoo.card import Card
+from facezoo.hub.card import Card
+from facezoo.hub.tensors import load_into, read_tensors
 from facezoo.models.adv3d import Adv3D
 from facezoo.models.adv3d.networks import VAE, IdentityDiscriminator
-from facezoo.models.adv3d.paper import RECIPES, command, run
-from facezoo.models.adv3d.paper import train as training
-from facezoo.models.adv3d.paper.partners import Partners
-from facezoo.training import generator
-from facezoo.weights import load_into, read_tensors
+from facezoo.models.adv3d.train.paper import RECIPES, command, run
+from facezoo.models.adv3d.train.paper import train as training
+from facezoo.models.adv3d.train.paper.partners import Partners
+from facezoo.training.state import generator
 
 CPU = torch.device("cpu")
 WRITERS = {

@@ -4,17 +4,20 @@ import pytest
 import torch
 from ict_pack import write_ict
 
-from facezoo.card import Card
 from facezoo.data.ict import IctFaces
 from facezoo.evaluate.ict import SPOILS, as_metrics, benchmark
 from facezoo.geometry.laplacian import edges_of
-from facezoo.models.adv3d import Adv3D, config, joint, train
-from facezoo.models.adv3d.coordinates import Autoencoder, Reading, principal_frame
+from facezoo.hub.card import Card
+from facezoo.hub.tensors import load_into, read_tensors
+from facezoo.models.adv3d import Adv3D
 from facezoo.models.adv3d.losses import laplacian_loss
 from facezoo.models.adv3d.networks import VAE
-from facezoo.models.adv3d.start import draw_mixtures, ridge, set_shared_layers, spoil
-from facezoo.training import generator
-from facezoo.weights import load_into, read_tensors
+from facezoo.models.adv3d.train import ict as train
+from facezoo.models.adv3d.train import joint
+from facezoo.models.adv3d.train import recipes as config
+from facezoo.models.adv3d.train.coordinates import Autoencoder, Reading, principal_frame
+from facezoo.models.adv3d.train.encoder_init import draw_mixtures, ridge, set_shared_layers, spoil
+from facezoo.training.state import generator
 
 SMALL = replace(
     config.ICT,

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from facezoo.models.latent_simclr.adapter import FeatureStyleEncoder
+from facezoo.models.latent_simclr.feature_style import FeatureStyleEncoder
 from facezoo.models.latent_simclr.inverter import (
     Inversion,
     StyleGANInverter,

@@ -10,7 +10,7 @@ from two_processes import launch
 
 from facezoo.models.ipd_fer.train.recipes import StageConfig
 from facezoo.models.ipd_fer.train.rounds import adam, fit
-from facezoo.training import descend
+from facezoo.training.optim import descend
 
 INDEX = torch.zeros(2, 4, dtype=torch.long)
 
@@ -127,7 +127,8 @@ import sys, torch
 from pathlib import Path
 from facezoo.models.ipd_fer.train.recipes import StageConfig
 from facezoo.models.ipd_fer.train.rounds import adam, fit
-from facezoo.training import Processes, descend
+from facezoo.training.optim import descend
+from facezoo.training.processes import Processes
 torch.manual_seed(0)
 part, rows = torch.nn.Linear(2, 1), torch.arange(16.0).view(8, 2) / 16
 config = StageConfig(2, ((0, 8),), batch_size=4, rate=0.05)
@@ -169,7 +170,8 @@ import sys, torch
 from pathlib import Path
 from facezoo.models.ipd_fer.train.recipes import StageConfig
 from facezoo.models.ipd_fer.train.rounds import adam, fit
-from facezoo.training import Processes, descend
+from facezoo.training.optim import descend
+from facezoo.training.processes import Processes
 torch.manual_seed(0)
 part = torch.nn.Sequential(torch.nn.BatchNorm1d(2), torch.nn.Linear(2, 1))
 rows = torch.arange(16.0).view(8, 2) ** 2 / 16

@@ -8,9 +8,9 @@ from ipd_fer_tiny import BACKBONE, BASELINE, CPU, differing, shaken
 from packs import write_packs
 
 from facezoo.models.ipd_fer.networks import Encoder
-from facezoo.models.ipd_fer.train import start
-from facezoo.models.ipd_fer.train.rows import Rows, embed, read_rows, targets
-from facezoo.models.ipd_fer.train.start import ExpressionRound, train_identity
+from facezoo.models.ipd_fer.train import pretraining
+from facezoo.models.ipd_fer.train.dataset import Rows, embed, read_rows, targets
+from facezoo.models.ipd_fer.train.pretraining import ExpressionRound, train_identity
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def rounds_of(monkeypatch, stage, *arguments):
         rounds.append((parts, index, loss))
         return parts.state_dict()
 
-    monkeypatch.setattr(start, "_round", caught)
+    monkeypatch.setattr(pretraining, "_round", caught)
     stage(*arguments)
     return rounds
 
@@ -119,5 +119,5 @@ def test_persons_are_numbered_across_packs_if_they_have_two_photographs():
         none = torch.zeros(len(names), 0)
         return Rows(none, none, none, none, none, list(names), list(names))
 
-    numbers = start._number_persons([rows_of("b", "", "a"), rows_of("a", "c", "b", "d", "")])
+    numbers = pretraining._number_persons([rows_of("b", "", "a"), rows_of("a", "c", "b", "d", "")])
     assert [n.tolist() for n in numbers] == [[1, -1, 0], [0, -1, 1, -1, -1]]

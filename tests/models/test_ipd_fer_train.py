@@ -12,13 +12,21 @@ from packs import write_ferplus, write_packs
 from PIL import Image
 
 import facezoo
-from facezoo.benchmarking.contamination import contamination
-from facezoo.benchmarking.entrants import learnt_from
-from facezoo.cli import main
+from facezoo.cli.main import main
 from facezoo.data.expressions import with_labels
 from facezoo.errors import UnsupportedError
+from facezoo.evaluate.benchmark.contamination import contamination
+from facezoo.evaluate.benchmark.entrants import learnt_from
 from facezoo.models.ipd_fer import IPDFER
-from facezoo.models.ipd_fer.train import algorithm, rounds, rows, run, sources, start, train
+from facezoo.models.ipd_fer.train import (
+    algorithm,
+    dataset,
+    pretraining,
+    rounds,
+    run,
+    sources,
+    train,
+)
 from facezoo.models.ipd_fer.train import command as training
 from facezoo.models.ipd_fer.train.sources import Sources, from_packs, split_rows
 
@@ -36,7 +44,7 @@ def data(folder):
 @pytest.fixture
 def saving_often(monkeypatch):
     """A saved state every second batch."""
-    for module in (algorithm, start):
+    for module in (algorithm, pretraining):
         monkeypatch.setattr(module, "fit", partial(rounds.fit, save_every=2))
 
 
@@ -53,7 +61,7 @@ def whole(data, tmp_path_factory):
 
 def interrupt_after(monkeypatch, steps):
     """Ctrl-C once ``steps`` batches have been augmented, over all rounds."""
-    pick, calls = rows.pick, []
+    pick, calls = dataset.pick, []
 
     def counted(*arguments):
         calls.append(1)
@@ -61,7 +69,7 @@ def interrupt_after(monkeypatch, steps):
             raise KeyboardInterrupt
         return pick(*arguments)
 
-    for module in (algorithm, start):
+    for module in (algorithm, pretraining):
         monkeypatch.setattr(module, "pick", counted)
 
 

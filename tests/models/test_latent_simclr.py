@@ -208,7 +208,7 @@ def test_a_generator_is_converted_whole_and_to_safetensors_alone(model, tmp_path
 
 
 def test_directions_are_fitted_from_the_command_line(tmp_path, capsys):
-    from facezoo.cli import main
+    from facezoo.cli.main import main
 
     draw = torch.Generator().manual_seed(0)
     codes = torch.randn(60, 4, 3, generator=draw)
@@ -231,7 +231,7 @@ def test_directions_are_fitted_from_the_command_line(tmp_path, capsys):
     [(["--model", "ipd-fer"], "no StyleGAN to invert"), (["--count", "0"], "count must be 1")],
 )
 def test_directions_without_labels_want_a_generator_and_a_count(tmp_path, capsys, words, said):
-    from facezoo.cli import main
+    from facezoo.cli.main import main
 
     assert main(["fit-directions", str(tmp_path / "d.safetensors"), *words]) == 1
     assert said in capsys.readouterr().err
@@ -246,7 +246,7 @@ def test_directions_without_labels_want_a_generator_and_a_count(tmp_path, capsys
     ],
 )
 def test_labels_that_do_not_fit_are_refused(tmp_path, capsys, text, said):
-    from facezoo.cli import main
+    from facezoo.cli.main import main
 
     np.save(tmp_path / "codes.npy", np.zeros((2, 4, 3), np.float32))
     (tmp_path / "labels.csv").write_text(text)
@@ -256,7 +256,7 @@ def test_labels_that_do_not_fit_are_refused(tmp_path, capsys, text, said):
 
 
 def test_codes_that_are_no_array_and_no_directions_at_all_are_refused(tmp_path, capsys):
-    from facezoo.cli import main
+    from facezoo.cli.main import main
 
     np.savez(tmp_path / "codes.npz", codes=np.zeros((2, 4, 3), np.float32))
     (tmp_path / "labels.csv").write_text("smile\n1\n0\n")

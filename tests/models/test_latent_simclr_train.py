@@ -10,17 +10,16 @@ from packs import write_lfw
 from safetensors.torch import load_file
 
 import facezoo
-from facezoo import feature_maps, fitting
-from facezoo.fitting import Schedule
+from facezoo.models import feature_maps
 from facezoo.models.latent_simclr.simclr import CodeEncoder
 from facezoo.models.latent_simclr.train import (
     PARTS,
-    adaptive,
+    ada,
     adversarial,
     command,
-    contrast,
     inversion,
     run,
+    simclr,
 )
 from facezoo.models.latent_simclr.train.recipes import (
     RECIPES,
@@ -30,6 +29,8 @@ from facezoo.models.latent_simclr.train.recipes import (
     Recipe,
 )
 from facezoo.models.latent_simclr.train.supervised import train_classifier
+from facezoo.training import loop as fitting
+from facezoo.training.loop import Schedule
 
 CPU = torch.device("cpu")
 SHORT = Schedule(2, batch_size=4, rate=1e-3)
@@ -125,7 +126,7 @@ def test_an_interrupted_generator_ends_at_the_same_weights(tmp_path, monkeypatch
 @pytest.mark.parametrize("part", PARTS[1:])
 def test_an_interrupted_part_ends_at_the_same_weights(tmp_path, monkeypatch, part):
     keep_all = partial(fitting.fit, save_every=0.0)
-    for module in (contrast, inversion):
+    for module in (simclr, inversion):
         monkeypatch.setattr(module, "fit", keep_all)
     for folder in ("whole", "broken"):
         for before in PARTS[: PARTS.index(part)]:
@@ -206,7 +207,7 @@ def test_the_encoders_training_leaves_the_generator_alone(tmp_path):
 
 
 def test_strength_grows_while_the_real_images_are_known():
-    strength = adaptive.Strength(images=100)
+    strength = ada.Strength(images=100)
     strength.update(torch.ones(10, 1))
     assert strength.probability == pytest.approx(0.1)
     strength.update(-torch.ones(20, 1))
@@ -219,48 +220,46 @@ def test_strength_grows_while_the_real_images_are_known():
 def test_changes_are_none_without_probability_and_repeat_with_their_generator():
     images = torch.rand(6, 3, 16, 16) * 2 - 1
     draw = torch.Generator().manual_seed(0)
-    assert torch.equal(adaptive.change(images, 0.0, draw), images)
-    first, again = (
-        adaptive.change(images, 0.8, torch.Generator().manual_seed(3)) for _ in range(2)
-    )
+    assert torch.equal(ada.change(images, 0.0, draw), images)
+    first, again = (ada.change(images, 0.8, torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(first, again)
     assert (first - images).abs().amax((1, 2, 3)).gt(0.05).all()
 
 
 def test_changes_of_colour_keep_a_grey_image_grey_and_a_flip_is_exact():
     grey = torch.rand(4, 1, 16, 16).expand(-1, 3, -1, -1)
-    chance = adaptive._Chance(4, 1.0, torch.Generator().manual_seed(0), CPU)
-    coloured = adaptive._coloured(grey, chance)
+    chance = ada._Chance(4, 1.0, torch.Generator().manual_seed(0), CPU)
+    coloured = ada._coloured(grey, chance)
     torch.testing.assert_close(coloured[:, 0], coloured[:, 1], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(coloured[:, 0], coloured[:, 2], atol=1e-5, rtol=1e-5)
     mirror = torch.tensor([[[-1.0, 0, 0], [0, 1, 0]]]).expand(4, 2, 3)
-    torch.testing.assert_close(adaptive._sampled(grey, mirror), grey.flip(-1))
+    torch.testing.assert_close(ada._sampled(grey, mirror), grey.flip(-1))
 
 
 def test_changes_keep_gradients():
     images = torch.rand(3, 3, 16, 16, requires_grad=True)
-    adaptive.change(images, 1.0, torch.Generator().manual_seed(0)).sum().backward()
+    ada.change(images, 1.0, torch.Generator().manual_seed(0)).sum().backward()
     assert images.grad.abs().sum() > 0
 
 
 def test_views_exchange_what_their_encoder_should_not_hold():
-    expression, identity = (set(contrast.views(what, 10)) for what in ("expression", "identity"))
+    expression, identity = (set(simclr.views(what, 10)) for what in ("expression", "identity"))
     assert expression == {4, 5, 6, 7, 8, 9}
     assert identity == {0, 1, 2, 3}
 
 
 def test_the_labels_that_are_measured():
     values = torch.tensor([3.0, 1, 2, 4, float("nan"), 5, 6, 7, 8])
-    labels = contrast.ends(values)
+    labels = simclr.ends(values)
     assert labels[[8, 7]].tolist() == [1, 1]
     assert labels[[1, 2]].tolist() == [0, 0]
     assert torch.isnan(labels[[0, 3, 4, 5, 6]]).all()
     sharp = torch.randint(0, 256, (4, 3, 32, 32)).to(torch.uint8)
     soft = (sharp // 8 + 112).to(torch.uint8)
-    found = contrast.measured_labels(torch.cat([sharp, soft]))
+    found = simclr.measured_labels(torch.cat([sharp, soft]))
     assert found["blur"].nan_to_num(0.5)[:4].mean() < 0.5 < found["blur"].nan_to_num(0.5)[4:].mean()
     dark = torch.stack([torch.full((3, 32, 32), v) for v in (10, 20, 200, 220)]).to(torch.uint8)
-    assert contrast.measured_labels(dark)["skin_tone"][[0, 3]].tolist() == [1, 0]
+    assert simclr.measured_labels(dark)["skin_tone"][[0, 3]].tolist() == [1, 0]
 
 
 @pytest.mark.parametrize("directions", [None, [torch.zeros(10, 6)]])

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import facezoo
-from facezoo.card import Card
 from facezoo.errors import UnsupportedError
 from facezoo.geometry.shading import Light
+from facezoo.hub.card import Card
 from facezoo.models.latentface import LatentFace
 from facezoo.models.latentface.losses import confidence_loss, denoising_loss
 

@@ -7,9 +7,9 @@ import torch
 from golden_vectors import arrays, inputs, relative_error, variants, weights
 
 import facezoo
-from facezoo.benchmarking.entrants import checkpoint
-from facezoo.cli import main
+from facezoo.cli.main import main
 from facezoo.errors import WeightsError
+from facezoo.evaluate.benchmark.entrants import checkpoint
 from facezoo.models.latentface import LatentFace
 from facezoo.models.latentface.convert import architecture_of, convert_checkpoint, convert_file
 

@@ -12,8 +12,6 @@ from packs import write_lfw
 from PIL import Image
 
 import facezoo
-from facezoo import feature_maps as features
-from facezoo import fitting as loop
 from facezoo.data.photographs import (
     MARGIN,
     Photographs,
@@ -22,12 +20,14 @@ from facezoo.data.photographs import (
     read_photographs,
 )
 from facezoo.errors import UnknownNameError
+from facezoo.models import feature_maps as features
 from facezoo.models.latentface import LatentFace
 from facezoo.models.latentface.networks import AutoEncoder
 from facezoo.models.latentface.train import command, run, stage1, stage2
 from facezoo.models.latentface.train.recipes import RECIPES, Disentangling, recipe
 from facezoo.models.latentface.train.stage1 import convex_depth, roughness
 from facezoo.models.latentface.train.stage2 import by_person, codes_of, draw_pairs, equalise
+from facezoo.training import loop
 
 CPU = torch.device("cpu")
 SMALL = {"width": 4, "number_width": 4, "code_dim": 8, "unet_width": 8}

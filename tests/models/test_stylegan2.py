@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from golden_vectors import arrays, inputs, relative_error, variants
 from published_weights import load_filled, statistics, uniform_blocks
 
-from facezoo.convert import convert
 from facezoo.errors import WeightsError
+from facezoo.hub.convert import convert
+from facezoo.hub.tensors import load_into, read_tensors, save
 from facezoo.models.latent_simclr.convert import stylegan2_from
 from facezoo.models.latent_simclr.discriminator import (
     ResidualBlock,
@@ -26,7 +27,6 @@ from facezoo.models.latent_simclr.layers import (
 )
 from facezoo.models.latent_simclr.modulation import ModulatedConv2d, ModulatedRGB
 from facezoo.models.latent_simclr.stylegan2 import StyleGANGenerator, mix_codes
-from facezoo.weights import load_into, read_tensors, save
 
 TOLERANCE = 1e-4
 

@@ -8,8 +8,8 @@ import torch
 from packs import FACE, SquareDetector, edges_of, photo_of
 from torch import nn
 
-from facezoo.detector.model import Candidates
 from facezoo.preprocess.detection import DetectionConfig, detect
+from facezoo.preprocess.detector import Candidates
 
 CPU = torch.device("cpu")
 

@@ -13,13 +13,13 @@ import torch
 from PIL import ExifTags, Image
 
 import facezoo
-from facezoo.base import FaceModel
 from facezoo.errors import ImageError, UnsupportedError
 from facezoo.extraction import engines, extract, run
+from facezoo.models.base import FaceModel
 from facezoo.preprocess import jpeg
+from facezoo.preprocess.images import read_image
 from facezoo.preprocess.jpeg import Jpeg, check_decoder, decode, read_or_keep
 from facezoo.preprocess.pipeline import fingerprint, on_device
-from facezoo.preprocess.reading import read_image
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda")
@@ -77,7 +77,7 @@ def any_device(monkeypatch):
     monkeypatch.setattr(jpeg, "_failure", lambda device: "")
     for module in (engines, jpeg):
         monkeypatch.setattr(module, "check_decoder", lambda decoder, device: None)
-    monkeypatch.setattr("facezoo.base.check_decoder", lambda decoder, device: None)
+    monkeypatch.setattr("facezoo.models.base.check_decoder", lambda decoder, device: None)
 
 
 @pytest.mark.parametrize(

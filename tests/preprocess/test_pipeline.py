@@ -8,11 +8,11 @@ import pytest
 import torch
 from packs import FACE, SquareDetector, edges_of, photo_of
 
-from facezoo.card import Preprocessing
-from facezoo.detector.model import FaceDetector
 from facezoo.errors import ImageError, NoFaceError
+from facezoo.hub.card import Preprocessing
 from facezoo.preprocess import pipeline
 from facezoo.preprocess.detection import DetectionConfig, detect
+from facezoo.preprocess.detector import FaceDetector
 from facezoo.preprocess.pipeline import (
     find_faces,
     fingerprint,

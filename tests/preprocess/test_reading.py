@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from facezoo.errors import ImageError
-from facezoo.preprocess import reading
-from facezoo.preprocess.reading import (
+from facezoo.preprocess import images as reading
+from facezoo.preprocess.images import (
     describe,
     read_ahead,
     read_image,

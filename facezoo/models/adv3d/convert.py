@@ -13,13 +13,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from facezoo.convert import read_pickle
 from facezoo.errors import WeightsMismatchError
 from facezoo.geometry.mesh_files import read_mesh
 from facezoo.geometry.meshes import Mesh
+from facezoo.hub.convert import read_pickle
+from facezoo.hub.names import CONFIG
+from facezoo.hub.tensors import load_into
 from facezoo.models.adv3d.model import Adv3D
-from facezoo.pretrained import CONFIG, card_of_published
-from facezoo.weights import load_into
+from facezoo.models.pretrained import card_of_published
 
 SCALES_MM = {"facescape": 573.0, "bu3dfe": 156.0, "coma": 260.0}
 """Millimetres that are 1 for the network, in the authors' code (CoMA's meshes are in metres)."""

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from facezoo.geometry.meshes import Mesh
-from facezoo.mesh_base import MeshEncoding, Meshes, MeshModel, in_batches
+from facezoo.inference import evaluating
 from facezoo.models.adv3d.networks import VAE, sample
-from facezoo.modes import evaluating
+from facezoo.models.mesh_base import MeshEncoding, Meshes, MeshModel, in_batches
 
 
 class Adv3D(MeshModel):

@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from facezoo.base import Images, Options, Stage, check_shape
-from facezoo.decoding import DecodingModel, check_pairs, check_places
+from facezoo.models.base import Images, Options, Stage, check_shape
+from facezoo.models.decoding import DecodingModel, check_pairs, check_places
 from facezoo.models.ipd_fer.networks import Decoder, Encoder
 from facezoo.preprocess.pipeline import OnMissing, Which
 from facezoo.results import EXPRESSIONS

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from facezoo.modes import first_parameter
+from facezoo.inference import first_parameter
 
 SEED_SIDE = 7
 """Side of the decoder's first map, pixels; every later stage doubles it."""

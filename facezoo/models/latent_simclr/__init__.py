@@ -1,7 +1,7 @@
 """StyleGAN2, its inversion by the Feature-Style encoder, and SimCLR on the latent codes."""
 
-from facezoo.models.latent_simclr.adapter import FeatureStyleEncoder
 from facezoo.models.latent_simclr.discriminator import StyleGANDiscriminator
+from facezoo.models.latent_simclr.feature_style import FeatureStyleEncoder
 from facezoo.models.latent_simclr.inverter import Inversion, StyleGANInverter
 from facezoo.models.latent_simclr.model import LatentSimCLR
 from facezoo.models.latent_simclr.simclr import CodeEncoder, ProjectionHead

@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
-from facezoo.convert import read_pickle
 from facezoo.errors import WeightsError
+from facezoo.hub.convert import read_pickle
+from facezoo.hub.tensors import load_into, read_tensors, save
 from facezoo.models.latent_simclr.stylegan2 import StyleGANGenerator
-from facezoo.weights import load_into, read_tensors, save
 
 MEAN_CODE = "mean_code"
 """The entry of our file that is no part of the generator."""

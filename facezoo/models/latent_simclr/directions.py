@@ -12,8 +12,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from facezoo.hub.tensors import read_tensors, save
 from facezoo.models.latent_simclr.stylegan2 import StyleGANGenerator
-from facezoo.weights import read_tensors, save
 
 
 @dataclass(frozen=True)

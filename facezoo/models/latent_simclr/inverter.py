@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from facezoo.base import FaceModel
 from facezoo.display import Short
 from facezoo.errors import UnsupportedError
-from facezoo.models.latent_simclr.adapter import FeatureStyleEncoder
+from facezoo.inference import evaluating
+from facezoo.models.base import FaceModel
 from facezoo.models.latent_simclr.directions import check_direction
+from facezoo.models.latent_simclr.feature_style import FeatureStyleEncoder
 from facezoo.models.latent_simclr.iresnet import IRESNET50
 from facezoo.models.latent_simclr.stylegan2 import Noise, StyleGANGenerator
-from facezoo.modes import evaluating
 
 FEATURE_LAYER = 5
 """K, whose feature is replaced: the second layer of side 16."""

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Generator, Tensor
 
-from facezoo.base import Images, Options, check_shape
-from facezoo.card import Preprocessing
-from facezoo.decoding import DecodingModel, check_pairs, check_places
 from facezoo.errors import UnknownNameError
+from facezoo.hub.card import Preprocessing
+from facezoo.models.base import Images, Options, check_shape
+from facezoo.models.decoding import DecodingModel, check_pairs, check_places
 from facezoo.models.latent_simclr.augment import appearance_layers
 from facezoo.models.latent_simclr.directions import check_direction
 from facezoo.models.latent_simclr.inverter import Inversion, StyleGANInverter, encoder_for

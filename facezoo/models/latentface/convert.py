@@ -14,11 +14,12 @@ from typing import Any
 
 from torch import Tensor
 
-from facezoo.convert import read_pickle
 from facezoo.errors import WeightsError
+from facezoo.hub.convert import read_pickle
+from facezoo.hub.names import CONFIG
+from facezoo.hub.tensors import load_into
 from facezoo.models.latentface.model import LatentFace
-from facezoo.pretrained import CONFIG, card_of_published
-from facezoo.weights import load_into
+from facezoo.models.pretrained import card_of_published
 
 NETWORKS = {
     "netD": "shape_autoencoder",

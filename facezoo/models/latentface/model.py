@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from facezoo.base import Images, Options
-from facezoo.decoding import check_pairs, check_places
 from facezoo.geometry.camera import grid_triangles
 from facezoo.geometry.textured_mesh import TexturedMesh
+from facezoo.models.base import Images, Options
+from facezoo.models.decoding import check_pairs, check_places
 from facezoo.models.latentface.latents import LatentFaceEncoding, Latents
 from facezoo.models.latentface.renderer import BORDER
 from facezoo.models.latentface.stages import LatentFaceStages

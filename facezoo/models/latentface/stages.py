@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from facezoo.base import check_shape
-from facezoo.card import Preprocessing
-from facezoo.decoding import DecodingModel
 from facezoo.geometry.rasterize import Renderer
 from facezoo.geometry.shading import Light
+from facezoo.hub.card import Preprocessing
+from facezoo.models.base import check_shape
+from facezoo.models.decoding import DecodingModel
 from facezoo.models.latentface.diffusion import RepresentationDiffusion
 from facezoo.models.latentface.latents import Latents
 from facezoo.models.latentface.networks import AutoEncoder, ConfidenceNetwork, NumberEncoder

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from facezoo.models.ipd_fer import losses
 from facezoo.models.ipd_fer.model import IPDFER
 from facezoo.models.ipd_fer.networks import Discriminator, Encoder
+from facezoo.models.ipd_fer.train.dataset import Rows, embed, gather, numbered, pick, targets
+from facezoo.models.ipd_fer.train.pretraining import expression_accuracy
 from facezoo.models.ipd_fer.train.recipes import Objective, Recipe, StageConfig
 from facezoo.models.ipd_fer.train.rounds import fit
-from facezoo.models.ipd_fer.train.rows import Rows, embed, gather, numbered, pick, targets
-from facezoo.models.ipd_fer.train.start import expression_accuracy
 from facezoo.results import EXPRESSIONS
-from facezoo.training import autocast, decayed_and_not, descend
+from facezoo.training.optim import autocast, decayed_and_not, descend
 
 NEUTRAL = EXPRESSIONS.index("neutral")
 _SEEN = 4096  # training crops whose features give the principal axes of a narrower E_exp

@@ -16,14 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facezoo.card import Card, Licenses, Preprocessing
+from facezoo.hub.card import Card, Licenses, Preprocessing
 from facezoo.models.ipd_fer.model import IPDFER
 from facezoo.models.ipd_fer.train.algorithm import train_disentangled
+from facezoo.models.ipd_fer.train.pretraining import ExpressionRound, train_identity
 from facezoo.models.ipd_fer.train.recipes import SIZE, TEMPLATE, Recipe, recipe
 from facezoo.models.ipd_fer.train.sources import Sources, from_official, from_packs
-from facezoo.models.ipd_fer.train.start import ExpressionRound, train_identity
 from facezoo.results import EXPRESSIONS
-from facezoo.training import Processes, begin_run, check_data, shortened, write_checkpoint
+from facezoo.training.processes import Processes
+from facezoo.training.run import begin_run, check_data, shortened, write_checkpoint
 
 CITATION = """@article{jiang2022disentangling,
   title = {Disentangling Identity and Pose for Facial Expression Recognition},

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from facezoo.errors import UnknownNameError
-from facezoo.training import recipe_named
+from facezoo.training.run import recipe_named
 
 SIZE, MARGIN = 112, 8
 TEMPLATE = "arcface112"

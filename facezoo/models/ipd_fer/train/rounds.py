@@ -11,18 +11,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from facezoo.models.ipd_fer.train.recipes import StageConfig
-from facezoo.training import (
-    Processes,
-    WeightAverage,
-    batches,
-    decayed_and_not,
-    generator,
-    load_state,
-    log_row,
-    save_state,
-    set_cosine_rate,
-    set_rate,
-)
+from facezoo.training.optim import WeightAverage, decayed_and_not, set_cosine_rate, set_rate
+from facezoo.training.processes import Processes
+from facezoo.training.state import batches, generator, load_state, log_row, save_state
 
 Step = Callable[[Tensor, int, torch.Generator], Mapping[str, Tensor]]
 Validate = Callable[[nn.Module, int], dict[str, float]]

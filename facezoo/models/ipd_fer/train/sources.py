@@ -13,13 +13,13 @@ from torch import Tensor
 
 from facezoo.data.crops import load_crops
 from facezoo.data.expressions import ExpressionData
-from facezoo.data.images import check_packs
 from facezoo.data.official import read_official
+from facezoo.data.packs import check_packs
 from facezoo.data.yaw import pose_labels
 from facezoo.evaluate.verification import Pairs, read_pairs
+from facezoo.models.ipd_fer.train.dataset import Rows, read_rows
 from facezoo.models.ipd_fer.train.recipes import MARGIN, SIZE, TEMPLATE
-from facezoo.models.ipd_fer.train.rows import Rows, read_rows
-from facezoo.training import digest_of_files
+from facezoo.training.run import digest_of_files
 
 _PACKS = ("ferplus", "lfw")
 _HELD_OUT = 0.1
@@ -37,7 +37,7 @@ class Sources:
     said: tuple[str, ...]
     """What they are, for the card."""
     digest: dict[str, Any]
-    """What tells them from others, see ``facezoo.training.check_data``."""
+    """What tells them from others, see ``facezoo.training.run.check_data``."""
 
 
 def from_packs(folder: Path) -> Sources:

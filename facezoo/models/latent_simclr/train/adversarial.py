@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 from tqdm.auto import tqdm
 
 from facezoo.data.photographs import augmented
+from facezoo.hub.tensors import save
 from facezoo.models.latent_simclr.discriminator import StyleGANDiscriminator
 from facezoo.models.latent_simclr.gan_losses import (
     discriminator_loss,
@@ -21,19 +22,10 @@ from facezoo.models.latent_simclr.gan_losses import (
     update_path_length,
 )
 from facezoo.models.latent_simclr.stylegan2 import StyleGANGenerator, mix_codes
-from facezoo.models.latent_simclr.train.adaptive import Strength, change
+from facezoo.models.latent_simclr.train.ada import Strength, change
 from facezoo.models.latent_simclr.train.recipes import Adversarial
-from facezoo.training import (
-    WeightAverage,
-    autocast,
-    batches,
-    descend,
-    generator,
-    load_state,
-    log_row,
-    save_state,
-)
-from facezoo.weights import save
+from facezoo.training.optim import WeightAverage, autocast, descend
+from facezoo.training.state import batches, generator, load_state, log_row, save_state
 
 EARLY, FINAL = "early.safetensors", "generator.safetensors"
 """The averaged generator after a tenth of the training, and at its end."""

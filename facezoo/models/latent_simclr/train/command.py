@@ -10,33 +10,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facezoo.card import Licenses, Preprocessing
-from facezoo.data.images import majority_labels, read_pack, yaw_column
+from facezoo.data.packs import majority_labels, read_pack, yaw_column
 from facezoo.data.photographs import PACK, Photographs, photograph_files, read_photographs
+from facezoo.hub.card import Licenses, Preprocessing
+from facezoo.hub.tensors import load_into, read_tensors, save
 from facezoo.models.latent_simclr.directions import fit_directions
 from facezoo.models.latent_simclr.inverter import StyleGANInverter, encoder_for
 from facezoo.models.latent_simclr.model import LatentSimCLR
 from facezoo.models.latent_simclr.simclr import CodeEncoder
 from facezoo.models.latent_simclr.stylegan2 import StyleGANGenerator
 from facezoo.models.latent_simclr.train.adversarial import FINAL, train_generator
-from facezoo.models.latent_simclr.train.contrast import (
+from facezoo.models.latent_simclr.train.inversion import train_encoder
+from facezoo.models.latent_simclr.train.recipes import Recipe, recipe
+from facezoo.models.latent_simclr.train.simclr import (
     codes_of,
     ends,
     measured_labels,
     train_contrast,
     views,
 )
-from facezoo.models.latent_simclr.train.inversion import train_encoder
-from facezoo.models.latent_simclr.train.recipes import Recipe, recipe
 from facezoo.results import EXPRESSIONS
-from facezoo.training import (
+from facezoo.training.run import (
     begin_run,
     check_data,
     digest_of_files,
     shortened,
     write_checkpoint,
 )
-from facezoo.weights import load_into, read_tensors, save
 
 PARTS = ("stylegan2", "feature-style", "latent-simclr")
 """In the order in which they are trained."""

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from facezoo.data.photographs import augmented
-from facezoo.feature_maps import FeatureMaps
-from facezoo.fitting import fit
+from facezoo.models.feature_maps import FeatureMaps
 from facezoo.models.latent_simclr.inverter import StyleGANInverter
 from facezoo.models.latent_simclr.losses import (
     feature_loss,
@@ -19,7 +18,8 @@ from facezoo.models.latent_simclr.losses import (
     perceptual_loss,
 )
 from facezoo.models.latent_simclr.train.recipes import Inverting
-from facezoo.training import autocast
+from facezoo.training.loop import fit
+from facezoo.training.optim import autocast
 
 
 def train_encoder(

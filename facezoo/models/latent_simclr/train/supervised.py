@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from facezoo.fitting import Schedule, fit
 from facezoo.models.latent_simclr.augment import augment_codes
 from facezoo.models.latent_simclr.simclr import CodeEncoder
+from facezoo.training.loop import Schedule, fit
 
 
 def train_classifier(

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facezoo.card import Licenses
 from facezoo.data.photographs import Photographs, photograph_files, read_photographs
+from facezoo.hub.card import Licenses
+from facezoo.hub.tensors import load_into, read_tensors, save
 from facezoo.models.latentface.model import LatentFace
 from facezoo.models.latentface.train.recipes import Recipe, recipe
 from facezoo.models.latentface.train.stage1 import train_autoencoders
@@ -21,14 +22,13 @@ from facezoo.models.latentface.train.stage2 import (
     equalise,
     train_diffusion,
 )
-from facezoo.training import (
+from facezoo.training.run import (
     begin_run,
     check_data,
     digest_of_files,
     shortened,
     write_checkpoint,
 )
-from facezoo.weights import load_into, read_tensors, save
 
 AUTOENCODERS = "autoencoders.safetensors"
 """What stage 1 leaves for stage 2, in float32."""

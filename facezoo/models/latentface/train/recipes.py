@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from facezoo.fitting import Schedule
-from facezoo.training import recipe_named
+from facezoo.training.loop import Schedule
+from facezoo.training.run import recipe_named
 
 
 @dataclass(frozen=True)

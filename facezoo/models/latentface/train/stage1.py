@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from facezoo.data.photographs import Photographs, augmented
-from facezoo.feature_maps import FeatureMaps
-from facezoo.fitting import fit
 from facezoo.geometry.shading import Light
+from facezoo.models.feature_maps import FeatureMaps
 from facezoo.models.latentface.losses import (
     confidence_loss,
     feature_map_loss,
@@ -20,7 +19,8 @@ from facezoo.models.latentface.losses import (
 from facezoo.models.latentface.model import LatentFace
 from facezoo.models.latentface.renderer import BORDER, MAX_DEPTH, MIN_DEPTH, depth_from_output
 from facezoo.models.latentface.train.recipes import Autoencoding
-from facezoo.training import autocast
+from facezoo.training.loop import fit
+from facezoo.training.optim import autocast
 
 
 def train_autoencoders(

@@ -10,12 +10,12 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from facezoo.data.photographs import Photographs, centred
-from facezoo.fitting import fit
 from facezoo.models.latentface.diffusion import TRAIN_STEPS, add_noise
 from facezoo.models.latentface.losses import denoising_loss, snr_weights
 from facezoo.models.latentface.model import LatentFace
 from facezoo.models.latentface.networks import AutoEncoder
 from facezoo.models.latentface.train.recipes import Disentangling
+from facezoo.training.loop import fit
 
 PARTS = ("texture", "shape")
 

@@ -1,0 +1,3 @@
+"""Command line: ``facezoo COMMAND``."""
+
+from facezoo.cli.main import main as main

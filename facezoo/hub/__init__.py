@@ -1,0 +1,1 @@
+"""From a checkpoint name to tensors: cards, names, files and the Hugging Face Hub."""

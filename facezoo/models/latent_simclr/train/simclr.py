@@ -1,0 +1,126 @@
+"""SimCLR on the codes, and the directions along which its views differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from facezoo.data.photographs import centred
+from facezoo.models.latent_simclr.augment import (
+    appearance_layers,
+    augment_codes,
+    structure_layers,
+)
+from facezoo.models.latent_simclr.feature_style import FeatureStyleEncoder
+from facezoo.models.latent_simclr.losses import nt_xent_loss
+from facezoo.models.latent_simclr.simclr import CodeEncoder, ProjectionHead
+from facezoo.models.latent_simclr.train.recipes import Contrasting
+from facezoo.training.loop import fit
+from facezoo.training.optim import autocast
+
+QUARTER = 0.25
+"""Share of the photographs with most of a property, and with least, that are told apart."""
+
+
+@torch.inference_mode()
+def codes_of(encoder: FeatureStyleEncoder, crops: Tensor, device: torch.device) -> Tensor:
+    """Codes of crops with a margin, and of their mirror images, in eval mode, (2, N, L, D)."""
+    encoder.eval().to(device)
+    parts = []
+    for part in tqdm(crops.split(256), desc="codes", unit="batch"):
+        images = centred(part).to(device)
+        with autocast(device):
+            both = [encoder.encode_codes(side) for side in (images, images.flip(-1))]
+        parts.append(torch.stack(both).float().cpu())
+    return torch.cat(parts, 1).clone()
+
+
+def train_contrast(
+    encoder: CodeEncoder,
+    codes: Tensor,
+    directions: Mapping[str, Tensor],
+    config: Contrasting,
+    layers: range,
+    out: Path,
+    seed: int,
+    device: torch.device,
+) -> dict[str, Tensor]:
+    """Train a code encoder by SimCLR; the projection head is thrown away.
+
+    Args:
+        encoder: standardised by the codes.
+        codes: of photographs and of their mirror images, (2, N, L, D).
+        directions: what the sliders move along.
+        config: how.
+        layers: indices of the styles that views exchange with other photographs'.
+        out: folder for state and log.
+        seed: of the head, of order and of chance.
+        device: where to train.
+
+    Returns:
+        Averaged tensors of the encoder, on the CPU.
+    """
+    torch.manual_seed(seed)
+    parts = nn.ModuleDict({"encoder": encoder, "head": ProjectionHead(encoder.num_features)})
+    parts.to(device)
+    bank = codes.flatten(0, 1).to(device)
+    sliders = [direction.to(device) for direction in directions.values()]
+
+    def losses(rows: Tensor, _: float, draw: torch.Generator) -> dict[str, Tensor]:
+        side = torch.randint(2, (len(rows),), generator=draw)
+        chosen = codes[side, rows].to(device)
+        views = [
+            augment_codes(chosen, bank, sliders, draw, layers=layers, strength=config.strength)
+            for _ in range(2)
+        ]
+        first, second = parts["head"](parts["encoder"](torch.cat(views))).chunk(2)
+        return {"loss": nt_xent_loss(first, second, config.temperature)}
+
+    tensors = fit(parts, config.schedule, codes.shape[1], losses, out, seed)
+    start = "encoder."
+    return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+
+
+def measured_labels(crops: Tensor) -> dict[str, Tensor]:
+    """What can be measured on crops themselves, as labels; see ``fit_directions``.
+
+    ``blur`` is a small variance of the Laplacian; ``skin_tone`` a dark middle of the face, which
+    light changes as well as skin.
+
+    Args:
+        crops: uint8, (N, 3, H, W).
+    """
+    grey = crops.float().mean(1)
+    laplacian = 4 * grey[:, 1:-1, 1:-1] - (
+        grey[:, :-2, 1:-1] + grey[:, 2:, 1:-1] + grey[:, 1:-1, :-2] + grey[:, 1:-1, 2:]
+    )
+    height, width = grey.shape[1:]
+    middle = grey[:, height * 2 // 5 : height * 3 // 4, width // 4 : width * 3 // 4]
+    return {
+        "blur": ends(-laplacian.flatten(1).std(1)),
+        "skin_tone": ends(-middle.flatten(1).mean(1)),
+    }
+
+
+def ends(values: Tensor) -> Tensor:
+    """1 for the largest quarter of values, 0 for the smallest, else NaN, (N,)."""
+    known = values[torch.isfinite(values)]
+    low, high = known.quantile(QUARTER), known.quantile(1 - QUARTER)
+    labels = torch.full_like(values, float("nan"))
+    labels[values >= high] = 1
+    labels[values <= low] = 0
+    return labels
+
+
+def views(what: str, num_codes: int) -> range:
+    """Indices of the styles that views of an encoder exchange.
+
+    Args:
+        what: ``"expression"`` for the paper's, ``"identity"`` for the mirror image (ours).
+        num_codes: L.
+    """
+    return appearance_layers(num_codes) if what == "expression" else structure_layers(num_codes)

@@ -1,0 +1,47 @@
+"""Figures of results, and images with the faces marked.
+
+Names are imported on first use, so that annotating images needs no matplotlib.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from facezoo.plot.figures import (
+        MOST,
+        Picture,
+        bars,
+        crops,
+        embedding,
+        faces,
+        features,
+        grid,
+        parts,
+        plane,
+        scatter,
+        show,
+    )
+
+__all__ = [
+    "MOST",
+    "Picture",
+    "bars",
+    "crops",
+    "embedding",
+    "faces",
+    "features",
+    "grid",
+    "parts",
+    "plane",
+    "scatter",
+    "show",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import ``name`` on first use (PEP 562)."""
+    if name not in __all__:
+        raise AttributeError(f"module 'facezoo.plot' has no attribute {name!r}")
+    return getattr(import_module("facezoo.plot.figures"), name)

@@ -1,0 +1,1 @@
+"""Parts that every training shares: the loop, optimizers, processes and the record of a run."""
