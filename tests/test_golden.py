@@ -52,7 +52,7 @@ def outputs_of_meshes(model):
     x, y, z = model.template_mm.unbind(1)
     bent = torch.stack([x * 1.03, y + z.sin(), z - (x / 40).square()], 1)
     encoding = model.encode([bent, bent[::2]], units="mm")
-    faces = model.synthesise(encoding.identity, encoding.expression)
+    faces = model.synthesize(encoding.identity, encoding.expression)
     return {
         "identity": encoding.identity.tolist(),
         "expression": encoding.expression.tolist(),

@@ -88,8 +88,8 @@ def predict(model: MeshModel, meshes: Tensor, spoil: Spoil | None = None) -> Pre
     def work(batch: Tensor) -> tuple[Tensor, ...]:
         encoding = model.encode(batch, units="mm")
         codes = encoding.identity, encoding.expression
-        neutral = torch.stack([m.vertices for m in model.synthesise(codes[0])])
-        face = torch.stack([m.vertices for m in model.synthesise(*codes)])
+        neutral = torch.stack([m.vertices for m in model.synthesize(codes[0])])
+        face = torch.stack([m.vertices for m in model.synthesize(*codes)])
         return tuple(part.cpu() for part in (*codes, face, neutral))
 
     parts = in_batches(clouds, 32, work)

@@ -148,7 +148,7 @@ def test_a_face_is_the_sum_of_its_identity_and_its_expression(model, meshes):
 
 def test_codes_and_meshes_can_be_learned_from(model, meshes):
     codes = model.encode(meshes, units="mm")
-    (mesh,) = model.synthesise(codes.identity[:1], codes.expression[:1])
+    (mesh,) = model.synthesize(codes.identity[:1], codes.expression[:1])
     given = (codes.identity, codes.expression, mesh.vertices)
     assert not any(tensor.is_inference() for tensor in given)
 
@@ -156,7 +156,7 @@ def test_codes_and_meshes_can_be_learned_from(model, meshes):
 def test_transfer_takes_the_identity_of_one_and_the_expression_of_the_other(model, meshes):
     codes = model.encode(meshes, units="mm")
     moved = model.transfer_expression(meshes[0], meshes[1:], units="mm")
-    wanted = model.synthesise(codes.identity[1:], codes.expression[:1].expand(2, -1))
+    wanted = model.synthesize(codes.identity[1:], codes.expression[:1].expand(2, -1))
     for one, other in zip(moved, wanted, strict=True):
         torch.testing.assert_close(one.vertices, other.vertices, rtol=1e-5, atol=1e-3)
     with pytest.raises(ValueError, match="got 2 and 3"):
@@ -168,8 +168,8 @@ def test_interpolation_moves_one_code_from_end_to_end(model, meshes, what):
     frames = model.interpolate(meshes[0], meshes[1], 3, what=what, units="mm")
     codes = model.encode(meshes, units="mm")
     ends = {"identity": codes.identity[:1], "expression": codes.expression[:1]}
-    (first,) = model.synthesise(**ends)
-    (last,) = model.synthesise(**{**ends, what: getattr(codes, what)[1:2]})
+    (first,) = model.synthesize(**ends)
+    (last,) = model.synthesize(**{**ends, what: getattr(codes, what)[1:2]})
     torch.testing.assert_close(frames[0].vertices, first.vertices, rtol=1e-5, atol=1e-3)
     torch.testing.assert_close(frames[-1].vertices, last.vertices, rtol=1e-5, atol=1e-3)
     assert not torch.equal(frames[1].vertices, frames[0].vertices)
@@ -179,14 +179,14 @@ def test_codes_of_no_mesh_are_refused(model, meshes):
     codes = model.encode(meshes, units="mm")
     for wrong in (codes.identity[0], codes.expression):
         with pytest.raises(ValueError, match=r"identity must be codes \(M, 6\), got"):
-            model.synthesise(wrong)
+            model.synthesize(wrong)
     with pytest.raises(ValueError, match=r"expression must be codes \(M, 4\), got \(3, 6\)"):
-        model.synthesise(codes.identity, codes.identity)
+        model.synthesize(codes.identity, codes.identity)
     with pytest.raises(ValueError, match="must be of as many meshes, or one of them of one, got 3"):
-        model.synthesise(codes.identity, codes.expression[:2])
+        model.synthesize(codes.identity, codes.expression[:2])
     arrays = codes.numpy()
-    made = model.synthesise(arrays["identity"], arrays["expression"][:1])
-    wanted = model.synthesise(codes.identity, codes.expression[:1])
+    made = model.synthesize(arrays["identity"], arrays["expression"][:1])
+    wanted = model.synthesize(codes.identity, codes.expression[:1])
     assert torch.equal(made[2].vertices, wanted[2].vertices)
 
 
@@ -307,15 +307,15 @@ def test_a_model_that_was_put_in_half_precision_says_that_its_codes_would_be_noi
     with pytest.raises(UnsupportedError, match="adv3d works in float32 only"):
         model.encode(meshes, units="mm")
     with pytest.raises(UnsupportedError, match="adv3d works in float32 only"):
-        model.synthesise(torch.zeros(1, 6))
+        model.synthesize(torch.zeros(1, 6))
 
 
 def test_codes_and_meshes_are_exact_under_autocast(model, meshes):
     plain = model.encode(meshes, units="mm")
-    decoded = model.synthesise(plain.identity, plain.expression)
+    decoded = model.synthesize(plain.identity, plain.expression)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         reduced = model.encode(meshes, units="mm")
-        again = model.synthesise(plain.identity, plain.expression)
+        again = model.synthesize(plain.identity, plain.expression)
     torch.testing.assert_close(reduced.identity, plain.identity)
     torch.testing.assert_close(reduced.expression, plain.expression)
     torch.testing.assert_close(again[0].vertices, decoded[0].vertices)

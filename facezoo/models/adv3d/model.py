@@ -33,6 +33,10 @@ class Adv3D(MeshModel):
     """
 
     model_name: ClassVar[str | None] = "adv3d"
+    provides = (
+        *("encode", "encode_expression", "encode_identity", "reconstruct", "neutralize"),
+        *("transfer_expression", "interpolate", "synthesize"),
+    )
     needs_float32 = "its codes are small differences between large responses to the points"
 
     def __init__(
@@ -200,7 +204,7 @@ class Adv3D(MeshModel):
     ) -> list[Mesh]:
         """Meshes through both codes and back, in the template's topology, millimetres."""
         codes = self.encode(meshes, units=units, align=align, landmarks=landmarks)
-        return self.synthesise(codes.identity, codes.expression)
+        return self.synthesize(codes.identity, codes.expression)
 
     def neutralize(
         self,
@@ -212,7 +216,7 @@ class Adv3D(MeshModel):
     ) -> list[Mesh]:
         """The apathy face of meshes: their identity alone, in the template's topology, mm."""
         identity = self.encode(meshes, units=units, align=align, landmarks=landmarks).identity
-        return self.synthesise(identity)
+        return self.synthesize(identity)
 
     def transfer_expression(
         self,
@@ -240,7 +244,7 @@ class Adv3D(MeshModel):
                 f"source must be one mesh or as many as target, got {len(expression)} and "
                 f"{len(identity)}"
             )
-        return self.synthesise(identity, expression.expand(len(identity), -1))
+        return self.synthesize(identity, expression.expand(len(identity), -1))
 
     def interpolate(
         self,
@@ -280,10 +284,10 @@ class Adv3D(MeshModel):
             name: getattr(ends[0], name).expand(steps, -1) for name in ("identity", "expression")
         }
         codes[what] = torch.lerp(codes[what], getattr(ends[1], what).expand(steps, -1), weight)
-        return self.synthesise(codes["identity"], codes["expression"])
+        return self.synthesize(codes["identity"], codes["expression"])
 
     @torch.no_grad()
-    def synthesise(self, identity: Tensor, expression: Tensor | None = None) -> list[Mesh]:
+    def synthesize(self, identity: Tensor, expression: Tensor | None = None) -> list[Mesh]:
         """Meshes of codes (M, L), millimetres; the identity face without an expression code.
 
         Args:

@@ -13,7 +13,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from facezoo.display import Short
+from facezoo.results import Result
 from facezoo.geometry.camera import Camera, grid_triangles, to_view
 from facezoo.geometry.rasterize import Renderer, interpolate, rasterize
 from facezoo.geometry.shading import Light, grid_normals, shade, shading
@@ -30,7 +30,7 @@ MAX_SHIFT = (0.1, 0.1, 0.0)
 
 
 @dataclass(frozen=True, repr=False)
-class Rendering(Short):
+class Rendering(Result):
     """B drawn faces."""
 
     image: Tensor
