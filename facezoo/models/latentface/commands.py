@@ -16,8 +16,9 @@ from facezoo.models.latentface.train.recipes import RECIPES
 def _train(
     data: Path, out: Path, *, seed: int, device: torch.device, smoke: bool, recipe: str, stage: str
 ) -> Path:
-    options = {"stage": int(stage), "seed": seed, "device": device, "smoke": smoke}
-    return train.run(data, out, name=recipe, **options)
+    return train.run(
+        data, out, stage=int(stage), seed=seed, device=device, name=recipe, smoke=smoke
+    )
 
 
 TRAIN = TrainCommand(
