@@ -2,7 +2,8 @@
 # Believed: trimesh.load(..., process=False) keeps the vertices of an OBJ file, so that a landmark or a
 # registered template can be named by its vertex number.
 # So it is: where a vertex has two texture coordinates (a seam) it is written twice and all later
-# numbers shift; maintain_order=True removes the second copy, but both drop a vertex that no face uses.
+# numbers shift, and vertices that no face uses are dropped. maintain_order=True keeps one copy and the
+# unused vertices, but for those at the end of the list.
 # Version and date: trimesh 5.2.0, 2026-11-29.
 set -euo pipefail
 folder=$(mktemp -d)
@@ -13,7 +14,8 @@ cd "$folder"
 "$folder/venv/bin/python" - <<'PYTHON'
 import trimesh
 
-lines = ["v 0 0 0", "v 9 9 9", "v 1 0 0", "v 1 1 0", "v 0 1 0"]  # no face uses the second
+lines = ["v 0 0 0", "v 9 9 9", "v 1 0 0", "v 1 1 0", "v 0 1 0", "v 8 8 8"]
+# No face uses the second and the last vertex.
 lines += ["vt 0 0", "vt 1 0", "vt 1 1", "vt 0 1", "vt 0.5 0.5"]
 lines += ["f 1/1 3/2 4/3", "f 1/5 4/3 5/4"]  # a seam at the first vertex
 with open("seam.obj", "w") as file:
@@ -24,5 +26,11 @@ ordered = trimesh.load("seam.obj", force="mesh", process=False, maintain_order=T
 for name, mesh in {"process=False": plain, "and maintain_order=True": ordered}.items():
     print(f"{name}: {len(mesh.vertices)} vertices {mesh.vertices.astype(int).tolist()}")
 assert plain.vertices.astype(int).tolist() == [[0, 0, 0], [0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]]
-assert ordered.vertices.astype(int).tolist() == [[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0]]
+assert ordered.vertices.astype(int).tolist() == [
+    [0, 0, 0],
+    [9, 9, 9],
+    [1, 0, 0],
+    [1, 1, 0],
+    [0, 1, 0],
+]
 PYTHON
