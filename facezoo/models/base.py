@@ -187,6 +187,10 @@ class FaceModel(Freezable, Model):
         aligned: bool = False,
         batch_size: int = 64,
         progress: bool = False,
+        min_face: float | None = None,
+        score_threshold: float | None = None,
+        max_side: int | None = None,
+        rotations: Sequence[int] | None = None,
     ) -> Tensor:
         """Compute the expression features of the faces in images.
 
@@ -198,6 +202,12 @@ class FaceModel(Freezable, Model):
             aligned: whether the images are crops in the model's template already.
             batch_size: number of images, and then of faces, that are processed at once.
             progress: whether to show a progress bar.
+            min_face: least side of a face to detect, pixels; None for 20 pixels in an image of
+                ``max_side``.
+            score_threshold: least score of a face; None for the detector's default.
+            max_side: longer side to which images are reduced for detection; None for 640 pixels.
+            rotations: rotations to try, in degrees, such as ``(0, 90, 180, 270)``, for images that
+                may be turned; None for upright images only.
 
         Returns:
             float32 features on the model's device, (F, D).
@@ -208,7 +218,17 @@ class FaceModel(Freezable, Model):
                 searched before, and ``missing`` holds every such index.
             UnsupportedError: if this model has no expression features.
         """
-        options = ImageOptions(faces, on_missing, aligned, batch_size, progress)
+        options = ImageOptions(
+            faces,
+            on_missing,
+            aligned,
+            batch_size,
+            progress,
+            min_face,
+            score_threshold,
+            max_side,
+            rotations,
+        )
         features: Tensor = self._encode(images, self.stage("encode_expression"), options)[0]
         return features
 

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache, partial
 from math import prod
 from typing import Any, Literal, Protocol, TypedDict, cast
@@ -56,6 +56,10 @@ class ImageKeywords(TypedDict, total=False):
     aligned: bool
     batch_size: int
     progress: bool
+    min_face: float | None
+    score_threshold: float | None
+    max_side: int | None
+    rotations: Sequence[int] | None
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,13 @@ class ImageOptions:
     """Number of images, and then of faces, that are processed at once."""
     progress: bool = False
     """Whether to show a progress bar."""
+    min_face: float | None = None
+    """Setting of the detector, see ``DetectionConfig``, like those below; None for its default."""
+    score_threshold: float | None = None
+    max_side: int | None = None
+    rotations: Sequence[int] | None = None
+    detection: DetectionConfig = field(init=False)
+    """Settings of the detector."""
 
     def __post_init__(self) -> None:
         if self.faces not in ("largest", "all"):
@@ -87,6 +98,13 @@ class ImageOptions:
             )
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {self.batch_size}")
+        detection = DetectionConfig.override(
+            min_face=self.min_face,
+            score_threshold=self.score_threshold,
+            max_side=self.max_side,
+            rotations=self.rotations,
+        )
+        object.__setattr__(self, "detection", detection)
 
 
 @dataclass(frozen=True)
@@ -221,7 +239,7 @@ def face_batches(
         **reading,
     ):
         with timed("detect"):
-            faces = _detect(batch.images, device, options.faces)
+            faces = _detect(batch.images, device, options.faces, options.detection)
         lacking = _without_face(faces, len(batch.images))
         if options.on_missing == "raise":
             missing += [batch.first + batch.index[place] for place in lacking]
@@ -346,7 +364,11 @@ def load_detector(device: torch.device) -> FaceDetector:
         return detector.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def fingerprint(preprocessing: Preprocessing, jpeg: JpegDecoder = "pillow") -> str:
+def fingerprint(
+    preprocessing: Preprocessing,
+    jpeg: JpegDecoder = "pillow",
+    detection: DetectionConfig | None = None,
+) -> str:
     """Hash everything that decides which pixels a network sees.
 
     Features are comparable only if they come from the same checkpoint and the same fingerprint.
@@ -354,6 +376,7 @@ def fingerprint(preprocessing: Preprocessing, jpeg: JpegDecoder = "pillow") -> s
     Args:
         preprocessing: template, size and normalization.
         jpeg: decoder of JPEG files.
+        detection: settings of the detector; None for the default.
 
     Returns:
         16 hexadecimal digits of a SHA-256 over the settings, the template's points, the detector's
@@ -363,7 +386,7 @@ def fingerprint(preprocessing: Preprocessing, jpeg: JpegDecoder = "pillow") -> s
         "preprocessing": asdict(preprocessing),
         "template": template_points(preprocessing.template, preprocessing.size).tolist(),
         "detector": card_named(DETECTOR).weights.sha256,
-        "detection": asdict(DetectionConfig()),
+        "detection": asdict(detection or DetectionConfig()),
         "revision": REVISION,
         **({} if jpeg == "pillow" else {"jpeg": jpeg}),
     }
