@@ -105,7 +105,7 @@ class Recogniser:
         parts = []
         for part in tqdm(crops.split(256), desc="identities", mininterval=10):
             large = F.interpolate(part.clamp(-1, 1), size=(side, side), mode="bilinear")
-            parts.append(self.model.run(large, ["encode_identity"])["encode_identity"])
+            parts.append(self.model.run(large, "encode_identity"))
         return torch.cat(parts)
 
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import facezoo
 from facezoo.data.crops import cut_faces
 from facezoo.data.labelled import read_labelled
-from facezoo.preprocess.pipeline import normalise
+from facezoo.preprocess.alignment import normalize
 from facezoo.training.optim import layer_groups, set_rate
 
 
@@ -40,7 +40,7 @@ def main(data: Path, out: Path, name: str = "ipd-fer", epochs: int = 10) -> floa
     for epoch in range(epochs):
         trained.train()
         for crops, labels in loader:
-            images = normalise(crops.float(), model.preprocessing)
+            images = normalize(crops.float(), model.preprocessing)
             loss = F.cross_entropy(trained(images), labels)
             optimizer.zero_grad()
             accelerator.backward(loss)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 import facezoo
 from facezoo.data.crops import cut_faces
 from facezoo.data.labelled import read_labelled
-from facezoo.preprocess.pipeline import normalise
+from facezoo.preprocess.alignment import normalize
 from facezoo.training.optim import layer_groups, set_rate
 
 
@@ -33,15 +33,15 @@ def main(data: Path, out: Path, name: str = "ipd-fer", epochs: int = 10) -> floa
         for rows in train[torch.randperm(len(train))].split(32):
             if len(rows) < 2:  # a norm needs two rows
                 continue
-            images = normalise(crops[rows].float(), model.preprocessing).to(model.device)
+            images = normalize(crops[rows].float(), model.preprocessing).to(model.device)
             if torch.rand(()) < 0.5:
                 images = images.flip(-1)
             loss = F.cross_entropy(model(images), labels[rows].to(model.device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    images = normalise(crops[val].float(), model.preprocessing).to(model.device)
-    logits = model.run(images, ["predict_expression"])["predict_expression"].cpu()
+    images = normalize(crops[val].float(), model.preprocessing).to(model.device)
+    logits = model.run(images, "predict_expression").cpu()
     accuracy = float((logits.argmax(1) == labels[val]).float().mean())
     model.save_pretrained(out)
     print(

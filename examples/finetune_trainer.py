@@ -17,7 +17,7 @@ from transformers import Trainer, TrainingArguments
 import facezoo
 from facezoo.data.crops import cut_faces
 from facezoo.data.labelled import read_labelled
-from facezoo.preprocess.pipeline import normalise
+from facezoo.preprocess.alignment import normalize
 from facezoo.training.optim import layer_groups
 
 
@@ -38,7 +38,7 @@ def main(data: Path, out: Path, name: str = "ipd-fer", epochs: int = 10) -> floa
     model = facezoo.load(name)
     model.reset_classifier(labels=labelled.classes)
     cut = cut_faces(labelled.name, labelled.images, labelled.landmarks, device=model.device)
-    images = normalise(cut.images.float(), model.preprocessing)
+    images = normalize(cut.images.float(), model.preprocessing)
     labels = labelled.labels[cut.rows]
     rows = [{"images": i, "labels": k} for i, k in zip(images, labels, strict=True)]
     train, val = (torch.isin(cut.rows, labelled.rows(split)) for split in ("train", "val"))

@@ -15,7 +15,7 @@ from facezoo.data.augment import augment, centre_crop
 from facezoo.evaluate.classification import scores
 from facezoo.hub.card import Preprocessing
 from facezoo.models.base import FaceModel
-from facezoo.preprocess.pipeline import normalise
+from facezoo.preprocess.alignment import normalize
 from facezoo.training.optim import autocast, descend, layer_groups, set_cosine_rate
 from facezoo.training.processes import Processes
 from facezoo.training.state import batches, generator, load_state, log_row, save_state
@@ -206,7 +206,7 @@ def _augmented(part: Examples, preprocessing: Preprocessing, draw: torch.Generat
     side = part.crops.shape[-1]
     zoom = (side - 2 * part.margin) / side
     images = augment(part.crops, preprocessing.size, draw, zoom=zoom)
-    return normalise((images + 1) * 127.5, preprocessing)
+    return normalize((images + 1) * 127.5, preprocessing)
 
 
 @torch.inference_mode()
@@ -215,7 +215,7 @@ def predict(model: FaceModel, examples: Examples, batch_size: int = 64) -> Tenso
     parts = []
     for crops in examples.crops.split(batch_size):
         images = centre_crop(crops, model.preprocessing.size, examples.margin)
-        images = normalise((images + 1) * 127.5, model.preprocessing).to(model.device)
-        logits = model.run(images, ["predict_expression"], batch_size)["predict_expression"]
+        images = normalize((images + 1) * 127.5, model.preprocessing).to(model.device)
+        logits = model.run(images, "predict_expression", batch_size)
         parts.append(logits.softmax(-1).cpu())
     return torch.cat(parts)

@@ -22,10 +22,11 @@ from facezoo.evaluate.classification import scores
 from facezoo.finetuning.loop import MARGIN, Examples, Finetuning, check_batch, fit, predict
 from facezoo.hub.card import Card, Hub, Licenses, Metric, Training, Weights
 from facezoo.hub.tensors import read_tensors, save
-from facezoo.models.base import CAPABILITIES, FaceModel, Stage
+from facezoo.models.base import FaceModel, Stage
 from facezoo.models.identity_removal import NAME
+from facezoo.preprocess.alignment import prepare_aligned
 from facezoo.preprocess.images import describe
-from facezoo.preprocess.pipeline import fingerprint, prepare_aligned, to_device
+from facezoo.preprocess.pipeline import fingerprint, to_device
 from facezoo.registry import load
 from facezoo.training.processes import Processes
 from facezoo.training.run import begin_run
@@ -155,7 +156,7 @@ def _network(
 
 def _trains_features(net: FaceModel) -> bool:
     """Whether expression features depend on parameters that are trained."""
-    stage: Stage = getattr(net, CAPABILITIES["encode_expression"])
+    stage: Stage = net.embed_expression
     with torch.enable_grad():
         return stage(torch.zeros(1, *net.input_shape, device=net.device)).requires_grad
 

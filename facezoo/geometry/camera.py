@@ -99,7 +99,7 @@ class Camera:
         z = points[..., 2:]
         return torch.cat([points[..., :2] / z * self.focal + self.centre, z], -1)
 
-    def normalise(self, pixels: Tensor) -> Tensor:
+    def normalize(self, pixels: Tensor) -> Tensor:
         """Pixels u, v (..., 2) to coordinates in which the image spans [-1, 1]."""
         return pixels / self.centre - 1
 
@@ -219,7 +219,7 @@ def grid_triangles(height: int, width: int, device: torch.device | None = None) 
 
 
 def _seen(points: Tensor, camera: Camera) -> Tensor:
-    seen = camera.normalise(camera.project(points)[..., :2])
+    seen = camera.normalize(camera.project(points)[..., :2])
     return rearrange(seen, "b (h w) c -> b h w c", h=camera.size)
 
 

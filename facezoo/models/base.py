@@ -505,6 +505,6 @@ def check_shape(images: Tensor, shape: tuple[int, int, int], name: str = "images
         return
     kind = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
     raise ValueError(
-        f"{name} must be a tensor (B, {', '.join(map(str, shape))}), got {kind}; for image files, "
+        f"{name} must be (B, {', '.join(map(str, shape))}), got {kind}; for image files, "
         "arrays and whole images call encode_expression() and the like, which find and align faces"
     )

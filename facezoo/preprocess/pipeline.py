@@ -281,7 +281,7 @@ def find_faces(
     found = _detect(images, device, faces, config)
     missing = _without_face(found, len(images))
     if missing and on_missing == "raise":
-        raise no_face(missing, images if names is None else names)
+        raise no_face(missing, images, names or [f"image {index}" for index in range(len(images))])
     return _with_gaps(found, missing) if missing and on_missing == "nan" else found
 
 
@@ -394,23 +394,30 @@ def fingerprint(
 
 
 def no_face(
-    missing: Sequence[int], sources: Sequence[Any], *, skipping: bool = True
+    missing: Sequence[int],
+    sources: Sequence[Any],
+    names: Sequence[str] | None = None,
+    *,
+    skipping: bool = True,
 ) -> NoFaceError:
     """Build the error for images without a face.
 
     Args:
         missing: indices of these images.
-        sources: all images, or their names.
+        sources: all images.
+        names: names of all images; None to describe the sources.
         skipping: whether the caller may leave images out.
     """
-    shown = [(i if len(sources) > 1 else None, sources[i]) for i in missing[:NAMED]]
-    names = ", ".join(describe(source, index) for index, source in shown)
+    shown = missing[:NAMED]
+    several = len(sources) > 1
+    called = [names[i] if names else describe(sources[i], i if several else None) for i in shown]
     more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
-    notes = [note for _, source in shown if (note := orientation_note(source))]
+    notes = [note for index in shown if (note := orientation_note(sources[index]))]
     skip = 'on_missing="skip" to leave them out or ' if skipping else ""
     return NoFaceError(
-        f'no face found in {names}{more}; pass {skip}on_missing="nan" to keep their place, or '
-        f"aligned=True if they are aligned crops already{f'; {notes[0]}' if notes else ''}",
+        f'no face found in {", ".join(called)}{more}; pass {skip}on_missing="nan" to keep their '
+        "place, or aligned=True if they are aligned crops already"
+        f"{f'; {notes[0]}' if notes else ''}",
         missing,
     )
 

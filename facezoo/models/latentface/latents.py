@@ -9,6 +9,7 @@ from torch import Tensor
 
 from facezoo.results import FaceEncoding, Result, as_rows
 
+
 @dataclass(frozen=True, repr=False)
 class Latents(Result):
     """Outputs of the four encoders of the first stage for B faces."""
