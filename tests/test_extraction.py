@@ -326,7 +326,7 @@ def test_decoding_stays_a_bounded_number_of_photographs_ahead(monkeypatch):
         furthest = max(furthest, len(started) - count)
     assert len(started) == 100
     assert furthest <= 8
-    monkeypatch.setattr(prefetch, "AHEAD_BYTES", 9_000_000)
+    monkeypatch.setattr(prefetch, "PREFETCH_BYTES", 9_000_000)
     started.clear()
     photos = sources.load_ahead(Path(), names, workers=2, ahead=8)
     for count in range(1, 50):

@@ -331,12 +331,13 @@ class LatentSimCLR(DecodingModel):
         if w_plus is None:
             assert images is not None
             features = self._encode(images, self.stage(name), options)[0]
-        elif name == "encode_identity":
-            features = self.decode_batched(w_plus, self.identity_encoder, options.batch_size)
-        else:
-            features = self.decode_batched(w_plus, self.expression_encoder, options.batch_size)
-            features = self.without_identity(features)
-        return features
+            return features
+        codes = torch.as_tensor(w_plus)
+        if name == "encode_identity":
+            features = self.decode_batched(codes, self.identity_encoder, options.batch_size)
+            return features
+        features = self.decode_batched(codes, self.expression_encoder, options.batch_size)
+        return self.without_identity(features)
 
     def _mix(self, coarse: Inversion, fine: Inversion, batch_size: int) -> Tensor:
         """Draw the coarse styles of some faces with the fine ones of others."""
