@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from facezoo.errors import UnsupportedError
 from facezoo.models.base import FaceModel
-from facezoo.preprocess.images import as_list, describe, read_image
+from facezoo.preprocess.images import as_list, read_image
 from facezoo.preprocess.pipeline import fingerprint, no_face
 from facezoo.registry import load
 

@@ -438,13 +438,17 @@ def test_a_method_of_other_models_names_these_models():
 
 @pytest.mark.parametrize("method", ["encode_expression", "predict_expression"])
 def test_what_a_model_cannot_do_is_refused_with_models_that_can(method):
-    with pytest.raises(UnsupportedError, match=rf"only-identity does not support {method}\(\); .*ipd-fer"):
+    with pytest.raises(
+        UnsupportedError, match=rf"only-identity does not support {method}\(\); .*ipd-fer"
+    ):
         getattr(OnlyIdentity(), method)("never read.jpg")
 
 
 @pytest.mark.parametrize("wanted", [["expression"], "expression"])
 def test_run_names_what_it_can_be_asked_for(wanted):
-    with pytest.raises(ValueError, match=r"unknown stage 'e.*; expected one of encode_expression, "):
+    with pytest.raises(
+        ValueError, match=r"unknown stage 'e.*; expected one of encode_expression, "
+    ):
         OnlyIdentity().run(torch.rand(1, 3, 112, 112), wanted)
     with pytest.raises(ValueError, match="batch_size must be 1 or more, got 0"):
         OnlyIdentity().run(torch.rand(1, 3, 112, 112), ["encode_identity"], batch_size=0)

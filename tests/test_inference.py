@@ -78,7 +78,9 @@ print(*(operator.fp32_precision for operator in operators))
 
 @pytest.mark.skipif(not hasattr(torch.backends.cudnn, "conv"), reason="this torch has no such API")
 def test_the_newer_settings_of_torch_are_respected():
-    output = subprocess.run([sys.executable, "-c", NEWER], capture_output=True, text=True, check=True)
+    output = subprocess.run(
+        [sys.executable, "-c", NEWER], capture_output=True, text=True, check=True
+    )
     assert output.stdout.split() == ["ieee", "ieee", "tf32", "tf32"]
 
 

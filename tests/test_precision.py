@@ -28,7 +28,10 @@ def turned(name, dtype, device="cpu"):
     crops = prepare(photos, find_faces(photos), exact.preprocessing)
     wanted = [feature for feature in exact.capabilities() if feature.startswith("encode_")]
     here, there = exact.run(crops, wanted), reduced.run(crops, wanted)
-    rows = [{k: v if isinstance(v, torch.Tensor) else flatten_rows(v) for k, v in side.items()} for side in (here, there)]
+    rows = [
+        {k: v if isinstance(v, torch.Tensor) else flatten_rows(v) for k, v in side.items()}
+        for side in (here, there)
+    ]
     return {
         feature: float(F.cosine_similarity(rows[0][feature], rows[1][feature].cpu(), dim=1).min())
         for feature in wanted

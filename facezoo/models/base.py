@@ -440,9 +440,7 @@ class FaceModel(Freezable, Model):
             return concatenate(results), None
         for batch in face_batches(sources, device, options, jpeg=self.jpeg):
             assert batch.faces is not None
-            results.append(
-                self._encode_faces(batch.images, batch.faces, stage, options.batch_size)
-            )
+            results.append(self._encode_faces(batch.images, batch.faces, stage, options.batch_size))
             index = batch.faces.image_index + batch.first
             faces.append(replace(batch.faces, image_index=index))
         return concatenate(results), concatenate(faces)

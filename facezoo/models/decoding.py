@@ -94,7 +94,7 @@ class DecodingModel(FaceModel):
             if len(sides[0]) > 1 and 0 < with_face < len(images):
                 raise ValueError(
                     f"{len(images) - with_face} of {len(images)} images without a face were "
-                    "skipped, so the others no longer match their pairs; pass on_missing=\"nan\", "
+                    'skipped, so the others no longer match their pairs; pass on_missing="nan", '
                     "which keeps the place of each"
                 )
         return results[0], results[1]

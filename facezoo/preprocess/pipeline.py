@@ -345,7 +345,9 @@ def to_device(images: Sequence[Loaded], device: torch.device) -> list[Any]:
         Tensor: iter(reading.read_tensors(tensors, device)),
     }
     kinds = [next((kind for kind in results if isinstance(i, kind)), None) for i in images]
-    return [image if k is None else next(results[k]) for image, k in zip(images, kinds, strict=True)]
+    return [
+        image if k is None else next(results[k]) for image, k in zip(images, kinds, strict=True)
+    ]
 
 
 @cache

@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
 SEED_SIDE = 7
 """Side of the decoder's first map, pixels; every later stage doubles it."""
 
