@@ -54,8 +54,7 @@ def main(data: Path, out: Path, name: str = "ipd-fer", epochs: int = 10) -> floa
         num_train_epochs=epochs,
         per_device_train_batch_size=min(32, len(train)),
         dataloader_drop_last=True,  # a batch norm cannot train on a last batch of one image
-        save_strategy="epoch",
-        save_total_limit=1,
+        save_strategy="no",
         report_to=[],
     )
     trainer = Trainer(WithLoss(model), arguments, train_dataset=train, optimizers=(optimizer, None))

@@ -29,14 +29,14 @@ IDENTITIES = ("identity", "person", "subject")
 SPLIT_COLUMNS = ("split", "usage")
 SPLITS = ("train", "val", "test")
 _NAMES = {
-    **{name: "train" for name in ("train", "training")},
-    **{name: "val" for name in ("val", "valid", "validation")},
-    **{name: "test" for name in ("test", "testing")},
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
 }
 _MORE_NAMES = {
     **_NAMES,
-    **{name: "val" for name in ("dev", "publictest")},  # the second is FER2013's
-    **{name: "test" for name in ("eval", "evaluation", "privatetest")},
+    **dict.fromkeys(("dev", "publictest"), "val"),  # the second is FER2013's
+    **dict.fromkeys(("eval", "evaluation", "privatetest"), "test"),
 }
 """Names of splits; dev, eval and evaluation as in the datasets library."""
 VALIDATION_SHARE = 0.2

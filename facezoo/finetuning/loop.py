@@ -159,9 +159,7 @@ def fit(
     size = min(recipe.batch_size, len(train))
     if size == len(train) > count:  # all images, apart from a rest that cannot be shared
         size -= size % count
-    schedule = Schedule(
-        recipe.epochs, size, recipe.rate, schedule="cosine", warmup=recipe.warmup
-    )
+    schedule = Schedule(recipe.epochs, size, recipe.rate, schedule="cosine", warmup=recipe.warmup)
     state, rows = loop.fit(
         *(model, [optimizer], step, schedule, torch.arange(len(train)), out, seed),
         validate=validate if val is not None and len(val) else None,

@@ -285,9 +285,9 @@ class _Stage:
         if self.out:
             log_row(self.out / "log.csv", row)
         self.log.append(row)
-        if select and at.size == self.schedule.size(self.schedule.epochs):
-            if row[select] > self.best_score:
-                self.best_score, self.best_state = row[select], _copy(self.averaged)
+        is_last_size = at.size == self.schedule.size(self.schedule.epochs)
+        if select and is_last_size and row[select] > self.best_score:
+            self.best_score, self.best_state = row[select], _copy(self.averaged)
 
     def result(self) -> Result:
         """Return the state of the stage, which is the first process's in all of them."""

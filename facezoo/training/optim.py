@@ -19,9 +19,7 @@ def autocast(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type != "mps")
 
 
-def descend(
-    optimizer: torch.optim.Optimizer, loss: Tensor, max_norm: float | None = None
-) -> None:
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor, max_norm: float | None = None) -> None:
     """Take one optimizer step along the gradient of a loss, averaged over all processes.
 
     Args:
@@ -180,5 +178,3 @@ def decayed_and_not(module: nn.Module) -> Iterator[dict[str, Any]]:
     parameters = [p for p in module.parameters() if p.requires_grad]
     yield {"params": [p for p in parameters if p.ndim > 1]}
     yield {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}
-
-

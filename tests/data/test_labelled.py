@@ -96,7 +96,7 @@ def test_a_folder_next_to_the_splits_is_an_error(tree, tmp_path):
 def test_classes_that_differ_only_in_case_are_an_error(tree, tmp_path):
     for split, word in (("train", "calm"), ("train", "cross"), ("val", "Calm")):
         shutil.copytree(tree / word.lower(), tmp_path / split / word)
-    with pytest.raises(ValueError, match="only in upper and lower case .Calm, calm"):
+    with pytest.raises(ValueError, match=r"only in upper and lower case .Calm, calm"):
         read_labelled(tmp_path)
     assert read_labelled(tmp_path, classes=["calm", "cross"]).classes == CLASSES
 

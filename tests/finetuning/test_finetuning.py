@@ -88,7 +88,7 @@ def examples(count=32):
     return Examples(torch.stack(crops), torch.arange(count) % 2, margin=0)
 
 
-# --- freezing and learning rates ------------------------------------------------------------------------
+# --- freezing and learning rates ---------------------------------------------------------------
 
 
 def test_a_frozen_part_keeps_weights_and_norms_and_the_rest_moves():
@@ -154,7 +154,9 @@ def test_weight_decay_exempts_norms_biases_and_what_the_backbone_exempts(decay):
         if group.get("weight_decay") == 0
     }
     assert {"0.cls_token", "0.pos_embed", "0.norm.bias", "1.bias"} <= exempt
-    matrices = {name for name, p in model.named_parameters() if name.endswith("weight") and p.ndim > 1}
+    matrices = {
+        name for name, p in model.named_parameters() if name.endswith("weight") and p.ndim > 1
+    }
     assert exempt.isdisjoint({*matrices, "0.norm.weight"})
 
 
@@ -190,7 +192,9 @@ def test_few_validation_faces_do_not_select_the_epoch(monkeypatch):
         states[count] = model.state_dict()
     last = small()
     fit(last, examples(16), None, QUICK, progress=False)
-    same = {n: all(map(torch.equal, last.state_dict().values(), s.values())) for n, s in states.items()}
+    same = {
+        n: all(map(torch.equal, last.state_dict().values(), s.values())) for n, s in states.items()
+    }
     assert same == {49: True, 50: False}
 
 
@@ -490,7 +494,9 @@ def test_limits_of_the_beginning_are_not_said_of_what_was_trained_from_it(tree, 
     config["limits"] = ["On FER+ test it is 0.4 points better."]
     (tmp_path / "first" / "config.json").write_text(json.dumps(config))
     options = {"recipe": Finetuning(epochs=1, probe=True), "aligned": True, "device": "cpu"}
-    expected = "ipd-fer.untrained, which training started from: On FER+ test it is 0.4 points better."
+    expected = (
+        "ipd-fer.untrained, which training started from: On FER+ test it is 0.4 points better."
+    )
     for before, out in (("first", "second"), ("second", "third")):
         finetune(tree, tmp_path / out, model=str(tmp_path / before), **options)
         assert facezoo.load(tmp_path / out).card.limits[0] == expected

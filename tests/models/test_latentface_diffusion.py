@@ -63,8 +63,7 @@ def test_half_precision_rounds_but_keeps_the_noise_of_the_first_steps(dtype):
 def test_sampling_in_half_precision_is_near_float32(dtype, rule):
     noise = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
     exact, half = (
-        sample(lambda x, steps: x / 2, noise.to(kind), rule)
-        for kind in (torch.float32, dtype)
+        sample(lambda x, steps: x / 2, noise.to(kind), rule) for kind in (torch.float32, dtype)
     )
     torch.testing.assert_close(half.float(), exact, rtol=0, atol=0.05)
 

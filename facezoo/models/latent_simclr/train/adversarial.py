@@ -85,9 +85,7 @@ class Gan:
         device: where to train.
     """
 
-    def __init__(
-        self, config: Adversarial, crops: Tensor, seed: int, device: torch.device
-    ) -> None:
+    def __init__(self, config: Adversarial, crops: Tensor, seed: int, device: torch.device) -> None:
         torch.manual_seed(seed)
         self.config, self.crops, self.device = config, crops, device
         generator = StyleGANGenerator(**config.architecture)

@@ -50,9 +50,7 @@ def train_classifier(
     def step(rows: Tensor, at: Position) -> dict[str, Tensor]:
         batch = codes[rows]
         if directions is not None:
-            batch = augment_codes(
-                batch, codes, list(directions), at.generator, strength=strength
-            )
+            batch = augment_codes(batch, codes, list(directions), at.generator, strength=strength)
         loss = F.cross_entropy(network(batch), labels[rows])
         descend(optimizer, loss)
         return {"loss": loss}
