@@ -50,7 +50,7 @@ SAMPLES, LOOKED_AT, REFINED = 4000, 64, 128
 """Images of the distances; samples that are looked up among the training images; photographs whose
 inversion is refined."""
 SEEDS = 3
-PAPERS = Schedule(15, batch_size=128, rate=1e-3, schedule="cosine")
+PAPERS = Schedule(15, batch_size=128, lr=1e-3, schedule="cosine")
 """Of the two CNNs."""
 REFINE_STEPS = 100
 
