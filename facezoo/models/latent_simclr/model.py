@@ -298,7 +298,7 @@ class LatentSimCLR(DecodingModel):
         stages = (self.embed_factors, self.embed_factors)
         coarse, fine = self._encode_pairs(source, target, stages, checked)
         check_pairs(len(coarse), len(fine))
-        coarse = map_tensors(lambda t: t.expand(len(fine), *t.shape[1:]), coarse)
+        coarse = map_tensors(lambda tensor: tensor.expand(len(fine), *tensor.shape[1:]), coarse)
         return self._mix(coarse, fine, checked.batch_size)
 
     def direction(self, name: str | Tensor) -> Tensor:
