@@ -94,7 +94,8 @@ def write_mesh(path: str | Path, mesh: Mesh) -> Path:
 def _known_suffix(path: Path) -> str:
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        raise ValueError(f"{path} is not a mesh file; expected a name in {', '.join(SUFFIXES)}")
+        known = ", ".join(SUFFIXES)
+        raise ValueError(f"{path} is not a mesh file; expected a 3D mesh with the suffix {known}")
     return suffix
 
 

@@ -185,7 +185,9 @@ class MeshModel(ShortModel, nn.Module, Pretrained):
                 mesh = Mesh(mesh.vertices.to(self.device), mesh.units, mesh.triangles)
                 prepared.append(align_mesh(mesh, template, align, landmarks))
             except ValueError as error:
-                raise ValueError(f"{describe(source, index)}: {error}") from None
+                name = describe(source, index)
+                known = name in str(error)
+                raise ValueError(str(error) if known else f"{name}: {error}") from None
         if not prepared:
             raise ValueError("meshes is empty; expected one mesh or more")
         return prepared

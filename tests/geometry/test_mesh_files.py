@@ -237,7 +237,7 @@ def test_nodes_of_a_gltf_are_placed_by_their_transforms(tmp_path):
     scene.add_geometry(ball, transform=trimesh.transformations.translation_matrix([10, 0, 0]))
     scene.export(tmp_path / "ball.glb")
     mesh = read_mesh(tmp_path / "ball.glb", "m")
-    shifted = torch.tensor(ball.vertices + [10, 0, 0])
+    shifted = torch.tensor(ball.vertices) + torch.tensor([10.0, 0, 0])
     torch.testing.assert_close(mesh.vertices, shifted, atol=1e-5, rtol=0)
 
 

@@ -351,7 +351,7 @@ def test_an_error_names_the_file_of_the_mesh(model, meshes, tmp_path):
     with pytest.raises(ValueError, match=r"1\.obj: its center is .* align it"):
         model.encode(paths, units="mm")
     (tmp_path / "face.jpg").touch()
-    with pytest.raises(ValueError, match=r"face\.jpg is not a mesh file; expected .*\.obj"):
+    with pytest.raises(ValueError, match=r"face\.jpg is not a mesh file; expected a 3D mesh .*\.obj"):
         model.encode(tmp_path / "face.jpg", units="mm")
 
 

@@ -1,7 +1,7 @@
 """Conversion of checkpoints of the authors' code, github.com/rmraaron/FaceExpDisentanglement.
 
-Their file contains only the tensors of the autoencoder, with the names of ``VAE``. The mean training
-face, its triangles and the scale are not in their files, so the caller passes them.
+Their file contains only the tensors of the autoencoder, with the names of ``VAE``. The mean
+training face, its triangles and the scale are not in their files, so the caller passes them.
 """
 
 from __future__ import annotations
