@@ -249,7 +249,7 @@ class CNN:
         torch.manual_seed(seed)
         settings = model.architecture
         encoder = CodeEncoder(*codes.shape[1:], settings["code_width"], settings["num_features"])
-        encoder.standardise_by(codes)
+        encoder.fit_scale(codes)
         with tempfile.TemporaryDirectory() as out:
             self.network = train_classifier(
                 encoder, codes, labels, PAPERS, Path(out), seed, directions=sliders

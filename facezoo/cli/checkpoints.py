@@ -1,53 +1,53 @@
-"""Checkpoints."""
+"""``facezoo list``, ``info``, ``download``, ``convert``, ``export`` and ``publish``."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
+from facezoo.cli.common import PATH, resolve
+from facezoo.hub.families import COMMANDS
+
 if TYPE_CHECKING:
     from facezoo.hub.card import Card
-from facezoo.cli.common import _command, _refuse_given
+
+overwrite_option = click.option("--overwrite", is_flag=True, help="replace the target")
 
 
-def _add_list(commands: Any) -> None:
-    command = _command(commands, "list", _list, "list models, or checkpoints")
-    command.add_argument("pattern", nargs="?", default="*", help="such as '*fer*'")
-    command.add_argument("--pretrained", action="store_true", help="list checkpoints")
-
-
-def _list(options: argparse.Namespace) -> int:
+@click.command()
+@click.argument("pattern", default="*")
+@click.option("--pretrained", is_flag=True, help="list checkpoints")
+def list_names(pattern: str, pretrained: bool) -> int:
+    """List models, or checkpoints, whose names match PATTERN, such as "*fer*"."""
     from facezoo.registry import list_models
 
-    names = list_models(options.pattern, options.pretrained)
+    names = list_models(pattern, pretrained)
     for name in names:
         print(name)
     if not names:
-        what = "checkpoint" if options.pretrained else "model"
-        print(f"facezoo: no {what} matches {options.pattern!r}", file=sys.stderr)
+        kind = "checkpoint" if pretrained else "model"
+        print(f"facezoo: no {kind} matches {pattern!r}", file=sys.stderr)
     return 0 if names else 1
 
 
-def _add_info(commands: Any) -> None:
-    command = _command(commands, "info", _info, "show what is known about a checkpoint")
-    command.add_argument("name", help="a checkpoint, or a model for its default one")
-    command.add_argument("--json", action="store_true", help="print the card itself")
+@click.command()
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="print the card as JSON")
+def info(name: str, as_json: bool) -> None:
+    """Show the card of a checkpoint, or of the default checkpoint of a model."""
+    from facezoo.registry import info as card_of
 
-
-def _info(options: argparse.Namespace) -> int:
-    from facezoo.registry import info
-
-    card = info(options.name)
-    print(card.to_json() if options.json else _card_text(card), end="" if options.json else "\n")
-    return 0
+    card = card_of(name)
+    print(card.to_json() if as_json else _card_text(card), end="" if as_json else "\n")
 
 
 def _card_text(card: Card) -> str:
-    """A card for reading: its summary, then what to use it for and where it comes from."""
+    """Summarize a card, its use and its origin."""
     place = "in the package only"
-    if card.hub.repo and card.hub.revision:  # without the latter it is not there yet
+    if card.hub.repo and card.hub.revision:  # a card without revision is not on the Hub yet
         place = f"{card.hub.repo} at {card.hub.revision[:12]}"
     lines = [
         repr(card),
@@ -60,129 +60,98 @@ def _card_text(card: Card) -> str:
     return "\n".join(lines)
 
 
-def _add_download(commands: Any) -> None:
-    text = "bring weights onto this machine, for use without network"
-    command = _command(commands, "download", _download, text)
-    command.add_argument(
-        "names", nargs="+", metavar="NAME", help="a model, checkpoint or hf-hub:org/name"
-    )
+@click.command()
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+def download(names: tuple[str, ...]) -> None:
+    """Download weights for use without network.
 
+    NAME is a model, a checkpoint or hf-hub:org/name.
+    """
+    from facezoo.registry import download as fetch
 
-def _download(options: argparse.Namespace) -> int:
-    from facezoo.registry import download
-
-    for name, path in download(options.names).items():
+    for name, path in fetch(names).items():
         print(f"{name}\t{path}")
-    return 0
 
 
-def _add_publish(commands: Any) -> None:
-    more = "Without --send it only shows what would be sent."
-    text = "send checkpoints to the Hugging Face Hub, one repository each"
-    command = _command(commands, "publish", _publish, text, more)
-    command.add_argument(
-        "names", nargs="+", metavar="NAME", help="a checkpoint, a model or a folder that load opens"
-    )
-    command.add_argument("--organization", required=True, metavar="ORG")
-    command.add_argument(
-        "--out", type=Path, metavar="DIR", help="write the files of each repository there as well"
-    )
-    command.add_argument("--private", action="store_true", help="make new repositories private")
-    command.add_argument("--send", action="store_true", help="really send")
+class _ConvertCommand(click.Command):
+    """A command that takes the options of all conversions that families register."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Add the options of the families, each name once."""
+        params = {param.name: param for param in super().get_params(ctx)}
+        for spec in _conversions().values():
+            params |= {option.name: option for option in spec.options if option.name not in params}
+        return list(params.values())
 
 
-def _publish(options: argparse.Namespace) -> int:
-    from facezoo.hub.publish import publish
-
-    publish(
-        options.names,
-        organization=options.organization,
-        private=options.private,
-        dry_run=not options.send,
-        out=options.out,
-    )
-    return 0
+def _conversions() -> dict[str, Any]:
+    """Import the conversions that families register, by name."""
+    table = {name: entry for name, entry in COMMANDS.items() if name.startswith("convert ")}
+    return {name.removeprefix("convert "): resolve(entry[0]) for name, entry in table.items()}
 
 
-def _add_convert(commands: Any) -> None:
-    text = "convert a pickled state dict (.pth, .pt, .ckpt, .bin) to safetensors"
-    command = _command(commands, "convert", _convert, text)
-    command.add_argument("source", type=Path)
-    command.add_argument(
-        "target", nargs="?", type=Path, help="default: the source with the suffix .safetensors"
-    )
-    command.add_argument(
-        "--model",
-        choices=["adv3d", "latentface", "stylegan2"],
-        help="SOURCE is a published checkpoint of this model; TARGET becomes a folder to load, of "
-        "stylegan2 a file",
-    )
-    command.add_argument(
-        "--template", type=Path, metavar="MESH", help="of adv3d: the mean face, in millimetres"
-    )
-    command.add_argument(
-        "--scale", type=float, metavar="MM", help="of adv3d: millimetres that are 1 to the network"
-    )
-    command.add_argument("--key", help="which entry to take, where there are several state dicts")
-    command.add_argument("--overwrite", action="store_true", help="replace the target")
+@click.command(cls=_ConvertCommand)
+@click.argument("source", metavar="SOURCE", type=PATH)
+@click.argument("target", metavar="[TARGET]", type=PATH, required=False)
+@click.option(
+    "--model",
+    type=click.Choice([n.removeprefix("convert ") for n in COMMANDS if n.startswith("convert ")]),
+    help="SOURCE is a published checkpoint of this model",
+)
+@click.option("--key", metavar="NAME", help="state dict to convert, if SOURCE has several")
+@overwrite_option
+def convert(
+    source: Path, target: Path | None, model: str | None, overwrite: bool, **options: Any
+) -> None:
+    """Convert a pickled state dict (.pth, .pt, .ckpt, .bin) to safetensors.
+
+    TARGET is by default SOURCE with the suffix .safetensors. With --model it is a folder that load
+    opens, or a file for parts of a model.
+    """
+    from facezoo.hub.convert import convert as convert_plain
+
+    spec = _conversions()[model] if model else None
+    own = {option.name for option in spec.options} if spec else {"key"}
+    for name in options.keys() - own:
+        if options[name] is not None:
+            owner = model or "a plain state dict"
+            raise ValueError(f"{owner} has no option --{name}; leave out --{name}")
+    arguments = {name: options[name] for name in own}
+    run = spec.run if spec else convert_plain
+    print(run(source, target, overwrite=overwrite, **arguments))
 
 
-def _convert(options: argparse.Namespace) -> int:
-    if options.model == "adv3d":
-        from facezoo.models.adv3d.convert import convert_file as convert_adv3d
-
-        _refuse_given(options, "key")
-        if options.template is None or options.scale is None:
-            raise ValueError(
-                "adv3d needs --template MESH, the mean face in millimetres, and --scale MM: both "
-                "stand in none of the published files (FaceScape 573, BU-3DFE 156, CoMA 260)"
-            )
-        print(
-            convert_adv3d(
-                options.source,
-                options.target,
-                template=options.template,
-                scale=options.scale,
-                overwrite=options.overwrite,
-            )
-        )
-        return 0
-    _refuse_given(options, "template", "scale")
-    if options.model == "stylegan2":
-        from facezoo.models.latent_simclr.convert import convert_generator
-
-        key, overwrite = options.key, options.overwrite
-        print(convert_generator(options.source, options.target, key=key, overwrite=overwrite))
-        return 0
-    if options.model == "latentface":
-        from facezoo.models.latentface.convert import convert_file
-
-        _refuse_given(options, "key")
-        print(convert_file(options.source, options.target, overwrite=options.overwrite))
-        return 0
-    from facezoo.hub.convert import convert
-
-    print(convert(options.source, options.target, key=options.key, overwrite=options.overwrite))
-    return 0
-
-
-def _add_export(commands: Any) -> None:
-    more = "Every stage is compared with the model before it counts."
-    text = "write stages of a model as ONNX, torch.export programs or timm folders"
-    command = _command(commands, "export", _export, text, more)
-    command.add_argument("model", help="any name that load takes")
-    command.add_argument("--format", choices=["onnx", "torch-export", "timm"], required=True)
-    command.add_argument("--out", type=Path, required=True, metavar="DIR")
-    command.add_argument(
-        "--stages", metavar="NAMES", help="such as probabilities,expression (default: all)"
-    )
-
-
-def _export(options: argparse.Namespace) -> int:
-    from facezoo.export import export
+@click.command(epilog="Each exported stage is compared with the model.")
+@click.argument("model")
+@click.option(
+    "--format", "kind", type=click.Choice(["onnx", "torch-export", "timm"]), required=True
+)
+@click.option("--out", type=PATH, required=True, metavar="DIR", help="folder for the files")
+@click.option(
+    "--stages", metavar="NAMES", help="such as probabilities,expression  [default: all stages]"
+)
+def export(model: str, kind: Any, out: Path, stages: str | None) -> None:
+    """Export stages of a model as ONNX, torch.export programs or timm folders."""
+    from facezoo.export import export as write
     from facezoo.registry import load
 
-    stages = [name.strip() for name in options.stages.split(",")] if options.stages else None
-    model = load(options.model, device="cpu")
-    print(*export(model, options.out, options.format, stages), sep="\n")
-    return 0
+    names = [name.strip() for name in stages.split(",")] if stages else None
+    print(*write(load(model, device="cpu"), out, kind, names), sep="\n")
+
+
+@click.command(epilog="Without --send it only shows what it would upload.")
+@click.argument("names", metavar="NAME...", nargs=-1, required=True)
+@click.option("--organization", required=True, metavar="ORG", help="organization on the Hub")
+@click.option("--out", type=PATH, metavar="DIR", help="write the files of each repository there")
+@click.option("--private", is_flag=True, help="create private repositories")
+@click.option("--send", is_flag=True, help="upload")
+def publish(
+    names: tuple[str, ...], organization: str, out: Path | None, private: bool, send: bool
+) -> None:
+    """Upload checkpoints to the Hugging Face Hub, one repository each.
+
+    NAME is a checkpoint, a model or a folder that load opens.
+    """
+    from facezoo.hub.publish import publish as upload
+
+    upload(list(names), organization=organization, private=private, dry_run=not send, out=out)

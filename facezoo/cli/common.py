@@ -1,47 +1,61 @@
-"""Common."""
+"""Parts that commands share."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
 
-if TYPE_CHECKING:
-    pass
+import click
+
+EXIT_CODES = "Exit codes: 0 fine, 1 an error, 2 wrong usage, 130 interrupted."
+PATH = click.Path(path_type=Path)
+
+debug_option = click.option(
+    "--debug", is_flag=True, expose_value=False, help="show the traceback of an error"
+)
+device_option = click.option(
+    "--device", metavar="DEVICE", help="cpu, cuda, cuda:1 or mps  [default: the best available]"
+)
 
 
-CODES = "Exit codes: 0 fine, 1 an error, 2 wrong usage, 130 interrupted."
+def resolve(address: str) -> Any:
+    """Import the object at ``"package.module:name"``."""
+    module, name = address.split(":")
+    return getattr(import_module(module), name)
 
 
-Handler = Callable[[argparse.Namespace], int]
-
-
-def _command(commands: Any, name: str, handler: Handler, text: str, more: str = "") -> Any:
-    command = commands.add_parser(
-        name, help=text, description=text[0].upper() + text[1:] + ".", epilog=f"{more} {CODES}"
-    )
-    # Given here or before the command; SUPPRESS keeps this one from undoing that one.
-    command.add_argument(
-        "--debug", action="store_true", default=argparse.SUPPRESS, help="show tracebacks"
-    )
-    command.set_defaults(handler=handler)
+def command_at(name: str, address: str) -> click.Command:  # noqa: ARG001
+    """Import a click command."""
+    command: click.Command = resolve(address)
     return command
 
 
-def _add_device(command: Any) -> None:
-    command.add_argument(
-        "--device", metavar="D", help="cpu, cuda, cuda:1, mps (default: the best there is)"
-    )
+class LazyGroup(click.Group):
+    """A group that imports a command when it runs; the help of the group imports none.
 
+    Every command gets the option ``--debug``, and the exit codes at the end of its help.
+    """
 
-def _say(text: str) -> None:
-    """Print a text that may hold file names that are not UTF-8."""
-    print(text.encode("utf-8", "backslashreplace").decode())
+    table: Mapping[str, tuple[str, str]] = {}
+    """Commands by name: the address of each, and one line of help."""
+    load: Callable[[str, str], click.Command] = staticmethod(command_at)
+    """Makes a command from its name and address."""
 
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """List the names in the order of the table."""
+        return list(self.table)
 
-def _refuse_given(options: argparse.Namespace, *names: str) -> None:
-    """Refuse options that mean nothing to the model, rather than leave them unheeded."""
-    given = [name for name in names if getattr(options, name) not in (None, [])]
-    if given:
-        who = options.model or "a plain state dict"
-        raise ValueError(f"{who} knows no --{given[0]}; leave out --{given[0]}")
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
+        """Import a command at its first use."""
+        if cmd_name in self.table and cmd_name not in self.commands:
+            command = debug_option(self.load(cmd_name, self.table[cmd_name][0]))
+            command.epilog = f"{command.epilog or ''} {EXIT_CODES}"
+            self.add_command(command, cmd_name)
+        return self.commands.get(cmd_name)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """Write one line of help for each command."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in self.table.items()])

@@ -1,89 +1,140 @@
-"""Images."""
+"""``facezoo predict``, ``extract`` and ``join``."""
 
 from __future__ import annotations
 
-import argparse
+import csv
+import glob
 import json
 import os
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
+from facezoo.cli.common import PATH, device_option
 from facezoo.errors import ImageError
 
 if TYPE_CHECKING:
     from facezoo.models.base import FaceModel
     from facezoo.results import ExpressionPrediction
-from facezoo.cli.common import _add_device, _command, _say
+
+faces_option = click.option(
+    "--faces", type=click.Choice(["all", "largest"]), default="all", show_default=True
+)
 
 
-def _add_predict(commands: Any) -> None:
-    more = (
-        "A photograph without a face says so and is no error, unless no photograph has one. "
-        "Unreadable files are told on the error stream, and the exit code is 1."
-    )
-    text = "tell the expression of every face in photographs"
-    command = _command(commands, "predict", _predict, text, more)
-    command.add_argument("files", nargs="+", type=Path, metavar="PHOTO")
-    command.add_argument("--model", default="ipd-fer", help="default: %(default)s")
-    command.add_argument("--faces", choices=["all", "largest"], default="all")
-    _add_device(command)
-    command.add_argument("--json", action="store_true", help="print JSON")
-    command.add_argument(
-        "--save",
-        type=Path,
-        metavar="OUT",
-        help="write annotated pictures: a .png or .jpg file for one photograph, else a folder",
-    )
-
-
-def _predict(options: argparse.Namespace) -> int:
+@click.command(
+    epilog="An image without a face is an error only if no image has one. Unreadable files are "
+    "reported on the error stream, and the exit code is 1."
+)
+@click.argument("sources", metavar="IMAGE...", nargs=-1, required=True)
+@click.option("--model", default="ipd-fer", show_default=True, help="any name that load takes")
+@faces_option
+@click.option(
+    "--on-missing",
+    type=click.Choice(["skip", "raise"]),
+    default="skip",
+    show_default=True,
+    help="what to do when no face is found: report it and continue, or stop with an error",
+)
+@device_option
+@click.option("--json", "as_json", is_flag=True, help="print JSON")
+@click.option("--csv", "as_csv", is_flag=True, help="print a CSV table with a row per face")
+@click.option(
+    "--save",
+    type=PATH,
+    metavar="OUT",
+    help="write annotated images: a .png or .jpg file for one image, else a folder",
+)
+def predict(
+    sources: tuple[str, ...],
+    model: str,
+    faces: Any,
+    on_missing: Any,
+    device: str | None,
+    as_json: bool,
+    as_csv: bool,
+    save: Path | None,
+) -> int:
+    """Predict the expression of each face in images, folders or patterns such as "*.jpg"."""
+    from facezoo.plot.annotate import picture_paths
     from facezoo.registry import load
 
-    files: list[Path] = options.files
-    pictures = {}
-    if options.save:
-        from facezoo.plot.annotate import picture_paths
-
-        pictures = picture_paths(files, options.save)
-    model = load(options.model, device=options.device)
-    told: list[dict[str, Any]] = []
+    if as_json and as_csv:
+        raise click.UsageError("--json and --csv exclude each other")
+    files = list(_image_files(sources))
+    pictures = picture_paths(files, save) if save else {}
+    loaded = load(model, device=device)
+    entries: list[dict[str, Any]] = []
+    table: list[dict[str, Any]] = []
     for file in files:
         try:
-            entry = _predict_one(model, file, options.faces, pictures.get(file))
+            prediction = loaded.predict_expression(file, faces=faces, on_missing=on_missing)
         except ImageError as error:
-            entry = {"file": str(file), "error": str(error)}
             print(f"facezoo: error: {error}", file=sys.stderr)
-        told.append(entry)
-        if not options.json and "faces" in entry:
-            _say(_prediction_text(entry))
-    if options.json:
-        print(json.dumps(told, indent=2))
-    unreadable = any("error" in entry for entry in told)
-    return 1 if unreadable or not any(entry.get("faces") for entry in told) else 0
+            entries.append({"file": str(file), "error": str(error)})
+            continue
+        if file in pictures:
+            _draw(file, prediction, pictures[file])
+        entries.append({"file": str(file), "faces": _faces(prediction)})
+        for index, row in enumerate(prediction.to_dict()):
+            del row["image_index"]
+            table.append({"file": str(file), "face": index, **row})
+        if not as_json and not as_csv:
+            print(_prediction_text(entries[-1]))
+    if as_json:
+        print(json.dumps(entries, indent=2))
+    if as_csv and table:
+        writer = csv.DictWriter(sys.stdout, table[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(table)
+    unreadable = any("error" in entry for entry in entries)
+    return 1 if unreadable or not table else 0
 
 
-def _predict_one(model: FaceModel, file: Path, faces: Any, picture: Path | None) -> dict[str, Any]:
-    """One photograph's faces as plain values; the annotated picture is written if it has any."""
-    from facezoo.preprocess.images import read_image
+def _image_files(sources: tuple[str, ...]) -> Iterator[Path]:
+    """List image files: folders are searched, patterns are expanded, and the rest is unchanged."""
+    from facezoo.extraction.sources import list_photos
+    from facezoo.extraction.videos import is_video
 
-    pixels = read_image(file)
-    prediction = model.predict_expression(pixels, faces=faces, on_missing="skip")
-    if picture is not None and len(prediction):
-        from facezoo.plot.annotate import annotate
+    for source in sources:
+        path = Path(source)
+        if path.is_dir():
+            files = [path / name for name in list_photos(path).names]
+        elif path.exists() or not glob.has_magic(source):
+            files = [path]
+        else:
+            matches = glob.glob(source, recursive=True)  # noqa: PTH207 (absolute patterns too)
+            files = sorted(map(Path, matches))
+            if not files:
+                raise FileNotFoundError(f"no file matches {source!r}")
+        if videos := [file for file in files if is_video(file)]:
+            raise ValueError(
+                f"{videos[0]} is a video, and predict takes images; write the features of its "
+                f"frames with: facezoo extract {videos[0]} -o features.csv"
+            )
+        yield from files
 
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        annotate(pixels, prediction).save(picture, quality=92)
-    elif picture is not None:
-        print(f"facezoo: no face in {file}, so nothing was drawn to {picture}", file=sys.stderr)
-    return {"file": str(file), "faces": _faces_of(prediction)}
+
+def _draw(file: Path, prediction: ExpressionPrediction, picture: Path) -> None:
+    from facezoo.plot.annotate import annotate
+
+    if not len(prediction):
+        print(f"facezoo: no face in {file}, {picture} is not written", file=sys.stderr)
+        return
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    annotate(file, prediction).save(picture, quality=92)
 
 
-def _faces_of(prediction: ExpressionPrediction) -> list[dict[str, Any]]:
+def _faces(prediction: ExpressionPrediction) -> list[dict[str, Any]]:
+    """Convert a prediction to plain values for JSON."""
     faces = prediction.faces
     assert faces is not None
     columns = (faces.boxes, faces.landmarks, faces.scores, prediction.probabilities)
+    rows = zip(prediction.labels, *(column.tolist() for column in columns), strict=True)
     return [
         {
             "label": label,
@@ -92,9 +143,7 @@ def _faces_of(prediction: ExpressionPrediction) -> list[dict[str, Any]]:
             "landmarks": landmarks,
             "score": score,
         }
-        for label, box, landmarks, score, probabilities in zip(
-            prediction.labels, *(column.tolist() for column in columns), strict=True
-        )
+        for label, box, landmarks, score, probabilities in rows
     ]
 
 
@@ -108,104 +157,109 @@ def _prediction_text(entry: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _add_extract(commands: Any) -> None:
-    more = (
-        "Interrupted, the same command without --overwrite goes on where it was. Unreadable files "
-        "are listed at the end, and are an error only with --strict."
-    )
-    text = "write the features of every face in many photographs to a file"
-    command = _command(commands, "extract", _extract, text, more)
-    command.add_argument(
-        "source",
-        nargs="+",
-        metavar="SOURCE",
-        help="a folder, photograph, video, pattern, .txt list, or shard (.parquet, .tar)",
-    )
-    command.add_argument(
-        "-o", "--output", required=True, metavar="FILE", help="a .parquet, .csv or .npz file"
-    )
-    command.add_argument(
-        "--model",
-        action="append",
-        help="may be given again: FILE then becomes one file per model, NAME.<model>.SUFFIX "
-        "(default: ipd-fer)",
-    )
-    command.add_argument(
-        "--what",
-        default="expression,identity",
-        metavar="NAMES",
-        help="embeddings to write, with commas between (default: %(default)s)",
-    )
-    command.add_argument("--faces", choices=["all", "largest"], default="all")
-    command.add_argument(
-        "--on-missing",
-        choices=["skip", "nan"],
-        default="skip",
-        help="no row for a photograph without a face, or one of NaN (default: skip)",
-    )
-    _add_device(command)
-    command.add_argument(
-        "--jpeg",
-        choices=["pillow", "nvjpeg"],
-        help="what decodes JPEG files; nvjpeg on NVIDIA GPUs, its pixels differ (default: pillow)",
-    )
-    command.add_argument("--batch-size", type=int, default=32, metavar="N")
-    command.add_argument("--workers", type=int, default=2, metavar="N", help="decoding threads")
-    command.add_argument(
-        "--every", type=int, default=1, metavar="N", help="of videos, every N-th frame"
-    )
-    command.add_argument(
-        "--smooth",
-        type=float,
-        metavar="SECONDS",
-        help="of videos, average features along the track of a face over this time",
-    )
-    command.add_argument(
-        "--engine",
-        choices=["local", "ray"],
-        default="local",
-        help="where to work: here, or on a Ray cluster (default: %(default)s)",
-    )
-    command.add_argument("--strict", action="store_true", help="exit with 1 for unreadable files")
-    command.add_argument("--profile", action="store_true", help="show the share of each stage")
-    command.add_argument("--no-recursive", action="store_true", help="not the folders in folders")
-    command.add_argument("--overwrite", action="store_true", help="replace the output; start anew")
+@click.command(
+    epilog="Run the same command again to resume an interrupted run. Unreadable files are listed "
+    "at the end; they are an error only with --strict."
+)
+@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
+@click.option(
+    "-o", "--output", type=PATH, required=True, metavar="FILE", help="a .parquet, .csv or .npz file"
+)
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    default=["ipd-fer"],
+    help="repeat it to write one file per model, NAME.<model>.SUFFIX  [default: ipd-fer]",
+)
+@click.option(
+    "--what",
+    default="expression,identity",
+    show_default=True,
+    metavar="NAMES",
+    help="features to write, with commas between",
+)
+@faces_option
+@click.option(
+    "--on-missing",
+    type=click.Choice(["skip", "nan"]),
+    default="skip",
+    show_default=True,
+    help="what to do when no face is found: write no row, or a row of NaN",
+)
+@device_option
+@click.option(
+    "--jpeg",
+    type=click.Choice(["pillow", "nvjpeg"]),
+    help="decoder of JPEG files; nvjpeg needs an NVIDIA GPU, its pixels differ  [default: pillow]",
+)
+@click.option("--batch-size", type=int, default=32, show_default=True, metavar="N")
+@click.option(
+    "--workers", type=int, default=2, show_default=True, metavar="N", help="decoding threads"
+)
+@click.option(
+    "--every", type=int, default=1, show_default=True, metavar="N", help="take every N-th frame"
+)
+@click.option(
+    "--smooth", type=float, metavar="SECONDS", help="average features of a video along face tracks"
+)
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="run on this machine or on a Ray cluster",
+)
+@click.option("--strict", is_flag=True, help="exit with 1 if a file is unreadable")
+@click.option("--profile", is_flag=True, help="print the share of each stage in the run time")
+@click.option("--no-recursive", is_flag=True, help="do not search subfolders")
+@click.option("--overwrite", is_flag=True, help="replace the output and start again")
+def extract(
+    sources: tuple[str, ...],
+    output: Path,
+    models: tuple[str, ...],
+    what: str,
+    strict: bool,
+    no_recursive: bool,
+    overwrite: bool,
+    profile: bool,
+    **options: Any,
+) -> int:
+    """Write the features of all faces to a file.
 
-
-def _extract(options: argparse.Namespace) -> int:
+    A SOURCE is a folder, image, video, pattern, .txt list, or shard (.parquet, .tar).
+    """
     from facezoo.extraction import extract_each
     from facezoo.training.processes import Processes
 
-    reports = extract_each(
-        options.source,
-        _outputs(Path(options.output), options.model or ["ipd-fer"]),
-        what=[name.strip() for name in options.what.split(",") if name.strip()],
-        faces=options.faces,
-        on_missing=options.on_missing,
-        device=options.device,
-        jpeg=options.jpeg,
-        batch_size=options.batch_size,
-        workers=options.workers,
-        every=options.every,
-        smooth=options.smooth,
-        engine=options.engine,
-        profile=options.profile,
-        recursive=not options.no_recursive,
-        overwrite=options.overwrite,
-    )
-    if not Processes.present().first:  # they all have the same to say
+    try:
+        reports = extract_each(
+            sources,
+            _outputs(output, models),
+            what=[name.strip() for name in what.split(",") if name.strip()],
+            recursive=not no_recursive,
+            overwrite=overwrite,
+            profile=profile,
+            **options,
+        )
+    except KeyboardInterrupt:
+        without = " without --overwrite" if overwrite else ""
+        print(f"\nfacezoo: run the same command again{without} to continue", file=sys.stderr)
+        raise
+    if not Processes.present().first:
         return 0
-    report = reports[0]
     print(*reports, sep="\n")
-    if options.profile:
-        print(report.profile())
-    for name, reason in report.unreadable:
+    if profile:
+        print(reports[0].profile())
+    for name, reason in reports[0].unreadable:
         print(f"facezoo: unreadable: {name}: {reason}", file=sys.stderr)
-    return 1 if options.strict and report.unreadable else 0
+    return 1 if strict and reports[0].unreadable else 0
 
 
-def _outputs(output: Path, models: list[str]) -> dict[str | os.PathLike[str], str | FaceModel]:
-    """Which model's rows go to which file."""
+def _outputs(
+    output: Path, models: tuple[str, ...]
+) -> dict[str | os.PathLike[str], str | FaceModel]:
+    """Name one output file per model."""
     if len(models) == 1:
         return {output: models[0]}
     outputs: dict[str | os.PathLike[str], str | FaceModel] = {}
@@ -214,22 +268,17 @@ def _outputs(output: Path, models: list[str]) -> dict[str | os.PathLike[str], st
         word = re.sub(r"[^\w.-]+", "-", short).strip("-")
         outputs[output.with_name(f"{output.stem}.{word}{output.suffix}")] = name
     if len(outputs) < len(models):
-        raise ValueError("two of the models have one name, and their rows would go to one file")
+        raise ValueError("two models would write to the same file; rename one of them")
     return outputs
 
 
-def _add_join(commands: Any) -> None:
-    more = "Files of different checkpoints or preprocessing are refused."
-    text = "put several .parquet files of extract into one"
-    command = _command(commands, "join", _join, text, more)
-    command.add_argument("files", nargs="+", metavar="FILE")
-    command.add_argument("-o", "--output", required=True, metavar="FILE", help="a .parquet file")
-    command.add_argument("--overwrite", action="store_true", help="replace the output")
-
-
-def _join(options: argparse.Namespace) -> int:
+@click.command(epilog="Files of different checkpoints or preprocessing raise an error.")
+@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@click.option("-o", "--output", required=True, metavar="FILE", help="a .parquet file")
+@click.option("--overwrite", is_flag=True, help="replace the output")
+def join(files: tuple[str, ...], output: str, overwrite: bool) -> None:
+    """Join several .parquet files of extract into one."""
     from facezoo.extraction import join_files
 
-    count = join_files(options.files, options.output, options.overwrite)
-    print(f"{options.output}: {count} rows from {len(options.files)} files")
-    return 0
+    count = join_files(list(files), output, overwrite)
+    print(f"{output}: {count} rows from {len(files)} files")

@@ -5,33 +5,51 @@ Every command imports what it needs when it runs, so that listing needs no torch
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from facezoo.cli.checkpoints import (
-    _add_convert,
-    _add_download,
-    _add_export,
-    _add_info,
-    _add_list,
-    _add_publish,
-)
-from facezoo.cli.common import CODES
-from facezoo.cli.images import _add_extract, _add_join, _add_predict
-from facezoo.cli.measure import _add_benchmark, _add_evaluate, _add_fit_directions
-from facezoo.cli.train import _add_finetune, _add_reproduce, _add_train
+import click
+
+from facezoo.cli.common import EXIT_CODES, LazyGroup, debug_option
 from facezoo.errors import UnsupportedError
+from facezoo.hub.families import COMMANDS as FAMILY_COMMANDS
 from facezoo.version import __version__
 
-if TYPE_CHECKING:
-    pass
-
+COMMANDS = {
+    "list": ("facezoo.cli.checkpoints:list_names", "List models or checkpoints."),
+    "info": ("facezoo.cli.checkpoints:info", "Show the card of a checkpoint."),
+    "predict": ("facezoo.cli.images:predict", "Predict the expression of each face."),
+    "extract": ("facezoo.cli.images:extract", "Write the features of all faces to a file."),
+    "join": ("facezoo.cli.images:join", "Join feature files."),
+    "download": ("facezoo.cli.checkpoints:download", "Download weights for use without network."),
+    "finetune": ("facezoo.cli.train:finetune", "Fine-tune a checkpoint on your own images."),
+    "evaluate": ("facezoo.cli.measure:evaluate", "Measure a checkpoint by the papers' protocols."),
+    "benchmark": ("facezoo.cli.measure:benchmark", "Compare checkpoints and two baselines."),
+    "train": ("facezoo.cli.train:train", "Train a model by its recipe."),
+    "reproduce": ("facezoo.cli.train:reproduce", "Train a checkpoint again."),
+    "convert": ("facezoo.cli.checkpoints:convert", "Convert a pickled checkpoint."),
+    "export": ("facezoo.cli.checkpoints:export", "Export a model to ONNX, torch.export or timm."),
+    "publish": ("facezoo.cli.checkpoints:publish", "Upload checkpoints to the Hugging Face Hub."),
+}
+"""Commands by name: the address of each, and one line of help."""
 FAULTS = (OSError, ValueError, RuntimeError, ImportError, UnsupportedError)
-"""What callers and machines do wrong; anything else is a bug of ours, and shows its traceback."""
+"""Expected errors, reported in one line; all others show a traceback."""
+
+
+@click.group(
+    cls=LazyGroup,
+    epilog=EXIT_CODES,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(__version__, message="facezoo %(version)s")
+@debug_option
+def cli() -> None:
+    """Disentangled face representations."""
+
+
+cli.table = COMMANDS | {name: entry for name, entry in FAMILY_COMMANDS.items() if " " not in name}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,48 +59,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: without the program's name; None for those of the process.
 
     Returns:
-        The exit code: 0 fine, 1 an error, 130 interrupted. Wrong usage exits with 2.
+        The exit code: 0 fine, 1 an error, 2 wrong usage, 130 interrupted.
     """
-    options = _parser().parse_args(arguments)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not suit its encoding
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names may not fit its encoding
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        code: int = options.handler(options)
-        print(end="", flush=True)  # there may be no output, and then nothing to flush
-        return code
-    except KeyboardInterrupt:
-        hint = ""
-        if options.command == "extract":
-            without = " without --overwrite" if options.overwrite else ""
-            hint = f"; run the same command again{without} to continue"
-        print(f"facezoo: interrupted{hint}", file=sys.stderr)
+        code: int | None = cli.main(words, "facezoo", standalone_mode=False)
+        print(end="", flush=True)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except click.Abort:
+        print("facezoo: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+    except BrokenPipeError:  # the reader of a pipe, such as head, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except FAULTS as error:
-        if options.debug:
+        if "--debug" in words:
             raise
         lines = [line.strip() for line in str(error).splitlines()]
         reason = " ".join(filter(None, lines)) or type(error).__name__
         print(f"facezoo: error: {reason}", file=sys.stderr)
         return 1
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="facezoo", description="Disentangled face representations.", epilog=CODES
-    )
-    parser.add_argument("--version", action="version", version=f"facezoo {__version__}")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_list, _add_info, _add_predict, _add_extract, _add_download):
-        add(commands)
-    for add in (_add_train, _add_finetune, _add_evaluate, _add_publish, _add_convert, _add_export):
-        add(commands)
-    for add in (_add_join, _add_reproduce, _add_fit_directions, _add_benchmark):
-        add(commands)
-    return parser
+    return code or 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Training a checkpoint again by the command in its card, or rehearsing that on a few images."""
+"""Run the training command of a card again, or rehearse it on a few images."""
 
 from __future__ import annotations
 
@@ -14,26 +14,24 @@ from facezoo.hub.card import Card
 from facezoo.registry import info
 
 _COMMITS = ("autoencoding_commit", "commits")
-"""Entries of recipes of several parts; those of new weights are others."""
+"""Entries of a recipe that name commits; they differ in every training."""
 
 
 @dataclass(frozen=True)
 class Reproduction:
-    """What came out of a card's command."""
+    """Result of a card's command."""
 
     card: Path
-    """Of the new weights."""
+    """Card of the new weights."""
     smoke: bool
     same_weights: bool
-    """Whether the new weights are those of the checkpoint, to the byte."""
+    """True if the new weights equal those of the checkpoint byte for byte."""
 
     def __str__(self) -> str:
         if self.smoke:
-            return f"{self.card}: the recipe runs; its weights have learnt nothing"
-        same = (
-            "the checkpoint's, to the byte" if self.same_weights else "other than the checkpoint's"
-        )
-        return f"{self.card}: trained; its weights are {same}"
+            return f"{self.card}: the recipe runs; its weights are not trained"
+        relation = "equal to" if self.same_weights else "different from"
+        return f"{self.card}: trained; its weights are {relation} the checkpoint's"
 
 
 def reproduce(
@@ -43,26 +41,26 @@ def reproduce(
 
     Args:
         name: a bundled checkpoint, or a model for its default checkpoint.
-        data: takes the place of DATA in the command.
-        out: a folder, takes the place of what follows ``--out``.
-        smoke: whether to take a few rows of the data and train one epoch of small batches, to see
-            that the recipe still runs and gives a model of the same architecture.
-        device: where to train; None for the best there is.
+        data: folder that replaces DATA in the command.
+        out: folder that replaces the one after ``--out``.
+        smoke: train one epoch of small batches on a few rows, to check that the recipe still gives
+            a model of the same architecture.
+        device: where to train; None for the best available.
 
     Returns:
-        Where the new card is, and whether its weights are the same.
+        The path of the new card, and whether its weights are the same.
 
     Raises:
-        CardError: if the command in the card is none that trains, or gives another model.
-        FileNotFoundError: if ``data`` is no folder or has not what the recipe needs.
-        FileExistsError: if ``smoke`` and ``out`` holds anything, such as an earlier rehearsal.
+        CardError: if the card's command does not train, or gives another model.
+        FileNotFoundError: if ``data`` is not a folder or lacks what the recipe needs.
+        FileExistsError: if ``smoke`` and ``out`` is not empty.
         UnknownNameError: if there is no such checkpoint.
-        RuntimeError: if the command fails; what it said stands on the error stream.
+        RuntimeError: if the command fails; it reports why on the error stream.
     """
-    card = info(name)
-    if smoke and Path(out).is_dir() and any(Path(out).iterdir()):
+    card, out = info(name), Path(out)
+    if smoke and out.is_dir() and any(out.iterdir()):
         raise FileExistsError(
-            f"{out} is not empty, so that what stands there could pass for what the recipe gives; "
+            f"{out} is not empty, so earlier results could be mistaken for those of the recipe; "
             "give --smoke (smoke=True) a new --out, or remove that folder"
         )
     with tempfile.TemporaryDirectory(prefix="facezoo-") as scratch:
@@ -70,23 +68,20 @@ def reproduce(
         if smoke:
             from facezoo.data.cut import cut_packs
 
-            cut_packs(folder, Path(scratch) / "data")
             folder = Path(scratch) / "data"
-        for words in commands(card, folder, Path(out)):
-            extra = ["--smoke"] * smoke + (["--device", device] if device else [])
-            _run([*words, *extra])
-    return _judged(card, Path(out), smoke)
+            cut_packs(Path(data), folder)
+        for words in commands(card, folder, out):
+            _run(words + ["--smoke"] * smoke + (["--device", device] if device else []))
+    return _compare(card, out, smoke)
 
 
 def commands(card: Card, data: Path, out: Path) -> list[list[str]]:
-    """The words of the commands in a card, one after another, after ``facezoo``.
-
-    Commands are joined by ``&&`` where one needs what another wrote.
+    """Split the command of a card into runs of ``facezoo``; ``&&`` joins them in the card.
 
     Raises:
-        CardError: if one of them is none that trains.
+        CardError: if one of them does not train.
     """
-    found = []
+    runs = []
     for text in card.training.command.split("&&"):
         words = shlex.split(text)
         if words[:2] != ["facezoo", "train"] or "--out" not in words[:-1]:
@@ -96,49 +91,41 @@ def commands(card: Card, data: Path, out: Path) -> list[list[str]]:
             )
         words = [str(data) if word == "DATA" else word for word in words[1:]]
         words[words.index("--out") + 1] = str(out)
-        found.append(words)
-    return found
+        runs.append(words)
+    return runs
 
 
 def _run(words: list[str]) -> None:
-    """In a process of its own, as it was run for the card."""
+    """Run ``facezoo`` in a process of its own."""
     done = subprocess.run([sys.executable, "-m", "facezoo", *words], check=False)
     if done.returncode:
         text = shlex.join(["facezoo", *words])
-        raise RuntimeError(f"{text} ended with {done.returncode}; what it said stands above")
+        raise RuntimeError(f"{text} ended with {done.returncode}; see its output above")
 
 
-def _kept(card: Card) -> dict[str, object]:
-    """What a rehearsed recipe must give as it stands in the card.
-
-    Of the architecture only what shapes layers: fractions may have been fitted to the data.
-    """
-    shaping = {k: v for k, v in card.architecture.items() if not isinstance(v, float)}
-    return {
-        "architecture": shaping,
-        "preprocessing": card.preprocessing,
-        "labels": card.labels,
-    }
-
-
-def _settings(card: Card) -> dict[str, object]:
-    """A card's recipe without the commits that parts of it were trained at."""
-    return {k: v for k, v in card.training.recipe.items() if k not in _COMMITS}
-
-
-def _judged(card: Card, out: Path, smoke: bool) -> Reproduction:
+def _compare(card: Card, out: Path, smoke: bool) -> Reproduction:
+    """Compare the new card with the old one."""
     paths = [*out.rglob(f"{card.name}.json"), *out.glob("config.json")]
     if not paths:
         raise CardError(f"the command of {card.name} wrote no card of that name below {out}")
     cards = [(path, Card.load(path)) for path in paths]
-    # There may be runs of other seeds beside the one that was wanted.
+    # The folder may hold runs of other seeds.
     path, new = next((c for c in cards if c[1].training.seed == card.training.seed), cards[0])
-    differ = [key for key, value in _kept(card).items() if _kept(new)[key] != value]
-    if not smoke and _settings(new) != _settings(card):
-        differ.append("training.recipe")
-    if differ:
+    old_parts, new_parts = _comparable(card, smoke), _comparable(new, smoke)
+    if differ := [key for key in old_parts if old_parts[key] != new_parts[key]]:
         raise CardError(
-            f"{path} differs from {card.name} in {', '.join(differ)}: the recipe of that "
-            f"name is another now; the card names the commit it was ({card.training.commit})"
+            f"{path} differs from {card.name} in {', '.join(differ)}: the recipe of that name has "
+            f"changed; the card names the commit that trained it ({card.training.commit})"
         )
     return Reproduction(path, smoke, new.weights.sha256 == card.weights.sha256)
+
+
+def _comparable(card: Card, smoke: bool) -> dict[str, object]:
+    """Select what the same recipe gives again; fractions may have been fitted to the data."""
+    recipe = {k: v for k, v in card.training.recipe.items() if k not in _COMMITS}
+    return {
+        "architecture": {k: v for k, v in card.architecture.items() if not isinstance(v, float)},
+        "preprocessing": card.preprocessing,
+        "labels": card.labels,
+        "training.recipe": None if smoke else recipe,
+    }

@@ -1,240 +1,172 @@
-"""Train."""
+"""``facezoo train``, ``finetune`` and ``reproduce``."""
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import click
+
+from facezoo.cli.common import PATH, LazyGroup, device_option, resolve
+from facezoo.hub.families import COMMANDS
+
 if TYPE_CHECKING:
-    pass
-from facezoo.cli.common import _add_device, _command, _refuse_given
+    from facezoo.models.commands import TrainCommand
 
-
-def _add_train(commands: Any) -> None:
-    more = "Interrupted, the same command goes on where it was."
-    command = _command(commands, "train", _train, "train a model by its recipe", more)
-    command.add_argument("model", choices=_TRAINED)
-    command.add_argument("--data", type=Path, required=True, metavar="DIR", help=_DATA)
-    command.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="for state, log, weights and card"
-    )
-    command.add_argument("--seed", type=int, nargs="+", default=[0], metavar="N")
-    command.add_argument("--recipe", metavar="NAME", help=_RECIPES)
-    command.add_argument("--stage", type=int, choices=[1, 2], help="of latentface; 1 comes first")
-    command.add_argument(
-        "--without",
-        action="append",
-        default=[],
-        metavar="PART",
-        help="leave a part of the objective out; may be given again",
-    )
-    command.add_argument(
-        "--dataset", metavar="NAME", help="DIR is a data set in its official layout, such as raf-db"
-    )
-    command.add_argument("--fold", type=int, metavar="N", help="the fold left for testing, for ck+")
-    command.add_argument("--start", metavar="CHECKPOINT", help="take the identity encoder from it")
-    command.add_argument(
-        "--smoke", action="store_true", help="one epoch of small batches, to see that it runs"
-    )
-    _add_device(command)
-
-
-_SIMCLR = ("stylegan2", "feature-style", "latent-simclr")
-"""Parts of latent-simclr, in the order in which they are trained."""
-
-
-_TRAINED = ("adv3d", "ipd-fer", "latentface", *_SIMCLR, "face-detector")
-
-
-_DATA = "with the packs, or for adv3d with the files of ICT-3D or of the recipe's meshes"
-
-
-_RECIPES = (
-    "of ipd-fer: paper, paper-baseline, compact or compact-baseline; of latentface: paper or "
-    "compact (default: paper); of stylegan2, feature-style and latent-simclr, which are trained "
-    "one after the other into the same --out: paper or preview (default: paper); of adv3d: ict, "
-    "ict-neutral, ict-scans or ict-no-discriminator (default: ict), and the paper's own: "
-    "facescape, facescape-neutral, bu-3dfe, bu-3dfe-neutral, coma, ict-paper or "
-    "ict-paper-neutral, each with -no-discriminator too"
+RESUMES = "Run the same command again to resume an interrupted training."
+out_option = click.option(
+    "--out", type=PATH, required=True, metavar="DIR", help="folder for state, log, weights and card"
 )
+smoke_option = click.option("--smoke", is_flag=True, help="take a few steps to check that it runs")
 
 
-_OF_IPD_FER = ("without", "dataset", "fold", "start")
+class _SeedsCommand(click.Command):
+    """A command that takes ``--seed 0 1 2`` as well as ``--seed 0 --seed 1 --seed 2``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        words: list[str] = []
+        for word in args:
+            another_seed = len(words) > 1 and words[-2] == "--seed" and word.isdigit()
+            words += ["--seed", word] if another_seed else [word]
+        return super().parse_args(ctx, words)
 
 
-def _train(options: argparse.Namespace) -> int:
-    from facezoo.registry import best_device
-    from facezoo.training.processes import Processes
+def _train_command(name: str, address: str) -> click.Command:
+    """Make ``facezoo train NAME`` of what the family registers."""
+    spec: TrainCommand = resolve(address)
 
-    together = Processes.present()  # each of several has a GPU of its own, which "cuda" is now
-    if together.count > 1 and options.model != "ipd-fer":
-        raise ValueError(
-            f"{options.model} is trained by one process, and {together.count} were started; run "
-            "the command without accelerate launch"
-        )
-    device = best_device(options.device or together.device())
-    if options.model == "face-detector":
-        from facezoo.models.face_detector.train import run as train_detector
+    def run(
+        data: Path, out: Path, seed: tuple[int, ...], device: str | None, **options: Any
+    ) -> int:
+        from facezoo.registry import best_device
+        from facezoo.training.processes import Processes
 
-        seed = _only_seed(options, "recipe", "stage", *_OF_IPD_FER)
-        smoke = options.smoke
-        print(train_detector(options.data, options.out, seed=seed, device=device, smoke=smoke))
+        processes = Processes.present()
+        if processes.count > 1 and not spec.several_processes:
+            raise ValueError(
+                f"{name} trains in one process, but {processes.count} were started; run the "
+                "command without accelerate launch"
+            )
+        if len(seed) > 1 and not spec.several_seeds:
+            raise ValueError(f"{name} trains one seed at a time, got {len(seed)}; give one --seed")
+        seeds = {"seeds": list(seed)} if spec.several_seeds else {"seed": seed[0]}
+        place = best_device(device or processes.device())
+        paths = spec.run(data, out, device=place, **seeds, **options)
+        print(*([paths] if isinstance(paths, Path) else paths), sep="\n")
         return 0
-    if options.model == "adv3d":
-        from facezoo.models.adv3d.train import ict, paper
 
-        seed = _only_seed(options, "stage", *_OF_IPD_FER)
-        name = options.recipe or "ict"
-        run_adv3d = paper.run if name in paper.RECIPES else ict.run
-        smoke = options.smoke
-        print(run_adv3d(name, options.data, options.out, seed=seed, device=device, smoke=smoke))
-        return 0
-    if options.model == "latentface":
-        from facezoo.models.latentface.train import run as train_latentface
-
-        seed = _only_seed(options, *_OF_IPD_FER)
-        stage, name = options.stage or 1, options.recipe or "paper"
-        print(
-            train_latentface(
-                options.data,
-                options.out,
-                stage=stage,
-                seed=seed,
-                device=device,
-                name=name,
-                smoke=options.smoke,
+    command = _SeedsCommand(name, callback=run, help=COMMANDS[f"train {name}"][1], epilog=RESUMES)
+    command = click.option("--data", type=PATH, required=True, metavar="DIR", help=spec.data)(
+        command
+    )
+    command = out_option(command)
+    if spec.recipes:
+        command.params.append(
+            click.Option(
+                ["--recipe"],
+                type=click.Choice(spec.recipes),
+                default=spec.recipes[0],
+                show_default=True,
             )
         )
-        return 0
-    if options.model in _SIMCLR:
-        from facezoo.models.latent_simclr.train import run as train_part
-
-        seed = _only_seed(options, "stage", *_OF_IPD_FER)
-        name, smoke, part = options.recipe or "paper", options.smoke, options.model
-        out, data = options.out, options.data
-        print(train_part(part, data, out, seed=seed, device=device, name=name, smoke=smoke))
-        return 0
-    _refuse_given(options, "stage")
-    from facezoo.models.ipd_fer.train import run
-
-    cards = run(
-        options.data,
-        options.out,
-        seeds=options.seed,
-        device=device,
-        name=options.recipe or "paper",
-        without=tuple(options.without),
-        dataset=options.dataset,
-        fold=options.fold,
-        start=options.start,
-        smoke=options.smoke,
-    )
-    print(*cards, sep="\n")
-    return 0
+    command.params += spec.options
+    several = "one checkpoint per seed, such as --seed 0 1 2" if spec.several_seeds else "seed"
+    command = click.option(
+        "--seed", type=int, multiple=True, default=[0], metavar="N", help=f"{several}  [default: 0]"
+    )(command)
+    return device_option(smoke_option(command))
 
 
-def _only_seed(options: argparse.Namespace, *others: str) -> int:
-    """The seed of a model that trains one at a time and knows nothing of the ``others``."""
-    _refuse_given(options, *others)
-    if len(options.seed) > 1:
-        raise ValueError(f"{options.model} trains one seed at a time; leave out several seeds")
-    seed: int = options.seed[0]
-    return seed
+@click.group(cls=LazyGroup)
+def train() -> None:
+    """Train a model by its recipe."""
 
 
-_NUMBERS = {
-    "epochs": (int, "passes over the data (default: 10)"),
-    "batch_size": (int, "photographs per step (default: 32)"),
-    "rate": (float, "learning rate of the classifier (default: 0.001)"),
-    "layer_decay": (float, "factor on the rate per layer towards the input (default: 0.7)"),
-    "weight_decay": (float, "default: 0.05"),
-    "warmup": (float, "share of the steps (default: 0.1)"),
-    "smoothing": (float, "of the labels (default: 0.1)"),
+train.table = {
+    name.removeprefix("train "): entry
+    for name, entry in COMMANDS.items()
+    if name.startswith("train ")
 }
-"""Fields of ``facezoo.finetuning.Finetuning``, which is not imported to build the parser."""
+train.load = _train_command
 
 
-def _add_finetune(commands: Any) -> None:
-    more = "Interrupted, the same command goes on where it was."
-    text = "train a checkpoint further on photographs and classes of your own"
-    command = _command(commands, "finetune", _finetune, text, more)
-    command.add_argument("--model", default="ipd-fer", help="default: %(default)s")
-    command.add_argument(
-        "--data",
-        type=Path,
-        required=True,
-        help="a folder with a folder of photographs per class, or a .csv or .parquet file",
-    )
-    command.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="a folder that load opens"
-    )
-    command.add_argument("--label-column", metavar="NAME", help="of a table (default: label, ...)")
-    command.add_argument("--classes", metavar="NAMES", help="only these, with commas between")
-    command.add_argument("--aligned", action="store_true", help="the images are aligned crops")
-    for name, (kind, help_text) in _NUMBERS.items():
-        flag = f"--{name.replace('_', '-')}"
-        command.add_argument(flag, type=kind, metavar="N", help=help_text)
-    command.add_argument(
-        "--freeze",
-        action="append",
-        default=[],
-        metavar="PART",
-        help="keep a part as it is, such as expression_encoder.backbone.layer1; may be repeated",
-    )
-    command.add_argument("--probe", action="store_true", help="train the classifier alone")
-    command.add_argument("--from-scratch", action="store_true", help="from random weights")
-    command.add_argument("--seed", type=int, default=0, metavar="N")
-    _add_device(command)
-
-
-def _finetune(options: argparse.Namespace) -> int:
-    from facezoo.finetuning import Finetuning, finetune
+@click.command(epilog=RESUMES)
+@click.option("--model", default="ipd-fer", show_default=True, help="checkpoint to start from")
+@click.option(
+    "--data",
+    type=PATH,
+    required=True,
+    metavar="DIR|TABLE",
+    help="folder with a folder of images per class, or a .csv or .parquet table",
+)
+@click.option("--out", type=PATH, required=True, metavar="DIR", help="folder that load opens")
+@click.option("--label-column", metavar="NAME", help="column of a table  [default: label, ...]")
+@click.option("--classes", metavar="NAMES", help="use these classes only, such as calm,amused")
+@click.option("--aligned", is_flag=True, help="the images are aligned face crops")
+@click.option("--epochs", type=int, metavar="N", help="epochs  [default: 10]")
+@click.option("--batch-size", type=int, metavar="N", help="images per step  [default: 32]")
+@click.option(
+    "--rate", type=float, metavar="LR", help="learning rate of the head  [default: 0.001]"
+)
+@click.option(
+    "--layer-decay", type=float, metavar="X", help="learning rate factor per layer  [default: 0.7]"
+)
+@click.option("--weight-decay", type=float, metavar="X", help="weight decay  [default: 0.05]")
+@click.option(
+    "--warmup", type=float, metavar="X", help="warm-up share of the steps  [default: 0.1]"
+)
+@click.option("--smoothing", type=float, metavar="X", help="label smoothing  [default: 0.1]")
+@click.option(
+    "--freeze",
+    multiple=True,
+    metavar="PART",
+    help="freeze a part, such as expression_encoder.backbone.layer1; repeatable",
+)
+@click.option("--probe", is_flag=True, help="train the classification head alone")
+@click.option("--from-scratch", is_flag=True, help="start from random weights")
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N")
+@device_option
+def finetune(
+    model: str,
+    data: Path,
+    out: Path,
+    label_column: str | None,
+    classes: str | None,
+    aligned: bool,
+    seed: int,
+    device: str | None,
+    from_scratch: bool,
+    **recipe: Any,
+) -> None:
+    """Fine-tune a checkpoint on your own images and classes."""
+    from facezoo.finetuning import Finetuning
+    from facezoo.finetuning import finetune as run
     from facezoo.training.processes import Processes
 
-    given = {name: getattr(options, name) for name in _NUMBERS}
-    recipe = Finetuning(
-        **{name: value for name, value in given.items() if value is not None},
-        freeze=tuple(options.freeze),
-        probe=options.probe,
-        pretrained=not options.from_scratch,
-    )
-    done = finetune(
-        options.data,
-        options.out,
-        model=options.model,
-        recipe=recipe,
-        label_column=options.label_column,
-        classes=[w.strip() for w in options.classes.split(",")] if options.classes else None,
-        aligned=options.aligned,
-        seed=options.seed,
-        device=options.device,
+    overrides = {name: value for name, value in recipe.items() if value is not None}
+    result = run(
+        data,
+        out,
+        model=model,
+        recipe=Finetuning(**overrides, pretrained=not from_scratch),
+        label_column=label_column,
+        classes=[name.strip() for name in classes.split(",")] if classes else None,
+        aligned=aligned,
+        seed=seed,
+        device=device,
     )
     if Processes.present().first:
-        print(done)
-    return 0
+        print(result)
 
 
-def _add_reproduce(commands: Any) -> None:
-    more = "Interrupted, the same command goes on where it was, but --smoke wants a new --out."
-    text = "train a checkpoint again by the command in its card"
-    command = _command(commands, "reproduce", _reproduce, text, more)
-    command.add_argument("name", metavar="CHECKPOINT", help="a bundled one, or a model")
-    command.add_argument("--data", type=Path, required=True, metavar="DIR", help="DATA of the card")
-    command.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="for state, log, weights and card"
-    )
-    command.add_argument(
-        "--smoke", action="store_true", help="on a few images, to see that the recipe runs"
-    )
-    _add_device(command)
+@click.command(epilog=f"{RESUMES} --smoke needs a new --out each time.")
+@click.argument("name", metavar="CHECKPOINT")
+@click.option("--data", type=PATH, required=True, metavar="DIR", help="DATA in the card's command")
+@out_option
+@smoke_option
+@device_option
+def reproduce(name: str, data: Path, out: Path, smoke: bool, device: str | None) -> None:
+    """Train CHECKPOINT again by the command in its card."""
+    from facezoo.cli.reproduce import reproduce as run
 
-
-def _reproduce(options: argparse.Namespace) -> int:
-    from facezoo.cli.reproduce import reproduce
-
-    done = reproduce(
-        options.name, options.data, options.out, smoke=options.smoke, device=options.device
-    )
-    print(done)
-    return 0
+    print(run(name, data, out, smoke=smoke, device=device))

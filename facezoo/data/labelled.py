@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from facezoo.errors import warn_once
-from facezoo.preprocess.images import ImageSource, photographs_in
+from facezoo.preprocess.folders import images_in, skipped_message
+from facezoo.preprocess.images import ImageSource
 
 LABELS = ("label", "expression", "class")
 """Columns that are looked for where none is named, in this order."""
@@ -163,18 +164,23 @@ def _from_folder(root: Path) -> dict[str, list[Any]]:
         by_split = {root: ""}
     elif wrong := [path.name for path, word in by_split.items() if word not in SPLITS]:
         raise ValueError(f"{root} has folders of splits, and {wrong[0]!r} beside them; move it")
-    if loose := [folder / n for folder in {root, *by_split} for n in photographs_in(folder, False)]:
+    if loose := [folder / n for folder in {root, *by_split} for n in images_in(folder, False)[0]]:
         warn_once(
             f"{len(loose):,} photographs are in no folder of a class and are left out, such as "
             f"{min(loose)}"
         )
     columns: dict[str, list[Any]] = {k: [] for k in ("image", "file", "label", "split", "person")}
+    skipped: list[str] = []
     for folder, split in by_split.items():
         for inner in _shown_folders(folder):
-            for file in sorted(inner / name for name in photographs_in(inner)):
+            names, unreadable = images_in(inner)
+            skipped += [f"{inner.relative_to(root).as_posix()}/{name}" for name in unreadable]
+            for file in sorted(inner / name for name in names):
                 values = (file, file.relative_to(root).as_posix(), inner.name, split, "")
                 for column, value in zip(columns.values(), values, strict=True):
                     column.append(value)
+    if skipped:
+        warn_once(f"{root}: {skipped_message(skipped)}")
     return columns
 
 

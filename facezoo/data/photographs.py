@@ -11,8 +11,9 @@ from torch import Tensor
 from facezoo.data.crops import load_crops
 from facezoo.data.expressions import ExpressionData
 from facezoo.data.packs import aligned_crops, read_pack
+from facezoo.errors import warn_once
 from facezoo.hub.card import Preprocessing
-from facezoo.preprocess.images import photographs_in
+from facezoo.preprocess.folders import images_in, skipped_message
 from facezoo.results import EXPRESSIONS
 
 PACK = "lfw.parquet"
@@ -42,7 +43,10 @@ def photograph_files(data: Path) -> list[Path]:
     """
     if (data / PACK).is_file():
         return [data / PACK]
-    files = sorted(data / name for name in photographs_in(data)) if data.is_dir() else []
+    names, skipped = images_in(data) if data.is_dir() else ([], [])
+    if skipped:
+        warn_once(f"{data}: {skipped_message(skipped)}")
+    files = [data / name for name in names]
     if not files:
         raise FileNotFoundError(
             f"{data} has neither {PACK} nor images; --data must name a folder with one of them"

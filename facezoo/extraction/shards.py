@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from facezoo.errors import ImageError
 from facezoo.extraction.videos import is_video
-from facezoo.preprocess.images import SUFFIXES
+from facezoo.preprocess.folders import image_suffixes
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -135,7 +135,7 @@ def _tar_places(path: Path) -> _Index:
                     links[name] = _target(member)
                 else:
                     continue
-                if os.path.splitext(member.name)[1].lower() in SUFFIXES:  # noqa: PTH122
+                if os.path.splitext(member.name)[1].lower() in image_suffixes():  # noqa: PTH122
                     places[member.name] = _NOTHING
             end = archive.offset
     except tarfile.TarError as error:

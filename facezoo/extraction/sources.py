@@ -16,7 +16,7 @@ from pathlib import Path
 from facezoo.errors import ImageError
 from facezoo.extraction.shards import MARK, damage_of, is_shard, keys_of, read_stored, split_name
 from facezoo.extraction.videos import check_video, frame_keys, is_video, read_frame
-from facezoo.preprocess.images import SUFFIXES, photographs_in
+from facezoo.preprocess.folders import images_in
 from facezoo.preprocess.jpeg import JpegDecoder, Photo, read_or_keep
 from facezoo.preprocess.prefetch import work_ahead
 
@@ -92,7 +92,7 @@ def list_photos(
     names: list[str] = []
     for path in map(Path, given):
         if path.is_dir():
-            inside = photographs_in(path, recursive)
+            inside, _ = images_in(path, recursive)
             names += inside if path == only else [(path / name).as_posix() for name in inside]
         elif path.exists():
             names.append(str(path))
@@ -101,7 +101,7 @@ def list_photos(
     if not names:
         where = ", ".join(repr(str(path)) for path in given[:3]) or "an empty list"
         raise ValueError(
-            f"no photographs in {where}; folders are searched for {' '.join(SUFFIXES)}, and videos "
+            f"no photographs in {where}; folders are searched for the files that Pillow opens, and videos "
             "and shards are taken by name or by a pattern such as 'folder/*.mp4'"
         )
     plain = root != Path()

@@ -1,153 +1,325 @@
-"""Finding faces in photographs of any sizes, in batches, on the detector's device."""
+"""Face detection in images of any size, in batches, on the device of the detector."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from math import inf
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.ops import box_area, box_iou, nms
 
 from facezoo.inference import exact
-from facezoo.preprocess.boxes import iou, suppress
-from facezoo.preprocess.detector import STRIDES, Candidates, FaceDetector
+from facezoo.preprocess.detector import MULTIPLE, SMALLEST_FACE, Candidates, FaceDetector
+from facezoo.preprocess.templates import template_points
 from facezoo.results import Faces
+
+# Tiles overlap by this, pixels as shown. A face that is larger fits into a tile of the next coarser
+# scale, in which everything is a quarter as large.
+_OVERLAP, _COARSER = 160, 4
+# Share of a box that a box of lower score may cover before it counts as a box around that face.
+_CONTAINED = 0.8
+# Largest roll and largest distance between landmarks and template, in eye distances, of a face,
+# and the least eye distance, as a share of the longer side of the box.
+_ROLL_DEG, _MISFIT, _LEAST_EYES = 75.0, 0.6, 0.1
 
 
 @dataclass(frozen=True)
 class DetectionConfig:
-    """How photographs are shown to the detector and what counts as a face."""
+    """Scale and thresholds of detection."""
 
-    smallest_side: int = 64
-    """Photographs whose longer side is shorter than this are enlarged to it, pixels."""
-    largest_side: int = 640
-    """Photographs whose longer side is longer than this are reduced to it, pixels."""
-    again_above: int = 96
-    """Photographs with a longer side are also shown in half size, and again, so that a face may
-    fill them; pixels."""
-    score: float = 0.955
+    min_face: float | None = None
+    """Least side of a face to detect, pixels of the image. By default that is 20 pixels at the
+    scale that ``max_side`` gives. A smaller face makes detection slower in large images."""
+    score_threshold: float = 0.955
     """Least score of a face."""
-    smallest_face: float = 20.0
-    """Least length of a face's longer side, as the detector is shown it, pixels."""
-    overlap: float = 0.4
-    """IoU above which the lower score of two boxes goes."""
-    voters: float = 0.6
-    """Boxes that overlap a kept one by more than this IoU share in its position."""
+    max_side: int = 640
+    """Longer side of the images that the network takes, pixels. Larger images are reduced; with
+    ``min_face``, tiles of this size cover them."""
+    rotations: tuple[int, ...] = (0,)
+    """Rotations of the image, multiples of 90 degrees counterclockwise. Detection tries those after
+    the first only for images without a face."""
+    min_side: int = 64
+    """Images whose longer side is smaller are enlarged to this, pixels."""
+    again_above: int = 96
+    """Images with a longer side also enter in half size, and again, so that a face may fill
+    them; pixels."""
+    nms_iou: float = 0.4
+    """NMS IoU threshold."""
+    vote_iou: float = 0.6
+    """Boxes that overlap the best one by more than this IoU contribute to its position."""
     batch_size: int = 32
-    """Photographs per forward pass."""
+    """Images per forward pass."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.score_threshold < 1:
+            raise ValueError(f"score_threshold must be between 0 and 1, got {self.score_threshold}")
+        if self.min_face is not None and not self.min_face >= 1:
+            raise ValueError(f"min_face must be at least 1 pixel, got {self.min_face}")
+        if self.max_side < 2 * _OVERLAP:
+            raise ValueError(f"max_side must be at least {2 * _OVERLAP}, got {self.max_side}")
+        if not self.rotations or any(degrees % 90 for degrees in self.rotations):
+            raise ValueError(
+                f"rotations must be multiples of 90 degrees, such as (0, 90, 180, 270), got "
+                f"{self.rotations}"
+            )
+
+    @classmethod
+    def override(
+        cls,
+        *,
+        min_face: float | None = None,
+        score_threshold: float | None = None,
+        max_side: int | None = None,
+        rotations: Sequence[int] | None = None,
+    ) -> DetectionConfig:
+        """Return the default settings with those that are not None replaced."""
+        values: dict[str, Any] = {
+            "min_face": min_face,
+            "score_threshold": score_threshold,
+            "max_side": max_side,
+            "rotations": None if rotations is None else tuple(rotations),
+        }
+        return replace(cls(), **{k: v for k, v in values.items() if v is not None})
 
 
 @dataclass(frozen=True)
 class _View:
-    """One photograph at one scale."""
+    """A part of an image at one scale and rotation."""
 
-    photo: int
+    image: int
     pixels: Tensor
     """In [-1, 1], padded to whole strides, (3, H, W)."""
     scale: tuple[float, float]
-    """View pixels per photograph pixel, x and y."""
+    """View pixels per pixel of the rotated image, x and y."""
+    offset: tuple[int, int]
+    """Place of the view in the rotated image, x and y."""
+    quarters: int
+    """Rotation of the image, quarter turns counterclockwise."""
+    size: tuple[int, int]
+    """Height and width of the image before rotation."""
+    limits: tuple[float, ...] = (-inf, -inf, inf, inf)
+    """Edges that boxes must not cross, x0, y0, x1, y1, pixels of the view."""
+    largest: float = inf
+    """Largest longer side of a box, pixels of the view."""
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def detect(
-    detector: FaceDetector, photos: Sequence[Tensor], config: DetectionConfig | None = None
+    detector: FaceDetector, images: Sequence[Tensor], config: DetectionConfig | None = None
 ) -> Faces:
-    """Every face in a list of photographs.
+    """Detect every face in a list of images.
 
-    What is found in a photograph does not depend on the others in the list.
+    The faces of an image do not depend on the other images, on autocast or on the default dtype.
 
     Args:
         detector: the network, in eval mode.
-        photos: uint8 RGB, each (H, W, 3), on the detector's device.
-        config: scales and thresholds.
+        images: uint8 RGB, each (H, W, 3), on the detector's device.
+        config: scale and thresholds.
 
     Returns:
-        Faces ordered by photograph, then by falling score.
+        Faces ordered by image, then by falling score.
     """
     config = config or DetectionConfig()
-    views: dict[tuple[int, ...], list[_View]] = {}
-    for index, photo in enumerate(photos):
-        for view in _views(photo, index, config):
-            views.setdefault(tuple(view.pixels.shape), []).append(view)
     device = next(detector.parameters()).device
-    found = [_nothing(device)]
-    with exact(device):
-        for alike in views.values():
-            for begin in range(0, len(alike), config.batch_size):
-                part = alike[begin : begin + config.batch_size]
-                found.append(_candidates(detector, part, config))
-    # One copy to the host for all photographs: what is left are a few rows of each.
-    scores, boxes, points, photo = (torch.cat(part).cpu() for part in zip(*found, strict=True))
-    return _merge(scores, boxes, points, photo, config).to(device)
+    first, *rest = config.rotations
+    with torch.autocast(device.type, enabled=False), exact(device):
+        faces = _search(detector, list(enumerate(images)), (first,), config)
+        if rest:
+            seen = set(faces.image_index.tolist())
+            others = [(index, image) for index, image in enumerate(images) if index not in seen]
+            faces = _joined([faces, _search(detector, others, rest, config)])
+    faces = faces[faces.image_index.argsort(stable=True)]
+    return faces.to(device)
 
 
-def _views(photo: Tensor, index: int, config: DetectionConfig) -> list[_View]:
-    """A photograph at every scale that it is looked at."""
-    height, width = photo.shape[:2]
+def _search(
+    detector: FaceDetector,
+    images: list[tuple[int, Tensor]],
+    rotations: Sequence[int],
+    config: DetectionConfig,
+) -> Faces:
+    """Detect the faces of images by their index, on the CPU."""
+    views: dict[tuple[int, ...], list[_View]] = {}
+    for number, image in images:
+        for degrees in rotations:
+            for view in _views(image, number, degrees // 90 % 4, config):
+                views.setdefault(tuple(view.pixels.shape), []).append(view)
+    device = next(detector.parameters()).device
+    empty = torch.zeros(0, dtype=torch.float32, device=device)
+    parts: list[tuple[Tensor, ...]] = [(empty, empty.view(0, 4), empty.view(0, 5, 2), empty.long())]
+    for alike in views.values():
+        for begin in range(0, len(alike), config.batch_size):
+            parts.append(_likely(detector, alike[begin : begin + config.batch_size], config))
+    # One copy to the host for all images: a few rows of each remain.
+    scores, boxes, points, index = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
+    none = Faces(boxes[:0], points[:0], scores[:0], index[:0])
+    merged = [none]
+    for number in index.unique().tolist():
+        mine = index == number
+        merged.append(_merge(Faces(boxes[mine], points[mine], scores[mine], index[mine]), config))
+    return _joined(merged)
+
+
+def _joined(parts: list[Faces]) -> Faces:
+    return Faces(
+        torch.cat([part.boxes for part in parts]),
+        torch.cat([part.landmarks for part in parts]),
+        torch.cat([part.scores for part in parts]),
+        torch.cat([part.image_index for part in parts]),
+    )
+
+
+def _views(image: Tensor, index: int, quarters: int, config: DetectionConfig) -> Iterator[_View]:
+    """Cut an image into the views that the network takes."""
+    size = (image.shape[0], image.shape[1])
+    pixels = image.permute(2, 0, 1)[None].float() / 127.5 - 1
+    pixels = torch.rot90(pixels, quarters, (2, 3))
+    height, width = pixels.shape[2:]
     longest = max(height, width)
-    pixels = photo.permute(2, 0, 1)[None].float() / 127.5 - 1
-    side = min(max(longest, config.smallest_side), config.largest_side)
-    views = []
+    side = min(max(longest, config.min_side), config.max_side)
+    if config.min_face is not None:
+        detailed = longest * SMALLEST_FACE / config.min_face
+        while detailed > side:
+            for tile in _tiles(pixels, detailed / longest, config.max_side):
+                yield replace(tile, image=index, quarters=quarters, size=size)
+            detailed /= _COARSER
     while True:
-        size = [max(1, round(s * side / longest)) for s in (height, width)]
-        if size != [height, width]:
-            shown = F.interpolate(pixels, size=size, mode="bilinear", antialias=True)[0]
-        else:
-            shown = pixels[0]
-        pad = [-s % STRIDES[-1] for s in size]
-        shown = F.pad(shown, (0, pad[1], 0, pad[0]))
-        views.append(_View(index, shown, (size[1] / width, size[0] / height)))
+        shape = [max(1, round(s * side / longest)) for s in (height, width)]
+        shown = _resized(pixels, shape)
+        scale_xy = (shape[1] / width, shape[0] / height)
+        yield _View(index, _padded(shown[0]), scale_xy, (0, 0), quarters, size)
         if side <= config.again_above:
-            return views
+            return
         side //= 2
 
 
-def _nothing(device: torch.device) -> tuple[Tensor, ...]:
-    empty = torch.zeros(0, dtype=torch.float32, device=device)
-    return empty, empty.view(0, 4), empty.view(0, 5, 2), empty.long()
+def _tiles(pixels: Tensor, scale: float, side: int) -> Iterator[_View]:
+    """Cut overlapping tiles of at most ``side`` pixels at a scale.
+
+    A face that fits into the overlap is whole in one of the tiles. The others are left to coarser
+    scales, and parts of faces at the edges of tiles are dropped.
+    """
+    height, width = pixels.shape[2:]
+    extent, overlap = int(side / scale), int(_OVERLAP / scale)
+    for y in range(0, max(1, height - overlap), extent - overlap):
+        for x in range(0, max(1, width - overlap), extent - overlap):
+            part = pixels[..., y : y + extent, x : x + extent]
+            rows, columns = part.shape[2:]
+            shown = _resized(part, [max(1, round(s * scale)) for s in (rows, columns)])
+            limits = (
+                0.0 if x else -inf,
+                0.0 if y else -inf,
+                shown.shape[3] - 1.0 if x + columns < width else inf,
+                shown.shape[2] - 1.0 if y + rows < height else inf,
+            )
+            ratio = (shown.shape[3] / columns, shown.shape[2] / rows)
+            yield _View(0, _padded(shown[0]), ratio, (x, y), 0, (0, 0), limits, _OVERLAP)
 
 
-def _candidates(
+def _resized(pixels: Tensor, shape: list[int]) -> Tensor:
+    if shape == list(pixels.shape[2:]):
+        return pixels
+    return F.interpolate(pixels, size=shape, mode="bilinear", antialias=True)
+
+
+def _padded(pixels: Tensor) -> Tensor:
+    """Pad (3, H, W) on the right and below."""
+    height, width = pixels.shape[1:]
+    return F.pad(pixels, (0, -width % MULTIPLE, 0, -height % MULTIPLE))
+
+
+def _likely(
     detector: FaceDetector, views: list[_View], config: DetectionConfig
 ) -> tuple[Tensor, ...]:
-    """Scores, boxes, landmarks in photograph pixels and photograph numbers of likely cells."""
+    """Return scores, boxes, landmarks and image numbers of likely cells, in image pixels."""
     batch = torch.stack([view.pixels for view in views])
-    said: Candidates = detector(batch.contiguous(memory_format=torch.channels_last))
-    scores, boxes = said.logits.sigmoid(), said.boxes
-    extent = boxes[..., 2:] - boxes[..., :2]
-    likely = (scores > config.score / 2) & (extent.amax(-1) >= config.smallest_face)
+    candidates: Candidates = detector(batch.contiguous(memory_format=torch.channels_last))
+    scores, boxes = candidates.logits.sigmoid(), candidates.boxes
+    extent = (boxes[..., 2:] - boxes[..., :2]).amax(-1)
+    limits = boxes.new_tensor([view.limits for view in views])[:, None]
+    inside = (boxes[..., :2] >= limits[..., :2]) & (boxes[..., 2:] <= limits[..., 2:])
+    largest = boxes.new_tensor([view.largest for view in views])[:, None]
+    likely = (scores > config.score_threshold / 2) & (extent >= SMALLEST_FACE)
+    likely &= (extent <= largest) & inside.all(-1)
     which, cell = likely.nonzero(as_tuple=True)
-    scale = boxes.new_tensor([view.scale for view in views])[which]
-    photo = torch.tensor([view.photo for view in views], device=batch.device)[which]
-    # Pixel centres at whole numbers: half a pixel is added before scaling and taken off after.
-    boxes = (boxes[which, cell] + 0.5) / scale.repeat(1, 2) - 0.5
-    points = (said.landmarks[which, cell] + 0.5) / scale[:, None] - 0.5
-    return scores[which, cell], boxes, points, photo
+    points = torch.cat([boxes.unflatten(-1, (2, 2)), candidates.landmarks], -2)[which, cell]
+    # Pixel centers are at whole numbers: half a pixel is added before scaling and removed after.
+    scale = boxes.new_tensor([view.scale for view in views])[which, None]
+    offset = boxes.new_tensor([view.offset for view in views])[which, None]
+    points = (points + 0.5) / scale - 0.5 + offset
+    quarters = torch.tensor([view.quarters for view in views], device=batch.device)[which]
+    size = boxes.new_tensor([view.size for view in views])[which, None]
+    points = _unrotated(points, quarters[:, None], size)
+    corners = torch.stack([points[:, :2].amin(1), points[:, :2].amax(1)], 1)
+    index = torch.tensor([view.image for view in views], device=batch.device)[which]
+    keep = _fits(points[:, 2:], corners[:, 1] - corners[:, 0], quarters)
+    if config.min_face is not None:
+        keep &= (corners[:, 1] - corners[:, 0]).amax(1) >= config.min_face
+    return scores[which, cell][keep], corners.flatten(1)[keep], points[:, 2:][keep], index[keep]
 
 
-def _merge(
-    scores: Tensor, boxes: Tensor, points: Tensor, photo: Tensor, config: DetectionConfig
-) -> Faces:
-    """One face out of the many cells that saw it: the best one's box, moved by those who agree."""
-    kept = []
-    for number in photo.unique().tolist():
-        mine = photo == number
-        score, box, point = scores[mine], boxes[mine], points[mine]
-        overlaps = iou(box, box)
-        best = suppress(overlaps, score, config.overlap) & (score > config.score)
-        weight = (overlaps[best] > config.voters) * score
-        weight = weight / weight.sum(1, keepdim=True)
-        moved = torch.einsum("kn,npc->kpc", weight, point)
-        order = score[best].argsort(descending=True)
-        kept.append(
-            Faces((weight @ box)[order], moved[order], score[best][order], photo[mine][best][order])
-        )
-    if not kept:
-        return Faces(boxes, points, scores, photo)
-    return Faces(
-        torch.cat([f.boxes for f in kept]),
-        torch.cat([f.landmarks for f in kept]),
-        torch.cat([f.scores for f in kept]),
-        torch.cat([f.image_index for f in kept]),
+def _unrotated(points: Tensor, quarters: Tensor, size: Tensor) -> Tensor:
+    """Map points (N, P, 2) of an image rotated by quarter turns (N, 1) back to the image."""
+    x, y = points.unbind(-1)
+    height, width = size.unbind(-1)
+    turned = torch.stack(
+        [
+            torch.stack([x, y], -1),
+            torch.stack([width - 1 - y, x], -1),
+            torch.stack([width - 1 - x, height - 1 - y], -1),
+            torch.stack([y, height - 1 - x], -1),
+        ]
     )
+    return turned[quarters[:, 0], torch.arange(len(points), device=points.device)]
+
+
+def _fits(points: Tensor, extent: Tensor, quarters: Tensor) -> Tensor:
+    """Compare landmarks (N, 5, 2) with the alignment template, bool, (N,).
+
+    They fit if a similarity without a large rotation takes the template near to them and if they
+    fill a part of the box, whose sides are ``extent`` (N, 2).
+    """
+    template = template_points("arcface112", 112).to(points)
+    template = template - template.mean(0)
+    face = points - points.mean(1, keepdim=True)
+    cosine = (face * template).sum((1, 2))
+    sine = (template[:, 0] * face[..., 1] - template[:, 1] * face[..., 0]).sum(1)
+    norm = template.square().sum()
+    roll = torch.rad2deg(torch.atan2(sine, cosine)) - 90 * quarters
+    roll = (roll + 180) % 360 - 180
+    scale = torch.hypot(cosine, sine) / norm
+    misfit = face.square().sum((1, 2)) - scale.square() * norm
+    eyes = (template[0] - template[1]).norm() * scale
+    fits = misfit.clamp(min=0) / 5 <= (_MISFIT * eyes).square()
+    return fits & (roll.abs() <= _ROLL_DEG) & (eyes >= _LEAST_EYES * extent.amax(1))
+
+
+def _merge(faces: Faces, config: DetectionConfig) -> Faces:
+    """Reduce the cells that see one image to its faces.
+
+    A face has the score of its best cell, and the mean box of the cells that agree with it.
+    """
+    best = nms(faces.boxes, faces.scores, config.nms_iou)
+    best = best[faces.scores[best] > config.score_threshold]
+    best = best[~_around_a_face(faces.boxes[best])]
+    weights = (box_iou(faces.boxes[best], faces.boxes) > config.vote_iou) * faces.scores
+    weights = weights / weights.sum(1, keepdim=True)
+    return Faces(
+        weights @ faces.boxes,
+        torch.einsum("kn,npc->kpc", weights, faces.landmarks),
+        faces.scores[best],
+        faces.image_index[best],
+    )
+
+
+def _around_a_face(boxes: Tensor) -> Tensor:
+    """Find the boxes that contain one of the boxes before them, bool, (N,)."""
+    low = torch.maximum(boxes[:, None, :2], boxes[None, :, :2])
+    high = torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
+    shared = (high - low).clamp(min=0).prod(-1)
+    contains = shared > _CONTAINED * box_area(boxes)[None]
+    return contains.tril(-1).any(1)

@@ -18,6 +18,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 STRIDES = (8, 16, 32, 64)
 BASES = (40.0, 80.0, 160.0, 320.0)
 """Typical side of a level's faces in pixels; the head's outputs are in this unit."""
+MULTIPLE = 64
+"""The sides of an input are multiples of this, pixels."""
+SMALLEST_FACE = 20.0
+"""Least length of the longer side of a face that the network detects, pixels."""
 
 
 def _conv(

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, NoReturn, Protocol, TypeVar, Union, cast
+from typing import IO, Any, Protocol, TypeVar, Union, cast
 
 import numpy as np
 import torch
@@ -33,11 +33,6 @@ class _Pixels(Protocol):
 
 Pixels = TypeVar("Pixels", bound=_Pixels)
 
-SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
-    *(".avif", ".jp2", ".ppm", ".pgm", ".pnm"),
-)
-"""By which photographs are found in folders; a file that is named is read whatever its suffix."""
 CHANNELS = (1, 3, 4)
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 ROUNDING = 1e-6  # float pixels may leave [0, 1] by this much, as x * std + mean does
@@ -105,44 +100,6 @@ def read_image(source: ImageSource, index: int | None = None) -> NDArray[np.uint
             ``PIL.Image.MAX_IMAGE_PIXELS``, or holds values outside those ranges.
     """
     return _read(source, index)
-
-
-def photographs_in(folder: str | os.PathLike[str], recursive: bool = True) -> Iterator[str]:
-    """Names of the photographs in a folder, relative to it, with forward slashes, in no order.
-
-    They are told by their suffix. Hidden files and folders are passed over; links to folders are
-    followed, but for those that lead back to a folder above them.
-
-    Args:
-        folder: where to look.
-        recursive: whether to look in the folders in it.
-
-    Raises:
-        OSError: if a folder cannot be listed, which is not the same as an empty one.
-    """
-    above = {os.fspath(folder): [_place_of(folder)]}
-    for inner, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
-        here = above.pop(inner)
-        folders[:] = [name for name in folders if recursive and not name.startswith(".")]
-        for name in list(folders):
-            path = os.path.join(inner, name)  # noqa: PTH118 (as os.walk does)
-            if (place := _place_of(path)) in here:
-                folders.remove(name)
-            above[path] = [*here, place]
-        below = Path(inner).relative_to(folder)
-        for name in files:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:  # noqa: PTH122 (a Path per file is slow)
-                yield (below / name).as_posix()
-
-
-def _place_of(folder: str | os.PathLike[str]) -> tuple[int, int]:
-    """What a folder is by whatever name it is reached."""
-    stat = os.stat(folder)  # noqa: PTH116
-    return stat.st_dev, stat.st_ino
-
-
-def _raise(error: OSError) -> NoReturn:
-    raise error
 
 
 def read_ahead(

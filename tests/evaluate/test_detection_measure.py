@@ -113,7 +113,7 @@ def test_rows_are_measured_each_for_itself_however_many_there_are():
 def test_settings_reach_the_detector():
     dim = row([(20, 30, 40, 140)], [(20, 30, 40)])  # sure to 0.96
     assert measured(dim)["recall"] == 1
-    assert measured(dim, config=DetectionConfig(score=0.99))["recall"] == 0
+    assert measured(dim, config=DetectionConfig(score_threshold=0.99))["recall"] == 0
 
 
 def test_photographs_without_any_face_have_no_landmark_error():

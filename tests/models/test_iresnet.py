@@ -99,7 +99,7 @@ def test_a_trunk_takes_a_recogniser_without_its_head():
 
 
 def test_what_is_no_recogniser_is_refused_with_its_keys():
-    with pytest.raises(WeightsError, match="no iresnet: the keys are 'a', 'b'"):
+    with pytest.raises(WeightsError, match="not an iresnet: the keys are 'a', 'b'"):
         iresnet_from({"a": torch.zeros(1), "b": torch.zeros(1)})
 
 

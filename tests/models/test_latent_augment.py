@@ -130,7 +130,7 @@ def test_files_without_directions_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no file"):
         load_directions(tmp_path / "none.npy")
     (tmp_path / "a.txt").write_text("1 2 3")
-    with pytest.raises(ValueError, match=r"from \.npy and \.safetensors files"):
+    with pytest.raises(ValueError, match=r"a \.npy or \.safetensors file"):
         load_directions(tmp_path / "a.txt")
     save_file({"deep": torch.zeros(2, 3, 4)}, tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match=r"'deep' .*\(1, D\) or \(L, D\), got \(2, 3, 4\)"):
@@ -196,9 +196,9 @@ def test_a_fit_is_the_same_every_time_and_opposite_for_opposite_labels():
 
 def test_labels_that_cannot_be_told_apart_are_refused():
     codes = torch.randn(5, 4, 3)
-    with pytest.raises(ValueError, match="all 5 labels are the same"):
+    with pytest.raises(ValueError, match="all 5 labels are equal"):
         fit_direction(codes, torch.ones(5))
-    with pytest.raises(ValueError, match=r"one for every code, \(5,\), got \(4,\)"):
+    with pytest.raises(ValueError, match=r"labels must be \(5,\), one per code, got \(4,\)"):
         fit_direction(codes, torch.ones(4))
 
 

@@ -241,8 +241,8 @@ def test_directions_without_labels_want_a_generator_and_a_count(tmp_path, capsys
     ("text", "said"),
     [
         ("smile\n1\n", "1 rows"),
-        ("smile\n1\n2\n", "wanted are 1, 0 or nothing"),
-        ("smile\n1\n1,0\n", "more values than names"),
+        ("smile\n1\n2\n", "expected 1, 0 or an empty value"),
+        ("smile\n1\n1,0\n", "more values than the header has names"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(tmp_path, capsys, text, said):

@@ -268,7 +268,7 @@ def test_the_rival_learns_what_codes_show(tmp_path, directions):
     codes = torch.randn(128, 10, 6, generator=draw)
     labels = (codes[:, 0, 0] > 0).long()  # a coarse style, which the augmentations keep
     encoder = CodeEncoder(10, 6, 8, 12)
-    encoder.standardise_by(codes)
+    encoder.fit_scale(codes)
     schedule = Schedule(30, batch_size=16, rate=1e-2, schedule="cosine")
     network = train_classifier(
         encoder, codes, labels, schedule, tmp_path / "cnn", 0, directions=directions

@@ -102,13 +102,13 @@ def test_names_of_parallel_training_are_cleaned():
 
 @pytest.mark.parametrize("checkpoint", [{}, {"netD": {}, "epoch": 3}])
 def test_another_kind_of_checkpoint_is_refused(checkpoint):
-    with pytest.raises(WeightsError, match=r"no checkpoint of Unsup3D .* netV missing, got"):
+    with pytest.raises(WeightsError, match=r"not a checkpoint of Unsup3D .* netV missing, got"):
         convert_checkpoint(checkpoint)
 
 
 def test_a_layout_for_larger_images_is_refused():
     tensors = convert_checkpoint(published(LatentFace(size=128, **SMALL)))
-    with pytest.raises(WeightsError, match="other layers than those for 64 x 64"):
+    with pytest.raises(WeightsError, match="expected a checkpoint for 64 x 64"):
         architecture_of(tensors)
 
 
@@ -184,5 +184,5 @@ def test_a_published_file_becomes_a_folder_that_loads(tmp_path, capsys):
 )
 def test_a_file_of_something_else_is_no_checkpoint(tmp_path, content):
     torch.save(content, tmp_path / "other.pth")
-    with pytest.raises(WeightsError, match="no checkpoint of Unsup3D or LatentFace"):
+    with pytest.raises(WeightsError, match="not a checkpoint of Unsup3D or LatentFace"):
         convert_file(tmp_path / "other.pth")

@@ -143,7 +143,7 @@ def test_the_encoder_gives_h_and_the_head_gives_z():
 def test_codes_are_standardised_by_those_of_training():
     encoder = encoder_of()
     codes = 7 + 3 * torch.randn(500, 10, 6)
-    encoder.standardise_by(codes)
+    encoder.fit_scale(codes)
     torch.testing.assert_close(encoder.mean, codes.mean(0))
     seen = []
     encoder.convolutions[0].register_forward_hook(lambda m, i, o: seen.append(i[0]))
@@ -154,15 +154,15 @@ def test_codes_are_standardised_by_those_of_training():
 
 def test_a_code_that_never_varies_stays_finite():
     encoder = encoder_of()
-    encoder.standardise_by(torch.ones(4, 10, 6))
+    encoder.fit_scale(torch.ones(4, 10, 6))
     assert torch.isfinite(encoder.eval()(torch.ones(2, 10, 6))).all()
 
 
 def test_other_codes_are_refused():
     with pytest.raises(ValueError, match=r"\(B, 10, 6\) of W\+, got \(2, 18, 6\)"):
         encoder_of()(torch.zeros(2, 18, 6))
-    with pytest.raises(ValueError, match="2 codes or more, got 1"):
-        encoder_of().standardise_by(torch.zeros(1, 10, 6))
+    with pytest.raises(ValueError, match="at least 2 codes, got 1"):
+        encoder_of().fit_scale(torch.zeros(1, 10, 6))
 
 
 def test_a_step_on_the_contrast_pulls_views_together():

@@ -192,9 +192,9 @@ def test_a_generator_has_two_styles_for_every_doubling(size, codes):
 
 @pytest.mark.parametrize("size", [0, 4, 48, 65])
 def test_sizes_that_stylegan2_cannot_have_are_refused(size):
-    with pytest.raises(ValueError, match=f"power of 2 from 8 on.*got {size}"):
+    with pytest.raises(ValueError, match=f"power of 2 of at least 8.*got {size}"):
         StyleGANGenerator(size, 4, 1, max_channels=4)
-    with pytest.raises(ValueError, match=f"power of 2 from 8 on.*got {size}"):
+    with pytest.raises(ValueError, match=f"power of 2 of at least 8.*got {size}"):
         StyleGANDiscriminator(size, max_channels=4)
 
 
@@ -319,7 +319,7 @@ def test_shapes_that_do_not_fit_are_refused_with_what_was_wanted():
         ValueError, match=r"\(B, 12\) of W or \(B, 8, 12\) of W\+, got \(2, 7, 12\)"
     ):
         generator(codes[:, 1:])
-    with pytest.raises(ValueError, match=r"noise must hold 7 maps.*got 3"):
+    with pytest.raises(ValueError, match=r"noise must have 7 maps.*got 3"):
         generator(codes, generator.draw_noise(1)[:3])
     with pytest.raises(ValueError, match=r"replaces layer 5 must be \(2, 10, 16, 16\), got"):
         generator(codes, replace={5: torch.zeros(2, 10, 8, 8)})
@@ -477,9 +477,9 @@ def test_a_checkpoint_without_a_generator_is_refused_with_its_keys():
     with pytest.raises(WeightsError, match=r"no StyleGAN2 generator under 'g_ema'.*'d', 'epoch'"):
         stylegan2_from({"d": {}, "epoch": 3})
     for content, held in (([1, 2], "list"), (torch.zeros(3), "Tensor")):
-        with pytest.raises(WeightsError, match=f"no StyleGAN2 generator .* holds one {held}"):
+        with pytest.raises(WeightsError, match=f"no StyleGAN2 generator .* holds a {held}"):
             stylegan2_from(content)
-    with pytest.raises(WeightsError, match=r"'input.input'; wanted is a"):
+    with pytest.raises(WeightsError, match=r"'input.input'; expected a"):
         stylegan2_from({"input.input": torch.zeros(1, 4, 4, 4)})
 
 

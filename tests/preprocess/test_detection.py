@@ -1,4 +1,4 @@
-"""Finding faces in photographs of all sizes, with a detector that sees white squares."""
+"""Detection in images of all sizes, with a detector that sees white squares."""
 
 import dataclasses
 import math
@@ -9,7 +9,7 @@ from packs import FACE, SquareDetector, edges_of, photo_of
 from torch import nn
 
 from facezoo.preprocess.detection import DetectionConfig, detect
-from facezoo.preprocess.detector import Candidates
+from facezoo.preprocess.detector import Candidates, FaceDetector
 
 CPU = torch.device("cpu")
 
@@ -19,12 +19,12 @@ def detector():
     return SquareDetector()
 
 
-EASY = DetectionConfig(score=0.5, smallest_side=160, again_above=256)
-SIZES = DetectionConfig(smallest_side=160, again_above=256)
+EASY = DetectionConfig(score_threshold=0.5, min_side=160, again_above=256)
+SIZES = DetectionConfig(min_side=160, again_above=256)
 
 
-class Saying(nn.Module):
-    """Says the same of every view: rows of score, box."""
+class Fixed(nn.Module):
+    """Predicts the same for every view: rows of score, box."""
 
     def __init__(self, *rows):
         super().__init__()
@@ -32,9 +32,11 @@ class Saying(nn.Module):
         scores = torch.tensor([score for score, _ in rows])
         self.logits = scores.logit()
         self.boxes = torch.tensor([box for _, box in rows]).float()
+        self.points = (FACE + 0.5) / 112
 
     def forward(self, images):
-        points = self.boxes[:, None, :2] + torch.arange(5)[:, None]
+        extent = (self.boxes[:, 2:] - self.boxes[:, :2])[:, None]
+        points = self.boxes[:, None, :2] + extent * self.points
         said = Candidates(self.logits, self.boxes, points)
         return Candidates(
             *(
@@ -131,7 +133,8 @@ def test_no_photographs_and_photographs_without_faces_give_no_faces(detector):
 def test_photographs_of_any_shape_are_looked_at(detector, height, width, brightness):
     photo = torch.full((height, width, 3), brightness, dtype=torch.uint8)
     faces = detect(detector, [photo])
-    assert len(faces) == (1 if brightness else 0)
+    # The landmarks in a wide strip fit no face.
+    assert len(faces) == (1 if brightness and height >= width else 0)
     assert torch.isfinite(faces.boxes).all()
 
 
@@ -150,39 +153,182 @@ def test_faces_are_ordered_by_photograph_and_then_by_falling_score(detector):
 def test_faint_faces_are_left_out():
     photo = photo_of((10, 10, 40, 134), (120, 10, 40, 140))  # scores 0.94 and 0.96
     assert len(detect(SquareDetector(), [photo])) == 1
-    assert len(detect(SquareDetector(), [photo], DetectionConfig(score=0.9))) == 2
-    assert len(detect(SquareDetector(), [photo], DetectionConfig(score=0.99))) == 0
+    assert len(detect(SquareDetector(), [photo], DetectionConfig(score_threshold=0.9))) == 2
+    assert len(detect(SquareDetector(), [photo], DetectionConfig(score_threshold=0.99))) == 0
 
 
-def test_faces_that_are_shown_too_small_are_left_out():
+def test_min_face_drops_smaller_faces():
     photo = photo_of((20, 20, 24), (120, 100, 50))
     assert len(detect(SquareDetector(), [photo])) == 2
-    assert len(detect(SquareDetector(), [photo], DetectionConfig(smallest_face=30.0))) == 1
+    assert len(detect(SquareDetector(), [photo], DetectionConfig(min_face=30.0))) == 1
+
+
+@pytest.mark.parametrize("corner", [(40, 30), (610, 600), (1500, 20), (1960, 1460), (990, 1460)])
+def test_min_face_finds_small_faces_anywhere_in_a_large_image(detector, corner):
+    image = photo_of((*corner, 28), height=1500, width=2000)
+    assert len(detect(detector, [image])) == 0
+    faces = detect(detector, [image], DetectionConfig(min_face=24))
+    assert len(faces) == 1
+    error = (faces.boxes[0] - torch.tensor(edges_of(*corner, 28))).abs().max()
+    assert error < 1.5
+
+
+def test_min_face_still_finds_the_largest_faces(detector):
+    image = photo_of((100, 100, 1300), height=1500, width=2000)
+    faces = detect(detector, [image], DetectionConfig(min_face=24))
+    assert len(faces) == 1
+    assert (faces.boxes[0] - torch.tensor(edges_of(100, 100, 1300))).abs().max() < 20
+
+
+class Upright(SquareDetector):
+    """Sees only the squares in the upper half of a view."""
+
+    def forward(self, images):
+        images = images.clone()
+        images[..., images.shape[2] // 2 :, :] = -1
+        return super().forward(images)
+
+
+@pytest.mark.parametrize(("degrees", "square"), [(90, (120, 80, 40)), (180, (60, 130, 40))])
+def test_rotations_find_faces_that_the_upright_image_hides(degrees, square):
+    image = photo_of(square, height=180, width=170)
+    assert len(detect(Upright(), [image], SIZES)) == (1 if square[1] < 90 else 0)
+    config = dataclasses.replace(SIZES, rotations=(degrees,))
+    faces = detect(Upright(), [image], config)
+    torch.testing.assert_close(faces.boxes, torch.tensor([edges_of(*square)]))
+
+
+def test_landmarks_rotate_with_the_image():
+    image = photo_of((60, 130, 40), height=180, width=170)
+    upright = detect(SquareDetector(), [image.rot90(2).contiguous()], SIZES)
+    faces = detect(Upright(), [image], dataclasses.replace(SIZES, rotations=(0, 180)))
+    size = torch.tensor([169.0, 179.0])
+    torch.testing.assert_close(faces.landmarks, size - upright.landmarks)
+
+
+def test_later_rotations_are_tried_only_for_images_without_a_face(detector):
+    images = [photo_of((30, 50, 60)), photo_of()]
+    config = DetectionConfig(rotations=(0, 90, 180, 270))
+    assert detect(detector, images, config).image_index.tolist() == [0]
+    views = len(detector.shown)
+    assert sum(count for count, *_ in detector.shown) == 3 * 2 + 3 * 3
+    detect(detector, images[:1], config)
+    assert len(detector.shown) - views == 3
+
+
+def test_a_box_of_lower_score_around_a_face_is_dropped():
+    boxes = [(40, 40, 80, 80), (20, 38, 120, 150), (30, 100, 80, 150)]
+    detector = Fixed(*zip((0.9, 0.8, 0.7), boxes, strict=True))
+    faces = detect(detector, [photo_of()], EASY)
+    assert faces.boxes.round().tolist() == [list(boxes[0]), list(boxes[2])]
+
+
+def test_a_box_of_higher_score_around_a_smaller_one_stays():
+    boxes = [(20, 38, 120, 150), (40, 40, 80, 80)]
+    faces = detect(Fixed(*zip((0.9, 0.8), boxes, strict=True)), [photo_of()], EASY)
+    assert len(faces) == 2
+
+
+@pytest.mark.parametrize("fault", ["mirrored", "upside down", "scattered", "in one place"])
+def test_a_detection_whose_landmarks_fit_no_face_is_rejected(fault):
+    detector = Fixed((0.9, (40, 40, 80, 80)))
+    detector.points = {
+        "mirrored": detector.points * torch.tensor([-1, 1]) + torch.tensor([1, 0]),
+        "upside down": 1 - detector.points,
+        "scattered": detector.points[[0, 3, 1, 4, 2]],
+        "in one place": torch.full((5, 2), 0.5),
+    }[fault]
+    assert len(detect(detector, [photo_of()], EASY)) == 0
+
+
+@pytest.fixture
+def network():
+    """A network with random weights that sees faces, and an image."""
+    torch.manual_seed(0)
+    detector = FaceDetector(16).eval()
+    torch.nn.init.constant_(detector.box_output.bias[:1], 1.0)
+    torch.nn.init.zeros_(detector.landmark_output.weight)
+    detector.landmark_output.bias.data.copy_((FACE / 112 - 0.5).flatten())
+    return detector, torch.randint(0, 256, (200, 180, 3), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_faces_do_not_depend_on_autocast(network, dtype):
+    detector, image = network
+    expected = detect(detector, [image], DetectionConfig(score_threshold=0.1))
+    with torch.autocast("cpu", dtype=dtype):
+        faces = detect(detector, [image], DetectionConfig(score_threshold=0.1))
+    assert len(faces) > 0
+    assert faces.boxes.dtype == torch.float32
+    assert same(faces, expected)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_faces_do_not_depend_on_the_default_dtype(network, count):
+    detector, image = network
+    config = DetectionConfig(score_threshold=0.1)
+    expected = detect(detector, [image][:count], config)
+    torch.set_default_dtype(torch.float64)
+    try:
+        faces = detect(detector, [image][:count], config)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert faces.boxes.dtype == torch.float32
+    assert same(faces, expected)
+
+
+def test_faces_can_enter_a_graph(detector):
+    with torch.inference_mode(False):
+        faces = detect(detector, [photo_of((30, 50, 60))])
+    weight = torch.ones(5, 2, requires_grad=True)
+    (faces.landmarks * weight).sum().backward()
+    assert weight.grad is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"score_threshold": 1.5}, "score_threshold must be between 0 and 1, got 1.5"),
+        ({"min_face": 0}, "min_face must be at least 1 pixel, got 0"),
+        ({"max_side": 100}, "max_side must be at least 320, got 100"),
+        ({"rotations": (0, 45)}, "rotations must be multiples of 90 degrees"),
+        ({"rotations": ()}, "rotations must be multiples of 90 degrees"),
+    ],
+)
+def test_settings_out_of_range_raise(options, message):
+    with pytest.raises(ValueError, match=message):
+        DetectionConfig.override(**options)
+
+
+def test_options_that_are_none_keep_the_default():
+    assert DetectionConfig.override(min_face=None, max_side=None) == DetectionConfig()
+    assert DetectionConfig.override(rotations=[0, 180]).rotations == (0, 180)
 
 
 def test_boxes_that_agree_share_in_the_position_by_their_score():
     # IoU of the first two is 0.82, of the first and third 0.54; the fourth lies elsewhere.
     boxes = [(40, 40, 80, 80), (44, 40, 84, 80), (52, 40, 92, 80), (120, 120, 160, 160)]
-    detector = Saying(*zip((0.9, 0.6, 0.8, 0.7), boxes, strict=True))
+    detector = Fixed(*zip((0.9, 0.6, 0.8, 0.7), boxes, strict=True))
     faces = detect(detector, [photo_of()], EASY)
     assert faces.scores.tolist() == pytest.approx([0.9, 0.7])
     moved = 40 + 4 * 0.6 / 1.5
     torch.testing.assert_close(
         faces.boxes, torch.tensor([[moved, 40, moved + 40, 80], [120, 120, 160, 160]])
     )
-    torch.testing.assert_close(faces.landmarks[0, 0], torch.tensor([moved, 40.0]))
+    eye = (FACE[0] + 0.5) / 112 * 40
+    torch.testing.assert_close(faces.landmarks[0, 0], torch.tensor([moved, 40.0]) + eye)
 
 
 def test_a_box_that_is_too_faint_for_a_face_still_shares_in_the_position():
     boxes = [(40, 40, 80, 80), (44, 40, 84, 80)]
-    faces = detect(Saying(*zip((0.9, 0.3), boxes, strict=True)), [photo_of()], EASY)
+    faces = detect(Fixed(*zip((0.9, 0.3), boxes, strict=True)), [photo_of()], EASY)
     assert len(faces) == 1
     assert faces.boxes[0, 0].item() == pytest.approx(40 + 4 * 0.3 / 1.2, abs=1e-4)
 
 
 def test_two_faces_that_overlap_a_little_are_both_kept():
     boxes = [(40, 40, 80, 80), (65, 40, 105, 80)]  # IoU 0.23
-    faces = detect(Saying(*zip((0.9, 0.8), boxes, strict=True)), [photo_of()], EASY)
+    faces = detect(Fixed(*zip((0.9, 0.8), boxes, strict=True)), [photo_of()], EASY)
     assert len(faces) == 2
 
 

@@ -1,4 +1,4 @@
-"""Random changes to codes of W+: the views between which SimCLR contrasts.
+"""Augmentation of W+ codes for SimCLR: style mixing and latent sliders.
 
 Source: Hoock, Brügge & Handels, "Disentanglement Learning of Facial Expression and Appearance",
 Sec. II.III.
@@ -13,31 +13,31 @@ from facezoo.models.latent_simclr.directions import check_direction
 
 PAPERS_CODES = 18
 PAPERS_APPEARANCE = 10
-"""Of 18 styles, the last 10 are exchanged."""
+"""The paper replaces the last 10 of 18 styles."""
 
 
 def appearance_layers(num_codes: int) -> range:
-    """Indices of the styles that carry appearance: the last 10 of 18, the same share of others."""
+    """Return the indices of the appearance styles: the last 10 of 18, or the same share."""
     share = round(num_codes * PAPERS_APPEARANCE / PAPERS_CODES)
     return range(num_codes - share, num_codes)
 
 
 def structure_layers(num_codes: int) -> range:
-    """Indices of the styles that carry shape, pose and expression: those before the others."""
+    """Return the indices of the styles for shape, pose and expression: all earlier ones."""
     return range(appearance_layers(num_codes).start)
 
 
 def mix_with_bank(codes: Tensor, bank: Tensor, layers: range, generator: Generator) -> Tensor:
-    """Replace some styles of every code by those of a random code of a bank: style mixing.
+    """Replace some styles of each code with the styles of a random code from a bank.
 
     Args:
         codes: (B, L, D).
         bank: codes of other faces, (M, L, D).
-        layers: indices of the styles that are replaced, such as ``appearance_layers(L)``.
-        generator: source of the choices.
+        layers: indices of the replaced styles, such as ``appearance_layers(L)``.
+        generator: random generator.
 
     Returns:
-        (B, L, D); ``codes`` is left as it is.
+        New codes, (B, L, D).
 
     Raises:
         ValueError: if the bank is empty or its codes are of another shape.
@@ -48,21 +48,21 @@ def mix_with_bank(codes: Tensor, bank: Tensor, layers: range, generator: Generat
             f"{tuple(bank.shape)}; give codes of the same generator"
         )
     device = generator.device
-    chosen = torch.randint(len(bank), (len(codes),), generator=generator, device=device)
+    rows = torch.randint(len(bank), (len(codes),), generator=generator, device=device)
     mixed = codes.clone()
     span = slice(layers.start, layers.stop, layers.step)
-    mixed[:, span] = bank[chosen.to(bank.device), span].to(codes)
+    mixed[:, span] = bank[rows.to(bank.device), span].to(codes)
     return mixed
 
 
 def slide(codes: Tensor, directions: list[Tensor], strength: float, generator: Generator) -> Tensor:
-    """Move every code along every direction by a random amount: latent sliders.
+    """Move each code along each direction by a random amount.
 
     Args:
         codes: (B, L, D).
-        directions: each (1, D) or (L, D); their length is part of the strength.
-        strength: amounts are uniform within plus or minus this.
-        generator: source of the amounts.
+        directions: each (1, D) or (L, D); not normalized.
+        strength: amounts are uniform in [-strength, strength].
+        generator: random generator.
 
     Returns:
         (B, L, D).
@@ -87,18 +87,18 @@ def augment_codes(
     layers: range | None = None,
     strength: float = 3.0,
 ) -> Tensor:
-    """One view of every code: style mixing with a bank, then sliders.
+    """Create one view of each code: style mixing with a bank, then sliders.
 
-    For views that keep the expression, as in the paper, leave ``layers`` out. For the mirror image,
-    views that keep the appearance (ours, not the paper's), give ``structure_layers(L)``.
+    The default keeps the expression, as in the paper. ``layers=structure_layers(L)`` keeps the
+    appearance instead, which is ours.
 
     Args:
         codes: (B, L, D).
         bank: codes of other faces, (M, L, D).
-        directions: what the sliders move along; none for mixing alone.
-        generator: source of every random number.
-        layers: indices of the styles that are replaced; None for ``appearance_layers(L)``.
-        strength: of the sliders; the paper gives no number.
+        directions: directions of the sliders; an empty list for mixing only.
+        generator: random generator.
+        layers: indices of the replaced styles; None for ``appearance_layers(L)``.
+        strength: slider range; the paper gives no value.
 
     Returns:
         (B, L, D).
@@ -106,5 +106,5 @@ def augment_codes(
     Raises:
         ValueError: if the bank or a direction does not fit the codes.
     """
-    chosen = appearance_layers(codes.shape[1]) if layers is None else layers
-    return slide(mix_with_bank(codes, bank, chosen, generator), directions, strength, generator)
+    layers = appearance_layers(codes.shape[1]) if layers is None else layers
+    return slide(mix_with_bank(codes, bank, layers, generator), directions, strength, generator)

@@ -1,4 +1,4 @@
-"""Published checkpoints to our modules: what architecture they have, and their tensors by name."""
+"""Conversion of published StyleGAN2 generators and iresnet face recognizers."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from facezoo.hub.tensors import load_into, read_tensors, save
 from facezoo.models.latent_simclr.stylegan2 import StyleGANGenerator
 
 MEAN_CODE = "mean_code"
-"""The entry of our file that is no part of the generator."""
+"""Name of the mean code in our files."""
 _CERTAIN = ("input.input", "style.1.weight", "convs.0.conv.weight")
-"""Entries of every generator, by which its architecture is told."""
+"""Entries that every generator has."""
 HEAD = ("bn2.", "fc.", "features.")
-"""What a recogniser has behind the trunk."""
+"""Prefixes of the head of a face recognizer."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """A generator as it was published.
+    """Published generator.
 
     Attributes:
         architecture: arguments of ``StyleGANGenerator``.
         tensors: its state dict.
-        mean_code: centre of W for truncation, (D,); None where the checkpoint has none.
+        mean_code: center of W for truncation, (D,), or None.
     """
 
     architecture: dict[str, Any]
@@ -39,53 +39,53 @@ class Published:
 
 
 def stylegan2_from(content: Mapping[str, Any], key: str = "g_ema") -> Published:
-    """A StyleGAN2 generator from a checkpoint in the widespread PyTorch layout.
+    """Read a StyleGAN2 generator from a checkpoint in rosinality's layout.
 
     Args:
-        content: a state dict, or what holds one under ``key`` and perhaps ``latent_avg``.
-        key: ``"g_ema"`` for the averaged generator, ``"g"`` for the one in training.
+        content: state dict, or a dictionary with one under ``key`` and optionally ``latent_avg``.
+        key: ``"g_ema"`` for the EMA generator, ``"g"`` for the training one.
 
     Returns:
         Architecture, tensors and mean code.
 
     Raises:
-        WeightsError: if there is no such generator.
+        WeightsError: if ``content`` has no generator under ``key``.
     """
     tensors = content.get(key, content) if isinstance(content, Mapping) else None
     if not isinstance(tensors, Mapping) or any(name not in tensors for name in _CERTAIN):
         raise WeightsError(
-            f"no StyleGAN2 generator under {key!r}: {_described(content)}; wanted is a "
+            f"no StyleGAN2 generator under {key!r}: {_described(content)}; expected a "
             "state dict with input.input, conv1.conv.weight and so on"
         )
     mean = content.get("latent_avg")
-    centre = mean.reshape(-1) if isinstance(mean, Tensor) else None
-    return Published(_generator_architecture(tensors), dict(tensors), centre)
+    center = mean.reshape(-1) if isinstance(mean, Tensor) else None
+    return Published(_generator_architecture(tensors), dict(tensors), center)
 
 
 def convert_generator(
     source: Path, target: Path | None = None, *, key: str | None = None, overwrite: bool = False
 ) -> Path:
-    """Convert a published generator to one safetensors file, its mean code included.
+    """Convert a published generator and its mean code to one safetensors file.
 
     Args:
         source: the pickled file.
-        target: the file to write; None for ``source`` with the suffix ``.safetensors``.
+        target: output file; None for ``source`` with the suffix ``.safetensors``.
         key: see ``stylegan2_from``; None for ``"g_ema"``.
-        overwrite: whether ``target`` may be replaced.
+        overwrite: replace ``target`` if it exists.
 
     Returns:
-        The file that was written, which ``load_generator`` takes.
+        Path of the written file, for ``load_generator``.
 
     Raises:
-        FileExistsError: if ``target`` is there and ``overwrite`` is False.
+        FileExistsError: if ``target`` exists and ``overwrite`` is False.
         ValueError: if ``target`` does not end in ``.safetensors``.
-        WeightsError: if ``source`` holds no StyleGAN2 generator, or not a whole one.
+        WeightsError: if ``source`` has no complete StyleGAN2 generator.
     """
     path = source.with_suffix(".safetensors") if target is None else target
     if path.suffix != ".safetensors":
         raise ValueError(f"target must end in .safetensors, got {path}")
     if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} is there already; remove it or choose another name")
+        raise FileExistsError(f"{path} exists already; remove it or choose another name")
     published = stylegan2_from(read_pickle(source), key or "g_ema")
     load_into(StyleGANGenerator(**published.architecture), published.tensors)
     tensors = dict(published.tensors)
@@ -96,28 +96,27 @@ def convert_generator(
 
 
 def load_generator(path: str | Path) -> tuple[StyleGANGenerator, Tensor | None]:
-    """A generator from a file of ``convert_generator``, or of ``facezoo train stylegan2``.
+    """Load a generator written by ``convert_generator`` or ``facezoo train stylegan2``.
 
     Returns:
-        The generator in eval mode, and the centre of W for truncation, (D,), None where the file
-        has none.
+        Generator in eval mode, and the center of W for truncation, (D,), or None.
 
     Raises:
-        WeightsError: if the file holds no StyleGAN2 generator.
+        WeightsError: if the file has no StyleGAN2 generator.
     """
     tensors = read_tensors(path)
-    centre = tensors.pop(MEAN_CODE, None)
+    center = tensors.pop(MEAN_CODE, None)
     published = stylegan2_from(tensors)
     generator = StyleGANGenerator(**published.architecture)
     load_into(generator, published.tensors)
-    return generator.eval(), centre
+    return generator.eval(), center
 
 
 def _generator_architecture(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     layers = 1 + _count(tensors, r"convs\.(\d+)\.")
     size = 2 ** ((layers + 3) // 2)
     last = f"convs.{layers - 2}.conv.weight"
-    # Where the last layer is as wide as the first, any larger multiplier gives the same network.
+    # If the last layer is as wide as the first, larger multipliers give the same network.
     multiplier = tensors[last].shape[1] * size / 16384
     return {
         "size": size,
@@ -129,14 +128,17 @@ def _generator_architecture(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def iresnet_from(content: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A recogniser in insightface's layout: arguments of ``IResNet`` and its state dict.
+    """Read a face recognizer in insightface's layout.
+
+    Returns:
+        Arguments of ``IResNet`` and its state dict.
 
     Raises:
-        WeightsError: if it is none.
+        WeightsError: if ``content`` is not an iresnet.
     """
     if "conv1.weight" not in content or "layer1.0.prelu.weight" not in content:
         raise WeightsError(
-            f"no iresnet: the keys are {_listed(content)}; wanted is a state dict with "
+            f"not an iresnet: the keys are {_listed(content)}; expected a state dict with "
             "conv1.weight, layer1.0.prelu.weight and so on"
         )
     tensors = dict(content)
@@ -152,19 +154,19 @@ def iresnet_from(content: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[st
 
 
 def trunk_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The part of a recogniser's state dict that ``IResNetTrunk`` has: all but its head."""
+    """Return the tensors of ``IResNetTrunk``: all but the head of a recognizer."""
     return {name: tensor for name, tensor in tensors.items() if not name.startswith(HEAD)}
 
 
 def _count(tensors: Mapping[str, Tensor], pattern: str) -> int:
-    """How many different numbers stand in the names that match."""
-    found = (re.match(pattern, name) for name in tensors)
-    return len({match[1] for match in found if match})
+    """Count the different numbers in matching names."""
+    matches = (re.match(pattern, name) for name in tensors)
+    return len({match[1] for match in matches if match})
 
 
 def _described(content: Any) -> str:
     if not isinstance(content, Mapping):
-        return f"the file holds one {type(content).__name__}"
+        return f"the file holds a {type(content).__name__}"
     return f"the keys are {_listed(content)}"
 
 

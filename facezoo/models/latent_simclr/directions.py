@@ -1,4 +1,4 @@
-"""Directions of W+ along which one property of a face changes."""
+"""Directions of W+ that change one attribute of a face."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from facezoo.models.latent_simclr.stylegan2 import StyleGANGenerator
 
 @dataclass(frozen=True)
 class Separator:
-    """A hyperplane between codes that have a property and codes that have not.
+    """Hyperplane between codes with and without an attribute.
 
     Attributes:
-        direction: its unit normal, which points to where the property is, (L, D).
-        offset: what the product of a code with the direction is on the plane.
+        direction: unit normal that points towards the attribute, (L, D).
+        offset: dot product of ``direction`` with a code on the plane.
     """
 
     direction: Tensor
     offset: float
 
     def distance(self, codes: Tensor) -> Tensor:
-        """Signed distances of codes (N, L, D) from the plane, (N,); positive with the property."""
+        """Compute signed distances (N,) of codes (N, L, D); positive with the attribute."""
         return torch.einsum("nld,ld->n", codes, self.direction) - self.offset
 
 
 def check_direction(direction: Tensor, num_codes: int, style_dim: int) -> Tensor:
-    """A direction that can be added to codes (B, L, D), (1, D) or (L, D).
+    """Return a direction that can be added to codes (B, L, D): (1, D) or (L, D).
 
     Args:
-        direction: (D,), (1, D) for the same change of every style, or (L, D).
-        num_codes: L of the codes.
-        style_dim: D of the codes.
+        direction: (D,) or (1, D) for the same change of every style, or (L, D).
+        num_codes: number of styles L.
+        style_dim: size D of a style.
 
     Raises:
         ValueError: if the direction has another shape.
@@ -48,78 +48,79 @@ def check_direction(direction: Tensor, num_codes: int, style_dim: int) -> Tensor
     if tuple(rows.shape) not in ((1, style_dim), (num_codes, style_dim)):
         raise ValueError(
             f"a direction must be (1, {style_dim}) or ({num_codes}, {style_dim}), got "
-            f"{tuple(direction.shape)}; one that was made for another generator does not fit"
+            f"{tuple(direction.shape)}; fit it to codes of this generator"
         )
     return rows
 
 
 def load_directions(path: str | Path) -> dict[str, Tensor]:
-    """Directions by name.
+    """Load directions by name.
 
     Args:
-        path: a ``.npy`` file with one direction, which is named after the file, or a
-            ``.safetensors`` file with any number.
+        path: ``.npy`` file with one direction, named after the file, or ``.safetensors`` file
+            with several.
 
     Returns:
         float32, each (1, D) or (L, D).
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is of another kind, or a direction is not of one or two axes.
+        FileNotFoundError: if the file does not exist.
+        ValueError: for another file type or a direction with more than two axes.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no file {path} with directions")
+        raise FileNotFoundError(f"no file {path}")
     if path.suffix == ".npy":
-        found = {path.stem: torch.from_numpy(np.load(path, allow_pickle=False))}
+        directions = {path.stem: torch.from_numpy(np.load(path, allow_pickle=False))}
     elif path.suffix == ".safetensors":
-        found = dict(read_tensors(path))
+        directions = dict(read_tensors(path))
     else:
-        raise ValueError(f"directions are read from .npy and .safetensors files, got {path}")
-    for name, direction in found.items():
+        raise ValueError(f"expected a .npy or .safetensors file, got {path}")
+    for name, direction in directions.items():
         if direction.ndim not in (1, 2) or not direction.numel():
             raise ValueError(
                 f"direction {name!r} of {path} must be (1, D) or (L, D), got "
                 f"{tuple(direction.shape)}"
             )
-    return {name: torch.atleast_2d(direction.float()) for name, direction in found.items()}
+    return {name: torch.atleast_2d(direction.float()) for name, direction in directions.items()}
 
 
 def save_directions(directions: Mapping[str, Tensor], path: str | Path) -> Path:
-    """Write directions by name as safetensors, which ``load_directions`` reads."""
+    """Write directions by name as safetensors, for ``load_directions``."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     return save({name: direction.float() for name, direction in directions.items()}, Path(path))
 
 
 def read_labels(path: str | Path, count: int) -> dict[str, Tensor]:
-    """Columns of a CSV file with a row per code: 1 where a property is, 0 where not, or nothing.
+    """Read attribute labels from a CSV file with one row per code.
 
     Args:
-        path: a ``.csv`` file whose first row names the properties.
-        count: N, codes that are labelled.
+        path: CSV file whose header names the attributes; values are 1, 0 or empty.
+        count: expected number of rows N.
 
     Returns:
-        By name, NaN where there is nothing, (N,).
+        Labels by name, NaN for empty values, each (N,).
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if there are not N rows, or one has more values than there are names, or a value
-            is none of 1, 0 and nothing.
+        FileNotFoundError: if the file does not exist.
+        ValueError: for a wrong number of rows or columns, or for another value.
     """
     with Path(path).open(newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
     if len(rows) != count:
-        raise ValueError(f"{path} has {len(rows)} rows and there are {count} codes; give as many")
+        raise ValueError(
+            f"{path} has {len(rows)} rows for {count} codes; expected one row per code"
+        )
     if any(None in row for row in rows):
-        raise ValueError(f"{path} has a row with more values than names; give one value per column")
+        raise ValueError(f"{path} has a row with more values than the header has names")
     meaning = {"1": 1.0, "0": 0.0, "": float("nan")}
     columns: dict[str, Tensor] = {}
     for name in rows[0]:
         values = [(row[name] or "").strip() for row in rows]
-        if strange := sorted(set(values) - set(meaning)):
+        if unknown := sorted(set(values) - set(meaning)):
             raise ValueError(
-                f"column {name!r} of {path} has {', '.join(strange[:3])}; wanted are 1, 0 or "
-                "nothing"
+                f"column {name!r} of {path} has {', '.join(unknown[:3])}; expected 1, 0 or an "
+                "empty value"
             )
         columns[name] = torch.tensor([meaning[value] for value in values])
     return columns
@@ -128,65 +129,65 @@ def read_labels(path: str | Path, count: int) -> dict[str, Tensor]:
 def fit_directions(
     codes: Tensor, labels: Mapping[str, Tensor], penalty: float = 1e-3
 ) -> dict[str, Tensor]:
-    """Directions by linear SVMs, as long as codes spread along them; see ``fit_direction``.
+    """Fit one direction per attribute with linear SVMs; see ``fit_direction``.
 
     Args:
         codes: (N, L, D).
-        labels: by name, 1 where the property is, 0 where it is not, NaN where that is unknown or in
-            between, (N,).
-        penalty: C.
+        labels: labels by name, 1 with the attribute, 0 without, NaN for unknown, (N,).
+        penalty: SVM penalty C.
 
     Returns:
-        By name, (L, D); adding one is a standard deviation of the codes.
+        Directions by name, (L, D); their length is the standard deviation of the codes.
 
     Raises:
-        ValueError: if a property is never there, or never absent.
+        ValueError: if all labels of an attribute are equal.
     """
-    found = {}
+    directions = {}
     for name, column in labels.items():
         known = torch.isfinite(column)
         plane = fit_direction(codes[known], column[known] > 0.5, penalty)
-        found[name] = plane.direction * plane.distance(codes).std()
-    return found
+        directions[name] = plane.direction * plane.distance(codes).std()
+    return directions
 
 
 def fit_direction(codes: Tensor, labels: Tensor, penalty: float = 1.0) -> Separator:
-    """The direction in which codes with a property are told from those without: a linear SVM.
+    """Fit a linear SVM that separates codes with an attribute from the rest.
+
+    It minimizes ``|n|^2 / 2 + penalty * sum(max(0, 1 - y (n w + b))^2)`` to convergence and is
+    deterministic. The offset b is not penalized.
 
     Source: Shen et al., "Interpreting the Latent Space of GANs for Semantic Face Editing", CVPR
-    2020, Sec. 3. Minimises ``|n|^2 / 2 + penalty * sum(max(0, 1 - y (n w + b))^2)`` to convergence
-    and is deterministic. The offset b is not penalised.
+    2020, Sec. 3.
 
     Args:
         codes: (N, L, D).
-        labels: True where the property is, (N,).
-        penalty: C, the price of a code on the wrong side.
+        labels: True with the attribute, (N,).
+        penalty: SVM penalty C.
 
     Returns:
-        The separating plane.
+        Separating hyperplane.
 
     Raises:
-        ValueError: if the numbers differ, or only one kind of code is there.
+        ValueError: if the lengths differ or all labels are equal.
     """
     if len(codes) != len(labels) or labels.ndim != 1:
-        raise ValueError(
-            f"labels must be one for every code, ({len(codes)},), got {tuple(labels.shape)}"
-        )
+        raise ValueError(f"labels must be ({len(codes)},), one per code, got {tuple(labels.shape)}")
     if bool(labels.bool().all()) or not bool(labels.bool().any()):
-        raise ValueError(f"all {len(labels)} labels are the same; give codes of both kinds")
+        raise ValueError(
+            f"all {len(labels)} labels are equal; pass codes with and without the attribute"
+        )
     rows = rearrange(codes.detach(), "n l d -> n (l d)").double()
-    mean = rows.mean(0)  # the plane is the same wherever the origin lies
+    mean = rows.mean(0)  # centering does not change the plane
     normal, offset = _squared_hinge(rows - mean, labels.double() * 2 - 1, penalty)
     length = normal.norm()
-    place = float((-offset + normal @ mean) / length)
-    return Separator((normal / length).view(codes.shape[1:]).to(codes.dtype), place)
+    distance = float((-offset + normal @ mean) / length)
+    return Separator((normal / length).view(codes.shape[1:]).to(codes.dtype), distance)
 
 
 @torch.enable_grad()
 def _squared_hinge(rows: Tensor, signs: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
-    """Normal (L D,) and offset () of the linear SVM with squared hinge loss."""
-    # The normal is a combination of rows. With an orthonormal basis of their span as coordinates
-    # the problem has no more unknowns than there are codes.
+    """Solve the linear SVM with squared hinge loss for its normal (L D,) and offset ()."""
+    # The normal lies in the span of the rows; an orthonormal basis of it leaves at most N unknowns.
     basis = torch.linalg.qr(rows.T).Q if len(rows) < rows.shape[1] else None
     points = rows if basis is None else rows @ basis
     normal = points.new_zeros(points.shape[1], requires_grad=True)
@@ -208,27 +209,27 @@ def _squared_hinge(rows: Tensor, signs: Tensor, penalty: float) -> tuple[Tensor,
         return value
 
     solver.step(loss)
-    found = normal.detach()
-    return found if basis is None else basis @ found, offset.detach()
+    solution = normal.detach()
+    return solution if basis is None else basis @ solution, offset.detach()
 
 
 @torch.no_grad()
 def principal_directions(
     generator: StyleGANGenerator, count: int, layers: range | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Directions to which the styles of chosen codes answer most, without any label.
+    """Compute the directions with the largest effect on the styles, without labels.
 
     Source: Shen & Zhou, "Closed-Form Factorization of Latent Semantics in GANs", CVPR 2021,
     eq. (6): eigenvectors of A^T A, where A stacks the weights that map a code to its styles.
 
     Args:
-        generator: whose style weights are read.
+        generator: generator to analyze.
         count: number of directions.
-        layers: indices of W+ that may change; None for all of them.
+        layers: indices of W+ that may change; None for all.
 
     Returns:
-        Unit directions, zero outside ``layers``, the strongest first, (count, L, D), and their
-        eigenvalues, (count,). Signs are such that the largest entry of each is positive.
+        Unit directions, zero outside ``layers``, strongest first, (count, L, D), and their
+        eigenvalues, (count,). The largest entry of each direction is positive.
 
     Raises:
         ValueError: if ``count`` is more than D, or a layer is not an index of W+.
@@ -253,7 +254,7 @@ def principal_directions(
 
 
 def _style_weights(generator: StyleGANGenerator) -> list[tuple[int, Tensor]]:
-    """Index of W+ and weight (channels, D) of every map that reads it."""
+    """List W+ index and weight (channels, D) of each modulation."""
     layers = [generator.conv1, *generator.convs]
     colours = [generator.to_rgb1, *generator.to_rgbs]
     readers = [*enumerate(layers), *((2 * k + 1, rgb) for k, rgb in enumerate(colours))]

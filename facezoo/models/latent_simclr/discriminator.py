@@ -1,4 +1,4 @@
-"""The StyleGAN2 discriminator.
+"""StyleGAN2 discriminator.
 
 Source: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", CVPR 2020, Sec. 4.1
 (residual), and "Progressive Growing of GANs", ICLR 2018, Sec. 3 (batch standard deviation).
@@ -23,19 +23,19 @@ from facezoo.models.latent_simclr.modulation import BEFORE
 from facezoo.models.latent_simclr.stylegan2 import channels_at, check_size
 
 GROUP = 4
-"""Most samples whose standard deviation is taken together."""
+"""Largest group of the batch standard deviation."""
 
 
 class StyleGANDiscriminator(nn.Module):
-    """Real or generated: one logit for an image.
+    """Discriminator with one logit per image.
 
     Args:
-        size: side S of the images, a power of 2 from 8 on, pixels.
+        size: image side S, a power of 2 of at least 8, pixels.
         channel_multiplier: factor on the channels; see ``StyleGANGenerator``.
-        max_channels: most channels of a layer.
+        max_channels: largest number of channels.
 
     Raises:
-        ValueError: if the size is not a power of 2, or smaller than 8.
+        ValueError: if ``size`` is not a power of 2 of at least 8.
     """
 
     def __init__(
@@ -54,13 +54,13 @@ class StyleGANDiscriminator(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of images, keeping gradients.
+        """Compute logits; gradients are kept.
 
         Args:
             images: (B, 3, S, S) in [-1, 1].
 
         Returns:
-            (B, 1); large for what looks real.
+            Logits, large for real images, (B, 1).
 
         Raises:
             ValueError: if the images have another shape.
@@ -77,10 +77,10 @@ class StyleGANDiscriminator(nn.Module):
 
 
 def append_deviation(features: Tensor) -> Tensor:
-    """Features and one more channel: how much the samples of a group differ from each other.
+    """Append a channel with the standard deviation within groups of the batch.
 
-    A group is the samples whose index is equal modulo B / G, where G is the largest number up to
-    4 that divides B.
+    A group holds the samples whose index is equal modulo B / G, where G is the largest number up
+    to 4 that divides B.
 
     Args:
         features: (B, C, H, W).
@@ -97,7 +97,7 @@ def append_deviation(features: Tensor) -> Tensor:
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions to half the resolution, beside a shortcut of one pixel's width."""
+    """Residual block to half the resolution with a 1 x 1 shortcut."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class ResidualBlock(nn.Module):
         self.skip = nn.Sequential(*_halving(inputs, outputs, 1))
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, outputs, H/2, W/2) of (B, inputs, H, W)."""
+        """Map (B, inputs, H, W) to (B, outputs, H/2, W/2)."""
         return (self.conv2(self.conv1(features)) + self.skip(features)) / math.sqrt(2)
 
 

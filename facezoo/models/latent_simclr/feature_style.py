@@ -1,7 +1,7 @@
-"""The Feature-Style encoder: from an image to codes of W+ and to a feature of the generator.
+"""Feature-Style encoder from an image to W+ codes and a generator feature.
 
 Source: Yao et al., "Feature-Style Encoder for Style-Based GAN Inversion", ECCV 2022. Written from
-the description of the method; where that is silent, the docstrings say what was chosen.
+a description of the method; docstrings mention the choices that it leaves open.
 """
 
 from __future__ import annotations
@@ -18,28 +18,23 @@ from facezoo.models.latent_simclr.iresnet import IRESNET50, IResNetTrunk, PReLU
 from facezoo.models.latent_simclr.layers import EqualLinear
 
 POOLED = 3
-"""Side to which the outputs of the four stages are pooled."""
+"""Side of the pooled outputs of the four stages."""
 
 
 class FeatureStyleEncoder(nn.Module):
-    """An image to w in W+ and f in F.
+    """Encoder from an image to w in W+ and f in F.
 
     The four stages of an ArcFace-style trunk are pooled to 3 x 3 and concatenated; one linear map
-    for every style gives its code. A small convolutional head on the third stage gives the feature
-    that replaces the generator's own at layer K.
-
-    The maps give what is added to ``mean_code``, so that an encoder starts from the mean face; the
-    description leaves this open.
+    per style predicts its code as an offset from ``mean_code`` (our choice). A small convolutional
+    head on the third stage predicts the feature that replaces the output of generator layer K.
 
     Args:
-        num_codes: L, the styles of the generator: 18 at 1024 pixels, 10 at 64.
-        style_dim: D of a code.
-        feature_shape: channels, height and width of the generator's layer K, as its
-            ``feature_shape(K)`` gives them.
-        depths: residual blocks of every stage of the trunk.
+        num_codes: number of styles L: 18 at 1024 pixels, 10 at 64.
+        style_dim: size D of a style.
+        feature_shape: channels, height and width of layer K: ``generator.feature_shape(K)``.
+        depths: residual blocks per stage of the trunk.
         width: channels of the trunk's first stage.
-        trunk_size: side to which images are resized first, pixels; 256 in the paper. Its eighth,
-            the side of the third stage, need not be that of the feature.
+        trunk_size: side to which images are resized, pixels; 256 in the paper.
     """
 
     mean_code: Tensor
@@ -64,7 +59,7 @@ class FeatureStyleEncoder(nn.Module):
         self.register_buffer("mean_code", torch.zeros(style_dim))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes and feature of images, keeping gradients.
+        """Encode images as codes and a feature; gradients are kept.
 
         Args:
             images: RGB in [-1, 1], square, of any size, (B, 3, H, H).
@@ -73,20 +68,20 @@ class FeatureStyleEncoder(nn.Module):
             w in W+, (B, L, D), and f, (B, C, H_K, H_K).
 
         Raises:
-            ValueError: if the images are no such batch.
+            ValueError: if the images have another shape.
         """
         stages = self._stages(images)
         return self._codes(stages), self.head(stages[2])
 
     def encode_codes(self, images: Tensor) -> Tensor:
-        """Codes alone of images, without the work for the feature; see ``forward``."""
+        """Encode images as codes only; see ``forward``."""
         return self._codes(self._stages(images))
 
     def _stages(self, images: Tensor) -> list[Tensor]:
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
             raise ValueError(
                 f"images must be square, (B, 3, H, H), got {tuple(images.shape)}; "
-                "crop and align photographs first"
+                "crop and align them first"
             )
         return self.trunk.stages(self._resized(images))
 
@@ -99,15 +94,15 @@ class FeatureStyleEncoder(nn.Module):
         if images.shape[-1] == self.trunk_size:
             return images
         size = (self.trunk_size, self.trunk_size)
-        # There is no antialiasing in bfloat16 everywhere.
+        # Antialiased resizing does not support bfloat16 on every device.
         resized = F.interpolate(images.float(), size=size, mode="bilinear", antialias=True)
         return resized.to(images.dtype)
 
 
 class _FeatureHead(nn.Module):
-    """Two convolutions from the third stage to the generator's feature.
+    """Head of two convolutions from the third stage to the generator's feature.
 
-    A stage that is larger than the feature is reduced by a stride, a smaller one is enlarged first.
+    A stride reduces a larger stage; a smaller stage is upsampled first.
 
     Args:
         inputs: channels of the third stage.
@@ -129,7 +124,7 @@ class _FeatureHead(nn.Module):
         self.before = self.side * stride
 
     def forward(self, stage: Tensor) -> Tensor:
-        """(B, C, H_K, H_K) of (B, inputs, H, H)."""
+        """Map (B, inputs, H, H) to (B, C, H_K, H_K)."""
         if stage.shape[-1] != self.before:
             stage = F.interpolate(stage, size=(self.before, self.before), mode="bilinear")
         feature: Tensor = self.layers(stage)

@@ -1,4 +1,4 @@
-"""Losses and penalties with which StyleGAN2 is trained.
+"""Losses and penalties of StyleGAN2.
 
 Source: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", CVPR 2020, Sec. 3
 and App. B.
@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 
 
 def generator_loss(fake_logits: Tensor) -> Tensor:
-    """Non-saturating logistic loss of the generator: the mean of -log sigmoid(D(G(z))).
+    """Compute the non-saturating generator loss: mean of -log sigmoid(D(G(z))).
 
     Source: Goodfellow et al., "Generative Adversarial Nets", NIPS 2014, Sec. 3.
 
@@ -28,7 +28,7 @@ def generator_loss(fake_logits: Tensor) -> Tensor:
 
 
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """Logistic loss of the discriminator: the mean of -log sigmoid(D(x)) - log(1 - sigmoid(D(G))).
+    """Compute the discriminator loss: mean of -log sigmoid(D(x)) - log(1 - sigmoid(D(G(z)))).
 
     Args:
         real_logits: D of real images, (B, 1).
@@ -41,32 +41,32 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
 
 
 def r1_penalty(images: Tensor, logits: Tensor) -> Tensor:
-    """Mean squared length of the gradient of D at real images; its weight is gamma / 2.
+    """Compute the R1 penalty: mean squared gradient norm at real images; weight gamma / 2.
 
     Source: Mescheder et al., "Which Training Methods for GANs do actually Converge?", ICML 2018,
     eq. (9).
 
     Args:
         images: real images that require gradients, (B, 3, S, S).
-        logits: D of them, (B, 1).
+        logits: D of these images, (B, 1).
 
     Returns:
-        Scalar, to be differentiated once more.
+        Differentiable scalar.
     """
     (gradients,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
     return gradients.float().square().sum((1, 2, 3)).mean()
 
 
 def path_lengths(images: Tensor, w_plus: Tensor, generator: Generator) -> Tensor:
-    """Lengths of J_w^T y for random images y: how far an image moves with its code, App. B.
+    """Compute path lengths |J_w^T y| for random images y, App. B.
 
     Args:
         images: G(w), (B, 3, S, S).
-        w_plus: codes that they were made of and that require gradients, (B, L, D).
-        generator: source of y, which is normal and divided by S.
+        w_plus: their codes, which require gradients, (B, L, D).
+        generator: random generator for y, which is normal and divided by S.
 
     Returns:
-        Root of the mean over the codes of the squared length, (B,), to be differentiated once more.
+        Root mean square over the L styles, differentiable, (B,).
     """
     shape, device = images.shape, generator.device
     directions = torch.randn(shape, generator=generator, device=device).to(images)
@@ -76,11 +76,11 @@ def path_lengths(images: Tensor, w_plus: Tensor, generator: Generator) -> Tensor
 
 
 def path_length_penalty(lengths: Tensor, target: Tensor) -> Tensor:
-    """Mean squared difference of path lengths and their running mean a: eq. (4).
+    """Compute the path length penalty: mean squared difference from the running mean a, eq. (4).
 
     Args:
         lengths: ``path_lengths``, (B,).
-        target: a, (), as ``update_path_length`` keeps it.
+        target: running mean a from ``update_path_length``, ().
 
     Returns:
         Scalar.
@@ -89,5 +89,5 @@ def path_length_penalty(lengths: Tensor, target: Tensor) -> Tensor:
 
 
 def update_path_length(target: Tensor, lengths: Tensor, decay: float = 0.99) -> Tensor:
-    """The running mean a of path lengths after one more batch, ()."""
+    """Update the running mean a of path lengths with one batch, ()."""
     return target.lerp(lengths.detach().mean(), 1 - decay)

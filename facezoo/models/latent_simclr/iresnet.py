@@ -1,7 +1,7 @@
-"""The residual network of ArcFace, in insightface's layout.
+"""Residual network of ArcFace in insightface's layout.
 
 Source: Deng et al., "ArcFace: Additive Angular Margin Loss for Deep Face Recognition", CVPR 2019,
-Sec. 3.1. State dicts have insightface's names, so that published recognisers load.
+Sec. 3.1. State dicts have insightface's names, so published recognizers load.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ IRESNET100 = (3, 13, 30, 3)
 
 
 class PReLU(nn.PReLU):
-    """torch's, several times as fast on a CPU where channels come last."""
+    """PReLU that is several times faster than PyTorch's on CPUs in channels_last."""
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, C, H, W) of the same shape."""
+        """Apply the activation to features, (B, C, H, W)."""
         slopes = self.weight.to(features.dtype)[:, None, None]
         return torch.addcmul(F.relu(features), slopes, features.clamp(max=0))
 
 
 class IResNetTrunk(nn.Module):
-    """The four stages, each of which halves the resolution.
+    """Trunk of four stages; each halves the resolution.
 
     Args:
-        depths: residual blocks of every stage.
-        width: channels of the first stage; they double with every further one.
+        depths: residual blocks per stage.
+        width: channels of the first stage; each stage doubles them.
     """
 
     def __init__(self, depths: Sequence[int] = IRESNET50, width: int = 64) -> None:
@@ -47,13 +47,13 @@ class IResNetTrunk(nn.Module):
         )
 
     def stages(self, images: Tensor) -> list[Tensor]:
-        """Outputs of the four stages, keeping gradients.
+        """Compute the outputs of the four stages; gradients are kept.
 
         Args:
             images: RGB in [-1, 1], (B, 3, H, W).
 
         Returns:
-            Stage s, counted from 1, is (B, width 2^(s-1), H / 2^s, W / 2^s), sides rounded up.
+            Output of stage s (from 1): (B, width 2^(s-1), H / 2^s, W / 2^s), rounded up.
         """
         features = self.prelu(self.bn1(self.conv1(images)))
         outputs = []
@@ -64,13 +64,13 @@ class IResNetTrunk(nn.Module):
 
 
 class IResNet(IResNetTrunk):
-    """The trunk with ArcFace's head: a recogniser whose embeddings are compared by cosine.
+    """Face recognizer: the trunk with ArcFace's head; embeddings are compared by cosine.
 
     Args:
-        depths: residual blocks of every stage.
+        depths: residual blocks per stage.
         width: channels of the first stage.
-        num_features: D of the embedding.
-        size: side of the images, pixels; the head is built for it.
+        num_features: embedding size D.
+        size: image side, pixels.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class IResNet(IResNetTrunk):
         self.size = size
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embeddings before any normalisation, keeping gradients.
+        """Compute embeddings before normalization; gradients are kept.
 
         Args:
             images: aligned RGB in [-1, 1], (B, 3, S, S).
@@ -104,7 +104,7 @@ class IResNet(IResNetTrunk):
         if tuple(images.shape[-2:]) != (self.size, self.size):
             raise ValueError(
                 f"images must be (B, 3, {self.size}, {self.size}), got {tuple(images.shape)}; "
-                "align or resize them, or call stages(), which takes any size"
+                "align or resize them, or call stages() for any size"
             )
         features = self.bn2(self.stages(images)[-1])
         embeddings: Tensor = self.features(self.fc(features.flatten(1)))  # in the order C, H, W
@@ -112,7 +112,7 @@ class IResNet(IResNetTrunk):
 
 
 class _Block(nn.Module):
-    """A residual block whose input is normalised and whose sum is not activated."""
+    """Residual block with a normalized input and no activation after the sum."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -127,8 +127,8 @@ class _Block(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         residual = self.prelu(self.bn2(self.conv1(self.bn1(features))))
         residual = self.bn3(self.conv2(residual))
-        kept: Tensor = features if self.downsample is None else self.downsample(features)
-        return residual + kept
+        shortcut: Tensor = features if self.downsample is None else self.downsample(features)
+        return residual + shortcut
 
 
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential:
@@ -137,5 +137,5 @@ def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential:
 
 
 def _stage(inputs: int, outputs: int, blocks: int) -> nn.Sequential:
-    further = [_Block(outputs, outputs, 1) for _ in range(blocks - 1)]
-    return nn.Sequential(_Block(inputs, outputs, 2), *further)
+    others = [_Block(outputs, outputs, 1) for _ in range(blocks - 1)]
+    return nn.Sequential(_Block(inputs, outputs, 2), *others)

@@ -1,9 +1,9 @@
-"""The building blocks of StyleGAN2: equalised layers, activation and FIR resampling.
+"""Building blocks of StyleGAN2: equalized layers, activation and FIR resampling.
 
 Source: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", CVPR 2020, and, for
-the equalised learning rate, Karras et al., "Progressive Growing of GANs", ICLR 2018, Sec. 4.1.
-Parameters have the names and shapes of the widespread PyTorch layout. Weights are drawn from a unit
-normal distribution and scaled when they are used.
+the equalized learning rate, Karras et al., "Progressive Growing of GANs", ICLR 2018, Sec. 4.1.
+Parameters have the names and shapes of rosinality's layout. Weights are initialized from a unit
+normal distribution and scaled at run time.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 SLOPE = 0.2
-"""Of the leaky ReLU for negative values."""
+"""Negative slope of the leaky ReLU."""
 GAIN = math.sqrt(2)
-"""What activations are multiplied by, so that they keep the variance of what came in."""
+"""Factor on activations that preserves the variance."""
 TAPS = (1.0, 3.0, 3.0, 1.0)
-"""The low-pass filter of every change of resolution, along each axis."""
+"""Low-pass filter of up- and downsampling, along each axis."""
 
 
 def fir_kernel(taps: Sequence[float] = TAPS, gain: float = 1.0) -> Tensor:
-    """Outer product of a filter with itself, which sums to ``gain``, (k, k)."""
+    """Compute the outer product of a filter with itself, normalized to sum ``gain``, (k, k)."""
     line = torch.tensor(taps)
     square = torch.outer(line, line)
     return square / square.sum() * gain
@@ -33,16 +33,16 @@ def fir_kernel(taps: Sequence[float] = TAPS, gain: float = 1.0) -> Tensor:
 def resample(
     images: Tensor, kernel: Tensor, *, up: int = 1, down: int = 1, pad: tuple[int, int] = (0, 0)
 ) -> Tensor:
-    """Insert zeros, pad, convolve with a FIR filter, and keep every ``down``-th sample.
+    """Upsample with zeros, pad, filter and downsample.
 
-    Source: Karras et al. 2020, App. B; the order of the steps is that of its code.
+    Source: Karras et al. 2020, App. B; in the order of its code.
 
     Args:
         images: (B, C, H, W).
-        kernel: the filter, (k, l); it is flipped, as convolution has it.
-        up: ``up - 1`` zeros are put behind every sample.
-        down: of the filtered samples, every ``down``-th is kept, from the first on.
-        pad: zeros before and behind, on both axes; a negative number crops.
+        kernel: FIR filter, (k, l); it is flipped, as in a convolution.
+        up: upsampling factor; ``up - 1`` zeros follow each sample.
+        down: downsampling factor; the first sample is kept.
+        pad: zeros before and after, on both axes; a negative number crops.
 
     Returns:
         (B, C, (H up + pad - k) // down + 1, (W up + pad - l) // down + 1).
@@ -54,7 +54,7 @@ def resample(
             images, pad = F.pad(images, [*pad, *pad]), (0, 0)
         flipped = filters.flip(2, 3)
         return F.conv2d(images, flipped, stride=down, padding=pad[0], groups=len(filters))
-    # A transposed convolution is the convolution of the stretched images with every zero skipped.
+    # A transposed convolution skips the inserted zeros.
     spread = F.conv_transpose2d(images, filters, stride=up, groups=len(filters))
     rows, columns = (
         [pad[0] + 1 - taps, length * up + pad[1] - (length - 1) * up - taps]
@@ -64,12 +64,12 @@ def resample(
 
 
 class Filter(nn.Module):
-    """``resample`` with a kernel that is stored under ``kernel``: Blur and Upsample of the layout.
+    """``resample`` with a stored kernel: Blur and Upsample of rosinality's layout.
 
     Args:
-        pad: zeros before and behind.
-        gain: sum of the kernel; 4 makes up for the zeros of twice the resolution.
-        up: ``up - 1`` zeros are put behind every sample.
+        pad: zeros before and after.
+        gain: sum of the kernel; 4 compensates the zeros of upsampling by 2.
+        up: upsampling factor.
     """
 
     kernel: Tensor
@@ -80,27 +80,27 @@ class Filter(nn.Module):
         self.register_buffer("kernel", fir_kernel(gain=gain))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Filtered images, (B, C, H', W'), of (B, C, H, W)."""
+        """Filter images (B, C, H, W) to (B, C, H', W')."""
         return resample(images, self.kernel, up=self.up, pad=self.pad)
 
 
 class PixelNorm(nn.Module):
-    """Rows divided by their root mean square."""
+    """Division of each row by its root mean square."""
 
     def forward(self, rows: Tensor) -> Tensor:
-        """(B, D) of (B, D)."""
+        """Normalize rows, (B, D)."""
         return rows * torch.rsqrt(rows.square().mean(1, keepdim=True) + 1e-8)
 
 
 class EqualLinear(nn.Module):
-    """A linear map with an equalised learning rate, perhaps activated.
+    """Linear layer with an equalized learning rate and an optional activation.
 
     Args:
-        inputs: width of what comes in.
-        outputs: width of what goes out.
-        bias: first value of every bias.
-        rate: factor on the learning rate; weights and biases are multiplied by it when used.
-        activate: whether ``activation`` follows.
+        inputs: input size.
+        outputs: output size.
+        bias: initial bias.
+        rate: learning rate multiplier; weights and biases are multiplied by it at run time.
+        activate: apply the leaky ReLU.
     """
 
     def __init__(
@@ -118,13 +118,13 @@ class EqualLinear(nn.Module):
         self.scale, self.rate, self.activate = rate / math.sqrt(inputs), rate, activate
 
     def forward(self, rows: Tensor) -> Tensor:
-        """(B, outputs) of (B, inputs)."""
+        """Map (B, inputs) to (B, outputs)."""
         mapped = F.linear(rows * self.scale, self.weight, self.bias * self.rate)
         return F.leaky_relu(mapped, SLOPE) * GAIN if self.activate else mapped
 
 
 class EqualConv2d(nn.Module):
-    """A convolution without bias and with an equalised learning rate."""
+    """Convolution without bias and with an equalized learning rate."""
 
     def __init__(
         self, inputs: int, outputs: int, kernel: int, *, stride: int = 1, padding: int = 0
@@ -135,7 +135,7 @@ class EqualConv2d(nn.Module):
         self.stride, self.padding = stride, padding
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, outputs, H', W') of (B, inputs, H, W)."""
+        """Convolve (B, inputs, H, W) to (B, outputs, H', W')."""
         weight = self.weight * self.scale
         return F.conv2d(features, weight, stride=self.stride, padding=self.padding)
 
@@ -148,22 +148,22 @@ class BiasActivation(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, C, H, W) of (B, C, H, W)."""
+        """Apply bias, activation and gain to (B, C, H, W)."""
         return shift_and_activate(features, torch.ones_like(self.bias)[None], self.bias)
 
 
 def shift_and_activate(
     features: Tensor, scale: Tensor, bias: Tensor, noise: Tensor | None = None
 ) -> Tensor:
-    """``leaky_relu(features * scale + noise + bias) * sqrt(2)`` in as few passes as torch allows.
+    """Compute ``leaky_relu(features * scale + noise + bias) * sqrt(2)`` in few passes.
 
-    The root of two goes into the small tensors, since a leaky ReLU commutes with it.
+    The factor sqrt(2) is folded into the small tensors, since it commutes with the leaky ReLU.
 
     Args:
-        features: what a convolution gave, (B, C, H, W).
+        features: output of a convolution, (B, C, H, W).
         scale: (B, C) or (1, C).
         bias: (C,).
-        noise: (B, 1, H, W) or (1, 1, H, W), its strength included.
+        noise: scaled noise, (B, 1, H, W) or (1, 1, H, W).
     """
     kind = features.dtype
     factor, shift = (scale * GAIN).to(kind)[..., None, None], (bias * GAIN).to(kind)[:, None, None]

@@ -1,8 +1,8 @@
 """Losses of the Feature-Style encoder and of SimCLR.
 
 Sources: Yao et al., "Feature-Style Encoder for Style-Based GAN Inversion", ECCV 2022, and Chen et
-al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020. The losses
-of the encoder were written from a description of the paper.
+al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020. The
+encoder's losses follow a description of the paper.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from torch import Tensor
 
 
 def image_loss(images: Tensor, targets: Tensor) -> Tensor:
-    """Mean squared difference of pixels.
+    """Compute the mean squared error of pixels.
 
     Args:
-        images: what the generator gave, (B, 3, S, S).
-        targets: what it should have given, (B, 3, S, S).
+        images: generated images, (B, 3, S, S).
+        targets: target images, (B, 3, S, S).
 
     Returns:
         Scalar.
@@ -27,52 +27,51 @@ def image_loss(images: Tensor, targets: Tensor) -> Tensor:
     return (images.float() - targets.float()).square().mean()
 
 
-def perceptual_loss(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
-    """Distance of deep maps, summed over them; for several scales, give the maps of each.
+def perceptual_loss(maps: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+    """Compute the distance of feature maps, summed over maps and scales.
 
-    Maps are compared as in LPIPS (Zhang et al., CVPR 2018, eq. (1)) with equal weights: the
-    channels of every pixel are scaled to length one, and the squared difference is summed over
-    channels and averaged over pixels.
+    As in LPIPS (Zhang et al., CVPR 2018, eq. (1)) with equal weights, the channels of each pixel
+    are normalized; squared differences are summed over channels and averaged over pixels.
 
     Args:
-        ours: maps of images by a frozen network, each (B, C, H, W).
-        theirs: maps of what the images should be; no gradient goes there.
+        maps: feature maps of the images, each (B, C, H, W).
+        targets: feature maps of the target images; they get no gradient.
 
     Returns:
-        Scalar: the mean over the batch.
+        Scalar, the batch mean.
     """
     gaps = [
         (F.normalize(a.float(), dim=1) - F.normalize(b.detach().float(), dim=1)).square().sum(1)
-        for a, b in zip(ours, theirs, strict=True)
+        for a, b in zip(maps, targets, strict=True)
     ]
     return torch.stack([gap.mean() for gap in gaps]).sum()
 
 
-def identity_loss(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
-    """One minus the cosine of a face recogniser's features, summed over its layers.
+def identity_loss(features: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
+    """Compute one minus the cosine of face recognition features, summed over layers.
 
     Args:
-        ours: features of images by a frozen face recogniser, each (B, ...); they are flattened.
-        theirs: features of what the images should be; no gradient goes there.
+        features: features of the images, each (B, ...); they are flattened.
+        targets: features of the target images; they get no gradient.
 
     Returns:
-        Scalar: the mean over the batch; 0 when all features are parallel.
+        Scalar, the batch mean; 0 if all features are parallel.
     """
     cosines = [
         F.cosine_similarity(a.float().flatten(1), b.detach().float().flatten(1), dim=1)
-        for a, b in zip(ours, theirs, strict=True)
+        for a, b in zip(features, targets, strict=True)
     ]
     return (1 - torch.stack(cosines)).mean(1).sum()
 
 
 def feature_loss(feature: Tensor, generated: Tensor) -> Tensor:
-    """Mean squared difference of f and the generator's own feature at layer K.
+    """Compute the mean squared error between f and the generator's own feature at layer K.
 
-    It keeps f where the generator's layers expect it, which editing needs.
+    It keeps f in the range of the generator's features, which editing needs.
 
     Args:
         feature: f, (B, C, H, H).
-        generated: what layer K gives for the codes w of the same images, (B, C, H, H).
+        generated: output of layer K for the codes w of the same images, (B, C, H, H).
 
     Returns:
         Scalar.
@@ -81,18 +80,17 @@ def feature_loss(feature: Tensor, generated: Tensor) -> Tensor:
 
 
 def nt_xent_loss(first: Tensor, second: Tensor, temperature: float = 0.5) -> Tensor:
-    """Normalised temperature-scaled cross-entropy of two views: Chen et al., eq. (1).
+    """Compute the normalized temperature-scaled cross-entropy, Chen et al., eq. (1).
 
-    Row i of one view and row i of the other are a positive pair; the other 2 B - 2 rows are its
-    negatives.
+    Row i of both views is a positive pair; the other 2 B - 2 rows are its negatives.
 
     Args:
         first: z of one view, (B, D).
         second: z of the other view of the same samples, (B, D).
-        temperature: tau.
+        temperature: temperature tau.
 
     Returns:
-        Scalar: the mean over all 2 B ordered pairs.
+        Scalar, the mean over all 2 B ordered pairs.
     """
     rows = F.normalize(torch.cat([first, second]).float(), dim=1)
     with torch.autocast(rows.device.type, enabled=False):

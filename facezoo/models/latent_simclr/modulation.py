@@ -1,4 +1,4 @@
-"""Modulated convolutions, whose weights are scaled by a style of every sample.
+"""Modulated convolutions, whose weights are scaled by the style of each sample.
 
 Source: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", CVPR 2020,
 Sec. 2.2, eqs. (1) to (3).
@@ -17,19 +17,19 @@ from torch import Tensor, nn
 from facezoo.models.latent_simclr.layers import EqualLinear, Filter
 
 BEFORE: dict[int, tuple[int, int]] = {1: (1, 1), 3: (2, 2)}
-"""Padding of the filter before a convolution of stride 2, by the convolution's size."""
+"""Padding of the filter before a stride-2 convolution, by kernel size."""
 
 
 class _Modulated(nn.Module):
-    """The weight and the map from a style to its factors.
+    """Weight of a modulated convolution.
 
-    In a state dict the weight is (1, outputs, inputs, k, k), as published checkpoints have it. Here
-    it has four axes, so that the module can be put into the ``channels_last`` order.
+    In a state dict it is (1, outputs, inputs, k, k), as in published checkpoints. The parameter has
+    four axes, so that the module can be converted to ``channels_last``.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, *, transposed: bool = False) -> None:
         super().__init__()
-        self.transposed = transposed  # the order of axes that conv_transpose2d wants
+        self.transposed = transposed  # axis order of conv_transpose2d
         shape = (inputs, outputs) if transposed else (outputs, inputs)
         self.weight = nn.Parameter(torch.randn(*shape, kernel, kernel))
         self.scale = 1 / math.sqrt(inputs * kernel**2)
@@ -54,18 +54,17 @@ class _Modulated(nn.Module):
 
 
 class ModulatedConv2d(_Modulated):
-    """A modulated and demodulated convolution, with a change of resolution where one is wanted.
+    """Modulated and demodulated convolution with optional up- or downsampling.
 
-    Modulating the weights, eq. (1), is the same as modulating what comes in, and demodulating
-    them, eq. (3), is the same as dividing what goes out. So every sample has its own weights, and
-    yet one convolution serves the whole batch, without groups.
+    Modulating the weights, eq. (1), equals scaling the input, and demodulating them, eq. (3),
+    equals scaling the output. So one convolution without groups serves the whole batch.
 
     Args:
-        inputs: channels of what comes in.
-        outputs: channels of what goes out.
-        kernel: side of the convolution, 1 or 3.
-        style_dim: D of a style.
-        resize: ``"up"`` for twice the resolution, ``"down"`` for half of it.
+        inputs: input channels.
+        outputs: output channels.
+        kernel: kernel size, 1 or 3.
+        style_dim: size D of a style.
+        resize: ``"up"`` doubles and ``"down"`` halves the resolution.
     """
 
     def __init__(
@@ -83,7 +82,7 @@ class ModulatedConv2d(_Modulated):
         self.modulation = EqualLinear(style_dim, inputs, bias=1.0)
 
     def convolve(self, features: Tensor, style: Tensor) -> tuple[Tensor, Tensor]:
-        """The convolution before it is demodulated, and the factors that demodulate it.
+        """Convolve without demodulation, and return the demodulation factors.
 
         Args:
             features: (B, inputs, H, W).
@@ -99,7 +98,7 @@ class ModulatedConv2d(_Modulated):
         return self._convolved(modulated), demodulation
 
     def forward(self, features: Tensor, style: Tensor) -> Tensor:
-        """(B, outputs, H', W') of features (B, inputs, H, W) and styles (B, D)."""
+        """Convolve features (B, inputs, H, W) by styles (B, D) to (B, outputs, H', W')."""
         convolved, demodulation = self.convolve(features, style)
         return convolved * demodulation.to(convolved.dtype)[..., None, None]
 
@@ -112,9 +111,9 @@ class ModulatedConv2d(_Modulated):
 
 
 class ModulatedRGB(_Modulated):
-    """A modulated convolution of one pixel to three colours, which is not demodulated.
+    """Modulated 1 x 1 convolution to RGB without demodulation.
 
-    With so few outputs it is cheapest as a matrix product with weights of every sample's own.
+    With three outputs, a matrix product with per-sample weights is fastest.
     """
 
     def __init__(self, inputs: int, style_dim: int) -> None:
@@ -122,9 +121,9 @@ class ModulatedRGB(_Modulated):
         self.modulation = EqualLinear(style_dim, inputs, bias=1.0)
 
     def forward(self, features: Tensor, style: Tensor) -> Tensor:
-        """Colours (B, 3, H, W) of features (B, inputs, H, W) and styles (B, D)."""
+        """Map features (B, inputs, H, W) and styles (B, D) to RGB, (B, 3, H, W)."""
         factors = self.modulation(style) * self.scale
         weights = factors[:, :, None] * self.weight[:, :, 0, 0].T
         pixels = rearrange(features, "b c h w -> b (h w) c")
-        colours = torch.bmm(pixels, weights.to(pixels.dtype))
-        return rearrange(colours, "b (h w) c -> b c h w", h=features.shape[2])
+        colors = torch.bmm(pixels, weights.to(pixels.dtype))
+        return rearrange(colors, "b (h w) c -> b c h w", h=features.shape[2])

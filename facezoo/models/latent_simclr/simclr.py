@@ -1,8 +1,8 @@
-"""SimCLR on codes of W+: the base encoder and its projection head.
+"""SimCLR on W+ codes: base encoder and projection head.
 
 Source: Hoock, Brügge & Handels, "Disentanglement Learning of Facial Expression and Appearance",
 Sec. II.III, after Chen et al., "A Simple Framework for Contrastive Learning of Visual
-Representations", ICML 2020. The paper names neither architecture.
+Representations", ICML 2020. The paper gives neither architecture.
 """
 
 from __future__ import annotations
@@ -13,21 +13,17 @@ from torch import Tensor, nn
 
 
 class CodeEncoder(nn.Module):
-    """The base encoder f: codes of W+ to a representation h.
+    """Base encoder f from W+ codes to a representation h.
 
-    A convolutional network along the styles, which are L positions with D channels: two
-    convolutions over three neighbouring styles, then one linear map of all positions. It is ours.
-    With a linear classifier behind it, it serves for the paper's "CNN" too, so that the rows of its
-    table differ by training alone.
-
-    Codes are standardised first by ``mean`` and ``deviation``, which ``standardise_by`` takes from
-    the training codes.
+    It is ours: two convolutions along the L styles, then one linear map of all of them. With a
+    linear classifier it is also the paper's "CNN", so its table's rows differ in training only.
+    Codes are standardized by ``mean`` and ``deviation``, which ``fit_scale`` sets.
 
     Args:
-        num_codes: L.
-        style_dim: D of a code.
+        num_codes: number of styles L.
+        style_dim: size D of a style.
         width: channels of the convolutions.
-        num_features: width of h.
+        num_features: size of h.
     """
 
     mean: Tensor
@@ -53,23 +49,23 @@ class CodeEncoder(nn.Module):
         )
 
     @torch.no_grad()
-    def standardise_by(self, codes: Tensor) -> None:
-        """Take the mean and the standard deviation of codes (N, L, D), entry by entry.
+    def fit_scale(self, codes: Tensor) -> None:
+        """Set mean and standard deviation from codes (N, L, D), per entry.
 
         Raises:
-            ValueError: if there are fewer than two codes, or they are of another shape.
+            ValueError: for fewer than two codes or another shape.
         """
         self._check(codes)
         if len(codes) < 2:
-            raise ValueError(f"standardise_by needs 2 codes or more, got {len(codes)}")
+            raise ValueError(f"fit_scale needs at least 2 codes, got {len(codes)}")
         self.mean.copy_(codes.mean(0))
         self.deviation.copy_(codes.std(0).clamp(min=1e-6))
 
     def forward(self, codes: Tensor) -> Tensor:
-        """h of codes, keeping gradients.
+        """Compute h of codes; gradients are kept.
 
         Args:
-            codes: w in W+, (B, L, D).
+            codes: W+ codes, (B, L, D).
 
         Returns:
             (B, num_features).
@@ -85,19 +81,19 @@ class CodeEncoder(nn.Module):
 
     def _check(self, codes: Tensor) -> None:
         if codes.ndim != 3 or codes.shape[1:] != self.mean.shape:
-            wanted = ", ".join(map(str, self.mean.shape))
+            shape = ", ".join(map(str, self.mean.shape))
             raise ValueError(
-                f"codes must be (B, {wanted}) of W+, got {tuple(codes.shape)}; invert() gives such "
-                "codes for images"
+                f"codes must be (B, {shape}) of W+, got {tuple(codes.shape)}; invert() computes "
+                "them from images"
             )
 
 
 class ProjectionHead(nn.Sequential):
-    """The head g: h to the z that the contrastive loss compares, Chen et al., Sec. 2.1.
+    """Projection head g from h to the z of the contrastive loss, Chen et al., Sec. 2.1.
 
     Args:
-        inputs: width of h.
-        outputs: width of z.
+        inputs: size of h.
+        outputs: size of z.
     """
 
     def __init__(self, inputs: int, outputs: int = 128) -> None:

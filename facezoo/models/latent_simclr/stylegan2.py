@@ -1,7 +1,7 @@
-"""The StyleGAN2 generator.
+"""StyleGAN2 generator.
 
 Source: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN", CVPR 2020. State
-dicts have the names and shapes of the widespread PyTorch layout, so that published generators load.
+dicts have the names and shapes of rosinality's layout, so published generators load.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from facezoo.models.latent_simclr.layers import (
 from facezoo.models.latent_simclr.modulation import ModulatedConv2d, ModulatedRGB
 
 Noise = Sequence[Tensor]
-"""One map for every layer, (1, 1, H, W) or (B, 1, H, W)."""
+"""One map per layer, (1, 1, H, W) or (B, 1, H, W)."""
 
 
 @dataclass(frozen=True)
 class Synthesis:
-    """What a generator gave.
+    """Output of a generator.
 
     Attributes:
         images: (B, 3, S, S), around [-1, 1] and not clamped.
-        features: outputs of the layers that were asked for, by number, (B, C, H, H).
+        features: outputs of the requested layers by number, (B, C, H, H).
     """
 
     images: Tensor
@@ -41,22 +41,22 @@ class Synthesis:
 
 
 class StyleGANGenerator(nn.Module):
-    """The generator of StyleGAN2 with skip connections to the colours, Sec. 4.1.
+    """StyleGAN2 generator with skip connections to RGB, Sec. 4.1.
 
-    Its layers are numbered from 1: layer k is the k-th styled convolution, and reads code k - 1 of
-    W+ (counted from 0). Colours are read after layers 1, 3, 5 and so on, with code k. A generator
-    of size S has L = 2 log2(S) - 2 codes and L - 1 layers; layer k has side 4 * 2 ** (k // 2).
+    Layer k, from 1, is the k-th styled convolution and takes code k - 1 of W+. The RGB layers
+    follow layers 1, 3, 5 and so on, and take code k. A generator of size S has L = 2 log2(S) - 2
+    codes and L - 1 layers; layer k has side 4 * 2 ** (k // 2).
 
     Args:
-        size: side S of the images, a power of 2 from 8 on, pixels.
-        style_dim: D of z, w and every code of W+.
+        size: image side S, a power of 2 of at least 8, pixels.
+        style_dim: size D of z, w and each code of W+.
         mapping_layers: depth of the mapping network.
-        channel_multiplier: factor on the channels, which are this times 16384 divided by the side
-            of the layer; 2 in the paper's large configuration.
-        max_channels: most channels of a layer.
+        channel_multiplier: a layer has this times 16384 / side channels; 2 in the paper's large
+            configuration.
+        max_channels: largest number of channels.
 
     Raises:
-        ValueError: if the size is not a power of 2, or smaller than 8.
+        ValueError: if ``size`` is not a power of 2 of at least 8.
     """
 
     def __init__(
@@ -86,38 +86,37 @@ class StyleGANGenerator(nn.Module):
             _StyledConv(before, after, style_dim, up=k > 1 and k % 2 == 0)
             for k, (before, after) in enumerate(pairwise(widths), 1)
         ]
-        colours = [_ToRGB(width, style_dim, up=k > 0) for k, width in enumerate(self.channels[::2])]
-        self.conv1, self.to_rgb1 = layers[0], colours[0]
-        self.convs, self.to_rgbs = nn.ModuleList(layers[1:]), nn.ModuleList(colours[1:])
+        colors = [_ToRGB(width, style_dim, up=k > 0) for k, width in enumerate(self.channels[::2])]
+        self.conv1, self.to_rgb1 = layers[0], colors[0]
+        self.convs, self.to_rgbs = nn.ModuleList(layers[1:]), nn.ModuleList(colors[1:])
         self.noises = _StoredNoise(self.num_layers)
 
-    def map(self, z: Tensor, psi: float = 1.0, centre: Tensor | None = None) -> Tensor:
-        """Codes of W from normal noise, drawn towards their centre by the truncation trick.
+    def map(self, z: Tensor, psi: float = 1.0, center: Tensor | None = None) -> Tensor:
+        """Map normal noise to codes of W, with the truncation trick.
 
         Args:
             z: (B, D).
-            psi: 1 leaves codes as they are, 0 gives the centre itself.
-            centre: mean of W, as ``mean_code`` gives it, (D,) or (1, D); needed where psi is not 1.
+            psi: truncation; 1 changes nothing, 0 returns the center.
+            center: mean of W from ``mean_code``, (D,) or (1, D); required if psi is not 1.
 
         Returns:
             w, (B, D).
 
         Raises:
-            ValueError: if psi is not 1 and there is no centre.
+            ValueError: if psi is not 1 and ``center`` is None.
         """
         codes: Tensor = self.style(z)
         if psi == 1:
             return codes
-        if centre is None:
+        if center is None:
             raise ValueError(
-                f"psi={psi} draws codes towards the centre of W and none was given; pass "
-                "centre=generator.mean_code(10_000)"
+                f"psi={psi} needs the center of W; pass center=generator.mean_code(10_000)"
             )
-        return centre + psi * (codes - centre)
+        return center + psi * (codes - center)
 
     @torch.no_grad()
     def mean_code(self, count: int, generator: Generator | None = None) -> Tensor:
-        """Mean of the codes of ``count`` random z, (D,)."""
+        """Compute the mean code of ``count`` random z, (D,)."""
         total = torch.zeros(self.style_dim, device=self.input.input.device)
         for begin in range(0, count, 4096):
             rows = min(4096, count - begin)
@@ -126,11 +125,11 @@ class StyleGANGenerator(nn.Module):
         return (total / count).to(self.input.input.dtype)
 
     def stored_noise(self) -> list[Tensor]:
-        """The noise maps that are part of the checkpoint, one for every layer, (1, 1, H, H)."""
+        """Return the noise maps of the checkpoint, one per layer, (1, 1, H, H)."""
         return [getattr(self.noises, f"noise_{k}") for k in range(self.num_layers)]
 
     def draw_noise(self, count: int, generator: Generator | None = None) -> list[Tensor]:
-        """Random noise maps, one for every layer, (count, 1, H, H)."""
+        """Sample noise maps, one per layer, (count, 1, H, H)."""
         sides = [layer_side(k) for k in range(1, self.num_layers + 1)]
         return [_normal((count, 1, s, s), self.input.input, generator) for s in sides]
 
@@ -140,7 +139,7 @@ class StyleGANGenerator(nn.Module):
         noise: Noise | None = None,
         replace: Mapping[int, Tensor] | None = None,
     ) -> Tensor:
-        """Images of codes, (B, 3, S, S); see ``synthesize``."""
+        """Generate images, (B, 3, S, S); see ``synthesize``."""
         return self.synthesize(codes, noise, replace).images
 
     def synthesize(
@@ -150,13 +149,13 @@ class StyleGANGenerator(nn.Module):
         replace: Mapping[int, Tensor] | None = None,
         read: Collection[int] = (),
     ) -> Synthesis:
-        """Images of codes, and the features behind them, keeping gradients.
+        """Generate images and return features of layers; gradients are kept.
 
         Args:
             codes: of W, (B, D), or of W+, (B, L, D).
-            noise: ``stored_noise()``, ``draw_noise(B)`` or maps of your own; None for no noise.
-            replace: features that stand in for the outputs of layers, by the layer's number.
-            read: numbers of the layers whose outputs are wanted.
+            noise: ``stored_noise()``, ``draw_noise(B)`` or other maps; None for no noise.
+            replace: features that replace the outputs of layers, by layer number.
+            read: layer numbers whose outputs are returned.
 
         Returns:
             Images and features.
@@ -166,14 +165,14 @@ class StyleGANGenerator(nn.Module):
         """
         self._check_layers(read)
         features = {}
-        for number, feature, colours in self._layers(codes, noise, replace or {}):
-            images = colours
+        for number, feature, colors in self._layers(codes, noise, replace or {}):
+            images = colors
             if number in read:
                 features[number] = feature
         return Synthesis(images, features)
 
     def features(self, codes: Tensor, layer: int, noise: Noise | None = None) -> Tensor:
-        """Output of one layer, (B, C, H, H); what comes after it is not computed.
+        """Compute the output of one layer, (B, C, H, H), without the later layers.
 
         Raises:
             ValueError: if a shape or the layer's number does not fit the generator.
@@ -185,10 +184,10 @@ class StyleGANGenerator(nn.Module):
         raise AssertionError
 
     def feature_shape(self, layer: int) -> tuple[int, int, int]:
-        """Channels, height and width of what a layer gives.
+        """Return channels, height and width of the output of a layer.
 
         Raises:
-            ValueError: if there is no such layer.
+            ValueError: if the layer does not exist.
         """
         self._check_layers([layer])
         return self.channels[layer - 1], layer_side(layer), layer_side(layer)
@@ -196,16 +195,16 @@ class StyleGANGenerator(nn.Module):
     def _layers(
         self, codes: Tensor, noise: Noise | None, replace: Mapping[int, Tensor]
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Number, output and the colours so far, layer by layer."""
+        """Iterate over layers: number, output and accumulated RGB."""
         w_plus = self._as_w_plus(codes)
         self._check_replaced(replace, len(w_plus))
         if noise is not None and len(noise) != self.num_layers:
             raise ValueError(
-                f"noise must hold {self.num_layers} maps, one for every layer, got {len(noise)}; "
-                "draw_noise() gives such maps"
+                f"noise must have {self.num_layers} maps, one per layer, got {len(noise)}; "
+                "draw_noise() samples them"
             )
         feature: Tensor = self.input(len(w_plus))
-        colours: Tensor | None = None
+        colors: Tensor | None = None
         for number, layer in enumerate([self.conv1, *self.convs], 1):
             if number in replace:
                 feature = replace[number].contiguous(memory_format=torch.channels_last)
@@ -214,9 +213,9 @@ class StyleGANGenerator(nn.Module):
                 feature = layer(feature, w_plus[:, number - 1], map_)
             if number % 2:
                 to_rgb = self.to_rgb1 if number == 1 else self.to_rgbs[number // 2 - 1]
-                colours = to_rgb(feature, w_plus[:, number], colours)
-            assert colours is not None
-            yield number, feature, colours
+                colors = to_rgb(feature, w_plus[:, number], colors)
+            assert colors is not None
+            yield number, feature, colors
 
     def _as_w_plus(self, codes: Tensor) -> Tensor:
         if codes.ndim == 2 and codes.shape[1] == self.style_dim:
@@ -238,21 +237,21 @@ class StyleGANGenerator(nn.Module):
 
     def _check_replaced(self, replace: Mapping[int, Tensor], count: int) -> None:
         for number, feature in replace.items():
-            wanted = (count, *self.feature_shape(number))
-            if tuple(feature.shape) != wanted:
+            expected = (count, *self.feature_shape(number))
+            if tuple(feature.shape) != expected:
                 raise ValueError(
-                    f"the feature that replaces layer {number} must be {wanted}, got "
+                    f"the feature that replaces layer {number} must be {expected}, got "
                     f"{tuple(feature.shape)}"
                 )
 
 
 def mix_codes(first: Tensor, second: Tensor, start: int) -> Tensor:
-    """Codes of W+ with the styles of one before ``start`` and of another from there on.
+    """Mix styles: from ``first`` before index ``start``, from ``second`` after it.
 
     Args:
-        first: coarse styles, (B, L, D).
-        second: fine styles, (B, L, D).
-        start: number of styles that come from ``first``.
+        first: codes for the coarse styles, (B, L, D).
+        second: codes for the fine styles, (B, L, D).
+        start: number of styles from ``first``.
 
     Returns:
         (B, L, D).
@@ -261,47 +260,47 @@ def mix_codes(first: Tensor, second: Tensor, start: int) -> Tensor:
 
 
 def check_size(size: int) -> int:
-    """The side of the images, if StyleGAN2 can have it.
+    """Check an image side.
 
     Raises:
-        ValueError: if it is not a power of 2, or smaller than 8.
+        ValueError: if it is not a power of 2 of at least 8.
     """
     if size < 8 or size & (size - 1):
-        raise ValueError(f"size must be a power of 2 from 8 on, such as 64 or 1024, got {size}")
+        raise ValueError(f"size must be a power of 2 of at least 8, such as 64 or 1024, got {size}")
     return size
 
 
 def channels_at(side: int, multiplier: float, most: int) -> int:
-    """Channels of layers whose features have this side."""
+    """Return the number of channels of layers with this side."""
     return min(most, int(16384 * multiplier) // side)
 
 
 def layer_side(number: int) -> int:
-    """Height and width of what layer ``number``, counted from 1, gives."""
+    """Return the side of the output of layer ``number``, from 1."""
     return 4 * 2 ** (number // 2)
 
 
 def _normal(shape: tuple[int, ...], like: Tensor, generator: Generator | None = None) -> Tensor:
-    """Normal noise of a generator's own device, moved to where it is needed."""
+    """Sample normal noise on the generator's device and move it to the device of ``like``."""
     device = like.device if generator is None else generator.device
     return torch.randn(shape, generator=generator, device=device).to(like)
 
 
 class _Constant(nn.Module):
-    """The learnt input of the first layer."""
+    """Learned constant input of the first layer."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.input = nn.Parameter(torch.randn(1, channels, 4, 4))
 
     def forward(self, count: int) -> Tensor:
-        """(count, C, 4, 4)."""
+        """Repeat the constant, (count, C, 4, 4)."""
         rows = self.input.expand(count, -1, -1, -1)
         return rows.contiguous(memory_format=torch.channels_last)
 
 
 class _NoiseStrength(nn.Module):
-    """The learnt strength of a layer's noise."""
+    """Learned noise strength of a layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -315,7 +314,7 @@ class _Bias(nn.Module):
 
 
 class _StoredNoise(nn.Module):
-    """One noise map for every layer, stored as ``noise_0`` and so on."""
+    """Noise maps of all layers, stored as ``noise_0`` and so on."""
 
     def __init__(self, layers: int) -> None:
         super().__init__()
@@ -334,14 +333,14 @@ class _StyledConv(nn.Module):
         self.activate = _Bias(outputs)
 
     def forward(self, features: Tensor, style: Tensor, noise: Tensor | None) -> Tensor:
-        """(B, outputs, H', W') of features (B, inputs, H, W), styles (B, D) and a noise map."""
+        """Map features (B, inputs, H, W), styles (B, D) and a noise map to (B, outputs, H', W')."""
         convolved, demodulation = self.conv.convolve(features, style)
         scaled = None if noise is None else noise * self.noise.weight
         return shift_and_activate(convolved, demodulation, self.activate.bias, scaled)
 
 
 class _ToRGB(nn.Module):
-    """Colours of a feature, added to those of the resolution below."""
+    """RGB layer whose output is added to the upsampled RGB of the lower resolution."""
 
     def __init__(self, inputs: int, style_dim: int, *, up: bool) -> None:
         super().__init__()
@@ -351,6 +350,6 @@ class _ToRGB(nn.Module):
         self.bias = nn.Parameter(torch.zeros(1, 3, 1, 1))
 
     def forward(self, features: Tensor, style: Tensor, below: Tensor | None) -> Tensor:
-        """(B, 3, H, W) of features (B, C, H, W), styles (B, D) and colours (B, 3, H/2, W/2)."""
-        colours: Tensor = self.conv(features, style) + self.bias.to(features.dtype)
-        return colours if below is None else colours + self.upsample(below)
+        """Compute RGB (B, 3, H, W) from features, styles (B, D) and lower RGB (B, 3, H/2, W/2)."""
+        colors: Tensor = self.conv(features, style) + self.bias.to(features.dtype)
+        return colors if below is None else colors + self.upsample(below)

@@ -1,8 +1,8 @@
-"""Published checkpoints of Unsup3D and LatentFace, renamed for our modules.
+"""Conversion of published Unsup3D and LatentFace checkpoints.
 
-Their layouts: dictionaries of state dicts ``netD``, ``netA``, ``netL``, ``netV``, ``netC``, and for
-LatentFace ``netEA`` and ``netED`` too; training checkpoints hold optimisers and counters beside
-these. Nothing but names differs, so no number is changed.
+They are dictionaries of the state dicts ``netD``, ``netA``, ``netL``, ``netV`` and ``netC``, for
+LatentFace also ``netEA`` and ``netED``. Training checkpoints also hold optimizers and counters.
+Only names are changed.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ NETWORKS = {
     "netEA": "texture_diffusion.unet",
     "netED": "shape_diffusion.unet",
 }
-"""Their name of each network, and ours."""
+"""Published network name to ours."""
 
 # Layers of Unsup3D's netD and netA up to and including the code's ReLU; the decoder comes after.
 ENCODER_LAYERS = 13
 
-# Order matters: the first pattern that fits a name is taken.
+# Order matters: the first matching pattern wins.
 _AUTOENCODER = [(r"network1\.", "encoder."), (r"network2\.", "decoder.")]
 _CONFIDENCE = [
     (r"out_net1\.", "pixel_head."),
@@ -71,7 +71,7 @@ def convert_file(source: Path, target: Path | None = None, *, overwrite: bool = 
 
     Raises:
         FileExistsError: if the folder has a checkpoint and ``overwrite`` is False.
-        WeightsError: if ``source`` is no checkpoint of Unsup3D or LatentFace at 64 pixels.
+        WeightsError: if ``source`` is not a checkpoint of Unsup3D or LatentFace at 64 pixels.
     """
     folder = source.with_suffix("") if target is None else target
     if (folder / CONFIG).exists() and not overwrite:
@@ -83,25 +83,25 @@ def convert_file(source: Path, target: Path | None = None, *, overwrite: bool = 
 
 
 def convert_checkpoint(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """One state dict for ``LatentFace`` out of a published checkpoint.
+    """Convert a published checkpoint to one state dict of ``LatentFace``.
 
     Args:
-        checkpoint: what the file holds; entries that are no network are left out.
+        checkpoint: content of the file; entries that are not networks are ignored.
 
     Returns:
-        Tensors by our names. ``architecture_of`` says which model they fit.
+        Tensors by our names; ``architecture_of`` returns the matching architecture.
 
     Raises:
         WeightsError: if a network of the first stage is missing; the message lists the entries.
     """
-    held = checkpoint if isinstance(checkpoint, Mapping) else {}
-    networks = {name: part for name, part in held.items() if isinstance(part, Mapping)}
+    entries = checkpoint if isinstance(checkpoint, Mapping) else {}
+    networks = {name: part for name, part in entries.items() if isinstance(part, Mapping)}
     missing = [name for name in ("netD", "netA", "netL", "netV") if name not in networks]
     if missing:
         raise WeightsError(
-            f"this is no checkpoint of Unsup3D or LatentFace: {', '.join(missing)} missing, got "
-            f"{', '.join(map(repr, held)) or type(checkpoint).__name__}; give the file that holds "
-            "all of them"
+            f"not a checkpoint of Unsup3D or LatentFace: {', '.join(missing)} missing, got "
+            f"{', '.join(map(repr, entries)) or type(checkpoint).__name__}; pass the file that "
+            "holds all networks"
         )
     return {
         f"{ours}.{_renamed(theirs, name.removeprefix('module.'))}": tensor
@@ -112,28 +112,28 @@ def convert_checkpoint(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def architecture_of(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The arguments of the ``LatentFace`` that converted tensors fit.
+    """Infer the arguments of ``LatentFace`` from converted tensors.
 
     Args:
-        tensors: as ``convert_checkpoint`` gives them.
+        tensors: result of ``convert_checkpoint``.
 
     Returns:
-        Keyword arguments. The sampler is the one that the published results were made with.
+        Keyword arguments, with the sampler of the published results.
 
     Raises:
-        WeightsError: if the layers are not those of a 64-pixel model.
+        WeightsError: if the layers are not of a 64-pixel model.
     """
     layout = [name for name in tensors if name.startswith("light_encoder.network.")]
     if "light_encoder.network.10.weight" not in layout or len(layout) != 6:
         raise WeightsError(
-            "the light encoder has other layers than those for 64 x 64 images: "
-            f"{', '.join(layout) or 'none'}; the layout of published weights for larger images is "
-            "not known"
+            "unexpected layers in the light encoder: "
+            f"{', '.join(layout) or 'none'}; expected a checkpoint for 64 x 64 images, the only "
+            "published size"
         )
     ends = [f"shape_autoencoder.encoder.{layer}.weight" for layer in (0, ENCODER_LAYERS - 2)]
     if missing := [name for name in ends if name not in tensors]:
         raise WeightsError(
-            f"this is no checkpoint of Unsup3D or LatentFace: {', '.join(missing)} missing"
+            f"not a checkpoint of Unsup3D or LatentFace: {', '.join(missing)} missing"
         )
     diffusion = "texture_diffusion.unet.conv_in.weight" in tensors
     unet = {"unet_width": len(tensors["texture_diffusion.unet.conv_in.bias"])} if diffusion else {}

@@ -1,7 +1,7 @@
-"""The representation diffusion model (RDM): from the code of a face to that of its identity.
+"""Representation diffusion model (RDM): from the code of a face to the code of its identity.
 
 Source: LatentFace, Sec. 2.4 and 5.2. The network predicts the clean code (x0), not the noise. The
-paper's codes stand in the middle of a 3 x 3 map of zeros; the published weights work on 1 x 1 maps.
+paper pads codes to a 3 x 3 map with zeros; the published weights use 1 x 1 maps.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ TRAIN_STEPS = 1000
 SAMPLE_STEPS = 5
 """S of the DDIM sampler, Sec. 2.4."""
 
-# Numbers rather than operations: ONNX has no cumulative product.
+# Computed once as numbers, since ONNX has no cumulative product.
 _ALPHAS: list[float] = (1 - torch.linspace(1e-4, 0.02, TRAIN_STEPS)).cumprod(0).tolist()
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
@@ -28,12 +28,12 @@ StepRule = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
 
 
 def alphas_cumprod() -> Tensor:
-    """ᾱ of every step: betas linear from 1e-4 to 0.02 (Ho et al. 2020), float32, (T,)."""
+    """Return ᾱ of every step for betas linear from 1e-4 to 0.02 (Ho et al. 2020), float32, (T,)."""
     return torch.tensor(_ALPHAS, dtype=torch.float32, device="cpu")
 
 
 def add_noise(clean: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
-    """Noisy codes Z_τ = √ᾱ_τ Z_0 + √(1 - ᾱ_τ) ε, eq. (3).
+    """Compute noisy codes Z_τ = √ᾱ_τ Z_0 + √(1 - ᾱ_τ) ε, eq. (3).
 
     Args:
         clean: Z_0, (B, D).
@@ -48,15 +48,15 @@ def add_noise(clean: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
 
 
 def ddim_step(noisy: Tensor, predicted: Tensor, now: Tensor, after: Tensor, limit: float) -> Tensor:
-    """One step of DDIM without noise (Song et al. 2021, eq. 12, η = 0).
+    """Take one deterministic DDIM step (Song et al. 2021, eq. 12, η = 0).
 
     Args:
         noisy: x at this step.
-        predicted: what the network says the clean x is, of the same shape.
+        predicted: clean x as the network predicts it, of the same shape.
         now: ᾱ at this step.
         after: ᾱ at the next.
-        limit: the prediction is clipped to [-limit, limit] where it stands for the clean x; the
-            noise is computed from the unclipped one, as diffusers does.
+        limit: bound of the clean x; the noise is computed from the unclipped prediction, as in
+            diffusers.
 
     Returns:
         x at the next step.
@@ -72,17 +72,17 @@ def published_step(
     after: Tensor,
     limit: float,
 ) -> Tensor:
-    """The step of diffusers 0.14, which the published results were made with.
+    """Take the step of diffusers 0.14, which the published results were made with.
 
-    There the network's prediction stands in for the noise. That version is wrong; it is here
-    because the published weights' numbers depend on it. Arguments as for ``ddim_step``.
+    It uses the network's prediction in place of the noise. The rule is wrong, but the numbers of
+    the published weights depend on it. The arguments are those of ``ddim_step``.
     """
-    del noisy, now  # what tells the two rules apart
+    del noisy, now  # only the correct rule needs them
     return after.sqrt() * predicted.clamp(-limit, limit) + (1 - after).sqrt() * predicted
 
 
 SAMPLERS: dict[str, StepRule] = {"ddim": ddim_step, "diffusers-0.14": published_step}
-"""The rules of a sampling step by the name that stands in cards."""
+"""Sampling rules by their name in cards."""
 
 
 def sample(
@@ -92,14 +92,14 @@ def sample(
     limit: float = 1.0,
     count: int = SAMPLE_STEPS,
 ) -> Tensor:
-    """From noise to a clean x in a few steps, without any further chance.
+    """Denoise in a few deterministic steps.
 
     Args:
-        denoise: noisy x and steps (B,) to the predicted clean x.
-        noise: x to start from, (B, ...).
+        denoise: function of noisy x and steps (B,) that predicts the clean x.
+        noise: initial x, (B, ...).
         rule: one of ``SAMPLERS``.
         limit: see ``ddim_step``.
-        count: S, which divides T.
+        count: number of steps S; it must divide T.
 
     Returns:
         The last clipped prediction, of the shape of ``noise``.
@@ -120,17 +120,17 @@ def sample(
 
 
 class RepresentationDiffusion(nn.Module):
-    """Draws the code of an identity, given that of a face.
+    """Diffusion model that samples an identity code given the code of a face.
 
     Args:
         code_dim: D.
         width: channels of the U-Net; 128 in the published weights.
-        map_size: 1 as published, 3 as the paper says: the codes in the middle of 3 x 3 zeros. The
-            middle of the U-Net's output is the prediction, of which the paper says nothing.
+        map_size: 1 as published, or 3 as in the paper, which pads codes with zeros. The prediction
+            is the middle of the U-Net's output; the paper leaves this open.
         sampler: a key of ``SAMPLERS``.
-        limit: largest entry, up to its sign, of a code that the sampler can give; 1 as published.
-            Codes of the autoencoders may be larger.
-        seed: of the noise that ``forward`` starts from where none is given.
+        limit: largest absolute entry of a sampled code; 1 as published. Codes of the autoencoders
+            may be larger.
+        seed: seed of the initial noise that ``forward`` uses by default.
     """
 
     noise: Tensor
@@ -155,13 +155,13 @@ class RepresentationDiffusion(nn.Module):
             raise ValueError(f"limit must be above 0, got {limit}")
         self.map_size, self.rule, self.limit = map_size, SAMPLERS[sampler], limit
         self.unet = UNet(2 * code_dim, code_dim, width)
-        draw = torch.Generator().manual_seed(seed)
-        # Other devices and precisions draw other numbers, whatever torch's defaults are.
-        drawn = torch.randn(code_dim, generator=draw, dtype=torch.float32, device="cpu")
-        self.register_buffer("noise", drawn, persistent=False)
+        # Sampled on the CPU in float32, since random numbers differ between devices and dtypes.
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn(code_dim, generator=generator, dtype=torch.float32, device="cpu")
+        self.register_buffer("noise", noise, persistent=False)
 
     def denoise(self, noisy: Tensor, steps: Tensor, condition: Tensor) -> Tensor:
-        """The predicted identity code Ẑ_0 = E_r(Z_τ, τ, Z_exp), eq. (4).
+        """Predict the identity code Ẑ_0 = E_r(Z_τ, τ, Z_exp), eq. (4).
 
         Args:
             noisy: Z_τ, (B, D).
@@ -178,12 +178,12 @@ class RepresentationDiffusion(nn.Module):
         return middle
 
     def forward(self, condition: Tensor, noise: Tensor | None = None) -> Tensor:
-        """The identity codes Z_id of faces, keeping gradients.
+        """Sample the identity codes Z_id of faces; gradients are kept.
 
         Args:
             condition: Z_exp, (B, D).
-            noise: to start from, (B, D), or None for the model's own, which is the same for every
-                face: the same photograph always gives the same code, in whatever batch.
+            noise: initial noise, (B, D). None uses the model's own, the same for every face, so
+                that a face always gets the same code.
 
         Returns:
             In [-limit, limit], (B, D).
@@ -194,6 +194,6 @@ class RepresentationDiffusion(nn.Module):
         def denoise(noisy: Tensor, steps: Tensor) -> Tensor:
             return self.denoise(noisy.to(condition.dtype), steps, condition).to(noisy.dtype)
 
-        # In half precision the noise that is left at the last steps would round to none.
+        # In half precision the noise of the last steps would round to zero.
         exact = noise.to(condition.device, torch.promote_types(noise.dtype, torch.float32))
         return sample(denoise, exact, self.rule, self.limit).to(condition.dtype)

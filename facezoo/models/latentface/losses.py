@@ -16,21 +16,21 @@ from torch import Tensor
 from facezoo.models.latentface.diffusion import alphas_cumprod
 
 MIN_SIGMA = 1e-6
-"""Below this σ counts as this, so that a confident network cannot divide by 0."""
+"""Smallest σ, so that a confident network cannot divide by 0."""
 
 Features = Callable[[Tensor], Tensor]
 
 
 def confidence_loss(predicted: Tensor, target: Tensor, sigma: Tensor, mask: Tensor) -> Tensor:
-    """Negative log-likelihood under a Laplace distribution: L_conf, eq. (7).
+    """Compute the negative log-likelihood under a Laplace distribution: L_conf, eq. (7).
 
-    The sum in eq. (7) is ln √2σ + √2 |Î - I| / σ. The mean goes over the channels too.
+    The summand of eq. (7) is ln √2σ + √2 |Î - I| / σ. The mean is over the channels as well.
 
     Args:
         predicted: Î, or features of it, (B, C, H, W).
         target: I, or features of it, (B, C, H, W).
         sigma: σ, above 0, (B, 1, H, W).
-        mask: Ω, 1 where the face was drawn, (B, 1, H, W).
+        mask: Ω, 1 where the face was rendered, (B, 1, H, W).
 
     Returns:
         Scalar, which may be negative; 0 for an empty mask.
@@ -45,33 +45,35 @@ def confidence_loss(predicted: Tensor, target: Tensor, sigma: Tensor, mask: Tens
 def feature_confidence_loss(
     features: Features, predicted: Tensor, target: Tensor, sigma: Tensor, mask: Tensor
 ) -> Tensor:
-    """The same loss between feature maps: L_f, eq. (6).
+    """Compute the same loss between feature maps: L_f, eq. (6).
 
     The paper's features are relu3_3 of a VGG-16 (Sec. 5.2) or a VGG-19 (Sec. 5.3); any network that
-    gives maps serves. Unsup3D, whose loss this is said to be, has a Gaussian here.
+    returns maps can be used. The loss of Unsup3D, which the paper cites, has a Gaussian here.
 
     Args:
         features: images (B, 3, S, S) to maps (B, C, H, W).
         predicted: Î, (B, 3, S, S).
         target: I, (B, 3, S, S).
-        sigma: σ_f, (B, 1, H', W'); brought to the maps' size where it differs.
-        mask: Ω, (B, 1, S, S); a place of the maps counts by the share of its pixels.
+        sigma: σ_f, (B, 1, H', W'); resized to the maps' size if needed.
+        mask: Ω, (B, 1, S, S); each map position is weighted by its share of face pixels.
 
     Returns:
         Scalar.
     """
     with torch.no_grad():
-        theirs = features(target)
-    return feature_map_loss(features(predicted), theirs, sigma, mask)
+        target_maps = features(target)
+    return feature_map_loss(features(predicted), target_maps, sigma, mask)
 
 
-def feature_map_loss(ours: Tensor, theirs: Tensor, sigma: Tensor, mask: Tensor) -> Tensor:
-    """``feature_confidence_loss`` of maps that are there already, both (B, C, H, W)."""
-    size = (ours.shape[-2], ours.shape[-1])
+def feature_map_loss(
+    predicted_maps: Tensor, target_maps: Tensor, sigma: Tensor, mask: Tensor
+) -> Tensor:
+    """Compute ``feature_confidence_loss`` from feature maps, both (B, C, H, W)."""
+    size = (predicted_maps.shape[-2], predicted_maps.shape[-1])
     if tuple(sigma.shape[-2:]) != size:
         sigma = F.interpolate(sigma, size, mode="bilinear", align_corners=False)
     share = F.adaptive_avg_pool2d(mask.to(sigma.dtype), size)
-    return confidence_loss(ours, theirs, sigma, share)
+    return confidence_loss(predicted_maps, target_maps, sigma, share)
 
 
 def reconstruction_loss(
@@ -82,7 +84,7 @@ def reconstruction_loss(
     lambda_feature: float = 1.0,
     lambda_flip: float = 0.5,
 ) -> Tensor:
-    """The loss of the first stage: L, eq. (8) and (9).
+    """Compute the loss of the first stage: L, eq. (8) and (9).
 
     Args:
         pixel: L_p(Î, I), eq. (5): ``confidence_loss`` of the images.
@@ -100,25 +102,25 @@ def reconstruction_loss(
 
 
 def denoising_loss(predicted: Tensor, clean: Tensor, weights: Tensor | None = None) -> Tensor:
-    """The loss of the second stage: eq. (4), with weights eq. (10).
+    """Compute the loss of the second stage: eq. (4); with weights, eq. (10).
 
     Args:
         predicted: Ẑ_0, (B, D).
-        clean: Z_0, the identity codes, (B, D).
-        weights: w of each row, as ``snr_weights`` gives them, (B,); None for eq. (4).
+        clean: identity codes Z_0, (B, D).
+        weights: w of each row from ``snr_weights``, (B,); None for eq. (4).
 
     Returns:
-        Scalar: the mean over the batch of squared distances.
+        Scalar, the batch mean of squared distances.
     """
     distances = (clean.float() - predicted.float()).square().sum(-1)
     return distances.mean() if weights is None else (weights * distances).mean()
 
 
 def snr_weights(steps: Tensor, limit: float = float("inf")) -> Tensor:
-    """Signal-to-noise ratio of time steps: w_t = α_t² / (1 - α_t²), eq. (10).
+    """Compute the signal-to-noise ratio of time steps: w_t = α_t² / (1 - α_t²), eq. (10).
 
-    The paper's α_t² is eq. (3)'s ᾱ_t, as in Kingma et al., "Variational Diffusion Models". It goes
-    from 1e4 at the first step to 4e-5 at the last.
+    The paper's α_t² is ᾱ_t of eq. (3), as in Kingma et al., "Variational Diffusion Models". The
+    ratio falls from 1e4 at the first step to 4e-5 at the last.
 
     Args:
         steps: t from 0 to T - 1, int64, (B,).
@@ -127,5 +129,5 @@ def snr_weights(steps: Tensor, limit: float = float("inf")) -> Tensor:
     Returns:
         (B,).
     """
-    kept = alphas_cumprod().to(steps.device)[steps]
-    return (kept / (1 - kept)).clamp(max=limit)
+    alphas = alphas_cumprod().to(steps.device)[steps]
+    return (alphas / (1 - alphas)).clamp(max=limit)

@@ -1,11 +1,11 @@
-"""The networks of LatentFace's first stage, which are those of Unsup3D.
+"""Networks of LatentFace's first stage; they are those of Unsup3D.
 
 Source: LatentFace, Sec. 5.2; Wu et al., "Unsupervised Learning of Probably Symmetric Deformable 3D
 Objects", CVPR 2020, supplementary. All convolutions are without bias. ``width`` is the channels of
 the first layer; narrower networks keep four channels per group of each group norm.
 
-Images of 128 pixels pass one more layer of half the side before the code, and one more of twice
-the side after it. The papers do not say where; the layouts at 128 are our own.
+At 128 pixels there is one more stride-2 layer before the code and one more upsampling layer after
+it. The papers do not give their place; the layouts at 128 are our own.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from einops import rearrange
 from torch import Tensor, nn
 
 SIZES = (64, 128)
-"""Sides of images that there are networks for, pixels."""
+"""Supported image sides, pixels."""
 
 GROUP = 4  # channels per group of a group norm; 64 channels have the paper's 16 groups
 
 
 class AutoEncoder(nn.Module):
-    """Images to a code, and the code to a map: E and D of Fig. 2, Fig. 7 and Fig. 9.
+    """Autoencoder from images to a code and to a map: E and D of Fig. 2, 7 and 9.
 
     Args:
         out_channels: 3 for texture, 1 for shape.
         size: side of image and map, 64 or 128 pixels.
         width: channels of the first layer; 64 in the paper.
         code_dim: D of the code; 256 in the paper.
-        tanh: whether the map ends in [-1, 1]; the shape's does so later, in the renderer.
+        tanh: whether the map ends in a tanh; the renderer squashes the shape map itself.
     """
 
     def __init__(
@@ -62,25 +62,25 @@ class AutoEncoder(nn.Module):
         )
 
     def encode(self, images: Tensor) -> Tensor:
-        """Codes (B, D), 0 or more, of images in [-1, 1], (B, 3, S, S)."""
+        """Encode images in [-1, 1], (B, 3, S, S), as non-negative codes, (B, D)."""
         return rearrange(self.encoder(images), "b d 1 1 -> b d")
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Maps (B, C, S, S) of codes (B, D)."""
+        """Decode codes (B, D) to maps, (B, C, S, S)."""
         hidden = self.decoder[:-1](rearrange(codes, "b d -> b d 1 1"))
         last = self.decoder[-1]
-        # bfloat16 has too few digits for depths whose differences make the normals.
+        # Normals are differences of depths, for which bfloat16 is too coarse.
         with torch.autocast(hidden.device.type, enabled=False):
             maps: Tensor = last(hidden.to(self.encoder[0].weight.dtype))
         return maps
 
     def forward(self, images: Tensor) -> Tensor:
-        """The maps (B, C, S, S) of images."""
+        """Encode images and decode them to maps, (B, C, S, S)."""
         return self.decode(self.encode(images))
 
 
 class NumberEncoder(nn.Module):
-    """Images to a few numbers in [-1, 1]: the light and view encoders, Fig. 8.
+    """Encoder from images to a few numbers in [-1, 1], for light and view, Fig. 8.
 
     Args:
         out_dim: 4 for light, 6 for view.
@@ -106,12 +106,12 @@ class NumberEncoder(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Numbers (B, out_dim) of images in [-1, 1], (B, 3, S, S)."""
+        """Regress the numbers, (B, out_dim), from images in [-1, 1], (B, 3, S, S)."""
         return rearrange(self.network(images), "b d 1 1 -> b d")
 
 
 class ConfidenceNetwork(nn.Module):
-    """Images to the standard deviations σ that the losses are weighted by, Fig. 11.
+    """Network that predicts the standard deviations σ of the losses, Fig. 11.
 
     Args:
         size: side of the images, 64 or 128 pixels.
@@ -139,7 +139,7 @@ class ConfidenceNetwork(nn.Module):
         self.feature_head = nn.Sequential(_conv(2 * width, 2), nn.Softplus())
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """σ for pixels and for features.
+        """Predict σ for pixels and for features.
 
         Args:
             images: in [-1, 1], (B, 3, S, S).
@@ -153,7 +153,7 @@ class ConfidenceNetwork(nn.Module):
 
 
 def _encoder(size: int, width: int, code_dim: int) -> list[nn.Module]:
-    """The shared way down to a code of one pixel."""
+    """List the layers from an image to a code of 1 x 1 pixel."""
     return [
         *_normed(_conv(3, width, 4, 2, 1), width, leak=0.2),
         *_normed(_conv(width, 2 * width, 4, 2, 1), 2 * width, leak=0.2),

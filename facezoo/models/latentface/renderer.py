@@ -1,8 +1,8 @@
-"""From the outputs of LatentFace's networks to an image: R of eq. (1) and (2).
+"""Renderer from LatentFace's outputs to an image: R of eq. (1) and (2).
 
-Source: LatentFace, Sec. 5.4, with the ranges of Unsup3D (Wu et al., CVPR 2020). Canonical depth map
-→ mesh, lit in the canonical pose, posed by the view, rasterised. Unsup3D reads the canonical image
-back through the drawn depth instead; the two agree up to interpolation.
+Source: LatentFace, Sec. 5.4, with the ranges of Unsup3D (Wu et al., CVPR 2020). The canonical depth
+map becomes a mesh, which is lit in the canonical pose, moved by the view and rasterized. Unsup3D
+samples the canonical image through the rendered depth instead; both agree up to interpolation.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from facezoo.geometry.shading import Light, grid_normals, shade, shading
 
 MIN_DEPTH, MAX_DEPTH = 0.9, 1.1
 BORDER = 2
-"""Columns at the left, and as many at the right, whose depth is fixed."""
+"""Number of columns on each side whose depth is fixed."""
 BORDER_DEPTH = 0.7 * MAX_DEPTH + 0.3 * MIN_DEPTH
-"""Their depth, which keeps the mesh closed."""
+"""Depth of these columns."""
 MAX_TURN = torch.pi / 3
 """Largest rotation about each axis, radians."""
 MAX_SHIFT = (0.1, 0.1, 0.0)
@@ -31,35 +31,32 @@ MAX_SHIFT = (0.1, 0.1, 0.0)
 
 @dataclass(frozen=True, repr=False)
 class Rendering(Short):
-    """B drawn faces."""
+    """B rendered faces."""
 
     image: Tensor
-    """Colours where -1 is black and 1 white, 0 beside the face; may pass 1, (B, 3, S, S)."""
+    """RGB from -1 (black) to 1 (white), 0 outside the face; may exceed 1, (B, 3, S, S)."""
     mask: Tensor
-    """Ω of eq. (7): whether a pixel shows the face, bool, (B, 1, S, S)."""
+    """Ω of eq. (7), True where a pixel shows the face, (B, 1, S, S)."""
     depth: Tensor
-    """z in the view, 0 beside the face, (B, S, S)."""
+    """Depth z in camera coordinates, 0 outside the face, (B, S, S)."""
 
 
 @dataclass(frozen=True)
 class FaceRenderer:
-    """Draws faces of a given size.
-
-    It has no weights, and works on the device of what it is given.
-    """
+    """Renderer of faces of one size; it has no weights and runs on the device of its inputs."""
 
     size: int
-    """S, pixels; of the maps and of the images."""
+    """Side S of maps and images, pixels."""
     renderer: Renderer = "auto"
     """See ``facezoo.geometry.rasterize.rasterize``."""
 
     @property
     def camera(self) -> Camera:
-        """The camera of canonical and posed faces."""
+        """Return the camera of canonical and posed faces."""
         return Camera(self.size)
 
     def render(self, depth: Tensor, albedo: Tensor, light: Light, view: Tensor) -> Rendering:
-        """Draw faces, with gradients to everything that is given, in full precision at any time.
+        """Render faces in float32, also under autocast; gradients reach every input.
 
         Args:
             depth: canonical, (B, S, S).
@@ -72,7 +69,7 @@ class FaceRenderer:
         """
         with torch.autocast(depth.device.type, enabled=False):
             points = self.camera.unproject(depth)
-            colours = shade(albedo, shading(grid_normals(points), light))
+            colors = shade(albedo, shading(grid_normals(points), light))
             posed = to_view(rearrange(points, "b h w c -> b (h w) c"), view)
             fragments = rasterize(
                 self.camera.project(posed),
@@ -80,20 +77,20 @@ class FaceRenderer:
                 (self.size, self.size),
                 self.renderer,
             )
-            image = interpolate(fragments, rearrange(colours, "b c h w -> b (h w) c"))
+            image = interpolate(fragments, rearrange(colors, "b c h w -> b (h w) c"))
         return Rendering(
             rearrange(image, "b h w c -> b c h w"), fragments.mask[:, None], fragments.depth
         )
 
     def normals(self, depth: Tensor) -> Tensor:
-        """Normals of canonical depth maps (B, S, S), away from the camera, (B, S, S, 3)."""
+        """Compute normals (B, S, S, 3) of depth maps (B, S, S); they point away from the camera."""
         return grid_normals(self.camera.unproject(depth))
 
 
 def depth_from_output(output: Tensor) -> Tensor:
-    """The canonical depth map of the shape decoder's output.
+    """Convert the shape decoder's output to a canonical depth map.
 
-    Its mean is taken off, then it is squeezed into [0.9, 1.1]; the border columns are fixed.
+    The output is centered and squashed into [0.9, 1.1]; the border columns have a fixed depth.
 
     Args:
         output: (B, 1, S, S).
@@ -110,7 +107,7 @@ def depth_from_output(output: Tensor) -> Tensor:
 
 
 def view_from_output(output: Tensor) -> Tensor:
-    """The view of the view encoder's numbers.
+    """Scale the view encoder's output to radians and shifts.
 
     Args:
         output: in [-1, 1], (B, 6).

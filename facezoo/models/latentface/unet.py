@@ -1,10 +1,10 @@
-"""The denoising U-Net of LatentFace's second stage.
+"""Denoising U-Net of LatentFace's second stage.
 
 Source: LatentFace, Sec. 5.2: one down block, one middle block and one up block, two residual layers
-in each. Where the paper is silent it does what diffusers' ``UNet2DModel`` does, which the published
-weights are made for: group norms, SiLU, a sinusoidal time embedding with the cosines
-first, attention with heads of 8 channels in the middle block, three residual layers on the way up,
-one for each of the three maps that are carried over. With one level nothing is ever halved.
+in each. Where the paper is silent, the network follows diffusers' ``UNet2DModel``, which the
+published weights need: group norms, SiLU, a sinusoidal time embedding with the cosines first,
+attention with heads of 8 channels in the middle block, and three residual layers in the up block,
+one for each skip connection. With one level there is no downsampling.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ MAX_PERIOD = 10_000.0
 
 
 class UNet(nn.Module):
-    """Noisy map and time step to a clean map.
+    """Network that predicts a clean map from a noisy map and its time step.
 
     Args:
-        in_channels: of the noisy map and its condition together; 512 in the paper.
+        in_channels: channels of noisy map and condition together; 512 in the paper.
         out_channels: 256 in the paper.
-        width: channels inside; 128 in the published weights. A multiple of 8.
+        width: channels of the hidden maps; 128 in the published weights. A multiple of 8.
     """
 
     def __init__(self, in_channels: int = 512, out_channels: int = 256, width: int = 128) -> None:
@@ -48,7 +48,7 @@ class UNet(nn.Module):
         self.conv_out = nn.Conv2d(width, out_channels, 3, padding=1)
 
     def forward(self, maps: Tensor, steps: Tensor) -> Tensor:
-        """One prediction.
+        """Predict the clean map.
 
         Args:
             maps: noisy map and condition, (B, in_channels, H, W).
@@ -59,20 +59,20 @@ class UNet(nn.Module):
         """
         time = self.time_embedding(time_features(steps, self.width).to(maps.dtype))
         hidden = self.conv_in(maps)
-        carried = [hidden]
+        skips = [hidden]
         for layer in self.down:
             hidden = layer(hidden, time)
-            carried.append(hidden)
+            skips.append(hidden)
         hidden = self.middle[0](hidden, time)
         hidden = self.middle[1](self.attention(hidden), time)
         for layer in self.up:
-            hidden = layer(torch.cat([hidden, carried.pop()], 1), time)
+            hidden = layer(torch.cat([hidden, skips.pop()], 1), time)
         clean: Tensor = self.conv_out(F.silu(self.norm_out(hidden)))
         return clean
 
 
 class ResidualLayer(nn.Module):
-    """Two normed convolutions with the time added in between, and a way past them."""
+    """Residual block of two normalized convolutions with the time embedding in between."""
 
     def __init__(self, before: int, after: int, time_dim: int) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class ResidualLayer(nn.Module):
         self.shortcut = nn.Identity() if before == after else nn.Conv2d(before, after, 1)
 
     def forward(self, maps: Tensor, time: Tensor) -> Tensor:
-        """(B, after, H, W) from maps (B, before, H, W) and time features (B, time_dim)."""
+        """Map (B, before, H, W) and time features (B, time_dim) to (B, after, H, W)."""
         hidden = self.conv1(F.silu(self.norm1(maps)))
         hidden = hidden + rearrange(self.time(F.silu(time)), "b c -> b c 1 1")
         hidden = self.conv2(F.silu(self.norm2(hidden)))
@@ -93,7 +93,7 @@ class ResidualLayer(nn.Module):
 
 
 class Attention(nn.Module):
-    """Every place of a map looks at every other; at 1 x 1 it is two linear layers."""
+    """Residual self-attention over the pixels of a map."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -105,24 +105,24 @@ class Attention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """The maps and what they found, (B, width, H, W)."""
+        """Add the attention output to the maps, (B, width, H, W)."""
         height = maps.shape[2]
-        places = rearrange(self.norm(maps), "b c h w -> b (h w) c")
+        pixels = rearrange(self.norm(maps), "b c h w -> b (h w) c")
         query, key, value = (
-            rearrange(layer(places), "b p (n d) -> b n p d", n=self.heads)
+            rearrange(layer(pixels), "b p (n d) -> b n p d", n=self.heads)
             for layer in (self.query, self.key, self.value)
         )
-        found = F.scaled_dot_product_attention(query, key, value)
-        found = self.out(rearrange(found, "b n p d -> b p (n d)"))
-        return maps + rearrange(found, "b (h w) c -> b c h w", h=height)
+        values = F.scaled_dot_product_attention(query, key, value)
+        values = self.out(rearrange(values, "b n p d -> b p (n d)"))
+        return maps + rearrange(values, "b (h w) c -> b c h w", h=height)
 
 
 def time_features(steps: Tensor, width: int) -> Tensor:
-    """Cosines, then sines, of time steps at frequencies 10000^(-2 i / width).
+    """Compute the sinusoidal features of time steps, frequencies 10000^(-2 i / width).
 
-    Exponents, frequencies and angles are rounded to float32, as in the published weights' training;
-    without the rounding, outputs of the U-Net at late steps move by 1e-5. The exponential itself is
-    taken in float64, since processors differ in its last bit in float32.
+    Cosines come first. Exponents, frequencies and angles are rounded to float32, as in the training
+    of the published weights; without it the output at late steps moves by 1e-5. The exponential is
+    computed in float64, since processors differ in its last float32 bit.
 
     Args:
         steps: (B,).

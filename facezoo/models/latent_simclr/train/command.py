@@ -153,7 +153,7 @@ def run_contrast(
         sliders = config.expression_sliders if what == "expression" else config.identity_sliders
         chosen_directions = {name: directions[name] for name in sliders}
         layers = views(what, codes.shape[2])
-        encoder.standardise_by(codes.flatten(0, 1))
+        encoder.fit_scale(codes.flatten(0, 1))
         tensors = train_contrast(
             encoder, codes, chosen_directions, config, layers, out / what, seed, device
         )

@@ -1,0 +1,173 @@
+"""``facezoo predict`` and ``extract``: the output, the files and the exit codes."""
+
+import csv
+import io
+import json
+import signal
+import sys
+from types import SimpleNamespace
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from test_extraction import fake_find_faces, stop_at, tiny_model, write_folder, write_photo
+
+from facezoo.cli.main import main
+from facezoo.extraction import stages
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Use a small model and a detector of colored squares in every command."""
+    model = tiny_model()
+    monkeypatch.setattr("facezoo.registry.load", lambda name, device=None: model)
+    monkeypatch.setattr("facezoo.extraction.run.load", lambda name, device=None: model)
+    monkeypatch.setattr(stages, "find_faces", fake_find_faces)
+    monkeypatch.setattr("facezoo.models.base.find_faces", fake_find_faces)
+    monkeypatch.setattr(stages, "fingerprint", lambda preprocessing, jpeg: "0123456789abcdef")
+    monkeypatch.setattr("facezoo.extraction.run.PART_PHOTOS", 4)
+    return model
+
+
+def test_predict_prints_label_probabilities_and_box_of_every_face(tiny, tmp_path, capsys):
+    write_photo(tmp_path / "two.png", 2)
+    assert main(["predict", str(tmp_path / "two.png")]) == 0
+    text = capsys.readouterr().out
+    assert "face 0: " in text
+    assert "face 1: " in text
+    assert "box 4 5 30 34" in text
+    assert all(name in text for name in tiny.labels)
+
+
+def test_names_that_the_output_cannot_encode_are_escaped(tiny, tmp_path, monkeypatch):
+    write_photo(tmp_path / "фото.png", 1)
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, "cp1252"))
+    assert main(["predict", str(tmp_path / "фото.png")]) == 0
+    assert rb"\u0444\u043e\u0442\u043e.png" in printed.getvalue()
+
+
+def test_predict_prints_json(tiny, tmp_path, capsys):
+    write_photo(tmp_path / "two.png", 2)
+    assert main(["predict", "--json", "--faces", "largest", str(tmp_path / "two.png")]) == 0
+    (entry,) = json.loads(capsys.readouterr().out)
+    (face,) = entry["faces"]
+    assert face["box"] == [4, 5, 30, 34]
+    assert sum(face["probabilities"].values()) == pytest.approx(1)
+    assert face["label"] == max(face["probabilities"], key=face["probabilities"].get)
+
+
+def test_predict_prints_a_csv_row_per_face(tiny, tmp_path, capsys):
+    folder = write_folder(tmp_path / "images", [1, 0, 2])
+    assert main(["predict", "--csv", str(folder)]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    names = [str(folder / name) for name in ("000.png", "002.png", "002.png")]
+    assert [row["file"] for row in rows] == names
+    assert [row["face"] for row in rows] == ["0", "0", "1"]
+    assert {"label", "score", "x0", *(f"p_{name}" for name in tiny.labels)} <= rows[0].keys()
+
+
+def test_predict_takes_folders_and_patterns(tiny, tmp_path, capsys):
+    folder = write_folder(tmp_path / "images", [1, 1])
+    write_photo(folder / "in [brackets].png", 1)
+    for source in (folder, folder / "*.png"):
+        assert main(["predict", "--json", str(source)]) == 0
+        assert len(json.loads(capsys.readouterr().out)) == 3
+    assert main(["predict", "--json", str(folder / "in [brackets].png")]) == 0
+
+
+def test_predict_names_what_to_do_with_videos_and_patterns_without_a_match(tiny, tmp_path, capsys):
+    (tmp_path / "clip.mp4").touch()
+    assert main(["predict", str(tmp_path / "clip.mp4")]) == 1
+    assert "facezoo extract" in capsys.readouterr().err
+    assert main(["predict", str(tmp_path / "*.jpg")]) == 1
+    assert "no file matches" in capsys.readouterr().err
+
+
+def test_predict_exits_with_1_only_if_no_image_has_a_face(tiny, tmp_path, capsys):
+    none, one = tmp_path / "none.png", tmp_path / "one.png"
+    write_photo(none, 0)
+    write_photo(one, 1)
+    assert main(["predict", str(none)]) == 1
+    assert capsys.readouterr().out == f"{none}: no face found\n"
+    assert main(["predict", str(none), str(one)]) == 0
+
+
+def test_predict_continues_after_an_unreadable_file_and_exits_with_1(tiny, tmp_path, capsys):
+    write_photo(tmp_path / "one.png", 1)
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    assert main(["predict", str(tmp_path / "bad.png"), str(tmp_path / "one.png")]) == 1
+    out, err = capsys.readouterr()
+    assert "face 0" in out
+    assert err.startswith("facezoo: error: ")
+    assert "bad.png" in err
+
+
+def test_predict_saves_an_annotated_image(tiny, tmp_path):
+    write_photo(tmp_path / "one.png", 1)
+    out = tmp_path / "out.jpg"
+    assert main(["predict", str(tmp_path / "one.png"), "--save", str(out)]) == 0
+    with Image.open(out) as image:
+        assert image.format == "JPEG"
+        assert max(image.size) >= 480
+
+
+def test_predict_saves_several_images_into_a_folder(tiny, tmp_path, capsys):
+    folder = write_folder(tmp_path / "images", [1, 0, 2])
+    assert main(["predict", str(folder), "--save", str(tmp_path / "out")]) == 0
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["000.png", "002.png"]
+    assert "no face in" in capsys.readouterr().err
+
+
+def test_predict_does_not_save_over_an_image(tiny, tmp_path, capsys):
+    path = tmp_path / "one.png"
+    write_photo(path, 1)
+    before = path.read_bytes()
+    assert main(["predict", str(path), "--save", str(path)]) == 1
+    assert "overwrite" in capsys.readouterr().err
+    assert path.read_bytes() == before
+
+
+def test_extract_writes_a_table_and_a_report(tiny, tmp_path, capsys):
+    folder, output = write_folder(tmp_path / "images", [1, 2, 0]), tmp_path / "f.parquet"
+    arguments = ["extract", str(folder), "-o", str(output), "--what", "expression", "--profile"]
+    assert main(arguments) == 0
+    text = capsys.readouterr().out
+    assert "3 rows from 3 " in text
+    assert "encode" in text
+    assert "identity" not in pq.read_schema(output).names
+
+
+def test_extract_reports_unreadable_files_which_are_an_error_if_strict(tiny, tmp_path, capsys):
+    folder = write_folder(tmp_path / "images", [1, 1])
+    (folder / "bad.png").write_bytes(b"no image")
+    assert main(["extract", str(folder), "-o", str(tmp_path / "a.csv")]) == 0
+    assert "facezoo: unreadable: bad.png: " in capsys.readouterr().err
+    assert main(["extract", str(folder), "-o", str(tmp_path / "b.csv"), "--strict"]) == 1
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+
+
+def test_ctrl_c_exits_with_130_and_the_same_command_resumes(tiny, tmp_path, capsys, monkeypatch):
+    folder, output = write_folder(tmp_path / "images", [1] * 9), tmp_path / "f.parquet"
+    arguments = ["extract", str(folder), "-o", str(output), "--batch-size", "2"]
+    with monkeypatch.context() as patch:
+        patch.setattr(stages, "find_faces", stop_at(3, lambda: signal.raise_signal(signal.SIGINT)))
+        assert main(arguments) == 130
+    assert "run the same command again to continue" in capsys.readouterr().err
+    assert not output.exists()
+    assert main(arguments) == 0
+    assert pq.read_table(output)["file"].to_pylist() == [f"{n:03d}.png" for n in range(9)]
+
+
+def test_extract_writes_one_file_per_model(monkeypatch, tmp_path):
+    outputs = []
+
+    def extract_each(sources, files, **options):
+        outputs.append(files)
+        return [SimpleNamespace(unreadable=[])]
+
+    monkeypatch.setattr("facezoo.extraction.extract_each", extract_each)
+    models = ["--model", "ipd-fer", "--model", "latentface"]
+    assert main(["extract", "images", "-o", str(tmp_path / "f.csv"), *models]) == 0
+    names = {tmp_path / "f.ipd-fer.csv": "ipd-fer", tmp_path / "f.latentface.csv": "latentface"}
+    assert outputs == [names]
