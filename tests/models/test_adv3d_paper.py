@@ -10,8 +10,9 @@ from facezoo.hub.card import Card
 from facezoo.hub.tensors import load_into, read_tensors
 from facezoo.models.adv3d import Adv3D
 from facezoo.models.adv3d.networks import VAE, IdentityDiscriminator
-from facezoo.models.adv3d.train import command, run
+from facezoo.models.adv3d.train import command
 from facezoo.models.adv3d.train import paper as training
+from facezoo.models.adv3d.train.command import run
 from facezoo.models.adv3d.train.pairs import PairSampler
 from facezoo.models.adv3d.train.recipes import RECIPES as ALL
 from facezoo.models.adv3d.train.recipes import PaperConfig
