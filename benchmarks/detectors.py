@@ -1,52 +1,61 @@
-"""How other face detectors do by the protocol that the package's own is measured by.
+"""Compare face detectors: the package's own, libfacedetection and MTCNN.
 
     python benchmarks/detectors.py DATA [--json docs/results/detectors.json]
 
-Beside the package's own stand those that are installed: ``yuface``, libfacedetection in C++ by the
-authors of YuNet, and the MTCNN of ``facenet-pytorch``, both as they come. The truth is YuNet's own
-boxes and landmarks (see the data's README), so that libfacedetection is a judge in its own cause;
-MTCNN is not. DATA is the folder with lfw.parquet; its validation photographs are looked at.
+``yuface`` is libfacedetection in C++ by the authors of YuNet; ``facenet-pytorch`` has MTCNN. Both
+run at their own thresholds if they are installed. DATA is the folder with the packs. Boxes and
+landmarks of the packs come from YuNet and from hand, so that libfacedetection has an advantage.
+Times are of one thread, with images whose longer side is 640 and 250 pixels.
 """
 
 import argparse
+import math
 import shlex
 import sys
-import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import torch
-from measuring import stamp, write
+import torch.nn.functional as F
+from measuring import in_turn, stamp, write
 from torch import Tensor
 
+from facezoo.data.detection import LabeledImage, labeled_images
 from facezoo.data.packs import read_pack
-from facezoo.evaluate.detection import central_alone, measure_finder
+from facezoo.evaluate.detection import central_faces, compare
+from facezoo.preprocess.detection import DetectionConfig
 from facezoo.preprocess.pipeline import find_faces
 from facezoo.results import Faces
 
 Finder = Callable[[list[Tensor]], Faces]
+CURVE_PERCENT = (0.5, 1, 1.5, 2, 3, 5, 8)
+"""Shares of unexplained detections at which the curve gives the recall."""
 
 
-def faces_of(found: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Faces:
-    """Boxes (n, 4) as corners, landmarks (n, 5, 2) and scores (n,) of each photograph."""
-    columns = (np.concatenate(column).astype(np.float32) for column in zip(*found, strict=True))
+def faces_of(rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Faces:
+    """Join the boxes (n, 4), landmarks (n, 5, 2) and scores (n,) of each image."""
+    columns = (np.concatenate(column).astype(np.float32) for column in zip(*rows, strict=True))
     boxes, points, scores = map(torch.from_numpy, columns)
-    counts = torch.tensor([len(photo[0]) for photo in found])
-    return Faces(boxes, points, scores, torch.arange(len(found)).repeat_interleave(counts))
+    counts = torch.tensor([len(row[0]) for row in rows])
+    return Faces(boxes, points, scores, torch.arange(len(rows)).repeat_interleave(counts))
 
 
-def by_yuface(photos: list[Tensor]) -> Faces:
+def by_facezoo(threshold: float | None = None) -> Finder:
+    config = DetectionConfig.override(score_threshold=threshold)
+    return lambda images: find_faces(images, faces="all", on_missing="skip", config=config)
+
+
+def by_yuface(images: list[Tensor]) -> Faces:
     import yuface
 
-    found = []
-    for photo in photos:
-        scores, boxes, points = yuface.detect(np.ascontiguousarray(photo.numpy()[:, :, ::-1]))
+    rows = []
+    for image in images:
+        scores, boxes, points = yuface.detect(np.ascontiguousarray(image.numpy()[:, :, ::-1]))
         corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
-        found.append((corners, points.reshape(-1, 5, 2), scores))
-    return faces_of(found)
+        rows.append((corners, points.reshape(-1, 5, 2), scores))
+    return faces_of(rows)
 
 
 def by_mtcnn() -> Finder:
@@ -54,96 +63,101 @@ def by_mtcnn() -> Finder:
 
     detector = MTCNN(keep_all=True)
 
-    def find(photos: list[Tensor]) -> Faces:
-        found = []
-        for photo in photos:
-            boxes, scores, points = detector.detect(photo.numpy(), landmarks=True)
+    def find(images: list[Tensor]) -> Faces:
+        rows = []
+        for image in images:
+            boxes, scores, points = detector.detect(image.numpy(), landmarks=True)
             nothing = np.zeros((0, 4)), np.zeros((0, 5, 2)), np.zeros(0)
-            found.append(nothing if boxes is None else (boxes, points, scores))
-        return faces_of(found)
+            rows.append(nothing if boxes is None else (boxes, points, scores))
+        return faces_of(rows)
 
     return find
 
 
 def finders() -> dict[str, Finder]:
-    """Those that are at hand."""
-    found: dict[str, Finder] = {
-        "facezoo": lambda photos: find_faces(photos, faces="all", on_missing="skip")
-    }
+    """Return the detectors that are installed."""
+    installed: dict[str, Finder] = {"facezoo": by_facezoo()}
     if find_spec("yuface"):
-        found["libfacedetection"] = by_yuface
+        installed["libfacedetection"] = by_yuface
     if find_spec("facenet_pytorch"):
-        found["MTCNN"] = by_mtcnn()
-    return found
+        installed["MTCNN"] = by_mtcnn()
+    return installed
 
 
-def row_of(name: str, find: Finder, table: pa.Table) -> dict[str, str | float]:
-    """One detector's numbers, over all faces and over the one nearest the middle."""
-    seen: list[Faces] = []
+def resized(image: Tensor, side: int) -> Tensor:
+    """Resize an image to a longer side."""
+    height, width = image.shape[:2]
+    shape = [round(s * side / max(height, width)) for s in (height, width)]
+    pixels = image.permute(2, 0, 1)[None].float()
+    pixels = F.interpolate(pixels, shape, mode="bilinear", antialias=True)[0]
+    return pixels.round().clamp(0, 255).byte().permute(1, 2, 0).contiguous()
 
-    def watched(photos: list[Tensor]) -> Faces:
-        seen.append(find(photos))
-        return seen[-1]
 
-    begin = time.process_time()
-    scores = measure_finder(watched, table, torch.device("cpu"))
-    spent = time.process_time() - begin
-    again = iter(seen)
-    central = measure_finder(lambda _: next(again), central_alone(table), torch.device("cpu"))
+def times(ways: dict[str, Finder], images: list[LabeledImage], repeats: int) -> dict[str, dict]:
+    """Measure milliseconds per image, one image at a time, by detector and longer side."""
+    result: dict[str, dict] = {name: {} for name in ways}
+    for side in (640, 250):
+        shown = [resized(image.pixels, side) for image in images]
+        timed = in_turn(
+            {
+                name: lambda f=find, s=shown: [f([image]) for image in s]
+                for name, find in ways.items()
+            },
+            repeats,
+        )
+        for name, seconds in timed.items():
+            result[name][f"ms at {side} px"] = 1000 * min(seconds.seconds) / len(shown)
+    return result
+
+
+def row_of(name: str, find: Finder, sets: dict[str, list[LabeledImage]]) -> dict[str, str | float]:
+    """Measure one detector on each set of images."""
+    row: dict[str, str | float] = {"detector": name}
+    for label, images in sets.items():
+        result = compare(find, images, marks=label == "everyday")
+        row[f"{label}: recall, %"] = 100 * result.recall()
+        if label != "central face":
+            row[f"{label}: unexplained, %"] = 100 * result.unexplained_share()
+        if not math.isnan(result.error()):
+            row[f"{label}: landmarks, %"] = 100 * result.error()
+    return row
+
+
+def curve(find: Finder, images: list[LabeledImage]) -> dict[str, float]:
+    """Measure the recall at several shares of unexplained detections."""
+    result = compare(find, images)
+    return {f"recall at {p} %": 100 * result.recall_at(p / 100)[0] for p in CURVE_PERCENT}
+
+
+def image_sets(data: Path, limit: int | None = None) -> dict[str, list[LabeledImage]]:
+    """Read the validation images."""
+    groups = read_pack(data / "groups.parquet", "val")
+    everyday = np.array(groups["source"].to_pylist()) == "webfaces"
+    people = read_pack(data / "lfw.parquet", "val")
     return {
-        "detector": name,
-        "recall, %": 100 * scores["recall"],
-        "false positives, %": 100 * scores["false_positives"],
-        "landmarks, mean %": 100 * scores["landmark_error"],
-        "landmarks, median %": 100 * scores["landmark_median"],
-        "central face: recall, %": 100 * central["recall"],
-        "its landmarks, mean %": 100 * central["landmark_error"],
-        "ms per photograph": 1000 * spent / len(table),
+        "everyday": labeled_images(groups.filter(everyday).slice(0, limit)),
+        "groups and crowds": labeled_images(groups.filter(~everyday).slice(0, limit)),
+        "LFW": labeled_images(people.slice(0, limit)),
+        "central face": central_faces(people.slice(0, limit)),
     }
 
 
-def teacher_spread(table: pa.Table) -> float:
-    """How far the teacher's own runs disagree on the face nearest the middle, as a mean share of
-    the distance between its eyes."""
-    points = np.array(table["landmarks"].to_pylist()).reshape(-1, 5, 2)
-    eyes = np.linalg.norm(points[:, 0] - points[:, 1], axis=1)
-    return float((table["landmark_spread"].to_numpy() / eyes).mean())
-
-
-def teacher_recall(table: pa.Table, every: pa.Table, smallest: float = 24.0) -> float:
-    """The share of the faces that one of the teacher's runs sees, at most.
-
-    A face's score is the mean of its scores in four runs, 0 where a run misses it, and two runs
-    see it at least. So the least score of all is that of two runs at the runs' threshold, and a
-    face was seen by as many runs as this threshold fits into the sum of its scores, or by fewer.
-
-    Args:
-        table: rows with ``faces``.
-        every: the rows that the threshold is told from.
-        smallest: least length of a face's longer side, pixels.
-    """
-    threshold = min(face["score"] for row in every["faces"].to_pylist() for face in row) * 4 / 2
-    faces = [face for row in table["faces"].to_pylist() for face in row]
-    boxes = np.array([face["box"] for face in faces])
-    large = (boxes[:, 2:] - boxes[:, :2]).max(1) >= smallest
-    scores = np.array([face["score"] for face in faces])[large]
-    return float((scores * 4 / threshold + 1e-6).astype(int).clip(2, 4).mean() / 4)
-
-
-def main(data: Path) -> dict:
-    table = read_pack(data / "lfw.parquet", "val")
-    rows = []
-    for name, find in finders().items():
-        rows.append(row_of(name, find, table))
+def main(data: Path, limit: int | None = None, repeats: int = 3) -> dict:
+    torch.set_num_threads(1)
+    sets = image_sets(data, limit)
+    ways = finders()
+    spent = times(ways, sets["everyday"][:30], repeats)
+    rows, curves = [], []
+    for name, find in ways.items():
+        rows.append(row_of(name, find, sets) | spent[name])
         print(rows[-1], flush=True)
-    command = shlex.join(["python", "benchmarks/detectors.py", *sys.argv[1:]])
+        loose = by_facezoo(0.1) if name == "facezoo" else find
+        for label in ("everyday", "groups and crowds"):
+            curves.append({"detector": name, "images": label, **curve(loose, sets[label])})
     return {
-        **stamp(command),
-        "photographs": len(table),
-        "teacher's runs apart, mean %": 100 * teacher_spread(table),
-        "one run of the teacher, recall at most, %": 100
-        * teacher_recall(table, read_pack(data / "lfw.parquet")),
-        "tables": {"detectors": rows},
+        **stamp(shlex.join(["python", "benchmarks/detectors.py", *sys.argv[1:]])),
+        "images": {label: len(images) for label, images in sets.items()},
+        "tables": {"detectors": rows, "curves": curves},
     }
 
 
@@ -151,5 +165,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--limit", type=int, help="images of each set, to try the script")
     options = parser.parse_args()
-    write(main(options.data), options.json)
+    write(main(options.data, options.limit), options.json)

@@ -43,12 +43,12 @@ def measure(
     crops = crops.contiguous(memory_format=torch.channels_last)
     ways = {
         "bare": lambda: bare(crops),
-        "encode": lambda: model.run(crops, ["encode_expression"], batch),
-        "predict": lambda: model.run(crops, ["predict_expression"], batch),
+        "encode": lambda: model.run(crops, "encode_expression", batch),
+        "predict": lambda: model.run(crops, "predict_expression", batch),
     }
     if compiled:
         fast = facezoo.load("ipd-fer", compile=True, **options)
-        ways["compiled"] = lambda: fast.run(crops, ["encode_expression"], batch)
+        ways["compiled"] = lambda: fast.run(crops, "encode_expression", batch)
     with torch.inference_mode():
         timed = in_turn(ways, repeats * max(1, FEW // batch), device, warm_up=2)
     return {

@@ -86,7 +86,7 @@ def features_of(part: Examples, model: facezoo.FaceModel, what: str) -> Tensor:
 
     parts = part.crops.split(128)
     crops = (centre_crop(crops, model.preprocessing.size, MARGIN) for crops in parts)
-    return torch.cat([model.run(batch, [what])[what] for batch in crops])
+    return torch.cat([model.run(batch, what) for batch in crops])
 
 
 def probe(part: Examples, val: Examples, features: dict[str, Tensor], rows: Tensor) -> Tensor:

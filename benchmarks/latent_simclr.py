@@ -50,7 +50,7 @@ SAMPLES, LOOKED_AT, REFINED = 4000, 64, 128
 """Images of the distances; samples that are looked up among the training images; photographs whose
 inversion is refined."""
 SEEDS = 3
-PAPERS = Schedule(15, batch_size=128, rate=1e-3, schedule="cosine")
+PAPERS = Schedule(15, batch_size=128, lr=1e-3, schedule="cosine")
 """Of the two CNNs."""
 REFINE_STEPS = 100
 
@@ -105,7 +105,7 @@ class Recogniser:
         parts = []
         for part in tqdm(crops.split(256), desc="identities", mininterval=10):
             large = F.interpolate(part.clamp(-1, 1), size=(side, side), mode="bilinear")
-            parts.append(self.model.run(large, ["encode_identity"])["encode_identity"])
+            parts.append(self.model.run(large, "encode_identity"))
         return torch.cat(parts)
 
 

@@ -79,13 +79,12 @@ def read(data: Path, name: str, split: str, model: LatentFace) -> Pack:
 
 
 def factors(model: LatentFace, crops: Tensor) -> Latents:
-    return Latents.unpacked(model.run(crops, ["encode_factors"], 128)["encode_factors"])
+    return model.run(crops, "encode_factors", 128)
 
 
 @torch.inference_mode()
 def identities(model: LatentFace, latents: Latents) -> Latents:
-    parts = [model.identity_latents(Latents.unpacked(p)) for p in latents.packed().split(512)]
-    return Latents.unpacked(torch.cat([part.packed() for part in parts]))
+    return model.in_batches(model.identity_latents, latents, 512)
 
 
 def codes(latents: Latents) -> Tensor:
@@ -255,7 +254,7 @@ def probed(features: list[Tensor], labels: list[Tensor], words) -> dict[str, flo
 def reconstruction_table(model: LatentFace, crops: Tensor) -> list[dict]:
     """How far drawn faces are from the crops, where a face is drawn, with other depth maps too."""
     latents = factors(model, crops)
-    parts = [Latents.unpacked(p) for p in latents.packed().split(128)]
+    parts = [latents[i : i + 128] for i in range(0, len(latents), 128)]
     mean = torch.cat([model.decode_depth(z) for z in parts]).mean(0)
     shapes: dict[str, Callable[[Tensor], Tensor]] = {
         "own depth": lambda depth: depth,
@@ -328,7 +327,7 @@ def known(recogniser, crops: Tensor) -> Tensor:
     theta = torch.tensor([[[1 / 1.5, 0, 0], [0, 1 / 1.5, 0]]]).expand(len(crops), 2, 3)
     grid = F.affine_grid(theta, [len(crops), 3, side, side], align_corners=False)
     tight = F.grid_sample(crops, grid, align_corners=False, padding_mode="border")
-    return recogniser.run(tight, ["encode_identity"])["encode_identity"]
+    return recogniser.run(tight, "encode_identity")
 
 
 @torch.inference_mode()

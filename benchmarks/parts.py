@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from measuring import in_turn, stamp, write
 
 import facezoo
+from facezoo.results import flatten_rows
 
 
 def plain_pointnet(vae, points: torch.Tensor) -> torch.Tensor:
@@ -63,9 +64,9 @@ def ddim(batch: int, repeats: int, device: str) -> dict:
     model = facezoo.load("latentface", device=device)
     codes = model.embed_latents(torch.rand(batch, *model.input_shape, device=device) * 2 - 1)
     ways = {
-        "ours": lambda: model.identity_latents(codes).packed(),
+        "ours": lambda: flatten_rows(model.identity_latents(codes)),
         "rival": lambda: torch.cat(
-            [model.identity_latents(codes[slice(i, i + 1)]).packed() for i in range(batch)]
+            [flatten_rows(model.identity_latents(codes[i])) for i in range(batch)]
         ),
     }
     timed = in_turn(ways, repeats, device)

@@ -18,8 +18,9 @@ from measuring import stamp, write
 import facezoo
 from facezoo.errors import UnsupportedError
 from facezoo.extraction.sources import list_photos
+from facezoo.preprocess.alignment import prepare
 from facezoo.preprocess.images import read_image
-from facezoo.preprocess.pipeline import find_faces, prepare, to_device
+from facezoo.preprocess.pipeline import find_faces, to_device
 
 DTYPES = (torch.bfloat16, torch.float16)
 

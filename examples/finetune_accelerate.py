@@ -1,8 +1,8 @@
-"""Fine-tune a checkpoint on several GPUs, or on whatever there is, with accelerate.
+"""Fine-tune a checkpoint on one GPU or several with accelerate.
 
     accelerate launch examples/finetune_accelerate.py my_photos my-model
 
-Needs the extra [train]. my_photos holds a folder of photographs per class, or is a .csv or .parquet
+Needs the extra [train]. my_photos holds a folder of images per class, or is a .csv or .parquet
 file of labels.
 """
 
@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import facezoo
 from facezoo.data.crops import cut_faces
 from facezoo.data.labelled import read_labelled
-from facezoo.preprocess.pipeline import normalise
-from facezoo.training.optim import layer_groups, set_rate
+from facezoo.preprocess.alignment import normalize
+from facezoo.training.optim import layer_groups, set_lr
 
 
 def main(data: Path, out: Path, name: str = "ipd-fer", epochs: int = 10) -> float:
@@ -34,13 +34,14 @@ def main(data: Path, out: Path, name: str = "ipd-fer", epochs: int = 10) -> floa
     train = torch.isin(cut.rows, labelled.rows("train"))
     rows = TensorDataset(cut.images[train], labelled.labels[cut.rows[train]])
     loader = DataLoader(rows, batch_size=32, shuffle=True, drop_last=len(rows) > 32)
-    optimizer = torch.optim.AdamW(layer_groups(model, decay=0.7), weight_decay=0.05)
-    set_rate(optimizer, 1e-3)
+    groups = layer_groups(model, decay=0.7)
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.05)
+    set_lr([optimizer], 1.0)  # lower at the input
     trained, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     for epoch in range(epochs):
         trained.train()
         for crops, labels in loader:
-            images = normalise(crops.float(), model.preprocessing)
+            images = normalize(crops.float(), model.preprocessing)
             loss = F.cross_entropy(trained(images), labels)
             optimizer.zero_grad()
             accelerator.backward(loss)

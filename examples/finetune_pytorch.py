@@ -1,8 +1,8 @@
-"""Fine-tune a checkpoint on photographs of your own, in plain PyTorch.
+"""Fine-tune a checkpoint on your own images, in plain PyTorch.
 
     python examples/finetune_pytorch.py my_photos my-model
 
-where my_photos holds a folder of photographs per class, or is a .csv or .parquet file of labels.
+where my_photos holds a folder of images per class, or is a .csv or .parquet file of labels.
 """
 
 import sys
@@ -14,11 +14,12 @@ import torch.nn.functional as F
 import facezoo
 from facezoo.data.crops import cut_faces
 from facezoo.data.labelled import read_labelled
-from facezoo.preprocess.pipeline import normalise
-from facezoo.training.optim import layer_groups, set_rate
+from facezoo.preprocess.alignment import normalize
+from facezoo.training.optim import layer_groups, set_lr
 
 
 def main(data: Path, out: Path, name: str = "ipd-fer", epochs: int = 10) -> float:
+    torch.manual_seed(0)
     labelled = read_labelled(data)
     model = facezoo.load(name)
     model.reset_classifier(labels=labelled.classes)
@@ -26,28 +27,27 @@ def main(data: Path, out: Path, name: str = "ipd-fer", epochs: int = 10) -> floa
     crops, labels = cut.images, labelled.labels[cut.rows]
     val = torch.isin(cut.rows, labelled.rows("val"))
     train = torch.isin(cut.rows, labelled.rows("train")).nonzero()[:, 0]
-    optimizer = torch.optim.AdamW(layer_groups(model, decay=0.7), weight_decay=0.05)
-    set_rate(optimizer, 1e-3)
+    groups = layer_groups(model, decay=0.7)
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.05)
+    set_lr([optimizer], 1.0)  # lower at the input
     for _ in range(epochs):
         model.train()
         for rows in train[torch.randperm(len(train))].split(32):
             if len(rows) < 2:  # a norm needs two rows
                 continue
-            images = normalise(crops[rows].float(), model.preprocessing).to(model.device)
+            images = normalize(crops[rows].float(), model.preprocessing).to(model.device)
             if torch.rand(()) < 0.5:
                 images = images.flip(-1)
             loss = F.cross_entropy(model(images), labels[rows].to(model.device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    images = normalise(crops[val].float(), model.preprocessing).to(model.device)
-    logits = model.run(images, ["predict_expression"])["predict_expression"].cpu()
-    accuracy = float((logits.argmax(1) == labels[val]).float().mean())
+    images = normalize(crops[val].float(), model.preprocessing).to(model.device)
+    logits = model.run(images, "predict_expression").cpu()
+    right = int((logits.argmax(1) == labels[val]).sum())
     model.save_pretrained(out)
-    print(
-        f"{accuracy:.0%} of {int(val.sum())} held-out faces are right; facezoo.load({str(out)!r})"
-    )
-    return accuracy
+    print(f"{right} of {len(images)} validation faces are right; facezoo.load({str(out)!r})")
+    return right / max(1, len(images))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     pip install "transformers[torch]"
     python examples/finetune_trainer.py my_photos my-model
 
-where my_photos holds a folder of photographs per class, or is a .csv or .parquet file of labels.
+where my_photos holds a folder of images per class, or is a .csv or .parquet file of labels.
 """
 
 import sys
@@ -12,17 +12,17 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments, set_seed
 
 import facezoo
 from facezoo.data.crops import cut_faces
 from facezoo.data.labelled import read_labelled
-from facezoo.preprocess.pipeline import normalise
-from facezoo.training.optim import layer_groups
+from facezoo.preprocess.alignment import normalize
+from facezoo.training.optim import layer_groups, set_lr
 
 
 class WithLoss(nn.Module):
-    """A model as the Trainer wants it: named inputs, loss and logits out."""
+    """A model with the inputs and outputs that the Trainer expects."""
 
     def __init__(self, model: facezoo.FaceModel) -> None:
         super().__init__()
@@ -34,36 +34,38 @@ class WithLoss(nn.Module):
 
 
 def main(data: Path, out: Path, name: str = "ipd-fer", epochs: int = 10) -> float:
+    set_seed(0)  # before the new classifier gets its random weights
     labelled = read_labelled(data)
     model = facezoo.load(name)
     model.reset_classifier(labels=labelled.classes)
     cut = cut_faces(labelled.name, labelled.images, labelled.landmarks, device=model.device)
-    images = normalise(cut.images.float(), model.preprocessing)
+    images = normalize(cut.images.float(), model.preprocessing)
     labels = labelled.labels[cut.rows]
     rows = [{"images": i, "labels": k} for i, k in zip(images, labels, strict=True)]
-    train, val = (torch.isin(cut.rows, labelled.rows(split)) for split in ("train", "val"))
-    rate = 1e-3
-    groups = [g | {"lr": rate * g["rate_scale"]} for g in layer_groups(model, decay=0.7)]
-    trainer = Trainer(
-        WithLoss(model),
-        TrainingArguments(
-            str(out / "trainer"),
-            num_train_epochs=epochs,
-            per_device_train_batch_size=32,
-            save_strategy="no",
-            report_to=[],
-        ),
-        train_dataset=[row for row, taken in zip(rows, train, strict=True) if taken],
-        optimizers=(torch.optim.AdamW(groups, lr=rate, weight_decay=0.05), None),
+    train, val = (
+        [rows[i] for i in torch.isin(cut.rows, labelled.rows(split)).nonzero()[:, 0].tolist()]
+        for split in ("train", "val")
     )
+    groups = layer_groups(model, decay=0.7)
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.05)
+    set_lr([optimizer], 1.0)  # lower at the input
+    arguments = TrainingArguments(
+        str(out / "trainer"),
+        num_train_epochs=epochs,
+        per_device_train_batch_size=min(32, len(train)),
+        dataloader_drop_last=True,  # a batch norm cannot train on a last batch of one image
+        save_strategy="no",
+        report_to=[],
+    )
+    trainer = Trainer(WithLoss(model), arguments, train_dataset=train, optimizers=(optimizer, None))
     trainer.train()
-    told = trainer.predict([row for row, held in zip(rows, val, strict=True) if held])
-    accuracy = float((told.predictions.argmax(1) == told.label_ids).mean())
+    right = 0
+    if val:
+        prediction = trainer.predict(val)
+        right = int((prediction.predictions.argmax(1) == prediction.label_ids).sum())
     model.eval().save_pretrained(out)
-    print(
-        f"{accuracy:.0%} of {int(val.sum())} held-out faces are right; facezoo.load({str(out)!r})"
-    )
-    return accuracy
+    print(f"{right} of {len(val)} validation faces are right; facezoo.load({str(out)!r})")
+    return right / max(1, len(val))
 
 
 if __name__ == "__main__":

@@ -41,8 +41,9 @@ def columns(model, photos: list[Path]) -> torch.Tensor:
 
 def crops(model, photos: list[Path]) -> torch.Tensor:
     """The aligned crops that the model sees, RGB in [0, 1], (F, 3, S, S)."""
+    from facezoo.preprocess.alignment import prepare
     from facezoo.preprocess.images import read_image
-    from facezoo.preprocess.pipeline import find_faces, prepare, to_device
+    from facezoo.preprocess.pipeline import find_faces, to_device
 
     pixels = to_device([read_image(photo) for photo in photos], model.device)
     faces = find_faces(pixels, faces="largest", on_missing="raise")

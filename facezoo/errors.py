@@ -1,4 +1,4 @@
-"""What facezoo raises on purpose, apart from plain ``ValueError`` and ``TypeError``; how it warns.
+"""Errors of facezoo, apart from plain ``ValueError`` and ``TypeError``, and its warnings.
 
 Each error derives from the built-in exception that a caller would catch without knowing it.
 """
@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 
 
 class ImageError(ValueError):
-    """An input could not be read as a photograph; the message names it."""
+    """An input could not be read as an image; the message names it."""
 
 
 class NoFaceError(ValueError):
-    """No face was found where one was wanted.
+    """No face was found in an image.
 
     Attributes:
-        missing: indices of all inputs in which no face was found, in their order.
+        missing: indices of all inputs without a face, in their order.
     """
 
     def __init__(self, message: str, missing: Sequence[int] = ()) -> None:
@@ -34,31 +34,35 @@ class CardError(ValueError):
 
 
 class LicenseError(PermissionError):
-    """A checkpoint's licences are not among those that the caller allows."""
+    """The licenses of a checkpoint are not among those that the caller allows."""
 
 
 class UnsupportedError(TypeError):
-    """A model was asked for something that it cannot do; the message names models that can."""
+    """A model does not support a method; the message names models that do."""
+
+
+class MissingMethodError(UnsupportedError, AttributeError):
+    """A model has no method of this name, which other models have."""
 
 
 class WeightsError(OSError):
-    """Weights could not be found, fetched, trusted or fitted to a model."""
+    """Weights could not be found, downloaded, verified or loaded into a model."""
 
 
 class WeightsNotFoundError(WeightsError):
-    """No place holds the weights: not the package, not the cache, not the Hub."""
+    """Neither the package nor the cache nor the Hub holds the weights."""
 
 
 class HubUnreachableError(WeightsNotFoundError):
-    """The weights are only on the Hub, and the Hub did not answer."""
+    """The weights are only on the Hub, and the Hub does not answer."""
 
 
 class HubOfflineError(WeightsNotFoundError):
-    """The weights are only on the Hub, and HF_HUB_OFFLINE forbids asking it."""
+    """The weights are only on the Hub, and HF_HUB_OFFLINE is set."""
 
 
 class WeightsCorruptedError(WeightsError):
-    """A weights file is truncated or altered: its SHA-256 is not the one in the card."""
+    """A weights file is truncated or altered: its SHA-256 differs from the one in the card."""
 
 
 class WeightsMismatchError(WeightsError):
@@ -66,26 +70,26 @@ class WeightsMismatchError(WeightsError):
 
 
 class PickleRefusedError(WeightsError):
-    """A pickled file was offered where only safetensors are loaded."""
+    """A pickled file was given where only safetensors are loaded."""
 
 
-_TOLD: set[str] = set()
-"""What this process was warned of already."""
+_WARNED: set[str] = set()
+"""Messages of the warnings of this process so far."""
 
 
 def differences(before: Mapping[str, object], now: Mapping[str, object]) -> str:
-    """What two sets of settings differ in, for an error; empty if in nothing."""
+    """Describe how two sets of settings differ, for an error; empty if they are equal."""
     differ = [key for key in {**before, **now} if before.get(key) != now.get(key)]
     return "; ".join(f"{key} was {before.get(key)!r} and is now {now.get(key)!r}" for key in differ)
 
 
 def warn_once(message: str, stacklevel: int = 1) -> None:
-    """Warn, unless the same was said before, so that a loop or a cell run again is not flooded.
+    """Warn, unless this process has issued the same warning already.
 
     Args:
-        message: what is said.
-        stacklevel: as that of ``warnings.warn``, counted from the caller.
+        message: the text of the warning.
+        stacklevel: as in ``warnings.warn``, counted from the caller.
     """
-    if message not in _TOLD:
+    if message not in _WARNED:
         warnings.warn(message, stacklevel=stacklevel + 1)
-        _TOLD.add(message)
+        _WARNED.add(message)

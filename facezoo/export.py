@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from facezoo.errors import UnsupportedError
 from facezoo.hub.tensors import digest_of
-from facezoo.models.base import CAPABILITIES, FaceModel
+from facezoo.models.base import STAGES, FaceModel
 from facezoo.models.identity_removal import NAME
 from facezoo.models.mesh_base import MeshModel
 from facezoo.preprocess.pipeline import fingerprint
+from facezoo.results import Result, flatten_rows
 from facezoo.version import __version__
 
 FORMATS = ("onnx", "torch-export", "timm")
@@ -57,16 +58,13 @@ class Stage(nn.Module):
         if self.capability in _MESHES and isinstance(self.model, MeshModel):
             meshes: Tensor = self.model(images)[_MESHES[self.capability]]
             return meshes
-        if self.capability == "predict_expression":
-            features = self._call("encode_expression", images)
-            return self._call("predict_expression", features).softmax(-1)
-        if self.capability == "encode_expression" and isinstance(self.model, FaceModel):
-            return self.model.without_identity(self._call(self.capability, images))
-        return self._call(self.capability, images)
-
-    def _call(self, capability: str, given: Tensor) -> Tensor:
-        result: Tensor = getattr(self.model, CAPABILITIES[capability])(given)
-        return result
+        if isinstance(self.model, MeshModel):
+            codes: Tensor = getattr(self.model, STAGES[self.capability])(images)
+            return codes
+        result = self.model.stage(self.capability)(images)
+        if isinstance(result, Result):
+            result = flatten_rows(result)
+        return result.softmax(-1) if self.capability == "predict_expression" else result
 
 
 _MESHES = {"reconstruct": 0, "neutralize": 1}
@@ -76,7 +74,7 @@ _MESHES = {"reconstruct": 0, "neutralize": 1}
 def stage_names(model: Model) -> dict[str, str]:
     """What can be exported of a model: capabilities by the name of the stage."""
     unexported = model.unexported if isinstance(model, FaceModel) else ()
-    able = [name for name in model.capabilities() if name not in unexported]
+    able = [name for name in model.capabilities() if name in STAGES and name not in unexported]
     names = {name: name.removeprefix("encode_") for name in able}
     return {names[name].replace("predict_expression", "probabilities"): name for name in names}
 

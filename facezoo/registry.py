@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from facezoo.errors import LicenseError
+from facezoo.errors import LicenseError, UnsupportedError
 from facezoo.hub.card import Card, bundled_cards, card_named
 from facezoo.hub.families import FAMILIES, model_class
 
@@ -152,7 +152,11 @@ def _ready(
     if compile:
         model.compile_networks()
     if jpeg != "pillow":
-        model.decode_jpeg_by(jpeg)
+        if not hasattr(model, "set_jpeg_decoder"):
+            raise UnsupportedError(
+                f"{model.model_name} takes meshes and no images; leave out jpeg={jpeg!r}"
+            )
+        model.set_jpeg_decoder(jpeg)
     return model
 
 

@@ -1,18 +1,21 @@
-"""What models return: small frozen dataclasses of tensors.
+"""Results: small frozen dataclasses of tensors that show themselves in a notebook.
 
-Shapes: F faces, D features, K classes. Coordinates are pixels of the photograph, x to the right and
-y down, with pixel centres at whole numbers.
+Shapes: F faces, D features, K classes. Coordinates are pixels of the image, x to the right and
+y down, with pixel centers at whole numbers.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from html import escape
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from facezoo.display import ROWS, Short, counted, listed, table
-
 if TYPE_CHECKING:
-    import numpy as np
+    from collections.abc import Callable
+
     import torch
     from torch import Tensor
     from typing_extensions import Self
@@ -31,22 +34,60 @@ EXPRESSIONS = (
 
 LANDMARK_NAMES = ("right_eye", "left_eye", "nose_tip", "right_mouth_corner", "left_mouth_corner")
 
+WORDS = 5
+"""Number of faces in a line of text."""
+ROWS = 10
+"""Number of rows in an HTML table."""
+_LEFT = 'style="text-align:left"'
+_BAR = (
+    "display:inline-block;vertical-align:middle;height:0.7em;margin-right:0.4em;background:#5c6bc0;"
+)
 
-class Result(Short):
-    """Moving, converting and showing, shared by every result."""
 
-    def to(self, device: str | torch.device) -> Self:
-        """The same result with every tensor on ``device``."""
-        moved = {
-            field.name: value.to(device)
-            for field in fields(self)  # type: ignore[arg-type]
-            if hasattr(value := getattr(self, field.name), "to")
-        }
-        return replace(self, **moved)  # type: ignore[type-var]
+class Result:
+    """Base of dataclasses of tensors: conversion, and a short repr. Use ``@dataclass(repr=False)``."""
+
+    def to(self, target: str | torch.device | torch.dtype) -> Self:
+        """Move every tensor to a device, or convert floating-point tensors to a dtype."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            keep = hasattr(target, "is_floating_point") and not tensor.is_floating_point()
+            return tensor if keep else tensor.to(target)
+
+        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        changed = {n: map_tensors(moved, v) for n, v in values.items() if _has_tensors(v)}
+        return replace(self, **changed)  # type: ignore[type-var]
 
     def numpy(self) -> dict[str, Any]:
-        """Fields by name: tensors as float32 or integer arrays, nested results as such dicts."""
+        """Convert tensors to float32 or integer arrays, and nested results to dicts of these."""
         return {field.name: _to_numpy(getattr(self, field.name)) for field in fields(self)}  # type: ignore[arg-type]
+
+    def _shapes(self) -> dict[str, str]:
+        """Describe tensors by their shapes and other fields by their values; leave out None."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
+        return {
+            name: str(tuple(value.shape)) if hasattr(value, "shape") else str(value)
+            for name, value in values.items()
+            if value is not None
+        }
+
+    def _line(self) -> str:
+        """Return the text between the brackets of ``repr``."""
+        return ", ".join(f"{name} {text}" for name, text in self._shapes().items())
+
+    def _table(self) -> str:
+        """Return the HTML below the name of the class in a notebook."""
+        return table([], self._shapes().items())
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._line()})"
+
+    def _repr_html_(self) -> str:
+        return titled(self, self._table())
+
+
+def _has_tensors(value: Any) -> bool:
+    return hasattr(value, "detach") or isinstance(value, Result)
 
 
 def _to_numpy(value: Any) -> Any:
@@ -54,33 +95,56 @@ def _to_numpy(value: Any) -> Any:
         return value.numpy()
     if hasattr(value, "detach"):
         tensor = value.detach().cpu()
-        array: np.ndarray[Any, Any] = (
-            tensor.float() if tensor.is_floating_point() else tensor
-        ).numpy()
-        return array
+        return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
     return value
 
 
+def map_tensors(function: Callable[..., Any], *values: Any) -> Any:
+    """Apply a function to the corresponding tensors of values of the same structure.
+
+    Args:
+        function: takes one tensor of each value.
+        *values: tensors, or dicts or results of such values; None stays None.
+    """
+    first = values[0]
+    if isinstance(first, dict):
+        return {key: map_tensors(function, *[v[key] for v in values]) for key in first}
+    if isinstance(first, Result):
+        parts = {f.name: [getattr(value, f.name) for value in values] for f in fields(first)}  # type: ignore[arg-type]
+        mapped = {name: map_tensors(function, *part) for name, part in parts.items()}
+        return replace(first, **mapped)  # type: ignore[type-var]
+    return None if first is None else function(*values)
+
+
+def flatten_rows(result: Any) -> Tensor:
+    """Join the tensors of a result in one row per face, (F, D)."""
+    import torch
+
+    rows: list[Tensor] = []
+    map_tensors(lambda tensor: rows.append(tensor.flatten(1)), result)
+    return rows[0] if len(rows) == 1 else torch.cat(rows, 1)
+
+
 def as_rows(index: Any, count: int) -> Any:
-    """An index of ``count`` faces that keeps the axis of faces, also where it is a number.
+    """Convert an index of ``count`` faces so that a single number keeps the axis of faces.
 
     Raises:
-        IndexError: if it is a number, and there is no such face.
+        IndexError: if it is a number without a face.
     """
     if getattr(index, "ndim", None) == 0:  # a number of numpy or torch
         index = int(index)
     if not isinstance(index, int):
         return index
     if not -count <= index < count:
-        raise IndexError(f"there are {count} faces, and none at {index}")
+        raise IndexError(f"face {index} does not exist; there are {count} faces")
     return slice(index, index + 1 or None)
 
 
 @dataclass(frozen=True, repr=False)
 class Faces(Result):
-    """Faces found in a list of photographs, in the order of the photographs.
+    """Faces in a list of images, in the order of the images.
 
-    A row that stands for a photograph without a face (``on_missing="nan"``) holds NaN.
+    The row of an image without a face (``on_missing="nan"``) holds NaN.
     """
 
     boxes: Tensor
@@ -91,22 +155,21 @@ class Faces(Result):
     scores: Tensor
     """Detector confidence in [0, 1], (F,)."""
     image_index: Tensor
-    """Which photograph each face came from, int64, (F,)."""
+    """Index of the image of each face, int64, (F,)."""
 
     def __len__(self) -> int:
         return len(self.image_index)
 
     def __getitem__(self, index: Any) -> Faces:
         """Select faces by a number, a slice, a boolean mask or an index tensor."""
-        index = as_rows(index, len(self))
+        index = as_rows(index, len(self.image_index))
         return Faces(
             self.boxes[index], self.landmarks[index], self.scores[index], self.image_index[index]
         )
 
     def _line(self) -> str:
-        found = self.image_index[self.scores.isfinite()].tolist()
-        photographs = counted(len(set(found)), "photograph")
-        return f"{counted(len(found), 'face')} in {photographs}"
+        index = self.image_index[self.scores.isfinite()].tolist()
+        return f"{counted(len(index), 'face')} in {counted(len(set(index)), 'image')}"
 
     def _table(self) -> str:
         shown = self[:ROWS]
@@ -116,10 +179,10 @@ class Faces(Result):
                 shown.image_index.tolist(), shown.scores.tolist(), shown.boxes.tolist(), strict=True
             )
         )
-        return table(["photograph", "score", "box: x0, y0, x1, y1"], rows, len(self))
+        return table(["image", "score", "box: x0, y0, x1, y1"], rows, len(self))
 
     def to_dict(self) -> list[dict[str, Any]]:
-        """One plain dict per face, for a table."""
+        """Return one plain dict per face, for a table."""
         return [
             {
                 "image_index": int(index),
@@ -143,14 +206,14 @@ class Faces(Result):
 
 @dataclass(frozen=True, repr=False)
 class FaceEncoding(Result):
-    """Every feature that a model reads from a face; what a model lacks is None."""
+    """All features of faces; None for a feature that the model lacks."""
 
     expression: Tensor | None
     """(F, D)."""
     identity: Tensor | None
     """(F, D)."""
     faces: Faces | None = None
-    """Where the faces stand; None for crops that came aligned."""
+    """Positions of the faces; None for aligned crops."""
     pose: Tensor | None = None
     """(F, D)."""
 
@@ -160,13 +223,13 @@ class ExpressionPrediction(Result):
     """Expression classes, one row per face."""
 
     labels: list[str | None]
-    """The most probable class of each face; None where no face was found, F."""
+    """Most probable class of each face; None for an image without a face, F."""
     probabilities: Tensor
     """(F, K), rows sum to one; columns in the order of ``classes``."""
     classes: tuple[str, ...]
     """The K class names."""
     faces: Faces | None = None
-    """Where the faces stand; None for crops that came aligned."""
+    """Positions of the faces; None for aligned crops."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -176,7 +239,9 @@ class ExpressionPrediction(Result):
             f"{label} {share:.0%}" if label is not None else "no face"
             for label, share in zip(self.labels, self.probabilities.amax(-1).tolist(), strict=True)
         )
-        return f"{counted(len(self), 'face')}: {listed(words, len(self))}"
+        shown = list(islice(words, WORDS))
+        more = [f"{len(self) - len(shown)} more"] if len(self) > len(shown) else []
+        return f"{counted(len(self), 'face')}: {', '.join([*shown, *more])}"
 
     def _table(self) -> str:
         shown = zip(self.labels[:ROWS], self.probabilities[:ROWS].tolist(), strict=True)
@@ -184,7 +249,7 @@ class ExpressionPrediction(Result):
         return table(["label", *self.classes], rows, len(self))
 
     def to_dict(self) -> list[dict[str, Any]]:
-        """One plain dict per face: label, one probability per class, and the face's place."""
+        """Return one plain dict per face: label, one probability per class, and its position."""
         rows = self.faces.to_dict() if self.faces is not None else [{} for _ in self.labels]
         return [
             {
@@ -194,3 +259,36 @@ class ExpressionPrediction(Result):
             }
             for label, row, place in zip(self.labels, self.probabilities.cpu(), rows, strict=True)
         ]
+
+
+def counted(count: int, word: str) -> str:
+    """Return ``"1 face"``, ``"2 faces"``."""
+    return f"{count} {word}" + ("s" if count != 1 else "")
+
+
+def titled(value: object, body: str) -> str:
+    """Return HTML below the name of a value's class."""
+    return f"<div><b>{escape(type(value).__name__)}</b></div>{body}"
+
+
+def table(header: Sequence[str], rows: Iterable[Iterable[str | float]], count: int = 0) -> str:
+    """Format a table as HTML.
+
+    Args:
+        header: titles of the columns, or none.
+        rows: texts, and shares in [0, 1], which become bars; at most ``ROWS`` are shown.
+        count: number of all rows, if it is larger than that of ``rows``.
+    """
+    shown = list(islice(rows, ROWS))
+    head = "".join(f"<th {_LEFT}>{escape(title)}</th>" for title in header)
+    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in shown)
+    more = f"<div>… {count - len(shown)} more</div>" if count > len(shown) else ""
+    return f"<table>{f'<tr>{head}</tr>' if header else ''}{body}</table>{more}"
+
+
+def _cell(value: str | float) -> str:
+    if isinstance(value, str):
+        return f"<td {_LEFT}>{escape(value)}</td>"
+    if not math.isfinite(value):
+        return f"<td {_LEFT}>–</td>"
+    return f'<td {_LEFT}><span style="{_BAR}width:{4 * value:.2f}em"></span>{value:.0%}</td>'

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from facezoo.errors import UnsupportedError
 from facezoo.models.base import FaceModel
-from facezoo.preprocess.images import as_list, describe, read_image
-from facezoo.preprocess.pipeline import NAMED, fingerprint, no_face
+from facezoo.preprocess.images import as_list, read_image
+from facezoo.preprocess.pipeline import fingerprint, no_face
 from facezoo.registry import load
 
 try:
@@ -104,8 +104,7 @@ class FaceFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         rows = self._encode(images) if memory.location is None else self._remembered(images, memory)
         missing = np.flatnonzero(np.isnan(rows).all(1)).tolist()
         if missing and self.on_missing == "raise":
-            names = [describe(images[i], i) for i in missing[:NAMED]]
-            raise no_face(missing, names, skipping=False)
+            raise no_face(missing, images, skipping=False)
         return rows
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:  # noqa: ARG002
@@ -207,7 +206,7 @@ def _width(name: str, device: str | None, what: str, mark: str) -> int:
     model = _loaded(name, device, mark)
     wanted = "predict_expression" if what == "probabilities" else f"encode_{what}"
     nothing = torch.zeros(0, *model.input_shape, device=model.device)
-    return model.run(nothing, [wanted])[wanted].shape[1]
+    return int(model.run(nothing, wanted).shape[1])
 
 
 @lru_cache(maxsize=16)

@@ -28,7 +28,7 @@ def _fixed_seeds():
 
 @pytest.fixture(autouse=True)
 def _nothing_warned_of_yet():
-    errors._TOLD.clear()
+    errors._WARNED.clear()
 
 
 @pytest.fixture(autouse=True)

@@ -102,6 +102,44 @@ def write_pairs(folder, train=6, val=4):
     (folder / "lfw_pairs_val.csv").write_text(text, encoding="utf-8")
 
 
+def write_groups(folder, train=4, val=3, side=96):
+    """Images of two faces, of which webfaces have marks, and one face without landmarks."""
+    rng = np.random.default_rng(4)
+    sources = ["webfaces", "groups", "crowds"]
+    rows = []
+    for index, split in enumerate(["train"] * train + ["val"] * val):
+        source = sources[index % 3]
+        faces = [face_at(8, 10, 32) | {"score": 0.9}, face_at(52, 40, 36) | {"score": 0.0}]
+        points = np.array(faces[0]["landmarks"]).reshape(5, 2)
+        marks = [*points[:3], points[3:].mean(0)]
+        faces[0]["marks"] = np.concatenate(marks).tolist() if source == "webfaces" else None
+        faces[1] |= {"marks": None, "landmarks": None}
+        image = png(noise(side, rng))
+        unsure = [[60.0, 0.0, 90.0, 30.0]]
+        rows.append(
+            {"image": image, "source": source, "split": split, "faces": faces, "unsure": unsure}
+        )
+    pq.write_table(pa.Table.from_pylist(rows), folder / "groups.parquet")
+
+
+def write_faces_wild(folder, train=5, val=2):
+    """Crops of 144 pixels around one face each."""
+    rng = np.random.default_rng(5)
+    face = face_at(24, 24, 96)
+    rows = [
+        {"image": png(noise(144, rng)), "split": split, "landmarks": face["landmarks"]}
+        for split in ["train"] * train + ["val"] * val
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "faces_wild.parquet")
+
+
+def write_negatives(folder, count=3, side=80):
+    """Images without a face."""
+    rng = np.random.default_rng(6)
+    rows = [{"image": png(noise(side, rng)), "file": f"object{i}.png"} for i in range(count)]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "negatives.parquet")
+
+
 def write_backgrounds(folder, count=3, side=64):
     """Photographs without faces, of which one has an unsure region."""
     rng = np.random.default_rng(3)
@@ -133,6 +171,9 @@ def write_packs(folder):
     write_lfw(folder)
     write_pairs(folder)
     write_backgrounds(folder)
+    write_groups(folder)
+    write_faces_wild(folder)
+    write_negatives(folder)
     return folder
 
 
@@ -151,6 +192,9 @@ def edges_of(x0, y0, side):
 
 class SquareDetector(nn.Module):
     """Says that every bright patch is a face; the brighter, the surer. In place of a network."""
+
+    multiple = 64
+    smallest_face = 20.0
 
     def __init__(self):
         super().__init__()

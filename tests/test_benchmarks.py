@@ -1,5 +1,6 @@
 """The measuring scripts run on tiny packs."""
 
+import itertools
 import json
 import re
 import shutil
@@ -8,10 +9,9 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
-from packs import face_at, write_ferplus, write_lfw, write_pairs
+from packs import face_at, write_ferplus, write_groups, write_lfw, write_pairs
 from PIL import Image
 
 from facezoo.models.ipd_fer import IPDFER, losses
@@ -177,36 +177,26 @@ def test_parts_of_the_objective_are_named_by_their_equations():
 
 def test_other_detectors_are_measured_by_the_same_protocol(tmp_path, monkeypatch):
     write_lfw(tmp_path)
+    write_groups(tmp_path)
     script = benchmark("detectors")
-    side = 64  # of the photographs; write_lfw puts every face there
+    side = 64  # of the images; write_lfw puts every face there
     corners = [side // 4, side // 4, side // 4 + side // 2, side // 4 + side // 2]
     marks = np.array(face_at(side // 4, side // 4, side // 2)["landmarks"]).reshape(1, 5, 2)
     oracle = np.array([corners], float), marks, np.ones(1)
     nothing = np.zeros((0, 4)), np.zeros((0, 5, 2)), np.zeros(0)
+    pairs = itertools.cycle([oracle, nothing])
     finders = {
-        "all": lambda photos: script.faces_of([oracle] * len(photos)),
-        "half": lambda photos: script.faces_of([oracle, nothing] * (len(photos) // 2)),
+        "all": lambda images: script.faces_of([oracle for _ in images]),
+        "half": lambda images: script.faces_of([next(pairs) for _ in images]),
     }
     monkeypatch.setattr(script, "finders", lambda: finders)
-    found = script.main(tmp_path)
-    for column in ("recall, %", "central face: recall, %"):
-        recalls = [row[column] for row in found["tables"]["detectors"]]
-        assert (found["photographs"], recalls) == (4, [100, 50])
-    assert found["tables"]["detectors"][0]["landmarks, mean %"] == pytest.approx(0, abs=1e-3)
-    between_eyes = np.linalg.norm(marks[0, 0] - marks[0, 1])
-    spread = found["teacher's runs apart, mean %"]
-    assert spread == pytest.approx(100 * 0.01 * side / between_eyes, rel=1e-4)
-
-
-def test_what_one_run_of_the_teacher_sees_is_told_from_the_mean_scores():
-    box = [0.0, 0.0, 30.0, 30.0]
-    # Two runs at the threshold of 0.7, two at 0.9, three at 0.8, four at 0.95; one face too small.
-    scores = [2 * 0.7 / 4, 2 * 0.9 / 4, 3 * 0.8 / 4, 0.95]
-    small = {"box": [0.0, 0.0, 20.0, 20.0], "score": 0.4}
-    faces = [[{"box": box, "score": score}] for score in scores] + [[small]]
-    table = pa.table({"faces": faces})
-    seen = benchmark("detectors").teacher_recall(table, table)
-    assert seen == pytest.approx((2 + 2 + 3 + 4) / 16)
+    result = script.main(tmp_path, repeats=1)
+    rows = result["tables"]["detectors"]
+    assert result["images"]["LFW"] == 4
+    assert [row["central face: recall, %"] for row in rows] == [100, 50]
+    assert rows[0]["LFW: landmarks, %"] == pytest.approx(0, abs=1e-3)
+    assert all(row["ms at 640 px"] > 0 for row in rows)
+    assert len(result["tables"]["curves"]) == 4
 
 
 def test_the_own_detector_is_among_those_at_hand():

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import facezoo
-from facezoo.display import ROWS
 from facezoo.errors import warn_once
 from facezoo.extraction.report import ExtractionReport
 from facezoo.geometry.meshes import Mesh
+from facezoo.results import ROWS
 
 PORTRAIT = Path(__file__).parent.parent / "examples" / "portraits" / "grace_hopper.jpg"
 
@@ -80,9 +80,9 @@ def test_many_faces_stay_a_line_and_a_small_table():
 def test_faces_count_those_that_were_found():
     scores = torch.tensor([0.99, 0.98, float("nan")])
     faces = facezoo.Faces(torch.zeros(3, 4), torch.zeros(3, 5, 2), scores, torch.tensor([0, 0, 1]))
-    assert repr(faces) == "Faces(2 faces in 1 photograph)"
+    assert repr(faces) == "Faces(2 faces in 1 image)"
     assert "0.98" in faces._repr_html_()
-    assert repr(faces[:0]) == "Faces(0 faces in 0 photographs)"
+    assert repr(faces[:0]) == "Faces(0 faces in 0 images)"
 
 
 def test_a_mesh_tells_its_size_and_units():

@@ -21,8 +21,8 @@ from facezoo.hub.families import FAMILIES
 from facezoo.models.adv3d import Adv3D
 from facezoo.models.identity_removal import IdentityRemoval
 from facezoo.models.ipd_fer import IPDFER
+from facezoo.preprocess.alignment import prepare_aligned
 from facezoo.preprocess.images import read_image
-from facezoo.preprocess.pipeline import prepare_aligned
 
 BACKBONE = "test_resnet.r160_in1k"
 PORTRAITS = sorted((Path(__file__).parent.parent / "examples" / "portraits").glob("*.jpg"))

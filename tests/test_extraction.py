@@ -42,6 +42,10 @@ def fake_find_faces(photos, *, faces="largest", on_missing="raise", names=None, 
     return Faces(box, points, torch.full((len(box),), 0.75), torch.tensor(index).long())
 
 
+def fake_detect(detector, images, config=None):
+    return fake_find_faces(images, faces="all", on_missing="skip")
+
+
 @pytest.fixture(autouse=True)
 def _stand_ins(monkeypatch):
     monkeypatch.setattr(stages, "find_faces", fake_find_faces)
@@ -111,7 +115,7 @@ def test_one_row_per_face_in_the_order_of_the_files(folder, tmp_path, model):
 
 
 def test_features_are_those_of_the_model(folder, tmp_path, model, monkeypatch):
-    monkeypatch.setattr("facezoo.models.base.find_faces", fake_find_faces)
+    monkeypatch.setattr(pipeline, "detect", fake_detect)
     go(folder, tmp_path / "f.parquet", model)
     files = sorted(folder.iterdir())
     encoding = model.encode(files, faces="all", on_missing="skip", batch_size=2)
@@ -191,7 +195,7 @@ def test_a_photograph_without_a_face_can_have_a_row_of_nan(folder, tmp_path, mod
 
 
 def test_a_face_of_unknown_probabilities_has_no_label(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("facezoo.models.base.find_faces", fake_find_faces)
+    monkeypatch.setattr(pipeline, "detect", fake_detect)
     broken = tiny_model()
     for part in broken.modules():
         if isinstance(part, torch.nn.Linear):
@@ -322,7 +326,7 @@ def test_decoding_stays_a_bounded_number_of_photographs_ahead(monkeypatch):
         furthest = max(furthest, len(started) - count)
     assert len(started) == 100
     assert furthest <= 8
-    monkeypatch.setattr(prefetch, "AHEAD_BYTES", 9_000_000)
+    monkeypatch.setattr(prefetch, "PREFETCH_BYTES", 9_000_000)
     started.clear()
     photos = sources.load_ahead(Path(), names, workers=2, ahead=8)
     for count in range(1, 50):

@@ -16,10 +16,12 @@ import facezoo
 from facezoo.hub.card import bundled_cards
 from facezoo.hub.files import find
 from facezoo.hub.tensors import load_into, read_tensors
+from facezoo.models.base import STAGES
 from facezoo.models.mesh_base import MeshModel
 from facezoo.preprocess.detector import FaceDetector
 from facezoo.preprocess.images import read_image
 from facezoo.preprocess.pipeline import find_faces, fingerprint, to_device
+from facezoo.results import flatten_rows
 
 GOLDEN = Path(__file__).parent / "golden"
 PORTRAITS = sorted((Path(__file__).parents[1] / "examples" / "portraits").glob("*.jpg"))
@@ -38,13 +40,13 @@ def outputs_of_model(name):
     if isinstance(model, MeshModel):
         return outputs_of_meshes(model)
     stored = {"fingerprint": fingerprint(model.preprocessing), "labels": list(model.labels)}
-    wanted = model.capabilities()
+    wanted = [name for name in model.capabilities() if name in STAGES]
     crop = torch.from_numpy(pattern(model.preprocessing.size)).permute(2, 0, 1)[None] / 127.5 - 1
     for key, value in model.run(crop, wanted).items():
-        stored[f"pattern.{key}"] = thinned(value)
+        stored[f"pattern.{key}"] = thinned(rows_of(value))
     photos = to_device([read_image(path) for path in PORTRAITS], model.device)
     for key, value in model.encode_faces(photos, find_faces(photos), wanted).items():
-        stored[f"portraits.{key}"] = thinned(value)
+        stored[f"portraits.{key}"] = thinned(rows_of(value))
     return stored
 
 
@@ -52,12 +54,16 @@ def outputs_of_meshes(model):
     x, y, z = model.template_mm.unbind(1)
     bent = torch.stack([x * 1.03, y + z.sin(), z - (x / 40).square()], 1)
     encoding = model.encode([bent, bent[::2]], units="mm")
-    faces = model.synthesise(encoding.identity, encoding.expression)
+    faces = model.synthesize(encoding.identity, encoding.expression)
     return {
         "identity": encoding.identity.tolist(),
         "expression": encoding.expression.tolist(),
         "faces": [face.vertices[::97].flatten().tolist() for face in faces],
     }
+
+
+def rows_of(result):
+    return result if isinstance(result, torch.Tensor) else flatten_rows(result)
 
 
 def thinned(value):

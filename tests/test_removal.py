@@ -203,8 +203,8 @@ def test_the_removal_is_saved_and_loaded_with_the_model(model, crops, tmp_path):
     model.save_pretrained(tmp_path)
     again = facezoo.load(tmp_path, device="cpu")
     assert isinstance(again.identity_removal, IdentityRemoval)
-    wanted = model.run(crops, ["encode_expression"])["encode_expression"]
-    torch.testing.assert_close(again.run(crops, ["encode_expression"])["encode_expression"], wanted)
+    wanted = model.run(crops, "encode_expression")
+    torch.testing.assert_close(again.run(crops, "encode_expression"), wanted)
 
 
 @pytest.mark.parametrize("dtype", [None, "int8"])
@@ -216,9 +216,9 @@ def test_a_removal_of_no_direction_is_saved_in_any_precision(model, crops, tmp_p
 
 def test_a_removal_for_another_model_is_refused(model, crops):
     model.identity_removal = remove_identity(made()[:, :7], PEOPLE)
-    with pytest.raises(ValueError, match="is for 7 features, and this ipd-fer gives 16"):
+    with pytest.raises(ValueError, match="expects 7 features, and this ipd-fer computes 16"):
         model.run(crops, ["encode_expression"])
-    assert model.run(crops, ["encode_identity"])["encode_identity"].shape == (5, 16)
+    assert model.run(crops, "encode_identity").shape == (5, 16)
 
 
 def test_a_checkpoint_that_gets_a_removal_loses_the_metrics_of_its_card(model, tmp_path):

@@ -223,7 +223,7 @@ def test_names_of_the_columns(base):
 def test_columns_that_there_are_not_have_no_names(base):
     with pytest.raises(ValueError, match="what must be one of"):
         features(base, what="feelings").get_feature_names_out()
-    with pytest.raises(UnsupportedError, match="cannot predict_expression"):
+    with pytest.raises(UnsupportedError, match="does not support predict_expression"):
         FaceFeatures("latent-simclr", "probabilities", device="cpu").get_feature_names_out()
 
 

@@ -1,11 +1,15 @@
-"""Photographs with classes of a user's own: a folder per class, or a table in CSV or parquet."""
+"""Labeled images of a user: a folder per class, or a table in CSV or Parquet."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import io
+import json
 import os
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,20 +22,30 @@ from facezoo.errors import warn_once
 from facezoo.preprocess.folders import images_in, skipped_message
 from facezoo.preprocess.images import ImageSource
 
-LABELS = ("label", "expression", "class")
-"""Columns that are looked for where none is named, in this order."""
-FILES = ("file", "path", "filename")
-PERSONS = ("identity", "person", "subject")
+LABELS = ("label", "expression", "emotion", "class")
+"""Names of the label column, in the order in which they are looked for."""
+FILES = ("file", "path", "filename", "file_name")
+IDENTITIES = ("identity", "person", "subject")
+SPLIT_COLUMNS = ("split", "usage")
 SPLITS = ("train", "val", "test")
-WORDS = {"training": "train", "valid": "val", "validation": "val", "testing": "test"}
-"""Other names of the splits."""
-HELD_OUT = 0.2
-"""Share of the photographs that validates where nothing says which do."""
+_NAMES = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+_MORE_NAMES = {
+    **_NAMES,
+    **dict.fromkeys(("dev", "publictest"), "val"),  # the second is FER2013's
+    **dict.fromkeys(("eval", "evaluation", "privatetest"), "test"),
+}
+"""Names of splits; dev, eval and evaluation as in the datasets library."""
+VALIDATION_SHARE = 0.2
+"""Share of the images that validates if the source has no validation split."""
 
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Photographs and the class of each; the N rows of all fields agree."""
+    """Images with a class each; the N rows of all fields agree."""
 
     name: str
     images: list[ImageSource]
@@ -40,37 +54,50 @@ class LabelledImages:
     """Index in ``classes``, int64, (N,)."""
     classes: tuple[str, ...]
     files: list[str]
-    """What the photographs are called."""
+    """Names of the images."""
     splits: list[str]
-    """``"train"``, ``"val"`` or ``"test"``, empty where the source does not say."""
-    persons: list[str]
-    """Who is shown, empty where unknown."""
+    """``"train"``, ``"val"``, ``"test"``, or empty if the source does not name one."""
+    identities: list[str]
+    """Name of the person, empty if unknown."""
     landmarks: Tensor | None = None
-    """Five points in pixels, NaN where unknown, (N, 5, 2); None if there are none."""
+    """Five points in pixels, NaN if unknown, (N, 5, 2); None if no image has them."""
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def rows(self, split: str) -> Tensor:
-        """Row numbers of a split, int64, (M,).
+    def rows(self, *splits: str) -> Tensor:
+        """Return the row numbers of one or more splits, int64, (M,).
 
-        Without a validation split in the source, about a fifth of what is not for testing
-        validates: of the persons where they are known, else of the photographs, chosen by the hash
-        of their names, so that a photograph keeps its side when others are added. With one, rows
-        of which the source does not say a split are to train on.
+        If the source has no validation split, a fifth of the images that are not for testing
+        validates: of each class a fifth, and each identity in one split. The choice depends on
+        hashes of names, so most images keep their split when others are added. If the source has
+        one, rows without a split are for training.
 
         Raises:
-            ValueError: if there is no such split.
+            ValueError: if a split is unknown.
         """
-        if split not in SPLITS:
-            raise ValueError(f"split must be {', '.join(SPLITS)}, got {split!r}")
-        sides = self.splits
-        if "val" not in sides:
-            keys = [person or file for person, file in zip(self.persons, self.files, strict=True)]
-            chosen = ["val" if _share(key) < HELD_OUT else "train" for key in keys]
-            sides = [s if s == "test" else c for s, c in zip(sides, chosen, strict=True)]
-        sides = [side or "train" for side in sides]
-        return torch.tensor([i for i, s in enumerate(sides) if s == split], dtype=torch.int64)
+        if unknown := set(splits) - set(SPLITS):
+            raise ValueError(f"unknown split {min(unknown)!r}; expected {', '.join(SPLITS)}")
+        names = self.splits if "val" in self.splits else self._split_automatically()
+        chosen = [row for row, name in enumerate(names) if (name or "train") in splits]
+        return torch.tensor(chosen, dtype=torch.int64)
+
+    def _split_automatically(self) -> list[str]:
+        groups: dict[tuple[str, str], list[int]] = {}
+        for row, (identity, file) in enumerate(zip(self.identities, self.files, strict=True)):
+            if self.splits[row] != "test":
+                groups.setdefault((identity, "" if identity else file), []).append(row)
+        one_hot = torch.nn.functional.one_hot(self.labels, len(self.classes)).double()
+        counts = {key: one_hot[rows].sum(0) for key, rows in groups.items()}
+        missing = VALIDATION_SHARE * sum(counts.values(), torch.zeros(len(self.classes)))
+        names = list(self.splits)
+        for key in sorted(groups, key=_hash):
+            # Take a group if the classes come closer to their share of validation images.
+            if (missing - counts[key]).square().sum() < missing.square().sum():
+                missing = missing - counts[key]
+                for row in groups[key]:
+                    names[row] = "val"
+        return [name or "train" for name in names]
 
 
 def read_labelled(
@@ -79,29 +106,30 @@ def read_labelled(
     label_column: str | None = None,
     classes: Sequence[str] | None = None,
 ) -> LabelledImages:
-    """Photographs and their classes.
+    """Read images and their classes.
 
     Args:
         source: one of
 
-            - a folder with a folder of photographs per class, or with ``train``, ``val`` and
-              ``test`` folders of such; what is hidden, by a dot, is passed over;
-            - a ``.csv`` file with a column ``file`` (relative to it) and one of labels;
-            - a ``.parquet`` file with a column ``image`` (bytes, or structs of ``bytes`` and
-              ``path`` as the datasets library writes them) or ``file``, and one of labels.
+            - a folder with a folder of images per class, or with ``train``, ``val`` and ``test``
+              folders of these; hidden files and folders are ignored;
+            - a ``.csv`` file with a column ``file`` (relative to it) and a label column;
+            - a ``.parquet`` file with a column ``image`` (bytes, paths, or the structs of the
+              datasets library) or ``file``, and a label column.
 
-            Tables may also have the columns ``split``, ``identity`` and, in parquet, ``landmarks``
-            (ten numbers x, y in pixels). Rows without a label are left out.
-        label_column: of a table; None for the first of ``LABELS`` that is there.
-        classes: which classes to keep, in this order; None for all, in the order of their names,
-            or of their numbers where all are whole numbers.
+            Tables may also have the columns ``split`` (or ``Usage``), ``identity`` and, in
+            Parquet, ``landmarks`` (ten numbers x, y in pixels). Class names that the datasets
+            library stores in a Parquet file are used. Rows without a label, and rows with the
+            label -1 among whole numbers, are left out.
+        label_column: label column of a table; None for the first of ``LABELS`` in the table.
+        classes: classes to use, in this order; None for all: in the order of the datasets
+            library, else sorted by name, or by number if all are whole numbers.
 
     Raises:
-        FileNotFoundError: if there is no such file or folder, or a table names a file that is not
-            there.
-        ImportError: if it is parquet and pyarrow is not installed.
-        ValueError: if it holds fewer than two classes, or lacks a column, or is a folder and a
-            column is named, or a row with a label has no file, or a ``.csv`` file is not in UTF-8.
+        FileNotFoundError: if the source, or a file that a table names, does not exist.
+        ImportError: if the source is a Parquet file and pyarrow is not installed.
+        ValueError: if the source has fewer than two classes, lacks a column, has a row with a
+            label and no image, or is a folder and a column is named.
     """
     path = Path(source)
     if not path.exists():
@@ -110,8 +138,8 @@ def read_labelled(
     if path.is_dir():
         if label_column is not None:
             raise ValueError(
-                f"{path} is a folder, and a folder has no columns: the names of the folders in it "
-                f"are the labels; leave out the column {label_column!r}, or give a table"
+                f"{path} is a folder, and its labels are the names of the folders in it; leave out "
+                f"the column {label_column!r}, or give a table"
             )
         columns = _from_folder(path)
     elif suffix in (".csv", ".parquet"):
@@ -123,152 +151,196 @@ def read_labelled(
 
 
 def _labelled(
-    path: Path, columns: dict[str, list[Any]], classes: Sequence[str] | None
+    path: Path, columns: Mapping[str, list[Any]], classes: Sequence[str] | None
 ) -> LabelledImages:
-    """The rows whose label is wanted."""
+    """Keep the rows whose label is among the classes."""
     words = columns["label"]
-    known = _in_order({word for word in words if word is not None})
-    wanted = tuple(known if classes is None else classes)
-    if unknown := [word for word in wanted if word not in known]:
+    known = _sorted_classes({word for word in words if word is not None}, columns["class"])
+    requested = tuple(known if classes is None else classes)
+    if unknown := [word for word in requested if word not in known]:
         raise ValueError(f"{path} has no class {unknown[0]!r}; it has {', '.join(known) or 'none'}")
-    if len(set(wanted)) < 2:
+    if len(set(requested)) < 2:
         raise ValueError(
-            f"{path} must hold two classes or more, got {', '.join(wanted) or 'none'}; a folder "
-            "needs one folder per class, a table a column of labels"
+            f"{path} must hold two classes or more, got {', '.join(requested) or 'none'}; a folder "
+            "needs one folder per class (give the folder that holds them), a table a label column"
         )
-    rows = [row for row, word in enumerate(words) if word in wanted]
+    spellings = Counter(word.casefold() for word in requested)
+    if same := [word for word in requested if spellings[word.casefold()] > 1]:
+        raise ValueError(
+            f"{path} has classes that differ only in upper and lower case ({', '.join(same)}); "
+            "rename one, or list the classes to use"
+        )
+    rows = [row for row, word in enumerate(words) if word in requested]
     points = columns.get("landmarks")
     return LabelledImages(
         name=path.name,
         images=[columns["image"][row] for row in rows],
-        labels=torch.tensor([wanted.index(words[row] or "") for row in rows]),
-        classes=wanted,
+        labels=torch.tensor([requested.index(words[row] or "") for row in rows]),
+        classes=requested,
         files=[columns["file"][row] for row in rows],
-        splits=[_split_word(path, columns["split"][row]) for row in rows],
-        persons=[_word(columns["person"][row]) or "" for row in rows],
+        splits=[_split_name(path, columns["split"][row]) for row in rows],
+        identities=[_word(columns["identity"][row]) or "" for row in rows],
         landmarks=None if points is None else _points([points[row] for row in rows]),
     )
 
 
-def _in_order(words: set[str]) -> list[str]:
-    """Names in their order, whole numbers in theirs."""
-    if all(word.removeprefix("-").isdecimal() for word in words):
+def _sorted_classes(words: set[str], order: Sequence[str]) -> list[str]:
+    """Sort class names: first those of ``order``, then numbers by value, or all by name."""
+    if all(re.fullmatch(r"-?\d+", word) for word in words):
         return sorted(words, key=lambda word: (int(word), word))
-    return sorted(words)
+    return [word for word in order if word in words] + sorted(words - set(order))
 
 
 def _from_folder(root: Path) -> dict[str, list[Any]]:
-    folders = _shown_folders(root)
-    by_split = {path: WORDS.get(path.name.lower(), path.name.lower()) for path in folders}
-    if not any(word in SPLITS for word in by_split.values()):
-        by_split = {root: ""}
-    elif wrong := [path.name for path, word in by_split.items() if word not in SPLITS]:
-        raise ValueError(f"{root} has folders of splits, and {wrong[0]!r} beside them; move it")
-    if loose := [folder / n for folder in {root, *by_split} for n in images_in(folder, False)[0]]:
+    top = root
+    folders = _folders_in(top)
+    if len(folders) == 1 and any(_as_split(inner, _NAMES) for inner in _folders_in(folders[0])):
+        top, folders = folders[0], _folders_in(folders[0])
+    by_split = {top: ""}
+    if any(_as_split(folder, _NAMES) for folder in folders):
+        by_split = {folder: _as_split(folder, _MORE_NAMES) for folder in folders}
+        if other := [folder.name for folder, split in by_split.items() if not split]:
+            raise ValueError(
+                f"{top} has folders of splits next to the folder {other[0]!r}; move it, or rename "
+                "it to train, val or test"
+            )
+    if loose := [folder / n for folder in {top, *by_split} for n in images_in(folder, False)[0]]:
         warn_once(
-            f"{len(loose):,} photographs are in no folder of a class and are left out, such as "
-            f"{min(loose)}"
+            f"{len(loose):,} images are in no class folder and are left out, such as {min(loose)}"
         )
-    columns: dict[str, list[Any]] = {k: [] for k in ("image", "file", "label", "split", "person")}
+    columns: dict[str, list[Any]] = {
+        name: [] for name in ("image", "file", "label", "split", "identity", "class")
+    }
     skipped: list[str] = []
     for folder, split in by_split.items():
-        for inner in _shown_folders(folder):
-            names, unreadable = images_in(inner)
-            skipped += [f"{inner.relative_to(root).as_posix()}/{name}" for name in unreadable]
-            for file in sorted(inner / name for name in names):
+        for inner in _folders_in(folder):
+            images, unknown = images_in(inner)
+            skipped += [f"{inner.relative_to(root).as_posix()}/{name}" for name in unknown]
+            for file in (inner / name for name in images):
                 values = (file, file.relative_to(root).as_posix(), inner.name, split, "")
-                for column, value in zip(columns.values(), values, strict=True):
-                    column.append(value)
+                for name, value in zip(columns, values, strict=False):
+                    columns[name].append(value)
     if skipped:
         warn_once(f"{root}: {skipped_message(skipped)}")
     return columns
 
 
-def _shown_folders(folder: Path) -> list[Path]:
+def _folders_in(folder: Path) -> list[Path]:
+    """Return the subfolders, without hidden ones and those of macOS archives (__MACOSX)."""
     inside = (path for path in folder.iterdir() if path.is_dir())
-    return sorted(path for path in inside if not path.name.startswith("."))
+    return sorted(path for path in inside if not path.name.startswith((".", "__")))
+
+
+def _as_split(folder: Path, names: Mapping[str, str]) -> str:
+    """Return the split that a folder name means, such as training_set; empty if none."""
+    return names.get(re.sub(r"[ _-]?set$", "", folder.name.lower()), "")
 
 
 def _from_table(
-    path: Path, table: dict[str, list[Any]], label_column: str | None
+    path: Path, table: Mapping[str, list[Any]], label_column: str | None
 ) -> dict[str, list[Any]]:
-    label = _column(path, table, (label_column,) if label_column else LABELS, "labels")
-    words = [_word(value) for value in table[label]]
+    label = _column(table, (label_column,) if label_column else LABELS)
+    images, named = _column(table, ("image", *FILES)), _column(table, FILES)
+    if label is None or images is None:
+        kind, names = ("labels", [label_column] if label_column else LABELS)
+        if label is not None:
+            kind, names = "files", ["image", *FILES]
+        raise ValueError(
+            f"{path} has no column of {kind} ({' or '.join(map(str, names))}); it has "
+            f"{', '.join(name for name in table if not name.startswith('classes of '))}"
+        )
+    order = table.get(f"classes of {label}", [])
+    words = _words(path, table[label], order)
     count = len(words)
-    named = next((name for name in FILES if name in table), None)
-    given = table["image"] if "image" in table else table[_column(path, table, FILES, "files")]
-    images = [
+    sources = [
         None if word is None else _image(path, row, value)  # rows without a label are left out
-        for row, (word, value) in enumerate(zip(words, given, strict=True))
+        for row, (word, value) in enumerate(zip(words, table[images], strict=True))
     ]
-    if missing := [i for i in images if isinstance(i, Path) and not i.is_file()]:
+    if missing := [i for i in sources if isinstance(i, Path) and not i.is_file()]:
         raise FileNotFoundError(
-            f"{path} names {len(missing):,} files that are not there, the first {missing[0]}; "
+            f"{path} names {len(missing):,} files that do not exist, the first {missing[0]}; "
             "names are relative to the table's folder"
         )
-    person = next((name for name in PERSONS if name in table), None)
-    names = table[named] if named else [""] * count
-    columns: dict[str, list[Any]] = {
-        "image": images,
-        "file": [str(name or f"row {row}") for row, name in enumerate(names)],
-        "label": words,
-        "split": table.get("split", [""] * count),
-        "person": table[person] if person else [""] * count,
-    }
-    return columns | ({"landmarks": table["landmarks"]} if "landmarks" in table else {})
+    files = table[named] if named else [""] * count
+    columns = {name: [""] * count for name in ("split", "identity")}
+    for name, names in (("split", SPLIT_COLUMNS), ("identity", IDENTITIES)):
+        if column := _column(table, names):
+            columns[name] = table[column]
+    columns |= {"landmarks": table["landmarks"]} if "landmarks" in table else {}
+    files = [str(name or f"row {row}") for row, name in enumerate(files)]
+    return {**columns, "image": sources, "file": files, "label": words, "class": order}
+
+
+def _column(table: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    """Return the column with the first of these names, in upper or lower case; None if none."""
+    by_name = {column.strip().lower(): column for column in table}
+    return next((by_name[name.lower()] for name in names if name.lower() in by_name), None)
+
+
+def _words(path: Path, values: Sequence[Any], order: Sequence[str]) -> list[str | None]:
+    """Return the labels as words; None for rows without a label."""
+    words = [_word(value) for value in values]
+    numbers = all(re.fullmatch(r"-?\d+", word) for word in words if word is not None)
+    if numbers and "-1" in words:
+        warn_once(f"{path}: {words.count('-1'):,} rows have the label -1 (none) and are left out")
+        words = [None if word == "-1" else word for word in words]
+    if numbers and order:
+        words = [None if word is None else order[int(word)] for word in words]
+    return words
 
 
 def _word(value: Any) -> str | None:
-    """What a cell says; None for an empty one, and for a number that is none."""
-    word = "" if value is None or value != value else str(value).strip()
-    return word or None
+    """Return a cell as text, whole numbers without decimals; None for an empty cell or NaN."""
+    if value != value:  # NaN
+        return None
+    word = "" if value is None else str(value).strip()
+    return re.sub(r"^(-?\d+)\.0+$", r"\1", word) or None
 
 
 def _image(path: Path, row: int, value: Any) -> Path | bytes:
-    """Bytes as they are, a name as a path; of a struct of the datasets library what it has."""
-    if isinstance(value, dict):
+    """Return bytes unchanged, a path relative to the table's folder, or either of a struct."""
+    if isinstance(value, dict):  # an Image of the datasets library
         value = value.get("bytes") or value.get("path")
     if not value or not isinstance(value, (str, bytes)):
         raise ValueError(
-            f"{path}, row {row} (from 0), has no image: got {value!r}, wanted the bytes or the "
-            "name of a file; leave the row out"
+            f"{path}, row {row} (from 0), has no image: got {value!r}, expected the bytes or the "
+            "path of a file; leave the row out"
         )
-    return path.parent / value if isinstance(value, str) else value
-
-
-def _column(path: Path, table: dict[str, list[Any]], wanted: Sequence[str], what: str) -> str:
-    for name in wanted:
-        if name in table:
-            return name
-    raise ValueError(
-        f"{path} has no column of {what} ({' or '.join(wanted)}); it has {', '.join(table)}"
-    )
+    return path.parent / value.strip() if isinstance(value, str) else value
 
 
 def _csv_columns(path: Path) -> dict[str, list[Any]]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        try:
-            names, rows = reader.fieldnames or (), list(reader)
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise ValueError(
-                f"{path} is not a CSV file in UTF-8 ({error}); a spreadsheet saves such as 'CSV "
-                "UTF-8'"
-            ) from error
-    return {name: [row[name] for row in rows] for name in names}
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        header = text.partition("\n")[0]
+        delimiter = next((mark for mark in ",;\t" if mark in header), ",")
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+        names, rows = reader.fieldnames or (), list(reader)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(
+            f"{path} is not a CSV file in UTF-8 ({error}); save it as 'CSV UTF-8'"
+        ) from error
+    return {name: [row[name] for row in rows] for name in names if name != "landmarks"}
 
 
 def _parquet_columns(path: Path, label_column: str | None) -> dict[str, list[Any]]:
+    """Return the columns, and the class names of the datasets library as ``classes of COLUMN``."""
     try:
         import pyarrow.parquet as pq
     except ImportError as error:
         raise ImportError(
             f"reading {path.name} needs pyarrow: pip install 'facezoo[parquet]'"
         ) from error
-    known = {"image", "split", "landmarks", *LABELS, *FILES, *PERSONS, label_column}
-    names = [name for name in pq.read_schema(path).names if name in known]
-    table = pq.read_table(path, columns=names)
-    return {name: table[name].to_pylist() for name in names}
+    known = {"image", "landmarks", *LABELS, *FILES, *IDENTITIES, *SPLIT_COLUMNS}
+    names = pq.read_schema(path).names
+    used = [name for name in names if name == label_column or name.lower() in known]
+    table = pq.read_table(path, columns=used)
+    columns = {name: table[name].to_pylist() for name in table.column_names}
+    metadata = json.loads((table.schema.metadata or {}).get(b"huggingface", b"{}"))
+    for name, feature in metadata.get("info", {}).get("features", {}).items():
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel":
+            columns[f"classes of {name}"] = feature.get("names") or []
+    return columns
 
 
 def _points(values: list[Any]) -> Tensor:
@@ -278,14 +350,14 @@ def _points(values: list[Any]) -> Tensor:
     )
 
 
-def _split_word(path: Path, value: Any) -> str:
+def _split_name(path: Path, value: Any) -> str:
     word = (_word(value) or "").lower()
-    word = WORDS.get(word, word)
-    if word not in (*SPLITS, ""):
-        raise ValueError(f"{path} has the split {value!r}; wanted {', '.join(SPLITS)} or nothing")
-    return word
+    if word and word not in _MORE_NAMES:
+        raise ValueError(
+            f"{path} has the split {value!r}; expected {', '.join(SPLITS)} or an empty cell"
+        )
+    return _MORE_NAMES.get(word, "")
 
 
-def _share(key: str) -> float:
-    digest = hashlib.sha256(f"facezoo:{key}".encode("utf-8", "surrogateescape")).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
+def _hash(key: tuple[str, str]) -> bytes:
+    return hashlib.sha256(f"facezoo:{key}".encode("utf-8", "surrogateescape")).digest()

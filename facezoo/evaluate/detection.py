@@ -1,141 +1,300 @@
-"""Face detection against photographs whose faces are known."""
+"""Measurements of face detectors: recall, unexplained detections, landmarks, sizes, rotations."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
+from torchvision.ops import box_area, box_iou
 
-from facezoo.data.packs import as_points, decode
-from facezoo.preprocess.boxes import area, iou
-from facezoo.preprocess.detection import DetectionConfig, detect
-from facezoo.preprocess.detector import FaceDetector
+from facezoo.data.detection import LabeledImage, labeled_image, labeled_images
+from facezoo.data.packs import as_points, decode, read_pack
+from facezoo.hub.card import Metric
 from facezoo.results import Faces
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+Finder = Callable[[list[Tensor]], Faces]
+"""Any detector: images, uint8 (H, W, 3), to all faces in them."""
 
-def measure(
-    detector: FaceDetector,
-    table: pa.Table,
-    device: torch.device,
-    smallest: float = 24.0,
-    config: DetectionConfig | None = None,
-) -> dict[str, float]:
-    """Detection on whole photographs whose faces are known.
-
-    A face is found if a box overlaps it with an IoU of at least 0.5. Detections in regions that
-    the pack is unsure about, and on faces smaller than ``smallest``, count neither way.
-
-    Args:
-        detector: the network, in eval mode.
-        table: rows with ``image``, ``faces`` and ``unsure``.
-        device: where the detector is.
-        smallest: least length of a face's longer side, pixels.
-        config: scales and thresholds.
-
-    Returns:
-        See ``measure_finder``.
-    """
-    return measure_finder(lambda photos: detect(detector, photos, config), table, device, smallest)
+SIDES = tuple(range(40, 641, 8))
+"""Sides of the tight crops, pixels."""
+ROTATIONS_DEG = (-45, -30, -15, 15, 30, 45)
+_TIGHT = slice(33, 117)  # the part of a crop of ``faces_wild`` that the face fills
+_AT_ONCE = 32
+# Largest landmark error of a tight or rotated face that counts as detected, in eye distances.
+_NEAR = 0.25
 
 
-def measure_finder(
-    find: Callable[[list[Tensor]], Faces],
-    table: pa.Table,
-    device: torch.device,
-    smallest: float = 24.0,
-) -> dict[str, float]:
-    """The same of anything that finds faces.
+@dataclass(frozen=True)
+class Comparison:
+    """Detections in a set of images next to the N faces that they show."""
 
-    Args:
-        find: from photographs, uint8 (H, W, 3), to every face in them.
-        table: see ``measure``.
-        device: where ``find`` wants the photographs.
-        smallest: see ``measure``.
+    scores: Tensor
+    """Score of the best detection of each face, 0 where there is none, (N,)."""
+    errors: Tensor
+    """Landmark error of each face in eye distances, NaN where it is unknown, (N,)."""
+    sizes: Tensor
+    """Longer side of each face, pixels, (N,)."""
+    hits: Tensor
+    """Scores of the detections of a face, (D,)."""
+    unexplained: Tensor
+    """Scores of the detections that touch neither a face nor an unsure region, (U,)."""
 
-    Returns:
-        ``recall``; ``false_positives`` as a share of the detections that count;
-        ``landmark_error`` and ``landmark_median``, the mean over the landmarks of a found face as a
-        share of the distance between its eyes, averaged over faces in the two ways; ``faces``,
-        how many count.
-    """
-    tally = torch.zeros(4, dtype=torch.long)
-    errors: list[Tensor] = []
-    for begin in range(0, len(table), 64):
-        part = table.slice(begin, 64)
-        photos = [decode(image.as_py()).to(device) for image in part["image"]]
-        seen = find(photos).to("cpu")
-        rows = zip(part["faces"].to_pylist(), part["unsure"].to_pylist(), strict=True)
-        for index, (faces, regions) in enumerate(rows):
-            counted, apart = _compare(
-                seen[seen.image_index == index],
-                as_points([face["box"] for face in faces], 2).flatten(1),
-                as_points([face["landmarks"] for face in faces], 5),
-                as_points(regions, 2).flatten(1),
-                smallest,
-            )
-            tally += counted
-            errors.append(apart)
-    wanted, found, detections, wrong = tally.tolist()
-    return {
-        "recall": found / max(1, wanted),
-        "false_positives": wrong / max(1, detections),
-        "landmark_error": float(torch.cat(errors).nanmean()) if found else float("nan"),
-        "landmark_median": float(torch.cat(errors).nanmedian()) if found else float("nan"),
-        "faces": wanted,
-    }
+    def recall(self, threshold: float = 0.0, sizes: tuple[float, float] = (0, math.inf)) -> float:
+        """Share of the faces, perhaps of a range of sizes, that score above a threshold."""
+        rows = (self.sizes >= sizes[0]) & (self.sizes < sizes[1])
+        return float((self.scores[rows] > threshold).float().mean())
+
+    def unexplained_share(self, threshold: float = 0.0) -> float:
+        """Share of the detections above a threshold that are unexplained."""
+        wrong = int((self.unexplained > threshold).sum())
+        return wrong / max(1, wrong + int((self.hits > threshold).sum()))
+
+    def error(self) -> float:
+        """Mean landmark error of the detected faces, NaN if none is known."""
+        return float(self.errors.nanmean())
+
+    def recall_at(self, share: float) -> tuple[float, float]:
+        """Return the best recall with at most this share unexplained, and its threshold."""
+        thresholds = torch.cat([torch.zeros(1), self.unexplained.sort().values]).tolist()
+        allowed = [t for t in thresholds if self.unexplained_share(t) <= share]
+        return self.recall(min(allowed)), min(allowed)
 
 
-def central_alone(table: pa.Table) -> pa.Table:
-    """The same photographs, in which only the face of ``box`` and ``landmarks`` is looked for.
+def compare(
+    find: Finder, images: Sequence[LabeledImage], min_face: float = 20.0, marks: bool = False
+) -> Comparison:
+    """Compare the detections in images with their faces.
 
-    The others become regions that count neither way.
+    A face is detected if a box overlaps it with an IoU of at least 0.5. Smaller faces, and
+    detections that lie mostly on them or on an unsure region, are ignored.
 
     Args:
-        table: rows with ``box`` and ``landmarks`` of one face beside ``faces`` and ``unsure``.
-
-    Returns:
-        The table with ``faces`` and ``unsure`` replaced.
+        find: the detector.
+        images: images with their faces.
+        min_face: least length of a face's longer side, pixels.
+        marks: compare eyes and the middle of the mouth with marks set by hand, rather than five
+            landmarks with those of the pack.
     """
-    import pyarrow as pa
-
-    wanted, apart = [], []
-    columns = ("box", "landmarks", "faces", "unsure")
-    for box, points, faces, regions in zip(*(table[c].to_pylist() for c in columns), strict=True):
-        wanted.append([{"box": box, "landmarks": points}])
-        apart.append(regions + [face["box"] for face in faces if face["box"] != box])
-    for name, column in (("faces", wanted), ("unsure", apart)):
-        place = table.column_names.index(name)
-        table = table.set_column(place, name, pa.array(column))
-    return table
+    parts = []
+    for begin in range(0, len(images), _AT_ONCE):
+        batch = images[begin : begin + _AT_ONCE]
+        faces = find([image.pixels for image in batch]).to("cpu")
+        for index, image in enumerate(batch):
+            parts.append(_compare(faces[faces.image_index == index], image, min_face, marks))
+    return Comparison(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def _compare(
-    seen: Faces, boxes: Tensor, points: Tensor, regions: Tensor, smallest: float
-) -> tuple[Tensor, Tensor]:
-    """One photograph: faces wanted, faces found, detections, wrong ones; landmark errors."""
-    large = (boxes[:, 2:] - boxes[:, :2]).amax(1) >= smallest
-    overlap = iou(boxes, seen.boxes)
-    hit = (overlap >= 0.5).any(1) & large
-    of_large = (overlap[large] >= 0.5).any(0)
-    elsewhere = _touches(seen.boxes, torch.cat([boxes[~large], regions]))
-    errors = []
-    for face in hit.nonzero()[:, 0]:
-        match = seen.landmarks[overlap[face].argmax()]
-        between_eyes = (points[face, 0] - points[face, 1]).norm()
-        errors.append((match - points[face]).norm(dim=-1).mean() / between_eyes)
-    counts = [large.sum(), hit.sum(), (of_large | ~elsewhere).sum(), (~of_large & ~elsewhere).sum()]
-    return torch.stack(counts), torch.stack(errors) if errors else torch.zeros(0)
+    faces: Faces, image: LabeledImage, min_face: float, marks: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    sizes = (image.boxes[:, 2:] - image.boxes[:, :2]).amax(1)
+    large = sizes >= min_face
+    overlap = box_iou(image.boxes, faces.boxes)  # (G, D)
+    on_face = (overlap[large] >= 0.5).any(0)
+    ignored = torch.cat([image.boxes[~large], image.unsure])
+    unexplained = ~on_face & ~_lies_on(faces.boxes, ignored)
+    scores, errors = torch.zeros(len(sizes)), torch.full((len(sizes),), math.nan)
+    for face in ((overlap >= 0.5).any(1) & large).nonzero()[:, 0].tolist():
+        best = int(torch.where(overlap[face] >= 0.5, faces.scores, -1.0).argmax())
+        scores[face] = faces.scores[best]
+        if bool(image.marked[face]) if marks else bool(image.weights[face].all()):
+            errors[face] = _landmark_error(faces.landmarks[best], image.landmarks[face], marks)
+    return (
+        scores[large],
+        errors[large],
+        sizes[large],
+        faces.scores[on_face],
+        faces.scores[unexplained],
+    )
 
 
-def _touches(boxes: Tensor, regions: Tensor) -> Tensor:
-    """Whether the larger part of a box, or of a region, is where the two overlap, (N,)."""
+def _landmark_error(points: Tensor, truth: Tensor, marks: bool) -> Tensor:
+    """Mean distance of landmarks (5, 2), or of eyes and mouth, in eye distances."""
+    unit = (truth[0] - truth[1]).norm()
+    if marks:
+        points, truth = (torch.cat([p[:2], p[3:].mean(0)[None]]) for p in (points, truth))
+    return (points - truth).norm(dim=-1).mean() / unit
+
+
+def _lies_on(boxes: Tensor, regions: Tensor) -> Tensor:
+    """Find boxes that share more than half of the smaller area with a region, bool, (N,)."""
     low = torch.maximum(boxes[:, None, :2], regions[None, :, :2])
     high = torch.minimum(boxes[:, None, 2:], regions[None, :, 2:])
     shared = (high - low).clamp(min=0).prod(-1)
-    smaller = torch.minimum(area(boxes)[:, None], area(regions)[None]).clamp(min=1e-6)
+    smaller = torch.minimum(box_area(boxes)[:, None], box_area(regions)[None]).clamp(min=1e-6)
     return (shared / smaller > 0.5).any(1)
+
+
+def central_faces(table: pa.Table) -> list[LabeledImage]:
+    """Decode rows of LFW; only the face of ``box`` counts, and the others are unsure regions."""
+    images = []
+    for row in table.select(["image", "box", "landmarks", "faces", "unsure"]).to_pylist():
+        others = [face["box"] for face in row["faces"] if face["box"] != row["box"]]
+        images.append(labeled_image(decode(row["image"]), [row], row["unsure"] + others))
+    return images
+
+
+def rotate(image: LabeledImage, degrees: float) -> LabeledImage:
+    """Rotate an image and its faces counterclockwise; unsure regions are dropped."""
+    source = Image.fromarray(image.pixels.numpy())
+    turned = source.rotate(degrees, Image.Resampling.BICUBIC, expand=True)
+    angle = math.radians(degrees)
+    matrix = torch.tensor([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+    before, after = ((torch.tensor(size) - 1) / 2 for size in (source.size, turned.size))
+    middle = ((image.boxes[:, :2] + image.boxes[:, 2:]) / 2 - before) @ matrix.T + after
+    # The box around the ellipse that filled the box before.
+    half = ((image.boxes[:, 2:] - image.boxes[:, :2]).square() @ matrix.square().T).sqrt() / 2
+    return replace(
+        image,
+        pixels=torch.from_numpy(np.array(turned)),
+        boxes=torch.cat([middle - half, middle + half], 1),
+        landmarks=(image.landmarks - before) @ matrix.T + after,
+        unsure=torch.zeros(0, 4),
+    )
+
+
+def rotated_faces(
+    find: Finder, images: Sequence[LabeledImage], degrees: float
+) -> tuple[float, float]:
+    """Measure the only face of each image after a rotation.
+
+    Returns:
+        Share of the faces with landmarks nearer than a quarter of the eye distance, and the mean
+        error of these.
+    """
+    errors: list[float] = []
+    for begin in range(0, len(images), _AT_ONCE):
+        batch = [rotate(image, degrees) for image in images[begin : begin + _AT_ONCE]]
+        faces = find([image.pixels for image in batch]).to("cpu")
+        errors += _nearest_errors(faces, [image.landmarks[0] for image in batch])
+    near = torch.tensor(errors)
+    return float((near < _NEAR).float().mean()), float(near[near < _NEAR].mean())
+
+
+def _nearest_errors(faces: Faces, truth: Sequence[Tensor]) -> Iterator[float]:
+    """Yield the least landmark error of the detections in each image, infinite without any."""
+    for index, points in enumerate(truth):
+        mine = faces.landmarks[faces.image_index == index]
+        yield min((float(_landmark_error(p, points, False)) for p in mine), default=math.inf)
+
+
+def tight_crops(find: Finder, table: pa.Table, sides: Iterable[int] = SIDES) -> dict[int, float]:
+    """Measure the share of tight face crops with a face, by the side of the crop.
+
+    Args:
+        find: the detector.
+        table: rows of ``faces_wild``.
+        sides: sides that the crops are resized to, pixels.
+
+    Returns:
+        Share of the crops in which the landmarks are nearer than a quarter of the eye distance.
+    """
+    crops = torch.stack([decode(image.as_py()) for image in table["image"]])[:, _TIGHT, _TIGHT]
+    pixels = crops.permute(0, 3, 1, 2).float()
+    extent = crops.shape[1]
+    truth = as_points(table["landmarks"].to_pylist(), 5) - _TIGHT.start
+    shares = {}
+    for side in sides:
+        points = list((truth + 0.5) * side / extent - 0.5)
+        errors: list[float] = []
+        for begin in range(0, len(crops), _AT_ONCE):
+            part = F.interpolate(
+                pixels[begin : begin + _AT_ONCE], (side, side), mode="bilinear", antialias=True
+            )
+            images = list(part.round().clamp(0, 255).byte().permute(0, 2, 3, 1))
+            faces = find(images).to("cpu")
+            errors += _nearest_errors(faces, points[begin : begin + _AT_ONCE])
+        shares[side] = float((torch.tensor(errors) < _NEAR).float().mean())
+    return shares
+
+
+def share_with_face(find: Finder, table: pa.Table) -> float:
+    """Measure the share of the images of a table in which a face is detected."""
+    count = 0
+    for begin in range(0, len(table), 8 * _AT_ONCE):
+        images = [decode(image.as_py()) for image in table["image"][begin : begin + 8 * _AT_ONCE]]
+        count += len(find(images).image_index.unique())
+    return count / len(table)
+
+
+_FACES = "{} images, {} faces of {:.0f} px or more; detected at IoU 0.5; unsure regions are ignored"
+
+
+def detection(find: Finder, data: Path, command: str, crops: int = 150) -> list[Metric]:
+    """Measure a detector on everyday images, groups, portraits, tight crops and rotations.
+
+    Args:
+        find: the detector.
+        data: folder of the packs.
+        command: command that prints the metrics.
+        crops: number of tight crops and of rotated images.
+    """
+    metrics: list[Metric] = []
+
+    def add(name: str, value: float, dataset: str, split: str, protocol: str) -> None:
+        if not math.isnan(value):
+            metrics.append(Metric(name, 100 * value, "%", dataset, split, protocol, command))
+
+    def add_comparison(dataset: str, images: Sequence[LabeledImage], marks: bool) -> Comparison:
+        result = compare(find, images, marks=marks)
+        protocol = _FACES.format(len(images), len(result.scores), 20)
+        add("recall", result.recall(), dataset, "val", protocol)
+        add("unexplained detections", result.unexplained_share(), dataset, "val", protocol)
+        truth = "marks by hand of eyes and mouth" if marks else "five landmarks of the pack"
+        add("landmark error over the eye distance", result.error(), dataset, "val", truth)
+        return result
+
+    groups = read_pack(data / "groups.parquet", "val")
+    everyday = np.array(groups["source"].to_pylist()) == "webfaces"
+    results = [
+        add_comparison("everyday images", labeled_images(groups.filter(everyday)), True),
+        add_comparison("groups and crowds", labeled_images(groups.filter(~everyday)), False),
+    ]
+    both = Comparison(
+        *(torch.cat(c) for c in zip(*(vars(r).values() for r in results), strict=True))
+    )
+    for low, high in ((20, 32), (32, 64), (64, math.inf)):
+        sizes = f"faces of {low} px or more" + (f", below {high} px" if high < math.inf else "")
+        add("recall", both.recall(sizes=(low, high)), "groups", "val", sizes)
+    people = read_pack(data / "lfw.parquet", "val")
+    add_comparison("LFW", labeled_images(people), False)
+    central = central_faces(people)
+    result = compare(find, central)
+    add("recall", result.recall(), "LFW", "val", "the face nearest the middle of each image")
+    yaw = torch.tensor(people["yaw"].to_pylist()).abs()
+    for low, high in ((0, 15), (15, 30), (30, 90)):
+        rows = (yaw >= low) & (yaw < high)
+        name = f"the face nearest the middle, yaw of {low} to {high} degrees"
+        add("recall", float((result.scores[rows] > 0).float().mean()), "LFW", "val", name)
+        add(
+            "landmark error over the eye distance",
+            float(result.errors[rows].nanmean()),
+            "LFW",
+            "val",
+            name,
+        )
+    for degrees in ROTATIONS_DEG:
+        share, error = rotated_faces(find, central[:crops], degrees)
+        name = f"the face nearest the middle of {crops} images rotated by {degrees} degrees"
+        add("recall", share, "LFW", "val", name)
+        add("landmark error over the eye distance", error, "LFW", "val", name)
+    wild = read_pack(data / "faces_wild.parquet", "val").slice(0, crops)
+    shares = tight_crops(find, wild)
+    name = f"{len(wild)} tight crops at {len(shares)} sides of {SIDES[0]} to {SIDES[-1]} px"
+    add("recall, mean over sides", sum(shares.values()) / len(shares), "faces_wild", "val", name)
+    add("recall, least of all sides", min(shares.values()), "faces_wild", "val", name)
+    ferplus = read_pack(data / "ferplus.parquet", "test")
+    name = f"{len(ferplus)} images of 48 px"
+    add("images with a face", share_with_face(find, ferplus), "FER+", "test", name)
+    return metrics

@@ -12,7 +12,8 @@ from tqdm.auto import tqdm
 from facezoo.data.packs import aligned_crops, decode
 from facezoo.hub.card import Preprocessing
 from facezoo.models.base import FaceModel
-from facezoo.preprocess.pipeline import find_faces, normalise
+from facezoo.preprocess.alignment import normalize
+from facezoo.preprocess.pipeline import find_faces
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -55,7 +56,7 @@ def embed_given(model: Encoder, table: pa.Table, wanted: Sequence[str]) -> dict[
     crops = aligned_crops(table, model.preprocessing.template, model.preprocessing.size)
     parts = []
     for part in tqdm(crops.split(256), desc=f"{_said(wanted)}, given crops", unit="batch"):
-        batch = normalise(part.to(model.device).float(), model.preprocessing)
+        batch = normalize(part.to(model.device).float(), model.preprocessing)
         parts.append(model.run(batch, wanted))
     return _joined(parts)
 

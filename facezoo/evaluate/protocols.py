@@ -6,7 +6,6 @@ it, and from the whole photograph through this package's detector, as a user mee
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,14 +27,12 @@ from facezoo.evaluate.classification import (
     scores,
     vote_divergence,
 )
-from facezoo.evaluate.detection import central_alone, measure
 from facezoo.evaluate.embedding import FOUND, GIVEN, both_ways
 from facezoo.evaluate.leakage import leakage
 from facezoo.evaluate.pose import PoseBin, accuracy_by_yaw
 from facezoo.evaluate.verification import read_pairs, verification_accuracy
 from facezoo.hub.card import Metric
 from facezoo.models.base import FaceModel
-from facezoo.preprocess.detector import FaceDetector
 from facezoo.results import EXPRESSIONS
 
 __all__ = [
@@ -43,7 +40,6 @@ __all__ = [
     "GIVEN",
     "Confusion",
     "Measurements",
-    "detection",
     "evaluate",
     "ferplus",
     "lfw_pairs",
@@ -243,45 +239,4 @@ def lfw_pairs(model: FaceModel, data: Path, command: str) -> list[Metric]:
         rows = (("accuracy", mean), ("standard deviation over folds", spread))
         for name, value in rows:
             metrics.append(Metric(name, 100 * value, "%", "LFW pairs", "val", rule, command))
-    return metrics
-
-
-_FOUND_NAMES = {
-    "recall": "recall",
-    "false_positives": "false positives among detections",
-    "landmark_error": "mean landmark error over the distance between the eyes",
-    "landmark_median": "median landmark error over the distance between the eyes",
-}
-_EVERY = (
-    "{} photographs, {:.0f} faces of {:.0f} px or more; found at IoU 0.5; "
-    "what the teacher is unsure of does not count"
-)
-_CENTRAL = (
-    "{} photographs, the face nearest the middle of each, {:.0f} of {:.0f} px or more; "
-    "found at IoU 0.5"
-)
-
-
-def detection(
-    detector: FaceDetector, data: Path, device: torch.device, command: str
-) -> list[Metric]:
-    """Face detection on whole photographs, against a teacher's boxes and landmarks."""
-    people = read_pack(data / "lfw.parquet", "val")
-    scenery = read_pack(data / "backgrounds.parquet")
-    metrics = []
-    for table, dataset, split, smallest, rule in (
-        (people, "LFW", "val", 24.0, _EVERY),
-        (central_alone(people), "LFW", "val", 24.0, _CENTRAL),
-        (people, "LFW", "val", 12.0, _EVERY),
-        (scenery, "backgrounds", "train", 24.0, _EVERY),
-    ):
-        numbers = measure(detector, table, device, smallest)
-        protocol = rule.format(len(table), numbers["faces"], smallest)
-        for key, label in _FOUND_NAMES.items():
-            if math.isnan(numbers[key]):
-                continue  # no landmarks to measure where nothing was found
-            if rule is _CENTRAL and key == "false_positives":
-                continue  # those among all faces stand above
-            value = 100 * numbers[key]
-            metrics.append(Metric(label, value, "%", dataset, split, protocol, command))
     return metrics

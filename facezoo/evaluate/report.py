@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from facezoo.evaluate.detection import detection
 from facezoo.evaluate.ict import as_metrics, benchmark
-from facezoo.evaluate.protocols import Measurements, detection, evaluate
+from facezoo.evaluate.protocols import Measurements, evaluate
 from facezoo.hub.card import Card
 from facezoo.hub.families import model_class
 from facezoo.hub.files import find
@@ -18,8 +20,10 @@ from facezoo.hub.names import resolve
 from facezoo.hub.tensors import load_into, read_tensors
 from facezoo.models.base import FaceModel
 from facezoo.models.mesh_base import MeshModel
+from facezoo.preprocess.detection import detect
 from facezoo.preprocess.detector import FaceDetector
 from facezoo.preprocess.pipeline import DETECTOR
+from facezoo.results import Faces
 
 
 def measure_checkpoint(name: str, data: Path, device: torch.device) -> tuple[Card, Measurements]:
@@ -40,7 +44,12 @@ def measure_checkpoint(name: str, data: Path, device: torch.device) -> tuple[Car
     if source.card.model == DETECTOR:
         detector = FaceDetector(**source.card.architecture)
         load_into(detector, read_tensors(path))
-        found = Measurements(detection(detector.to(device).eval(), data, device, command))
+        detector = detector.to(device).eval()
+
+        def faces_of(images: list[Tensor]) -> Faces:
+            return detect(detector, [image.to(device) for image in images])
+
+        found = Measurements(detection(faces_of, data, command))
     elif issubclass(model_class(source.card.model), MeshModel):
         meshes = MeshModel.from_pretrained(name).to(device)
         found = Measurements(as_metrics(benchmark(meshes, data), command))

@@ -26,7 +26,7 @@ from facezoo.extraction.writers import Layout, check_output, write_table
 from facezoo.hub.tensors import digest_of
 from facezoo.models.base import FaceModel
 from facezoo.preprocess.jpeg import JpegDecoder
-from facezoo.preprocess.pipeline import Which, check_options
+from facezoo.preprocess.pipeline import ImageOptions, Which
 from facezoo.registry import best_device, load
 from facezoo.training.processes import Processes
 
@@ -279,7 +279,7 @@ def _written(
 
 def _check_arguments(target: Path, faces: str, on_missing: str, engine: str) -> None:
     check_output(target)
-    check_options(faces, on_missing)
+    ImageOptions(faces, on_missing)
     if on_missing == "raise":
         raise ValueError("on_missing must be 'skip' or 'nan' here, got 'raise'")
     if engine not in get_args(Engine):
@@ -345,7 +345,7 @@ def _agree_on_jpeg(models: Sequence[FaceModel], jpeg: JpegDecoder | None) -> Non
     of_photos = [model for model in models if isinstance(model, FaceModel)]  # others are refused
     if jpeg is not None:
         for model in of_photos:
-            model.decode_jpeg_by(jpeg)
+            model.set_jpeg_decoder(jpeg)
     decoders = sorted({model.jpeg for model in of_photos})
     if len(decoders) > 1:
         raise ValueError(

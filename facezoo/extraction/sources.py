@@ -18,7 +18,7 @@ from facezoo.extraction.shards import MARK, damage_of, is_shard, keys_of, read_s
 from facezoo.extraction.videos import check_video, frame_keys, is_video, read_frame
 from facezoo.preprocess.folders import images_in
 from facezoo.preprocess.jpeg import JpegDecoder, Photo, read_or_keep
-from facezoo.preprocess.prefetch import work_ahead
+from facezoo.preprocess.prefetch import prefetch
 
 BATCH_BYTES = 256 * 2**20
 """A batch is closed early when its pixels need as much as this."""
@@ -246,19 +246,19 @@ def load_ahead(
         root: what the names are relative to.
         names: photographs.
         workers: threads.
-        ahead: see ``work_ahead``.
+        ahead: see ``prefetch``.
         jpeg: what decodes JPEG files; those for a GPU are read and not decoded.
 
     Yields:
         One entry per name, in their order.
     """
-    return work_ahead(
+    return prefetch(
         partial(_load, root, jpeg),
         names,
         workers=workers,
         ahead=ahead,
         size=_size,
-        in_turn=_of_video,
+        serial=_of_video,
     )
 
 

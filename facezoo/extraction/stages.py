@@ -19,15 +19,8 @@ from facezoo.extraction.writers import Layout
 from facezoo.hub.tensors import digest_of
 from facezoo.models.base import FaceModel
 from facezoo.preprocess.jpeg import Jpeg
-from facezoo.preprocess.pipeline import (
-    Which,
-    find_faces,
-    fingerprint,
-    on_device,
-    prepare,
-    slices,
-)
-from facezoo.results import Faces
+from facezoo.preprocess.pipeline import Which, find_faces, fingerprint, to_device
+from facezoo.results import Faces, flatten_rows
 
 
 @dataclass(frozen=True)
@@ -86,7 +79,7 @@ def plan_for(
     if classes:
         wanted.append("predict_expression")
     nothing = model.run(torch.zeros(0, *model.input_shape, device=model.device), wanted)
-    widths = {name: nothing[f"encode_{name}"].shape[1] for name in features}
+    widths = {name: flatten_rows(nothing[f"encode_{name}"]).shape[1] for name in features}
     marks = _checkpoint(model), fingerprint(model.preprocessing, model.jpeg)
     layout = Layout(*marks, widths, tuple(classes), videos, smooth)
     return Plan(model, wanted, faces, on_missing, layout)
@@ -115,7 +108,7 @@ def _moved(
 ) -> tuple[list[Loaded], list[torch.Tensor]]:
     """The pixels of a batch on a device, and the batch, its unreadable photographs marked."""
     there = [photo.pixels for photo in batch if photo.pixels is not None]
-    moved = iter(zip(there, on_device(there, device), strict=True))
+    moved = iter(zip(there, to_device(there, device), strict=True))
     marked, tensors = [], []
     for photo in batch:
         before, pixels = (None, None) if photo.pixels is None else next(moved)
@@ -137,17 +130,10 @@ def _encode(
     batch_size: int,
 ) -> Block:
     """Align and encode the faces of a batch, whose readable photographs are at ``places``."""
-    results: dict[str, list[torch.Tensor]] = {name: [] for name in plan.wanted}
-    for part in slices(found, batch_size):
-        with clock.stage("align"):
-            crops = torch.zeros(0, *plan.model.input_shape, device=plan.model.device)
-            if len(part):
-                crops = prepare(tensors, part, plan.model.preprocessing)
-        with clock.stage("encode"):
-            for name, values in plan.model.run(crops, plan.wanted, batch_size).items():
-                is_logits = name == "predict_expression"
-                results[name].append(values.softmax(-1) if is_logits else values)
-    rows = _rows(found, {name: torch.cat(values) for name, values in results.items()}, places)
+    results = plan.model.encode_faces(tensors, found, plan.wanted, batch_size, clock)
+    if "predict_expression" in results:
+        results["predict_expression"] = results["predict_expression"].softmax(-1)
+    rows = _rows(found, {name: flatten_rows(values) for name, values in results.items()}, places)
     empty = sorted(set(places) - set(rows["photo"].tolist()))
     if plan.on_missing == "nan":
         rows = _with_gaps(rows, empty)

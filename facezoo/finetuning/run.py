@@ -1,4 +1,4 @@
-"""From labelled photographs to a folder that ``facezoo.load`` opens."""
+"""From labeled images to a folder that ``facezoo.load`` opens."""
 
 from __future__ import annotations
 
@@ -12,46 +12,63 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from facezoo.data.crops import cut_faces, read_named
 from facezoo.data.labelled import LabelledImages, read_labelled
 from facezoo.errors import UnsupportedError, warn_once
-from facezoo.evaluate.classification import scores
-from facezoo.finetuning.loop import MARGIN, Examples, Finetuning, check_batch, fit, predict
+from facezoo.evaluate.classification import accuracy, balanced_accuracy, confusion_of, macro_f1
+from facezoo.finetuning.loop import (
+    MARGIN,
+    MIN_VALIDATION,
+    Examples,
+    Finetuning,
+    check_batch,
+    fit,
+    predict,
+    selects_epoch,
+)
 from facezoo.hub.card import Card, Hub, Licenses, Metric, Training, Weights
 from facezoo.hub.tensors import read_tensors, save
-from facezoo.models.base import CAPABILITIES, FaceModel, Stage
+from facezoo.models.base import FaceModel, Stage
 from facezoo.models.identity_removal import NAME
+from facezoo.preprocess.alignment import prepare_aligned
 from facezoo.preprocess.images import describe
-from facezoo.preprocess.pipeline import fingerprint, prepare_aligned, to_device
+from facezoo.preprocess.pipeline import fingerprint, to_device
 from facezoo.registry import load
 from facezoo.training.processes import Processes
 from facezoo.training.run import begin_run
 
 STATE = "training"
-"""Folder in the output for what only a resumed run needs."""
-_STARTED = ", which training started from: "
-CHOSEN_ON = "; the epoch was chosen on these images"
+"""Folder in the output with what only a resumed run needs."""
+_BASE = ", which training started from: "
 
 
 @dataclass(frozen=True)
 class Finetuned:
-    """What a fine-tuning gave."""
+    """Result of a fine-tuning."""
 
     folder: Path
     """With ``config.json``, ``model.safetensors`` and ``README.md``; ``facezoo.load`` opens it."""
     classes: tuple[str, ...]
     metrics: tuple[Metric, ...]
-    """On the validation photographs and, where there are some, on those for testing."""
+    """Scores on the validation and the test split; only those on the test split are in the card."""
+    note: str = ""
+    """How to read the scores, or why there are none."""
 
     def __repr__(self) -> str:
         lines = [f"{self.folder}: {len(self.classes)} classes: {', '.join(self.classes)}"]
-        lines += [f"  {m.split:5} {m.name:18} {m.value:6.2f} {m.unit}" for m in self.metrics]
-        return "\n".join(lines)
+        lines += [
+            f"  {m.split:5} {m.name:18} {m.value:6.2f} {m.unit} ({m.protocol})"
+            for m in self.metrics
+        ]
+        return "\n".join([*lines, *([f"  {self.note}"] if self.note else [])])
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def finetune(
     data: str | os.PathLike[str],
     out: str | os.PathLike[str],
@@ -64,53 +81,61 @@ def finetune(
     seed: int = 0,
     device: str | torch.device | None = None,
 ) -> Finetuned:
-    """Train a checkpoint further on labelled photographs.
+    """Train a checkpoint further on labeled images.
 
-    The faces are found and cut out once, and their crops are kept in memory and in ``out``, some
-    50 kB each. Interrupted, the same call goes on at the epoch it was in. Several processes, as
-    ``accelerate launch`` starts them, share every batch, which their number must divide.
+    Faces are detected and cropped once; the crops stay in memory and in ``out``, about 50 kB each.
+    Call it again after an interruption: it resumes. Several processes, as ``accelerate launch``
+    starts them, share every batch; their number must divide the batch size.
+
+    Without a validation split in the data, a fifth of the images validates, stratified by class
+    and separated by identity. If these are fewer than 50 faces, all images train, and no
+    validation score is reported.
 
     Args:
-        data: a folder of class folders, a ``.csv`` or a ``.parquet`` file, as ``read_labelled``
-            takes them. Photographs without a face are left out with a warning.
-        out: folder for the result; a run of another recipe, seed, data or checkpoint in it is
-            refused.
-        model: a name that ``facezoo.load`` takes, with expression classes. Its ``identity_removal``
-            is left out, with a warning, if its expression features are trained.
-        recipe: how to train; None for the defaults.
-        label_column: of a table; None to look for the usual names.
-        classes: which classes, in this order; None for all of the data.
-        aligned: whether the photographs are crops in the model's template already.
-        seed: of the new classifier, order and augmentation.
-        device: where to work; None for the best there is.
+        data: a folder of class folders, a ``.csv`` or a ``.parquet`` file, see ``read_labelled``.
+            Images without a face are left out with a warning.
+        out: folder for the result.
+        model: name that ``facezoo.load`` takes, of a model with expression classes. If its
+            expression features are trained, its ``identity_removal`` is left out with a warning.
+        recipe: recipe; None for the defaults.
+        label_column: column of a table; None to look for the usual names.
+        classes: classes to use, in this order; None for all in the data.
+        aligned: the images are crops in the model's template.
+        seed: seed of the new classifier, order and augmentation.
+        device: where to train; None for the best device.
 
     Returns:
-        The folder and what was measured.
+        The folder and the scores.
 
     Raises:
-        ValueError: if the data has fewer than two classes, a class without a training photograph,
-            or ``out`` holds another run.
-        NoFaceError: if no photograph has a face.
-        UnsupportedError: if the model has no classifier, or is one of meshes.
+        ValueError: if the data has fewer than two classes, or a class without a training image,
+            or ``out`` holds a run of another recipe, seed, data or checkpoint.
+        NoFaceError: if no image has a face.
+        UnsupportedError: if the model has no classifier, or takes meshes.
     """
     recipe, target, together = recipe or Finetuning(), Path(out), Processes.present()
     labelled = read_labelled(data, label_column=label_column, classes=classes)
-    _check(labelled, labelled.labels[labelled.rows("train")])
+    _check_classes(labelled, labelled.labels[labelled.rows("train")])
     net = _network(model, recipe, labelled, seed, device or together.device())
     check_batch(net, recipe)
-    said = {
+    settings = {
         **asdict(recipe),
         "model": net.card.name if net.card else model,
         "weights": net.card.weights.sha256[:12] if net.card else None,
         "data": _digest(labelled),
         "aligned": aligned,
     }
-    with together.first_alone():  # the others find what it has written
-        record = begin_run(target / STATE, seed=seed, recipe=said)
-        examples, rows = _examples(labelled, said["data"], net, target / STATE, aligned)
-    parts = {split: _part(examples, rows, labelled.rows(split)) for split in _splits(labelled)}
-    _check(labelled, parts["train"].labels)
-    fit(net, parts["train"], parts["val"], recipe, target / STATE, seed=seed)
+    with together.first_alone():  # the other processes read the crops that the first one wrote
+        record = begin_run(target / STATE, seed=seed, recipe=settings)
+        examples, rows = _examples(labelled, settings["data"], net, target / STATE, aligned)
+    parts = {name: _part(examples, rows, labelled.rows(name)) for name in ("train", "val", "test")}
+    note = _validation_note(labelled, parts["val"])
+    if not selects_epoch(parts["val"]):
+        if "val" not in labelled.splits:
+            parts["train"] = _part(examples, rows, labelled.rows("train", "val"))
+        del parts["val"]
+    _check_classes(labelled, parts["train"].labels)
+    fit(net, parts["train"], parts.get("val"), recipe, target / STATE, seed=seed)
     command = _command(data, out, model, recipe, label_column, classes, aligned, seed)
     metrics = tuple(
         metric
@@ -118,11 +143,24 @@ def finetune(
         if split in parts and len(parts[split])
         for metric in _metrics(net, parts[split], labelled.name, split, command)
     )
-    card = _card(net, labelled, len(parts["train"]), record, command, metrics, target, recipe)
+    card = _card(net, labelled, len(parts["train"]), record, command, metrics, note, target, recipe)
     if together.first:
         net.save_pretrained(target, card=card)
     together.wait()
-    return Finetuned(target, labelled.classes, metrics)
+    return Finetuned(target, labelled.classes, metrics, note)
+
+
+def _validation_note(labelled: LabelledImages, val: Examples) -> str:
+    if selects_epoch(val):
+        return (
+            f"The epoch was selected on the {len(val)} validation faces, so scores on them are "
+            "optimistic; measure on a test split."
+        )
+    used = "all images were trained on" if "val" not in labelled.splits else "the last epoch stays"
+    return (
+        f"No validation score: {len(val)} validation faces are too few ({MIN_VALIDATION} or more "
+        f"are needed), so {used}; measure on a test split."
+    )
 
 
 def _network(
@@ -136,42 +174,30 @@ def _network(
     net = load(name, pretrained=recipe.pretrained, device=device)
     if not isinstance(net, FaceModel):
         raise UnsupportedError(
-            f"{name} takes meshes, and fine-tuning is on photographs with classes; give a model "
-            "that predicts expressions, such as ipd-fer"
+            f"{name} takes meshes, and fine-tuning needs images with classes; give a model that "
+            "predicts expressions, such as ipd-fer"
         )
     net.reset_classifier(labels=labelled.classes)
     if recipe.probe:
         net.freeze()
     elif recipe.freeze:
         net.freeze(*recipe.freeze)
-    if hasattr(net, NAME) and _trains_features(net):
+    stage: Stage = net.embed_expression
+    crop = torch.zeros(1, *net.input_shape, device=net.device)
+    if hasattr(net, NAME) and stage(crop).requires_grad:
         delattr(net, NAME)
         warn_once(
             f"the {NAME} of {name} is left out: it was fitted to expression features, and these "
-            "change in training; fit one to the new ones by remove_identity()"
+            "change in training; fit one to the new features with remove_identity()"
         )
     return net
 
 
-def _trains_features(net: FaceModel) -> bool:
-    """Whether expression features depend on parameters that are trained."""
-    stage: Stage = getattr(net, CAPABILITIES["encode_expression"])
-    with torch.enable_grad():
-        return stage(torch.zeros(1, *net.input_shape, device=net.device)).requires_grad
-
-
-def _splits(labelled: LabelledImages) -> list[str]:
-    return ["train", "val", *(["test"] if "test" in labelled.splits else [])]
-
-
 def _digest(labelled: LabelledImages) -> dict[str, Any]:
-    """What tells this data from other data: a resumed run must have the same.
-
-    ``rows`` is a hash of what is said of the photographs, ``photographs`` one of their files.
-    """
+    """Return hashes of the rows and of the image files: a resumed run must have the same."""
     counts = torch.bincount(labelled.labels, minlength=len(labelled.classes)).tolist()
     points = None if labelled.landmarks is None else labelled.landmarks.tolist()
-    columns = labelled.files, labelled.labels.tolist(), labelled.splits, labelled.persons, points
+    columns = labelled.files, labelled.labels.tolist(), labelled.splits, labelled.identities, points
     photographs = sha256()
     for image in labelled.images:
         data = image if isinstance(image, bytes) else Path(str(image)).read_bytes()
@@ -187,24 +213,24 @@ def _digest(labelled: LabelledImages) -> dict[str, Any]:
 def _examples(
     labelled: LabelledImages, digest: Mapping[str, Any], net: FaceModel, folder: Path, aligned: bool
 ) -> tuple[Examples, Tensor]:
-    """Crops of all photographs, cut once, and the row of the data that each of them shows."""
+    """Return the crops of all images, cached in ``folder``, and the data row of each crop."""
     cache, key = folder / "crops.safetensors", folder / "crops.json"
-    wanted = {"fingerprint": fingerprint(net.preprocessing), "data": digest}
-    if key.is_file() and cache.is_file() and json.loads(key.read_text()) == wanted:
+    requested = {"fingerprint": fingerprint(net.preprocessing), "data": digest}
+    if key.is_file() and cache.is_file() and json.loads(key.read_text()) == requested:
         stored = read_tensors(cache)
         crops, rows = stored["crops"], stored["rows"]
     else:
-        crops, rows = _cut(labelled, net, aligned)
+        crops, rows = _crop(labelled, net, aligned)
         save({"crops": crops, "rows": rows}, cache)
-        key.write_text(json.dumps(wanted))
+        key.write_text(json.dumps(requested))
     return Examples(crops, labelled.labels[rows], 0 if aligned else MARGIN), rows
 
 
-def _cut(labelled: LabelledImages, net: FaceModel, aligned: bool) -> tuple[Tensor, Tensor]:
+def _crop(labelled: LabelledImages, net: FaceModel, aligned: bool) -> tuple[Tensor, Tensor]:
     preprocessing = net.preprocessing
     names = [f"{labelled.name}, {file}" for file in labelled.files]
     if not aligned:
-        found = cut_faces(
+        crops = cut_faces(
             labelled.name,
             labelled.images,
             labelled.landmarks,
@@ -214,38 +240,65 @@ def _cut(labelled: LabelledImages, net: FaceModel, aligned: bool) -> tuple[Tenso
             device=net.device,
             names=names,
         )
-        return found.images, found.rows
+        return crops.images, crops.rows
     plain = replace(preprocessing, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    crops = []
+    parts = []
     for image, name in zip(labelled.images, names, strict=True):
-        photo = to_device([read_named(image, name)], torch.device("cpu"))
-        crops.append(prepare_aligned(photo, plain, [describe(name)]))
-    whole = (torch.cat(crops) * 255).round().to(torch.uint8)
+        pixels = to_device([read_named(image, name)], torch.device("cpu"))
+        parts.append(prepare_aligned(pixels, plain, [describe(name)]))
+    whole = (torch.cat(parts) * 255).round().to(torch.uint8)
     return whole, torch.arange(len(whole))
 
 
-def _part(examples: Examples, rows: Tensor, wanted: Tensor) -> Examples:
-    return examples[torch.isin(rows, wanted).nonzero()[:, 0]]
+def _part(examples: Examples, rows: Tensor, requested: Tensor) -> Examples:
+    return examples[torch.isin(rows, requested).nonzero()[:, 0]]
 
 
-def _check(labelled: LabelledImages, train: Tensor) -> None:
-    """Refuse a class without one of the labels to train on."""
+def _check_classes(labelled: LabelledImages, train: Tensor) -> None:
     counts = torch.bincount(train, minlength=len(labelled.classes)).tolist()
     empty = [word for word, count in zip(labelled.classes, counts, strict=True) if not count]
     if empty:
         raise ValueError(
-            f"{labelled.name} has no photograph with a face to train on for the class "
-            f"{empty[0]!r}; add some, or name the classes to keep"
+            f"{labelled.name} has no training image with a face for the class {empty[0]!r}; add "
+            "some, or list the classes to use"
         )
 
 
 def _metrics(net: FaceModel, part: Examples, name: str, split: str, command: str) -> list[Metric]:
-    protocol = f"{len(part)} faces, {len(net.labels)} classes" + (CHOSEN_ON * (split == "val"))
-    values = scores(predict(net, part), part.labels)
-    return [
-        Metric(key, round(100 * value, 4), "%", name, split, protocol, command)
-        for key, value in values.items()
-    ]
+    counts = confusion_of(predict(net, part), part.labels)
+    samples = _sample_confusions(counts)
+    metrics = []
+    for key, score in _SCORES.items():
+        value = score(counts)
+        sampled = np.array([score(sample) for sample in samples])
+        low, high = np.quantile(sampled, (0.025, 0.975))
+        protocol = (
+            f"{len(part)} faces, {len(net.labels)} classes, 95 % interval "
+            f"{100 * min(low, value):.1f} to {100 * max(high, value):.1f}"
+        )
+        metrics.append(Metric(key, round(100 * value, 4), "%", name, split, protocol, command))
+    return metrics
+
+
+_SCORES = {
+    "accuracy": accuracy,
+    "balanced accuracy": balanced_accuracy,
+    "macro-F1": macro_f1,
+}
+
+
+def _sample_confusions(counts: Tensor, samples: int = 1000) -> Tensor:
+    """Sample confusion matrices that agree with the observed one, for intervals of its scores.
+
+    Each row comes from its Dirichlet posterior; the prior adds one face per class, spread over
+    the columns. Unlike a bootstrap this gives an interval when every face is right.
+    """
+    totals = counts.sum(1, keepdim=True).double()
+    prior = 1 / counts.shape[1]
+    gamma = np.random.default_rng(0).standard_gamma(
+        counts.double().numpy() + prior, (samples, *counts.shape)
+    )
+    return torch.from_numpy(gamma / gamma.sum(2, keepdims=True)) * totals
 
 
 def _command(
@@ -258,36 +311,46 @@ def _command(
     aligned: bool,
     seed: int,
 ) -> str:
-    """The command line that does the same, its data and output by their last names only."""
+    """Return the command line that does the same, with paths cut to their last names."""
     words = ["facezoo", "finetune", "--model", _last(model), "--data", _last(data)]
     words += ["--out", _last(out)]
     for name, value in asdict(recipe).items():
-        if value != getattr(Finetuning(), name):
-            words += _flag(name, value)
+        if value == getattr(Finetuning(), name):
+            continue
+        if name == "pretrained":
+            words += ["--from-scratch"]
+        elif name == "freeze":
+            words += [word for part in value for word in ("--freeze", part)]
+        else:
+            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
     words += ["--label-column", label_column] if label_column else []
     words += ["--classes", ",".join(classes)] if classes else []
     words += ["--aligned"] if aligned else []
     return shlex.join([*words, "--seed", str(seed)])
 
 
-def _flag(name: str, value: Any) -> list[str]:
-    if name == "pretrained":
-        return ["--from-scratch"]
-    if name == "freeze":
-        return [word for part in value for word in ("--freeze", part)]
-    return [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
-
-
 def _last(path: Any) -> str:
-    """A path as a card may show it: without the folders of this machine."""
     return Path(path).name if Path(path).exists() or Path(path).is_absolute() else str(path)
 
 
-def _limits_before(base: Card) -> list[str]:
-    """Limits of the checkpoint that was trained further, as its own: they were found on it."""
-    own = f"{base.name}{_STARTED}"
-    earlier = base.training.base is not None
-    return [t if earlier and _STARTED in t else own + t for t in base.limits]
+def _limits(
+    net: FaceModel, recipe: Finetuning, metrics: Sequence[Metric], note: str
+) -> tuple[str, ...]:
+    """Return the limits of the base checkpoint, by its name, and those of the fine-tuning."""
+    base, limits = net.card, []
+    if base:
+        own = f"{base.name}{_BASE}"
+        earlier = base.training.base is not None
+        limits = [t if earlier and _BASE in t else own + t for t in base.limits]
+    if "reconstruct" in net.capabilities() and not recipe.probe:
+        limits.append(
+            "Fine-tuned for expression classes: the decoder was not trained on these features, so "
+            "reconstruct and transfer_expression decode features that it does not know."
+        )
+    scores = "; ".join(
+        f"{m.name} {m.value:.2f} % ({m.protocol})" for m in metrics if m.split == "val"
+    )
+    return (*limits, f"Validation {scores}. {note}" if scores else note)
 
 
 def _card(
@@ -297,22 +360,26 @@ def _card(
     record: dict[str, Any],
     command: str,
     metrics: tuple[Metric, ...],
+    note: str,
     out: Path,
     recipe: Finetuning,
 ) -> Card:
     base = net.card
-    limits = _limits_before(base) if base else []
-    if "reconstruct" in net.capabilities() and not recipe.probe:
-        limits.append(
-            "Fine-tuned for expression classes: the decoder was not trained on these features, so "
-            "reconstruct and transfer_expression show another model's idea of them."
-        )
     tag = re.sub(r"[^a-z0-9]+", "-", out.resolve().name.lower()).strip("-") or "finetuned"
-    said = f"{labelled.name}: {count} faces of {len(labelled.classes)} classes"
+    data = f"{labelled.name}: {count} faces of {len(labelled.classes)} classes"
     licenses = Licenses(
         code=base.licenses.code if base else "Apache-2.0",
         weights=base.licenses.weights if base else "unspecified",
         data=f"{base.licenses.data}, and that of {labelled.name}" if base else "unspecified",
+    )
+    training = Training(
+        data=(*(base.training.data if base else ()), data),
+        command=command,
+        commit=record["commit"],
+        recipe=record["recipe"],
+        seed=record["seed"],
+        hardware=record["hardware"],
+        base=base.name if base else None,
     )
     return Card(
         model=str(net.model_name),
@@ -324,17 +391,9 @@ def _card(
         weights=Weights("model.safetensors", "0" * 64, 1, "float32", 0),  # replaced when saved
         hub=Hub(),
         licenses=licenses,
-        training=Training(
-            data=(*(base.training.data if base else ()), said),
-            command=command,
-            commit=record["commit"],
-            recipe=record["recipe"],
-            seed=record["seed"],
-            hardware=record["hardware"],
-            base=base.name if base else None,
-        ),
-        metrics=metrics,
-        limits=tuple(limits),
+        training=training,
+        metrics=tuple(metric for metric in metrics if metric.split == "test"),
+        limits=_limits(net, recipe, metrics, note),
         intended_use=base.intended_use if base else "",
         citation=base.citation if base else "",
     )

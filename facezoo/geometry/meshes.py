@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from facezoo.display import Short
+from facezoo.results import Result
 
 UNITS_MM = {"mm": 1.0, "cm": 10.0, "m": 1000.0}
 """Millimetres in each unit of length."""
 
 
 @dataclass(frozen=True, repr=False)
-class Mesh(Short):
+class Mesh(Result):
     """A triangle mesh, or a point cloud."""
 
     vertices: Tensor

@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from facezoo.display import Short
+from facezoo.results import Result
 
 SUFFIXES = (".obj", ".ply")
 
 
 @dataclass(frozen=True, repr=False)
-class TexturedMesh(Short):
+class TexturedMesh(Result):
     """A mesh, a texture image, and the pixel of each vertex in it."""
 
     vertices: Tensor

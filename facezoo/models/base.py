@@ -1,50 +1,49 @@
-"""What every model of the zoo is: a module that takes photographs and gives features."""
+"""Base classes of all models, and the model of face images."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
-from math import prod
-from typing import Any, ClassVar, NoReturn, cast
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from typing_extensions import Unpack
 
-from facezoo.display import ShortModel
-from facezoo.errors import ImageError, NoFaceError, UnsupportedError
+from facezoo.errors import MissingMethodError, UnsupportedError
 from facezoo.hub.card import Card, Preprocessing
 from facezoo.hub.families import FAMILIES, model_class
-from facezoo.inference import evaluating, first_parameter
+from facezoo.inference import evaluating
 from facezoo.models.freezing import Freezable
 from facezoo.models.identity_removal import NAME, IdentityRemoval
 from facezoo.models.pretrained import Pretrained
-from facezoo.preprocess.images import ImageSource, as_list, describe, read_ahead, read_tensors
-from facezoo.preprocess.jpeg import JpegDecoder, Photo, check_decoder, read_or_keep
+from facezoo.preprocess.alignment import prepare_aligned
+from facezoo.preprocess.images import Images, as_list, describe
+from facezoo.preprocess.jpeg import JpegDecoder, check_decoder
 from facezoo.preprocess.pipeline import (
-    NAMED,
+    Clock,
+    ImageKeywords,
+    ImageOptions,
     OnMissing,
     Which,
-    check_options,
-    find_faces,
-    no_face,
-    on_device,
-    prepare,
-    prepare_aligned,
-    slices,
+    cut_batches,
+    face_batches,
+    read_batches,
 )
-from facezoo.results import ExpressionPrediction, FaceEncoding, Faces
+from facezoo.results import (
+    ExpressionPrediction,
+    FaceEncoding,
+    Faces,
+    map_tensors,
+    table,
+    titled,
+)
 
-Images = ImageSource | Sequence[ImageSource]
-Stage = Callable[[Tensor], Tensor]
+Stage = Callable[[Tensor], Any]
+"""A function of prepared crops (B, 3, S, S); it returns a tensor, a result or a dict of these."""
 
-CHUNK_BYTES = 256 * 2**20
-"""Decoded photographs that are held at once, however large ``batch_size`` is."""
-
-# What a model can be asked for, and the stage that it must have for it. Stages take prepared crops;
-# ``classify_features`` takes the expression features of such.
-CAPABILITIES = {
+STAGES = {
     "encode_expression": "embed_expression",
     "encode_identity": "embed_identity",
     "encode_pose": "embed_pose",
@@ -54,75 +53,127 @@ CAPABILITIES = {
     "neutralize": "neutralize_crops",
     "frontalize": "frontalize_crops",
 }
+"""Method on prepared crops behind a capability; ``classify_features`` takes expression features."""
+
+CAPABILITIES = (
+    *("encode", *STAGES, "transfer_expression", "interpolate", "depth", "normals", "albedo"),
+    *("relight", "rotate", "to_mesh", "invert", "synthesize", "sample", "edit", "mix_styles"),
+)
+"""Capabilities of all families; a model without one raises an error that names models with it."""
 
 
-@dataclass(frozen=True)
-class Options:
-    """What every public method takes beside photographs; see ``FaceModel.encode_expression``."""
-
-    faces: Which
-    on_missing: OnMissing
-    aligned: bool
-    batch_size: int
-    progress: bool
-
-
-class FaceModel(ShortModel, Freezable, Pretrained):
-    """A disentangled face representation.
-
-    ``encode_*`` and ``predict_*`` take photographs, keep no gradients and batch by themselves;
-    the lower-case stages (``embed_expression`` and the like) take prepared tensors and keep
-    gradients. A family says what it can do by the stages that it has.
-
-    The photographs may be anything that ``facezoo.preprocess.images.read_image`` reads: paths,
-    bytes, file objects, PIL images, arrays, tensors, or a list of these. Colours are RGB.
-    """
+class Model(nn.Module, Pretrained):
+    """Base of the models of images and of meshes."""
 
     model_name: ClassVar[str | None] = None
+    provides: ClassVar[tuple[str, ...]] = ()
+    """All methods of ``CAPABILITIES`` that the family has."""
+    absent: Mapping[str, str] = {}
+    """Capabilities of the family that this configuration lacks, with the reason."""
     architecture: dict[str, Any]
-    preprocessing: Preprocessing = Preprocessing()
     labels: tuple[str, ...] = ()
     card: Card | None = None
-    timm_stages: ClassVar[tuple[str, ...]] = ()
-    """Stages that ``as_timm`` gives as one timm model; see ``facezoo.export``."""
-    unexported: ClassVar[tuple[str, ...]] = ()
-    """Capabilities that no fixed graph of operations holds, such as rasterising."""
-    jpeg: JpegDecoder = "pillow"
-    """What decodes JPEG files; see ``facezoo.load``."""
-    absent: Mapping[str, str] = {}
-    """What the family can do and this configuration of it cannot, and why."""
-    identity_removal: IdentityRemoval
-    """What ``encode_expression`` leaves out, where it was set; see ``facezoo.remove_identity``."""
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are, and where photographs are worked on."""
-        return first_parameter(self).device
+        """Device of the parameters, which also prepares the inputs."""
+        return next(self.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
         """Precision of the parameters."""
-        return first_parameter(self).dtype
+        return next(self.parameters()).dtype
+
+    def capabilities(self) -> list[str]:
+        """List the methods that this model supports."""
+        return [name for name in self.provides if name not in self.absent]
+
+    def reject(self, name: str) -> NoReturn:
+        """Raise the error for a capability that this model lacks.
+
+        Raises:
+            UnsupportedError: always; it names models that have the capability.
+        """
+        raise UnsupportedError(self._lacks(name))
+
+    def _lacks(self, name: str) -> str:
+        if name in self.absent:
+            return (
+                f"this {self.model_name} does not support {name}(): {self.absent[name]}; load a "
+                "checkpoint that has it (facezoo.info(NAME) shows the architecture)"
+            )
+        able = [family for family in FAMILIES if name in model_class(family).provides]
+        return (
+            f"{self.model_name} does not support {name}(); models that do: "
+            f"{', '.join(able) or 'none'}"
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name in CAPABILITIES:
+                raise MissingMethodError(self._lacks(name)) from None
+            raise
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._line()})"
+
+    def _repr_html_(self) -> str:
+        return titled(self, table([], self._rows().items()))
+
+    def _line(self) -> str:
+        name = self.card.name if self.card else f"{self.model_name}, random weights"
+        millions = sum(p.numel() for p in self.parameters()) / 1e6
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{name}, {millions:.1f} M parameters, {self.device}, {dtype}"
+
+    def _rows(self) -> dict[str, str]:
+        """Return the rows of the table in a notebook."""
+        rows = {"checkpoint": self._line(), "capabilities": ", ".join(self.capabilities())}
+        if self.preprocessing is not None:
+            size = self.preprocessing.size
+            rows["input"] = f"{size} × {size} pixels, template {self.preprocessing.template}"
+        if self.labels:
+            rows["classes"] = ", ".join(self.labels)
+        if self.card is not None:
+            rows["license of the weights"] = self.card.licenses.weights
+            rows["limits"] = f"{len(self.card.limits)}, see model.card.limits"
+        return rows
+
+
+class FaceModel(Freezable, Model):
+    """A disentangled face representation of images.
+
+    ``encode_*`` and ``predict_*`` take images, return no gradients and work in batches. The stages
+    (``embed_expression`` and the like) take prepared crops and keep gradients. A family lists its
+    capabilities in ``provides`` and implements the stage of each, see ``STAGES``.
+
+    The images may be anything that ``facezoo.preprocess.images.as_list`` takes: paths, bytes, file
+    objects, PIL images, arrays, tensors, or several of these. Colors are RGB.
+    """
+
+    preprocessing: Preprocessing = Preprocessing()
+    timm_stages: ClassVar[tuple[str, ...]] = ()
+    """Stages that ``as_timm`` returns as one timm model; see ``facezoo.export``."""
+    unexported: ClassVar[tuple[str, ...]] = ()
+    """Capabilities with a stage that cannot be exported as a fixed graph, such as rasterization."""
+    jpeg: JpegDecoder = "pillow"
+    """Decoder of JPEG files; see ``facezoo.load``."""
+    identity_removal: IdentityRemoval
+    """Projection of the output of ``encode_expression``, if set; see ``facezoo.remove_identity``."""
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of a prepared crop."""
         return (3, self.preprocessing.size, self.preprocessing.size)
 
-    def capabilities(self) -> list[str]:
-        """Names of the methods that this model can be asked for."""
-        return [
-            name
-            for name, stage in CAPABILITIES.items()
-            if hasattr(self, stage) and name not in self.absent
-        ]
-
-    def decode_jpeg_by(self, decoder: JpegDecoder) -> None:
-        """Choose what decodes JPEG files, see ``facezoo.load``.
+    def set_jpeg_decoder(self, decoder: JpegDecoder) -> None:
+        """Choose the decoder of JPEG files, see ``facezoo.load``.
 
         Raises:
             UnsupportedError: if it does not work on the model's device.
-            ValueError: if there is no such decoder.
+            ValueError: if it does not exist.
         """
         check_decoder(decoder, self.device)
         self.jpeg = decoder
@@ -136,166 +187,204 @@ class FaceModel(ShortModel, Freezable, Pretrained):
         aligned: bool = False,
         batch_size: int = 64,
         progress: bool = False,
+        min_face: float | None = None,
+        score_threshold: float | None = None,
+        max_side: int | None = None,
+        rotations: Sequence[int] | None = None,
     ) -> Tensor:
-        """Expression features of the faces in photographs.
+        """Compute the expression features of the faces in images.
 
         Args:
-            images: one photograph or several.
-            faces: ``"largest"`` for one face per photograph, ``"all"`` for every face.
-            on_missing: what becomes of a photograph without a face: ``"raise"``, ``"skip"`` or
+            images: one image or several.
+            faces: ``"largest"`` for one face per image, ``"all"`` for every face.
+            on_missing: what to do with an image without a face: ``"raise"``, ``"skip"`` or
                 ``"nan"``, which keeps its place in the result.
             aligned: whether the images are crops in the model's template already.
-            batch_size: photographs, and then faces, that are worked on at once.
+            batch_size: number of images, and then of faces, that are processed at once.
             progress: whether to show a progress bar.
+            min_face: least side of a face to detect, pixels; None for 20 pixels in an image of
+                ``max_side``.
+            score_threshold: least score of a face; None for the detector's default.
+            max_side: longer side to which images are reduced for detection; None for 640 pixels.
+            rotations: rotations to try, in degrees, such as ``(0, 90, 180, 270)``, for images that
+                may be turned; None for upright images only.
 
         Returns:
             float32 features on the model's device, (F, D).
 
         Raises:
             ImageError: if an image cannot be read.
-            NoFaceError: if a photograph has no face and ``on_missing`` is ``"raise"``; all have
-                been searched then, and ``missing`` holds every such index.
-            UnsupportedError: if this family has no expression features.
+            NoFaceError: if an image has no face and ``on_missing`` is ``"raise"``. All images are
+                searched before, and ``missing`` holds every such index.
+            UnsupportedError: if this model has no expression features.
         """
-        options = Options(faces, on_missing, aligned, batch_size, progress)
-        return self._encode(images, ["encode_expression"], options)[0]["encode_expression"]
+        options = ImageOptions(
+            faces,
+            on_missing,
+            aligned,
+            batch_size,
+            progress,
+            min_face,
+            score_threshold,
+            max_side,
+            rotations,
+        )
+        features: Tensor = self._encode(images, self.stage("encode_expression"), options)[0]
+        return features
 
-    def encode_identity(
-        self,
-        images: Images,
-        *,
-        faces: Which = "largest",
-        on_missing: OnMissing = "raise",
-        aligned: bool = False,
-        batch_size: int = 64,
-        progress: bool = False,
-    ) -> Tensor:
-        """Identity features of the faces in photographs; see ``encode_expression``."""
-        options = Options(faces, on_missing, aligned, batch_size, progress)
-        return self._encode(images, ["encode_identity"], options)[0]["encode_identity"]
+    def encode_identity(self, images: Images, **options: Unpack[ImageKeywords]) -> Tensor:
+        """Compute the identity features of the faces in images; see ``encode_expression``."""
+        stage = self.stage("encode_identity")
+        features: Tensor = self._encode(images, stage, ImageOptions(**options))[0]
+        return features
 
-    def encode_pose(
-        self,
-        images: Images,
-        *,
-        faces: Which = "largest",
-        on_missing: OnMissing = "raise",
-        aligned: bool = False,
-        batch_size: int = 64,
-        progress: bool = False,
-    ) -> Tensor:
-        """Pose features of the faces in photographs; see ``encode_expression``."""
-        options = Options(faces, on_missing, aligned, batch_size, progress)
-        return self._encode(images, ["encode_pose"], options)[0]["encode_pose"]
+    def encode_pose(self, images: Images, **options: Unpack[ImageKeywords]) -> Tensor:
+        """Compute the pose features of the faces in images; see ``encode_expression``."""
+        stage = self.stage("encode_pose")
+        features: Tensor = self._encode(images, stage, ImageOptions(**options))[0]
+        return features
 
-    def encode(
-        self,
-        images: Images,
-        *,
-        faces: Which = "largest",
-        on_missing: OnMissing = "raise",
-        aligned: bool = False,
-        batch_size: int = 64,
-        progress: bool = False,
-    ) -> FaceEncoding:
-        """Every feature that this model reads from a face; see ``encode_expression``.
+    def encode(self, images: Images, **options: Unpack[ImageKeywords]) -> FaceEncoding:
+        """Compute all features of the faces in images; see ``encode_expression``.
 
         Returns:
-            Features by name, None for what this family lacks, and the faces.
+            Features by name, None for those that this model lacks, and the faces.
         """
-        options = Options(faces, on_missing, aligned, batch_size, progress)
-        wanted = [name for name in self.capabilities() if name.startswith("encode_")]
-        features, found = self._encode(images, wanted, options)
-        named = {name.removeprefix("encode_"): value for name, value in features.items()}
-        return FaceEncoding(
-            expression=named.get("expression"),
-            identity=named.get("identity"),
-            pose=named.get("pose"),
-            faces=found,
-        )
+        names = [f"encode_{name}" for name in ("expression", "identity", "pose")]
+        able = [name for name in names if name in self.capabilities()]
+        features, faces = self._encode(images, self.stage(able), ImageOptions(**options))
+        expression, identity, pose = (features.get(name) for name in names)
+        return FaceEncoding(expression=expression, identity=identity, pose=pose, faces=faces)
 
     def predict_expression(
-        self,
-        images: Images,
-        *,
-        faces: Which = "largest",
-        on_missing: OnMissing = "raise",
-        aligned: bool = False,
-        batch_size: int = 64,
-        progress: bool = False,
+        self, images: Images, **options: Unpack[ImageKeywords]
     ) -> ExpressionPrediction:
-        """Expression classes of the faces in photographs; see ``encode_expression``.
+        """Classify the expressions of the faces in images; see ``encode_expression``.
 
         Returns:
             Labels, probabilities and faces.
         """
-        options = Options(faces, on_missing, aligned, batch_size, progress)
-        results, found = self._encode(images, ["predict_expression"], options)
-        probabilities = results["predict_expression"].softmax(-1)
-        return ExpressionPrediction(
-            self.name_labels(probabilities), probabilities, self.labels, found
-        )
+        stage = self.stage("predict_expression")
+        logits, faces = self._encode(images, stage, ImageOptions(**options))
+        probabilities = logits.softmax(-1)
+        labels = self.name_labels(probabilities)
+        return ExpressionPrediction(labels, probabilities, self.labels, faces)
 
     def name_labels(self, probabilities: Tensor) -> list[str | None]:
-        """The most probable class of each row, None for rows of NaN."""
+        """Name the most probable class of each row, None for rows of NaN."""
         known = torch.isfinite(probabilities).all(-1).tolist()
         best = probabilities.nan_to_num().argmax(-1).tolist()
         return [self.labels[b] if k else None for b, k in zip(best, known, strict=True)]
 
-    def run(self, crops: Tensor, wanted: Sequence[str], batch_size: int = 64) -> dict[str, Tensor]:
-        """Stages on prepared crops, in eval mode and batches.
+    def stage(self, names: str | Sequence[str]) -> Stage:
+        """Return the function of prepared crops behind capabilities.
 
         Args:
-            crops: normalised, (F, 3, S, S).
-            wanted: keys of ``CAPABILITIES``.
+            names: keys of ``STAGES``: one, or several that share their computation.
+
+        Returns:
+            A function that returns features or logits (B, D), normalized crops (B, 3, S, S) or a
+            result; a dict of these by name for several names. The expression features are those of
+            ``encode_expression``, without identity if ``identity_removal`` is set; classes are
+            predicted from the features before that.
+
+        Raises:
+            UnsupportedError: if this model lacks one of them.
+            ValueError: if a name is not such a key.
+        """
+        several = [names] if isinstance(names, str) else list(names)
+        for name in several:
+            if name not in STAGES:
+                raise ValueError(f"unknown stage {name!r}; expected one of {', '.join(STAGES)}")
+            if name not in self.provides or name in self.absent:
+                self.reject(name)
+
+        def run(crops: Tensor) -> dict[str, Any]:
+            shared = {"encode_expression", "predict_expression"}.intersection(several)
+            features = self.embed_expression(crops) if shared else None
+            results = {}
+            for name in several:
+                if name == "encode_expression":
+                    results[name] = self.without_identity(features)
+                elif name == "predict_expression":
+                    results[name] = self.classify_features(features)
+                else:
+                    results[name] = getattr(self, STAGES[name])(crops)
+            return results
+
+        return (lambda crops: run(crops)[several[0]]) if isinstance(names, str) else run
+
+    def run(self, crops: Tensor, names: str | Sequence[str], batch_size: int = 64) -> Any:
+        """Run stages on prepared crops, in eval mode and batches, without gradients.
+
+        Args:
+            crops: normalized, (F, 3, S, S).
+            names: keys of ``STAGES``, one or several.
             batch_size: crops per forward pass.
 
         Returns:
-            float32 by name: features or logits, (F, D), or normalised crops, (F, 3, S, S).
+            float32 result of the stage, see ``stage``; a dict by name for several names.
 
         Raises:
-            UnsupportedError: if this model cannot do one of them.
-            ValueError: if one is no such key, or ``batch_size`` is below 1.
+            UnsupportedError: if this model lacks one of them.
+            ValueError: if a name is not such a key, or ``batch_size`` is below 1.
         """
-        check_batch_size(batch_size)
-        for name in wanted:
-            self._stage(name)
-        parts: dict[str, list[Tensor]] = {name: [] for name in wanted}
+        return self.in_batches(self.stage(names), crops, batch_size)
+
+    def encode_faces(
+        self,
+        images: Sequence[Tensor],
+        faces: Faces,
+        names: str | Sequence[str],
+        batch_size: int = 64,
+        clock: Clock | None = None,
+    ) -> Any:
+        """Run stages on detected faces; rows of NaN stay rows of NaN.
+
+        Args:
+            images: uint8 RGB, each (H, W, 3), on the model's device.
+            faces: faces of these images.
+            names: keys of ``STAGES``, one or several.
+            batch_size: faces per forward pass.
+            clock: measures the time of alignment and encoding.
+
+        Returns:
+            As ``run``, one row per face.
+        """
+        return self._encode_faces(images, faces, self.stage(names), batch_size, clock)
+
+    def in_batches(self, function: Stage, rows: Any, batch_size: int) -> Any:
+        """Apply a function to rows in batches, in eval mode and without gradients.
+
+        Args:
+            function: takes rows in the model's precision, on its device.
+            rows: tensor or result with one row per face, F rows.
+            batch_size: rows per call.
+
+        Returns:
+            float32 result of the function for all rows.
+
+        Raises:
+            ValueError: if ``batch_size`` is below 1, or the weights are on the meta device.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
+        target = self._compute_device(), self.dtype
+        counts: list[int] = []
+        map_tensors(lambda tensor: counts.append(len(tensor)), rows)
+        count = counts[0]
+        parts = []
         with torch.inference_mode(), evaluating(self):
-            ready = crops.to(self.dtype)
-            for batch in ready.split(batch_size) if len(ready) > batch_size else [ready]:
-                for name, rows in self._run_batch(batch, wanted).items():
-                    parts[name].append(rows)
-        # Joined outside of inference mode, they are ordinary tensors, which can be learned from.
-        return {name: torch.cat(rows) for name, rows in parts.items()}
-
-    def _run_batch(self, batch: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
-        if not len(batch):  # a width is needed even for no faces at all
-            one = self._run_batch(batch.new_zeros(1, *self.input_shape), wanted)
-            return {name: rows[:0] for name, rows in one.items()}
-        # Classes are read from the expression features, which are computed once for both.
-        features = [name for name in wanted if name != "predict_expression"]
-        if "predict_expression" in wanted and "encode_expression" not in wanted:
-            features.append("encode_expression")
-        results = {name: self._stage(name)(batch) for name in features}
-        if "predict_expression" in wanted:
-            classify = self._stage("predict_expression")
-            results["predict_expression"] = classify(results["encode_expression"])
-        if "encode_expression" in results:
-            results["encode_expression"] = self.without_identity(results["encode_expression"])
-        return {name: results[name].float() for name in wanted}
-
-    def _stage(self, name: str) -> Stage:
-        if name not in CAPABILITIES:
-            raise ValueError(f"there is no {name!r} among {', '.join(CAPABILITIES)}")
-        stage: Stage | None = getattr(self, CAPABILITIES[name], None)
-        return stage if stage is not None and name not in self.absent else self.refuse(name)
+            for begin in range(0, max(count, 1), batch_size):
+                part = map_tensors(lambda t: t[begin : begin + batch_size].to(*target), rows)  # noqa: B023
+                if not count:  # the shape of the result is needed even without rows
+                    part = map_tensors(lambda t: t.new_zeros(1, *t.shape[1:]), part)
+                parts.append(map_tensors(Tensor.float, function(part)))
+        # Tensors that are concatenated outside of inference mode can be learned from.
+        return map_tensors(lambda *tensors: torch.cat(tensors)[:count], *parts)
 
     def without_identity(self, expression: Tensor) -> Tensor:
-        """Expression features (B, D) as ``encode_expression`` gives them.
-
-        They are what the stage gives, less identity where ``identity_removal`` is set. Classes are
-        read from the features as they are before.
+        """Apply ``identity_removal``, if it is set, to expression features (B, D).
 
         Raises:
             ValueError: if the removal is for features of another width.
@@ -305,15 +394,16 @@ class FaceModel(ShortModel, Freezable, Pretrained):
             return expression
         if len(removal.mean) != expression.shape[-1]:
             raise ValueError(
-                f"{NAME} is for {len(removal.mean)} features, and this {self.model_name} gives "
+                f"{NAME} expects {len(removal.mean)} features, and this {self.model_name} computes "
                 f"{expression.shape[-1]}; fit one to features of this model by remove_identity()"
             )
-        if removal.mean.device != expression.device:  # it is fitted to features from anywhere
+        if removal.mean.device != expression.device:  # it may be fitted on another device
             removal.to(expression.device)
-        return removal(expression)
+        features: Tensor = removal(expression)
+        return features
 
     def as_timm(self, stage: str) -> nn.Module:
-        """A stage as one timm model with a linear last layer, which gives the same numbers.
+        """Return a stage as one timm model with a linear last layer and the same outputs.
 
         Args:
             stage: one of ``timm_stages``.
@@ -323,166 +413,96 @@ class FaceModel(ShortModel, Freezable, Pretrained):
         """
         raise UnsupportedError(f"{self.model_name} has no stage {stage!r} that is a timm model")
 
-    def refuse(self, name: str) -> NoReturn:
-        """Say that this model cannot do ``name``, a method of some model, and what can.
-
-        Raises:
-            UnsupportedError: always.
-        """
-        if name in self.absent:
-            raise UnsupportedError(
-                f"this {self.model_name} cannot {name}: {self.absent[name]}; load a checkpoint "
-                "that has it (facezoo.info(NAME) shows the architecture)"
-            )
-        raise no_stage(self.model_name, name)
-
     def _encode(
-        self, images: Images, wanted: Sequence[str], options: Options
-    ) -> tuple[dict[str, Tensor], Faces | None]:
-        """Results by capability, and where the faces stand, over all photographs."""
-        check_options(options.faces, options.on_missing)
-        for name in wanted:
-            self._stage(name)
-        results: list[dict[str, Tensor]] = []
-        found: list[Faces] = []
-        if options.aligned:
-            for _, names, chunk in self._chunks(images, options):
-                crops = prepare_aligned(chunk, self.preprocessing, names)
-                results.append(self.run(crops, wanted, options.batch_size))
-        else:
-            for begin, chunk, faces in self._searched(images, options):
-                results.append(self.encode_faces(chunk, faces, wanted, options.batch_size))
-                found.append(_shifted(faces, begin))
-        joined = {name: torch.cat([part[name] for part in results]) for name in wanted}
-        return joined, None if options.aligned else _joined(found)
-
-    def _searched(
-        self, images: Images, options: Options
-    ) -> Iterator[tuple[int, list[Tensor], Faces]]:
-        """Photographs a batch at a time: index of the first, pixels, faces.
-
-        After the first without a face, where that is an error, the rest is searched and not given:
-        the error comes last and names all.
-        """
-        missing: list[int] = []
-        called: list[str] = []
-        for begin, names, chunk in self._chunks(images, options):
-            try:
-                faces = find_faces(chunk, faces=options.faces, on_missing=options.on_missing)
-            except NoFaceError as error:
-                missing += [begin + index for index in error.missing]
-                called = [*called, *(names[index] for index in error.missing)][:NAMED]
-            if not missing:
-                yield begin, chunk, faces
-        if missing:
-            raise no_face(missing, called)
-
-    def encode_faces(
-        self, photos: Sequence[Tensor], faces: Faces, wanted: Sequence[str], batch_size: int = 64
-    ) -> dict[str, Tensor]:
-        """Results for faces that have been found; rows of NaN stay rows of NaN.
-
-        Args:
-            photos: uint8 RGB, each (H, W, 3), on the model's device.
-            faces: faces of these photographs.
-            wanted: keys of ``CAPABILITIES``.
-            batch_size: faces per forward pass.
+        self, images: Images, stage: Stage, options: ImageOptions
+    ) -> tuple[Any, Faces | None]:
+        """Apply a function of prepared crops to the faces of images.
 
         Returns:
-            float32 by name: features or logits, (F, D), or normalised crops, (F, 3, S, S).
+            float32 result with one row per face, and the faces; None for aligned crops.
         """
-        known = torch.isfinite(faces.scores)
-        found = faces if bool(known.all()) else faces[known]
-        parts = [
-            self.run(prepare(photos, part, self.preprocessing), wanted, batch_size)
-            for part in slices(found, batch_size)
-        ]
-        features = {name: torch.cat([part[name] for part in parts]) for name in wanted}
-        if found is faces:
-            return features
-        filled = {}
-        for name, rows in features.items():
-            filled[name] = rows.new_full((len(faces), *rows.shape[1:]), float("nan"))
-            filled[name][known] = rows
-        return filled
-
-    def _chunks(
-        self, images: Images, options: Options
-    ) -> Iterator[tuple[int, list[str], list[Tensor]]]:
-        """Photographs on the device, a batch at a time: index of the first, names, pixels."""
-        sources = as_list(images)
+        sources, device = as_list(images), self._compute_device()
         if not sources:
-            raise ValueError("images is an empty list; give one photograph or more")
-        check_batch_size(options.batch_size)
-        check_decoder(self.jpeg, self.device)
-        photos: list[Any] = []
-        names: list[str] = []
-        # Tensors are read a batch at a time, where they are.
-        tensors = all(isinstance(source, Tensor) for source in sources)
-        read = (
-            sources
-            if tensors
-            else read_ahead(
-                sources, 2 * options.batch_size, partial(read_or_keep, decoder=self.jpeg)
+            raise ValueError("images is empty; pass one image or more")
+        if self.jpeg != "pillow":
+            check_decoder(self.jpeg, device)
+        results: list[Any] = []
+        faces: list[Faces] = []
+        if options.aligned:
+            size, progress = options.batch_size, options.progress
+            for batch in read_batches(
+                sources, device, batch_size=size, jpeg=self.jpeg, progress=progress
+            ):
+                numbers = [batch.first + i if len(sources) > 1 else None for i in batch.index]
+                names = [describe(s, i) for s, i in zip(batch.sources, numbers, strict=True)]
+                crops = prepare_aligned(batch.images, self.preprocessing, names)
+                results.append(self.in_batches(stage, crops, size))
+            return concatenate(results), None
+        for batch in face_batches(sources, device, options, jpeg=self.jpeg):
+            assert batch.faces is not None
+            results.append(self._encode_faces(batch.images, batch.faces, stage, options.batch_size))
+            index = batch.faces.image_index + batch.first
+            faces.append(replace(batch.faces, image_index=index))
+        return concatenate(results), concatenate(faces)
+
+    def _encode_faces(
+        self,
+        images: Sequence[Tensor],
+        faces: Faces,
+        stage: Stage,
+        batch_size: int,
+        clock: Clock | None = None,
+    ) -> Any:
+        timed = clock.stage if clock else nullcontext
+        known = torch.isfinite(faces.scores)
+        complete = bool(known.all())
+        parts = []
+        for crops in cut_batches(
+            images, faces if complete else faces[known], self.preprocessing, batch_size, clock
+        ):
+            with timed("encode"):
+                parts.append(self.in_batches(stage, crops, batch_size))
+        result = concatenate(parts)
+        return result if complete else fill_rows(result, known)
+
+    def _compute_device(self) -> torch.device:
+        """Return the device of the parameters.
+
+        Raises:
+            ValueError: if it is the meta device, which holds no numbers.
+        """
+        device = self.device
+        if device.type == "meta":
+            raise ValueError(
+                f"the weights of this {self.model_name} are on the meta device; load them with "
+                "facezoo.load(), or remove offloading by accelerate.hooks.remove_hook_from_module("
+                "model, recurse=True)"
             )
-        )
-        bar = tqdm(read, total=len(sources), disable=not options.progress, unit="photo")
-        for index, photo in enumerate(bar):
-            photos.append(photo)
-            names.append(describe(sources[index], index if len(sources) > 1 else None))
-            full = sum(_bytes_of(photo) for photo in photos) >= CHUNK_BYTES
-            if full or len(photos) == options.batch_size or index + 1 == len(sources):
-                begin, device = index + 1 - len(photos), self.device
-                if tensors:
-                    yield begin, names, read_tensors(photos, names, device)
-                else:
-                    yield begin, names, _readable(on_device(photos, device))
-                photos, names = [], []
+        return device
 
 
-def no_stage(family: str | None, name: str) -> UnsupportedError:
-    """What to raise where a family has no stage for ``name``; it lists the families that have."""
-    able = [f for f in FAMILIES if hasattr(model_class(f), CAPABILITIES[name])]
-    return UnsupportedError(f"{family} cannot {name}; models that can: {', '.join(able) or 'none'}")
+def concatenate(parts: Sequence[Any]) -> Any:
+    """Concatenate the rows of tensors or results."""
+    return parts[0] if len(parts) == 1 else map_tensors(lambda *t: torch.cat(t), *parts)
+
+
+def fill_rows(rows: Any, known: Tensor) -> Any:
+    """Insert rows of NaN where ``known`` (F,) is False."""
+
+    def filled(tensor: Tensor) -> Tensor:
+        result = tensor.new_full((len(known), *tensor.shape[1:]), torch.nan)
+        result[known] = tensor
+        return result
+
+    return map_tensors(filled, rows)
 
 
 def check_shape(images: Tensor, shape: tuple[int, int, int], name: str = "images") -> None:
-    """Refuse anything but a batch of prepared crops, (B, *shape)."""
-    if images.ndim != 4 or tuple(images.shape[1:]) != shape:
-        wanted = ", ".join(map(str, shape))
-        raise ValueError(
-            f"{name} must be (B, {wanted}), got {tuple(images.shape)}; for photographs call "
-            "encode_expression() and the like, which find and align faces"
-        )
-
-
-def check_batch_size(batch_size: int) -> None:
-    """Refuse batches of nothing."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
-
-
-def _readable(photos: Sequence[Tensor | ImageError]) -> list[Tensor]:
-    """Photographs, if all of them could be read."""
-    for photo in photos:
-        if isinstance(photo, ImageError):
-            raise photo
-    return cast("list[Tensor]", photos)
-
-
-def _bytes_of(photo: Photo | Tensor) -> int:
-    """Bytes of a photograph once it is read."""
-    return 3 * prod(photo.shape[-2:]) if isinstance(photo, Tensor) else photo.nbytes
-
-
-def _shifted(faces: Faces, begin: int) -> Faces:
-    return Faces(faces.boxes, faces.landmarks, faces.scores, faces.image_index + begin)
-
-
-def _joined(parts: Sequence[Faces]) -> Faces:
-    return Faces(
-        torch.cat([f.boxes for f in parts]),
-        torch.cat([f.landmarks for f in parts]),
-        torch.cat([f.scores for f in parts]),
-        torch.cat([f.image_index for f in parts]),
+    """Reject anything but a batch of prepared crops, (B, *shape)."""
+    if isinstance(images, Tensor) and images.ndim == 4 and tuple(images.shape[1:]) == shape:
+        return
+    kind = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+    raise ValueError(
+        f"{name} must be (B, {', '.join(map(str, shape))}), got {kind}; for image files, "
+        "arrays and whole images call encode_expression() and the like, which find and align faces"
     )

@@ -1,124 +1,107 @@
-"""Models that make faces: what comes back is crops in the model's template."""
+"""Base class for models that generate face crops."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
-from facezoo.inference import evaluating
-from facezoo.models.base import FaceModel, Images, Options, check_batch_size
-from facezoo.preprocess.images import as_list
-from facezoo.preprocess.pipeline import OnMissing, Which
-from facezoo.results import Faces
+from facezoo.models.base import FaceModel, Stage, fill_rows
+from facezoo.preprocess.images import Images, as_list
+from facezoo.preprocess.pipeline import ImageKeywords, ImageOptions
+from facezoo.results import map_tensors
 
 
 class DecodingModel(FaceModel):
-    """A face representation with a way back to pixels.
+    """A face representation with a decoder.
 
-    Pictures come back as RGB crops in [0, 1] in the template that the faces were aligned to, so
-    ``encode_*`` and ``predict_*`` take them with ``aligned=True``.
+    Results are RGB crops in [0, 1] in the model's template. ``encode_*`` and ``predict_*`` take
+    them with ``aligned=True``.
     """
 
-    def reconstruct(
-        self,
-        images: Images,
-        *,
-        faces: Which = "largest",
-        on_missing: OnMissing = "raise",
-        aligned: bool = False,
-        batch_size: int = 64,
-        progress: bool = False,
-    ) -> Tensor:
-        """The faces of photographs as the features describe them.
-
-        Args:
-            images: one photograph or several.
-            faces: ``"largest"`` for one face per photograph, ``"all"`` for every face.
-            on_missing: what becomes of a photograph without a face: ``"raise"``, ``"skip"`` or
-                ``"nan"``.
-            aligned: whether the images are crops in the model's template already.
-            batch_size: photographs, and then faces, that are worked on at once.
-            progress: whether to show a progress bar.
+    def reconstruct(self, images: Images, **options: Unpack[ImageKeywords]) -> Tensor:
+        """Decode the faces in images from their features; see ``encode_expression``.
 
         Returns:
             RGB crops in [0, 1], (F, 3, S, S).
 
         Raises:
             ImageError: if an image cannot be read.
-            NoFaceError: if a photograph has no face and ``on_missing`` is ``"raise"``.
+            NoFaceError: if an image has no face and ``on_missing`` is ``"raise"``.
             UnsupportedError: if this model has no decoder.
         """
-        options = Options(faces, on_missing, aligned, batch_size, progress)
-        return self._crops(images, "reconstruct", options)
+        return self._encode_crops(images, self.stage("reconstruct"), ImageOptions(**options))
 
-    def neutralize(
-        self,
-        images: Images,
-        *,
-        faces: Which = "largest",
-        on_missing: OnMissing = "raise",
-        aligned: bool = False,
-        batch_size: int = 64,
-        progress: bool = False,
-    ) -> Tensor:
-        """The faces without their expression; see ``reconstruct``."""
-        options = Options(faces, on_missing, aligned, batch_size, progress)
-        return self._crops(images, "neutralize", options)
+    def neutralize(self, images: Images, **options: Unpack[ImageKeywords]) -> Tensor:
+        """Decode the faces without their expression; see ``reconstruct``."""
+        return self._encode_crops(images, self.stage("neutralize"), ImageOptions(**options))
 
-    def frontalize(
-        self,
-        images: Images,
-        *,
-        faces: Which = "largest",
-        on_missing: OnMissing = "raise",
-        aligned: bool = False,
-        batch_size: int = 64,
-        progress: bool = False,
-    ) -> Tensor:
-        """The faces seen from the front; see ``reconstruct``."""
-        options = Options(faces, on_missing, aligned, batch_size, progress)
-        return self._crops(images, "frontalize", options)
+    def frontalize(self, images: Images, **options: Unpack[ImageKeywords]) -> Tensor:
+        """Decode the faces as seen from the front; see ``reconstruct``."""
+        return self._encode_crops(images, self.stage("frontalize"), ImageOptions(**options))
 
     def to_unit(self, crops: Tensor) -> Tensor:
-        """Normalised crops (F, 3, S, S) as RGB in [0, 1]."""
-        mean, std = (
-            crops.new_tensor(values)[:, None, None]
-            for values in (self.preprocessing.mean, self.preprocessing.std)
-        )
+        """Convert normalized crops (F, 3, S, S) to RGB in [0, 1]."""
+        mean = crops.new_tensor(self.preprocessing.mean)[:, None, None]
+        std = crops.new_tensor(self.preprocessing.std)[:, None, None]
         return (crops * std + mean).clamp(0, 1)
 
-    def made(self, rows: Tensor, batch_size: int, make: Callable[[Tensor], Tensor]) -> Tensor:
-        """What ``make`` makes of faces, in batches; rows with a NaN become rows of NaN.
+    def decode_batched(self, rows: Any, function: Any, batch_size: int) -> Any:
+        """Apply a function to rows in batches; rows with a NaN become rows of NaN.
 
         Args:
-            rows: one for every face, (F, ...).
-            batch_size: faces that are worked on at once.
-            make: of some rows, in the model's precision.
+            rows: tensor, result or dict of these, one row per face.
+            function: takes some rows in the model's precision.
+            batch_size: rows per call.
 
         Returns:
-            float32, (F, ...).
+            float32, one row per face.
 
         Raises:
             ValueError: if ``batch_size`` is below 1.
         """
-        check_batch_size(batch_size)
-        known = torch.isfinite(rows.flatten(1)).all(-1)
-        # A width is needed even for no faces at all.
-        some = rows[known] if bool(known.any()) else rows.new_zeros(1, *rows.shape[1:])
-        with evaluating(self):
-            made = torch.cat([make(part).float() for part in some.to(self.dtype).split(batch_size)])
-        filled = made.new_full((len(rows), *made.shape[1:]), float("nan"))
-        filled[known] = made[: int(known.sum())]
-        return filled
+        finite: list[Tensor] = []
+        map_tensors(lambda t: finite.append(torch.isfinite(t.flatten(1)).all(-1)), rows)
+        known = torch.stack(finite).all(0)
+        if bool(known.all()):
+            return self.in_batches(function, rows, batch_size)
+        rows = map_tensors(lambda t: t[known], rows)
+        return fill_rows(self.in_batches(function, rows, batch_size), known)
 
-    def _crops(self, images: Images, name: str, options: Options) -> Tensor:
-        return self.to_unit(self._encode(images, [name], options)[0][name])
+    def _encode_crops(self, images: Images, stage: Stage, options: ImageOptions) -> Tensor:
+        return self.to_unit(self._encode(images, stage, options)[0])
+
+    def _encode_pairs(
+        self,
+        source: Images,
+        target: Images,
+        stages: tuple[Stage, Stage],
+        options: ImageOptions,
+    ) -> tuple[Any, Any]:
+        """Encode the sources and the targets of pairs.
+
+        Raises:
+            ValueError: if there are several sources, and images of either side were skipped.
+        """
+        sides = as_list(source), as_list(target)
+        results = []
+        for images, stage in zip(sides, stages, strict=True):
+            result, faces = self._encode(images, stage, options)
+            results.append(result)
+            with_face = len(images) if faces is None else len(faces.image_index.unique())
+            if len(sides[0]) > 1 and 0 < with_face < len(images):
+                raise ValueError(
+                    f"{len(images) - with_face} of {len(images)} images without a face were "
+                    'skipped, so the others no longer match their pairs; pass on_missing="nan", '
+                    "which keeps the place of each"
+                )
+        return results[0], results[1]
 
 
 def check_pairs(sources: int, targets: int) -> None:
-    """Refuse numbers of faces of which no pairs can be made.
+    """Check the numbers of faces of both sides of pairs.
 
     Raises:
         ValueError: unless there is one source face, or as many as there are target faces.
@@ -127,27 +110,5 @@ def check_pairs(sources: int, targets: int) -> None:
         none = "no face was found in the source; " if not sources else ""
         raise ValueError(
             f"transfer_expression got {sources} source faces and {targets} target faces; {none}"
-            "give one source, or as many as there are targets"
+            "pass one source, or as many as there are targets"
         )
-
-
-def check_places(source: Images, target: Images, *found: Faces | None) -> None:
-    """Refuse several pairs of which some lack a face: who belongs to whom cannot be told any more.
-
-    Args:
-        source: photographs of which one stands for all targets, or each for its own.
-        target: photographs.
-        *found: the faces of both; None for crops that came aligned.
-
-    Raises:
-        ValueError: if there are several sources, and photographs of either side were left out.
-    """
-    for images, faces in zip((source, target), found, strict=True):
-        given = len(as_list(images))
-        with_face = given if faces is None else len(faces.image_index.unique())
-        if len(as_list(source)) > 1 and 0 < with_face < given:
-            raise ValueError(
-                f"{given - with_face} of {given} photographs without a face were skipped, and the "
-                'others would be paired with the wrong ones; pass on_missing="nan", which keeps '
-                "the place of each"
-            )

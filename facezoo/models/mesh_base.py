@@ -8,17 +8,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NoReturn
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import TypedDict, Unpack
 
-from facezoo.display import ShortModel
-from facezoo.errors import UnsupportedError
 from facezoo.geometry.meshes import Mesh
-from facezoo.hub.card import Card
-from facezoo.models.base import CAPABILITIES, no_stage
+from facezoo.models.base import Model
 from facezoo.models.mesh_inputs import (
     Landmarks,
     Meshes,
@@ -28,7 +24,6 @@ from facezoo.models.mesh_inputs import (
     as_mesh,
     describe,
 )
-from facezoo.models.pretrained import Pretrained
 from facezoo.results import Result
 
 
@@ -50,7 +45,7 @@ class MeshEncoding(Result):
     """(M, D)."""
 
 
-class MeshModel(ShortModel, nn.Module, Pretrained):
+class MeshModel(Model):
     """Disentangled representation of face meshes.
 
     Meshes are files, ``Mesh`` objects, arrays or tensors, or a list of these. Files and arrays do
@@ -67,12 +62,8 @@ class MeshModel(ShortModel, nn.Module, Pretrained):
     template's vertices and triangles.
     """
 
-    model_name: ClassVar[str | None] = None
-    architecture: dict[str, Any]
     preprocessing: None = None
-    """There are no photographs to prepare."""
-    labels: tuple[str, ...] = ()
-    card: Card | None = None
+    """There are no images to prepare."""
 
     template_um: Tensor
     triangles: Tensor
@@ -84,16 +75,6 @@ class MeshModel(ShortModel, nn.Module, Pretrained):
         self.register_buffer("template_um", torch.zeros(num_vertices, 3, dtype=torch.int32))
         self.register_buffer("triangles", torch.zeros(num_triangles, 3, dtype=torch.int32))
         self.register_buffer("landmark_vertices", torch.zeros(num_landmarks, dtype=torch.int32))
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return next(self.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Precision of the parameters."""
-        return next(self.parameters()).dtype
 
     @property
     def template_mm(self) -> Tensor:
@@ -120,41 +101,6 @@ class MeshModel(ShortModel, nn.Module, Pretrained):
     @abstractmethod
     def synthesize(self, identity: Tensor, expression: Tensor | None = None) -> list[Mesh]:
         """Decode codes (M, D) to meshes, mm; without an expression code, the identity face."""
-
-    def capabilities(self) -> list[str]:
-        """Names of the methods that this model can be asked for."""
-        refused = ("predict_expression", "encode_pose", "encode_factors", "frontalize")
-        return [name for name in CAPABILITIES if hasattr(self, name) and name not in refused]
-
-    def predict_expression(self, *_: Any, **__: Any) -> NoReturn:
-        """Refused: models of meshes have no expression classes.
-
-        Raises:
-            UnsupportedError: naming the models that have.
-        """
-        raise no_stage(self.model_name, "predict_expression")
-
-    def encode_pose(self, *_: Any, **__: Any) -> NoReturn:
-        """Refused: meshes come aligned; see ``predict_expression``."""
-        raise no_stage(self.model_name, "encode_pose")
-
-    def encode_factors(self, *_: Any, **__: Any) -> NoReturn:
-        """Refused: both codes are all there is; see ``predict_expression``."""
-        raise no_stage(self.model_name, "encode_factors")
-
-    def frontalize(self, *_: Any, **__: Any) -> NoReturn:
-        """Refused: meshes come aligned; see ``predict_expression``."""
-        raise no_stage(self.model_name, "frontalize")
-
-    def decode_jpeg_by(self, decoder: str) -> NoReturn:
-        """Refused: meshes are not JPEG files.
-
-        Raises:
-            UnsupportedError: always.
-        """
-        raise UnsupportedError(
-            f"{self.model_name} takes meshes, no photographs; leave out jpeg={decoder!r}"
-        )
 
     def prepare(
         self,

@@ -22,7 +22,6 @@ from facezoo.geometry.rasterize import interpolate, rasterize
 from facezoo.geometry.registration import (
     Array,
     Indices,
-    Mask,
     ShapeModel,
     Similarity,
     Surface,
@@ -204,7 +203,9 @@ def register(
     free = factor is None
     to_mm = 1 / pose.scale if factor is None else factor
     vertices_mm = vertices * to_mm
-    start = Similarity(1.0 if factor else pose.scale * to_mm, pose.rotation, pose.translation * to_mm)
+    start = Similarity(
+        1.0 if factor else pose.scale * to_mm, pose.rotation, pose.translation * to_mm
+    )
     if factor is not None:  # keep the centers together at the true scale
         center = model.mean[model.face].mean(0)
         aim = pose.apply(center[None])[0] * to_mm

@@ -26,11 +26,12 @@ except ImportError as error:
     ) from error
 
 from facezoo.errors import UnsupportedError
-from facezoo.models.base import FaceModel, Images
+from facezoo.models.base import FaceModel
 from facezoo.models.mesh_base import MeshEncoding
 from facezoo.plot.annotate import annotate
-from facezoo.preprocess.images import as_list, read_image
-from facezoo.preprocess.pipeline import find_faces, prepare, to_device
+from facezoo.preprocess.alignment import prepare
+from facezoo.preprocess.images import Images, as_list, read_image
+from facezoo.preprocess.pipeline import find_faces, to_device
 from facezoo.results import ExpressionPrediction, FaceEncoding, Faces
 
 if TYPE_CHECKING:
@@ -175,7 +176,7 @@ def parts(model: FaceModel, images: Images) -> Picture:
     photos = as_list(images)[:MOST]
     able = [name for name in _DECODED if name in model.capabilities()]
     if not able:
-        model.refuse("reconstruct")
+        model.reject("reconstruct")
     return grid(
         {"crop": crops(model, photos), **{name: getattr(model, name)(photos) for name in able}}
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.ops import box_area, box_iou, nms
 
 from facezoo.inference import exact
-from facezoo.preprocess.detector import MULTIPLE, SMALLEST_FACE, Candidates, FaceDetector
+from facezoo.preprocess.detector import Candidates, FaceDetector
 from facezoo.preprocess.templates import template_points
 from facezoo.results import Faces
 
@@ -146,7 +146,7 @@ def _search(
     views: dict[tuple[int, ...], list[_View]] = {}
     for number, image in images:
         for degrees in rotations:
-            for view in _views(image, number, degrees // 90 % 4, config):
+            for view in _views(image, number, degrees // 90 % 4, config, detector):
                 views.setdefault(tuple(view.pixels.shape), []).append(view)
     device = next(detector.parameters()).device
     empty = torch.zeros(0, dtype=torch.float32, device=device)
@@ -173,7 +173,9 @@ def _joined(parts: list[Faces]) -> Faces:
     )
 
 
-def _views(image: Tensor, index: int, quarters: int, config: DetectionConfig) -> Iterator[_View]:
+def _views(
+    image: Tensor, index: int, quarters: int, config: DetectionConfig, detector: FaceDetector
+) -> Iterator[_View]:
     """Cut an image into the views that the network takes."""
     size = (image.shape[0], image.shape[1])
     pixels = image.permute(2, 0, 1)[None].float() / 127.5 - 1
@@ -182,16 +184,22 @@ def _views(image: Tensor, index: int, quarters: int, config: DetectionConfig) ->
     longest = max(height, width)
     side = min(max(longest, config.min_side), config.max_side)
     if config.min_face is not None:
-        detailed = longest * SMALLEST_FACE / config.min_face
+        detailed = longest * detector.smallest_face / config.min_face
         while detailed > side:
             for tile in _tiles(pixels, detailed / longest, config.max_side):
-                yield replace(tile, image=index, quarters=quarters, size=size)
+                yield replace(
+                    tile,
+                    image=index,
+                    pixels=_padded(tile.pixels, detector.multiple),
+                    quarters=quarters,
+                    size=size,
+                )
             detailed /= _COARSER
     while True:
         shape = [max(1, round(s * side / longest)) for s in (height, width)]
         shown = _resized(pixels, shape)
         scale_xy = (shape[1] / width, shape[0] / height)
-        yield _View(index, _padded(shown[0]), scale_xy, (0, 0), quarters, size)
+        yield _View(index, _padded(shown[0], detector.multiple), scale_xy, (0, 0), quarters, size)
         if side <= config.again_above:
             return
         side //= 2
@@ -217,7 +225,7 @@ def _tiles(pixels: Tensor, scale: float, side: int) -> Iterator[_View]:
                 shown.shape[2] - 1.0 if y + rows < height else inf,
             )
             ratio = (shown.shape[3] / columns, shown.shape[2] / rows)
-            yield _View(0, _padded(shown[0]), ratio, (x, y), 0, (0, 0), limits, _OVERLAP)
+            yield _View(0, shown[0], ratio, (x, y), 0, (0, 0), limits, _OVERLAP)
 
 
 def _resized(pixels: Tensor, shape: list[int]) -> Tensor:
@@ -226,10 +234,10 @@ def _resized(pixels: Tensor, shape: list[int]) -> Tensor:
     return F.interpolate(pixels, size=shape, mode="bilinear", antialias=True)
 
 
-def _padded(pixels: Tensor) -> Tensor:
+def _padded(pixels: Tensor, multiple: int) -> Tensor:
     """Pad (3, H, W) on the right and below."""
     height, width = pixels.shape[1:]
-    return F.pad(pixels, (0, -width % MULTIPLE, 0, -height % MULTIPLE))
+    return F.pad(pixels, (0, -width % multiple, 0, -height % multiple))
 
 
 def _likely(
@@ -243,7 +251,7 @@ def _likely(
     limits = boxes.new_tensor([view.limits for view in views])[:, None]
     inside = (boxes[..., :2] >= limits[..., :2]) & (boxes[..., 2:] <= limits[..., 2:])
     largest = boxes.new_tensor([view.largest for view in views])[:, None]
-    likely = (scores > config.score_threshold / 2) & (extent >= SMALLEST_FACE)
+    likely = (scores > config.score_threshold / 2) & (extent >= detector.smallest_face)
     likely &= (extent <= largest) & inside.all(-1)
     which, cell = likely.nonzero(as_tuple=True)
     points = torch.cat([boxes.unflatten(-1, (2, 2)), candidates.landmarks], -2)[which, cell]

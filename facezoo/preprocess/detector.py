@@ -9,6 +9,7 @@ al., ICCV 2019) for the levels and of RetinaFace (Deng et al., CVPR 2020) for th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +19,6 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 STRIDES = (8, 16, 32, 64)
 BASES = (40.0, 80.0, 160.0, 320.0)
 """Typical side of a level's faces in pixels; the head's outputs are in this unit."""
-MULTIPLE = 64
-"""The sides of an input are multiples of this, pixels."""
-SMALLEST_FACE = 20.0
-"""Least length of the longer side of a face that the network detects, pixels."""
 
 
 def _conv(
@@ -67,6 +64,11 @@ class FaceDetector(nn.Module):
     Args:
         width: channels of the trunk and the head.
     """
+
+    multiple: ClassVar[int] = 64
+    """Sides of the images are multiples of this, pixels."""
+    smallest_face: ClassVar[float] = 20.0
+    """Least length of the longer side of a face, pixels."""
 
     def __init__(self, width: int = 64) -> None:
         super().__init__()

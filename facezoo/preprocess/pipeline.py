@@ -1,65 +1,384 @@
-"""From decoded photographs to what a network takes: find faces, align, normalise."""
+"""The image pipeline: read images, find faces and cut aligned crops, in batches."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
-from functools import cache
-from typing import Literal
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache, partial
+from math import prod
+from typing import Any, Literal, Protocol, TypedDict, cast
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from facezoo.errors import ImageError, NoFaceError
 from facezoo.hub.card import Preprocessing, card_named
 from facezoo.hub.files import find
 from facezoo.hub.tensors import load_into, read_tensors
-from facezoo.preprocess.alignment import align, similarity_transform
+from facezoo.preprocess import images as reading
+from facezoo.preprocess.alignment import prepare
 from facezoo.preprocess.detection import DetectionConfig, detect
 from facezoo.preprocess.detector import FaceDetector
-from facezoo.preprocess.jpeg import Jpeg, JpegDecoder, Photo, decode
+from facezoo.preprocess.images import describe, orientation_note, read_image
+from facezoo.preprocess.jpeg import Jpeg, JpegDecoder, decode, read_or_keep
+from facezoo.preprocess.prefetch import DECODERS, prefetch
 from facezoo.preprocess.templates import template_points
 from facezoo.results import Faces
 
 Which = Literal["largest", "all"]
 OnMissing = Literal["raise", "skip", "nan"]
+Loaded = NDArray[np.uint8] | Jpeg | Tensor | ImageError
+"""An image in memory, or the reason why it cannot be read."""
 
 DETECTOR = "face-detector"
+BATCH_BYTES = 256 * 2**20
+"""Limit on the pixels of a batch, however large ``batch_size`` is, bytes."""
 FACES_AT_ONCE = 256
-"""Faces that are cut out together, so that a photograph of a crowd fits into memory."""
+"""Limit on the faces that are cut out together, so that a crowd fits into memory."""
 NAMED = 5
-"""Photographs that an error names, of those without a face."""
+"""Number of images without a face that an error names."""
 REVISION = 1
-"""Raised whenever reading, detection or alignment give other pixels, by more than rounding."""
+"""Increase this whenever reading, detection or alignment change pixels by more than rounding."""
+
+
+class ImageKeywords(TypedDict, total=False):
+    """Keyword arguments of every method that takes images; see ``ImageOptions``."""
+
+    faces: Which
+    on_missing: OnMissing
+    aligned: bool
+    batch_size: int
+    progress: bool
+    min_face: float | None
+    score_threshold: float | None
+    max_side: int | None
+    rotations: Sequence[int] | None
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """Options of every method that takes images.
+
+    Raises:
+        ValueError: if an option has no such value.
+    """
+
+    faces: Which = "largest"
+    """``"largest"`` for one face per image, ``"all"`` for every face."""
+    on_missing: OnMissing = "raise"
+    """What to do with an image without a face: ``"raise"`` an error, ``"skip"`` it, or keep its
+    place with a row of ``"nan"``."""
+    aligned: bool = False
+    """Whether the images are crops in the model's template already."""
+    batch_size: int = 64
+    """Number of images, and then of faces, that are processed at once."""
+    progress: bool = False
+    """Whether to show a progress bar."""
+    min_face: float | None = None
+    """Setting of the detector, see ``DetectionConfig``, like those below; None for its default."""
+    score_threshold: float | None = None
+    max_side: int | None = None
+    rotations: Sequence[int] | None = None
+    detection: DetectionConfig = field(init=False)
+    """Settings of the detector."""
+
+    def __post_init__(self) -> None:
+        if self.faces not in ("largest", "all"):
+            raise ValueError(f"faces must be 'largest' or 'all', got {self.faces!r}")
+        if self.on_missing not in ("raise", "skip", "nan"):
+            raise ValueError(
+                f"on_missing must be 'raise', 'skip' or 'nan', got {self.on_missing!r}"
+            )
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be 1 or more, got {self.batch_size}")
+        detection = DetectionConfig.override(
+            min_face=self.min_face,
+            score_threshold=self.score_threshold,
+            max_side=self.max_side,
+            rotations=self.rotations,
+        )
+        object.__setattr__(self, "detection", detection)
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """Consecutive images of a sequence, on a device."""
+
+    first: int
+    """Index of the first source among all sources."""
+    sources: Sequence[Any]
+    """The B sources."""
+    images: list[Tensor]
+    """Readable images, uint8 RGB, each (H, W, 3)."""
+    index: list[int]
+    """Place in ``sources`` of each of ``images``."""
+    errors: dict[int, ImageError]
+    """Errors of the unreadable images by their place in ``sources``."""
+    faces: Faces | None = None
+    """Faces in ``images``; None if they were not searched."""
+
+
+class Clock(Protocol):
+    """Measures the time of the stages "wait", "detect", "align" and "encode"."""
+
+    def stage(self, name: str) -> AbstractContextManager[None]:
+        """Measure the time inside the context."""
+
+
+def read_batches(
+    sources: Sequence[Any],
+    device: torch.device,
+    *,
+    batch_size: int = 64,
+    read: Callable[[Any, int | None], Any] | None = None,
+    workers: int = DECODERS,
+    serial: Callable[[Any], bool] | None = None,
+    jpeg: JpegDecoder = "pillow",
+    collect_errors: bool = False,
+    progress: bool = False,
+    clock: Clock | None = None,
+) -> Iterator[ImageBatch]:
+    """Read images in batches; files and bytes are decoded in threads ahead of time.
+
+    Args:
+        sources: single images, see ``facezoo.preprocess.images.as_list``, or inputs of ``read``.
+        device: device of the images.
+        batch_size: images per batch; fewer if they exceed ``BATCH_BYTES``.
+        read: function of a source and its index, which is None for a single source. It runs in
+            threads, returns an array (H, W, 3) or a ``Jpeg``, and may raise ``ImageError``. None
+            for ``read_image``.
+        workers: number of threads.
+        serial: whether a source must be read after all earlier serial ones, see ``prefetch``.
+        jpeg: decoder of JPEG files, if ``read`` is None.
+        collect_errors: whether an unreadable image goes into ``ImageBatch.errors``.
+        progress: whether to show a progress bar.
+        clock: measures the time that is spent waiting for images.
+
+    Raises:
+        ImageError: if an image cannot be read and ``collect_errors`` is False.
+    """
+    timed = clock.stage if clock else nullcontext
+    count = len(sources)
+    threads = count > 1 and (
+        read is not None or all(isinstance(s, (str, os.PathLike, bytes)) for s in sources)
+    )
+    if read is None:
+        read = read_image if jpeg == "pillow" else partial(read_or_keep, decoder=jpeg)
+
+    def load(index: int) -> Loaded:
+        if isinstance(sources[index], Tensor):  # converted later, a batch at a time
+            return cast(Tensor, sources[index])
+        try:
+            return cast(Loaded, read(sources[index], index if count > 1 else None))
+        except ImageError as error:
+            return error
+
+    loaded: Any = map(load, range(count))
+    if threads:
+        loaded = prefetch(
+            load,
+            range(count),
+            workers=workers,
+            ahead=2 * batch_size,
+            size=_bytes_of,
+            serial=serial and (lambda index: serial(sources[index])),
+        )
+    bar = iter(tqdm(loaded, total=count, disable=not progress, unit="image"))
+    batch: list[Loaded] = []
+    size = 0
+    try:
+        for index in range(count):
+            with timed("wait"):
+                batch.append(next(bar))
+            size += _bytes_of(batch[-1])
+            if size >= BATCH_BYTES or len(batch) == batch_size or index + 1 == count:
+                yield _moved(sources, index + 1 - len(batch), batch, device, collect_errors)
+                batch, size = [], 0
+    finally:
+        if threads:
+            loaded.close()
+
+
+def face_batches(
+    sources: Sequence[Any],
+    device: torch.device,
+    options: ImageOptions,
+    *,
+    clock: Clock | None = None,
+    **reading: Any,
+) -> Iterator[ImageBatch]:
+    """Read images and find their faces in batches.
+
+    Args:
+        sources: see ``read_batches``.
+        device: device of the images and of the detector.
+        options: choice of faces, batch size and progress bar.
+        clock: measures the time of reading and detection.
+        **reading: further arguments of ``read_batches``.
+
+    Raises:
+        ImageError: see ``read_batches``.
+        NoFaceError: if an image has no face and ``on_missing`` is ``"raise"``. All images are
+            searched before, and ``missing`` holds every such index.
+    """
+    timed = clock.stage if clock else nullcontext
+    missing: list[int] = []
+    for batch in read_batches(
+        sources,
+        device,
+        batch_size=options.batch_size,
+        progress=options.progress,
+        clock=clock,
+        **reading,
+    ):
+        with timed("detect"):
+            faces = _detect(batch.images, device, options.faces, options.detection)
+        lacking = _without_face(faces, len(batch.images))
+        if options.on_missing == "raise":
+            missing += [batch.first + batch.index[place] for place in lacking]
+        elif options.on_missing == "nan" and lacking:
+            faces = _with_gaps(faces, lacking)
+        if not missing:
+            yield replace(batch, faces=faces)
+    if missing:
+        raise no_face(missing, sources)
+
+
+def find_faces(
+    images: Sequence[Tensor],
+    *,
+    faces: Which = "largest",
+    on_missing: OnMissing = "raise",
+    names: Sequence[str] | None = None,
+    config: DetectionConfig | None = None,
+) -> Faces:
+    """Find faces in images.
+
+    Args:
+        images: uint8 RGB, each (H, W, 3), on one device, which runs the detector.
+        faces: see ``ImageOptions``, as the next.
+        on_missing: see there.
+        names: names of the images for an error.
+        config: scales and thresholds of the detector.
+
+    Returns:
+        Faces ordered by image, then by falling score.
+
+    Raises:
+        NoFaceError: if an image has no face and ``on_missing`` is ``"raise"``; it names all
+            such images.
+        ValueError: if an option has no such value.
+    """
+    ImageOptions(faces, on_missing)
+    device = images[0].device if images else torch.device("cpu")
+    found = _detect(images, device, faces, config)
+    missing = _without_face(found, len(images))
+    if missing and on_missing == "raise":
+        raise no_face(missing, images, names or [f"image {index}" for index in range(len(images))])
+    return _with_gaps(found, missing) if missing and on_missing == "nan" else found
+
+
+def cut_batches(
+    images: Sequence[Tensor],
+    faces: Faces,
+    preprocessing: Preprocessing,
+    batch_size: int = 64,
+    clock: Clock | None = None,
+) -> Iterator[Tensor]:
+    """Yield the crops of faces in parts that fit into memory, whole batches each.
+
+    Args:
+        images: uint8 RGB, each (H, W, 3).
+        faces: faces of these images, without NaN rows.
+        preprocessing: template, size and normalization.
+        batch_size: crops that are encoded at once.
+        clock: measures the time of the alignment.
+
+    Yields:
+        Normalized crops (F, 3, S, S); one part without crops if there is no face.
+    """
+    timed = clock.stage if clock else nullcontext
+    step = max(1, FACES_AT_ONCE // batch_size) * batch_size
+    count = len(faces.scores)
+    for begin in range(0, max(1, count), step):
+        part = faces if count <= step else faces[begin : begin + step]
+        with timed("align"):
+            crops = prepare(images, part, preprocessing)
+        yield crops
+
+
+def to_device(images: Sequence[Loaded], device: torch.device) -> list[Any]:
+    """Move images to a device, and decode there what is still JPEG.
+
+    Arrays go to a GPU in one copy from pinned memory, without a wait.
+
+    Args:
+        images: arrays, JPEG files or tensors.
+        device: target device.
+
+    Returns:
+        uint8 RGB, each (H, W, 3); an ``ImageError`` for each image that cannot be read.
+    """
+    arrays = [image for image in images if isinstance(image, np.ndarray)]
+    if device.type != "cuda" or not arrays:
+        moved = [torch.from_numpy(array).to(device) for array in arrays]
+    else:
+        sizes = [array.size for array in arrays]
+        pinned = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=True, device="cpu")
+        for part, array in zip(pinned.split(sizes), arrays, strict=True):
+            part.view(array.shape).copy_(torch.from_numpy(array))
+        parts = pinned.to(device, non_blocking=True).split(sizes)
+        moved = [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
+    if len(arrays) == len(images):
+        return moved
+    tensors = [image for image in images if isinstance(image, Tensor)]
+    results: dict[type, Iterator[Any]] = {
+        np.ndarray: iter(moved),
+        Jpeg: iter(decode([image for image in images if isinstance(image, Jpeg)], device)),
+        Tensor: iter(reading.read_tensors(tensors, device)),
+    }
+    kinds = [next((kind for kind in results if isinstance(i, kind)), None) for i in images]
+    return [
+        image if k is None else next(results[k]) for image, k in zip(images, kinds, strict=True)
+    ]
 
 
 @cache
 def load_detector(device: torch.device) -> FaceDetector:
-    """The face detector of this package on a device, loaded once and shared by all models.
+    """Load the bundled face detector; all models on a device share it.
 
     Raises:
         WeightsError: if its weights cannot be found or trusted.
     """
     card = card_named(DETECTOR)
-    detector = FaceDetector(**card.architecture).float()  # whatever torch's default is
-    load_into(detector, read_tensors(find(card)))
-    detector.fold_norms()
-    return detector.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    # The state of the first caller's thread must not reach later ones.
+    with torch.inference_mode(False), torch.device("cpu"):
+        detector = FaceDetector(**card.architecture).float()
+        load_into(detector, read_tensors(find(card)))
+        detector.fold_norms()
+        return detector.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def fingerprint(preprocessing: Preprocessing, jpeg: JpegDecoder = "pillow") -> str:
-    """A short name for everything that decides which pixels a network sees.
+def fingerprint(
+    preprocessing: Preprocessing,
+    jpeg: JpegDecoder = "pillow",
+    detection: DetectionConfig | None = None,
+) -> str:
+    """Hash everything that decides which pixels a network sees.
 
     Features are comparable only if they come from the same checkpoint and the same fingerprint.
 
     Args:
-        preprocessing: template, size and normalisation.
-        jpeg: what decodes JPEG files.
+        preprocessing: template, size and normalization.
+        jpeg: decoder of JPEG files.
+        detection: settings of the detector; None for the default.
 
     Returns:
         16 hexadecimal digits of a SHA-256 over the settings, the template's points, the detector's
@@ -69,195 +388,105 @@ def fingerprint(preprocessing: Preprocessing, jpeg: JpegDecoder = "pillow") -> s
         "preprocessing": asdict(preprocessing),
         "template": template_points(preprocessing.template, preprocessing.size).tolist(),
         "detector": card_named(DETECTOR).weights.sha256,
-        "detection": asdict(DetectionConfig()),
+        "detection": asdict(detection or DetectionConfig()),
         "revision": REVISION,
         **({} if jpeg == "pillow" else {"jpeg": jpeg}),
     }
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def on_device(photos: Sequence[Photo], device: torch.device) -> list[Tensor | ImageError]:
-    """Photographs on a device, files that are still JPEG decoded there; see ``to_device``.
-
-    Returns:
-        uint8 RGB, each (H, W, 3), or why one cannot be read.
-    """
-    files = [photo for photo in photos if isinstance(photo, Jpeg)]
-    arrays = [photo for photo in photos if not isinstance(photo, Jpeg)]
-    decoded, copied = iter(decode(files, device)), iter(to_device(arrays, device))
-    return [next(decoded if isinstance(photo, Jpeg) else copied) for photo in photos]
-
-
-def to_device(photos: Sequence[NDArray[np.uint8]], device: torch.device) -> list[Tensor]:
-    """Decoded photographs as tensors on a device, uint8 RGB, each (H, W, 3).
-
-    To a GPU all go in one copy from pinned memory, which nobody here waits for.
-    """
-    if device.type != "cuda" or not photos:
-        return [torch.from_numpy(photo).to(device) for photo in photos]
-    sizes = [photo.size for photo in photos]
-    pinned = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=True, device="cpu")
-    for part, photo in zip(pinned.split(sizes), photos, strict=True):
-        part.view(photo.shape).copy_(torch.from_numpy(photo))
-    parts = pinned.to(device, non_blocking=True).split(sizes)
-    return [part.view(photo.shape) for part, photo in zip(parts, photos, strict=True)]
-
-
-def find_faces(
-    photos: Sequence[Tensor],
-    *,
-    faces: Which = "largest",
-    on_missing: OnMissing = "raise",
+def no_face(
+    missing: Sequence[int],
+    sources: Sequence[Any],
     names: Sequence[str] | None = None,
-    config: DetectionConfig | None = None,
-) -> Faces:
-    """Faces in photographs.
+    *,
+    skipping: bool = True,
+) -> NoFaceError:
+    """Build the error for images without a face.
 
     Args:
-        photos: uint8 RGB, each (H, W, 3), on one device, where the detector runs.
-        faces: ``"largest"`` for one face per photograph, ``"all"`` for every face.
-        on_missing: what becomes of a photograph without a face: ``"raise"`` an error, ``"skip"``
-            it, or hold its place with a row of ``"nan"``.
-        names: what to call the photographs in an error.
-        config: scales and thresholds of the detector.
-
-    Returns:
-        Faces ordered by photograph; within one, by falling score.
-
-    Raises:
-        NoFaceError: if a photograph has no face and ``on_missing`` is ``"raise"``; it names all
-            such photographs.
-        ValueError: if an option is none of the above.
+        missing: indices of these images.
+        sources: all images.
+        names: names of all images; None to describe the sources.
+        skipping: whether the caller may leave images out.
     """
-    check_options(faces, on_missing)
-    if not photos:
-        empty = torch.zeros(0, dtype=torch.float32)
-        return Faces(empty.view(0, 4), empty.view(0, 5, 2), empty, empty.long())
-    found = detect(load_detector(photos[0].device), photos, config)
-    if faces == "largest":
-        found = found[_largest(found)]
-    seen = set(found.image_index.tolist())
-    missing = [index for index in range(len(photos)) if index not in seen]
-    if missing and on_missing == "raise":
-        raise no_face(missing, [names[i] if names else f"image {i}" for i in missing])
-    return _with_gaps(found, missing) if missing and on_missing == "nan" else found
-
-
-def check_options(faces: str, on_missing: str) -> None:
-    """Refuse option values that do not exist."""
-    if faces not in ("largest", "all"):
-        raise ValueError(f"faces must be 'largest' or 'all', got {faces!r}")
-    if on_missing not in ("raise", "skip", "nan"):
-        raise ValueError(f"on_missing must be 'raise', 'skip' or 'nan', got {on_missing!r}")
-
-
-def slices(faces: Faces, batch_size: int) -> Iterator[Faces]:
-    """Faces in parts that are cut out together: whole batches, and one part of no faces."""
-    step = max(1, FACES_AT_ONCE // batch_size) * batch_size
-    for begin in range(0, max(1, len(faces)), step):
-        yield faces[begin : begin + step]
-
-
-def prepare(photos: Sequence[Tensor], faces: Faces, preprocessing: Preprocessing) -> Tensor:
-    """Cut faces out of their photographs, aligned to the template and normalised.
-
-    Args:
-        photos: uint8 RGB, each (H, W, 3).
-        faces: faces of these photographs, none of them NaN.
-        preprocessing: template, size and normalisation.
-
-    Returns:
-        (F, 3, S, S).
-    """
-    target = template_points(preprocessing.template, preprocessing.size)
-    matrices = similarity_transform(faces.landmarks, target)
-    crops = align(photos, faces.image_index, matrices, preprocessing.size)
-    return normalise(crops, preprocessing)
-
-
-def prepare_aligned(
-    photos: Sequence[Tensor], preprocessing: Preprocessing, names: Sequence[str] | None = None
-) -> Tensor:
-    """Bring crops that show the template already to the network's size and normalise them.
-
-    Args:
-        photos: uint8 RGB, each (H, H, 3).
-        preprocessing: template, size and normalisation.
-        names: what to call the crops in an error.
-
-    Returns:
-        (F, 3, S, S).
-
-    Raises:
-        ImageError: if a crop is not square.
-    """
-    size = (preprocessing.size, preprocessing.size)
-    crops = []
-    for index, photo in enumerate(photos):
-        if photo.shape[0] != photo.shape[1]:
-            name = names[index] if names else f"image {index}"
-            raise ImageError(
-                f"{name} is {photo.shape[1]} x {photo.shape[0]}, but aligned=True wants "
-                f"square crops in the template {preprocessing.template!r}; for photographs leave "
-                "aligned out"
-            )
-        crop = photo.permute(2, 0, 1)[None].float()
-        if photo.shape[0] != preprocessing.size:
-            crop = F.interpolate(crop, size=size, mode="bilinear", antialias=True)
-        crops.append(crop)
-    return normalise(torch.cat(crops), preprocessing)
-
-
-def normalise(crops: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Pixels in [0, 255] to the network's range, channels last in memory, (F, 3, S, S)."""
-    mean, std = (
-        crops.new_tensor(values)[:, None, None]
-        for values in (preprocessing.mean, preprocessing.std)
-    )
-    normalised = (crops / 255 - mean) / std
-    return normalised.contiguous(memory_format=torch.channels_last)
-
-
-def _largest(found: Faces) -> Tensor:
-    """Row of the largest face of every photograph that has one."""
-    extent = (found.boxes[:, 2:] - found.boxes[:, :2]).prod(1)
-    order = extent.argsort(descending=True, stable=True)
-    order = order[found.image_index[order].argsort(stable=True)]
-    index = found.image_index[order]
-    first = torch.ones_like(index, dtype=torch.bool)
-    first[1:] = index[1:] != index[:-1]
-    return order[first]
-
-
-def _with_gaps(found: Faces, missing: list[int]) -> Faces:
-    """Rows of NaN where photographs have no face."""
-    gaps = torch.tensor(missing, device=found.image_index.device)
-    nan = float("nan")
-    count = len(missing)
-    index = torch.cat([found.image_index, gaps])
-    order = index.argsort(stable=True)
-    return Faces(
-        torch.cat([found.boxes, found.boxes.new_full((count, 4), nan)])[order],
-        torch.cat([found.landmarks, found.landmarks.new_full((count, 5, 2), nan)])[order],
-        torch.cat([found.scores, found.scores.new_full((count,), nan)])[order],
-        index[order],
-    )
-
-
-def no_face(missing: Sequence[int], names: Sequence[str], *, skipping: bool = True) -> NoFaceError:
-    """What to raise where faces are wanted.
-
-    Args:
-        missing: indices of the photographs without a face.
-        names: what these are called, of the first ``NAMED`` at least.
-        skipping: whether the caller may leave photographs out.
-    """
+    shown = missing[:NAMED]
+    several = len(sources) > 1
+    called = [names[i] if names else describe(sources[i], i if several else None) for i in shown]
+    more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+    notes = [note for index in shown if (note := orientation_note(sources[index]))]
     skip = 'on_missing="skip" to leave them out or ' if skipping else ""
-    more = len(missing) - NAMED
-    rest = f" and {more} more" if more > 0 else ""
     return NoFaceError(
-        f"no face found in {', '.join(names[:NAMED])}{rest}; pass "
-        f'{skip}on_missing="nan" to keep their place, or '
-        "aligned=True if they are aligned crops already",
+        f'no face found in {", ".join(called)}{more}; pass {skip}on_missing="nan" to keep their '
+        "place, or aligned=True if they are aligned crops already"
+        f"{f'; {notes[0]}' if notes else ''}",
         missing,
     )
+
+
+def _bytes_of(image: Loaded) -> int:
+    """Count the bytes of an image once it is decoded."""
+    if isinstance(image, Tensor):
+        return 3 * prod(image.shape[-2:])
+    return 0 if isinstance(image, ImageError) else image.nbytes
+
+
+def _moved(
+    sources: Sequence[Any],
+    first: int,
+    loaded: Sequence[Loaded],
+    device: torch.device,
+    collect_errors: bool,
+) -> ImageBatch:
+    """Build the batch of loaded images, which begins at the source ``first``."""
+    images = to_device(loaded, device)
+    errors: dict[int, ImageError] = {}
+    for place, image in enumerate(images):
+        if isinstance(image, ImageError):
+            if isinstance(loaded[place], Tensor):  # these errors have no name yet
+                index = first + place if len(sources) > 1 else None
+                image = ImageError(f"{describe(loaded[place], index)}: {image}")
+            if not collect_errors:
+                raise image
+            errors[place] = image
+    index = [place for place in range(len(images)) if place not in errors]
+    part = sources[first : first + len(images)]
+    return ImageBatch(first, part, [images[place] for place in index], index, errors)
+
+
+def _detect(
+    images: Sequence[Tensor],
+    device: torch.device,
+    which: Which,
+    config: DetectionConfig | None = None,
+) -> Faces:
+    if not images:
+        empty = torch.zeros(0, dtype=torch.float32, device=device)
+        return Faces(empty.view(0, 4), empty.view(0, 5, 2), empty, empty.long())
+    faces = detect(load_detector(device), images, config)
+    if which == "all" or len(faces.scores) < 2:
+        return faces
+    extent = (faces.boxes[:, 2:] - faces.boxes[:, :2]).prod(1)
+    order = extent.argsort(descending=True, stable=True)
+    order = order[faces.image_index[order].argsort(stable=True)]
+    index = faces.image_index[order]
+    first = torch.ones_like(index, dtype=torch.bool)
+    first[1:] = index[1:] != index[:-1]
+    return faces[order[first]]
+
+
+def _without_face(faces: Faces, count: int) -> list[int]:
+    """List which of ``count`` images have no face."""
+    return sorted(set(range(count)).difference(faces.image_index.tolist()))
+
+
+def _with_gaps(faces: Faces, missing: list[int]) -> Faces:
+    """Insert a row of NaN for each image without a face."""
+    gaps = torch.tensor(missing, device=faces.image_index.device)
+    index = torch.cat([faces.image_index, gaps])
+    order = index.argsort(stable=True)
+    boxes, landmarks, scores = (
+        torch.cat([rows, rows.new_full((len(missing), *rows.shape[1:]), torch.nan)])[order]
+        for rows in (faces.boxes, faces.landmarks, faces.scores)
+    )
+    return Faces(boxes, landmarks, scores, index[order])

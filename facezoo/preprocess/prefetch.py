@@ -1,4 +1,4 @@
-"""Work that threads do ahead of the one who wants the results."""
+"""Prefetch in threads, bounded by memory."""
 
 from __future__ import annotations
 
@@ -9,50 +9,47 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 Item = TypeVar("Item")
-Result = TypeVar("Result")
+Value = TypeVar("Value")
 
-AHEAD_BYTES = 256 * 2**20
-"""Results that may wait, together."""
+PREFETCH_BYTES = 256 * 2**20
+"""Limit on the results that wait for their turn, bytes."""
 DECODERS = min(8, os.cpu_count() or 1)
-"""Threads that decode photographs where the caller does not say how many."""
+"""Default number of threads that decode images."""
 
 
-def work_ahead(
-    work: Callable[[Item], Result],
+def prefetch(
+    work: Callable[[Item], Value],
     items: Sequence[Item],
     *,
-    workers: int,
+    workers: int = DECODERS,
     ahead: int,
-    size: Callable[[Result], int],
-    in_turn: Callable[[Item], bool] | None = None,
-) -> Generator[Result, None, None]:
-    """Results of ``work`` in the order of the items, computed in threads ahead of time.
+    size: Callable[[Value], int],
+    serial: Callable[[Item], bool] | None = None,
+) -> Generator[Value, None, None]:
+    """Yield ``work(item)`` in the order of the items, computed ahead of time in threads.
 
     Args:
-        work: called in a thread with each item; what it raises is raised here, in its turn.
-        items: what there is to work on.
-        workers: threads.
-        ahead: how many results may be ready, or on their way, beyond the one that is handed out;
-            fewer where they are so large that they would need more than ``AHEAD_BYTES``.
-        size: bytes that a result holds.
-        in_turn: whether an item must wait for the ones before it that must, too, such as frames
-            of a video; a thread beside the others works on these. None where no item must.
-
-    Yields:
-        One result per item.
+        work: runs in a thread; its exception is raised here in the item's turn.
+        items: inputs of ``work``.
+        workers: number of threads.
+        ahead: results that may be ready or in progress beyond the current one. Fewer are, if they
+            would need more than ``PREFETCH_BYTES``.
+        size: bytes of a result.
+        serial: whether an item must be worked on after all earlier serial items, such as a frame of
+            a video. One additional thread works on these.
     """
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-    line = ThreadPoolExecutor(1, thread_name_prefix="in-turn")
-    waiting: deque[Future[Result]] = deque()
+    line = ThreadPoolExecutor(1, thread_name_prefix="serial")
+    waiting: deque[Future[Value]] = deque()
     room, largest = min(workers, ahead), 1
     try:
         for item in items:
-            threads = line if in_turn is not None and in_turn(item) else pool
+            threads = line if serial is not None and serial(item) else pool
             waiting.append(threads.submit(work, item))
             while len(waiting) > room:
                 result = waiting.popleft().result()
                 largest = max(largest, size(result))
-                room = min(ahead, max(workers, AHEAD_BYTES // largest))
+                room = min(ahead, max(workers, PREFETCH_BYTES // largest))
                 yield result
         while waiting:
             yield waiting.popleft().result()

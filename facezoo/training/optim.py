@@ -1,9 +1,11 @@
-"""Optim."""
+"""Optimizers: precision, learning rates, update steps and parameter groups."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatch
 from typing import Any
 
 import torch
@@ -13,8 +15,105 @@ from facezoo.training.processes import Processes
 
 
 def autocast(device: torch.device) -> torch.autocast:
-    """bfloat16 autocast on the devices that have it."""
+    """Return a bfloat16 autocast context; it does nothing on mps."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type != "mps")
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor, max_norm: float | None = None) -> None:
+    """Take one optimizer step along the gradient of a loss, averaged over all processes.
+
+    Args:
+        optimizer: optimizer of the parameters to update.
+        loss: scalar.
+        max_norm: clip the gradient to this norm; None for no clipping.
+    """
+    optimizer.zero_grad()
+    loss.backward()
+    Processes.present().mean_gradients(optimizer)
+    if max_norm is not None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, max_norm)
+    optimizer.step()
+
+
+@contextmanager
+def fixed(module: nn.Module) -> Iterator[nn.Module]:
+    """Pass gradients through a module without computing those of its parameters."""
+    module.requires_grad_(False)
+    try:
+        yield module
+    finally:
+        module.requires_grad_(True)
+
+
+def set_lr(optimizers: Sequence[torch.optim.Optimizer], factor: float) -> None:
+    """Set every learning rate to its first value times ``factor`` and the group's ``"lr_scale"``.
+
+    The names of the keys are those of PyTorch's and timm's schedulers.
+    """
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        highest = group.setdefault("initial_lr", group["lr"])
+        group["lr"] = highest * factor * group.get("lr_scale", 1.0)
+
+
+def layer_groups(module: nn.Module, decay: float = 1.0) -> list[dict[str, Any]]:
+    """Return parameter groups with weight decay on matrices only and smaller rates at the input.
+
+    Every timm backbone in the module counts its own layers: the last one is trained at ``decay``
+    times the full learning rate, the one before at ``decay**2`` times, and so on; all other
+    parameters are trained at the full rate. Norms, biases and the parameters that a backbone lists
+    in ``no_weight_decay()``, such as position embeddings, have no weight decay.
+
+    Source: Clark et al., "ELECTRA" (2020), Sec. 3.1, layer-wise learning rates.
+
+    Args:
+        module: parameters that need no gradient are left out.
+        decay: factor per layer, in (0, 1]; 1 gives every layer the full learning rate.
+
+    Returns:
+        Groups for an optimizer, with ``"lr_scale"`` for ``set_lr`` and for timm's schedulers.
+
+    Raises:
+        ValueError: if ``decay`` is outside of (0, 1].
+    """
+    if not 0 < decay <= 1:
+        raise ValueError(f"decay per layer must be above 0 and at most 1, got {decay}")
+    depths, exempt = _backbone_layers(module) if decay < 1 else {}, _without_weight_decay(module)
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            decays = parameter.ndim > 1 and not any(fnmatch(name, pattern) for pattern in exempt)
+            groups.setdefault((depths.get(name, 0), decays), []).append(parameter)
+    return [
+        {"params": parameters, "lr_scale": decay**depth} | ({} if decays else {"weight_decay": 0.0})
+        for (depth, decays), parameters in groups.items()
+    ]
+
+
+def _backbone_layers(module: nn.Module) -> dict[str, int]:
+    """Return each parameter's number of layers before the end of its timm backbone, from 1."""
+    from timm.models import group_parameters
+
+    depths: dict[str, int] = {}
+    for prefix, part in module.named_modules():
+        if hasattr(part, "group_matcher"):
+            layers = group_parameters(part, part.group_matcher(coarse=False), reverse=True)
+            last = max(layers.values(), default=0)
+            depths |= {_joined(prefix, name): last + 1 - layer for name, layer in layers.items()}
+    return depths
+
+
+def _without_weight_decay(module: nn.Module) -> set[str]:
+    return {
+        _joined(prefix, name)
+        for prefix, part in module.named_modules()
+        if hasattr(part, "no_weight_decay")
+        for name in part.no_weight_decay()
+    }
+
+
+def _joined(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name
 
 
 def set_cosine_rate(
@@ -39,14 +138,6 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Set the learning rate of every group, times the group's ``"rate_scale"`` if it has one."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group.get("rate_scale", 1.0)
-
-
-def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    """One step of an optimiser down the gradient of a loss, over all processes' shares."""
-    optimizer.zero_grad()
-    loss.backward()
-    Processes.present().mean_gradients(optimizer)
-    optimizer.step()
 
 
 class WeightAverage:
@@ -87,51 +178,3 @@ def decayed_and_not(module: nn.Module) -> Iterator[dict[str, Any]]:
     parameters = [p for p in module.parameters() if p.requires_grad]
     yield {"params": [p for p in parameters if p.ndim > 1]}
     yield {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}
-
-
-def layer_groups(module: nn.Module, decay: float) -> list[dict[str, Any]]:
-    """Parameter groups whose learning rate falls with the distance from the output.
-
-    Every timm backbone in the module counts its own layers, the last of which is trained at
-    ``decay`` times the full rate, the one before at ``decay**2`` times, and so on; what is outside
-    of backbones is trained at the full rate. Norms and biases are not decayed.
-
-    Source: Clark et al., "ELECTRA" (2020), Sec. 3.1, layer-wise learning rates.
-
-    Args:
-        module: of which parameters without gradients are left out.
-        decay: factor per layer, in (0, 1]; 1 gives every layer the full rate.
-
-    Returns:
-        Groups for an optimiser, with ``"rate_scale"`` for ``set_cosine_rate`` and ``set_rate``.
-
-    Raises:
-        ValueError: if ``decay`` is outside of (0, 1].
-    """
-    if not 0 < decay <= 1:
-        raise ValueError(f"layer decay must be above 0 and at most 1, got {decay}")
-    depths = _distances(module)
-    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            key = depths.get(name, 0), parameter.ndim > 1
-            groups.setdefault(key, []).append(parameter)
-    return [
-        {"params": parameters, "rate_scale": decay**depth}
-        | ({} if is_matrix else {"weight_decay": 0.0})
-        for (depth, is_matrix), parameters in groups.items()
-    ]
-
-
-def _distances(module: nn.Module) -> dict[str, int]:
-    """How many layers before the end of its timm backbone a parameter is, from 1; by name."""
-    from timm.models import group_parameters
-
-    depths: dict[str, int] = {}
-    for prefix, part in module.named_modules():
-        if hasattr(part, "group_matcher"):
-            layers = group_parameters(part, part.group_matcher(coarse=False), reverse=True)
-            last = max(layers.values(), default=0)
-            start = f"{prefix}." if prefix else ""
-            depths |= {f"{start}{name}": last + 1 - layer for name, layer in layers.items()}
-    return depths

@@ -10,7 +10,14 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from test_extraction import fake_find_faces, stop_at, tiny_model, write_folder, write_photo
+from test_extraction import (
+    fake_detect,
+    fake_find_faces,
+    stop_at,
+    tiny_model,
+    write_folder,
+    write_photo,
+)
 
 from facezoo.cli.main import main
 from facezoo.extraction import stages
@@ -23,7 +30,7 @@ def tiny(monkeypatch):
     monkeypatch.setattr("facezoo.registry.load", lambda name, device=None: model)
     monkeypatch.setattr("facezoo.extraction.run.load", lambda name, device=None: model)
     monkeypatch.setattr(stages, "find_faces", fake_find_faces)
-    monkeypatch.setattr("facezoo.models.base.find_faces", fake_find_faces)
+    monkeypatch.setattr("facezoo.preprocess.pipeline.detect", fake_detect)
     monkeypatch.setattr(stages, "fingerprint", lambda preprocessing, jpeg: "0123456789abcdef")
     monkeypatch.setattr("facezoo.extraction.run.PART_PHOTOS", 4)
     return model

@@ -216,12 +216,14 @@ def test_encoding_keeps_the_training_mode_and_stages_keep_gradients(model, meshe
 
 
 def test_what_meshes_have_not_is_refused_and_other_models_named(model, meshes):
-    able = ["encode_expression", "encode_identity", "reconstruct", "neutralize"]
-    assert model.capabilities() == able
-    with pytest.raises(UnsupportedError, match=r"adv3d cannot predict_expression.*ipd-fer"):
+    able = ["encode", "encode_expression", "encode_identity", "reconstruct", "neutralize"]
+    assert model.capabilities() == [*able, "transfer_expression", "interpolate", "synthesize"]
+    with pytest.raises(UnsupportedError, match=r"adv3d does not support predict_expr.*ipd-fer"):
         model.predict_expression(meshes)
     for name in ("encode_pose", "encode_factors", "frontalize"):
-        with pytest.raises(UnsupportedError, match=rf"adv3d cannot {name}; .*latentface"):
+        with pytest.raises(
+            UnsupportedError, match=rf"adv3d does not support {name}\(\); .*latentface"
+        ):
             getattr(model, name)(meshes)
 
 
@@ -351,7 +353,9 @@ def test_an_error_names_the_file_of_the_mesh(model, meshes, tmp_path):
     with pytest.raises(ValueError, match=r"1\.obj: its center is .* align it"):
         model.encode(paths, units="mm")
     (tmp_path / "face.jpg").touch()
-    with pytest.raises(ValueError, match=r"face\.jpg is not a mesh file; expected a 3D mesh .*\.obj"):
+    with pytest.raises(
+        ValueError, match=r"face\.jpg is not a mesh file; expected a 3D mesh .*\.obj"
+    ):
         model.encode(tmp_path / "face.jpg", units="mm")
 
 

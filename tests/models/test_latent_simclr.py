@@ -81,7 +81,7 @@ def test_the_two_encoders_differ(model):
 
 @pytest.mark.parametrize("given", [{}, {"images": PHOTOS, "w_plus": torch.zeros(2, 10, 16)}])
 def test_photographs_and_codes_exclude_each_other(model, given):
-    with pytest.raises(ValueError, match="photographs or w_plus"):
+    with pytest.raises(ValueError, match="expects images or w_plus"):
         model.encode_expression(**given)
 
 

@@ -29,11 +29,10 @@ from facezoo.models.latent_simclr.train.recipes import (
     Recipe,
 )
 from facezoo.models.latent_simclr.train.supervised import train_classifier
-from facezoo.training import loop as fitting
-from facezoo.training.loop import Schedule
+from facezoo.training.loop import Schedule, fit
 
 CPU = torch.device("cpu")
-SHORT = Schedule(2, batch_size=4, rate=1e-3)
+SHORT = Schedule(2, batch_size=4, lr=1e-3)
 TINY = Recipe(
     Adversarial(
         images=24,
@@ -58,7 +57,6 @@ def _tiny(monkeypatch, tmp_path):
     network = timm.create_model("test_resnet.r160_in1k")
     monkeypatch.setattr(feature_maps, "_backbone", lambda name: (network, grey, grey))
     monkeypatch.setitem(RECIPES, "preview", TINY)
-    monkeypatch.setattr(adversarial, "LOG_EVERY", 1)
     write_lfw(tmp_path, train=16, val=4)
 
 
@@ -125,14 +123,14 @@ def test_an_interrupted_generator_ends_at_the_same_weights(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("part", PARTS[1:])
 def test_an_interrupted_part_ends_at_the_same_weights(tmp_path, monkeypatch, part):
-    keep_all = partial(fitting.fit, save_every=0.0)
+    keep_all = partial(fit, save_every=0.0)
     for module in (simclr, inversion):
         monkeypatch.setattr(module, "fit", keep_all)
     for folder in ("whole", "broken"):
         for before in PARTS[: PARTS.index(part)]:
             train(tmp_path, before, folder)
     whole = train(tmp_path, part, "whole")
-    descend, calls = fitting.descend, []
+    descend, calls = simclr.descend, []
 
     def interrupted(*arguments):
         calls.append(1)
@@ -141,7 +139,8 @@ def test_an_interrupted_part_ends_at_the_same_weights(tmp_path, monkeypatch, par
         descend(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(fitting, "descend", interrupted)
+        for module in (simclr, inversion):
+            patch.setattr(module, "descend", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path, part, "broken")
     again = train(tmp_path, part, "broken")
@@ -179,16 +178,17 @@ def test_the_last_part_takes_labels_of_other_photographs_and_the_card_says_so(tm
 
 
 def test_each_step_moves_its_own_network():
-    game = adversarial.Game(TINY.generator, seed=0, device=CPU)
-    draw = torch.Generator().manual_seed(0)
-    before = [{k: v.clone() for k, v in n.state_dict().items()} for n in (game.maker, game.judge)]
-    fakes, _ = game._deceive(4, draw)
-    assert moved(game.judge, before[1]) == []
-    assert moved(game.maker, before[0])
-    maker = {k: v.clone() for k, v in game.maker.state_dict().items()}
-    game._tell_apart(torch.rand(4, 3, 64, 64), fakes, draw)
-    assert moved(game.maker, maker) == []
-    assert moved(game.judge, before[1])
+    gan = adversarial.Gan(TINY.generator, torch.zeros(0), seed=0, device=CPU)
+    chance = torch.Generator().manual_seed(0)
+    networks = gan.generator, gan.discriminator
+    before = [{k: v.clone() for k, v in n.state_dict().items()} for n in networks]
+    fakes, _ = gan.update_generator(4, chance)
+    assert moved(gan.discriminator, before[1]) == []
+    assert moved(gan.generator, before[0])
+    before[0] = {k: v.clone() for k, v in gan.generator.state_dict().items()}
+    gan.update_discriminator(torch.rand(4, 3, 64, 64), fakes, chance)
+    assert moved(gan.generator, before[0]) == []
+    assert moved(gan.discriminator, before[1])
 
 
 def moved(module, before):
@@ -269,7 +269,7 @@ def test_the_rival_learns_what_codes_show(tmp_path, directions):
     labels = (codes[:, 0, 0] > 0).long()  # a coarse style, which the augmentations keep
     encoder = CodeEncoder(10, 6, 8, 12)
     encoder.fit_scale(codes)
-    schedule = Schedule(30, batch_size=16, rate=1e-2, schedule="cosine")
+    schedule = Schedule(30, batch_size=16, lr=1e-2, schedule="cosine")
     network = train_classifier(
         encoder, codes, labels, schedule, tmp_path / "cnn", 0, directions=directions
     )

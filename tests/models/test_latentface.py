@@ -276,7 +276,7 @@ def test_one_of_the_faces_is_chosen_by_its_number_and_drawn(model, batch):
         alone = model.draw(latents[number]).image
         torch.testing.assert_close(alone, model.draw(latents[1:2]).image)
     assert [len(one) for one in latents] == [1] * len(batch)
-    with pytest.raises(IndexError, match=f"there are {len(batch)} faces, and none at 9"):
+    with pytest.raises(IndexError, match=f"face 9 does not exist; there are {len(batch)} faces"):
         latents[9]
 
 

@@ -48,6 +48,26 @@ def test_noise_is_added_as_equation_3_says():
     torch.testing.assert_close(add_noise(clean, noise, steps), torch.tensor(wanted))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_rounds_but_keeps_the_noise_of_the_first_steps(dtype):
+    clean, noise = torch.zeros(10, 64), torch.randn(10, 64)
+    steps = torch.arange(10)
+    exact = add_noise(clean, noise, steps)
+    half = add_noise(clean.to(dtype), noise.to(dtype), steps)
+    assert half.dtype == dtype
+    torch.testing.assert_close(half.float(), exact, rtol=0.02, atol=1e-4)
+
+
+@pytest.mark.parametrize("rule", [ddim_step, published_step])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sampling_in_half_precision_is_near_float32(dtype, rule):
+    noise = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    exact, half = (
+        sample(lambda x, steps: x / 2, noise.to(kind), rule) for kind in (torch.float32, dtype)
+    )
+    torch.testing.assert_close(half.float(), exact, rtol=0, atol=0.05)
+
+
 @pytest.mark.parametrize("published", [False, True])
 def test_sampling_takes_the_documented_steps(published):
     """A transcription of both rules for one number, with a network that is a formula."""

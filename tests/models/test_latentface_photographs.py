@@ -102,7 +102,7 @@ def test_a_mesh_is_the_depth_map_seen_from_the_front(model, crops):
     a, b, c = mesh.vertices[mesh.triangles].unbind(1)
     towards = torch.linalg.cross(b - a, c - a)[:, 2]
     assert (towards > 0).float().mean() > 0.8  # some of a random depth map turn away
-    with pytest.raises(ValueError, match="no mesh of nothing"):
+    with pytest.raises(ValueError, match="cannot return a mesh of NaN"):
         model.to_mesh(list(crops), aligned=True, on_missing="nan")
 
 

@@ -97,7 +97,7 @@ def test_an_interrupted_stage_ends_at_the_same_weights(chosen, data, tmp_path, m
     broken = tmp_path / "broken"
     for before in range(1, stage):
         train(broken, stage=before)
-    descend, calls = loop.descend, []
+    descend, calls = stage1.descend, []
 
     def interrupted(*arguments):
         calls.append(1)
@@ -106,7 +106,8 @@ def test_an_interrupted_stage_ends_at_the_same_weights(chosen, data, tmp_path, m
         descend(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "descend", interrupted)
+        patch.setattr(stage1, "descend", interrupted)
+        patch.setattr(stage2, "descend", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(broken, stage=stage)
     again = train(broken, stage=stage)
@@ -126,7 +127,8 @@ def test_other_photographs_are_no_continuation(chosen, data, tmp_path, monkeypat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "descend", interrupted)
+        patch.setattr(stage1, "descend", interrupted)
+        patch.setattr(stage2, "descend", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(data, stage=1)
     with pytest.raises(ValueError, match=r"stage1 was begun with other data .*sha256 was"):

@@ -316,7 +316,7 @@ def test_no_faces_give_no_crops():
 
 @pytest.mark.parametrize("image", [torch.zeros(8, 8, 3), torch.zeros(3, 8, 8).byte()])
 def test_photographs_of_another_kind_are_refused(image):
-    with pytest.raises(ValueError, match=r"uint8 photographs \(H, W, 3\)"):
+    with pytest.raises(ValueError, match=r"uint8 images \(H, W, 3\)"):
         align([image], ONE, similarity(), 8)
 
 

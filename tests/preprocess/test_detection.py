@@ -26,6 +26,9 @@ SIZES = DetectionConfig(min_side=160, again_above=256)
 class Fixed(nn.Module):
     """Predicts the same for every view: rows of score, box."""
 
+    multiple = 64
+    smallest_face = 20.0
+
     def __init__(self, *rows):
         super().__init__()
         self.anywhere = nn.Parameter(torch.zeros(1))

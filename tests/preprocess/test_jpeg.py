@@ -15,11 +15,12 @@ from PIL import ExifTags, Image
 import facezoo
 from facezoo.errors import ImageError, UnsupportedError
 from facezoo.extraction import engines, extract, run
+from facezoo.models import base
 from facezoo.models.base import FaceModel
 from facezoo.preprocess import jpeg
 from facezoo.preprocess.images import read_image
 from facezoo.preprocess.jpeg import Jpeg, check_decoder, decode, read_or_keep
-from facezoo.preprocess.pipeline import fingerprint, on_device
+from facezoo.preprocess.pipeline import fingerprint, to_device
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda")
@@ -75,9 +76,8 @@ def keep(data):
 def any_device(monkeypatch):
     """No questions asked about the device."""
     monkeypatch.setattr(jpeg, "_failure", lambda device: "")
-    for module in (engines, jpeg):
+    for module in (engines, jpeg, base):
         monkeypatch.setattr(module, "check_decoder", lambda decoder, device: None)
-    monkeypatch.setattr("facezoo.models.base.check_decoder", lambda decoder, device: None)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_decoded_files_stand_upright_as_they_do_elsewhere(orientation):
 def test_arrays_and_files_come_back_in_their_order():
     sizes = [(40, 56), (24, 32), (16, 48), (33, 21)]
     files = [encode(picture(*size), "PNG" if n % 2 else "JPEG") for n, size in enumerate(sizes)]
-    moved = on_device([keep(file) for file in files], CPU)
+    moved = to_device([keep(file) for file in files], CPU)
     assert [tuple(photo.shape[:2]) for photo in moved] == sizes
 
 
@@ -182,7 +182,7 @@ def test_a_decoder_that_does_not_work_is_refused(monkeypatch):
 def test_load_refuses_nvjpeg_where_there_is_no_gpu_and_where_there_are_no_photographs():
     with pytest.raises(UnsupportedError, match="jpeg='nvjpeg' decodes on NVIDIA GPUs"):
         facezoo.load("ipd-fer", device="cpu", jpeg="nvjpeg")
-    with pytest.raises(UnsupportedError, match="takes meshes, no photographs"):
+    with pytest.raises(UnsupportedError, match="takes meshes and no images"):
         facezoo.load("adv3d", device="cpu", jpeg="nvjpeg")
 
 
@@ -195,7 +195,7 @@ def test_the_fingerprint_says_which_decoder_it_was():
 def test_features_of_files_decoded_on_the_device_are_those_of_files_decoded_before(any_device):
     model = facezoo.load("ipd-fer", device="cpu")
     expected = model.encode_expression(PORTRAITS)
-    model.decode_jpeg_by("nvjpeg")
+    model.set_jpeg_decoder("nvjpeg")
     found = model.encode_expression(PORTRAITS)
     assert torch.cosine_similarity(found, expected).min() > 0.999
 

@@ -11,17 +11,10 @@ from packs import FACE, SquareDetector, edges_of, photo_of
 from facezoo.errors import ImageError, NoFaceError
 from facezoo.hub.card import Preprocessing
 from facezoo.preprocess import pipeline
+from facezoo.preprocess.alignment import normalize, prepare, prepare_aligned
 from facezoo.preprocess.detection import DetectionConfig, detect
 from facezoo.preprocess.detector import FaceDetector
-from facezoo.preprocess.pipeline import (
-    find_faces,
-    fingerprint,
-    load_detector,
-    normalise,
-    prepare,
-    prepare_aligned,
-    to_device,
-)
+from facezoo.preprocess.pipeline import find_faces, fingerprint, load_detector, to_device
 from facezoo.results import Faces
 
 CPU = torch.device("cpu")
@@ -157,7 +150,7 @@ def test_no_faces_give_no_crops_of_the_right_shape():
 
 def test_normalisation_is_per_channel():
     settings = Preprocessing(mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.2))
-    crops = normalise(torch.full((2, 3, 4, 4), 51.0), settings)
+    crops = normalize(torch.full((2, 3, 4, 4), 51.0), settings)
     wanted = torch.tensor([0.2, 0.0, -0.5])[:, None, None].expand(2, 3, 4, 4)
     torch.testing.assert_close(crops, wanted, atol=1e-6, rtol=0)
     assert crops.is_contiguous(memory_format=torch.channels_last)

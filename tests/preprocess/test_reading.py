@@ -1,8 +1,8 @@
 """Every kind of input becomes uint8 RGB (H, W, 3), or one error that names it."""
 
 import io
+import re
 import struct
-import threading
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +19,6 @@ from facezoo.errors import ImageError
 from facezoo.preprocess import images as reading
 from facezoo.preprocess.images import (
     describe,
-    read_ahead,
     read_image,
     read_images,
     read_tensors,
@@ -225,7 +224,7 @@ def test_a_float_pil_image_must_be_in_0_1():
 
 
 def test_a_32_bit_pil_image_is_refused():
-    with pytest.raises(ImageError, match=r"mode I.*no known white"):
+    with pytest.raises(ImageError, match=r"mode I.*no known range"):
         read_image(Image.new("I", (2, 2), 200))
 
 
@@ -320,9 +319,9 @@ def test_float_pixels_that_are_not_finite_are_refused(value):
 
 @pytest.mark.parametrize("dtype", ["bool", "int32", "int64", "int8", "uint32", "complex64"])
 def test_other_number_types_are_refused(dtype):
-    with pytest.raises(ImageError, match=f"type {dtype} have no known white"):
+    with pytest.raises(ImageError, match=f"type {dtype} have no known range"):
         read_image(np.ones((4, 4, 3), dtype))
-    with pytest.raises(ImageError, match=f"type {dtype} have no known white"):
+    with pytest.raises(ImageError, match=f"type {dtype} have no known range"):
         read_image(torch.ones(3, 4, 4).to(getattr(torch, dtype)))
 
 
@@ -393,11 +392,10 @@ def test_tensors_are_read_together_as_one_by_one(channels, dtype):
     batch = torch.rand(3, *channels, 5, 7)
     white = {torch.uint8: 255, torch.uint16: 65535}.get(dtype, 1)
     batch = (batch * white).int().to(dtype) if white > 1 else batch.to(dtype)
-    names = ["a", "b", "c"]
-    together = read_tensors(list(batch), names, torch.device("cpu"))
+    together = read_tensors(list(batch), torch.device("cpu"))
     for photo, single in zip(together, batch, strict=True):
         assert_read(single, photo.numpy())
-    mixed = read_tensors([batch[0], torch.zeros(3, 4, 4)], names[:2], torch.device("cpu"))
+    mixed = read_tensors([batch[0], torch.zeros(3, 4, 4)], torch.device("cpu"))
     assert [tuple(photo.shape) for photo in mixed] == [(5, 7, 3), (4, 4, 3)]
 
 
@@ -405,30 +403,31 @@ def test_the_host_waits_once_for_a_batch(monkeypatch):
     looks = []
     aminmax = torch.aminmax
     monkeypatch.setattr(torch, "aminmax", lambda *given: looks.append(1) or aminmax(*given))
-    read_tensors(list(torch.rand(8, 3, 4, 4)), ["x"] * 8, torch.device("cpu"))
+    read_tensors(list(torch.rand(8, 3, 4, 4)), torch.device("cpu"))
     assert len(looks) == 1
 
 
-def test_the_tensor_of_a_batch_that_cannot_be_read_is_named():
+def test_the_tensor_of_a_batch_that_cannot_be_read_has_the_error():
     batch = torch.rand(3, 3, 4, 4)
     batch[1, 0, 0, 0] = 2
-    with pytest.raises(ImageError, match=r"^b: floating-point pixels must be in \[0, 1\]"):
-        read_tensors(list(batch), ["a", "b", "c"], torch.device("cpu"))
+    images = read_tensors(list(batch), torch.device("cpu"))
+    assert [isinstance(image, ImageError) for image in images] == [False, True, False]
+    assert "floating-point pixels must be in [0, 1]" in str(images[1])
 
 
 @pytest.mark.parametrize(
     ("tensor", "reason"),
     [
-        (torch.zeros(3, 4, 4).to(torch.float8_e4m3fn), "of type float8_e4m3fn have no known white"),
-        (torch.zeros(3, 4, 4).to_sparse(), "is torch.sparse_coo, so its pixels are not at hand"),
+        (torch.zeros(3, 4, 4).to(torch.float8_e4m3fn), "of type float8_e4m3fn have no known range"),
+        (torch.zeros(3, 4, 4).to_sparse(), "is torch.sparse_coo and has no plain pixels"),
         (torch.zeros(3, 4, 4, device="meta"), "is on the meta device"),
     ],
 )
 def test_tensors_without_plain_pixels_are_refused(tensor, reason):
     with pytest.raises(ImageError, match=reason):
         read_image(tensor)
-    with pytest.raises(ImageError, match=f"^a: .*{reason}"):
-        read_tensors([tensor, tensor], ["a", "b"], torch.device("cpu"))
+    for error in read_tensors([tensor, tensor], torch.device("cpu")):
+        assert re.search(reason, str(error))
 
 
 def test_a_batch_is_refused_where_one_image_is_wanted():
@@ -471,7 +470,7 @@ def test_truncated_files_are_refused_and_named(tmp_path, kind, cut):
 
 def test_addresses_are_not_fetched():
     for address in ("http://x.org/a.jpg", "https://x.org/a.jpg", "s3://b/a.jpg", "data:image/png;"):
-        with pytest.raises(ImageError, match="download it"):
+        with pytest.raises(ImageError, match="download the file"):
             read_image(address)
 
 
@@ -497,7 +496,7 @@ def test_a_text_file_object_is_refused_with_the_remedy(tmp_path):
 
 @pytest.mark.parametrize("source", [None, 3, {"path": "a.jpg"}, [[1, 2]], iter([])])
 def test_other_objects_are_refused_by_their_type(source):
-    with pytest.raises(ImageError, match=r"type .*; wanted a path|flat list"):
+    with pytest.raises(ImageError, match=r"type .*; expected a path|flat list"):
         read_image(source)
 
 
@@ -588,37 +587,6 @@ def test_mutated_files_are_read_or_refused_with_an_image_error(seed, edits, keep
     assert pixels.dtype == np.uint8
     assert pixels.ndim == 3
     assert pixels.shape[2] == 3
-
-
-def test_photographs_read_ahead_are_those_read_one_by_one(tmp_path):
-    (tmp_path / "a.png").write_bytes(encode(gradient(9, 7)))
-    sources = [tmp_path / "a.png", encode(gradient(5, 8)), *[encode(gradient())] * 9]
-    read = list(read_ahead(sources, 4, read_image))
-    assert len(read) == len(sources)
-    for pixels, source in zip(read, sources, strict=True):
-        np.testing.assert_array_equal(pixels, read_image(source))
-
-
-def test_a_broken_photograph_among_those_read_ahead_is_named_in_its_turn():
-    read = read_ahead([encode(gradient()), b"nothing", encode(gradient())], 4, read_image)
-    next(read)
-    with pytest.raises(ImageError, match=r"image 1 \(7 bytes\)"):
-        next(read)
-
-
-def test_only_files_and_bytes_are_read_in_threads():
-    names = []
-
-    def read(*given):
-        names.append(threading.current_thread().name)
-        return read_image(*given)
-
-    list(read_ahead([encode(gradient())] * 3, 4, read))
-    assert all(name.startswith("decode") for name in names)
-    names.clear()
-    list(read_ahead([encode(gradient()), Image.fromarray(gradient())], 4, read))
-    list(read_ahead([encode(gradient())], 4, read))  # one alone is not worth a thread
-    assert set(names) == {threading.current_thread().name}
 
 
 def test_a_missing_file_is_named_where_the_current_folder_is_gone_too(tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from facezoo.hub.tensors import read_tensors, save, sha256_of
 from facezoo.models.base import FaceModel
 from facezoo.models.mesh_base import MeshModel
 from facezoo.models.pretrained import PUBLISHED
-from facezoo.preprocess.pipeline import normalise
+from facezoo.preprocess.alignment import normalize
 from facezoo.registry import info
 
 BOTH = ("expression", "identity")
@@ -151,7 +151,7 @@ def own(name: str, given: Own | Encode, device: torch.device) -> Entrant:
     size = given.preprocessing.size
     noise = torch.rand(4, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        found = given.encode(normalise(255 * noise.to(device), given.preprocessing))
+        found = given.encode(normalize(255 * noise.to(device), given.preprocessing))
     parts = found if isinstance(found, dict) else {ONE[0]: found}
     if set(parts) not in ({*BOTH}, {*ONE}) or any(
         not isinstance(p, Tensor) or p.ndim != 2 or len(p) != len(noise) for p in parts.values()
@@ -229,7 +229,7 @@ def _principal_axes(pack: Path) -> dict[str, Tensor]:
     """Mean (P,) and strongest directions (P, C) of the pixels of a pack's training crops."""
     preprocessing = Preprocessing(size=PIXEL_SIDE)
     crops = aligned_crops(read_pack(pack, "train"), preprocessing.template, PIXEL_SIDE)
-    flat = normalise(crops.float(), preprocessing).flatten(1)
+    flat = normalize(crops.float(), preprocessing).flatten(1)
     mean = flat.mean(0)
     axes = torch.linalg.eigh((flat - mean).T @ (flat - mean))[1]
     return {"mean": mean, "axes": axes.flip(1)[:, :COMPONENTS].contiguous()}

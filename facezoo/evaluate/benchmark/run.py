@@ -27,7 +27,7 @@ from facezoo.evaluate.ict import benchmark as measure_meshes
 from facezoo.hub.card import Card, bundled_cards
 from facezoo.hub.names import resolve
 from facezoo.models.identity_removal import remove_identity
-from facezoo.preprocess.pipeline import normalise
+from facezoo.preprocess.alignment import normalize
 from facezoo.registry import best_device, load
 
 FILE = "benchmark.json"
@@ -329,7 +329,7 @@ def _timed(entrant: Entrant) -> Callable[[], float]:
     """A function that encodes a batch of noise and tells the seconds; it was done once before."""
     size = entrant.preprocessing.size
     noise = torch.rand(TIMED, 3, size, size, generator=torch.Generator().manual_seed(0))
-    crops = normalise(255 * noise.to(entrant.device), entrant.preprocessing)
+    crops = normalize(255 * noise.to(entrant.device), entrant.preprocessing)
 
     def run() -> float:
         begin = time.perf_counter()

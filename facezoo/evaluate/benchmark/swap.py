@@ -22,8 +22,7 @@ from facezoo.evaluate.benchmark.splits import LFW_TRAIN, LONDON, Features, Packs
 from facezoo.evaluate.probes import linear_probe
 from facezoo.hub.card import Preprocessing
 from facezoo.models.base import FaceModel
-from facezoo.preprocess.alignment import align, similarity_transform
-from facezoo.preprocess.pipeline import normalise
+from facezoo.preprocess.alignment import align, normalize, similarity_transform
 from facezoo.preprocess.templates import template_points
 from facezoo.results import EXPRESSIONS
 
@@ -153,7 +152,7 @@ def _features(judge: Entrant, crops: Tensor, made_for: Preprocessing) -> dict[st
     target = template_points(judge.preprocessing.template, size).float()
     matrix = similarity_transform(source[None], target).expand(len(crops), 2, 3)
     moved = align(list(crops.permute(0, 2, 3, 1)), torch.arange(len(crops)), matrix, size)
-    found = judge.run(normalise(moved.to(judge.device), judge.preprocessing), judge.spaces)
+    found = judge.run(normalize(moved.to(judge.device), judge.preprocessing), judge.spaces)
     return {name: rows.cpu() for name, rows in found.items()}
 
 

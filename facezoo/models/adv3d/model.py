@@ -35,6 +35,10 @@ class Adv3D(MeshModel):
     """
 
     model_name: ClassVar[str | None] = "adv3d"
+    provides = (
+        *("encode", "encode_expression", "encode_identity", "reconstruct", "neutralize"),
+        *("transfer_expression", "interpolate", "synthesize"),
+    )
     needs_float32 = "its codes are small differences between large responses to the points"
 
     def __init__(

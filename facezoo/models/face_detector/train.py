@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,11 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from facezoo.data.detection import LabeledImage, labeled_images
 from facezoo.data.packs import as_points, check_packs, decode, read_pack
-from facezoo.evaluate.detection import measure
+from facezoo.evaluate.detection import compare
 from facezoo.hub.card import Licenses, Preprocessing
 from facezoo.models.face_detector.losses import Targets, detection_loss
 from facezoo.models.face_detector.scenes import CANVAS, Photos, scenes
+from facezoo.preprocess.detection import detect
 from facezoo.preprocess.detector import FaceDetector, cells
 from facezoo.training.optim import WeightAverage, autocast, decayed_and_not, set_cosine_rate
 from facezoo.training.run import begin_run, check_data, digest_of_files, shortened, write_checkpoint
@@ -175,7 +178,7 @@ def train(
     times = round(config.scenery / (1 - config.scenery) * count / len(scenery.boxes))
     extra = torch.cat([torch.arange(count), torch.arange(count, total).repeat(times)])
     source = _Source(join(people, scenery), extra)
-    val = read_pack(data / "lfw.parquet", "val").slice(0, _WATCHED)
+    val = labeled_images(read_pack(data / "lfw.parquet", "val").slice(0, _WATCHED))
     torch.manual_seed(seed)
     detector = FaceDetector(config.width).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     stages = ((config.tiled, torch.arange(count)), (config.natural, extra))
@@ -200,7 +203,7 @@ def _fit(
     config: DetectorConfig,
     source: _Source,
     rows: Tensor,
-    val: pa.Table,
+    val: list[LabeledImage],
     out: Path,
     seed: int,
     save_every: int,
@@ -260,7 +263,8 @@ def _fit(
                 bar.set_postfix(loss=f"{total / (step + 1):.3f}")
         averaged = FaceDetector(config.width).to(device)
         averaged.load_state_dict(average.state)
-        metrics = measure(averaged.eval(), val, device)
+        result = compare(partial(detect, averaged.eval()), val)
+        metrics = {"recall": result.recall(), "landmark_error": result.error()}
         mean = total / steps
         log_row(out / "log.csv", {"epoch": epoch + 1, "loss": mean, **metrics})
         tqdm.write(f"{stage.name} epoch {epoch + 1}: loss {mean:.4f}, {metrics}")

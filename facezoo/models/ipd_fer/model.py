@@ -6,20 +6,18 @@ from collections.abc import Sequence
 from operator import index
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
-from facezoo.models.base import Images, Options, Stage, check_shape
-from facezoo.models.decoding import DecodingModel, check_pairs, check_places
+from facezoo.models.base import check_shape
+from facezoo.models.decoding import DecodingModel, check_pairs
 from facezoo.models.ipd_fer.networks import Decoder, Encoder
-from facezoo.preprocess.pipeline import OnMissing, Which
+from facezoo.preprocess.images import Images
+from facezoo.preprocess.pipeline import ImageKeywords, ImageOptions
 from facezoo.results import EXPRESSIONS
 
 POSES = 5
 """K_P: |yaw| of 0 to 10, 10 to 20, 20 to 30, 30 to 40 and over 40 degrees (Table 1)."""
-
-WHOLE_EXPRESSION = "embed_expression"
-"""Asked of ``run`` for f_exp with what ``identity_removal`` takes off it, as G_dec wants it."""
 
 
 class IPDFER(DecodingModel):
@@ -44,6 +42,10 @@ class IPDFER(DecodingModel):
     """
 
     model_name: ClassVar[str | None] = "ipd-fer"
+    provides = (
+        *("encode", "encode_expression", "encode_identity", "encode_pose", "predict_expression"),
+        *("reconstruct", "neutralize", "frontalize", "transfer_expression"),
+    )
     networks = ("identity_encoder", "expression_encoder", "pose_encoder", "decoder")
 
     def __init__(
@@ -84,7 +86,7 @@ class IPDFER(DecodingModel):
         """Expression features f_exp (Sec. 3.1), keeping gradients.
 
         Args:
-            images: aligned, normalised crops, (B, 3, 112, 112).
+            images: aligned, normalized crops, (B, 3, 112, 112).
 
         Returns:
             (B, D).
@@ -100,7 +102,7 @@ class IPDFER(DecodingModel):
         """Identity features f_id (Sec. 3.1), keeping gradients; compare them by cosine.
 
         Args:
-            images: aligned, normalised crops, (B, 3, 112, 112).
+            images: aligned, normalized crops, (B, 3, 112, 112).
 
         Returns:
             (B, D).
@@ -116,7 +118,7 @@ class IPDFER(DecodingModel):
         """Pose features f_pose (Sec. 3.1), keeping gradients.
 
         Args:
-            images: aligned, normalised crops, (B, 3, 112, 112).
+            images: aligned, normalized crops, (B, 3, 112, 112).
 
         Returns:
             (B, D).
@@ -127,7 +129,7 @@ class IPDFER(DecodingModel):
         """
         check_shape(images, self.input_shape)
         if self.pose_encoder is None:
-            self.refuse("encode_pose")
+            self.reject("encode_pose")
         features: Tensor = self.pose_encoder(images)
         return features
 
@@ -138,7 +140,7 @@ class IPDFER(DecodingModel):
             UnsupportedError: if this model has no pose branch.
         """
         if self.pose_classifier is None:
-            self.refuse("encode_pose")
+            self.reject("encode_pose")
         logits: Tensor = self.pose_classifier(features)
         return logits
 
@@ -155,12 +157,12 @@ class IPDFER(DecodingModel):
             UnsupportedError: if this model has no decoder.
         """
         if self.decoder is None:
-            self.refuse("reconstruct")
+            self.reject("reconstruct")
         images: Tensor = self.decoder(features)
         return images
 
     def frontalize_crops(self, images: Tensor) -> Tensor:
-        """G_dec(f_id) (Fig. 9): the frontal, neutral face, normalised, (B, 3, 112, 112)."""
+        """G_dec(f_id) (Fig. 9): the frontal, neutral face, normalized, (B, 3, 112, 112)."""
         return self.decode(self.embed_identity(images))
 
     def neutralize_crops(self, images: Tensor) -> Tensor:
@@ -175,52 +177,35 @@ class IPDFER(DecodingModel):
         identity = self.embed_identity(images)
         return identity if self.pose_encoder is None else identity + self.embed_pose(images)
 
-    @torch.no_grad()
     def transfer_expression(
-        self,
-        source: Images,
-        target: Images,
-        *,
-        faces: Which = "largest",
-        on_missing: OnMissing = "raise",
-        aligned: bool = False,
-        batch_size: int = 64,
-        progress: bool = False,
+        self, source: Images, target: Images, **options: Unpack[ImageKeywords]
     ) -> Tensor:
-        """Faces of ``target`` with the expression of ``source``: G_dec over mixed features.
+        """Decode the faces of ``target`` with the expression of ``source``.
+
+        G_dec decodes f_id + f_pose of the target and f_exp of the source.
 
         Args:
-            source: photographs whose f_exp is taken: one, or as many faces as ``target`` has.
-            target: photographs whose f_id and f_pose are taken.
-            faces: see ``encode_expression``, as all that follow.
-            on_missing: what becomes of a photograph without a face.
-            aligned: whether the images are crops in the model's template already.
-            batch_size: photographs, and then faces, that are worked on at once.
-            progress: whether to show a progress bar.
+            source: images of the expression: one, or as many faces as ``target`` has.
+            target: images of the identity and the pose.
+            **options: see ``encode_expression``.
 
         Returns:
-            RGB crops in [0, 1] in the model's template, (F, 3, 112, 112).
+            RGB crops in [0, 1] in the model's template, (F, 3, 112, 112); none without a target
+            face.
 
         Raises:
-            ValueError: if the numbers of faces do not go together, such as no source face for
-                some targets, or if some of several pairs lack a face and ``on_missing`` is "skip".
-                Without a target face there is no row.
+            ValueError: if the numbers of faces do not match, or if some of several pairs lack a
+                face and ``on_missing`` is "skip".
             UnsupportedError: if this model has no decoder.
         """
-        if "reconstruct" in self.absent:
-            self.refuse("transfer_expression")
-        options = Options(faces, on_missing, aligned, batch_size, progress)
-        given, of_source = self._encode(source, [WHOLE_EXPRESSION], options)
-        expression = given[WHOLE_EXPRESSION]
-        named = ["encode_identity", "encode_pose"][: 1 if self.pose_encoder is None else 2]
-        kept, of_target = self._encode(target, named, options)
-        check_places(source, target, of_source, of_target)
-        base = torch.stack(list(kept.values())).sum(0)
-        check_pairs(len(expression), len(base))
-        return self.to_unit(self.made(base + expression, batch_size, self.decode))
-
-    def _stage(self, name: str) -> Stage:
-        return self.embed_expression if name == WHOLE_EXPRESSION else super()._stage(name)
+        if "transfer_expression" in self.absent:
+            self.reject("transfer_expression")
+        checked = ImageOptions(**options)
+        stages = (self.embed_expression, self._posed_identity)
+        expression, identity = self._encode_pairs(source, target, stages, checked)
+        check_pairs(len(expression), len(identity))
+        mixed = identity + expression
+        return self.to_unit(self.decode_batched(mixed, self.decode, checked.batch_size))
 
     def classify_features(self, features: Tensor) -> Tensor:
         """Logits of C_exp (Sec. 3.2) from expression features (B, D), keeping gradients, (B, K)."""
@@ -259,7 +244,7 @@ class IPDFER(DecodingModel):
         encoders = {"identity": self.identity_encoder, "pose": self.pose_encoder}
         encoder = encoders.get(stage, self.expression_encoder)
         if encoder is None:
-            self.refuse("encode_pose")
+            self.reject("encode_pose")
         names = {"pose": self.architecture["pose_backbone"]}
         name = names.get(stage, self.architecture["backbone"])
         last = self.expression_classifier if stage == "probabilities" else None

@@ -7,8 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from facezoo.inference import first_parameter
-
 SEED_SIDE = 7
 """Side of the decoder's first map, pixels; every later stage doubles it."""
 
@@ -56,7 +54,7 @@ class Encoder(nn.Module):
     def _projected(self, pooled: Tensor) -> Tensor:
         exact = torch.promote_types(pooled.dtype, torch.float32)
         narrow = isinstance(self.projection, nn.Sequential)
-        if not narrow or first_parameter(self.projection).dtype == exact:
+        if not narrow or next(self.projection.parameters()).dtype == exact:
             projected: Tensor = self.projection(pooled)
             return projected
         # So few numbers are multiplied sooner than a product in half precision is set up.

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from facezoo.display import Short
 from facezoo.errors import UnsupportedError
 from facezoo.inference import evaluating
 from facezoo.models.base import FaceModel
@@ -17,6 +16,7 @@ from facezoo.models.latent_simclr.directions import check_direction
 from facezoo.models.latent_simclr.feature_style import FeatureStyleEncoder
 from facezoo.models.latent_simclr.iresnet import IRESNET50
 from facezoo.models.latent_simclr.stylegan2 import Noise, StyleGANGenerator
+from facezoo.results import Result
 
 FEATURE_LAYER = 5
 """K, whose feature is replaced: the second layer of side 16."""
@@ -26,12 +26,12 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True, repr=False)
-class Inversion(Short):
-    """What an image is to a generator.
+class Inversion(Result):
+    """Codes and feature of images, from which a generator draws them.
 
     Attributes:
         w_plus: codes of W+, (B, L, D).
-        feature: what stands in for the output of layer K, (B, C, H_K, H_K).
+        feature: replacement for the output of layer K, (B, C, H_K, H_K).
     """
 
     w_plus: Tensor
@@ -39,10 +39,6 @@ class Inversion(Short):
 
     def __len__(self) -> int:
         return len(self.w_plus)
-
-    def packed(self) -> Tensor:
-        """Both in one row per image, (B, L D + C H_K H_K)."""
-        return torch.cat([self.w_plus.flatten(1), self.feature.flatten(1)], 1)
 
 
 def squared_error(images: Tensor, targets: Tensor) -> Tensor:

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor
+from typing_extensions import Unpack
 
 from facezoo.errors import UnknownNameError
 from facezoo.hub.card import Preprocessing
-from facezoo.models.base import Images, Options, check_shape
-from facezoo.models.decoding import DecodingModel, check_pairs, check_places
+from facezoo.models.base import check_shape
+from facezoo.models.decoding import DecodingModel, check_pairs
 from facezoo.models.latent_simclr.augment import appearance_layers
 from facezoo.models.latent_simclr.directions import check_direction
 from facezoo.models.latent_simclr.inverter import Inversion, StyleGANInverter, encoder_for
 from facezoo.models.latent_simclr.simclr import CodeEncoder
 from facezoo.models.latent_simclr.stylegan2 import StyleGANGenerator, mix_codes
-from facezoo.preprocess.pipeline import OnMissing, Which
-
-CROPS = "crops"
-"""Asked of ``run`` for the prepared crops themselves."""
+from facezoo.preprocess.images import Images
+from facezoo.preprocess.pipeline import ImageKeywords, ImageOptions
+from facezoo.results import map_tensors
 
 
 class LatentSimCLR(DecodingModel):
@@ -45,6 +44,10 @@ class LatentSimCLR(DecodingModel):
     """
 
     model_name: ClassVar[str | None] = "latent-simclr"
+    provides = (
+        *("encode", "encode_expression", "encode_identity", "encode_factors", "reconstruct"),
+        *("transfer_expression", "invert", "synthesize", "sample", "edit", "mix_styles"),
+    )
     networks = (
         *("inverter.encoder.trunk.layer1", "inverter.encoder.trunk.layer2"),
         *("inverter.encoder.trunk.layer3", "inverter.encoder.trunk.layer4"),
@@ -111,14 +114,14 @@ class LatentSimCLR(DecodingModel):
         features: Tensor = self.identity_encoder(self.embed_codes(images))
         return features
 
-    def embed_factors(self, images: Tensor) -> Tensor:
-        """w and f of prepared crops in one row per face, see ``Inversion.packed``."""
+    def embed_factors(self, images: Tensor) -> Inversion:
+        """Compute w and f of prepared crops (B, 3, S, S)."""
         check_shape(images, self.input_shape)
-        return self.inverter.encode(images).packed()
+        return self.inverter.encode(images)
 
     def reconstruct_crops(self, images: Tensor) -> Tensor:
-        """Crops drawn again from w and f, normalised, (B, 3, S, S)."""
-        return self._drawn(self.embed_factors(images))
+        """Draw crops from their w and f, normalized, (B, 3, S, S)."""
+        return self._draw(self.embed_factors(images))
 
     def forward_features(self, images: Tensor) -> Tensor:
         """timm's word for ``embed_expression``."""
@@ -128,89 +131,54 @@ class LatentSimCLR(DecodingModel):
         """``embed_expression``."""
         return self.embed_expression(images)
 
-    # --- photographs or codes in ------------------------------------------------------------------
+    # --- images or codes in -----------------------------------------------------------------------
 
-    def encode_expression(
+    def encode_expression(  # type: ignore[override]
         self,
         images: Images | None = None,
         *,
         w_plus: Tensor | None = None,
-        faces: Which = "largest",
-        on_missing: OnMissing = "raise",
-        aligned: bool = False,
-        batch_size: int = 64,
-        progress: bool = False,
+        **options: Unpack[ImageKeywords],
     ) -> Tensor:
-        """Expression features h of photographs, or of codes.
+        """Compute the expression features h of the faces in images, or of codes.
 
         Args:
-            images: one photograph or several; see ``FaceModel.encode_expression``.
-            w_plus: codes in place of photographs, (F, L, D).
-            faces: see there, as the others.
-            on_missing: see there.
-            aligned: see there.
-            batch_size: photographs, faces or codes that are worked on at once.
-            progress: whether to show a progress bar.
+            images: one image or several; see ``FaceModel.encode_expression``.
+            w_plus: codes in place of images, (F, L, D).
+            **options: see ``FaceModel.encode_expression``.
 
         Returns:
             (F, num_features).
 
         Raises:
-            ValueError: if not exactly one of photographs and codes is given.
+            ValueError: unless exactly one of ``images`` and ``w_plus`` is given.
         """
-        options = Options(faces, on_missing, aligned, batch_size, progress)
-        return self._features(images, w_plus, "encode_expression", options)
+        return self._features(images, w_plus, "encode_expression", ImageOptions(**options))
 
-    def encode_identity(
+    def encode_identity(  # type: ignore[override]
         self,
         images: Images | None = None,
         *,
         w_plus: Tensor | None = None,
-        faces: Which = "largest",
-        on_missing: OnMissing = "raise",
-        aligned: bool = False,
-        batch_size: int = 64,
-        progress: bool = False,
+        **options: Unpack[ImageKeywords],
     ) -> Tensor:
-        """Identity features of photographs, or of codes; see ``encode_expression``."""
-        options = Options(faces, on_missing, aligned, batch_size, progress)
-        return self._features(images, w_plus, "encode_identity", options)
+        """Compute identity features of faces in images, or of codes; see ``encode_expression``."""
+        return self._features(images, w_plus, "encode_identity", ImageOptions(**options))
 
-    def encode_factors(
-        self,
-        images: Images,
-        *,
-        faces: Which = "largest",
-        on_missing: OnMissing = "raise",
-        aligned: bool = False,
-        batch_size: int = 64,
-        progress: bool = False,
-    ) -> Inversion:
-        """Codes of W+ and feature of the faces in photographs; see ``encode_expression``."""
-        options = Options(faces, on_missing, aligned, batch_size, progress)
-        return self._unpacked(self._rows(images, options).clone())
+    def encode_factors(self, images: Images, **options: Unpack[ImageKeywords]) -> Inversion:
+        """Compute codes of W+ and the feature of faces in images; see ``encode_expression``."""
+        inversion: Inversion = self._encode(images, self.embed_factors, ImageOptions(**options))[0]
+        return inversion
 
     def invert(
-        self,
-        images: Images,
-        refine_steps: int = 0,
-        *,
-        faces: Which = "largest",
-        on_missing: OnMissing = "raise",
-        aligned: bool = False,
-        batch_size: int = 64,
-        progress: bool = False,
+        self, images: Images, refine_steps: int = 0, **options: Unpack[ImageKeywords]
     ) -> Inversion:
-        """``encode_factors``, refined by optimisation; see ``StyleGANInverter.invert``.
+        """Refine ``encode_factors`` by optimization; see ``StyleGANInverter.invert``.
 
         Args:
-            images: one photograph or several; see ``FaceModel.encode_expression``.
-            refine_steps: steps of Adam on the codes and the feature; 0 for the encoder's answer.
-            faces: see there, as the others.
-            on_missing: see there.
-            aligned: see there.
-            batch_size: photographs, and then faces, that are worked on at once.
-            progress: whether to show a progress bar.
+            images: one image or several; see ``FaceModel.encode_expression``.
+            refine_steps: steps of Adam on the codes and the feature; 0 for the encoder's output.
+            **options: see ``FaceModel.encode_expression``.
 
         Returns:
             Codes and feature.
@@ -218,27 +186,25 @@ class LatentSimCLR(DecodingModel):
         Raises:
             ValueError: if ``refine_steps`` is negative.
         """
-        options = Options(faces, on_missing, aligned, batch_size, progress)
-        crops = self._encode(images, [CROPS], options)[0][CROPS]
 
-        def refined(part: Tensor) -> Tensor:
-            return self.inverter.invert(part, refine_steps).packed()
+        def refine(crops: Tensor) -> Inversion:
+            return self.inverter.invert(crops, refine_steps)
 
-        return self._unpacked(self.made(crops, batch_size, refined).clone())
+        inversion: Inversion = self._encode(images, refine, ImageOptions(**options))[0]
+        return inversion
 
-    @torch.no_grad()
     def synthesize(self, inversion: Inversion, batch_size: int = 64) -> Tensor:
-        """Pictures of codes and features: RGB in [0, 1], (F, 3, S, S)."""
-        return self.to_unit(self.made(inversion.packed(), batch_size, self._drawn))
+        """Draw codes and features: RGB in [0, 1], (F, 3, S, S)."""
+        return self.to_unit(self.decode_batched(inversion, self._draw, batch_size))
 
     @torch.no_grad()
     def sample(self, count: int, *, psi: float = 0.7, generator: Generator | None = None) -> Tensor:
-        """Faces of people who do not exist.
+        """Draw faces of identities that do not exist.
 
         Args:
-            count: how many.
-            psi: truncation: 1 for the whole variety, 0 for the mean face.
-            generator: of the codes; None for torch's own.
+            count: number of faces.
+            psi: truncation: 1 for the full variety, 0 for the mean face.
+            generator: source of the codes; None for torch's global generator.
 
         Returns:
             RGB in [0, 1], (count, 3, S, S).
@@ -249,30 +215,21 @@ class LatentSimCLR(DecodingModel):
         codes = maker.map(z.to(self.directions), psi, self.inverter.encoder.mean_code)
         return self.to_unit(maker(codes, maker.stored_noise()).float())
 
-    @torch.no_grad()
     def edit(
         self,
         images: Images,
         direction: str | Tensor,
         strength: float,
-        *,
-        faces: Which = "largest",
-        on_missing: OnMissing = "raise",
-        aligned: bool = False,
-        batch_size: int = 64,
-        progress: bool = False,
+        **options: Unpack[ImageKeywords],
     ) -> Tensor:
-        """The faces of photographs with one property changed; see ``reconstruct``.
+        """Draw the faces in images with one property changed; see ``reconstruct``.
 
         Args:
-            images: one photograph or several; see ``FaceModel.encode_expression``.
+            images: one image or several; see ``FaceModel.encode_expression``.
             direction: one of ``architecture["directions"]``, or your own, (1, D) or (L, D).
-            strength: how far; 1 is a standard deviation of real faces for the model's own.
-            faces: see there, as the others.
-            on_missing: see there.
-            aligned: see there.
-            batch_size: photographs, and then faces, that are worked on at once.
-            progress: whether to show a progress bar.
+            strength: size of the change; 1 is a standard deviation of real faces for the model's
+                own directions.
+            **options: see ``FaceModel.encode_expression``.
 
         Returns:
             RGB crops in [0, 1], (F, 3, S, S).
@@ -284,35 +241,21 @@ class LatentSimCLR(DecodingModel):
         """
         change, amount = self.direction(direction), _one_number(strength)
 
-        def moved(rows: Tensor) -> Tensor:
-            inversion = self.inverter.move(self._unpacked(rows), change.to(rows), amount)
-            return self._drawn(inversion.packed())
+        def moved(crops: Tensor) -> Tensor:
+            inversion = self.embed_factors(crops)
+            return self._draw(self.inverter.move(inversion, change.to(crops), amount))
 
-        options = Options(faces, on_missing, aligned, batch_size, progress)
-        return self.to_unit(self.made(self._rows(images, options), batch_size, moved))
+        return self._encode_crops(images, moved, ImageOptions(**options))
 
-    @torch.no_grad()
     def mix_styles(
-        self,
-        images: Images,
-        appearance: Images,
-        *,
-        faces: Which = "largest",
-        on_missing: OnMissing = "raise",
-        aligned: bool = False,
-        batch_size: int = 64,
-        progress: bool = False,
+        self, images: Images, appearance: Images, **options: Unpack[ImageKeywords]
     ) -> Tensor:
-        """The faces of photographs with the appearance styles of others: style mixing, Sec. II.III.
+        """Draw faces with the appearance styles of others: style mixing, Sec. II.III.
 
         Args:
-            images: what keeps pose, shape and expression, F faces.
-            appearance: what the other styles come from, F faces.
-            faces: see ``FaceModel.encode_expression``, as the others.
-            on_missing: see there.
-            aligned: see there.
-            batch_size: photographs, and then faces, that are worked on at once.
-            progress: whether to show a progress bar.
+            images: images of pose, shape and expression, F faces.
+            appearance: images of the other styles, F faces.
+            **options: see ``FaceModel.encode_expression``.
 
         Returns:
             RGB crops in [0, 1], (F, 3, S, S).
@@ -321,53 +264,42 @@ class LatentSimCLR(DecodingModel):
             ValueError: if the numbers of faces differ, or some of several pairs lack a face and
                 ``on_missing`` is "skip".
         """
-        options = Options(faces, on_missing, aligned, batch_size, progress)
-        rows = self._rows_of_pairs(images, appearance, options)
-        if len(rows[0]) != len(rows[1]):
+        checked = ImageOptions(**options)
+        stages = (self.embed_factors, self.embed_factors)
+        coarse, fine = self._encode_pairs(images, appearance, stages, checked)
+        if len(coarse) != len(fine):
             raise ValueError(
-                f"mix_styles wants as many faces on both sides, got {len(rows[0])} and "
-                f"{len(rows[1])}; give one photograph of appearance for each"
+                f"mix_styles expects as many faces on both sides, got {len(coarse)} and "
+                f"{len(fine)}; pass one image of appearance for each face"
             )
-        return self._mixed(rows[0], rows[1], batch_size)
+        return self._mix(coarse, fine, checked.batch_size)
 
-    @torch.no_grad()
     def transfer_expression(
-        self,
-        source: Images,
-        target: Images,
-        *,
-        faces: Which = "largest",
-        on_missing: OnMissing = "raise",
-        aligned: bool = False,
-        batch_size: int = 64,
-        progress: bool = False,
+        self, source: Images, target: Images, **options: Unpack[ImageKeywords]
     ) -> Tensor:
-        """Style mixing as the paper has it: coarse styles for expression, fine for the person.
+        """Mix styles as in the paper: coarse ones for expression, fine ones for the identity.
 
-        With this generator the coarse styles hold much more than the expression; see the page of
-        the model for how little of the target is left.
+        The coarse styles of this generator hold much more than the expression; the page of the
+        model shows how little of the target remains.
 
         Args:
-            source: photographs whose expression is taken: one, or as many faces as ``target`` has.
-            target: photographs whose appearance is taken.
-            faces: see ``FaceModel.encode_expression``, as all that follow.
-            on_missing: see there.
-            aligned: see there.
-            batch_size: photographs, and then faces, that are worked on at once.
-            progress: whether to show a progress bar.
+            source: images of the expression: one, or as many faces as ``target`` has.
+            target: images of the appearance.
+            **options: see ``FaceModel.encode_expression``.
 
         Returns:
-            RGB crops in [0, 1], (F, 3, S, S).
+            RGB crops in [0, 1], (F, 3, S, S); none without a target face.
 
         Raises:
-            ValueError: if the numbers of faces do not go together, such as no source face for
-                some targets, or if some of several pairs lack a face and ``on_missing`` is "skip".
-                Without a target face there is no row.
+            ValueError: if the numbers of faces do not match, or if some of several pairs lack a
+                face and ``on_missing`` is "skip".
         """
-        options = Options(faces, on_missing, aligned, batch_size, progress)
-        given, kept = self._rows_of_pairs(source, target, options)
-        check_pairs(len(given), len(kept))
-        return self._mixed(given.expand(len(kept), -1), kept, batch_size)
+        checked = ImageOptions(**options)
+        stages = (self.embed_factors, self.embed_factors)
+        coarse, fine = self._encode_pairs(source, target, stages, checked)
+        check_pairs(len(coarse), len(fine))
+        coarse = map_tensors(lambda t: t.expand(len(fine), *t.shape[1:]), coarse)
+        return self._mix(coarse, fine, checked.batch_size)
 
     def direction(self, name: str | Tensor) -> Tensor:
         """A direction of the model by name, or one of the caller's own, checked, (1 or L, D).
@@ -389,63 +321,38 @@ class LatentSimCLR(DecodingModel):
 
     # --- inside -----------------------------------------------------------------------------------
 
-    def _stage(self, name: str) -> Callable[[Tensor], Tensor]:
-        return _same if name == CROPS else super()._stage(name)
-
     def _features(
-        self, images: Images | None, w_plus: Tensor | None, name: str, options: Options
+        self, images: Images | None, w_plus: Tensor | None, name: str, options: ImageOptions
     ) -> Tensor:
         if (images is None) == (w_plus is None):
             both = "neither" if images is None else "both"
-            raise ValueError(f"{name} wants photographs or w_plus=codes, got {both}")
+            raise ValueError(f"{name} expects images or w_plus=codes, got {both}")
+        features: Tensor
         if w_plus is None:
             assert images is not None
-            return self._encode(images, [name], options)[0][name]
-        codes, size = torch.as_tensor(w_plus, device=self.device), options.batch_size
-        with torch.no_grad():
-            if name == "encode_identity":
-                return self.made(codes, size, self.identity_encoder)
-            return self.without_identity(self.made(codes, size, self.expression_encoder))
+            features = self._encode(images, self.stage(name), options)[0]
+            return features
+        codes = torch.as_tensor(w_plus)
+        if name == "encode_identity":
+            features = self.decode_batched(codes, self.identity_encoder, options.batch_size)
+            return features
+        features = self.decode_batched(codes, self.expression_encoder, options.batch_size)
+        return self.without_identity(features)
 
-    def _rows(self, images: Images, options: Options) -> Tensor:
-        return self._encode(images, ["encode_factors"], options)[0]["encode_factors"]
-
-    def _rows_of_pairs(
-        self, source: Images, target: Images, options: Options
-    ) -> tuple[Tensor, Tensor]:
-        """``_rows`` of both sides, which must go together."""
-        (given, of_source), (kept, of_target) = (
-            self._encode(images, ["encode_factors"], options) for images in (source, target)
-        )
-        check_places(source, target, of_source, of_target)
-        return given["encode_factors"], kept["encode_factors"]
-
-    def _mixed(self, coarse: Tensor, fine: Tensor, batch_size: int) -> Tensor:
-        """Pictures of the coarse styles of some faces and the fine ones of others."""
-        width = coarse.shape[1]
+    def _mix(self, coarse: Inversion, fine: Inversion, batch_size: int) -> Tensor:
+        """Draw the coarse styles of some faces with the fine ones of others."""
         start = appearance_layers(self.inverter.generator.num_codes).start
 
-        def mixed(pair: Tensor) -> Tensor:
-            kept, other = (self._unpacked(side) for side in pair.split(width, 1))
-            change = mix_codes(kept.w_plus, other.w_plus, start) - kept.w_plus
-            return self._drawn(self.inverter.move_by(kept, change).packed())
+        def mixed(pair: dict[str, Inversion]) -> Tensor:
+            codes = pair["coarse"].w_plus
+            change = mix_codes(codes, pair["fine"].w_plus, start) - codes
+            return self._draw(self.inverter.move_by(pair["coarse"], change))
 
-        return self.to_unit(self.made(torch.cat([coarse, fine], 1), batch_size, mixed))
+        pairs = {"coarse": coarse, "fine": fine}
+        return self.to_unit(self.decode_batched(pairs, mixed, batch_size))
 
-    def _unpacked(self, rows: Tensor) -> Inversion:
-        generator = self.inverter.generator
-        feature = generator.feature_shape(self.inverter.layer)
-        codes = (generator.num_codes, generator.style_dim)
-        w_plus, f = rows.split([math.prod(codes), math.prod(feature)], 1)
-        return Inversion(w_plus.unflatten(1, codes), f.unflatten(1, feature))
-
-    def _drawn(self, rows: Tensor) -> Tensor:
-        inversion = self._unpacked(rows)
+    def _draw(self, inversion: Inversion) -> Tensor:
         return self.inverter.synthesize(inversion.w_plus, inversion.feature)
-
-
-def _same(crops: Tensor) -> Tensor:
-    return crops
 
 
 def _one_number(strength: float) -> float:

@@ -43,8 +43,11 @@ def add_noise(clean: Tensor, noise: Tensor, steps: Tensor) -> Tensor:
     Returns:
         (B, D).
     """
-    kept = alphas_cumprod().to(clean)[steps][:, None]
-    return kept.sqrt() * clean + (1 - kept).sqrt() * noise
+    # In half precision 1 - ᾱ rounds to 0 for the first steps, so take the roots in float32.
+    precise = torch.promote_types(clean.dtype, torch.float32)
+    alphas = alphas_cumprod().to(clean.device, precise)[steps][:, None]
+    signal, spread = alphas.sqrt().to(clean.dtype), (1 - alphas).sqrt().to(clean.dtype)
+    return signal * clean + spread * noise
 
 
 def ddim_step(noisy: Tensor, predicted: Tensor, now: Tensor, after: Tensor, limit: float) -> Tensor:
@@ -110,7 +113,8 @@ def sample(
     if count < 1 or TRAIN_STEPS % count:
         raise ValueError(f"count must divide {TRAIN_STEPS}, got {count}")
     stride = TRAIN_STEPS // count
-    alphas = alphas_cumprod().to(noise)
+    # In half precision 1 - ᾱ rounds to 0 at the last step, so ᾱ stays in float32.
+    alphas = alphas_cumprod().to(noise.device, torch.promote_types(noise.dtype, torch.float32))
     x = noise
     for step in range(TRAIN_STEPS - stride, -1, -stride):
         predicted = denoise(x, torch.full((x.shape[0],), step, device=x.device))

@@ -1,23 +1,18 @@
-"""What LatentFace says about faces."""
+"""Codes of faces: texture, shape, light and view."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from facezoo.display import Short
-from facezoo.results import FaceEncoding, as_rows
-
-NUMBERS = (4, 6)
-"""How many numbers are a light and a view."""
+from facezoo.results import FaceEncoding, Result, as_rows
 
 
 @dataclass(frozen=True, repr=False)
-class Latents(Short):
-    """What the four encoders of the first stage say about B faces."""
+class Latents(Result):
+    """Outputs of the four encoders of the first stage for B faces."""
 
     texture: Tensor
     """Z_t, 0 or more, (B, D)."""
@@ -36,24 +31,10 @@ class Latents(Short):
         rows = as_rows(index, len(self))
         return Latents(*(getattr(self, field.name)[rows] for field in fields(self)))
 
-    def to(self, dtype: torch.dtype) -> Latents:
-        """The same in another precision."""
-        return Latents(*(getattr(self, field.name).to(dtype) for field in fields(self)))
-
-    def packed(self) -> Tensor:
-        """All of it in one row per face, (B, 2 D + 10)."""
-        return torch.cat([self.texture, self.shape, self.light, self.view], -1)
-
-    @classmethod
-    def unpacked(cls, rows: Tensor) -> Latents:
-        """The inverse of ``packed``."""
-        width = (rows.shape[-1] - sum(NUMBERS)) // 2
-        return cls(*rows.split([width, width, *NUMBERS], -1))
-
 
 @dataclass(frozen=True, repr=False)
 class LatentFaceEncoding(FaceEncoding):
-    """A ``FaceEncoding`` with what stands behind it; ``pose`` is the view."""
+    """A ``FaceEncoding`` with the codes that it is computed from; ``pose`` is the view."""
 
     texture: Tensor | None = None
     """Z_t, (F, D)."""

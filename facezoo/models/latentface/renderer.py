@@ -13,10 +13,10 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from facezoo.display import Short
 from facezoo.geometry.camera import Camera, grid_triangles, to_view
 from facezoo.geometry.rasterize import Renderer, interpolate, rasterize
 from facezoo.geometry.shading import Light, grid_normals, shade, shading
+from facezoo.results import Result
 
 MIN_DEPTH, MAX_DEPTH = 0.9, 1.1
 BORDER = 2
@@ -30,7 +30,7 @@ MAX_SHIFT = (0.1, 0.1, 0.0)
 
 
 @dataclass(frozen=True, repr=False)
-class Rendering(Short):
+class Rendering(Result):
     """B rendered faces."""
 
     image: Tensor

@@ -98,7 +98,7 @@ class LatentFaceStages(DecodingModel):
         """Texture, shape, light and view of faces (Sec. 2.2), keeping gradients.
 
         Args:
-            images: aligned, normalised crops, (B, 3, S, S).
+            images: aligned, normalized crops, (B, 3, S, S).
 
         Returns:
             Z_t, Z_s, Z_l and Z_p.
@@ -114,9 +114,9 @@ class LatentFaceStages(DecodingModel):
             view_from_output(self.view_encoder(images)),
         )
 
-    def embed_factors(self, images: Tensor) -> Tensor:
-        """``embed_latents`` in one row per face, see ``Latents.packed``, (B, 2 D + 10)."""
-        return self.embed_latents(images).packed()
+    def embed_factors(self, images: Tensor) -> Latents:
+        """Return ``embed_latents``."""
+        return self.embed_latents(images)
 
     def identity_latents(
         self,
@@ -139,7 +139,7 @@ class LatentFaceStages(DecodingModel):
             UnsupportedError: if this model has no diffusion.
         """
         if self.texture_diffusion is None or self.shape_diffusion is None:
-            self.refuse("encode_identity")
+            self.reject("encode_identity")
         return replace(
             latents,
             texture=self.texture_diffusion(latents.texture.to(self.dtype), texture_noise),
@@ -150,7 +150,7 @@ class LatentFaceStages(DecodingModel):
         """Identity Z_id of texture, then of shape (Sec. 3.3), keeping gradients.
 
         Args:
-            images: aligned, normalised crops, (B, 3, S, S).
+            images: aligned, normalized crops, (B, 3, S, S).
 
         Returns:
             (B, 2 D).
@@ -166,7 +166,7 @@ class LatentFaceStages(DecodingModel):
         """Expression γ_exp = Z_exp - Z_id of texture, then of shape (Sec. 2.3), keeping gradients.
 
         Args:
-            images: aligned, normalised crops, (B, 3, S, S).
+            images: aligned, normalized crops, (B, 3, S, S).
 
         Returns:
             (B, 2 D).
@@ -228,10 +228,10 @@ class LatentFaceStages(DecodingModel):
         """Faces as the latents describe them.
 
         Args:
-            images: aligned, normalised crops, (B, 3, S, S).
+            images: aligned, normalized crops, (B, 3, S, S).
 
         Returns:
-            Normalised like these, 0 beside the face, (B, 3, S, S).
+            Normalized like these, 0 beside the face, (B, 3, S, S).
 
         Raises:
             ValueError: if ``images`` has another shape.
@@ -250,14 +250,14 @@ class LatentFaceStages(DecodingModel):
             UnsupportedError: if this model has no diffusion.
         """
         if "neutralize" in self.absent:
-            self.refuse("neutralize")
+            self.reject("neutralize")
         return self.draw(self.identity_latents(self.embed_latents(images))).image
 
     def relight_crops(self, images: Tensor, light: Tensor) -> Tensor:
         """Faces in another light; see ``reconstruct_crops``.
 
         Args:
-            images: aligned, normalised crops, (B, 3, S, S).
+            images: aligned, normalized crops, (B, 3, S, S).
             light: ambient, diffuse, dx, dy, each in [-1, 1], (4,) or (B, 4); see ``Latents.light``.
         """
         latents = self.embed_latents(images)
@@ -273,7 +273,7 @@ class LatentFaceStages(DecodingModel):
         """Faces turned away from the canonical view; see ``reconstruct_crops``.
 
         Args:
-            images: aligned, normalised crops, (B, 3, S, S).
+            images: aligned, normalized crops, (B, 3, S, S).
             yaw: radians; above 0 the nose goes to the left of the image.
             pitch: radians; above 0 the nose goes down.
         """
@@ -288,7 +288,7 @@ class LatentFaceStages(DecodingModel):
         return self.decode_depth(self.embed_latents(images))
 
     def albedo_maps(self, images: Tensor) -> Tensor:
-        """Canonical albedo of prepared crops, normalised like these, (B, 3, S, S)."""
+        """Canonical albedo of prepared crops, normalized like these, (B, 3, S, S)."""
         return self.decode_albedo(self.embed_latents(images))
 
     def normal_maps(self, images: Tensor) -> Tensor:
@@ -303,7 +303,7 @@ class LatentFaceStages(DecodingModel):
         """
         check_shape(images, self.input_shape)
         if self.confidence_network is None:
-            self.refuse("confidence")
+            self.reject("confidence")
         sigmas: tuple[Tensor, Tensor] = self.confidence_network(images)
         return sigmas
 

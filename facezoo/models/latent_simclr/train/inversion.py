@@ -18,8 +18,8 @@ from facezoo.models.latent_simclr.losses import (
     perceptual_loss,
 )
 from facezoo.models.latent_simclr.train.recipes import Inverting
-from facezoo.training.loop import fit
-from facezoo.training.optim import autocast
+from facezoo.training.loop import Position, fit
+from facezoo.training.optim import autocast, descend
 
 
 def train_encoder(
@@ -48,8 +48,10 @@ def train_encoder(
     stages = (*config.perceptual_stages, *config.identity_stages)
     judge = FeatureMaps(config.features, stages).to(device)
 
-    def losses(rows: Tensor, _: float, draw: torch.Generator) -> dict[str, Tensor]:
-        images = augmented(crops[rows], draw, config.grey).to(device)
+    optimizer = torch.optim.Adam(inverter.encoder.parameters(), lr=config.schedule.lr)
+
+    def step(rows: Tensor, at: Position) -> dict[str, Tensor]:
+        images = augmented(crops[rows], at.generator, config.grey).to(device)
         with autocast(device):
             terms = inversion_terms(inverter, judge, images, config)
         loss = (
@@ -58,9 +60,11 @@ def train_encoder(
             + config.lambda_identity * terms["identity"]
             + config.lambda_feature * terms["feature"]
         )
+        descend(optimizer, loss)
         return {"loss": loss, **terms}
 
-    return fit(inverter.encoder, config.schedule, len(crops), losses, out, seed)
+    rows = torch.arange(len(crops))
+    return fit(inverter.encoder, [optimizer], step, config.schedule, rows, out, seed).state
 
 
 def inversion_terms(

@@ -16,7 +16,7 @@ class Adversarial:
     images: int
     """Real images that the discriminator sees."""
     batch_size: int = 32
-    rate: float = 2e-3
+    lr: float = 2e-3
     gamma: float = 0.1
     """Of the R1 penalty."""
     penalty_every: int = 16
@@ -87,13 +87,13 @@ RECIPES = {
             augmentation=500_000,
             architecture={"size": 64, "style_dim": 512, "mapping_layers": 8},
         ),
-        Inverting(Schedule(60, rate=1e-4), scales=3),
-        Contrasting(Schedule(200, batch_size=512, rate=1e-3, schedule="cosine")),
+        Inverting(Schedule(60, lr=1e-4), scales=3),
+        Contrasting(Schedule(200, batch_size=512, lr=1e-3, schedule="cosine")),
     ),
     "preview": Recipe(
         Adversarial(
             images=320_000,
-            rate=2.5e-3,
+            lr=2.5e-3,
             gamma=0.05,
             augmentation=200_000,
             architecture={
@@ -105,13 +105,13 @@ RECIPES = {
             },
         ),
         Inverting(
-            Schedule(6, batch_size=32, rate=1e-3, schedule="cosine", average=0.998),
+            Schedule(6, batch_size=32, lr=1e-3, schedule="cosine", average=0.998),
             identity_stages=(3,),
             scales=1,
             architecture={"depths": (1, 2, 2, 2), "width": 24, "trunk_size": 64},
         ),
         Contrasting(
-            Schedule(40, batch_size=512, rate=1e-3, schedule="cosine", average=0.99),
+            Schedule(40, batch_size=512, lr=1e-3, schedule="cosine", average=0.99),
             temperature=1.0,
             architecture={"code_width": 128, "num_features": 256},
         ),

@@ -19,8 +19,8 @@ from facezoo.models.latent_simclr.feature_style import FeatureStyleEncoder
 from facezoo.models.latent_simclr.losses import nt_xent_loss
 from facezoo.models.latent_simclr.simclr import CodeEncoder, ProjectionHead
 from facezoo.models.latent_simclr.train.recipes import Contrasting
-from facezoo.training.loop import fit
-from facezoo.training.optim import autocast
+from facezoo.training.loop import Position, fit
+from facezoo.training.optim import autocast, descend
 
 QUARTER = 0.25
 """Share of the photographs with most of a property, and with least, that are told apart."""
@@ -70,19 +70,26 @@ def train_contrast(
     bank = codes.flatten(0, 1).to(device)
     sliders = [direction.to(device) for direction in directions.values()]
 
-    def losses(rows: Tensor, _: float, draw: torch.Generator) -> dict[str, Tensor]:
-        side = torch.randint(2, (len(rows),), generator=draw)
-        chosen = codes[side, rows].to(device)
+    optimizer = torch.optim.Adam(parts.parameters(), lr=config.schedule.lr)
+
+    def step(rows: Tensor, at: Position) -> dict[str, Tensor]:
+        chance = at.generator
+        side = torch.randint(2, (len(rows),), generator=chance)
+        batch = codes[side, rows].to(device)
         views = [
-            augment_codes(chosen, bank, sliders, draw, layers=layers, strength=config.strength)
+            augment_codes(batch, bank, sliders, chance, layers=layers, strength=config.strength)
             for _ in range(2)
         ]
         first, second = parts["head"](parts["encoder"](torch.cat(views))).chunk(2)
-        return {"loss": nt_xent_loss(first, second, config.temperature)}
+        loss = nt_xent_loss(first, second, config.temperature)
+        descend(optimizer, loss)
+        return {"loss": loss}
 
-    tensors = fit(parts, config.schedule, codes.shape[1], losses, out, seed)
+    state = fit(
+        parts, [optimizer], step, config.schedule, torch.arange(codes.shape[1]), out, seed
+    ).state
     start = "encoder."
-    return {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+    return {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
 
 
 def measured_labels(crops: Tensor) -> dict[str, Tensor]:

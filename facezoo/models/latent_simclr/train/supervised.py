@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from facezoo.models.latent_simclr.augment import augment_codes
 from facezoo.models.latent_simclr.simclr import CodeEncoder
-from facezoo.training.loop import Schedule, fit
+from facezoo.training.loop import Position, Schedule, fit
+from facezoo.training.optim import descend
 
 
 def train_classifier(
@@ -44,11 +45,16 @@ def train_classifier(
     torch.manual_seed(seed)
     network = nn.Sequential(encoder, nn.Linear(encoder.num_features, int(labels.max()) + 1))
 
-    def losses(rows: Tensor, _: float, draw: torch.Generator) -> dict[str, Tensor]:
-        chosen = codes[rows]
-        if directions is not None:
-            chosen = augment_codes(chosen, codes, list(directions), draw, strength=strength)
-        return {"loss": F.cross_entropy(network(chosen), labels[rows])}
+    optimizer = torch.optim.Adam(network.parameters(), lr=schedule.lr)
 
-    network.load_state_dict(fit(network, schedule, len(codes), losses, out, seed))
+    def step(rows: Tensor, at: Position) -> dict[str, Tensor]:
+        batch = codes[rows]
+        if directions is not None:
+            batch = augment_codes(batch, codes, list(directions), at.generator, strength=strength)
+        loss = F.cross_entropy(network(batch), labels[rows])
+        descend(optimizer, loss)
+        return {"loss": loss}
+
+    result = fit(network, [optimizer], step, schedule, torch.arange(len(codes)), out, seed)
+    network.load_state_dict(result.state)
     return network.eval()

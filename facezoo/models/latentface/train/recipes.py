@@ -65,13 +65,13 @@ RECIPES = {
     ),
     "compact": Recipe(
         Autoencoding(
-            Schedule(15, rate=5e-4, schedule="cosine", average=0.998),
+            Schedule(15, lr=5e-4, schedule="cosine", average=0.998),
             prior=20.0,
             smoothness=3.0,
             grey=0.2,
         ),
         Disentangling(
-            Schedule(60, rate=5e-4, schedule="cosine", average=0.998), snr_limit=None, others=True
+            Schedule(60, lr=5e-4, schedule="cosine", average=0.998), snr_limit=None, others=True
         ),
         {"width": 16, "number_width": 16, "unet_width": 64},
     ),

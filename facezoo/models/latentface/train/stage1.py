@@ -19,8 +19,8 @@ from facezoo.models.latentface.losses import (
 from facezoo.models.latentface.model import LatentFace
 from facezoo.models.latentface.renderer import BORDER, MAX_DEPTH, MIN_DEPTH, depth_from_output
 from facezoo.models.latentface.train.recipes import Autoencoding
-from facezoo.training.loop import fit
-from facezoo.training.optim import autocast
+from facezoo.training.loop import Position, fit
+from facezoo.training.optim import autocast, descend
 
 
 def train_autoencoders(
@@ -48,19 +48,23 @@ def train_autoencoders(
     features = FeatureMaps(config.features, [config.feature_stage]).to(device)
     convex = convex_depth(model.preprocessing.size).to(device)
 
-    def losses(rows: Tensor, progress: float, draw: torch.Generator) -> dict[str, Tensor]:
-        images = augmented(photographs.crops[rows], draw, config.grey).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.schedule.lr)
+
+    def step(rows: Tensor, at: Position) -> dict[str, Tensor]:
+        images = augmented(photographs.crops[rows], at.generator, config.grey).to(device)
         terms, depth = reconstruction_terms(model, features, images)
         away = F.mse_loss(depth, convex.expand_as(depth)) / (MAX_DEPTH - MIN_DEPTH) ** 2
-        weight = config.prior * max(0.0, 1 - progress / config.prior_share)
+        weight = config.prior * max(0.0, 1 - at.progress / config.prior_share)
         loss = reconstruction_loss(
             **terms, lambda_feature=config.lambda_feature, lambda_flip=config.lambda_flip
         )
         rough = roughness(depth)
         loss = loss + weight * away + config.smoothness * rough
+        descend(optimizer, loss)
         return {"loss": loss, **terms, "away": away, "rough": rough}
 
-    return fit(model, config.schedule, len(photographs.crops), losses, out, seed)
+    rows = torch.arange(len(photographs.crops))
+    return fit(model, [optimizer], step, config.schedule, rows, out, seed).state
 
 
 def reconstruction_terms(

@@ -15,7 +15,8 @@ from facezoo.models.latentface.losses import denoising_loss, snr_weights
 from facezoo.models.latentface.model import LatentFace
 from facezoo.models.latentface.networks import AutoEncoder
 from facezoo.models.latentface.train.recipes import Disentangling
-from facezoo.training.loop import fit
+from facezoo.training.loop import Position, fit
+from facezoo.training.optim import descend
 
 PARTS = ("texture", "shape")
 
@@ -138,19 +139,25 @@ def train_diffusion(
     networks = {"texture": model.texture_diffusion, "shape": model.shape_diffusion}
     parts = nn.ModuleDict({f"{part}_diffusion": networks[part] for part in PARTS}).to(device)
 
-    def losses(rows: Tensor, progress: float, draw: torch.Generator) -> dict[str, Tensor]:
-        del progress
-        faces, identities = draw_pairs([persons[row] for row in rows.tolist()], config, draw)
+    optimizer = torch.optim.Adam(parts.parameters(), lr=config.schedule.lr)
+
+    def step(rows: Tensor, at: Position) -> dict[str, Tensor]:
+        faces, identities = draw_pairs(
+            [persons[row] for row in rows.tolist()], config, at.generator
+        )
         terms = {}
         for number, part in enumerate(PARTS):
             face, identity = faces[:, number].to(device), identities[:, number].to(device)
-            steps = torch.randint(TRAIN_STEPS, (len(face),), generator=draw).to(device)
-            noise = torch.randn(face.shape, generator=draw).to(device)
+            steps = torch.randint(TRAIN_STEPS, (len(face),), generator=at.generator).to(device)
+            noise = torch.randn(face.shape, generator=at.generator).to(device)
             noisy = add_noise(identity, noise, steps)
             predicted = networks[part].denoise(noisy, steps, face)
             limit = config.snr_limit
             weights = None if limit is None else snr_weights(steps, limit)
             terms[part] = denoising_loss(predicted, identity, weights)
-        return {"loss": terms["texture"] + terms["shape"], **terms}
+        loss = terms["texture"] + terms["shape"]
+        descend(optimizer, loss)
+        return {"loss": loss, **terms}
 
-    return fit(parts, config.schedule, len(persons), losses, out, seed)
+    rows = torch.arange(len(persons))
+    return fit(parts, [optimizer], step, config.schedule, rows, out, seed).state

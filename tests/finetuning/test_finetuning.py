@@ -1,0 +1,537 @@
+"""Fine-tuning: frozen parts, learning rates per layer, honest scores, a folder that loads."""
+
+import contextlib
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import timm
+import torch
+from packs import noise
+from PIL import Image
+from two_processes import launch
+
+import facezoo
+from facezoo.cli.main import main
+from facezoo.errors import ImageError
+from facezoo.evaluate.classification import accuracy, scores
+from facezoo.finetuning import Finetuning, finetune, fit, loop, predict
+from facezoo.finetuning.loop import Examples
+from facezoo.finetuning.run import _sample_confusions
+from facezoo.models.ipd_fer import IPDFER
+from facezoo.training.optim import layer_groups
+
+PORTRAITS = sorted((Path(__file__).parents[2] / "examples" / "portraits").glob("*.jpg"))
+BACKBONE = "test_resnet.r160_in1k"
+CLASSES = ("calm", "cross")
+QUICK = Finetuning(epochs=3, batch_size=8, rate=0.02)
+
+
+def paint(side, bright, seed):
+    """Return a noisy crop, bright above or below: two classes that are easy to learn."""
+    pixels = noise(side, np.random.default_rng(seed)) // 4
+    half = slice(0, side // 2) if bright else slice(side // 2, side)
+    pixels[half] += 150
+    return pixels
+
+
+def write_tree(root, count):
+    """Write crops of each class into a folder per class."""
+    for number, word in enumerate(CLASSES):
+        (root / word).mkdir(parents=True)
+        for index in range(count):
+            pixels = paint(112, number, seed=1000 * number + index)
+            Image.fromarray(pixels).save(root / word / f"{index:02d}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory):
+    return write_tree(tmp_path_factory.mktemp("tree"), 16)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A small checkpoint in a folder."""
+    torch.manual_seed(0)
+    model = IPDFER(BACKBONE, 16, pose_backbone=None, decoder_size=None)
+    return str(model.save_pretrained(tmp_path_factory.mktemp("base")))
+
+
+def write_csv(path, tree, **columns):
+    rows = [
+        {"file": str(file.relative_to(path.parent)), "label": file.parent.name}
+        for file in sorted(tree.rglob("*.png"))
+    ]
+    for name, value in columns.items():
+        for number, row in enumerate(rows):
+            row[name] = value(number)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def small():
+    torch.manual_seed(0)
+    return IPDFER(BACKBONE, 16, num_classes=2, pose_backbone=None, decoder_size=None)
+
+
+def examples(count=32):
+    crops = [torch.from_numpy(paint(112, i % 2, i)).permute(2, 0, 1) for i in range(count)]
+    return Examples(torch.stack(crops), torch.arange(count) % 2, margin=0)
+
+
+# --- freezing and learning rates ---------------------------------------------------------------
+
+
+def test_a_frozen_part_keeps_weights_and_norms_and_the_rest_moves():
+    model = small()
+    model.freeze("expression_encoder.backbone.layer1", "expression_encoder.backbone.bn1")
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    fit(model, examples(), None, Finetuning(epochs=2, batch_size=16), progress=False)
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert not [k for k in changed if ".layer1." in k or "backbone.bn1." in k]
+    assert "expression_encoder.backbone.layer4.0.bn1.running_mean" in changed
+    assert "expression_classifier.weight" in changed
+
+
+def test_freezing_everything_but_the_classifier_is_the_default():
+    model = small()
+    model.freeze()
+    learned = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert learned == {"expression_classifier.weight", "expression_classifier.bias"}
+    model.train()
+    assert [m for m in model.modules() if m.training] == [model, model.expression_classifier]
+    model.unfreeze()
+    assert all(p.requires_grad for p in model.parameters())
+    assert all(m.training for m in model.modules())
+
+
+def test_a_part_that_does_not_exist_cannot_be_frozen():
+    with pytest.raises(ValueError, match=r"no part is named 'encoder'.*expression_encoder"):
+        small().freeze("encoder")
+    for wrong in (["identity_encoder"], None, ""):  # a list instead of names one by one
+        with pytest.raises(ValueError, match=r"no part is named .*; there are identity_encoder"):
+            small().freeze(wrong)
+
+
+def test_the_rate_falls_by_a_factor_per_layer_of_each_backbone():
+    model = small()
+    names = {id(p): name for name, p in model.named_parameters()}
+    scales = {
+        names[id(p)]: group["lr_scale"]
+        for group in layer_groups(model, 0.5)
+        for p in group["params"]
+    }
+    assert scales.keys() == dict(model.named_parameters()).keys()
+    backbone = "expression_encoder.backbone."
+    assert scales["expression_classifier.weight"] == scales["expression_encoder.norm.bias"] == 1
+    assert scales[f"{backbone}layer4.0.conv1.weight"] == 0.5
+    assert scales[f"{backbone}layer3.0.conv1.weight"] == 0.25
+    stem = [value for name, value in scales.items() if name.startswith(f"{backbone}conv1")]
+    assert set(stem) == {0.5**5}
+    with pytest.raises(ValueError, match="above 0"):
+        layer_groups(model, 0)
+
+
+@pytest.mark.parametrize("decay", [1.0, 0.5])
+def test_weight_decay_exempts_norms_biases_and_what_the_backbone_exempts(decay):
+    backbone = timm.create_model("test_vit.r160_in1k", num_classes=0)
+    model = torch.nn.Sequential(backbone, torch.nn.Linear(64, 2))
+    model[0].norm.weight.requires_grad_(False)
+    names = {id(p): name for name, p in model.named_parameters()}
+    exempt = {
+        names[id(p)]
+        for group in layer_groups(model, decay)
+        for p in group["params"]
+        if group.get("weight_decay") == 0
+    }
+    assert {"0.cls_token", "0.pos_embed", "0.norm.bias", "1.bias"} <= exempt
+    matrices = {
+        name for name, p in model.named_parameters() if name.endswith("weight") and p.ndim > 1
+    }
+    assert exempt.isdisjoint({*matrices, "0.norm.weight"})
+
+
+def test_labels_alone_name_the_classes_of_a_new_classifier():
+    model = small()
+    model.reset_classifier(labels=["a", "b", "c"])
+    assert model.labels == ("a", "b", "c")
+    assert model.architecture["num_classes"] == 3
+    with pytest.raises(ValueError, match="1 or more"):
+        model.reset_classifier()
+
+
+# --- the loop ----------------------------------------------------------------------------------
+
+
+def test_training_learns_the_classes_and_keeps_the_best_epoch():
+    model, data = small(), examples(90)
+    train, val = data[torch.arange(32)], data[torch.arange(32, 90)]
+    rows = fit(model, train, val, Finetuning(epochs=6, batch_size=8, rate=0.01), progress=False)
+    best = max(row["balanced accuracy"] for row in rows)
+    assert best > 0.8
+    again = scores(predict(model, val), val.labels)["balanced accuracy"]
+    assert again == pytest.approx(best, abs=1e-6)
+
+
+def test_few_validation_faces_do_not_select_the_epoch(monkeypatch):
+    values = iter([0.9, 0.8, 0.7] * 2)
+    monkeypatch.setattr(loop, "scores", lambda *_: {"balanced accuracy": next(values)})
+    states = {}
+    for count in (49, 50):
+        model = small()
+        fit(model, examples(16), examples(count), QUICK, progress=False)
+        states[count] = model.state_dict()
+    last = small()
+    fit(last, examples(16), None, QUICK, progress=False)
+    same = {
+        n: all(map(torch.equal, last.state_dict().values(), s.values())) for n, s in states.items()
+    }
+    assert same == {49: True, 50: False}
+
+
+def test_training_that_diverges_ends_there_and_keeps_no_broken_state(tmp_path):
+    with pytest.raises(ValueError, match=r"loss is nan at step \d+ of 9: .* lower learning rate"):
+        fit(small(), examples(16), None, Finetuning(epochs=9, rate=1e30), tmp_path, progress=False)
+    assert not (tmp_path / "state.pt").exists()
+
+
+def test_an_interrupted_run_ends_at_the_same_weights(tmp_path, monkeypatch):
+    data = examples(56)
+    whole, broken = small(), small()
+    recipe = Finetuning(epochs=3, batch_size=28, rate=0.02)
+    fit(whole, data, data, recipe, tmp_path / "whole", progress=False)
+    fit_part, descend, calls = loop.loop.fit, loop.descend, []
+    monkeypatch.setattr(
+        loop.loop, "fit", lambda *args, **options: fit_part(*args, **options, save_every=0.0)
+    )
+
+    def stops(*arguments):
+        calls.append(1)
+        if len(calls) in (2, 5):
+            raise KeyboardInterrupt
+        descend(*arguments)
+
+    monkeypatch.setattr(loop, "descend", stops)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            fit(broken, data, data, recipe, tmp_path / "broken", progress=False)
+        torch.manual_seed(99)
+        broken = IPDFER(BACKBONE, 16, num_classes=2, pose_backbone=None, decoder_size=None)
+    fit(broken, data, data, recipe, tmp_path / "broken", progress=False)
+    assert len(calls) == 6 + 2
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, broken.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_an_outer_context_without_gradients_does_not_stop_training(tree, base, tmp_path, mode):
+    recipe = Finetuning(epochs=1, batch_size=16)
+    with mode():
+        finetune(tree, tmp_path / "in", model=base, recipe=recipe, aligned=True, device="cpu")
+    finetune(tree, tmp_path / "out", model=base, recipe=recipe, aligned=True, device="cpu")
+    first, second = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("in", "out"))
+    assert first == second
+
+
+SHARED = """
+import sys, torch
+from pathlib import Path
+sys.path[:0] = [{tests!r}, {here!r}]
+import test_finetuning as t
+from facezoo.training.processes import Processes
+torch.set_num_threads(1)
+model, data = t.small(), t.examples(56)
+recipe = t.Finetuning(epochs=6, batch_size=8, rate=0.01)
+rows = t.fit(model, data, data, recipe, Path(sys.argv[1]), progress=False)
+rank = Processes.present().rank
+torch.save([model.state_dict(), rows], f"{{sys.argv[1]}}/rank{{rank}}.pt")
+"""
+
+
+def test_two_processes_learn_the_classes_and_end_at_the_same_weights(tmp_path):
+    pytest.importorskip("accelerate")
+    script = tmp_path / "script.py"
+    here = Path(__file__).parent
+    script.write_text(SHARED.format(tests=str(here.parent), here=str(here)))
+    done = launch(script, tmp_path)
+    assert done.returncode == 0, done.stderr
+    (first, rows), (second, others) = (
+        torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)
+    )
+    assert rows == others
+    assert max(row["balanced accuracy"] for row in rows) > 0.8
+    for name, value in first.items():
+        assert torch.equal(value, second[name]), name
+
+
+def test_two_processes_of_the_command_write_one_folder(tree, base, tmp_path):
+    pytest.importorskip("accelerate")
+    words = ["finetune", "--model", base, "--data", str(tree), "--out", str(tmp_path / "out")]
+    words += ["--epochs", "1", "--batch-size", "8", "--aligned", "--device", "cpu"]
+    done = launch("-m", "facezoo", *words)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("2 classes: calm, cross") == 1
+    assert facezoo.load(tmp_path / "out", device="cpu").labels == CLASSES
+
+
+# --- scores ------------------------------------------------------------------------------------
+
+
+def tune(data, out, base, **recipe):
+    recipe = Finetuning(**{"epochs": 1, "batch_size": 16, "probe": True} | recipe)
+    return finetune(data, out, model=base, recipe=recipe, aligned=True, device="cpu")
+
+
+def test_few_images_are_all_trained_on_and_no_score_is_reported(tree, base, tmp_path):
+    done = tune(tree, tmp_path / "out", base)
+    assert done.metrics == ()
+    assert "No validation score: 6 validation faces are too few (50" in str(done)
+    card = facezoo.load(tmp_path / "out", device="cpu").card
+    assert card.metrics == ()
+    assert any("No validation score" in limit for limit in card.limits)
+    assert card.training.data[-1] == f"{tree.name}: 32 faces of 2 classes"
+    assert "model-index" not in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_few_validation_images_of_the_user_are_neither_trained_on_nor_reported(
+    tree, base, tmp_path
+):
+    path = write_csv(tree / "few.csv", tree, split=lambda row: "train" if row % 4 else "val")
+    done = tune(path, tmp_path / "out", base)
+    assert "8 validation faces are too few" in done.note
+    assert "the last epoch" in done.note
+    assert done.metrics == ()
+    card = facezoo.load(tmp_path / "out", device="cpu").card
+    assert card.training.data[-1] == "few.csv: 24 faces of 2 classes"
+
+
+def test_test_faces_are_reported_with_their_number_and_an_interval(tree, base, tmp_path):
+    path = write_csv(tree / "test.csv", tree, split=lambda row: "train" if row % 4 else "test")
+    done = tune(path, tmp_path / "out", base, rate=0.02, epochs=2)
+    card = facezoo.load(tmp_path / "out", device="cpu").card
+    assert card.metrics == done.metrics
+    assert {(m.name, m.split) for m in card.metrics} == {
+        (name, "test") for name in ("accuracy", "balanced accuracy", "macro-F1")
+    }
+    for metric in card.metrics:
+        faces, classes, interval = metric.protocol.split(", ")
+        assert (faces, classes) == ("8 faces", "2 classes")
+        low, high = map(float, interval.removeprefix("95 % interval ").split(" to "))
+        assert 0 <= low <= metric.value <= high <= 100
+        assert high - low > 20
+        assert f"{metric.value:6.2f} % ({metric.protocol})" in str(done)
+    assert "split: test" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_scores_of_the_selection_are_no_metrics_of_the_card(base, tmp_path):
+    tree = write_tree(tmp_path / "many", 130)
+    done = tune(tree, tmp_path / "out", base)
+    assert {m.split for m in done.metrics} == {"val"}
+    assert "selected on the 52 validation faces" in done.note
+    card = facezoo.load(tmp_path / "out", device="cpu").card
+    assert card.metrics == ()
+    (limit,) = (text for text in card.limits if "Validation" in text)
+    assert f"accuracy {done.metrics[0].value:.2f} % (52 faces, 2 classes, 95 % interval" in limit
+    assert "model-index" not in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_the_interval_of_the_accuracy_covers_the_truth_as_often_as_it_claims():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(200):
+        right = rng.binomial(30, 0.8, 2)
+        counts = torch.tensor([[right[0], 30 - right[0]], [30 - right[1], right[1]]])
+        sampled = [accuracy(sample) for sample in _sample_confusions(counts, 400)]
+        low, high = np.quantile(sampled, (0.025, 0.975))
+        covered += low <= 0.8 <= high
+    assert covered / 200 == pytest.approx(0.95, abs=0.04)
+    perfect = torch.tensor([[3, 0], [0, 3]])
+    assert np.quantile([accuracy(s) for s in _sample_confusions(perfect)], 0.025) < 0.85
+
+
+# --- the command -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_a_broken_image_is_named_by_its_row(tree, base, tmp_path, aligned):
+    images = [(tree / "calm" / f"{n:02d}.png").read_bytes() for n in range(6)]
+    images[4] = b"junk"
+    columns = {"image": images, "label": ["x", "y"] * 3, "split": ["train"] * 4 + ["val"] * 2}
+    pq.write_table(pa.table(columns), tmp_path / "q.parquet")
+    options = {"model": base, "recipe": QUICK, "aligned": aligned, "device": "cpu"}
+    with pytest.raises(ImageError, match=r"q\.parquet, row 4: image \(4 bytes\)"):
+        finetune(tmp_path / "q.parquet", tmp_path / "out", **options)
+
+
+def test_the_folder_opens_and_predicts_the_new_classes(tree, base, tmp_path):
+    done = finetune(tree, tmp_path / "mood", model=base, recipe=QUICK, aligned=True, device="cpu")
+    model = facezoo.load(done.folder, device="cpu")
+    assert model.labels == CLASSES
+    prediction = model.predict_expression(sorted((tree / "calm").iterdir())[:3], aligned=True)
+    assert prediction.probabilities.shape == (3, 2)
+    assert type(model).from_pretrained(done.folder).labels == CLASSES
+    card = model.card
+    assert (card.tag, card.training.base) == ("mood", "ipd-fer.untrained")
+    assert str(tmp_path) not in card.to_json()
+    assert "facezoo finetune --model" in card.training.command
+
+
+def test_the_command_line_does_the_same_and_resumes(tree, base, tmp_path, capsys):
+    out = tmp_path / "out"
+    words = ["finetune", "--model", base, "--data", str(tree), "--out", str(out), "--aligned"]
+    words += ["--epochs", "1", "--batch-size", "8", "--device", "cpu"]
+    assert main([*words, "--probe"]) == 0
+    assert "2 classes: calm, cross" in capsys.readouterr().out
+    first = (out / "model.safetensors").read_bytes()
+    assert main([*words, "--probe"]) == 0
+    assert (out / "model.safetensors").read_bytes() == first
+    assert main(words) == 1
+    assert "another recipe" in capsys.readouterr().err
+    assert main([*words, "--probe", "--freeze", "identity_encoder"]) == 1
+    assert "nothing else to freeze" in capsys.readouterr().err
+
+
+def test_photographs_are_aligned_by_the_detector(tmp_path, base):
+    for number, portrait in enumerate(PORTRAITS):
+        for split in ("train", "test"):
+            folder = tmp_path / "data" / split / CLASSES[number]
+            folder.mkdir(parents=True)
+            shutil.copy(portrait, folder)
+    recipe = Finetuning(epochs=1)
+    done = finetune(tmp_path / "data", tmp_path / "out", model=base, recipe=recipe, device="cpu")
+    assert {m.split for m in done.metrics} == {"test"}
+    assert all(m.protocol.startswith("2 faces") for m in done.metrics)
+
+
+def test_a_class_without_a_training_photograph_is_named(tree, base, tmp_path):
+    split = {number: "val" if number < 16 else "train" for number in range(32)}
+    path = write_csv(tree / "gap.csv", tree, split=split.get)
+    with pytest.raises(ValueError, match="'calm'; add some"):
+        finetune(path, tmp_path / "out", model=base, recipe=QUICK, aligned=True, device="cpu")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [("labels", "data.rows"), ("split", "data.rows"), ("photograph", "data.photographs")],
+)
+def test_other_data_of_the_same_name_does_not_continue_a_run(tree, base, tmp_path, change, named):
+    shutil.copytree(tree, tmp_path / "tree")
+    options = {"label": lambda r: CLASSES[r // 16], "split": lambda r: "val" if r % 4 else "train"}
+
+    def go():
+        path = write_csv(tmp_path / "labels.csv", tmp_path / "tree", **options)
+        recipe = Finetuning(epochs=1, probe=True)
+        finetune(path, tmp_path / "out", model=base, recipe=recipe, aligned=True, device="cpu")
+
+    go()
+    for path in (tmp_path / "tree").rglob("*.png"):
+        path.touch()  # the same photographs, copied from elsewhere
+    go()
+    if change == "labels":
+        options["label"] = lambda r: CLASSES[1 - r // 16]
+    elif change == "split":
+        options["split"] = lambda r: "train" if r % 4 else "val"
+    else:
+        Image.fromarray(paint(112, 0, seed=7)).save(tmp_path / "tree" / "calm" / "00.png")
+    with pytest.raises(ValueError, match=rf"{named} was '\w+' and is now"):
+        go()
+
+
+def test_other_weights_of_the_same_name_do_not_continue_a_run(tree, tmp_path):
+    recipe, out = Finetuning(epochs=1, probe=True), tmp_path / "out"
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        IPDFER(BACKBONE, 16, pose_backbone=None, decoder_size=None).save_pretrained(tmp_path / "b")
+        options = {"model": str(tmp_path / "b"), "recipe": recipe, "aligned": True, "device": "cpu"}
+        if seed:
+            with pytest.raises(ValueError, match=r"weights was '\w{12}' and is now"):
+                finetune(tree, out, **options)
+        else:
+            finetune(tree, out, **options)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "kept"),
+    [
+        (Finetuning(epochs=1, probe=True), True),
+        (Finetuning(epochs=1, freeze=("expression_encoder",)), True),
+        (Finetuning(epochs=1), False),
+    ],
+)
+def test_identity_is_not_removed_from_features_that_it_was_not_sought_in(
+    tree, base, tmp_path, recipe, kept
+):
+    before = facezoo.load(base, device="cpu")
+    features = torch.randn(40, 16, generator=torch.Generator().manual_seed(0))
+    people = torch.arange(40) // 4
+    before.identity_removal = facezoo.remove_identity(features, people, directions=2)
+    before.save_pretrained(tmp_path / "b")
+    options = {"recipe": recipe, "aligned": True, "device": "cpu"}
+    with contextlib.nullcontext() if kept else pytest.warns(match="identity_removal"):
+        finetune(tree, tmp_path / "out", model=str(tmp_path / "b"), **options)
+    after = facezoo.load(tmp_path / "out", device="cpu")
+    assert hasattr(after, "identity_removal") is kept
+    if kept:
+        crops = torch.rand(3, *after.input_shape, generator=torch.Generator().manual_seed(1))
+        was, now = (m.run(crops, ["encode_expression"]) for m in (before, after))
+        torch.testing.assert_close(was, now)
+
+
+def test_limits_of_the_beginning_are_not_said_of_what_was_trained_from_it(tree, tmp_path):
+    model = IPDFER(BACKBONE, 16, pose_backbone=None, decoder_size=None)
+    model.save_pretrained(tmp_path / "first")
+    config = json.loads((tmp_path / "first" / "config.json").read_text())
+    config["limits"] = ["On FER+ test it is 0.4 points better."]
+    (tmp_path / "first" / "config.json").write_text(json.dumps(config))
+    options = {"recipe": Finetuning(epochs=1, probe=True), "aligned": True, "device": "cpu"}
+    expected = (
+        "ipd-fer.untrained, which training started from: On FER+ test it is 0.4 points better."
+    )
+    for before, out in (("first", "second"), ("second", "third")):
+        finetune(tree, tmp_path / out, model=str(tmp_path / before), **options)
+        assert facezoo.load(tmp_path / out).card.limits[0] == expected
+
+
+def test_a_model_of_meshes_cannot_be_fine_tuned_on_photographs(tree, tmp_path, capsys):
+    words = ["finetune", "--data", str(tree), "--model", "adv3d", "--device", "cpu"]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 1
+    assert "adv3d takes meshes, and fine-tuning needs images" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_that_is_rejected_does_not_use_up_the_folder(tree, base, tmp_path):
+    options = {"model": base, "aligned": True, "device": "cpu"}
+    with pytest.raises(ValueError, match="batch_size must be 2 or more"):
+        finetune(tree, tmp_path / "out", recipe=Finetuning(epochs=1, batch_size=1), **options)
+    assert not (tmp_path / "out").exists()
+    probe = Finetuning(epochs=1, batch_size=1, probe=True)
+    assert finetune(tree, tmp_path / "out", recipe=probe, **options).classes == CLASSES
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("epochs", 0),
+        ("batch_size", 0),
+        ("rate", -1.0),
+        ("rate", float("nan")),
+        ("layer_decay", 2.0),
+        ("layer_decay", 0.0),
+        ("weight_decay", -0.1),
+        ("warmup", 1.5),
+        ("smoothing", 2.0),
+    ],
+)
+def test_recipes_that_train_nothing_are_refused(name, value):
+    with pytest.raises(ValueError, match=name):
+        Finetuning(**{name: value})
