@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any
 
 from facezoo.errors import LicenseError, UnsupportedError
 from facezoo.hub.card import Card, bundled_cards, card_named
@@ -18,10 +18,6 @@ from facezoo.hub.families import FAMILIES, model_class
 if TYPE_CHECKING:
     import torch
 
-    from facezoo.models.adv3d import Adv3D
-    from facezoo.models.ipd_fer import IPDFER
-    from facezoo.models.latent_simclr import LatentSimCLR
-    from facezoo.models.latentface import LatentFace
     from facezoo.preprocess.jpeg import JpegDecoder
 
 
@@ -73,28 +69,6 @@ def download(names: str | Iterable[str]) -> dict[str, Path]:
     return {name: find(source.card, source.path) for name, source in sources.items()}
 
 
-# One overload per family, so that an editor completes the methods of load("ipd-fer").
-@overload
-def load(name: Literal["adv3d"], **options: Any) -> Adv3D: ...
-@overload
-def load(name: Literal["ipd-fer"], **options: Any) -> IPDFER: ...
-@overload
-def load(name: Literal["latent-simclr"], **options: Any) -> LatentSimCLR: ...
-@overload
-def load(name: Literal["latentface"], **options: Any) -> LatentFace: ...
-@overload
-def load(
-    name: str | os.PathLike[str],
-    *,
-    pretrained: bool = True,
-    device: str | torch.device | None = None,
-    dtype: torch.dtype | str | None = None,
-    compile: bool = False,
-    jpeg: JpegDecoder = "pillow",
-    licenses: Sequence[str] | None = None,
-    strict: bool = True,
-    **overrides: Any,
-) -> Any: ...
 def load(
     name: str | os.PathLike[str],
     *,

@@ -347,9 +347,9 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
 def _mapping(value: Any) -> Any:
     """Convert dataclasses to dicts; leave out optional fields that are None."""
     if is_dataclass(value):
-        items = {name: getattr(value, name) for name in _schema(type(value))}
-        absent = [name for name, (_, rare) in _schema(type(value)).items() if rare]
-        return {k: _mapping(v) for k, v in items.items() if v is not None or k not in absent}
+        schema: Any = _schema(type(value))  # type: ignore[arg-type]
+        items = ((name, getattr(value, name), rare) for name, (_, rare) in schema.items())
+        return {name: _mapping(item) for name, item, rare in items if item is not None or not rare}
     return [_mapping(item) for item in value] if isinstance(value, tuple) else value
 
 

@@ -23,7 +23,7 @@ TIMEOUT = 5.0
 """Seconds until the Hub counts as unreachable, unless HF_HUB_ETAG_TIMEOUT is set."""
 RESTARTS = 2
 """Times that a broken download may start from the beginning before it is given up."""
-LIBRARY = {"library_name": "facezoo", "library_version": __version__}
+LIBRARY: dict[str, Any] = {"library_name": "facezoo", "library_version": __version__}
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def cached_file(repo: str, file: str, revision: str, options: HubOptions) -> Pat
 
 def _download(repo: str, file: str, revision: str, options: HubOptions) -> Path:
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
-    from huggingface_hub.utils import tqdm
+    from huggingface_hub.utils.tqdm import tqdm
 
     timeout: float = constants.HF_HUB_ETAG_TIMEOUT
     if timeout == constants.DEFAULT_ETAG_TIMEOUT:

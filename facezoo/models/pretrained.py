@@ -343,7 +343,7 @@ def _check_tensors(model: Any) -> None:
         for module in (model, fresh)
     )
     names = [name for name in actual if not name.startswith(f"{NAME}.")]
-    wrong = [name for name in names if expected.get(name) != actual[name]]
+    wrong = [name for name in names if expected.get(name, "absent") != actual[name]]
     wrong += [name for name in expected if name not in actual]
     if wrong:
         advice = (text for part, text in _ADVICE.items() if any(part in name for name in wrong))
