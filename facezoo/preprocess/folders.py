@@ -14,7 +14,48 @@ NOT_IMAGES = frozenset({"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "
 """Pillow formats without pixels of their own, or that need another program."""
 LIKE_IMAGES = frozenset(
     f".{suffix}"
-    for suffix in ["heic", "heif", "hif", "avif", "avifs", "jxl", "jxr", "wdp", "jls", "bpg", "exr", "hdr", "psb", "xcf", "pjpeg", "pjp", "svg", "raw", "dng", "cr2", "cr3", "crw", "nef", "nrw", "arw", "srf", "sr2", "orf", "rw2", "raf", "pef", "srw", "x3f", "erf", "kdc", "dcr", "mrw", "3fr", "iiq", "rwl"]
+    for suffix in [
+        "heic",
+        "heif",
+        "hif",
+        "avif",
+        "avifs",
+        "jxl",
+        "jxr",
+        "wdp",
+        "jls",
+        "bpg",
+        "exr",
+        "hdr",
+        "psb",
+        "xcf",
+        "pjpeg",
+        "pjp",
+        "svg",
+        "raw",
+        "dng",
+        "cr2",
+        "cr3",
+        "crw",
+        "nef",
+        "nrw",
+        "arw",
+        "srf",
+        "sr2",
+        "orf",
+        "rw2",
+        "raf",
+        "pef",
+        "srw",
+        "x3f",
+        "erf",
+        "kdc",
+        "dcr",
+        "mrw",
+        "3fr",
+        "iiq",
+        "rwl",
+    ]
 )
 """Suffixes of image files that Pillow opens only with a plug-in, or not at all."""
 SHOWN = 5
