@@ -145,8 +145,9 @@ def _probe(
     setting = settings[0]
     if len(settings) > 1:
         inside, outside = _inner_split(classes, None if groups is None else groups[train], seed)
-        fits = (fit(rows[inside], classes[inside], candidate) for candidate in settings)
-        setting = settings[np.argmax([f.score(rows[outside], classes[outside]) for f in fits])]
+        fits = [fit(rows[inside], classes[inside], candidate) for candidate in settings]
+        accuracies = [candidate.score(rows[outside], classes[outside]) for candidate in fits]
+        setting = settings[accuracies.index(max(accuracies))]
     model = fit(rows, classes, setting)
     # A class that does not occur in train has probability 0.
     probabilities = torch.zeros(len(test), int(labels.max()) + 1, dtype=torch.double)

@@ -1,8 +1,8 @@
 """The swap test: decode the identity of one face with the expression of another.
 
 Every identity of the London set has one neutral and one smiling image in the same light. So the
-correct result of a swap is a real image. Features of another model (the judge) and pixels score the decoded
-images. The same judge scores the real images and images that were decoded without a swap.
+correct result of a swap is a real image. A judge scores the decoded images: features of another
+model, or pixels. It also scores the real images, and images that were decoded without a swap.
 """
 
 from __future__ import annotations
