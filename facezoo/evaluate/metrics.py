@@ -221,8 +221,10 @@ def compare(
     Raises:
         ValueError: if the two are not of the same images, or there are none.
     """
-    from scipy.stats import binomtest, bootstrap
-
+    try:
+        from scipy.stats import binomtest, bootstrap
+    except ImportError as error:
+        raise ImportError("compare needs: pip install 'facezoo[evaluate]'") from error
     if first.shape != second.shape or first.ndim != 1 or not len(first):
         raise ValueError(
             "compare needs two rows of N correct or wrong answers about the same images, got "

@@ -134,6 +134,10 @@ def _probe(
     seed: int,
 ) -> Probe:
     """Choose a setting on an inner split of train, fit it on train, and predict test."""
+    try:
+        import sklearn  # noqa: F401
+    except ImportError as error:
+        raise ImportError("probes need: pip install 'facezoo[evaluate]'") from error
     if not bool(torch.isfinite(features).all()):
         raise ValueError("features hold NaN or infinity; leave out the rows without a face")
     if groups is not None and (shared := torch.isin(groups[train], groups[test])).any():
