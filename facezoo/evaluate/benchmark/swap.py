@@ -48,9 +48,9 @@ class Swap:
 
 def transfer_of(model: FaceModel | None) -> Transfer | None:
     """Return ``transfer_expression`` of a model, or None if it cannot do it."""
-    if model is None or "transfer_expression" in model.absent:
+    if model is None or "transfer_expression" not in model.capabilities():
         return None
-    transfer: Transfer | None = getattr(model, "transfer_expression", None)
+    transfer: Transfer = model.transfer_expression
     return transfer
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from colours import ColourModel, write_colour_packs
+from colors import ColorModel, write_color_packs
 from packs import write_lfw
 
 import facezoo
@@ -24,11 +24,10 @@ CPU = torch.device("cpu")
 ROOT = Path(__file__).parents[3]
 
 
-class Painter(ColourModel):
+class Painter(ColorModel):
     """A model that swaps by channels: red and blue of the target, green of the source."""
 
-    def embed_expression(self, images):
-        return super().embed_expression(images)
+    provides = (*ColorModel.provides, "transfer_expression")
 
     def transfer_expression(self, source, target, *, aligned):
         assert aligned
@@ -60,7 +59,7 @@ def test_a_file_that_is_not_a_results_file_raises_an_error_with_its_name(packs, 
 
 @pytest.fixture
 def packs(tmp_path):
-    return write_colour_packs(tmp_path)
+    return write_color_packs(tmp_path)
 
 
 @pytest.fixture
@@ -90,7 +89,7 @@ def painter(monkeypatch):
 
 def two(crops):
     """Return expression and identity features, as an encoder of a user might."""
-    model = ColourModel()
+    model = ColorModel()
     return {"expression": model.embed_expression(crops), "identity": model.embed_identity(crops)}
 
 
