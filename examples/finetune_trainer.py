@@ -54,7 +54,8 @@ def main(data: Path, out: Path, name: str = "ipd-fer", epochs: int = 10) -> floa
         num_train_epochs=epochs,
         per_device_train_batch_size=min(32, len(train)),
         dataloader_drop_last=True,  # a batch norm cannot train on a last batch of one image
-        save_strategy="no",
+        save_strategy="epoch",
+        save_total_limit=1,
         report_to=[],
     )
     trainer = Trainer(WithLoss(model), arguments, train_dataset=train, optimizers=(optimizer, None))
