@@ -75,8 +75,8 @@ RECIPES = {
         {"width": 16, "number_width": 16, "unet_width": 64},
     ),
 }
-"""``paper`` follows Sec. 3.1, with VGG-16's third stage for eq. (6). ``compact`` takes 1.5 hours on a
-CPU core: narrow networks at 64 pixels, a larger, decaying learning rate, and a convex prior."""
+"""``paper`` follows Sec. 3.1, with VGG-16's third stage for eq. (6). ``compact`` takes 1.5 hours
+on a CPU core: narrow networks at 64 pixels, a larger, decaying learning rate, a convex prior."""
 
 
 def recipe(name: str) -> Recipe:
