@@ -89,6 +89,10 @@ def extract(
     on_missing: Literal["skip", "nan"] = "skip",
     device: str | torch.device | None = None,
     jpeg: JpegDecoder | None = None,
+    min_face: float | None = None,
+    score_threshold: float | None = None,
+    max_side: int | None = None,
+    rotations: Sequence[int] | None = None,
     batch_size: int = 32,
     workers: int = 2,
     every: int = 1,
@@ -121,6 +125,10 @@ def extract(
             with face -1. Unreadable files never have a row.
         device: device of the model; None for the best one, or for the device of a loaded model.
         jpeg: decoder of JPEG files, see ``facezoo.load``; None for that of the model.
+        min_face: least side of a face in pixels, see ``facezoo.preprocess.detection``, as the next.
+        score_threshold: least score of a face.
+        max_side: longest side of an image that the detector sees at once, pixels.
+        rotations: degrees to try in turn for images without a face.
         batch_size: images that are processed at once.
         workers: threads that decode.
         every: take every n-th frame of a video, from the first on.
@@ -152,6 +160,10 @@ def extract(
         on_missing=on_missing,
         device=device,
         jpeg=jpeg,
+        min_face=min_face,
+        score_threshold=score_threshold,
+        max_side=max_side,
+        rotations=rotations,
         batch_size=batch_size,
         workers=workers,
         every=every,
@@ -175,6 +187,10 @@ def extract_each(
     on_missing: Literal["skip", "nan"] = "skip",
     device: str | torch.device | None = None,
     jpeg: JpegDecoder | None = None,
+    min_face: float | None = None,
+    score_threshold: float | None = None,
+    max_side: int | None = None,
+    rotations: Sequence[int] | None = None,
     batch_size: int = 32,
     workers: int = 2,
     every: int = 1,
@@ -208,7 +224,15 @@ def extract_each(
         raise ValueError(f"the output {twice[0]} is named twice; give each model its own file")
     for target in targets:
         check_output(target)
-    options = ImageOptions(faces, on_missing, batch_size=batch_size)
+    options = ImageOptions(
+        faces,
+        on_missing,
+        batch_size=batch_size,
+        min_face=min_face,
+        score_threshold=score_threshold,
+        max_side=max_side,
+        rotations=rotations,
+    )
     if on_missing == "raise":
         raise ValueError("on_missing must be 'skip' or 'nan' here, got 'raise'")
     if engine not in get_args(Engine):
@@ -226,7 +250,7 @@ def extract_each(
         raise ValueError("every and smooth are for videos, and there is no video; leave them out")
     _check_separate(targets, images)
     models = _load(outputs.values(), device or together.device(), jpeg)
-    plans = [plan_for(model, what, images.videos, smooth) for model in models]
+    plans = [plan_for(model, what, options, images.videos, smooth) for model in models]
     settings = _settings(targets, plans, options, images)
     mark = sha256(repr([settings, images.names]).encode("utf-8", "surrogateescape")).hexdigest()
     if len(set(together.gather(mark))) > 1:

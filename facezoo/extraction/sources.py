@@ -82,7 +82,7 @@ def list_images(
     root = root if root and root.is_dir() else None
     files: set[str] = set()
     skipped: list[str] = []
-    paths = [path for entry in entries for path in _expand(os.fspath(entry))]
+    paths = [path for entry in entries for path in expand(os.fspath(entry))]
     for path in map(Path, paths):
         if path.is_dir():
             inside = images_in(path, recursive)
@@ -151,7 +151,7 @@ def is_frame(name: str) -> bool:
     return bool(key) and is_video(container)
 
 
-def _expand(entry: str) -> list[str]:
+def expand(entry: str) -> list[str]:
     """Return the files that a pattern or the lines of a ``.txt`` file name, or the path itself."""
     if not entry:  # Path would take it for the current folder
         raise FileNotFoundError("the name of a source is empty; '.' is the current folder")
@@ -162,7 +162,7 @@ def _expand(entry: str) -> list[str]:
             file
             for line in map(str.strip, lines)
             if line
-            for file in _expand(_in_folder(path.parent, line))
+            for file in expand(_in_folder(path.parent, line))
         ]
     if path.exists() or not glob.has_magic(entry):
         return [entry]
@@ -212,20 +212,22 @@ def read(root: Path, name: str, jpeg: JpegDecoder = "pillow") -> tuple[Photo, fl
         Pixels, RGB (H, W, 3), or a JPEG file; and the time of a frame in seconds, NaN for an image.
 
     Raises:
-        ImageError: if it cannot be read; the message is the reason without the name.
+        ImageError: if it cannot be read.
     """
     container, key = split_name(name)
     path = root / container
-    try:
-        if key and is_video(container):
-            return read_frame(path, key)
-        if not key and _is_container(name):
-            raise ImageError(_keys(name)[1] or "has changed since it was listed")
-        file = read_stored(path, key) if key else path
-        return read_image(file) if jpeg == "pillow" else read_or_keep(file, None, jpeg), math.nan
-    except ImageError as error:
-        reason = str(error).removeprefix(f"{str(path)!r}: ").removeprefix(f"{path} ")
-        raise ImageError(reason) from error
+    if key and is_video(container):
+        return read_frame(path, key)
+    if not key and _is_container(name):
+        raise ImageError(_keys(name)[1] or "has changed since it was listed")
+    file = read_stored(path, key) if key else path
+    return read_image(file) if jpeg == "pillow" else read_or_keep(file, None, jpeg), math.nan
+
+
+def reason_of(error: ImageError, root: Path, name: str) -> str:
+    """Return the message of an error of ``read`` without the name of the file."""
+    path = root / split_name(name)[0]
+    return str(error).removeprefix(f"{str(path)!r}: ").removeprefix(f"{path} ")
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from facezoo.extraction.videos import CONVERSION
 from facezoo.extraction.writers import Layout
 from facezoo.hub.tensors import digest_of
 from facezoo.models.base import FaceModel
-from facezoo.preprocess.jpeg import Photo
+from facezoo.preprocess.jpeg import Photo, check_decoder
 from facezoo.preprocess.pipeline import ImageBatch, ImageOptions, face_batches, fingerprint
 from facezoo.results import flatten_rows
 
@@ -72,7 +72,11 @@ class Task:
 
 
 def plan_for(
-    model: FaceModel, what: str | Sequence[str], videos: bool, smooth: float | None
+    model: FaceModel,
+    what: str | Sequence[str],
+    options: ImageOptions,
+    videos: bool,
+    smooth: float | None,
 ) -> Plan:
     """Choose the stages of a model.
 
@@ -96,7 +100,7 @@ def plan_for(
     classes = model.labels if "predict_expression" in capabilities else ()
     names += ["predict_expression"] if classes else []
     card = model.card.name if model.card else model.model_name
-    mark = fingerprint(model.preprocessing, model.jpeg)
+    mark = fingerprint(model.preprocessing, model.jpeg, options.detection)
     if videos:
         mark = sha256(f"{mark} {CONVERSION}".encode()).hexdigest()[: len(mark)]
     checkpoint = f"{card}@{digest_of(model)[:12]}"
@@ -127,10 +131,13 @@ class _Reader:
 
 def process(task: Task, names: Sequence[str], clock: Clock) -> Generator[Block, None, None]:
     """Process images in this process, and yield a block per batch, in their order."""
+    model = task.plans[0].model
+    if model.jpeg != "pillow":
+        check_decoder(model.jpeg, model.device)
     reader = _Reader(task, clock)
     for batch in face_batches(
         names,
-        task.plans[0].model.device,
+        model.device,
         task.options,
         read=reader,
         workers=task.workers,
@@ -168,7 +175,10 @@ def _block(batch: ImageBatch, task: Task, times: dict[str, float], clock: Clock)
     return Block(
         names,
         len(batch.images) - len(np.unique(index[face >= 0])),
-        [(names[place], str(error)) for place, error in batch.errors.items()],
+        [
+            (names[place], sources.reason_of(error, task.root, names[place]))
+            for place, error in batch.errors.items()
+        ],
         rows,
     )
 
