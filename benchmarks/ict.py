@@ -151,7 +151,7 @@ def main() -> None:
         card = model.card
         result: Benchmark = benchmark(model, options.data)
         rows.append(face_row(f"`{card.name}`", "points", result.meshes, True))
-        clouds = {"whole": (result.meshes, result.codes), **result.spoilt}
+        clouds = {"whole": (result.meshes, result.codes), **result.corrupted}
         codes += [code_row(f"`{card.name}`", *item) for item in clouds.items()]
         if not speeds:
             speeds = [speed(model, test.flatten(0, 1), batch) for batch in (1, 256)]

@@ -6,22 +6,59 @@ Importing this imports nothing heavy; torch comes with the first model.
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from facezoo.version import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from os import PathLike
+
+    import torch
+
     from facezoo import errors, plot
     from facezoo.evaluate.benchmark import benchmark
     from facezoo.extraction import extract
+    from facezoo.faces import crops, detect
     from facezoo.finetuning import finetune
     from facezoo.hub.card import Card
+    from facezoo.models.adv3d import Adv3D
     from facezoo.models.base import FaceModel
     from facezoo.models.identity_removal import remove_identity
+    from facezoo.models.ipd_fer import IPDFER
+    from facezoo.models.latent_simclr import LatentSimCLR
     from facezoo.models.latent_simclr.inverter import StyleGANInverter
+    from facezoo.models.latentface import LatentFace
     from facezoo.plot import show
-    from facezoo.registry import download, info, list_models, load
+    from facezoo.preprocess.jpeg import JpegDecoder
+    from facezoo.registry import download, info, list_models
     from facezoo.results import ExpressionPrediction, FaceEncoding, Faces
+
+    # One overload per family, so that editors complete the methods of load("ipd-fer").
+    @overload
+    def load(name: Literal["adv3d"], **options: Any) -> Adv3D: ...
+    @overload
+    def load(name: Literal["ipd-fer"], **options: Any) -> IPDFER: ...
+    @overload
+    def load(name: Literal["latent-simclr"], **options: Any) -> LatentSimCLR: ...
+    @overload
+    def load(name: Literal["latentface"], **options: Any) -> LatentFace: ...
+    @overload
+    def load(
+        name: str | PathLike[str],
+        *,
+        pretrained: bool = True,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | str | None = None,
+        compile: bool = False,
+        jpeg: JpegDecoder = "pillow",
+        licenses: Sequence[str] | None = None,
+        strict: bool = True,
+        **overrides: Any,
+    ) -> Any: ...
+    def load(name: Any, **options: Any) -> Any:
+        """Load a model that is ready to encode; see ``facezoo.registry.load``."""
+
 
 __all__ = [
     "Card",
@@ -32,6 +69,8 @@ __all__ = [
     "StyleGANInverter",
     "__version__",
     "benchmark",
+    "crops",
+    "detect",
     "download",
     "errors",
     "extract",
@@ -52,6 +91,8 @@ _HOMES = {
     "Faces": "facezoo.results",
     "StyleGANInverter": "facezoo.models.latent_simclr.inverter",
     "benchmark": "facezoo.evaluate.benchmark",
+    "crops": "facezoo.faces",
+    "detect": "facezoo.faces",
     "download": "facezoo.registry",
     "extract": "facezoo.extraction",
     "finetune": "facezoo.finetuning",

@@ -1,4 +1,4 @@
-"""A model family of a few numbers, and a Hub on 127.0.0.1 that speaks the real one's protocol.
+"""A model family of a few numbers, and a Hub on 127.0.0.1 with the protocol of the real one.
 
 HF_ENDPOINT is read when huggingface_hub is imported, so clients run in processes of their own.
 """
@@ -15,10 +15,13 @@ from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import torch
 from torch import nn
 
+from facezoo.hub import card as cards
 from facezoo.hub import tensors as weights
 from facezoo.hub.card import Card, Preprocessing
+from facezoo.hub.families import FAMILIES
 from facezoo.models.pretrained import Pretrained
 
 ROOT = Path(__file__).parent.parent
@@ -48,8 +51,18 @@ class TinyFace(nn.Module, Pretrained):
         self.head = nn.Linear(self.head.in_features, num_classes)
 
 
+class OtherFace(TinyFace):
+    """A family without a checkpoint."""
+
+    model_name = "other-face"
+
+
+class AnyFace(nn.Module, Pretrained):
+    """A base class that loads any family, as FaceModel is."""
+
+
 def card_mapping(**changes):
-    """A card as JSON that has everything."""
+    """A complete card as JSON."""
     return {
         "schema": 1,
         "model": "tiny-face",
@@ -100,7 +113,7 @@ def card_mapping(**changes):
 
 
 def write_checkpoint(folder, *, with_weights=True, dtype="float16", **changes):
-    """A card and its weights as the package holds them; returns the card and the weights."""
+    """Write a card and its weights in the layout of the package; return the card and the bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     card = Card.parse(card_mapping(**changes))
     card = replace(card, weights=replace(card.weights, file=f"{card.name}.safetensors"))
@@ -108,12 +121,31 @@ def write_checkpoint(folder, *, with_weights=True, dtype="float16", **changes):
     weights.save(TinyFace(**card.architecture), path, dtype)
     content = path.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
-    held = replace(card.weights, sha256=digest, size=len(content), dtype=dtype)
-    card = replace(card, weights=held)
+    stored = replace(card.weights, sha256=digest, size=len(content), dtype=dtype)
+    card = replace(card, weights=stored)
     (folder / f"{card.name}.json").write_text(card.to_json())
     if not with_weights:
         path.unlink()
     return card, content
+
+
+def use_tiny_families(monkeypatch, folder):
+    """Fill a package folder with two checkpoints of tiny-face, a detector and a family without."""
+    write_checkpoint(folder)
+    write_checkpoint(folder, tag="wide", default=False, architecture={"width": 9})
+    write_checkpoint(folder, model="face-detector", tag="v1", labels=[])
+    monkeypatch.setattr(cards, "CHECKPOINTS", folder)
+    for family in list(FAMILIES):
+        monkeypatch.delitem(FAMILIES, family)
+    monkeypatch.setitem(FAMILIES, "tiny-face", ("hub_server", "TinyFace"))
+    monkeypatch.setitem(FAMILIES, "other-face", ("hub_server", "OtherFace"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    return folder
+
+
+def same_tensors(one, other):
+    state = other.state_dict()
+    return all(torch.equal(tensor, state[name]) for name, tensor in one.state_dict().items())
 
 
 CLIENT = """
@@ -136,10 +168,10 @@ def attempt(call):
 
 
 def client(code, checkpoints, *, home, hub=None, wait=True, **environment):
-    """Run ``code`` in a process that knows the tiny family; its output, or the process."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
+    """Run ``code`` in a process with the tiny family; return its output, or the process."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
     environment = {
-        **kept,
+        **inherited,
         "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
         "PYTHONDONTWRITEBYTECODE": "1",
         "OMP_NUM_THREADS": "1",
@@ -157,7 +189,7 @@ def client(code, checkpoints, *, home, hub=None, wait=True, **environment):
 
 
 def outcome(process):
-    """What a client printed; its errors are shown if it failed."""
+    """Return the output of a client; show its errors if it failed."""
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
     return out.strip()
@@ -165,7 +197,7 @@ def outcome(process):
 
 @dataclass
 class Repo:
-    """A repository; the faults are names of files that are sent wrong."""
+    """A repository; the last three hold names of files that are sent wrong."""
 
     files: dict = field(default_factory=dict)
     commit: str = COMMIT
@@ -176,7 +208,7 @@ class Repo:
 
 
 class Hub(ThreadingHTTPServer):
-    """The server; ``requests`` holds (method, path, headers) of what it was asked."""
+    """The server; ``requests`` holds method, path and headers of each request."""
 
     daemon_threads = True
 
@@ -191,7 +223,7 @@ class Hub(ThreadingHTTPServer):
 
 @contextmanager
 def running_hub(repos=None):
-    """A server in a thread, with repositories by name."""
+    """Run a server in a thread, with repositories by name."""
     hub = Hub()
     hub.repos.update(repos or {})
     thread = threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.02})
@@ -205,7 +237,7 @@ def running_hub(repos=None):
 
 
 class Handler(BaseHTTPRequestHandler):
-    """``/{org}/{repo}/resolve/{revision}/{file}``, and what create_repo and create_commit ask."""
+    """Answers ``/{org}/{repo}/resolve/{revision}/{file}``, create_repo and create_commit."""
 
     protocol_version = "HTTP/1.1"
 
@@ -217,12 +249,12 @@ class Handler(BaseHTTPRequestHandler):
         self.resolve()
 
     def do_GET(self):
-        if "/resolve/" not in self.path:  # what huggingface_hub wants to know for itself
-            return self.refuse(404)
+        if "/resolve/" not in self.path:  # a question of huggingface_hub itself
+            return self.reject(404)
         self.server.requests.append(("GET", self.path, dict(self.headers)))
         return self.resolve()
 
-    def refuse(self, status, code=None):
+    def reject(self, status, code=None):
         self.answer(status, headers={"X-Error-Code": code} if code else {})
 
     def answer(self, status, content=b"", headers=None, length=None):
@@ -236,18 +268,18 @@ class Handler(BaseHTTPRequestHandler):
 
     def resolve(self):
         if self.server.status:
-            return self.refuse(self.server.status)
+            return self.reject(self.server.status)
         name, _, rest = self.path.lstrip("/").partition("/resolve/")
         revision, _, file = rest.partition("/")
         repo = self.server.repos.get(name)
         if repo is None:
-            return self.refuse(404, "RepoNotFound")
+            return self.reject(404, "RepoNotFound")
         if repo.gated and not self.headers.get("Authorization"):
-            return self.refuse(403, "GatedRepo")
+            return self.reject(403, "GatedRepo")
         if revision not in ("main", repo.commit):
-            return self.refuse(404, "RevisionNotFound")
+            return self.reject(404, "RevisionNotFound")
         if file not in repo.files:
-            return self.refuse(404, "EntryNotFound")
+            return self.reject(404, "EntryNotFound")
         return self.send_file(repo, file)
 
     def send_file(self, repo, file):
@@ -271,8 +303,8 @@ class Handler(BaseHTTPRequestHandler):
         self.server.requests.append(("POST", self.path, dict(self.headers)))
         name = "/".join(self.path.split("/")[3:5])
         if self.path == "/api/repos/create":
-            asked = json.loads(body)
-            name = "/".join(filter(None, [asked.get("organization"), asked["name"]]))
+            request = json.loads(body)
+            name = "/".join(filter(None, [request.get("organization"), request["name"]]))
             self.server.repos.setdefault(name, Repo())
             return self.reply({"url": f"{self.server.url}/{name}", "name": name})
         if self.path == "/api/validate-yaml":
@@ -286,7 +318,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(self.paths_info(name, body.decode()))
         return self.commit(name, body)
 
-    def paths_info(self, name, asked):
+    def paths_info(self, name, request):
         files = self.server.repos[name].files
         return [
             {
@@ -301,7 +333,7 @@ class Handler(BaseHTTPRequestHandler):
                 },
             }
             for path, content in files.items()
-            if path in asked
+            if path in request
         ]
 
     def commit(self, name, body):

@@ -159,7 +159,8 @@ def test_a_crowd_is_cut_out_in_slices_of_whole_batches(model, monkeypatch, batch
     monkeypatch.setattr(pipeline, "prepare", lambda p, f, s: sizes.append(len(f)) or cut(p, f, s))
     features = model.encode_faces([photo], crowd, "encode_expression", batch_size)
     assert sizes == together
-    assert torch.equal(features, wanted)
+    # Fewer than 8 crops have another memory order, and sums are rounded in another order then.
+    torch.testing.assert_close(features, wanted, atol=1e-6, rtol=1e-6)
 
 
 def test_all_faces_of_a_photograph_get_a_row(model):

@@ -121,6 +121,9 @@ def test_a_fine_tuning_example_leaves_a_folder_that_loads(name, tmp_path, monkey
         tuned.expression_encoder.norm.running_mean, model.expression_encoder.norm.running_mean
     )
     assert tuned.predict_expression(PORTRAITS).probabilities.shape == (2, 2)
+    if name == "finetune_trainer":
+        (checkpoint,) = (tmp_path / "mine" / "trainer").glob("checkpoint-*")
+        assert (checkpoint / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("name", ["finetune_pytorch", "finetune_accelerate", "finetune_trainer"])

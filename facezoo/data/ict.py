@@ -1,13 +1,14 @@
-"""ICT-3D: synthetic face meshes of many persons with the same twenty expressions.
+"""ICT-3D: synthetic face meshes of many identities with the same twenty expressions.
 
 The modes come from ICT-FaceKit (Li et al., "Learning Formation of Physically-Based Face
-Attributes", CVPR 2020; MIT licence, Copyright (c) 2020 USC Institute for Creative Technologies),
-which https://github.com/USC-ICT/ICT-FaceKit offers. A folder holds ``ict_face.npz`` (mean face,
-modes, triangles, landmarks), ``ict_expressions.json`` (recipes and sampling rules) and, for the
-adaptive variant, ``ict_face_adapt.npz``.
+Attributes", CVPR 2020; MIT license, Copyright (c) 2020 USC Institute for Creative Technologies),
+https://github.com/USC-ICT/ICT-FaceKit. A folder contains ``ict_face.npz`` (mean face, modes,
+triangles, landmarks), ``ict_expressions.json`` (recipes and sampling rules) and, for the adaptive
+variant, ``ict_face_adapt.npz``.
 
-Every person has a random generator of their own, so that a smaller set is a prefix of a larger one.
+Every identity has its own random generator, so a smaller set is a prefix of a larger one.
 Vertices are millimetres; +x is the subject's left, +y up, +z out of the face.
+Letters: P identities, E expressions, N vertices, T triangles, K blendshapes.
 """
 
 from __future__ import annotations
@@ -22,50 +23,59 @@ from numpy.typing import NDArray
 
 FACE, RECIPES, ADAPT = "ict_face.npz", "ict_expressions.json", "ict_face_adapt.npz"
 SIZES = {"tiny": 20, "standard": 300, "facescape": 847}
-"""Persons in each set."""
+"""Identities in each set."""
 
 
 @dataclass(frozen=True)
 class Topology:
-    """What all meshes of the set share."""
+    """Triangles, landmarks and mean face of all meshes of the set."""
 
     triangles: NDArray[np.int64]
     """(T, 3)."""
     landmarks: NDArray[np.int64]
     """Vertices of the 68 landmarks of Multi-PIE, (68,)."""
     narrow: NDArray[np.bool_]
-    """Which vertices lie in the narrow face area, (N,)."""
+    """Vertices in the narrow face area, (N,)."""
     mean: NDArray[np.float64]
     """The generic neutral face in millimetres, (N, 3)."""
 
 
 @dataclass(frozen=True)
 class FaceSet:
-    """Meshes of several persons in the same expressions; expression 0 is neutral."""
+    """Meshes of several identities in the same expressions; expression 0 is neutral."""
 
     vertices: NDArray[np.float32]
     """Millimetres, (P, E, N, 3)."""
-    persons: NDArray[np.int64]
-    """Number of each person, (P,)."""
+    identities: NDArray[np.int64]
+    """Number of each identity, (P,)."""
     expressions: tuple[str, ...]
     """Names, E."""
 
 
 class IctFaces:
-    """The generator, with its modes in memory.
+    """Generator of meshes, with the modes in memory.
 
     Args:
-        folder: with the files that the module names.
-        adaptive: whether an expression bends to the face that makes it, which makes the data
-            bilinear in identity and expression; otherwise they are linear.
+        folder: with the files of the module docstring.
+        adaptive: adapt each expression to the identity, which makes the data bilinear in identity
+            and expression; otherwise the data are linear.
 
     Raises:
-        FileNotFoundError: if a file is missing; the message says where to get it.
+        FileNotFoundError: if a file is missing; the message names the source.
     """
 
     def __init__(self, folder: str | Path, adaptive: bool = False) -> None:
         folder = Path(folder)
-        check_folder(folder, adaptive)
+        missing = [
+            name
+            for name in (FACE, RECIPES, *([ADAPT] if adaptive else []))
+            if not (folder / name).is_file()
+        ]
+        if missing:
+            raise FileNotFoundError(
+                f"{folder} has no {' and no '.join(missing)}; ICT-3D is generated from the modes "
+                "of https://github.com/USC-ICT/ICT-FaceKit, see docs/models/adv3d.md"
+            )
         self.protocol: dict[str, Any] = json.loads((folder / RECIPES).read_text(encoding="utf-8"))
         names = self.protocol["blendshapes"]
         self.expressions = tuple(entry["name"] for entry in self.protocol["expressions"])
@@ -91,22 +101,22 @@ class IctFaces:
             with np.load(folder / ADAPT) as adapt:
                 self._gradient = adapt["lo_id_grad"].astype(np.float64)
 
-    def coefficients(self, person: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Identity coefficients (100,) and blendshape weights (E, K) of one person."""
+    def coefficients(self, identity: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Sample identity coefficients (100,) and blendshape weights (E, K) of one identity."""
         sampling = self.protocol["sampling"]
-        draw = np.random.Generator(np.random.PCG64([sampling["seed"], person]))
+        generator = np.random.Generator(np.random.PCG64([sampling["seed"], identity]))
         count, shapes = self._recipes.shape
-        identity = draw.standard_normal(len(self._identity))
-        intensity = draw.uniform(0.7, 1.0, (count,))
-        jitter = draw.uniform(-0.1, 0.1, (count, shapes))
-        return identity, self._recipes * intensity[:, None] * (1 + jitter)
+        coefficients = generator.standard_normal(len(self._identity))
+        intensity = generator.uniform(0.7, 1.0, (count,))
+        jitter = generator.uniform(-0.1, 0.1, (count, shapes))
+        return coefficients, self._recipes * intensity[:, None] * (1 + jitter)
 
-    def meshes(self, persons: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Meshes of persons in every expression, millimetres, (P, E, N, 3)."""
+    def meshes(self, identities: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Generate identities in every expression, millimetres, (P, E, N, 3)."""
         count, vertices = len(self._recipes), len(self.topology.mean)
-        out = np.empty((len(persons), count, vertices, 3), np.float32)
-        for row, person in enumerate(persons):
-            identity, weights = self.coefficients(int(person))
+        out = np.empty((len(identities), count, vertices, 3), np.float32)
+        for row, number in enumerate(identities):
+            identity, weights = self.coefficients(int(number))
             offsets = np.tensordot(weights, self._expression, 1)
             if self._gradient is not None:
                 bend = np.tensordot(identity, self._gradient, 1)
@@ -115,7 +125,7 @@ class IctFaces:
         return out
 
     def split(self, size: str = "standard") -> tuple[FaceSet, FaceSet]:
-        """Training and test persons of a set, of which no person is in both.
+        """Generate the training and the test split of a set; no identity is in both.
 
         Args:
             size: a key of ``SIZES``.
@@ -125,25 +135,10 @@ class IctFaces:
         """
         if size not in SIZES:
             raise ValueError(f"size must be one of {', '.join(SIZES)}, got {size!r}")
-        persons = np.arange(SIZES[size])
-        test = np.isin(persons % 10, self.protocol["split"]["test_if_identity_mod_10_in"])
-        train, held_out = (
-            FaceSet(self.meshes(chosen), chosen, self.expressions)
-            for chosen in (persons[~test], persons[test])
+        identities = np.arange(SIZES[size])
+        test = np.isin(identities % 10, self.protocol["split"]["test_if_identity_mod_10_in"])
+        train_part, test_part = (
+            FaceSet(self.meshes(part), part, self.expressions)
+            for part in (identities[~test], identities[test])
         )
-        return train, held_out
-
-
-def check_folder(folder: Path, adaptive: bool = False) -> None:
-    """Refuse a folder that lacks a file, before anything is begun.
-
-    Raises:
-        FileNotFoundError: naming the files that are missing.
-    """
-    wanted = [FACE, RECIPES, *([ADAPT] if adaptive else [])]
-    missing = [name for name in wanted if not (folder / name).is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"{folder} has no {' and no '.join(missing)}; ICT-3D is made from the modes of "
-            "https://github.com/USC-ICT/ICT-FaceKit, see docs/models/adv3d.md"
-        )
+        return train_part, test_part

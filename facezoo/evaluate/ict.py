@@ -1,8 +1,10 @@
-"""The ICT-3D benchmark: a model of meshes on persons that it has not seen.
+"""ICT-3D benchmark: a mesh model on unseen identities.
 
-Scans that are not in correspondence are made from the test meshes: points in random order, 1,000 of
-them, with 0.5 mm of noise, or with a quarter of the face cut off by a plane. The probe that tells
-the expression is fitted on whole, clean training meshes in every case.
+Corrupted inputs are generated from the test meshes: points in random order, 1,000 points, 0.5 mm of
+noise, or a quarter of the face cut off by a plane. The expression probe is always fitted on clean
+training meshes.
+
+Letters: P identities, E expressions, N vertices, L latent dimensions.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from facezoo.evaluate.meshes import (
     mesh_verification,
     score_meshes,
 )
-from facezoo.geometry.points import jittered, some_points, without_part
+from facezoo.geometry.meshes import add_noise, cut_off, some_points
 from facezoo.hub.card import Metric
 from facezoo.models.mesh_base import MeshModel, in_batches
 
@@ -31,40 +33,19 @@ POINTS = 1000
 MISSING = 0.25
 """Share of the vertices that the plane cuts off."""
 
-Spoil = Callable[[Tensor, torch.Generator], Tensor]
+Corruption = Callable[[Tensor, torch.Generator], Tensor]
 
-
-def shuffled(points: Tensor, draw: torch.Generator) -> Tensor:
-    """The points (N, 3) in random order."""
-    return some_points(points, len(points), draw)
-
-
-def subsampled(points: Tensor, draw: torch.Generator) -> Tensor:
-    """``POINTS`` of the points, in random order, or all if there are fewer."""
-    return some_points(points, POINTS, draw)
-
-
-def noisy(points: Tensor, draw: torch.Generator) -> Tensor:
-    """Every coordinate with Gaussian noise of ``NOISE_MM``."""
-    return jittered(points, NOISE_MM, draw)
-
-
-def cut(points: Tensor, draw: torch.Generator) -> Tensor:
-    """Without the quarter that lies farthest in a random direction."""
-    return without_part(points, MISSING, draw)
-
-
-SPOILS: dict[str, Spoil] = {
-    "shuffled": shuffled,
-    f"{POINTS} points": subsampled,
-    f"{NOISE_MM} mm noise": noisy,
-    "a quarter missing": cut,
+CORRUPTIONS: dict[str, Corruption] = {
+    "shuffled": lambda points, generator: some_points(points, len(points), generator),
+    f"{POINTS} points": lambda points, generator: some_points(points, POINTS, generator),
+    f"{NOISE_MM} mm noise": lambda points, generator: add_noise(points, NOISE_MM, generator),
+    "a quarter missing": lambda points, generator: cut_off(points, MISSING, generator),
 }
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model says of meshes, P persons times E expressions."""
+    """Output of a model for P identities times E expressions."""
 
     identity: Tensor
     """z_id, (P, E, L)."""
@@ -77,13 +58,12 @@ class Predictions:
 
 
 @torch.no_grad()
-def predict(model: MeshModel, meshes: Tensor, spoil: Spoil | None = None) -> Predictions:
-    """Codes and decoded faces of meshes (P, E, N, 3) in mm, spoilt with a fixed seed if at all."""
-    people, expressions = meshes.shape[:2]
-    draw = torch.Generator().manual_seed(0)
+def predict(model: MeshModel, meshes: Tensor, corrupt: Corruption | None = None) -> Predictions:
+    """Encode and decode meshes (P, E, N, 3) in mm, optionally corrupted with a fixed seed."""
+    generator = torch.Generator().manual_seed(0)
     clouds: Sequence[Tensor] = list(meshes.flatten(0, 1))
-    if spoil is not None:
-        clouds = [spoil(cloud, draw) for cloud in clouds]
+    if corrupt is not None:
+        clouds = [corrupt(cloud, generator) for cloud in clouds]
 
     def work(batch: Tensor) -> tuple[Tensor, ...]:
         encoding = model.encode(batch, units="mm")
@@ -93,19 +73,19 @@ def predict(model: MeshModel, meshes: Tensor, spoil: Spoil | None = None) -> Pre
         return tuple(part.cpu() for part in (*codes, face, neutral))
 
     parts = in_batches(clouds, 32, work)
-    return Predictions(*(part.unflatten(0, (people, expressions)) for part in parts))
+    return Predictions(*(part.unflatten(0, meshes.shape[:2]) for part in parts))
 
 
 @dataclass(frozen=True)
 class CodeScores:
-    """What the codes hold, in [0, 1]."""
+    """Accuracies from the codes, in [0, 1]."""
 
     recognition: float
-    """Rank-1, expressive meshes among neutral ones, from z_id."""
+    """Rank-1 of expressive meshes among neutral ones, from z_id."""
     verification: float
     """From z_id."""
     expression: float
-    """Of unseen persons, a linear probe on z_exp."""
+    """Linear probe on z_exp, unseen identities."""
     expression_from_identity: float
     """The same from z_id: leakage."""
     recognition_from_expression: float
@@ -113,7 +93,7 @@ class CodeScores:
 
 
 def score_codes(train: Predictions, test: Predictions) -> CodeScores:
-    """What can be read from the codes of the test persons; fewer than 20 make fewer folds."""
+    """Score the codes of the test identities; fewer than 20 give fewer folds."""
     folds = min(10, len(test.identity) // 2)
     return CodeScores(
         recognition=identity_recognition(test.identity),
@@ -126,16 +106,16 @@ def score_codes(train: Predictions, test: Predictions) -> CodeScores:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Everything that is measured on ICT-3D."""
+    """All scores on ICT-3D."""
 
     meshes: MeshScores
     codes: CodeScores
-    spoilt: dict[str, tuple[MeshScores, CodeScores]]
-    """By the names of ``SPOILS``."""
+    corrupted: dict[str, tuple[MeshScores, CodeScores]]
+    """By the names of ``CORRUPTIONS``."""
 
 
 def benchmark(model: MeshModel, folder: str | Path, size: str = "standard") -> Benchmark:
-    """Measure a model; the probe sees every fifth training person.
+    """Measure a model; the probe is fitted on every fifth training identity.
 
     Args:
         model: in the topology of ICT-3D.
@@ -148,17 +128,17 @@ def benchmark(model: MeshModel, folder: str | Path, size: str = "standard") -> B
     meshes = torch.from_numpy(test_set.vertices)
     train = predict(model, torch.from_numpy(train_set.vertices[::5]))
 
-    def scored(spoil: Spoil | None) -> tuple[MeshScores, CodeScores]:
-        found = predict(model, meshes, spoil)
-        told = score_meshes(meshes, found.neutrals, found.faces, meshes[:, 0], narrow)
-        return told, score_codes(train, found)
+    def score(corrupt: Corruption | None) -> tuple[MeshScores, CodeScores]:
+        test = predict(model, meshes, corrupt)
+        scores = score_meshes(meshes, test.neutrals, test.faces, meshes[:, 0], narrow)
+        return scores, score_codes(train, test)
 
-    whole = scored(None)
-    return Benchmark(*whole, {name: scored(spoil) for name, spoil in SPOILS.items()})
+    clean = score(None)
+    return Benchmark(*clean, {name: score(corrupt) for name, corrupt in CORRUPTIONS.items()})
 
 
 def as_metrics(result: Benchmark, command: str) -> list[Metric]:
-    """A benchmark as the metrics of a card."""
+    """Convert a benchmark to the metrics of a card."""
     shape = result.meshes
     rows = [
         ("E_rec", shape.e_rec.mean, "mm", "eq. (9), mean over meshes"),
@@ -169,7 +149,7 @@ def as_metrics(result: Benchmark, command: str) -> list[Metric]:
         ("spread", shape.spread, "mm", "root mean square, mean over persons"),
         *_code_rows(result.codes, "unseen persons"),
     ]
-    for name, (meshes, codes) in result.spoilt.items():
+    for name, (meshes, codes) in result.corrupted.items():
         rows.append(("AVD_neu", meshes.avd_neu.mean, "mm", name))
         rows += [row for row in _code_rows(codes, name) if row[0] in ("rank-1", "expression")]
     return [

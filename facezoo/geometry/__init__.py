@@ -1,1 +1,1 @@
-"""Cameras, meshes and rendering: geometry that knows nothing of any model."""
+"""Cameras, meshes and rendering, independent of any model."""

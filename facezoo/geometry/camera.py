@@ -1,24 +1,23 @@
-"""The camera that looks at depth maps, and the six numbers of a view.
+"""Pinhole camera for depth maps, and views of six parameters.
 
-Conventions, those of Unsup3D (Wu et al., "Unsupervised Learning of Probably Symmetric Deformable 3D
-Objects", CVPR 2020), which the published weights are made for:
+The conventions follow Unsup3D (Wu et al., "Unsupervised Learning of Probably Symmetric Deformable
+3D Objects", CVPR 2020), as the published weights expect:
 
 * Axes: the camera is at the origin and looks along +z; x to the right, y **down**, z away from the
-  camera. There is no unit: the face is about 1 away.
-* Pixels: u is the column and v the row, with pixel centres at whole numbers from 0 to S - 1. In
-  normalised coordinates the centres of the outermost pixels are at -1 and 1
-  (``align_corners=True``).
-* A depth map holds z, not the distance along the ray.
-* View: rx, ry, rz (radians), tx, ty, tz (units of depth). It turns the face about ``PIVOT`` by
-  R = Rz Ry Rx on column vectors, with right-handed matrices in the axes above, then moves it.
+  camera. Depth has no unit: the face is about 1 away.
+* Pixels: u is the column and v the row, with pixel centers at whole numbers from 0 to S - 1. In
+  normalized coordinates the centers of the outermost pixels are -1 and 1 (``align_corners=True``).
+* A depth map stores z, not the distance along the ray.
+* View: rx, ry, rz (radians), tx, ty, tz (units of depth). It rotates the face about ``PIVOT`` by
+  R = Rz Ry Rx on column vectors, with right-handed matrices in the axes above, then translates it.
   Positive ry moves points nearer than the pivot to the left, positive rx moves them down, and
-  positive rz turns the image clockwise as seen.
+  positive rz rotates the image clockwise.
 * A depth map as a mesh: vertices in row-major order; first all upper-left triangles (i, j),
   (i + 1, j), (i, j + 1), then all lower-right ones (i, j + 1), (i + 1, j), (i + 1, j + 1), each in
   row-major order of (i, j).
 
-The camera is called weak-perspective because its field of view is small; the projection is the
-perspective one all the same.
+The projection is perspective. Unsup3D calls the camera weak-perspective because its field of view
+is small.
 """
 
 from __future__ import annotations
@@ -32,15 +31,15 @@ from einops import rearrange
 from torch import Tensor
 
 PIVOT = (0.0, 0.0, 1.0)
-"""The point that a view turns about: the middle of the depth range."""
+"""The center of rotation of a view: the middle of the depth range."""
 
 
 @dataclass(frozen=True)
 class Camera:
     """A pinhole camera with square images.
 
-    Source: LatentFace, Sec. 5.4, with the focal length of Unsup3D: the field of view goes from the
-    centre of the first pixel to that of the last.
+    Source: LatentFace, Sec. 5.4, with the focal length of Unsup3D: the field of view spans from the
+    center of the first pixel to the center of the last.
     """
 
     size: int
@@ -55,20 +54,20 @@ class Camera:
             raise ValueError(f"fov_deg must be between 0 and 180 degrees, got {self.fov_deg}")
 
     @property
-    def centre(self) -> float:
-        """Where the optical axis meets the image, pixels, for both axes."""
+    def center(self) -> float:
+        """The principal point, pixels, on both axes."""
         return (self.size - 1) / 2
 
     @property
     def focal(self) -> float:
         """Focal length, pixels."""
-        return self.centre / tan(radians(self.fov_deg) / 2)
+        return self.center / tan(radians(self.fov_deg) / 2)
 
     def unproject(self, depth: Tensor) -> Tensor:
-        """The points that a depth map shows.
+        """Convert a depth map to points.
 
         Args:
-            depth: z of every pixel, (B, S, S).
+            depth: z of each pixel, (B, S, S).
 
         Returns:
             x, y, z in camera coordinates, (B, S, S, 3).
@@ -78,34 +77,34 @@ class Camera:
         """
         if depth.ndim != 3 or tuple(depth.shape[1:]) != (self.size, self.size):
             raise ValueError(
-                f"depth must be (B, {self.size}, {self.size}), got {tuple(depth.shape)}; make a "
+                f"depth must be (B, {self.size}, {self.size}), got {tuple(depth.shape)}; use a "
                 "Camera of the depth map's size"
             )
         ray = (
-            torch.arange(self.size, device=depth.device, dtype=depth.dtype) - self.centre
+            torch.arange(self.size, device=depth.device, dtype=depth.dtype) - self.center
         ) / self.focal
         return torch.stack([depth * ray, depth * ray[:, None], depth], -1)
 
     def project(self, points: Tensor) -> Tensor:
-        """Where points are seen.
+        """Project points to pixels.
 
         Args:
             points: x, y, z in camera coordinates, (..., 3).
 
         Returns:
-            u, v in pixels and z, (..., 3). Points with z of 0 or less are not in front of the
-            camera, and their u and v mean nothing.
+            u, v in pixels and z, (..., 3). For points behind the camera (z of 0 or less), u and v
+            have no meaning.
         """
         z = points[..., 2:]
-        return torch.cat([points[..., :2] / z * self.focal + self.centre, z], -1)
+        return torch.cat([points[..., :2] / z * self.focal + self.center, z], -1)
 
     def normalize(self, pixels: Tensor) -> Tensor:
-        """Pixels u, v (..., 2) to coordinates in which the image spans [-1, 1]."""
-        return pixels / self.centre - 1
+        """Convert pixels u, v (..., 2) to coordinates in which the image spans [-1, 1]."""
+        return pixels / self.center - 1
 
 
 def rotation_matrix(angles: Tensor) -> Tensor:
-    """R = Rz Ry Rx.
+    """Compute R = Rz Ry Rx.
 
     Args:
         angles: rx, ry, rz in radians, (B, 3).
@@ -123,7 +122,7 @@ def rotation_matrix(angles: Tensor) -> Tensor:
 
 
 def to_view(points: Tensor, view: Tensor) -> Tensor:
-    """Points of the canonical face, as a view poses them: R (p - pivot) + pivot + t.
+    """Move canonical points into a view: R (p - pivot) + pivot + t.
 
     Args:
         points: canonical, (B, N, 3).
@@ -133,23 +132,23 @@ def to_view(points: Tensor, view: Tensor) -> Tensor:
         Points in the view, (B, N, 3).
 
     Raises:
-        ValueError: if the shapes do not fit.
+        ValueError: if the shapes do not match.
     """
     _check_posed(points, view)
     pivot = points.new_tensor(PIVOT)
-    turned = (points - pivot) @ rearrange(rotation_matrix(view[:, :3]), "b i j -> b j i")
-    return turned + pivot + view[:, None, 3:]
+    rotated = (points - pivot) @ rearrange(rotation_matrix(view[:, :3]), "b i j -> b j i")
+    return rotated + pivot + view[:, None, 3:]
 
 
 def to_canonical(points: Tensor, view: Tensor) -> Tensor:
-    """The inverse of ``to_view``, with the same shapes and errors."""
+    """Invert ``to_view``, with the same shapes and errors."""
     _check_posed(points, view)
     pivot = points.new_tensor(PIVOT)
     return (points - view[:, None, 3:] - pivot) @ rotation_matrix(view[:, :3]) + pivot
 
 
 def warp_grid(depth: Tensor, view: Tensor, camera: Camera) -> Tensor:
-    """Where each pixel of a canonical depth map is seen in a view.
+    """Locate each pixel of a canonical depth map in a view.
 
     Args:
         depth: canonical, (B, S, S).
@@ -157,16 +156,16 @@ def warp_grid(depth: Tensor, view: Tensor, camera: Camera) -> Tensor:
         camera: of the same size.
 
     Returns:
-        Normalised coordinates, (B, S, S, 2).
+        Normalized coordinates, (B, S, S, 2).
     """
     points = rearrange(camera.unproject(depth), "b h w c -> b (h w) c")
-    return _seen(to_view(points, view), camera)
+    return _grid(to_view(points, view), camera)
 
 
 def inverse_warp_grid(depth: Tensor, view: Tensor, camera: Camera) -> Tensor:
-    """Where each pixel of a depth map in a view is seen in the canonical image.
+    """Locate each pixel of a depth map in a view in the canonical image.
 
-    Sampling the canonical image there, see ``resample``, gives the image in the view.
+    ``resample`` with this grid renders the canonical image in the view.
 
     Args:
         depth: in the view, (B, S, S).
@@ -174,17 +173,17 @@ def inverse_warp_grid(depth: Tensor, view: Tensor, camera: Camera) -> Tensor:
         camera: of the same size.
 
     Returns:
-        Normalised coordinates, (B, S, S, 2).
+        Normalized coordinates, (B, S, S, 2).
     """
     points = rearrange(camera.unproject(depth), "b h w c -> b (h w) c")
-    return _seen(to_canonical(points, view), camera)
+    return _grid(to_canonical(points, view), camera)
 
 
 def resample(images: Tensor, grid: Tensor) -> Tensor:
-    """Images read bilinearly at normalised coordinates, 0 outside.
+    """Sample images bilinearly at normalized coordinates, 0 outside.
 
-    The corners are aligned. Unsup3D was written when that was ``grid_sample``'s own default; with
-    today's default its images would shrink by half a pixel.
+    Corners are aligned, as ``grid_sample`` did by default when Unsup3D was written. Today's default
+    would shrink images by half a pixel.
 
     Args:
         images: (B, C, H, W).
@@ -197,15 +196,15 @@ def resample(images: Tensor, grid: Tensor) -> Tensor:
 
 
 def grid_triangles(height: int, width: int, device: torch.device | None = None) -> Tensor:
-    """The triangles of a depth map's mesh, in the order that the head of this file gives.
+    """List the triangles of a depth map's mesh, in the order of the module docstring.
 
     Args:
         height: rows of vertices, 2 or more.
         width: columns of vertices, 2 or more.
-        device: where the result is to be.
+        device: of the result.
 
     Returns:
-        Indices of vertices, int64, (2 (height - 1) (width - 1), 3).
+        Vertex indices, int64, (2 (height - 1) (width - 1), 3).
 
     Raises:
         ValueError: if there are fewer than two rows or columns.
@@ -218,14 +217,14 @@ def grid_triangles(height: int, width: int, device: torch.device | None = None) 
     return rearrange([upper, lower], "t h w c -> (t h w) c")
 
 
-def _seen(points: Tensor, camera: Camera) -> Tensor:
-    seen = camera.normalize(camera.project(points)[..., :2])
-    return rearrange(seen, "b (h w) c -> b h w c", h=camera.size)
+def _grid(points: Tensor, camera: Camera) -> Tensor:
+    pixels = camera.normalize(camera.project(points)[..., :2])
+    return rearrange(pixels, "b (h w) c -> b h w c", h=camera.size)
 
 
 def _check_posed(points: Tensor, view: Tensor) -> None:
     if points.ndim != 3 or points.shape[-1] != 3 or tuple(view.shape) != (len(points), 6):
         raise ValueError(
             f"points must be (B, N, 3) and view (B, 6) with the same B, got {tuple(points.shape)} "
-            f"and {tuple(view.shape)}; repeat the one that all share with expand()"
+            f"and {tuple(view.shape)}; repeat a shared one with expand()"
         )

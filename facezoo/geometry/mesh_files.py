@@ -1,153 +1,226 @@
-"""Reading and writing meshes: Wavefront OBJ here, PLY through trimesh (extra ``[mesh]``).
+"""Mesh files: .obj here, .ply, .stl, .glb and .gltf through trimesh (extra ``[mesh]``).
 
-Neither format says what its numbers mean, so whoever reads states the units.
+No format records its units, so the reader states them. Vertices keep the order of the file.
+
+trimesh 5.2 misreads valid OBJ files, so a short reader of our own stays: a byte order mark loses
+the first vertex, tabs give an empty scene, and a comment after a value raises an error.
 """
 
 from __future__ import annotations
 
+import json
+import struct
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from facezoo.geometry.meshes import Mesh, millimetres
 
-SUFFIXES = (".obj", ".ply")
+SUFFIXES = (".obj", ".ply", ".stl", ".glb", ".gltf")
+COMPRESSED = ("KHR_mesh_quantization", "KHR_draco_mesh_compression", "EXT_meshopt_compression")
+FLOAT = 5126
+"""The glTF code of float32."""
+
+Arrays = tuple[NDArray[Any], NDArray[np.int64]]
+"""Vertices (N, 3) and triangles (T, 3)."""
 
 
 def read_mesh(path: str | Path, units: str) -> Mesh:
-    """A mesh from a file, its vertices in the order of the file.
+    """Read a mesh; vertices are float64, in the order of the file.
+
+    Polygons become fans of triangles. Colors, normals and textures are ignored. The objects of a
+    file form one mesh, and glTF nodes are placed by their transforms. STL files repeat each vertex
+    per triangle, so equal vertices are merged, in order of appearance.
 
     Args:
-        path: an ``.obj`` or ``.ply`` file. Polygons are cut into fans of triangles; colours,
-            normals and texture are passed over.
-        units: what the numbers mean, ``"mm"``, ``"cm"`` or ``"m"``.
+        path: a file with one of ``SUFFIXES``.
+        units: unit of the numbers in the file, ``"mm"``, ``"cm"`` or ``"m"``.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is of another kind, is damaged or empty, or ``units`` is not one of these.
-        ImportError: if a PLY file is read without trimesh.
+        ValueError: if the format is unknown, the file is damaged or empty, or units are missing.
+        ImportError: if the format needs trimesh and it is not installed.
     """
     path = Path(path)
     millimetres(units)
-    _check_suffix(path)
+    suffix = _known_suffix(path)
     if not path.is_file():
-        raise FileNotFoundError(f"no mesh at {path}")
-    return _read_obj(path, units) if path.suffix.lower() == ".obj" else _read_ply(path, units)
+        raise FileNotFoundError(f"no mesh file at {path}")
+    readers = {".obj": _read_obj, ".ply": _read_ply, ".stl": _read_stl}
+    try:
+        vertices, triangles = readers.get(suffix, _read_gltf)(path)
+        if not len(vertices):
+            raise ValueError("it has no vertices")
+        corners = torch.from_numpy(np.array(triangles, np.int64)) if len(triangles) else None
+        return Mesh(torch.from_numpy(np.array(vertices, np.float64)), units, corners)
+    except (ValueError, KeyError, IndexError, TypeError, struct.error) as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
 
 
 def write_mesh(path: str | Path, mesh: Mesh) -> Path:
-    """Write a mesh as ``.obj`` or ``.ply``, in its own units; returns the path.
+    """Write a mesh in its own units; the suffix selects the format.
+
+    Returns:
+        The path.
 
     Raises:
-        ValueError: if the suffix is another.
-        ImportError: if a PLY file is written without trimesh.
+        ValueError: if the format is unknown.
+        ImportError: if the format needs trimesh and it is not installed.
     """
     path = Path(path)
-    _check_suffix(path)
+    suffix = _known_suffix(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix.lower() == ".ply":
-        _write_ply(path, mesh)
-        return path
-    lines = [f"# units: {mesh.units}"]
-    lines += ["v {:.6f} {:.6f} {:.6f}".format(*vertex) for vertex in mesh.vertices.tolist()]
-    if mesh.triangles is not None:
-        corners = (mesh.triangles.long() + 1).tolist()
+    vertices = mesh.vertices.detach().cpu().float().numpy()
+    triangles = None if mesh.triangles is None else mesh.triangles.cpu().long().numpy()
+    if suffix == ".obj":
+        lines = [f"# units: {mesh.units}"]
+        lines += ["v {:.6f} {:.6f} {:.6f}".format(*vertex) for vertex in vertices.tolist()]
+        corners = [] if triangles is None else (triangles + 1).tolist()
         lines += ["f {} {} {}".format(*triangle) for triangle in corners]
-    path.write_text("\n".join(lines) + "\n", encoding="ascii")
+        path.write_text("\n".join(lines) + "\n", encoding="ascii")
+        return path
+    trimesh = _trimesh(suffix)
+    if triangles is None:
+        trimesh.PointCloud(vertices).export(path)
+    else:
+        trimesh.Trimesh(vertices, triangles, process=False).export(path)
     return path
 
 
-def _check_suffix(path: Path) -> None:
-    if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"{path} must end in {' or '.join(SUFFIXES)}")
+def _known_suffix(path: Path) -> str:
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        known = ", ".join(SUFFIXES)
+        raise ValueError(f"{path} is not a mesh file; expected a 3D mesh with the suffix {known}")
+    return suffix
 
 
-def _read_obj(path: Path, units: str) -> Mesh:
+def _read_obj(path: Path) -> Arrays:
     vertices: list[list[float]] = []
     triangles: list[list[int]] = []
-    text = path.read_text(encoding="utf-8-sig", errors="replace")
-    for number, line in enumerate(text.splitlines()):
-        kind, *values = line.partition("#")[0].split() or [""]
+    text = path.read_text(encoding="utf-8-sig", errors="replace").replace("\\\n", " ")
+    for number, line in enumerate(text.splitlines(), 1):
+        kind, *words = line.partition("#")[0].split() or [""]
         try:
             if kind == "v":
-                vertices.append([float(value) for value in values[:3]])
-                if len(values) < 3:
-                    raise ValueError("three numbers are wanted")
+                x, y, z = (float(word) for word in words[:3])
+                vertices.append([x, y, z])
             elif kind == "f":
-                corners = [_corner(value, len(vertices)) for value in values]
+                corners = [_obj_index(word, len(vertices)) for word in words]
                 if len(corners) < 3:
-                    raise ValueError("three corners are wanted")
-                triangles += [
-                    [corners[0], second, third] for second, third in pairwise(corners[1:])
-                ]
+                    raise ValueError("a face needs three or more corners")
+                triangles += [[corners[0], *edge] for edge in pairwise(corners[1:])]
         except ValueError as error:
-            raise ValueError(f"{path}, line {number + 1}: {line.strip()!r}: {error}") from None
-    if not vertices:
-        raise ValueError(f"{path} holds no vertices")
-    corners_of = torch.tensor(triangles) if triangles else None
-    try:
-        return Mesh(torch.tensor(vertices), units, corners_of)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+            raise ValueError(f"line {number}, {line.strip()!r}: {error}") from None
+    return np.array(vertices), np.array(triangles, np.int64)
 
 
-def _corner(text: str, count: int) -> int:
-    """Vertex of a corner such as ``7``, ``7/1/2`` or ``-1``, counted from 0."""
-    number = int(text.split("/")[0])
-    if number == 0:
-        raise ValueError("vertices are counted from 1")
-    return number - 1 if number > 0 else count + number
+def _obj_index(word: str, count: int) -> int:
+    """Convert a corner such as ``7``, ``7/1/2`` or ``-1`` to a vertex index from 0."""
+    index = int(word.split("/")[0])
+    if index == 0:
+        raise ValueError("vertices are numbered from 1")
+    return index - 1 if index > 0 else count + index
 
 
-def _read_ply(path: Path, units: str) -> Mesh:
-    trimesh = _trimesh("reading")
-    try:
-        _check_length(path.read_bytes())
-        # Else vertices would be put in another order where there are texture coordinates.
-        loaded = trimesh.load(path, process=False, fix_texture=False, skip_materials=True)
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise ValueError(
-            f"{path} cannot be read: it is damaged, or a binary file with polygons of different "
-            f"numbers of corners, which are to be saved as triangles ({error})"
-        ) from error
-    if not len(getattr(loaded, "vertices", ())):
-        raise ValueError(f"{path} holds no vertices")
-    vertices = torch.from_numpy(np.array(loaded.vertices, dtype=np.float32))
-    corners = np.array(getattr(loaded, "faces", np.empty((0, 3))), dtype=np.int64)
-    try:
-        return Mesh(vertices, units, torch.from_numpy(corners) if len(corners) else None)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+def _read_ply(path: Path) -> Arrays:
+    content = path.read_bytes()
+    header, _, body = content.partition(b"end_header")
+    lines = [line.split() for line in header.splitlines()]
+    if [b"format", b"ascii"] in [line[:2] for line in lines]:
+        rows = sum(int(line[2]) for line in lines if line[:1] == [b"element"])
+        if len(body.splitlines()[1:]) < rows:  # trimesh returns the rows that there are
+            raise ValueError(f"the header announces {rows} lines, but the file ends before")
+    trimesh = _trimesh(".ply")
+    mixed = None if b"ascii" in header else _mixed_polygons(lines, body.partition(b"\n")[2])
+    if mixed is not None:
+        return mixed
+    # Without fix_texture=False trimesh splits or drops vertices that have texture coordinates.
+    loaded = trimesh.load(path, process=False, fix_texture=False, skip_materials=True)
+    empty = np.empty((0, 3), np.int64)
+    return getattr(loaded, "vertices", empty), getattr(loaded, "faces", empty)
 
 
-def _check_length(content: bytes) -> None:
-    """Refuse an ASCII PLY file that ends early, of which trimesh gives what there is."""
-    head, _, body = content.partition(b"end_header")
-    words = [line.split() for line in head.splitlines()]
-    stated = sum(int(line[2]) for line in words if line[:1] == [b"element"])
-    found = len(body.splitlines()[1:])
-    if [b"format", b"ascii"] in [line[:2] for line in words] and found < stated:
-        raise ValueError(f"{stated} lines are stated, and there are {found}")
+_PLY_TYPES = dict(
+    zip(
+        b"char uchar short ushort int uint float double int8 uint8 int16 uint16 int32 uint32 "
+        b"float32 float64".split(),
+        ["b", "B", "h", "H", "i", "I", "f", "d", "b", "B", "h", "H", "i", "I", "f", "d"],
+        strict=True,
+    )
+)
 
 
-def _write_ply(path: Path, mesh: Mesh) -> None:
-    trimesh = _trimesh("writing")
-    vertices = mesh.vertices.detach().cpu().float().numpy()
-    if mesh.triangles is None:
-        trimesh.PointCloud(vertices).export(path)
-    else:
-        faces = mesh.triangles.cpu().numpy()
-        trimesh.Trimesh(vertices, faces, process=False).export(path)
+def _mixed_polygons(header: list[list[bytes]], body: bytes) -> Arrays | None:
+    """Read a binary PLY whose faces have different numbers of corners; None for any other.
+
+    trimesh reads such faces as if all had as many corners as the first one.
+    """
+    order = "<" if [b"format", b"binary_little_endian"] in [line[:2] for line in header] else ">"
+    elements: list[tuple[bytes, int, list[list[bytes]]]] = []
+    for line in header:
+        if line[:1] == [b"element"]:
+            elements.append((line[1], int(line[2]), []))
+        elif line[:1] == [b"property"]:
+            elements[-1][2].append(line[1:])
+    if [name for name, *_ in elements[:2]] != [b"vertex", b"face"]:
+        return None
+    (_, count, columns), (_, faces, lists) = elements[:2]
+    if any(column[0] == b"list" for column in columns) or [c[0] for c in lists] != [b"list"]:
+        return None
+    row = np.dtype([(name.decode(), order + _PLY_TYPES[kind]) for kind, name in columns])
+    size = struct.Struct(order + _PLY_TYPES[lists[0][1]])
+    index = _PLY_TYPES[lists[0][2]]
+    place = count * row.itemsize
+    (first,) = size.unpack_from(body, place)
+    step = size.size + first * struct.calcsize(index)
+    if place + faces * step <= len(body):
+        counts = np.ndarray(faces, order + _PLY_TYPES[lists[0][1]], body, place, (step,))
+        if (counts == first).all():
+            return None
+    polygons: list[tuple[int, ...]] = []
+    for _ in range(faces):
+        (corners,) = size.unpack_from(body, place)
+        polygons.append(struct.unpack_from(f"{order}{corners}{index}", body, place + size.size))
+        place += size.size + corners * struct.calcsize(index)
+
+    vertices = np.frombuffer(body, row, count)
+    fans = [[p[0], *edge] for p in polygons for edge in pairwise(p[1:])]
+    return np.stack([vertices[axis] for axis in "xyz"], 1), np.array(fans, np.int64)
 
 
-def _trimesh(what: str) -> Any:
+def _read_stl(path: Path) -> Arrays:
+    loaded = _trimesh(".stl").load(path, process=False)
+    _, first, inverse = np.unique(loaded.vertices, axis=0, return_index=True, return_inverse=True)
+    rank = np.argsort(np.argsort(first))  # in order of appearance, not of size
+    return loaded.vertices[np.sort(first)], rank[inverse.reshape(-1)][loaded.faces]
+
+
+def _read_gltf(path: Path) -> Arrays:
+    content = path.read_bytes()
+    if content[:4] == b"glTF":
+        content = content[20 : 20 + struct.unpack_from("<I", content, 12)[0]]
+    scene = json.loads(content)
+    if packed := sorted(set(COMPRESSED) & set(scene.get("extensionsUsed", ()))):
+        raise ValueError(f"it uses {', '.join(packed)}; export it without compression")
+    for mesh in scene.get("meshes", ()):
+        for primitive in mesh["primitives"]:
+            positions = scene["accessors"][primitive["attributes"]["POSITION"]]
+            if "sparse" in positions or positions["componentType"] != FLOAT:
+                raise ValueError("its positions are sparse or quantized; export them as floats")
+    loaded = _trimesh(path.suffix).load_scene(path, process=False).to_mesh()
+    return loaded.vertices, loaded.faces
+
+
+def _trimesh(suffix: str) -> Any:
     try:
         import trimesh
     except ImportError as error:
         raise ImportError(
-            f"{what} PLY files needs trimesh: pip install 'facezoo[mesh]', or use .obj files"
+            f"{suffix} files need trimesh: pip install 'facezoo[mesh]', or use .obj files"
         ) from error
     return trimesh

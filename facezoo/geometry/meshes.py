@@ -1,6 +1,6 @@
-"""Triangle meshes with units, and the rigid motion that lays one upon another.
+"""Triangle meshes with units: rigid alignment, graph Laplacian, and changes that imitate scans.
 
-Letters: N vertices, T triangles, K points.
+Letters: B batch, N vertices, T triangles, E edges, K corresponding points.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ UNITS_MM = {"mm": 1.0, "cm": 10.0, "m": 1000.0}
 
 @dataclass(frozen=True, repr=False)
 class Mesh(Result):
-    """A triangle mesh, or a cloud of points."""
+    """A triangle mesh, or a point cloud."""
 
     vertices: Tensor
     """In ``units``, (N, 3)."""
     units: str
     """A key of ``UNITS_MM``."""
     triangles: Tensor | None = None
-    """Corners of each triangle, int64, (T, 3); None for a cloud of points."""
+    """Vertex indices of each triangle, int64, (T, 3); None for a point cloud."""
 
     def __post_init__(self) -> None:
         millimetres(self.units)
@@ -34,43 +34,42 @@ class Mesh(Result):
         if not bool(torch.isfinite(self.vertices).all()):
             raise ValueError("vertices must be finite numbers; this mesh has NaN or infinity")
         if self.triangles is not None:
-            check_triangles(self.triangles, len(self.vertices))
+            _check_triangles(self.triangles, len(self.vertices))
 
     def to_units(self, units: str) -> Mesh:
-        """The same mesh in other units."""
+        """Convert the vertices to other units."""
         factor = millimetres(self.units) / millimetres(units)
         return Mesh(self.vertices * factor, units, self.triangles)
 
 
 def millimetres(units: str | None) -> float:
-    """Millimetres in a unit of length.
+    """Look up the millimetres in a unit of length.
 
     Raises:
-        ValueError: if it is unknown or not stated.
+        ValueError: if the unit is missing or unknown.
     """
     if units not in UNITS_MM:
         raise ValueError(
-            f"units must be one of {', '.join(UNITS_MM)}, got {units!r}; coordinates alone do not "
-            "tell, so state what the numbers mean"
+            f"units must be one of {', '.join(UNITS_MM)}, got {units!r}; files and arrays do not "
+            "record their units, so pass units="
         )
     return UNITS_MM[units]
 
 
-def check_triangles(triangles: Tensor, count: int) -> None:
-    """Refuse triangles that are not (T, 3) whole numbers of ``count`` vertices."""
+def _check_triangles(triangles: Tensor, count: int) -> None:
     if triangles.ndim != 2 or triangles.shape[1] != 3:
         raise ValueError(f"triangles must be (T, 3), got {tuple(triangles.shape)}")
     if triangles.is_floating_point():
         raise ValueError(f"triangles must be whole numbers, got {triangles.dtype}")
     if len(triangles) and (int(triangles.min()) < 0 or int(triangles.max()) >= count):
         raise ValueError(
-            f"triangles name vertices {int(triangles.min())} to {int(triangles.max())}, and there "
-            f"are {count}, counted from 0"
+            f"triangles use vertices {int(triangles.min())} to {int(triangles.max())}, but there "
+            f"are {count}, numbered from 0"
         )
 
 
 def rigid_motion(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Rotation R and translation t that lay points upon others: least squares of R x + t.
+    """Fit the rotation R and translation t that minimize |R source + t - target|².
 
     Source: Kabsch, "A solution for the best rotation to relate two sets of vectors", 1976.
 
@@ -79,28 +78,79 @@ def rigid_motion(source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         target: the corresponding points, (..., K, 3).
 
     Returns:
-        R, a rotation without reflection, (..., 3, 3), and t, (..., 3).
+        R without reflection, (..., 3, 3), and t, (..., 3).
 
     Raises:
         ValueError: if there are fewer than three points or the shapes differ.
     """
     if source.shape != target.shape or source.shape[-1] != 3 or source.shape[-2] < 3:
         raise ValueError(
-            "a rigid motion needs three corresponding points or more, (K, 3) each; got "
+            "a rigid motion needs three or more corresponding points, (K, 3) each; got "
             f"{tuple(source.shape)} and {tuple(target.shape)}"
         )
-    middle, aim = source.mean(-2, keepdim=True), target.mean(-2, keepdim=True)
-    covariance = (source - middle).transpose(-1, -2) @ (target - aim)
+    center, aim = source.mean(-2, keepdim=True), target.mean(-2, keepdim=True)
+    covariance = (source - center).transpose(-1, -2) @ (target - aim)
     left, _, right = torch.linalg.svd(covariance.double())
-    sign = torch.sign(torch.linalg.det(left @ right))
     flip = torch.ones(*covariance.shape[:-1], dtype=torch.float64, device=source.device)
-    flip[..., 2] = sign
+    flip[..., 2] = torch.sign(torch.linalg.det(left @ right))
     rotation = (right.transpose(-1, -2) @ (flip[..., None] * left.transpose(-1, -2))).to(
         source.dtype
     )
-    return rotation, (aim - middle @ rotation.transpose(-1, -2))[..., 0, :]
+    return rotation, (aim - center @ rotation.transpose(-1, -2))[..., 0, :]
 
 
-def moved(points: Tensor, rotation: Tensor, translation: Tensor) -> Tensor:
-    """R x + t of every point, (..., K, 3)."""
+def apply_motion(points: Tensor, rotation: Tensor, translation: Tensor) -> Tensor:
+    """Apply R x + t to points (..., K, 3)."""
     return points @ rotation.transpose(-1, -2) + translation[..., None, :]
+
+
+def nearest_vertices(points: Tensor, vertices: Tensor, chunk: int = 512) -> Tensor:
+    """Find the nearest vertex (N, 3) of each point (K, 3), int64, (K,).
+
+    The distances are float64: float32 picks wrong vertices a meter away from the origin.
+    """
+    vertices = vertices.double()
+    parts = points.double().split(chunk)
+    return torch.cat([torch.cdist(part, vertices).argmin(1) for part in parts])
+
+
+def edges_of(triangles: Tensor) -> Tensor:
+    """List every edge of a mesh once, smaller vertex first, in order, int64, (E, 2)."""
+    corners = triangles.long()
+    pairs = torch.cat([corners[:, [0, 1]], corners[:, [1, 2]], corners[:, [2, 0]]])
+    return pairs.sort(1).values.unique(dim=0)
+
+
+def laplacian(vertices: Tensor, edges: Tensor) -> Tensor:
+    """Compute the uniform graph Laplacian: each vertex minus the mean of its neighbors.
+
+    Args:
+        vertices: (B, N, 3).
+        edges: from ``edges_of``, (E, 2).
+
+    Returns:
+        (B, N, 3) with gradients; 0 for a vertex without neighbors.
+    """
+    source = torch.cat([edges[:, 0], edges[:, 1]])
+    target = torch.cat([edges[:, 1], edges[:, 0]])
+    degree = torch.bincount(target, minlength=vertices.shape[1]).to(vertices.dtype)
+    total = torch.zeros_like(vertices).index_add(1, target, vertices[:, source])
+    mean = total / degree.clamp(min=1)[None, :, None]
+    return (vertices - mean) * (degree > 0)[None, :, None]
+
+
+def some_points(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Pick ``count`` points (N, 3) in random order, or all of them if there are fewer."""
+    return points[torch.randperm(len(points), generator=generator)[:count]]
+
+
+def add_noise(points: Tensor, deviation: float, generator: torch.Generator) -> Tensor:
+    """Add Gaussian noise with this standard deviation to every coordinate."""
+    return points + deviation * torch.randn(points.shape, generator=generator)
+
+
+def cut_off(points: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Remove the ``share`` of the points that lies farthest in a random direction."""
+    direction = torch.randn(3, generator=generator)
+    order = (points @ direction).argsort()
+    return points[order[: round(len(points) * (1 - share))]]

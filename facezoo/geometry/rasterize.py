@@ -1,19 +1,17 @@
-"""Which triangle each pixel sees, and what is interpolated there.
+"""Rasterization of triangle meshes, differentiable inside triangles.
 
-Finding the triangles is a search without gradients; everything that is read from them afterwards
-(weights, depth, colours) is computed again from the winning triangle's corners with gradients. So
-images are differentiable in positions and attributes inside triangles, and silhouettes have no
-gradient.
+The search for the visible triangles has no gradients. Weights, depth and colors are then computed
+from the corners of the visible triangle, with gradients. Silhouettes have no gradient.
 
 Rules:
 
-* A pixel samples its centre, at whole numbers u, v as in ``facezoo.geometry.camera``.
-* Edges belong to the triangle: a centre that lies on one, or ``EDGE_TOLERANCE`` beside it, is
-  covered. So an unrotated depth map, whose vertices stand on the centres, is reproduced in full.
-  Weights outside are set to the nearest point of the triangle.
-* The nearest depth wins; among equal depths the triangle with the lowest index.
-* Both sides of a triangle are seen. Triangles that are seen edge-on (below ``MIN_AREA``), that
-  reach behind the camera or that are not finite are left out; there is no clipping.
+* A pixel samples its center, at whole numbers u, v as in ``facezoo.geometry.camera``.
+* Edges belong to the triangle: a center on an edge, or up to ``EDGE_TOLERANCE`` outside, is
+  covered. So an unrotated depth map, whose vertices are pixel centers, is reproduced in full.
+  Weights of outside points are those of the nearest point of the triangle.
+* The nearest depth wins; for equal depths the triangle with the lowest index wins.
+* Both sides of a triangle are visible. Triangles that are edge-on (below ``MIN_AREA``), reach
+  behind the camera or are not finite are skipped; there is no clipping.
 * Interpolation is perspective-correct.
 """
 
@@ -33,13 +31,10 @@ Search = Callable[[Tensor, Tensor, tuple[int, int]], Tensor]
 
 NOBODY = torch.iinfo(torch.int64).max
 MAX_PAIRS = 2**21
-"""Pairs of triangles and pixels that are looked at together; some 200 bytes each."""
+"""Pairs of triangles and pixels per chunk; about 200 bytes each."""
 
 EDGE_TOLERANCE = 1e-4
-"""How far beside an edge a pixel's centre may lie, pixels.
-
-Ten times the rounding of float32 coordinates at 128 pixels.
-"""
+"""Tolerance around edges, pixels: ten times the rounding of float32 coordinates at 128 pixels."""
 
 MIN_AREA = 1e-6
 """Twice the area below which a triangle covers nothing, square pixels."""
@@ -47,44 +42,42 @@ MIN_AREA = 1e-6
 
 @dataclass(frozen=True)
 class Fragments:
-    """What each pixel of B images sees."""
+    """The visible triangle of each pixel of B images."""
 
     triangle: Tensor
-    """Index of the triangle, -1 where there is none, int64, (B, H, W)."""
+    """Index of the triangle, -1 for background, int64, (B, H, W)."""
     corners: Tensor
-    """Its vertices; those of no triangle are 0, int64, (B, H, W, 3)."""
+    """Its vertices, 0 for background, int64, (B, H, W, 3)."""
     weights: Tensor
-    """Perspective-correct weights of the corners, which sum to one; 0 where there is no triangle,
+    """Perspective-correct weights of the corners, summing to one; 0 for background,
     (B, H, W, 3)."""
     depth: Tensor
-    """z at the pixel's centre, 0 where there is no triangle, (B, H, W)."""
+    """z at the pixel center, 0 for background, (B, H, W)."""
 
     @property
     def mask(self) -> Tensor:
-        """Whether a pixel sees anything, bool, (B, H, W)."""
+        """Foreground pixels, bool, (B, H, W)."""
         return self.triangle >= 0
 
 
 def rasterize(
     projected: Tensor, triangles: Tensor, size: tuple[int, int], renderer: Renderer = "auto"
 ) -> Fragments:
-    """Find what each pixel sees of B meshes with the same triangles.
+    """Find the visible triangle of each pixel, for B meshes with the same triangles.
 
     Args:
-        projected: u, v in pixels and z of the vertices, as ``Camera.project`` gives them,
-            (B, N, 3).
-        triangles: indices of vertices, int64, (F, 3).
+        projected: u, v in pixels and z of the vertices, from ``Camera.project``, (B, N, 3).
+        triangles: vertex indices, int64, (F, 3).
         size: height and width of the images, pixels.
-        renderer: ``"torch"``, ``"pytorch3d"`` (to be installed apart; square images only) or
-            ``"auto"``, which is torch: the faster of the two for meshes of depth maps, and the one
-            that covers edges.
+        renderer: ``"torch"``, ``"pytorch3d"`` (installed separately; square images only) or
+            ``"auto"``, which is torch: it is faster for depth maps and covers edges.
 
     Returns:
         Fragments; ``weights`` and ``depth`` carry gradients to ``projected``.
 
     Raises:
         ValueError: if shapes or the name of the renderer are wrong.
-        ImportError: if PyTorch3D is wanted and not installed.
+        ImportError: if PyTorch3D is requested and not installed.
     """
     _check(projected, triangles, size)
     search = _search(renderer)
@@ -94,10 +87,10 @@ def rasterize(
 
 
 def interpolate(fragments: Fragments, attributes: Tensor) -> Tensor:
-    """Attributes of vertices at the pixels, 0 where there is no triangle.
+    """Interpolate vertex attributes at the pixels, 0 for background.
 
     Args:
-        fragments: of B images.
+        fragments: for B images.
         attributes: of the same vertices, (B, N, C).
 
     Returns:
@@ -109,13 +102,13 @@ def interpolate(fragments: Fragments, attributes: Tensor) -> Tensor:
     if attributes.ndim != 3 or len(attributes) != len(fragments.triangle):
         raise ValueError(
             f"attributes must be ({len(fragments.triangle)}, N, C), got {tuple(attributes.shape)}; "
-            "repeat attributes that all images share with expand()"
+            "repeat shared attributes with expand()"
         )
     return (fragments.weights[..., None] * _gather(attributes, fragments.corners)).sum(-2)
 
 
 def has_pytorch3d() -> bool:
-    """Whether PyTorch3D is installed."""
+    """Return True if PyTorch3D is installed."""
     return find_spec("pytorch3d") is not None
 
 
@@ -139,11 +132,10 @@ def _check(projected: Tensor, triangles: Tensor, size: tuple[int, int]) -> None:
         raise ValueError(
             f"triangles must be (F, 3) of int64, got {tuple(triangles.shape)} of {triangles.dtype}"
         )
-    named = (int(triangles.min()), int(triangles.max())) if len(triangles) else (0, 0)
-    if len(triangles) and not 0 <= named[0] <= named[1] < projected.shape[1]:
+    low, high = (int(triangles.min()), int(triangles.max())) if len(triangles) else (0, 0)
+    if len(triangles) and not 0 <= low <= high < projected.shape[1]:
         raise ValueError(
-            f"triangles must name vertices 0 to {projected.shape[1] - 1}, got {named[0]} to "
-            f"{named[1]}"
+            f"triangles must use vertices 0 to {projected.shape[1] - 1}, got {low} to {high}"
         )
     if min(size) < 1:
         raise ValueError(f"size must be 1 pixel or more each way, got {size}")
@@ -153,20 +145,19 @@ def _check(projected: Tensor, triangles: Tensor, size: tuple[int, int]) -> None:
 
 
 def _search_torch(projected: Tensor, triangles: Tensor, size: tuple[int, int]) -> Tensor:
-    """The triangle that each pixel sees, -1 for none, (B, H, W).
+    """Find the visible triangle of each pixel, -1 for background, (B, H, W).
 
-    Every triangle is paired with the pixels of its bounding box, in flat lists of ragged length:
-    about one pair per triangle where triangles are as large as pixels. A list is thinned to the
-    pairs that do cover, and a scatter of minima is the z-buffer. There is more than one list only
-    where large triangles lie over each other by the thousand.
+    Every triangle is paired with the pixels of its bounding box, in flat ragged lists: about one
+    pair per triangle if triangles are as large as pixels. Pairs that do not cover are dropped, and
+    a scatter of minima is the z-buffer. Only thousands of large triangles need several lists.
     """
     count, pixels = len(projected), size[0] * size[1]
     a, b, c = (projected.index_select(1, corner).flatten(0, 1) for corner in triangles.unbind(-1))
     first, columns, rows = _boxes((a, b, c), size)
     nearest = projected.new_full((count * pixels,), torch.inf)
     winner = torch.full_like(nearest, NOBODY, dtype=torch.int64)
-    for chosen in _chunks(columns * rows):
-        triangle, u, v = _pairs(chosen, first, columns, rows)
+    for chunk in _chunks(columns * rows):
+        triangle, u, v = _pairs(chunk, first, columns, rows)
         corners = [corner.index_select(0, triangle) for corner in (a, b, c)]
         inside, depth = _cover((corners[0], corners[1], corners[2]), u, v)
         triangle, u, v, depth = triangle[inside], u[inside], v[inside], depth[inside]
@@ -182,14 +173,14 @@ def _search_torch(projected: Tensor, triangles: Tensor, size: tuple[int, int]) -
 
 
 def _boxes(corners: Corners, size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-    """The pixels in the bounding boxes of triangles, and in the image.
+    """Find the image pixels in the bounding boxes of triangles.
 
     Args:
         corners: u, v, z of the first, second and third corners, each (M, 3).
         size: height and width.
 
     Returns:
-        u and v of the first pixel, (M, 2), columns (M,) and rows (M,); 0 where there is nothing.
+        u and v of the first pixel, (M, 2), columns (M,) and rows (M,); 0 for skipped triangles.
     """
     a, b, c = corners
     low, high = a.minimum(b).minimum(c), a.maximum(b).maximum(c)  # NaN where a corner has one
@@ -202,32 +193,32 @@ def _boxes(corners: Corners, size: tuple[int, int]) -> tuple[Tensor, Tensor, Ten
 
 
 def _chunks(pairs: Tensor) -> Sequence[Tensor]:
-    """The triangles that have any pairs, in order, in parts of about ``MAX_PAIRS`` pairs."""
+    """Split the triangles that have pairs, in order, into chunks of about ``MAX_PAIRS`` pairs."""
     visible = pairs.nonzero()[:, 0]
     part = _divmod(pairs[visible].cumsum(0) - 1, MAX_PAIRS)[0]
     return visible.split(part.unique_consecutive(return_counts=True)[1].tolist())
 
 
 def _pairs(
-    chosen: Tensor, first: Tensor, columns: Tensor, rows: Tensor
+    chunk: Tensor, first: Tensor, columns: Tensor, rows: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The pixels in the boxes of the chosen triangles: triangle, u, v of each pair, each (P,)."""
-    columns = columns[chosen]
-    counts = columns * rows[chosen]
+    """List triangle, u and v of each pixel in the boxes of triangles, each (P,)."""
+    columns = columns[chunk]
+    counts = columns * rows[chunk]
     index = torch.repeat_interleave(counts)
     place = torch.arange(len(index), device=index.device)
     place = place - (counts.cumsum(0) - counts).index_select(0, index)
     row, column = _divmod(place, columns.index_select(0, index))
-    triangle = chosen.index_select(0, index)
+    triangle = chunk.index_select(0, index)
     corner = first.index_select(0, triangle).long()
     return triangle, corner[:, 0] + column, corner[:, 1] + row
 
 
 def _cover(corners: Corners, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether pixels u, v (P,) are inside of triangles (P, 3), and the depth there, each (P,)."""
+    """Test pixels u, v (P,) against triangles (P, 3); returns coverage and depth, each (P,)."""
     a, b, c = corners
     areas, total = _areas(corners, torch.stack([u, v], -1).to(a.dtype))
-    # The distance from an edge is twice the area of the part behind it over the edge's length.
+    # The distance from an edge is twice the area of its part over the length of the edge.
     edges = torch.stack([c - b, a - c, b - a], -2)[..., :2].norm(dim=-1)
     outside = areas * total.sign()[:, None] < -EDGE_TOLERANCE * edges
     inside = ~outside.any(-1) & (total.abs() >= MIN_AREA)
@@ -240,21 +231,21 @@ def _divmod(value: Tensor, by: Tensor | int) -> tuple[Tensor, Tensor]:
 
 
 def _search_pytorch3d(projected: Tensor, triangles: Tensor, size: tuple[int, int]) -> Tensor:
-    """The same search by PyTorch3D.
+    """Search with PyTorch3D.
 
-    PyTorch3D covers only what lies strictly inside of a triangle. So that vertices on pixel centres
-    do not leave holes, everything is moved by a little more than rounding; the first row and
-    column of an unrotated depth map may still be empty.
+    PyTorch3D covers only strictly inside a triangle. A shift of a little more than rounding avoids
+    holes at vertices on pixel centers. The first row and column of an unrotated depth map may
+    still be empty.
     """
     from pytorch3d.renderer.mesh.rasterize_meshes import rasterize_meshes
     from pytorch3d.structures import Meshes
 
     if size[0] != size[1]:
-        raise ValueError(f"renderer='pytorch3d' makes square images only, got {size}")
+        raise ValueError(f"renderer='pytorch3d' renders square images only, got {size}")
     nudge = projected.new_tensor([2.3e-4, 1.7e-4])
-    # Its x points left and its y up, and [-1, 1] reaches to the outer borders of the pixels.
-    place = 1 - (projected[..., :2] + nudge + 0.5) * (2 / size[0])
-    vertices = torch.cat([place, projected[..., 2:]], -1)
+    # PyTorch3D: x left, y up, and [-1, 1] spans the outer borders of the pixels.
+    position = 1 - (projected[..., :2] + nudge + 0.5) * (2 / size[0])
+    vertices = torch.cat([position, projected[..., 2:]], -1)
     meshes = Meshes(list(vertices), [triangles] * len(vertices))
     packed = rasterize_meshes(
         meshes, image_size=size[0], blur_radius=0.0, faces_per_pixel=1, perspective_correct=True
@@ -262,7 +253,7 @@ def _search_pytorch3d(projected: Tensor, triangles: Tensor, size: tuple[int, int
     return (packed % max(len(triangles), 1)).where(packed >= 0, -1)
 
 
-# --- reading from the triangles -------------------------------------------------------------------
+# --- interpolation --------------------------------------------------------------------------------
 
 
 def _fragments(projected: Tensor, triangles: Tensor, triangle: Tensor) -> Fragments:
@@ -273,9 +264,9 @@ def _fragments(projected: Tensor, triangles: Tensor, triangle: Tensor) -> Fragme
         else triangle.new_zeros(*triangle.shape, 3)
     )
     indices = indices.where(covered[..., None], 0)
-    # A pixel without a triangle gets a harmless one, so that no gradient of it is NaN.
-    harmless = projected.new_tensor([[0.0, 0.0, 1.0], [1.0, 0.0, 1.0], [0.0, 1.0, 1.0]])
-    corners = _gather(projected, indices).where(covered[..., None, None], harmless)
+    # Background pixels get a dummy triangle, so that their gradients are not NaN.
+    dummy = projected.new_tensor([[0.0, 0.0, 1.0], [1.0, 0.0, 1.0], [0.0, 1.0, 1.0]])
+    corners = _gather(projected, indices).where(covered[..., None, None], dummy)
     a, b, c = corners.unbind(-2)
     height, width = triangle.shape[1:]
     u = torch.arange(width, device=projected.device, dtype=projected.dtype)
@@ -289,10 +280,10 @@ def _fragments(projected: Tensor, triangles: Tensor, triangle: Tensor) -> Fragme
 
 
 def _areas(corners: Corners, pixel: Tensor) -> tuple[Tensor, Tensor]:
-    """Twice the signed areas of the three parts of triangles (..., 3), and of the whole (...).
+    """Compute twice the signed areas of the parts (..., 3) and of the whole (...) of triangles.
 
-    Taken from the pixel, so that the two sides of a shared edge differ in nothing but the sign, and
-    no pixel falls between them.
+    Areas are relative to the pixel, so the two sides of a shared edge differ only in sign, and no
+    pixel falls between them.
     """
     (ax, ay), (bx, by), (cx, cy) = ((corner[..., :2] - pixel).unbind(-1) for corner in corners)
     parts = bx * cy - cx * by, cx * ay - ax * cy, ax * by - bx * ay
@@ -300,7 +291,7 @@ def _areas(corners: Corners, pixel: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _perspective(areas: Tensor, total: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Perspective-correct weights of the corners (..., 3), and the depth (...)."""
+    """Compute perspective-correct weights of the corners (..., 3), and the depth (...)."""
     flat = (areas / total.where(total != 0, 1)[..., None]).clamp(min=0)
     flat = flat / flat.sum(-1, keepdim=True).clamp(min=EDGE_TOLERANCE)
     weights = flat / z
@@ -309,8 +300,8 @@ def _perspective(areas: Tensor, total: Tensor, z: Tensor) -> tuple[Tensor, Tenso
 
 
 def _gather(values: Tensor, index: Tensor) -> Tensor:
-    """Rows of ``values`` (B, N, C) at ``index`` (B, ...), (B, ..., C)."""
+    """Gather rows of ``values`` (B, N, C) at ``index`` (B, ...), (B, ..., C)."""
     batch, rows, width = values.shape
     offset = torch.arange(batch, device=values.device).view(-1, *[1] * (index.ndim - 1)) * rows
-    picked = values.reshape(batch * rows, width).index_select(0, (index + offset).flatten())
-    return picked.view(*index.shape, width)
+    flat = values.reshape(batch * rows, width).index_select(0, (index + offset).flatten())
+    return flat.view(*index.shape, width)

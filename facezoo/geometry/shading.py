@@ -1,8 +1,8 @@
 """Normals of depth maps and diffuse shading.
 
 Axes as in ``facezoo.geometry.camera``. Normals point **away** from the camera, as in Unsup3D, so a
-plane that faces the camera has the normal (0, 0, 1), and the direction of a light is the one in
-which it travels: positive x brightens slopes whose depth falls towards +x.
+plane that faces the camera has the normal (0, 0, 1). The direction of a light is its direction of
+travel: positive x brightens slopes whose depth falls towards +x.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Added to the length that normals are divided by. It shows: the cross products of a 64 x 64 grid
-# are 3e-5 to 1e-4 long, so normals come out up to 0.3 % short; published weights were trained so.
+# Added to the length before division. The cross products of a 64 x 64 grid are only 3e-5 to 1e-4
+# long, so normals are up to 0.3 % short. The published weights were trained with this.
 EPSILON = 1e-7
 
 
 @dataclass(frozen=True)
 class Light:
-    """Ambient light and one directional light, of B images."""
+    """Ambient light and one directional light per image, B images."""
 
     ambient: Tensor
     """Intensity, (B,)."""
     diffuse: Tensor
     """Intensity of the directional light, (B,)."""
     direction: Tensor
-    """Where the light travels to, unit length, (B, 3)."""
+    """Direction of travel, unit length, (B, 3)."""
 
     @classmethod
     def from_parameters(cls, parameters: Tensor) -> Light:
-        """The light of Unsup3D's four numbers.
+        """Convert the four light parameters of Unsup3D.
 
         Args:
             parameters: ambient, diffuse, dx, dy, each in [-1, 1], (B, 4). Intensities are mapped to
@@ -53,10 +53,10 @@ class Light:
 
 
 def grid_normals(points: Tensor) -> Tensor:
-    """Normals of a grid of points: horizontal times vertical central differences.
+    """Compute normals of a point grid: cross products of central differences.
 
     Args:
-        points: as ``Camera.unproject`` gives them, (B, H, W, 3).
+        points: from ``Camera.unproject``, (B, H, W, 3).
 
     Returns:
         Nearly unit length (see ``EPSILON``), (B, H, W, 3); (0, 0, 1) on the outermost ring.
@@ -72,13 +72,13 @@ def grid_normals(points: Tensor) -> Tensor:
 
 
 def shading(normals: Tensor, light: Light) -> Tensor:
-    """Brightness of a matt surface: ambient + diffuse max(0, n · l).
+    """Compute the brightness of a matte surface: ambient + diffuse max(0, n · l).
 
     Source: LatentFace, Sec. 5.4, without specular reflection.
 
     Args:
         normals: (B, H, W, 3).
-        light: of B images.
+        light: for B images.
 
     Returns:
         0 or more, (B, H, W).
@@ -88,13 +88,13 @@ def shading(normals: Tensor, light: Light) -> Tensor:
 
 
 def shade(albedo: Tensor, brightness: Tensor) -> Tensor:
-    """The colours of a lit surface.
+    """Compute the colors of a lit surface.
 
     Args:
         albedo: in [-1, 1], (B, 3, H, W).
-        brightness: as ``shading`` gives it, (B, H, W).
+        brightness: from ``shading``, (B, H, W).
 
     Returns:
-        Colours where -1 is black and 1 white, (B, 3, H, W); a bright light takes them past 1.
+        Colors, -1 black and 1 white, (B, 3, H, W); bright light exceeds 1.
     """
     return (albedo / 2 + 0.5) * brightness[:, None] * 2 - 1

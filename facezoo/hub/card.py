@@ -1,22 +1,21 @@
-"""Checkpoint cards: everything that is known about a set of weights, read without torch.
+"""Checkpoint cards: what is known about a set of weights, readable without torch.
 
-A card is JSON. The same one stands in the package (``checkpoints/<model>.<tag>.json``), is the
-``config.json`` of the repository on the Hub and of a saved folder, and makes the README there.
+A card is one JSON file: ``checkpoints/<model>.<tag>.json`` in the package, ``config.json`` in a
+saved folder or a Hub repository. The README of a repository is written from it.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
 import sys
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from functools import lru_cache
 from pathlib import Path
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from facezoo.errors import CardError, UnknownNameError
 
@@ -24,7 +23,7 @@ SCHEMA = 1
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
 DTYPES = ("float32", "float16", "bfloat16", "int8")
 
-# Identifiers that the Hub accepts as `license`; anything else has to be `other` with a name.
+# Identifiers that the Hub accepts as `license`; any other license is `other` with a name.
 # https://huggingface.co/docs/hub/repositories-licenses
 # fmt: off
 HUB_LICENSES = frozenset((
@@ -39,78 +38,74 @@ HUB_LICENSES = frozenset((
 ))
 # fmt: on
 
+# Field types that the parser checks: the type, a test of the value, the expected value in words.
+Slug = Annotated[
+    str, re.compile(r"[a-z0-9]+(-[a-z0-9]+)*").fullmatch, "lower-case letters, digits and hyphens"
+]
+WeightsName = Annotated[
+    str,
+    re.compile(r"\w[\w.-]*\.safetensors").fullmatch,
+    "a plain file name that ends in .safetensors",
+]
+Sha256 = Annotated[str, re.compile(r"[0-9a-f]{64}").fullmatch, "64 lower-case hex digits"]
+Commit = Annotated[str, re.compile(r"[0-9a-f]{40}").fullmatch, "a full commit of 40 hex digits"]
+Repo = Annotated[str, re.compile(r"[\w.-]+/[\w.-]+").fullmatch, "'organization/name'"]
+Dtype = Annotated[str, DTYPES.__contains__, f"one of {', '.join(DTYPES)}"]
+Resampling = Annotated[str, "bilinear-box".__eq__, "'bilinear-box'"]
+Count = Annotated[int, lambda value: value > 0, "a whole number above 0"]
+Scale = Annotated[float, lambda value: value > 0, "a number above 0"]
+
+
+def optional() -> Any:
+    """Declare a field that a card may lack; it reads as None and None is not written."""
+    return field(default=None, metadata={"optional": True})
+
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a photograph becomes a network's input; stored with the weights."""
+    """The way from an image to a network's input; stored with the weights."""
 
     template: str = "arcface112"
     """Name of the alignment template, see ``facezoo.preprocess.templates``."""
-    size: int = 112
+    size: Count = 112
     """Side of the square crop, pixels."""
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    """Per RGB channel, of values in [0, 1]."""
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    """Per RGB channel, of values in [0, 1]."""
-    resampling: str = "bilinear-box"
-    """The only resampling there is: bilinear samples, box-averaged where the crop shrinks."""
-
-    def __post_init__(self) -> None:
-        if self.size < 1:
-            raise CardError(f"preprocessing.size must be 1 pixel or more, got {self.size}")
-        if min(self.std) <= 0:
-            raise CardError(f"preprocessing.std must be above 0, got {self.std}")
-        if self.resampling != "bilinear-box":
-            raise CardError(
-                f"preprocessing.resampling must be 'bilinear-box', got {self.resampling!r}"
-            )
+    """Per RGB channel, for values in [0, 1]."""
+    std: tuple[Scale, Scale, Scale] = (0.5, 0.5, 0.5)
+    """Per RGB channel, for values in [0, 1]."""
+    resampling: Resampling = "bilinear-box"
+    """Bilinear samples, box-averaged where the crop shrinks."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """The weights file: what it must be, to the byte."""
+    """The weights file, to the byte."""
 
-    file: str
+    file: WeightsName
     """Name in the package or in a saved folder."""
-    sha256: str
-    size: int
+    sha256: Sha256
+    size: Count
     """Bytes."""
-    dtype: str
-    """Precision on disk, one of ``DTYPES``; int8 stands for one scale per output channel."""
+    dtype: Dtype
+    """Precision on disk, one of ``DTYPES``; int8 has one scale per output channel."""
     parameters: int
-    """How many numbers the model has to learn; buffers are not counted."""
-
-    def __post_init__(self) -> None:
-        _check_file("weights.file", self.file)
-        _check_pattern("weights.sha256", self.sha256, r"[0-9a-f]{64}", "64 lower-case hex digits")
-        if self.size <= 0:
-            raise CardError(f"weights.size must be a number of bytes above 0, got {self.size}")
-        if self.dtype not in DTYPES:
-            raise CardError(f"weights.dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+    """Number of learned numbers; buffers do not count."""
 
 
 @dataclass(frozen=True)
 class Hub:
-    """Where the weights stand on the Hugging Face Hub."""
+    """The place of the weights on the Hugging Face Hub."""
 
-    repo: str | None = None
+    repo: Repo | None = None
     """``org/name``; None for weights that are in no repository."""
-    revision: str | None = None
-    """A full commit, so that a cached file needs no request; None while it is not on the Hub."""
-    file: str = "model.safetensors"
-
-    def __post_init__(self) -> None:
-        if self.repo is not None:
-            _check_pattern("hub.repo", self.repo, r"[\w.-]+/[\w.-]+", "'organization/name'")
-        if self.revision is not None:
-            wanted = "a full commit of 40 lower-case hex digits, or null"
-            _check_pattern("hub.revision", self.revision, r"[0-9a-f]{40}", wanted)
-        _check_file("hub.file", self.file)
+    revision: Commit | None = None
+    """A full commit, so that a cached file needs no request; None before the upload."""
+    file: WeightsName = "model.safetensors"
 
 
 @dataclass(frozen=True)
 class Licenses:
-    """Three questions with three answers: may I use the code, the weights, the training data?"""
+    """The licenses of the code, the weights and the training data."""
 
     code: str
     weights: str
@@ -119,7 +114,7 @@ class Licenses:
 
 @dataclass(frozen=True)
 class Training:
-    """What the weights were trained on, and how to do it again."""
+    """The training data, and the command that repeats the training."""
 
     data: tuple[str, ...]
     command: str
@@ -127,13 +122,13 @@ class Training:
     recipe: dict[str, Any]
     seed: int | None
     hardware: str
-    base: str | None = field(default=None, metadata={"optional": True})
-    """The checkpoint that training started from, if from one."""
+    base: str | None = optional()
+    """The checkpoint that training started from, if any."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One number, with everything needed to print it again."""
+    """One number, with the command that prints it again."""
 
     name: str
     value: float
@@ -146,17 +141,17 @@ class Metric:
 
 @dataclass(frozen=True, repr=False)
 class Card:
-    """A checkpoint's card."""
+    """The card of a checkpoint."""
 
-    model: str
+    model: Slug
     """The family, a key of ``families.FAMILIES``, or ``face-detector``."""
-    tag: str
+    tag: Slug
     default: bool
-    """Whether the bare model name means this checkpoint."""
+    """True if the bare model name means this checkpoint."""
     architecture: dict[str, Any]
     """Keyword arguments of the model's class."""
     preprocessing: Preprocessing | None
-    """None for a model of meshes, which takes no photograph."""
+    """None for a mesh model, which takes no image."""
     labels: tuple[str, ...]
     """Expression classes in the order of the logits; empty for a model without classes."""
     weights: Weights
@@ -168,19 +163,14 @@ class Card:
     intended_use: str
     citation: str
 
-    def __post_init__(self) -> None:
-        for key in ("model", "tag"):
-            wanted = "lower-case letters, digits and hyphens"
-            _check_pattern(key, getattr(self, key), r"[a-z0-9]+(-[a-z0-9]+)*", wanted)
-
     @property
     def name(self) -> str:
-        """``model.tag``, by which ``facezoo.load`` knows the checkpoint."""
+        """``model.tag``, the name that ``facezoo.load`` takes."""
         return f"{self.model}.{self.tag}"
 
     @classmethod
     def load(cls, path: str | Path) -> Card:
-        """Read a card.
+        """Read a card from a JSON file.
 
         Raises:
             CardError: if the file is not JSON, or a field is unknown, missing or malformed.
@@ -188,58 +178,70 @@ class Card:
         """
         text = Path(path).read_text(encoding="utf-8", errors="replace")
         try:
-            mapping = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+            mapping = json.loads(text)
+            json.dumps(mapping, allow_nan=False)  # Python reads NaN and 1e999, JSON has neither
         except (ValueError, RecursionError) as error:
-            raise CardError(f"{path}: not a card: {error}; wanted a JSON object") from error
+            raise CardError(f"{path}: not a card: {error}; expected a JSON object") from error
         return cls.parse(mapping, source=str(path))
 
     @classmethod
     def parse(cls, mapping: Any, *, source: str = "card") -> Card:
-        """Build a card from parsed JSON, strictly.
+        """Build a card from parsed JSON; every field must be present and of its type.
 
         Args:
             mapping: the JSON object.
-            source: where it came from, for messages.
+            source: origin of the object, for messages.
 
         Raises:
             CardError: if a field is unknown, missing or malformed; the message names it.
         """
         try:
             if not isinstance(mapping, dict):
-                raise CardError(f"the card must be a JSON object, got {_kind_of(mapping)}")
-            if mapping.get("schema") != SCHEMA:
+                raise CardError(f"expected a JSON object, got {type(mapping).__name__}")
+            values = dict(mapping)
+            if (schema := values.pop("schema", None)) != SCHEMA:
                 raise CardError(
-                    f"schema must be {SCHEMA}, got {mapping.get('schema')!r}; "
+                    f"schema must be {SCHEMA}, got {schema!r}; "
                     "a card of a newer schema needs a newer facezoo"
                 )
-            rest = {key: value for key, value in mapping.items() if key != "schema"}
-            return _parse_dataclass(cls, rest, "")
+            card: Card = _parse_fields(cls, values, "")
         except CardError as error:
             raise CardError(f"{source}: {error}") from None
+        return card
 
     def to_json(self) -> str:
-        """The card as JSON text; ``Card.parse`` reads it back to an equal card."""
-        mapping = {"schema": SCHEMA, **asdict(self)}
-        if self.training.base is None:
-            del mapping["training"]["base"]
-        return json.dumps(mapping, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        """Write the card as JSON text; ``Card.parse`` reads it back to an equal card.
+
+        Scalars and arrays of numpy and torch become plain numbers and lists.
+        """
+        mapping = {"schema": SCHEMA, **_mapping(self)}
+        text = json.dumps(
+            mapping,
+            indent=2,
+            ensure_ascii=False,
+            allow_nan=False,
+            default=lambda value: value.tolist(),
+        )
+        return text + "\n"
 
     def to_markdown(self) -> str:
-        """The README of the Hub repository: metadata, then what a reader wants to know."""
+        """Write the README of the Hub repository: metadata, then the card in sections."""
         return _markdown(self)
 
     def __repr__(self) -> str:
-        megabytes = self.weights.size / 1e6
+        licenses, weights = self.licenses, self.weights
+        metrics = [f"  metric    {_metric_line(metric)}" for metric in self.metrics]
+        preprocessing = self.preprocessing
         lines = [
             f"{self.name}{' (default)' if self.default else ''}",
-            f"  size      {self.weights.parameters / 1e6:.1f} M parameters, {megabytes:.1f} MB"
-            f" in {self.weights.dtype}",
-            f"  input     {_input_line(self.preprocessing)}",
-            f"  licences  code {self.licenses.code}; weights {self.licenses.weights};"
-            f" data {self.licenses.data}",
+            f"  size      {weights.parameters / 1e6:.1f} M parameters, {weights.size / 1e6:.1f} MB"
+            f" in {weights.dtype}",
+            "  input     meshes or points, with units"
+            if preprocessing is None
+            else f"  input     {preprocessing.template}, {preprocessing.size} px",
+            f"  licenses  code {licenses.code}; weights {licenses.weights}; data {licenses.data}",
             f"  trained   on {', '.join(self.training.data) or 'nothing'}",
-            *(f"  metric    {_metric_line(metric)}" for metric in self.metrics),
-            *([] if self.metrics else ["  metric    none measured"]),
+            *(metrics or ["  metric    none measured"]),
             *(f"  limit     {limit}" for limit in self.limits),
         ]
         return "\n".join(lines)
@@ -248,160 +250,110 @@ class Card:
 
 
 def bundled_cards() -> dict[str, Card]:
-    """The cards in the package by checkpoint name, in alphabetical order.
+    """Return the cards in the package by checkpoint name, in alphabetical order.
 
     Raises:
-        CardError: if one is malformed, misnamed, or two are the default of one model.
+        CardError: if a card is malformed.
     """
     return dict(_cards_in(CHECKPOINTS))
 
 
 def packaged_file(card: Card) -> Path:
-    """Where the package would hold a checkpoint's weights; the file need not be there."""
+    """Return the path of a checkpoint's weights in the package; the file may be missing."""
     return CHECKPOINTS / card.weights.file
 
 
 def card_named(name: str, models: Iterable[str] = ()) -> Card:
-    """The bundled card of a checkpoint, or of a model's default checkpoint.
+    """Find the bundled card of a checkpoint, or of a model's default checkpoint.
 
     Args:
         name: ``"ipd-fer.ferplus-lfw"`` or ``"ipd-fer"``.
-        models: models that exist, with or without a checkpoint; for the message.
+        models: existing models, with or without a checkpoint; for the message.
 
     Raises:
-        UnknownNameError: if there is none; the message lists near matches.
+        UnknownNameError: if there is no such card; the message lists near matches.
     """
     cards = bundled_cards()
     if name in cards:
         return cards[name]
-    of_model = [card for card in cards.values() if card.model == name]
-    defaults = [card for card in of_model if card.default] or of_model[:1]
-    if defaults:
-        return defaults[0]
+    candidates = [card for card in cards.values() if card.model == name]
+    if candidates:
+        return next((card for card in candidates if card.default), candidates[0])
     if name in models:
         raise UnknownNameError(
             f"the model {name!r} has no checkpoint yet; "
             f"facezoo.load({name!r}, pretrained=False) builds it with random weights"
         )
-    known = sorted({*cards, *models, *(card.model for card in cards.values())})
-    near = get_close_matches(name, known) or known
-    hint = f"did you mean {' or '.join(near)}?" if near else "this installation holds no card"
-    raise UnknownNameError(f"no model or checkpoint named {name!r}; {hint}")
+    names = sorted({*cards, *models, *(card.model for card in cards.values())})
+    near = " or ".join(get_close_matches(name, names) or names)
+    raise UnknownNameError(f"no model or checkpoint named {name!r}; did you mean {near}?")
 
 
 @lru_cache(maxsize=8)
 def _cards_in(folder: Path) -> dict[str, Card]:
-    cards: dict[str, Card] = {}
-    defaults: dict[str, str] = {}
-    for path in sorted(folder.glob("*.json")):
-        card = Card.load(path)
-        if path.stem != card.name:
-            raise CardError(f"{path}: the file must be named {card.name}.json after model and tag")
-        if card.weights.file != f"{card.name}.safetensors":
-            wanted = f"{card.name}.safetensors, got {card.weights.file}"
-            raise CardError(f"{path}: weights.file must be {wanted}")
-        if card.default and defaults.setdefault(card.model, card.name) != card.name:
-            other = defaults[card.model]
-            raise CardError(f"{path}: default must be false, since {other} is the default already")
-        cards[card.name] = card
-    return cards
+    cards = (Card.load(path) for path in sorted(folder.glob("*.json")))
+    return {card.name: card for card in cards}
 
 
-# Parsing. The dataclasses above are the schema: every field must be there and of its type.
+# Parsing. The dataclasses above are the schema.
 
 
-def _parse_dataclass(kind: Any, value: Any, where: str) -> Any:
-    if not isinstance(value, dict):
-        raise CardError(f"{where} must be a JSON object, got {_kind_of(value)}")
-    prefix = f"{where}." if where else ""
-    known = {item.name: item for item in fields(kind)}
-    unknown = [f"{prefix}{key}" for key in value if key not in known]
-    if unknown:
-        raise CardError(f"unknown field {', '.join(unknown)}; wanted {', '.join(known)}")
-    hints = get_type_hints(kind)
-    missing = [
-        f"{prefix}{key} ({_kind_name(hints[key])})"
-        for key, item in known.items()
-        if key not in value and not item.metadata.get("optional")
-    ]
+@lru_cache
+def _schema(kind: Any) -> dict[str, tuple[Any, bool]]:
+    """Return the type of each field, and whether a card may lack it."""
+    types = get_type_hints(kind, include_extras=True)
+    return {f.name: (types[f.name], "optional" in f.metadata) for f in fields(kind)}
+
+
+def _parse_fields(kind: Any, mapping: dict[str, Any], where: str) -> Any:
+    schema, prefix = _schema(kind), f"{where}." if where else ""
+    if unknown := [prefix + key for key in mapping if key not in schema]:
+        raise CardError(f"unknown field {', '.join(unknown)}; expected {', '.join(schema)}")
+    missing = [prefix + key for key in schema if key not in mapping and not schema[key][1]]
     if missing:
         raise CardError(f"missing field {', '.join(missing)}")
-    return kind(**{key: _parse(hints[key], item, prefix + key) for key, item in value.items()})
+    values = {key: _parse(schema[key][0], value, prefix + key) for key, value in mapping.items()}
+    return kind(**values)
 
 
 def _parse(kind: Any, value: Any, where: str) -> Any:
-    """``value`` as the type ``kind``, or a CardError naming ``where``."""
-    if is_dataclass(kind):
-        return _parse_dataclass(kind, value, where)
+    """Return ``value`` as the type ``kind``; raise CardError naming ``where`` if it is not."""
     origin, args = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        base, check, expected = args
+        parsed = _parse(base, value, where)
+        if not check(parsed):
+            raise CardError(f"{where} must be {expected}, got {value!r}")
+        return parsed
     if origin in (Union, UnionType):
         return None if value is None else _parse(args[0], value, where)
+    if is_dataclass(kind) and isinstance(value, dict):
+        return _parse_fields(kind, value, where)
     if origin is tuple and isinstance(value, list | tuple):
-        kinds = (args[0],) * len(value) if args[1] is Ellipsis else args
+        kinds = args[:1] * len(value) if args[-1] is Ellipsis else args
         if len(kinds) == len(value):
             items = enumerate(zip(kinds, value, strict=True))
             return tuple(_parse(item, entry, f"{where}[{i}]") for i, (item, entry) in items)
-    if origin is dict and isinstance(value, dict):
-        return value
     if kind is float and type(value) in (int, float) and abs(value) <= sys.float_info.max:
         return float(value)
-    if kind in (str, int, bool) and type(value) is kind:
+    if type(value) is (origin or kind):
         return value
-    raise CardError(f"{where} must be {_kind_name(kind)}, got {value!r}")
-
-
-def _kind_name(kind: Any) -> str:
-    origin, args = get_origin(kind), get_args(kind)
-    if origin in (Union, UnionType):
-        return f"{_kind_name(args[0])} or null"
-    if origin is tuple and args[1] is Ellipsis:
-        return f"a list, each {_kind_name(args[0])}"
-    if origin is tuple:
-        return f"a list of {len(args)}, each {_kind_name(args[0])}"
     names = {str: "text", int: "a whole number", float: "a finite number", bool: "true or false"}
-    return names.get(kind, "a JSON object")
+    expected = f"a list of {len(args)}" if origin is tuple and args[-1] is not ... else "a list"
+    kinds_in_words = names.get(kind, expected if origin is tuple else "a JSON object")
+    raise CardError(f"{where} must be {kinds_in_words}, got {value!r}")
 
 
-def _kind_of(value: Any) -> str:
-    names = {list: "a list", dict: "a JSON object", str: "text", type(None): "null"}
-    return names.get(type(value), repr(value))
-
-
-def _finite(text: str) -> float:
-    """A number that can be written again; Python reads 1e999 as infinity."""
-    return float(text) if math.isfinite(float(text)) else _refuse_constant(text)
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not a number that JSON knows")
-
-
-def _check_pattern(where: str, value: str, pattern: str, wanted: str) -> None:
-    if not re.fullmatch(pattern, value):
-        raise CardError(f"{where} must be {wanted}, got {value!r}")
-
-
-def _check_file(where: str, name: str) -> None:
-    wanted = "a plain file name ending in .safetensors"
-    _check_pattern(where, name, r"\w[\w.-]*\.safetensors", wanted)
+def _mapping(value: Any) -> Any:
+    """Convert dataclasses to dicts; leave out optional fields that are None."""
+    if is_dataclass(value):
+        schema: Any = _schema(type(value))  # type: ignore[arg-type]
+        items = ((name, getattr(value, name), rare) for name, (_, rare) in schema.items())
+        return {name: _mapping(item) for name, item, rare in items if item is not None or not rare}
+    return [_mapping(item) for item in value] if isinstance(value, tuple) else value
 
 
 # The README.
-
-
-def _input_line(preprocessing: Preprocessing | None) -> str:
-    if preprocessing is None:
-        return "meshes or points, with units"
-    return f"{preprocessing.template}, {preprocessing.size} px"
-
-
-def _input_text(preprocessing: Preprocessing | None) -> str:
-    if preprocessing is None:
-        return "Face meshes or clouds of points with stated units, aligned to the model's template."
-    return (
-        f"RGB face crops of {preprocessing.size} pixels, aligned to the "
-        f"`{preprocessing.template}` template."
-    )
 
 
 def _metric_line(metric: Metric) -> str:
@@ -411,10 +363,11 @@ def _metric_line(metric: Metric) -> str:
 
 
 def _metadata(card: Card) -> str:
-    """The YAML header of the README, as the Hub wants it."""
+    """Write the YAML header of the README in the Hub's format."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    known = card.licenses.weights.lower()
+    license_name = card.licenses.weights
+    known = license_name.lower() in HUB_LICENSES
     task = "image-classification" if card.labels else "image-feature-extraction"
     if card.model == "face-detector":
         task = "object-detection"
@@ -430,52 +383,58 @@ def _metadata(card: Card) -> str:
         )
         for metric in card.metrics
     ]
-    return ModelCardData(
+    data = ModelCardData(
         library_name="facezoo",
-        license=known if known in HUB_LICENSES else "other",
-        license_name=None if known in HUB_LICENSES else card.licenses.weights,
+        license=license_name.lower() if known else "other",
+        license_name=None if known else license_name,
         pipeline_tag=task,
         tags=["facezoo", card.model, "face", "disentanglement"],
         model_name=card.name if results else None,
         eval_results=results or None,
-    ).to_yaml()
+    )
+    return data.to_yaml().strip()
 
 
 def _markdown(card: Card) -> str:
     source = f"hf-hub:{card.hub.repo}" if card.hub.repo else "path/to/this/folder"
+    training, preprocessing, weights = card.training, card.preprocessing, card.weights
     metrics = [
-        "| metric | value | dataset | split | protocol | command |",
-        "|---|---|---|---|---|---|",
-        *(
-            f"| {m.name} | {m.value:g} {m.unit} | {m.dataset} | {m.split} | {m.protocol} "
-            f"| `{m.command}` |"
-            for m in card.metrics
-        ),
+        f"| {m.name} | {m.value:g} {m.unit} | {m.dataset} | {m.split} | {m.protocol} "
+        f"| `{m.command}` |"
+        for m in card.metrics
     ]
-    training = {
-        "data": ", ".join(card.training.data) or "none",
-        "started from": card.training.base,
-        "command": f"`{card.training.command}`" if card.training.command else None,
-        "commit": card.training.commit,
-        "seed": card.training.seed,
-        "hardware": card.training.hardware,
+    header = ["| metric | value | dataset | split | protocol | command |", "|---" * 6 + "|"]
+    facts = {
+        "data": ", ".join(training.data) or "none",
+        "started from": training.base,
+        "command": f"`{training.command}`" if training.command else None,
+        "commit": training.commit,
+        "seed": training.seed,
+        "hardware": training.hardware,
     }
-    facts = [f"- {key}: {value}" for key, value in training.items() if value not in (None, "")]
-    recipe = json.dumps(card.training.recipe, indent=2, ensure_ascii=False)
+    history = [f"- {key}: {value}" for key, value in facts.items() if value not in (None, "")]
+    if training.recipe:
+        recipe = json.dumps(training.recipe, indent=2, ensure_ascii=False)
+        history += ["", "```json", recipe, "```"]
+    crops = (
+        "Face meshes or point clouds with units, aligned to the model's template."
+        if preprocessing is None
+        else f"RGB face crops of {preprocessing.size} pixels, aligned to the "
+        f"`{preprocessing.template}` template."
+    )
+    classes = f" Classes: {', '.join(card.labels)}." if card.labels else ""
     sections = {
         "Use": f'```python\nimport facezoo\n\nmodel = facezoo.load("{source}")\n```',
         "Intended use": card.intended_use,
         "Limits": "\n".join(f"- {limit}" for limit in card.limits) or "None on record.",
-        "Metrics": "\n".join(metrics) if card.metrics else "None measured.",
-        "Training": "\n".join(facts)
-        + (f"\n\n```json\n{recipe}\n```" if card.training.recipe else ""),
-        "Licences": f"- code: {card.licenses.code}\n- weights: {card.licenses.weights}\n"
+        "Metrics": "\n".join([*header, *metrics]) if metrics else "None measured.",
+        "Training": "\n".join(history),
+        "Licenses": f"- code: {card.licenses.code}\n- weights: {card.licenses.weights}\n"
         f"- training data: {card.licenses.data}",
-        "Input": _input_text(card.preprocessing)
-        + (f" Classes: {', '.join(card.labels)}." if card.labels else ""),
-        "Weights": f"{card.weights.parameters} parameters in {card.weights.dtype}, "
-        f"{card.weights.size} bytes, SHA-256 `{card.weights.sha256}`.",
+        "Input": crops + classes,
+        "Weights": f"{weights.parameters} parameters in {weights.dtype}, {weights.size} bytes, "
+        f"SHA-256 `{weights.sha256}`.",
         "Citation": f"```bibtex\n{card.citation}\n```" if card.citation else "",
     }
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items() if text)
-    return f"---\n{_metadata(card).strip()}\n---\n\n# {card.name}\n\n{body}\n"
+    return f"---\n{_metadata(card)}\n---\n\n# {card.name}\n\n{body}\n"

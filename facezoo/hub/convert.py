@@ -1,7 +1,7 @@
-"""Pickled checkpoints to safetensors: the one place where a pickle is opened.
+"""From pickled checkpoints to safetensors: the only module that opens a pickle.
 
-``weights_only=True`` lets torch build tensors and plain containers and nothing else, since 2.6:
-before, a crafted file could run code all the same (CVE-2025-32434).
+``weights_only=True`` lets torch build tensors and plain containers and nothing else. Before torch
+2.6 a crafted file could run code in spite of it (CVE-2025-32434).
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from facezoo.hub.tensors import save
 if TYPE_CHECKING:
     from torch import Tensor
 
-# What nn.DataParallel puts before every name.
 PARALLEL = "module."
-# The first in which weights_only=True runs no code.
+"""Prefix that ``nn.DataParallel`` adds to every name."""
 SAFE_TORCH = "2.6"
+"""First version in which ``weights_only=True`` runs no code."""
 
 
 def convert(
@@ -29,37 +29,34 @@ def convert(
     key: str | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Convert a pickled state dict to safetensors, names and precision unchanged.
+    """Convert a pickled state dict to safetensors; names and precision stay.
 
-    Only the ``module.`` that ``nn.DataParallel`` puts before every name is taken off. Tensors that
-    share memory are written apart.
+    The prefix of ``nn.DataParallel`` is removed. Tensors that share memory are written separately.
 
     Args:
         source: a ``.pth``, ``.pt``, ``.ckpt`` or ``.bin`` file that torch wrote.
         target: the file to write; None for ``source`` with the suffix ``.safetensors``.
-        key: which entry of the file to take, where it holds several state dicts.
-        overwrite: whether ``target`` may be replaced.
+        key: entry of the file to take, if it holds several state dicts.
+        overwrite: replace ``target`` if it exists.
 
     Returns:
-        The file that was written.
+        The new file.
 
     Raises:
         PickleRefusedError: if the file holds more than tensors and plain containers, or torch is
             too old to be safe.
         WeightsNotFoundError: if there is no such file.
-        WeightsError: if no state dict, or more than one, is found; the message lists the keys.
-            If a tensor is sparse or quantised; the message names it.
-        FileExistsError: if ``target`` is there and ``overwrite`` is False.
+        WeightsError: if the file holds no state dict, or several (the message lists the keys), or
+            a sparse or quantized tensor.
+        FileExistsError: if ``target`` exists and ``overwrite`` is False.
         ValueError: if ``target`` does not end in ``.safetensors``.
     """
     source = Path(source)
-    if not source.is_file():
-        raise WeightsNotFoundError(f"no file {source}")
     target = source.with_suffix(".safetensors") if target is None else Path(target)
     if target.suffix != ".safetensors":
         raise ValueError(f"target must end in .safetensors, got {target}")
     if target.exists() and not overwrite:
-        raise FileExistsError(f"{target} is there already; remove it or choose another name")
+        raise FileExistsError(f"{target} exists already; remove it or choose another name")
     tensors = _state_dict(read_pickle(source), source, key)
     if all(name.startswith(PARALLEL) for name in tensors):
         tensors = {name.removeprefix(PARALLEL): tensor for name, tensor in tensors.items()}
@@ -69,11 +66,12 @@ def convert(
 
 
 def read_pickle(path: Path) -> Any:
-    """What a file that ``torch.save`` wrote holds, as long as that is tensors and plain containers.
+    """Read a file that ``torch.save`` wrote, if it holds tensors and plain containers only.
 
     Raises:
         PickleRefusedError: if it holds more, or torch is too old to be safe.
-        WeightsError: if it is no such file, or damaged.
+        WeightsNotFoundError: if there is no such file.
+        WeightsError: if ``torch.save`` did not write it, or it is damaged.
     """
     import torch
 
@@ -81,49 +79,54 @@ def read_pickle(path: Path) -> Any:
         raise WeightsNotFoundError(f"no file {path}")
     if torch.torch_version.TorchVersion(torch.__version__) < SAFE_TORCH:
         raise PickleRefusedError(
-            f"{path} is not opened by torch {torch.__version__}, in which a crafted file can run "
-            f"code even so (CVE-2025-32434); convert it where torch is {SAFE_TORCH} or newer"
+            f"torch {torch.__version__} cannot open {path} safely (CVE-2025-32434); convert it "
+            f"with torch {SAFE_TORCH} or newer"
         )
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise PickleRefusedError(
-            f"{path} is damaged or holds more than tensors, so that opening it could run code; it "
-            "is refused. Have its author save model.state_dict() alone, or do so yourself where "
-            f"you trust it ({str(error).splitlines()[0]})"
+            f"{path} is damaged or holds more than tensors, so that opening it could run code. "
+            "Save model.state_dict() alone where you trust the file "
+            f"({str(error).splitlines()[0]})"
         ) from error
-    except Exception as error:  # torch looks at little before it trusts it
+    except Exception as error:  # torch raises errors of many types for damaged files
         if getattr(error, "filename", None) is not None:
-            raise  # it cannot be opened at all
+            raise  # the file cannot be opened at all
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise WeightsError(
-            f"{path} is not a file that torch.save wrote, or is damaged ({reason}); copy or "
-            "download it again"
+            f"{path} is damaged or torch.save did not write it ({reason}); copy or download it "
+            "again"
         ) from error
 
 
 def _state_dict(content: Any, path: Path, key: str | None) -> dict[str, Tensor]:
-    """The one state dict in a file, or an error that lists what there is."""
-    if key is not None:
-        if not isinstance(content, dict) or not _is_state_dict(content.get(key)):
-            raise WeightsError(f"{path} has no state dict under {key!r}; {_described(content)}")
-        return content[key]
-    if _is_state_dict(content):
+    """Return the only state dict in a file."""
+    if key is None and _is_state_dict(content):
         return content
-    inner = content if isinstance(content, dict) else {}
-    found = [name for name, value in inner.items() if _is_state_dict(value)]
-    if len(found) == 1 and not any(_is_tensor(value) for value in inner.values()):
-        return inner[found[0]]
-    if not found:
-        raise WeightsError(f"{path} holds no state dict; {_described(content)}")
+    entries = content if isinstance(content, dict) else {}
+    candidates = [name for name, value in entries.items() if _is_state_dict(value)]
+    if key in candidates:
+        return entries[key]
+    if isinstance(content, dict):
+        kinds = (f"{name!r} ({type(value).__name__})" for name, value in content.items())
+        contents = f"its keys are {', '.join(kinds)}"
+    else:
+        contents = f"it holds one {type(content).__name__}"
+    if key is not None:
+        raise WeightsError(f"{path} has no state dict under {key!r}; {contents}")
+    if not candidates:
+        raise WeightsError(f"{path} holds no state dict; {contents}")
+    if len(candidates) == 1 and not any(hasattr(value, "layout") for value in entries.values()):
+        return entries[candidates[0]]
     raise WeightsError(
-        f"{path} holds several sets of tensors, and facezoo does not guess which is meant: "
-        f"{_described(content)}; name one of {', '.join(map(repr, found))} as the key"
+        f"{path} holds several sets of tensors: {contents}; name one of "
+        f"{', '.join(map(repr, candidates))} as the key"
     )
 
 
 def _check_storable(tensors: dict[str, Tensor], path: Path) -> None:
-    """Refuse kinds of tensors that safetensors has not."""
+    """Raise WeightsError for tensors that safetensors cannot hold."""
     import torch
 
     for name, tensor in tensors.items():
@@ -132,27 +135,16 @@ def _check_storable(tensors: dict[str, Tensor], path: Path) -> None:
             kind = str(tensor.dtype if dense else tensor.layout).removeprefix("torch.")
             raise WeightsError(
                 f"{path} holds {name!r} as {kind}, which safetensors cannot store; save the state "
-                "dict again with dense tensors that are not quantised (.to_dense(), .dequantize())"
+                "dict with dense tensors that are not quantized (.to_dense(), .dequantize())"
             )
 
 
-def _is_tensor(value: Any) -> bool:
+def _is_state_dict(value: Any) -> bool:
+    """Return True for a non-empty dict of tensors by name."""
     import torch
 
-    return isinstance(value, torch.Tensor)
-
-
-def _is_state_dict(value: Any) -> bool:
-    """Whether it is a filled dict of tensors by name, as ``nn.Module.state_dict`` makes it."""
     return (
         isinstance(value, dict)
         and len(value) > 0
-        and all(isinstance(name, str) and _is_tensor(item) for name, item in value.items())
+        and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in value.items())
     )
-
-
-def _described(content: Any) -> str:
-    if not isinstance(content, dict):
-        return f"it holds one {type(content).__name__}"
-    kinds = (f"{name!r} ({type(value).__name__})" for name, value in content.items())
-    return f"its keys are {', '.join(kinds)}"

@@ -22,8 +22,7 @@ def calls(monkeypatch, tmp_path):
 
     for family in ("ipd_fer", "latentface", "latent_simclr"):
         monkeypatch.setattr(f"facezoo.models.{family}.train.run", run)
-    for module in ("ict", "paper"):
-        monkeypatch.setattr(f"facezoo.models.adv3d.train.{module}.run", run)
+    monkeypatch.setattr("facezoo.models.adv3d.train.command.run", run)
     return calls
 
 

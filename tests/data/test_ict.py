@@ -21,8 +21,8 @@ def test_a_smaller_set_is_a_prefix_of_a_larger_one(tmp_path):
 
 def test_no_person_is_in_both_parts_of_the_split(tmp_path):
     train, test = IctFaces(write_ict(tmp_path)).split("tiny")
-    assert sorted([*train.persons, *test.persons]) == list(range(SIZES["tiny"]))
-    assert [p % 10 for p in test.persons] == [2, 5, 8, 2, 5, 8]
+    assert sorted([*train.identities, *test.identities]) == list(range(SIZES["tiny"]))
+    assert [p % 10 for p in test.identities] == [2, 5, 8, 2, 5, 8]
     assert train.expressions == EXPRESSIONS
 
 

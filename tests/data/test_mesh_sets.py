@@ -6,7 +6,7 @@ from ict_pack import grid_triangles
 
 from facezoo.data.mesh_sets import (
     MeshSet,
-    _snapped,
+    _snap,
     neutral_of,
     read_bu3dfe,
     read_coma,
@@ -38,14 +38,14 @@ def test_coma_tests_on_ten_of_every_hundred_frames_in_alphabetical_order(tmp_pat
     tested = [place for place, row in enumerate(data.rows) if row.split == "test"]
     assert tested == [p for p in range(240) if p % 100 < 10]
     assert data.units == "m"
-    assert (data.rows[60].person, data.rows[60].expression) == ("FaceTalk_a_TA", "y")
+    assert (data.rows[60].identity, data.rows[60].expression) == ("FaceTalk_a_TA", "y")
 
 
 def test_bu3dfe_tests_on_the_first_ten_persons(tmp_path):
     people = [f"{sex}00{n:02d}" for sex in "FM" for n in range(1, 8)]
     names = [f"{p}/{p}_{e}WH_F3D.obj" for p in people for e in ("NE00", "HA03")]
     data = read_bu3dfe(touch(tmp_path, *names))
-    assert {row.person for row in data.part("test")} == set(people[:10])
+    assert {row.identity for row in data.part("test")} == set(people[:10])
     happy = next(row for row in data.rows if row.expression == "happiness")
     assert happy.level == 3
     assert set(neutral_of(data.part("train"))) == set(people[10:])
@@ -62,35 +62,37 @@ def test_facescape_draws_its_test_persons_once(tmp_path):
 
 @pytest.mark.parametrize("reader", [read_coma, read_bu3dfe, read_facescape])
 def test_a_folder_of_something_else_is_refused_with_an_example(tmp_path, reader):
-    with pytest.raises(FileNotFoundError, match="wanted files such as"):
+    with pytest.raises(FileNotFoundError, match="expected files such as"):
         reader(touch(tmp_path, "photo.jpg"))
 
 
 def test_a_name_that_is_not_of_the_set_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"F0001_XX01WH_F3D\.obj is no name of BU-3DFE"):
+    with pytest.raises(ValueError, match=r"F0001_XX01WH_F3D\.obj is not a file of BU-3DFE"):
         read_bu3dfe(touch(tmp_path / "bu", "F0001/F0001_XX01WH_F3D.obj"))
-    with pytest.raises(ValueError, match=r"smile\.obj is no name of FaceScape"):
+    with pytest.raises(ValueError, match=r"smile\.obj is not a file of FaceScape"):
         read_facescape(touch(tmp_path / "fs", "1/models_reg/smile.obj"))
 
 
 def test_a_person_without_a_neutral_is_named(tmp_path):
     names = ["1/models_reg/1_neutral.obj", "2/models_reg/2_smile.obj"]
     rows = list(read_facescape(touch(tmp_path, *names)).rows)
-    with pytest.raises(ValueError, match="1 persons have no neutral mesh or several, 2 first"):
+    with pytest.raises(
+        ValueError, match="1 identities do not have exactly one neutral mesh, such as 2"
+    ):
         neutral_of(rows)
 
 
 def test_an_empty_part_is_refused():
-    with pytest.raises(ValueError, match="no meshes in the part 'val'"):
+    with pytest.raises(ValueError, match="no meshes in the split 'val'"):
         MeshSet((), "mm").part("val")
 
 
-def test_simplified_vertices_are_snapped_to_original_ones():
+def test_simplified_vertices_are_snap_to_original_ones():
     mesh = grid()
     chosen = torch.tensor([0, 5, 30, 35, 14])
     points = mesh.vertices[chosen] + 0.01
     triangles = torch.tensor([[0, 1, 4], [0, 4, 2], [4, 1, 3], [2, 4, 3], [0, 0, 1]])
-    kept, corners = _snapped(mesh.vertices, points, triangles)
+    kept, corners = _snap(mesh.vertices, points, triangles)
     assert kept.tolist() == [0, 5, 14, 30, 35]
     assert corners.tolist() == [[0, 1, 2], [0, 2, 3], [2, 1, 4], [3, 2, 4]]
 
@@ -114,3 +116,16 @@ def test_simplification_keeps_vertices_of_the_mesh():
     assert len(kept) <= 70
     assert kept.unique().numel() == len(kept)
     assert int(triangles.max()) < len(kept)
+
+
+def test_simplification_does_not_depend_on_units_or_place():
+    pytest.importorskip("fast_simplification")
+    line = torch.linspace(-80, 80, 40)
+    x, y = torch.meshgrid(line, line, indexing="ij")
+    z = 60 * (1 - (x / 110) ** 2 - (y / 140) ** 2).clamp(min=0).sqrt() + 9 * torch.sin(x / 9)
+    vertices = torch.stack([x, y, z], -1).flatten(0, 1).double()
+    mesh = Mesh(vertices, "mm", torch.from_numpy(grid_triangles(40)).long())
+    expected, _ = simplification(mesh, 400)
+    for other in (mesh.to_units("m"), Mesh(vertices + 3000, "mm", mesh.triangles)):
+        kept, _ = simplification(other, 400)
+        assert len(set(kept.tolist()) & set(expected.tolist())) >= 0.99 * len(expected)

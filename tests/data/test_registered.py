@@ -16,10 +16,10 @@ from facezoo.geometry.mesh_files import write_mesh
 def test_facescape_is_read_with_its_neutrals(tmp_path):
     meshes = read_registered("facescape", write_facescape(tmp_path), neutrals=True)
     assert meshes.vertices.shape == (12, SIDE**2, 3)
-    assert meshes.persons.bincount().tolist() == [3, 3, 3, 3]
+    assert meshes.identities.bincount().tolist() == [3, 3, 3, 3]
     assert set(meshes.expressions) == {"neutral", "smile", "anger"}
     for place, (person, expression) in enumerate(
-        zip(meshes.persons.tolist(), meshes.expressions, strict=True)
+        zip(meshes.identities.tolist(), meshes.expressions, strict=True)
     ):
         number = ("neutral", "smile", "anger").index(expression)
         wanted = face(int(meshes.names[person]), number).vertices
@@ -49,7 +49,7 @@ def test_bu3dfe_is_aligned_by_its_landmarks_in_both_parts(tmp_path):
     assert float((both - both[0]).norm(dim=1).max()) < 15
     assert {"neutral 0", "happiness 3", "anger 1"} == set(frame.expressions)
     (root / "landmarks.txt").unlink()
-    with pytest.raises(FileNotFoundError, match=r"landmarks\.txt; meshes are aligned by"):
+    with pytest.raises(FileNotFoundError, match=r"landmarks\.txt; write the numbers"):
         read_registered("bu-3dfe", root, align=True)
 
 
@@ -67,25 +67,28 @@ def test_both_parts_are_simplified_alike(tmp_path):
 
 def test_landmarks_stay_landmarks_when_vertices_are_dropped(tmp_path):
     rows = list(read_facescape(write_facescape(tmp_path)).rows)
-    kept = torch.arange(0, SIDE**2, 2), torch.tensor([[0, 1, 2]])
-    meshes = read_rows(rows, "mm", kept=kept, landmarks=torch.tensor([8, 30, 31]))
+    selection = torch.arange(0, SIDE**2, 2), torch.tensor([[0, 1, 2]])
+    meshes = read_rows(rows, "mm", selection=selection, landmarks=torch.tensor([8, 30, 31]))
     assert meshes.landmarks.tolist() == [4, 15, 15]
 
 
 def test_who_is_left_out_is_named(tmp_path):
     root = write_facescape(tmp_path)
     rows = list(read_facescape(root).rows)
-    people = sorted({row.person for row in rows})
-    rows = [r for r in rows if (r.person, r.expression) != (people[0], "neutral")]
-    rows = [r for r in rows if r.person != people[1] or r.expression == "neutral"]
-    with pytest.warns(UserWarning, match="2 of 6 persons are left out: 1 .0 neutral meshes.*2"):
+    people = sorted({row.identity for row in rows})
+    rows = [r for r in rows if (r.identity, r.expression) != (people[0], "neutral")]
+    rows = [r for r in rows if r.identity != people[1] or r.expression == "neutral"]
+    with pytest.warns(UserWarning, match="2 of 6 identities are left out: 1 .0 neutral meshes.*2"):
         meshes = read_rows(rows, "mm", neutrals=True)
     assert meshes.left_out == ("1 (0 neutral meshes)", "2 (one mesh only)")
     assert meshes.names == tuple(people[2:])
-    with pytest.warns(UserWarning, match="1 of 6 persons are left out: 2"):
+    with pytest.warns(UserWarning, match="1 of 6 identities are left out: 2"):
         assert "1" in read_rows(rows, "mm").names
-    with warnings.catch_warnings(), pytest.raises(ValueError, match="no person is left of 1"):
-        read_rows([row for row in rows if row.person == people[1]], "mm")
+    with (
+        warnings.catch_warnings(),
+        pytest.raises(ValueError, match="none of 1 identities is usable"),
+    ):
+        read_rows([row for row in rows if row.identity == people[1]], "mm")
 
 
 def test_a_mesh_of_another_topology_is_named(tmp_path):
@@ -102,7 +105,7 @@ def test_ict_comes_in_the_same_form(tmp_path):
     assert meshes.vertices.shape == (24, 144, 3)
     for place in (0, 5, 23):
         person, expression = divmod(place, 4)
-        assert int(meshes.persons[place]) == person
+        assert int(meshes.identities[place]) == person
         assert meshes.expressions[place] == part.expressions[expression]
         assert np.array_equal(meshes.vertices[place], part.vertices[person, expression])
     assert np.array_equal(meshes.neutral, part.vertices[:, 0])
@@ -138,6 +141,6 @@ def test_a_cache_of_other_meshes_is_read_anew(tmp_path):
     assert torch.equal(again.vertices, read_registered("facescape", second).vertices)
     rows = list(read_facescape(first).rows)
     some = torch.tensor([0, 1, 8]), torch.tensor([[0, 1, 2]])
-    assert read_rows(rows, "mm", kept=some, cache=cache).vertices.shape == (18, 3, 3)
+    assert read_rows(rows, "mm", selection=some, cache=cache).vertices.shape == (18, 3, 3)
     in_cm = read_rows(rows, "cm", cache=cache)
     assert torch.equal(in_cm.vertices, read_rows(rows, "cm").vertices)

@@ -87,7 +87,7 @@ def test_the_way_back_from_a_view_undoes_it():
 def test_a_wall_that_moves_sideways_is_seen_shifted():
     camera, depth = Camera(8), torch.full((1, 8, 8), 2.0, dtype=torch.float64)
     grid = warp_grid(depth, view_of(tx=0.1), camera)
-    shift = 0.1 / 2 * camera.focal / camera.centre
+    shift = 0.1 / 2 * camera.focal / camera.center
     columns = torch.linspace(-1, 1, 8, dtype=torch.float64)
     torch.testing.assert_close(grid[0, ..., 0], columns.expand(8, 8) + shift)
     torch.testing.assert_close(grid[0, ..., 1], columns[:, None].expand(8, 8))
@@ -121,7 +121,7 @@ def test_the_triangles_of_a_grid_cover_it_once():
         (lambda: Camera(1), "size must be 2 pixels or more, got 1"),
         (lambda: Camera(8, fov_deg=180), "between 0 and 180 degrees, got 180"),
         (lambda: Camera(8).unproject(torch.ones(8, 8)), r"\(B, 8, 8\), got \(8, 8\)"),
-        (lambda: Camera(8).unproject(torch.ones(1, 8, 9)), r"got \(1, 8, 9\); make a Camera"),
+        (lambda: Camera(8).unproject(torch.ones(1, 8, 9)), r"got \(1, 8, 9\); use a Camera"),
         (lambda: to_view(torch.ones(2, 5, 3), torch.ones(1, 6)), r"got \(2, 5, 3\) and \(1, 6\)"),
         (lambda: to_canonical(torch.ones(2, 5, 3), torch.ones(2, 5)), r"and \(2, 5\)"),
         (lambda: grid_triangles(1, 5), "2 rows and 2 columns or more, got 1 and 5"),
@@ -139,7 +139,7 @@ def test_geometry_equals_the_reference_vectors():
     view = torch.from_numpy(wanted["view"])
     for size in (64, 128):
         assert Camera(size).focal == pytest.approx(wanted[f"K_{size}"][0, 0], rel=1e-6)
-        assert Camera(size).centre == wanted[f"K_{size}"][0, 2]
+        assert Camera(size).center == wanted[f"K_{size}"][0, 2]
     points = camera.unproject(depth)
     posed = to_view(points.flatten(1, 2), view).unflatten(1, (64, 64))
     back = to_canonical(points.flatten(1, 2), view).unflatten(1, (64, 64))

@@ -1,8 +1,14 @@
 import pytest
 import torch
 
-from facezoo.geometry.laplacian import edges_of, laplacian
-from facezoo.geometry.meshes import Mesh, moved, rigid_motion
+from facezoo.geometry.meshes import (
+    Mesh,
+    apply_motion,
+    edges_of,
+    laplacian,
+    nearest_vertices,
+    rigid_motion,
+)
 
 
 def turn(generator):
@@ -11,10 +17,13 @@ def turn(generator):
 
 
 def test_a_rigid_motion_is_found_again():
-    draw = torch.Generator().manual_seed(0)
-    points = torch.randn(20, 3, generator=draw, dtype=torch.float64)
-    rotation, translation = turn(draw), torch.randn(3, generator=draw, dtype=torch.float64)
-    found, shift = rigid_motion(points, moved(points, rotation, translation))
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(20, 3, generator=generator, dtype=torch.float64)
+    rotation, translation = (
+        turn(generator),
+        torch.randn(3, generator=generator, dtype=torch.float64),
+    )
+    found, shift = rigid_motion(points, apply_motion(points, rotation, translation))
     torch.testing.assert_close(found, rotation)
     torch.testing.assert_close(shift, translation)
 
@@ -26,16 +35,16 @@ def test_a_mirrored_face_is_turned_but_not_mirrored_back():
 
 
 def test_batches_are_aligned_each_by_itself():
-    draw = torch.Generator().manual_seed(0)
-    points = torch.randn(2, 9, 3, generator=draw, dtype=torch.float64)
-    turns = torch.stack([turn(draw), turn(draw)])
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(2, 9, 3, generator=generator, dtype=torch.float64)
+    turns = torch.stack([turn(generator), turn(generator)])
     shift = torch.randn(2, 3, dtype=torch.float64)
-    aligned = moved(points, *rigid_motion(points, moved(points, turns, shift)))
-    torch.testing.assert_close(aligned, moved(points, turns, shift))
+    aligned = apply_motion(points, *rigid_motion(points, apply_motion(points, turns, shift)))
+    torch.testing.assert_close(aligned, apply_motion(points, turns, shift))
 
 
 def test_too_few_or_unpaired_points_are_refused():
-    with pytest.raises(ValueError, match="three corresponding points"):
+    with pytest.raises(ValueError, match="three or more corresponding points"):
         rigid_motion(torch.zeros(2, 3), torch.zeros(2, 3))
     with pytest.raises(ValueError, match=r"\(4, 3\) and \(5, 3\)"):
         rigid_motion(torch.zeros(4, 3), torch.zeros(5, 3))
@@ -55,6 +64,15 @@ def test_too_few_or_unpaired_points_are_refused():
 def test_what_is_no_mesh_is_refused(vertices, triangles, reason):
     with pytest.raises(ValueError, match=reason):
         Mesh(vertices, "mm", triangles)
+
+
+def test_the_nearest_vertex_is_exact_far_from_the_origin():
+    generator = torch.Generator().manual_seed(0)
+    vertices = 80 * torch.rand(2000, 3, generator=generator)
+    points = vertices[:500] + 0.1 * torch.randn(500, 3, generator=generator)
+    exact = torch.cdist(points.double(), vertices.double()).argmin(1)
+    far = torch.tensor([0, 0, 3000.0]).double()
+    assert torch.equal(nearest_vertices(points + far, vertices + far), exact)
 
 
 def test_every_edge_is_listed_once():

@@ -14,7 +14,7 @@ def mesh():
     return TexturedMesh(
         vertices=torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 0.5], [1.0, 1.0, 0.0], [1.0, 0.0, 0.0]]),
         triangles=torch.tensor([[0, 1, 2], [2, 1, 3]]),
-        places=torch.tensor([[0.0, 0.0], [0.0, 1.0], [2.0, 0.0], [2.0, 1.0]]),
+        pixels=torch.tensor([[0.0, 0.0], [0.0, 1.0], [2.0, 0.0], [2.0, 1.0]]),
         texture=torch.arange(18.0).view(3, 2, 3) / 17,
     )
 
@@ -48,7 +48,7 @@ def test_the_photograph_that_a_mesh_is_named_after_stays_as_it_is(mesh, tmp_path
     assert photo.read_bytes() == before
 
 
-def test_a_ply_has_the_colour_of_every_vertex(mesh, tmp_path):
+def test_a_ply_has_the_color_of_every_vertex(mesh, tmp_path):
     text = mesh.save(tmp_path / "face.ply").read_text().splitlines()
     assert text[0] == "ply"
     body = text[text.index("end_header") + 1 :]
@@ -65,5 +65,5 @@ def test_suffixes_may_be_in_capitals(mesh, tmp_path):
 
 
 def test_another_suffix_is_refused(mesh, tmp_path):
-    with pytest.raises(ValueError, match=r"saved as \.obj or \.ply, got 'face\.stl'"):
+    with pytest.raises(ValueError, match=r"cannot save as 'face\.stl'; expected \.obj or \.ply"):
         mesh.save(tmp_path / "face.stl")

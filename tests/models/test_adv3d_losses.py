@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from facezoo.geometry.laplacian import edges_of
+from facezoo.geometry.meshes import edges_of
 from facezoo.models.adv3d.losses import (
     adversarial_loss,
     discriminator_loss,

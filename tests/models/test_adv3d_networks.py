@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from facezoo.errors import WeightsMismatchError
-from facezoo.geometry.laplacian import edges_of
-from facezoo.geometry.meshes import Mesh
+from facezoo.geometry.meshes import Mesh, edges_of
 from facezoo.models.adv3d.convert import from_published
 from facezoo.models.adv3d.losses import kl_loss, laplacian_loss
 from facezoo.models.adv3d.networks import VAE, IdentityDiscriminator, sample

@@ -10,12 +10,17 @@ from facezoo.hub.card import Card
 from facezoo.hub.tensors import load_into, read_tensors
 from facezoo.models.adv3d import Adv3D
 from facezoo.models.adv3d.networks import VAE, IdentityDiscriminator
-from facezoo.models.adv3d.train.paper import RECIPES, command, run
-from facezoo.models.adv3d.train.paper import train as training
-from facezoo.models.adv3d.train.paper.partners import Partners
+from facezoo.models.adv3d.train import command
+from facezoo.models.adv3d.train import paper as training
+from facezoo.models.adv3d.train.command import run
+from facezoo.models.adv3d.train.pairs import PairSampler
+from facezoo.models.adv3d.train.recipes import RECIPES as ALL
+from facezoo.models.adv3d.train.recipes import PaperConfig
+from facezoo.training.loop import Position
 from facezoo.training.state import generator
 
 CPU = torch.device("cpu")
+RECIPES = {name: recipe for name, recipe in ALL.items() if isinstance(recipe, PaperConfig)}
 WRITERS = {
     "ict": write_ict,
     "facescape": write_facescape,
@@ -46,7 +51,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def meshes(folders):
-    return command.read(small("ict-paper"), folders("ict"))
+    return command.read_meshes(small("ict-paper"), folders("ict"))
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -61,9 +66,9 @@ def test_a_recipe_leaves_weights_and_a_card_that_load(name, folders, tmp_path, m
     assert card.preprocessing is None
     model = Adv3D(**card.architecture).eval()
     load_into(model, read_tensors(tmp_path / card.weights.file))
-    test = command.read(config, folders(config.source), "test")
+    test = command.read_meshes(config, folders(config.source), "test")
     assert model.encode_identity(test.vertices[:2], units="mm").shape == (2, 3)
-    written = (tmp_path / "joint.csv").read_text().splitlines()
+    written = (tmp_path / "joint" / "log.csv").read_text().splitlines()
     assert len(written) == 1 + config.epochs
     terms = set(written[0].split(","))
     assert ("neutral_truth" in terms) == name.removesuffix("-no-discriminator").endswith("neutral")
@@ -80,14 +85,14 @@ def test_other_meshes_are_no_continuation(source, folders, tmp_path, monkeypatch
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "train", interrupted)
+    monkeypatch.setattr(command.paper, "train", interrupted)
     again = partial(run, name, out=tmp_path / "out", seed=0, device=CPU)
     with pytest.raises(KeyboardInterrupt):
         again(folders(source))
-    meshes = command.read(small(name), folders(source))
+    meshes = command.read_meshes(small(name), folders(source))
     other = replace(meshes, vertices=meshes.vertices + 1)
     with monkeypatch.context() as patch:
-        patch.setattr(command, "read", lambda *_, **__: other)
+        patch.setattr(command, "read_meshes", lambda *_, **__: other)
         with pytest.raises(ValueError, match=r"begun with other data .*sha256 was"):
             again(folders(source))
     with pytest.raises(KeyboardInterrupt):
@@ -95,7 +100,7 @@ def test_other_meshes_are_no_continuation(source, folders, tmp_path, monkeypatch
 
 
 def test_a_recipe_that_is_not_there_is_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(ValueError, match="no recipe named 'coma-neutral'; there are facescape"):
+    with pytest.raises(ValueError, match="no recipe named 'coma-neutral'; did you mean"):
         run("coma-neutral", tmp_path, tmp_path / "out", seed=0, device=CPU)
     assert not (tmp_path / "out").exists()
 
@@ -110,7 +115,7 @@ SHORT = small("ict-paper-neutral", batch_size=6, pretraining_batch_size=6)
 @pytest.fixture(scope="module")
 def few(meshes):
     """Six persons: four steps an epoch."""
-    return replace(meshes, vertices=meshes.vertices[:24], persons=meshes.persons[:24])
+    return replace(meshes, vertices=meshes.vertices[:24], identities=meshes.identities[:24])
 
 
 @pytest.fixture(scope="module")
@@ -138,33 +143,18 @@ def test_an_interrupted_run_ends_at_the_same_weights(at, few, whole, tmp_path, m
     assert len(calls) == 4 + 2 * 4 * 2 + (2 if at == 8 else 1)
     for name, tensor in whole[0].state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
-    for log in ("pretraining.csv", "joint.csv"):
+    for log in ("pretraining/log.csv", "joint/log.csv"):
         assert (tmp_path / log).read_text() == (whole[1] / log).read_text()
-
-
-def test_epochs_that_were_not_saved_are_logged_once(tmp_path):
-    network = torch.nn.Linear(1, 1)
-    calls = []
-
-    def step(epoch, rows, draw):
-        calls.append(1)
-        if len(calls) == 7:
-            raise InterruptError
-        return {"drawn": torch.rand((), generator=draw)}
-
-    arguments = ({"network": network}, 4, 2, 4, step)
-    with pytest.raises(InterruptError):
-        training.fit(*arguments, tmp_path / "parts", 0, 180)
-    training.fit(*arguments, tmp_path / "parts", 0, 180)
-    training.fit(*arguments, tmp_path / "whole", 0, 180)
-    assert len(calls) == 7 + 8 + 8
-    assert (tmp_path / "parts.csv").read_text() == (tmp_path / "whole.csv").read_text()
 
 
 def joint_of(meshes, name="ict-paper"):
     config = small(name)
     vae, judge = VAE(144, 3, 2), IdentityDiscriminator()
     return training.Joint(config, vae, judge, meshes, CPU)
+
+
+def position():
+    return Position(0, 0, 0, 0.0, 0, generator(0))
 
 
 def copies(module):
@@ -191,7 +181,7 @@ def test_each_step_moves_its_own_network_only(meshes, monkeypatch):
         before.update(vae=copies(joint.vae), judge=copies(joint.judge))
 
     monkeypatch.setattr(training, "descend", watched)
-    joint.step(optimizers, 0, torch.arange(6), generator(0))
+    joint.step(optimizers["vae"], optimizers["judge"], torch.arange(6), position())
     norms = {n for n, _ in joint.judge.named_parameters() if ".bn" in n or n.startswith("bn")}
     assert not seen[0]["vae"]
     assert seen[0]["judge"] == before["judge"].keys() - norms
@@ -227,7 +217,7 @@ def test_every_loss_reaches_the_layers_it_is_for(meshes):
         if name != "kl":
             assert (decoders["id"] in names) == (name != "expression_truth"), name
             assert (decoders["exp"] in names) == (name in ("reconstruction", "expression_truth"))
-    names = reached(joint, joint.judged(batch, face))
+    names = reached(joint, joint.discriminator_loss(batch, face))
     assert all(n.startswith("judge") for n in names)
     assert "judge.feature_network.stn.conv1.weight" in names
 
@@ -251,10 +241,10 @@ def test_rates_fall_and_kl_fades_as_the_recipe_says(meshes):
 def test_rates_fall_by_three_tenths_every_fifty_epochs(meshes, tmp_path, monkeypatch):
     rates = []
 
-    def watched(self, optimizers, epoch, rows, draw):
-        rates.append([optimizers[n].param_groups[0]["lr"] for n in ("vae", "judge")])
-        assert optimizers["vae"].param_groups[0]["weight_decay"] == 1e-4
-        assert optimizers["judge"].param_groups[0]["weight_decay"] == 0
+    def watched(self, optimizer, judge_optimizer, rows, at):
+        groups = [o.param_groups[0] for o in (optimizer, judge_optimizer)]
+        rates.append([group["lr"] for group in groups])
+        assert [group["weight_decay"] for group in groups] == [1e-4, 0]
         return {}
 
     monkeypatch.setattr(training.Joint, "step", watched)
@@ -266,34 +256,36 @@ def test_rates_fall_by_three_tenths_every_fifty_epochs(meshes, tmp_path, monkeyp
 
 def test_partners_are_drawn_evenly_and_never_the_mesh_itself():
     persons = torch.tensor([0, 1, 0, 2, 1, 0, 2, 2, 2])
-    partners = Partners(persons)
+    sampler = PairSampler(persons)
     rows = torch.tensor([2]).repeat(4000)
     for same, wanted in ((True, [0, 5]), (False, [1, 3, 4, 6, 7, 8])):
-        drawn = partners.draw(rows, torch.full((4000,), same), generator(1))
+        drawn = sampler.sample(rows, torch.full((4000,), same), generator(1))
         counts = drawn.bincount(minlength=9)
         assert counts.nonzero().flatten().tolist() == wanted
         assert float(counts[wanted].min()) > 0.8 * 4000 / len(wanted)
     rows = torch.arange(9).repeat(50)
     same = torch.rand(450) < 0.5
-    drawn = partners.draw(rows, same, generator(2))
+    drawn = sampler.sample(rows, same, generator(2))
     assert torch.equal(persons[drawn] == persons[rows], same)
     assert not bool((drawn == rows).any())
 
 
 @pytest.mark.parametrize("persons", [[0, 0, 0], [0, 0, 1]])
 def test_pairs_need_two_persons_with_two_meshes(persons):
-    with pytest.raises(ValueError, match="pairs need two persons or more, each with two meshes"):
-        Partners(torch.tensor(persons))
+    with pytest.raises(
+        ValueError, match="pairs need two or more identities with two or more meshes each"
+    ):
+        PairSampler(torch.tensor(persons))
 
 
 def test_the_discriminator_learns_to_tell_pairs(meshes, tmp_path):
     """Persons that lie far apart, so that a few steps do."""
-    people = meshes.persons % 2
+    people = meshes.identities % 2
     offsets = torch.tensor([-200.0, 200.0])[people][:, None, None]
-    far = replace(meshes, vertices=meshes.vertices + offsets, persons=people)
-    config = small("ict-paper", pretraining_epochs=15, rate=1e-3)
+    far = replace(meshes, vertices=meshes.vertices + offsets, identities=people)
+    config = small("ict-paper", pretraining_epochs=15, lr=1e-3)
     training.pretrain(config, far, tmp_path, seed=0, device=CPU)
-    rows = (tmp_path / "pretraining.csv").read_text().splitlines()
+    rows = (tmp_path / "pretraining" / "log.csv").read_text().splitlines()
     assert float(rows[-1].split(",")[2]) > 0.9
     assert float(rows[-1].split(",")[1]) < 0.5 * float(rows[1].split(",")[1])
 
@@ -301,7 +293,7 @@ def test_the_discriminator_learns_to_tell_pairs(meshes, tmp_path):
 def test_the_joint_training_starts_from_the_pretrained_discriminator(meshes, tmp_path, monkeypatch):
     started = []
 
-    def watched(self, optimizers, epoch, rows, draw):
+    def watched(self, optimizer, judge_optimizer, rows, at):
         started.append(({n: v.clone() for n, v in self.judge.state_dict().items()}, self.judge))
         return {}
 
@@ -316,9 +308,9 @@ def test_the_joint_training_starts_from_the_pretrained_discriminator(meshes, tmp
 
 def test_training_reconstructs_better_and_better(few, tmp_path):
     recipe = "ict-paper-neutral-no-discriminator"
-    config = small(recipe, epochs=15, rate=2e-3, expression_dim=4)
+    config = small(recipe, epochs=15, lr=2e-3, expression_dim=4)
     training.train(config, few, tmp_path, seed=0, device=CPU)
-    rows = [line.split(",") for line in (tmp_path / "joint.csv").read_text().splitlines()]
+    rows = [line.split(",") for line in (tmp_path / "joint" / "log.csv").read_text().splitlines()]
     for term in ("reconstruction", "neutral_truth"):
         column = rows[0].index(term)
         assert float(rows[-1][column]) < 0.5 * float(rows[1][column])

@@ -1,4 +1,4 @@
-"""adv3d (Gu, Pears & Sun): identity and expression of 3D face meshes, told apart adversarially."""
+"""adv3d (Gu, Pears & Sun): adversarial disentanglement of identity and expression of 3D faces."""
 
 from facezoo.models.adv3d.model import Adv3D
 

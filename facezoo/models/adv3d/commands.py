@@ -7,15 +7,16 @@ from pathlib import Path
 import click
 import torch
 
-from facezoo.models.adv3d.train import ict, paper, recipes
+from facezoo.models.adv3d.train.recipes import RECIPES
 from facezoo.models.commands import ConvertCommand, TrainCommand
 
 
 def _train(
     data: Path, out: Path, *, seed: int, device: torch.device, smoke: bool, recipe: str
 ) -> Path:
-    run = paper.run if recipe in paper.RECIPES else ict.run
-    return run(recipe, data, out, seed=seed, device=device, smoke=smoke)
+    from facezoo.models.adv3d.train import command
+
+    return command.run(recipe, data, out, seed=seed, device=device, smoke=smoke)
 
 
 def _convert(
@@ -38,7 +39,7 @@ def _convert(
 
 TRAIN = TrainCommand(
     _train,
-    recipes=(*recipes.RECIPES, *paper.RECIPES),
+    recipes=tuple(RECIPES),
     data="folder with the files of ICT-3D, or of the data set of the recipe",
 )
 CONVERT = ConvertCommand(

@@ -1,7 +1,7 @@
-"""Checkpoints of the authors' code, github.com/rmraaron/FaceExpDisentanglement, as ``Adv3D``.
+"""Conversion of checkpoints of the authors' code, github.com/rmraaron/FaceExpDisentanglement.
 
-Their file holds the tensors of the autoencoder alone, under the names that ``VAE`` has. The mean
-training face, the triangles and the scale stand in none of their files, and have to be given.
+Their file contains only the tensors of the autoencoder, with the names of ``VAE``. The mean
+training face, its triangles and the scale are not in their files, so the caller passes them.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from facezoo.hub.convert import read_pickle
 from facezoo.hub.names import CONFIG
 from facezoo.hub.tensors import load_into
 from facezoo.models.adv3d.model import Adv3D
+from facezoo.models.adv3d.networks import VAE
 from facezoo.models.pretrained import card_of_published
 
 SCALES_MM = {"facescape": 573.0, "bu3dfe": 156.0, "coma": 260.0}
-"""Millimetres that are 1 for the network, in the authors' code (CoMA's meshes are in metres)."""
+"""Millimetres that are 1 for the network, in the authors' code (CoMA's meshes are in meters)."""
 
 
 def convert_file(
@@ -34,25 +35,25 @@ def convert_file(
     scale: float,
     overwrite: bool = False,
 ) -> Path:
-    """Convert a published checkpoint to a folder that ``facezoo.load`` takes.
+    """Convert a published checkpoint to a folder for ``facezoo.load``.
 
     Args:
         source: the pickled state dict.
         target: the folder to write; None for ``source`` without its suffix.
         template: the mean training face with triangles, in millimetres.
         scale: millimetres that are 1 for the network; see ``SCALES_MM``.
-        overwrite: whether a checkpoint that is there may be replaced.
+        overwrite: replace an existing checkpoint.
 
     Returns:
         The folder, with weights, card and README.
 
     Raises:
         FileExistsError: if the folder has a checkpoint and ``overwrite`` is False.
-        WeightsMismatchError: if ``source`` is no such checkpoint, or of another template.
+        WeightsMismatchError: if ``source`` is not such a checkpoint, or has another template.
     """
     folder = source.with_suffix("") if target is None else target
     if (folder / CONFIG).exists() and not overwrite:
-        raise FileExistsError(f"{folder} has a checkpoint already; remove it or choose another")
+        raise FileExistsError(f"{folder} already has a checkpoint; remove it or use another folder")
     model = from_published(read_pickle(source), read_mesh(template, "mm"), scale=scale)
     return model.save_pretrained(folder, card=card_of_published(model, source.name))
 
@@ -64,45 +65,39 @@ def from_published(
     scale: float,
     landmarks: Sequence[int] = (),
 ) -> Adv3D:
-    """A model in eval mode from a state dict in the authors' layout.
+    """Build a model in eval mode from a state dict in the authors' layout.
 
     Args:
         tensors: by name, ``conv1.weight`` and so on.
         template: the mean training face, with triangles.
         scale: millimetres that are 1 for the network; see ``SCALES_MM``.
-        landmarks: vertices of the template by which meshes shall be aligned, K.
+        landmarks: vertices of the template for the alignment of meshes, K.
 
     Raises:
-        WeightsMismatchError: if the tensors are not such a state dict, or of another number of
+        WeightsMismatchError: if the tensors are not such a state dict, or have another number of
             vertices than the template.
         ValueError: if the template has no triangles, or the scale is not above 0.
     """
     if not 0 < scale < math.inf:
         raise ValueError(f"scale must be above 0 mm, got {scale}; see SCALES_MM")
-    wanted = ("fc2_id.bias", "fc1_id.weight", "fc1_exp.weight")
-    held = tensors if isinstance(tensors, Mapping) else {}
-    if missing := [name for name in wanted if name not in held]:
+    required = ("fc2_id.bias", "fc1_id.weight", "fc1_exp.weight")
+    names = tensors if isinstance(tensors, Mapping) else {}
+    if missing := [name for name in required if name not in names]:
         raise WeightsMismatchError(
             f"not an autoencoder of adv3d in the authors' layout: {', '.join(missing)} missing; "
-            "their discriminator is not needed, and cannot be converted"
+            "convert the autoencoder, not the discriminator"
         )
     if template.triangles is None:
-        raise ValueError("template must have triangles, for they are written with every mesh")
+        raise ValueError("template must have triangles, because decoded meshes use them")
     count = len(tensors["fc2_id.bias"]) // 3
     if count != len(template.vertices):
         raise WeightsMismatchError(
             f"the tensors decode {count} vertices, and the template has {len(template.vertices)}; "
-            "give the mean face that these weights were trained with"
+            "use the mean face of the training of these weights"
         )
-    model = Adv3D(
-        num_vertices=count,
-        num_triangles=len(template.triangles),
-        num_landmarks=len(landmarks),
-        identity_dim=tensors["fc1_id.weight"].shape[1],
-        expression_dim=tensors["fc1_exp.weight"].shape[1],
-        scale=scale,
-    )
-    load_into(model.vae, tensors)
-    chosen = torch.as_tensor(list(landmarks), dtype=torch.int32)
-    model.set_template(template.to_units("mm").vertices, template.triangles, chosen)
-    return model.eval()
+    dims = (tensors[f"fc1_{part}.weight"].shape[1] for part in ("id", "exp"))
+    vae = VAE(count, *dims)
+    load_into(vae, tensors)
+    numbers = torch.as_tensor(list(landmarks), dtype=torch.int32)
+    mean_face = template.to_units("mm").vertices
+    return Adv3D.from_networks(vae, scale, mean_face, template.triangles, numbers)

@@ -1,8 +1,8 @@
 """Losses of adv3d.
 
 Source: Gu, Pears & Sun, "Adversarial 3D Face Disentanglement of Identity and Expression", Sec. III,
-eqs. (5) to (8). Where the authors' code decides what the paper leaves open, the docstring says so.
-Shapes: B batch, N vertices, L numbers of a latent code.
+eqs. (5) to (8). A docstring notes where the authors' code decides what the paper leaves open.
+Shapes: B batch, N vertices, L latent dimensions.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from facezoo.geometry.laplacian import laplacian
+from facezoo.geometry.meshes import laplacian
 
 SAME, DIFFERENT = 1, 0
 """Classes of the identity discriminator."""
 
 
 def reconstruction_loss(offsets: Tensor, truth: Tensor) -> Tensor:
-    """Mean squared error over batch, vertices and coordinates: L_recon.
+    """Compute L_recon: the mean squared error over batch, vertices and coordinates.
 
     Args:
-        offsets: decoded, from the mean face, divided by the scale, (B, N, 3).
+        offsets: decoded offsets from the mean face, divided by the scale, (B, N, 3).
         truth: the mesh minus the mean face, (B, N, 3).
 
     Returns:
@@ -30,10 +30,10 @@ def reconstruction_loss(offsets: Tensor, truth: Tensor) -> Tensor:
 
 
 def kl_loss(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
-    """KL divergence of a code from the unit Gaussian, estimated from the one sample: eq. (5).
+    """Estimate the KL divergence of a code from the unit Gaussian by one sample: eq. (5).
 
-    The paper does not say how it is computed; the authors' code has this estimate
-    log q(z) − log p(z), whose expectation is the closed form.
+    The paper gives no estimator. The authors' code uses log q(z) − log p(z), whose expectation is
+    the closed form.
 
     Args:
         z: a sample of N(mean, exp(logvar)), (B, L).
@@ -41,7 +41,7 @@ def kl_loss(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
         logvar: (B, L).
 
     Returns:
-        Scalar: summed over the code, averaged over the batch. It can be negative.
+        Scalar, summed over the code, averaged over the batch. It can be negative.
     """
     log_q = -0.5 * (logvar + (z - mean).square() / logvar.exp())
     log_p = -0.5 * z.square()
@@ -49,24 +49,24 @@ def kl_loss(z: Tensor, mean: Tensor, logvar: Tensor) -> Tensor:
 
 
 def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Cross-entropy of the identity discriminator: eq. (8).
+    """Compute the cross-entropy of the identity discriminator: eq. (8).
 
-    Its second term is printed as log D of the fake pair; it is taken as log(1 − D), as in eq. (6).
+    The paper prints log D of the fake pair as the second term. This is log(1 − D), as in eq. (6).
 
     Args:
-        real: log-probabilities of pairs of one person, (B, 2).
+        real: log-probabilities of pairs of one identity, (B, 2).
         fake: log-probabilities of meshes with their decoded identity, (B, 2).
 
     Returns:
-        Scalar: the mean over both.
+        Scalar, the mean over both.
     """
     return -(real[:, SAME].mean() + fake[:, DIFFERENT].mean()) / 2
 
 
 def adversarial_loss(fake: Tensor) -> Tensor:
-    """What the decoded identity costs for not passing as the same person: L_DID.
+    """Compute L_DID: the loss of decoded identities that the discriminator rejects.
 
-    The authors' code minimises the cross-entropy towards "same" rather than the minimax of eq. (6).
+    The authors' code minimizes the cross-entropy towards "same", not the minimax of eq. (6).
 
     Args:
         fake: log-probabilities of meshes with their decoded identity, (B, 2).
@@ -78,7 +78,7 @@ def adversarial_loss(fake: Tensor) -> Tensor:
 
 
 def neutral_loss(z_id: Tensor, again: Tensor) -> Tensor:
-    """Mean absolute difference of z_id and that of the decoded identity, encoded again: L_neu.
+    """Compute L_neu: the mean absolute difference of z_id and the code of its decoded face.
 
     Args:
         z_id: (B, L).
@@ -91,12 +91,11 @@ def neutral_loss(z_id: Tensor, again: Tensor) -> Tensor:
 
 
 def independence_loss(identity: Tensor, expression: Tensor, covariance: Tensor) -> Tensor:
-    """How much one code tells of the other: squared correlations of their numbers, summed.
+    """Compute the sum of squared cross-correlations between z_id and z_exp.
 
-    Ours. With identity labels alone, an identity face may wear an expression of its own that every
-    mesh of the person shares; z_exp then has to undo it, and is correlated with z_id. Taken over
-    the whole training set, for correlations within a batch are mostly chance, which a number of
-    the code can escape only by falling silent.
+    Ours. With identity labels only, an identity face can have an expression that all meshes of the
+    identity share. Then z_exp must undo it, and correlates with z_id. The covariance is that of the
+    whole training set, because correlations within a batch are mostly chance.
 
     Args:
         identity: weights of the mean of z_id on scores, (L, K).
@@ -115,9 +114,9 @@ def independence_loss(identity: Tensor, expression: Tensor, covariance: Tensor) 
 
 
 def rest_loss(again: Tensor) -> Tensor:
-    """Mean absolute z_exp of decoded identities, encoded again: they shall wear no expression.
+    """Compute the mean absolute z_exp of decoded identities, which should have no expression.
 
-    Ours, beside L_neu, which compares z_id alone.
+    Ours, in addition to L_neu, which compares z_id only.
 
     Args:
         again: (B, L).
@@ -129,16 +128,16 @@ def rest_loss(again: Tensor) -> Tensor:
 
 
 def laplacian_loss(vertices: Tensor, edges: Tensor) -> Tensor:
-    """Roughness of meshes: L_lap.
+    """Compute L_lap: the roughness of meshes.
 
-    The paper writes the norm of the Laplace-Beltrami operator; the authors' code has the uniform
-    graph Laplacian, squared.
+    The paper uses the norm of the Laplace-Beltrami operator; the authors' code the squared uniform
+    graph Laplacian.
 
     Args:
         vertices: (B, N, 3).
-        edges: see ``facezoo.geometry.laplacian.edges_of``, (E, 2).
+        edges: from ``facezoo.geometry.meshes.edges_of``, (E, 2).
 
     Returns:
-        Scalar: the squared length of (Lx)_v, averaged over vertices and the batch.
+        Scalar, the squared length of (Lx)_v, averaged over vertices and the batch.
     """
     return laplacian(vertices, edges).square().sum(2).mean()

@@ -8,11 +8,13 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
 from facezoo.geometry.meshes import Mesh
 from facezoo.inference import evaluating
 from facezoo.models.adv3d.networks import VAE, sample
-from facezoo.models.mesh_base import MeshEncoding, Meshes, MeshModel, in_batches
+from facezoo.models.mesh_base import MeshEncoding, MeshKeywords, MeshModel, in_batches
+from facezoo.models.mesh_inputs import Meshes
 
 
 class Adv3D(MeshModel):
@@ -20,16 +22,16 @@ class Adv3D(MeshModel):
 
     Source: Gu, Pears & Sun, "Adversarial 3D Face Disentanglement of Identity and Expression",
     Sec. III: a PointNet encoder with two latent distributions, and two decoders. The identity
-    discriminator takes part in training only.
+    discriminator exists in training only.
 
     Args:
         num_vertices: N of the template.
         num_triangles: T of the template.
         num_landmarks: K of the template.
-        identity_dim: numbers in z_id.
-        expression_dim: numbers in z_exp.
+        identity_dim: dimensions of z_id.
+        expression_dim: dimensions of z_exp.
         scale: millimetres that are 1 for the network.
-        hidden_dim: hidden units beside the features, see ``VAE``.
+        hidden_dim: hidden units between features and codes, see ``VAE``.
     """
 
     model_name: ClassVar[str | None] = "adv3d"
@@ -62,8 +64,34 @@ class Adv3D(MeshModel):
         self.scale = scale
         self.vae = VAE(num_vertices, identity_dim, expression_dim, hidden_dim)
 
+    @classmethod
+    def from_networks(
+        cls, vae: VAE, scale: float, template_mm: Tensor, triangles: Tensor, landmarks: Tensor
+    ) -> Adv3D:
+        """Build the model of a trained autoencoder, in eval mode.
+
+        Args:
+            vae: its weights are copied.
+            scale: millimetres that are 1 for the network.
+            template_mm: the mean training face, (N, 3).
+            triangles: (T, 3).
+            landmarks: vertices of the template, (K,).
+        """
+        model = cls(
+            num_vertices=vae.num_vertices,
+            num_triangles=len(triangles),
+            num_landmarks=len(landmarks),
+            identity_dim=vae.fc_id_mu.out_features,
+            expression_dim=vae.fc_exp_mu.out_features,
+            scale=scale,
+            hidden_dim=vae.fc_hidden.out_features if vae.fc_hidden else 0,
+        )
+        model.vae.load_state_dict(vae.state_dict())
+        model.set_template(template_mm, triangles, landmarks)
+        return model.eval()
+
     def forward(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Reconstruction, identity and expression from the means of the codes.
+        """Compute reconstruction, identity and expression from the means of the codes.
 
         Args:
             points: aligned, millimetres, (B, N', 3) for any N'.
@@ -75,7 +103,7 @@ class Adv3D(MeshModel):
         return self.decode(codes["id_mean"], codes["exp_mean"])
 
     def embed(self, points: Tensor) -> Tensor:
-        """Features before the codes, (B, 1024), keeping gradients; see ``forward``."""
+        """Compute the features before the codes, (B, 1024), with gradients; see ``forward``."""
         if points.ndim != 3 or points.shape[2] != 3:
             raise ValueError(
                 f"points must be (B, N, 3) in millimetres, got {tuple(points.shape)}; for files "
@@ -84,15 +112,15 @@ class Adv3D(MeshModel):
         return self.vae.features((points / self.scale).to(self.dtype))
 
     def embed_identity(self, points: Tensor) -> Tensor:
-        """Means of z_id, keeping gradients, (B, L); see ``forward``."""
+        """Compute the means of z_id, with gradients, (B, L); see ``forward``."""
         return self.vae.distributions(self.embed(points))["id_mean"]
 
     def embed_expression(self, points: Tensor) -> Tensor:
-        """Means of z_exp, keeping gradients, (B, L); see ``forward``."""
+        """Compute the means of z_exp, with gradients, (B, L); see ``forward``."""
         return self.vae.distributions(self.embed(points))["exp_mean"]
 
     def decode(self, z_id: Tensor, z_exp: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Full face, identity face and expression offset of codes, millimetres, (B, N, 3)."""
+        """Decode codes to full face, identity face and expression offset, mm, (B, N, 3)."""
         identity = self.vae.decode_identity(z_id) * self.scale + self.template_mm
         expression = self.vae.decode_expression(z_exp) * self.scale
         return identity + expression, identity, expression
@@ -101,69 +129,56 @@ class Adv3D(MeshModel):
         self,
         meshes: Meshes,
         *,
-        units: str | None = None,
-        align: str | None = None,
-        landmarks: Sequence[int] | Tensor | None = None,
         sample: bool = False,
         generator: torch.Generator | None = None,
         batch_size: int = 32,
+        **place: Unpack[MeshKeywords],
     ) -> Tensor:
-        """z_exp of meshes.
+        """Encode z_exp of meshes.
 
         Args:
             meshes: one or several; see ``MeshModel``.
-            units: ``"mm"``, ``"cm"`` or ``"m"``; wanted with files and arrays.
-            align: None, ``"vertices"`` or ``"landmarks"``.
-            landmarks: the mesh's vertices that are the template's landmarks, (K,).
-            sample: whether to draw from the posterior instead of taking its mean.
-            generator: of the draw, on the CPU.
-            batch_size: meshes that are worked on at once.
+            sample: sample from the posterior; False takes its mean.
+            generator: of the samples, on the CPU.
+            batch_size: meshes per forward pass.
+            place: ``units``, ``align`` and ``landmarks``; see ``MeshModel``.
 
         Returns:
             float32, (M, L).
 
         Raises:
             FileNotFoundError: if a file is missing.
-            ValueError: if units are not stated, or a mesh is damaged or out of place.
+            ValueError: if units are missing, or a mesh is damaged or in the wrong place.
         """
-        points = self.prepare(meshes, units=units, align=align, landmarks=landmarks)
-        return self._codes(points, sample, generator, batch_size).expression
+        points = self.prepare(meshes, **place)
+        return self._codes(points, batch_size, sample, generator).expression
 
     def encode_identity(
         self,
         meshes: Meshes,
         *,
-        units: str | None = None,
-        align: str | None = None,
-        landmarks: Sequence[int] | Tensor | None = None,
         sample: bool = False,
         generator: torch.Generator | None = None,
         batch_size: int = 32,
+        **place: Unpack[MeshKeywords],
     ) -> Tensor:
-        """z_id of meshes; see ``encode_expression``."""
-        points = self.prepare(meshes, units=units, align=align, landmarks=landmarks)
-        return self._codes(points, sample, generator, batch_size).identity
+        """Encode z_id of meshes; see ``encode_expression``."""
+        points = self.prepare(meshes, **place)
+        return self._codes(points, batch_size, sample, generator).identity
 
     def encode(
-        self,
-        meshes: Meshes,
-        *,
-        units: str | None = None,
-        align: str | None = None,
-        landmarks: Sequence[int] | Tensor | None = None,
-        batch_size: int = 32,
+        self, meshes: Meshes, *, batch_size: int = 32, **place: Unpack[MeshKeywords]
     ) -> MeshEncoding:
-        """Both codes of meshes; see ``encode_expression``."""
-        points = self.prepare(meshes, units=units, align=align, landmarks=landmarks)
-        return self._codes(points, False, None, batch_size)
+        """Encode both codes of meshes; see ``encode_expression``."""
+        return self._codes(self.prepare(meshes, **place), batch_size)
 
     @torch.no_grad()
     def _codes(
         self,
         points: Sequence[Tensor],
-        drawn: bool,
-        generator: torch.Generator | None,
         batch_size: int,
+        sampled: bool = False,
+        generator: torch.Generator | None = None,
     ) -> MeshEncoding:
         def work(batch: Tensor) -> tuple[Tensor, ...]:
             codes = self.vae.distributions(self.embed(batch))
@@ -172,77 +187,56 @@ class Adv3D(MeshModel):
             )
 
         def code(mean: Tensor, logvar: Tensor) -> Tensor:
-            if drawn:  # for all meshes at once, so that batches do not decide what is drawn
+            if sampled:  # for all meshes at once, so that samples do not depend on the batches
                 noise = torch.randn(mean.shape, generator=generator, device="cpu").to(mean)
                 mean = sample(mean, logvar, noise)
             return mean.float()
 
-        with self._exactly():
+        with self._exact():
             identity_mean, identity_logvar, *of_expression = in_batches(points, batch_size, work)
         identity = code(identity_mean, identity_logvar)
         return MeshEncoding(code(*of_expression), identity)
 
     @contextmanager
-    def _exactly(self) -> Iterator[None]:
-        """Eval mode in full precision, whatever surrounds the call; see ``needs_float32``.
+    def _exact(self) -> Iterator[None]:
+        """Run in eval mode and full precision, without autocast; see ``needs_float32``.
 
         Raises:
-            UnsupportedError: if the weights themselves are in half precision.
+            UnsupportedError: if the weights are in half precision.
         """
         if self.dtype in (torch.float16, torch.bfloat16):
             self.check_reduced_precision()
         with evaluating(self), torch.autocast(self.device.type, enabled=False):
             yield
 
-    def reconstruct(
-        self,
-        meshes: Meshes,
-        *,
-        units: str | None = None,
-        align: str | None = None,
-        landmarks: Sequence[int] | Tensor | None = None,
-    ) -> list[Mesh]:
-        """Meshes through both codes and back, in the template's topology, millimetres."""
-        codes = self.encode(meshes, units=units, align=align, landmarks=landmarks)
+    def reconstruct(self, meshes: Meshes, **place: Unpack[MeshKeywords]) -> list[Mesh]:
+        """Encode and decode meshes; returns the template's topology, millimetres."""
+        codes = self.encode(meshes, **place)
         return self.synthesize(codes.identity, codes.expression)
 
-    def neutralize(
-        self,
-        meshes: Meshes,
-        *,
-        units: str | None = None,
-        align: str | None = None,
-        landmarks: Sequence[int] | Tensor | None = None,
-    ) -> list[Mesh]:
-        """The apathy face of meshes: their identity alone, in the template's topology, mm."""
-        identity = self.encode(meshes, units=units, align=align, landmarks=landmarks).identity
-        return self.synthesize(identity)
+    def neutralize(self, meshes: Meshes, **place: Unpack[MeshKeywords]) -> list[Mesh]:
+        """Return the neutral faces of meshes, from z_id only; template's topology, mm."""
+        return self.synthesize(self.encode(meshes, **place).identity)
 
     def transfer_expression(
-        self,
-        source: Meshes,
-        target: Meshes,
-        *,
-        units: str | None = None,
-        align: str | None = None,
+        self, source: Meshes, target: Meshes, **place: Unpack[MeshKeywords]
     ) -> list[Mesh]:
-        """The identity of ``target`` with the expression of ``source``, millimetres.
+        """Combine the identity of ``target`` with the expression of ``source``, millimetres.
 
         Args:
-            source: one mesh for all targets, or as many as there are targets.
+            source: one mesh for all targets, or one per target.
             target: one or several.
-            units: as in ``encode_expression``, of both.
-            align: None or ``"vertices"``, of both.
+            place: ``units``, ``align`` and ``landmarks`` of both; see ``MeshModel``.
 
         Raises:
-            ValueError: if the numbers of meshes do not fit, and as ``encode_expression`` does.
+            ValueError: if the numbers of meshes do not match, and as in ``encode_expression``.
         """
-        expression = self.encode_expression(source, units=units, align=align)
-        identity = self.encode_identity(target, units=units, align=align)
+        expression = self.encode_expression(source, **place)
+        identity = self.encode_identity(target, **place)
         if len(expression) not in (1, len(identity)):
             raise ValueError(
-                f"source must be one mesh or as many as target, got {len(expression)} and "
-                f"{len(identity)}"
+                f"source must be one mesh or one per target; got {len(expression)} for "
+                f"{len(identity)} targets"
             )
         return self.synthesize(identity, expression.expand(len(identity), -1))
 
@@ -253,30 +247,28 @@ class Adv3D(MeshModel):
         steps: int,
         *,
         what: Literal["expression", "identity"] = "expression",
-        units: str | None = None,
-        align: str | None = None,
+        **place: Unpack[MeshKeywords],
     ) -> list[Mesh]:
-        """From mesh ``a`` to ``b`` along one code; the other code stays that of ``a``.
+        """Interpolate one code from mesh ``a`` to mesh ``b``; the other code stays that of ``a``.
 
         Args:
             a: one mesh.
             b: one mesh.
-            steps: meshes to return, both ends included.
-            what: the code that changes.
-            units: as in ``encode_expression``.
-            align: None or ``"vertices"``.
+            steps: number of meshes, both ends included.
+            what: the code to interpolate.
+            place: ``units``, ``align`` and ``landmarks`` of both; see ``MeshModel``.
 
         Returns:
             ``steps`` meshes, millimetres.
 
         Raises:
-            ValueError: if ``steps`` is below 2, ``what`` is neither, or several meshes are given.
+            ValueError: if ``steps`` is below 2, ``what`` is unknown, or an end is several meshes.
         """
         if what not in ("expression", "identity"):
             raise ValueError(f"what must be 'expression' or 'identity', got {what!r}")
         if steps < 2:
-            raise ValueError(f"steps must be 2 or more, for both ends are among them; got {steps}")
-        ends = [self.encode(mesh, units=units, align=align) for mesh in (a, b)]
+            raise ValueError(f"steps must be 2 or more, because both ends count; got {steps}")
+        ends = [self.encode(mesh, **place) for mesh in (a, b)]
         if any(len(end.identity) != 1 for end in ends):
             raise ValueError("interpolate takes one mesh for each end")
         weight = torch.linspace(0, 1, steps, device=self.device)[:, None]
@@ -288,33 +280,32 @@ class Adv3D(MeshModel):
 
     @torch.no_grad()
     def synthesize(self, identity: Tensor, expression: Tensor | None = None) -> list[Mesh]:
-        """Meshes of codes (M, L), millimetres; the identity face without an expression code.
+        """Decode codes to meshes, millimetres; without an expression code, the identity face.
 
         Args:
-            identity: z_id of M faces, or of one.
-            expression: z_exp of as many, or of one.
+            identity: z_id of M faces, or of one, (M, L).
+            expression: z_exp of M faces, or of one, (M, L).
 
         Raises:
-            ValueError: if a code is of another size, or their numbers do not go together.
+            ValueError: if a code has another size, or their numbers do not match.
         """
-        identity = self._codes_of(identity, "identity")
-        with self._exactly():
+        identity = self._checked_codes(identity, "identity")
+        with self._exact():
             faces = self.vae.decode_identity(identity).float() * self.scale + self.template_mm
             if expression is not None:
-                expression = self._codes_of(expression, "expression")
+                expression = self._checked_codes(expression, "expression")
                 if 1 not in (len(identity), len(expression)) and len(identity) != len(expression):
                     raise ValueError(
-                        f"identity and expression must be of as many meshes, or one of them of "
-                        f"one, got {len(identity)} and {len(expression)}"
+                        "identity and expression must have the same number of codes, or one of "
+                        f"them one code; got {len(identity)} and {len(expression)}"
                     )
                 faces = faces + self.vae.decode_expression(expression).float() * self.scale
         triangles = self.triangles.long()
         return [Mesh(vertices, "mm", triangles) for vertices in faces]
 
-    def _codes_of(self, codes: Tensor, part: Literal["expression", "identity"]) -> Tensor:
-        """Codes as the decoders take them, checked, (M, L)."""
-        given = torch.as_tensor(codes, device=self.device, dtype=self.dtype)
+    def _checked_codes(self, codes: Tensor, part: Literal["expression", "identity"]) -> Tensor:
+        codes = torch.as_tensor(codes, device=self.device, dtype=self.dtype)
         size = self.architecture[f"{part}_dim"]
-        if given.ndim != 2 or given.shape[1] != size:
-            raise ValueError(f"{part} must be codes (M, {size}), got {tuple(given.shape)}")
-        return given
+        if codes.ndim != 2 or codes.shape[1] != size:
+            raise ValueError(f"{part} must be codes (M, {size}), got {tuple(codes.shape)}")
+        return codes

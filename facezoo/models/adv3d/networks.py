@@ -1,7 +1,7 @@
 """Networks of adv3d: the PointNet variational autoencoder and the identity discriminator.
 
-Names and order of the tensors are those of the authors' published code, so that a checkpoint in
-their layout loads as it is. Shapes: B batch, N vertices, D features, L numbers of a latent code.
+Names and order of the tensors match the authors' published code, so their checkpoints load
+unchanged. Shapes: B batch, N vertices, L latent dimensions.
 
 Source: Gu, Pears & Sun, "Adversarial 3D Face Disentanglement of Identity and Expression",
 Sec. III, with the layer widths of the authors' code, where the paper gives none.
@@ -14,23 +14,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 FEATURES = 1024
-"""What is left of a face after the maximum over its vertices."""
+"""Features of a face, after the maximum over its vertices."""
 DECODER_WIDTH = 256
 SHARED, HEAD = (64, 128, 1024), (512, 256)
-"""Widths of a part of the discriminator in the authors' code: over points, and behind them."""
+"""Discriminator widths of the authors' code: over points, and after pooling."""
 
 
 class VAE(nn.Module):
     """One PointNet encoder with two latent distributions, and two decoders (Sec. III-B).
 
-    Everything that it decodes is an offset from the mean training face, which is added outside.
+    Decoded values are offsets from the mean training face, which the caller adds.
 
     Args:
-        num_vertices: N of what is decoded; the encoder takes any number.
-        identity_dim: numbers in z_id.
-        expression_dim: numbers in z_exp.
-        hidden_dim: hidden units that stand beside the features where codes are read from; 0 for
-            none, as in the authors' code.
+        num_vertices: N of decoded meshes; the encoder takes any number.
+        identity_dim: dimensions of z_id.
+        expression_dim: dimensions of z_exp.
+        hidden_dim: hidden units between features and codes, in addition to the direct path; the
+            authors' code has none (0).
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class VAE(nn.Module):
         self.bn5 = nn.BatchNorm1d(FEATURES)
 
     def point_features(self, points: Tensor) -> Tensor:
-        """What the last layer but one says of every point alone.
+        """Compute the features of each point before the last shared layer.
 
         Args:
             points: coordinates divided by the scale of the training frame, (B, N, 3).
@@ -83,7 +83,7 @@ class VAE(nn.Module):
         return hidden
 
     def features(self, points: Tensor) -> Tensor:
-        """Largest response over the points, whatever their number and order.
+        """Compute the largest response over the points, for any number and order.
 
         Args:
             points: coordinates divided by the scale of the training frame, (B, N, 3).
@@ -94,7 +94,7 @@ class VAE(nn.Module):
         return F.relu(self.responses(points))
 
     def responses(self, points: Tensor) -> Tensor:
-        """``features`` before the last ReLU, which changes no order, (B, 1024)."""
+        """Compute ``features`` before the last ReLU, (B, 1024)."""
         if self.training:
             values: Tensor = self.bn5(self.conv5(self.point_features(points)))
             return values.amax(2)
@@ -104,7 +104,7 @@ class VAE(nn.Module):
         return (weight @ self.point_features(points)).amax(2) + bias
 
     def _folded(self) -> tuple[Tensor, Tensor]:
-        """The last layer and its batch norm with fixed statistics as one layer."""
+        """Fold the batch norm with its fixed statistics into the last layer."""
         norm = self.bn5
         mean, variance, bias = norm.running_mean, norm.running_var, self.conv5.bias
         assert mean is not None
@@ -115,18 +115,19 @@ class VAE(nn.Module):
         return self.conv5.weight[:, :, 0] * factor[:, None], bias
 
     def _sparse_responses(self, points: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """The same with gradients through the winning points only: others have none.
+        """Compute the responses with gradients through the winning points only.
 
-        With fixed batch-norm statistics this is exact, and saves most of the backward pass.
+        With fixed batch-norm statistics the other gradients are 0, so this is exact, and it saves
+        most of the backward pass.
         """
         with torch.no_grad():
             winners = (weight @ self.point_features(points)).argmax(2)  # (B, 1024)
-        chosen = points.gather(1, winners[..., None].expand(-1, -1, 3))
-        hidden = self.point_features(chosen)  # (B, 128, 1024): column c is of channel c's winner
+        winning_points = points.gather(1, winners[..., None].expand(-1, -1, 3))
+        hidden = self.point_features(winning_points)  # (B, 128, 1024): column c for channel c
         return torch.einsum("bdc,cd->bc", hidden, weight) + bias
 
     def distributions(self, features: Tensor) -> dict[str, Tensor]:
-        """Means and log-variances of both codes from ``features`` (B, 1024).
+        """Compute means and log-variances of both codes from ``features`` (B, 1024).
 
         Returns:
             ``id_mean``, ``id_logvar``, ``exp_mean``, ``exp_logvar``, each (B, L).
@@ -141,32 +142,32 @@ class VAE(nn.Module):
         }
 
     def decode_identity(self, z_id: Tensor) -> Tensor:
-        """Offsets of the identity face from the mean face, (B, N, 3), from z_id (B, L)."""
+        """Decode z_id (B, L) to offsets of the identity face from the mean face, (B, N, 3)."""
         return _as_vertices(self.fc2_id(F.relu(self.fc1_id(z_id))))
 
     def decode_expression(self, z_exp: Tensor) -> Tensor:
-        """Offsets that the expression adds, (B, N, 3), from z_exp (B, L)."""
+        """Decode z_exp (B, L) to the offsets of the expression, (B, N, 3)."""
         return _as_vertices(self.fc2_exp(F.relu(self.fc1_exp(z_exp))))
 
 
 def _as_vertices(flat: Tensor) -> Tensor:
-    """(B, 3 N) that holds all x, then all y, then all z, as (B, N, 3)."""
+    """Reshape (B, 3 N), all x, then all y, then all z, to (B, N, 3)."""
     return flat.unflatten(1, (3, -1)).transpose(1, 2)
 
 
 def sample(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
-    """z = mean + σ ε with σ² = exp(logvar), all (B, L)."""
+    """Sample z = mean + σ ε with σ² = exp(logvar), all (B, L)."""
     return mean + torch.exp(logvar / 2) * noise
 
 
 class PointFeatures(nn.Module):
-    """Shared layers over the points of a pair, and the maximum over the points.
+    """Shared layers over the points of a pair, then the maximum over the points.
 
     Args:
-        channels: numbers per point.
-        use_norm: whether batch norm stands before each ReLU; its tensors exist in any case.
+        channels: values per point.
+        use_norm: apply batch norm before each ReLU; its tensors always exist.
         shared: widths over the points, (C1, C2, C3).
-        head: widths of the T-Net behind them.
+        head: widths of the T-Net after pooling.
     """
 
     def __init__(
@@ -188,12 +189,12 @@ class PointFeatures(nn.Module):
         self.bn3 = nn.BatchNorm1d(third)
 
     def forward(self, pairs: Tensor) -> Tensor:
-        """(B, C3) from pairs (B, N, 6)."""
+        """Compute features (B, C3) of pairs (B, N, 6)."""
         return _pooled(self, pairs @ self.stn(pairs))
 
 
 class InputTransform(nn.Module):
-    """PointNet's T-Net: a matrix per pair that its points are multiplied by."""
+    """PointNet's T-Net: a matrix per pair that multiplies its points."""
 
     def __init__(
         self, channels: int, use_norm: bool, shared: tuple[int, int, int], head: tuple[int, int]
@@ -214,7 +215,7 @@ class InputTransform(nn.Module):
         self.bn5 = nn.BatchNorm1d(head[1])
 
     def forward(self, pairs: Tensor) -> Tensor:
-        """(B, C, C) from pairs (B, N, C)."""
+        """Compute the matrix (B, C, C) of pairs (B, N, C)."""
         hidden = _pooled(self, pairs)
         hidden = F.relu(_normed(self, self.bn4, self.fc1(hidden)))
         hidden = F.relu(_normed(self, self.bn5, self.fc2(hidden)))
@@ -224,13 +225,13 @@ class InputTransform(nn.Module):
 
 
 class IdentityDiscriminator(nn.Module):
-    """Are two faces of one person? (Sec. III-C)
+    """Classifier of pairs of faces: one identity or two (Sec. III-C).
 
     Args:
-        use_norm: batch norm and dropout as in the pre-training of the authors' code; False as in
-            its joint training. The tensors are the same.
+        use_norm: apply batch norm and dropout, as the authors' code does in the pretraining only.
+            The tensors are the same.
         shared: widths over the points.
-        head: widths behind the maximum over the points.
+        head: widths after pooling.
     """
 
     def __init__(
@@ -249,10 +250,10 @@ class IdentityDiscriminator(nn.Module):
         self.bn5 = nn.BatchNorm1d(head[1])
 
     def forward(self, pairs: Tensor) -> Tensor:
-        """Log-probabilities of another person (0) and the same person (1).
+        """Compute log-probabilities of two identities (0) and one identity (1).
 
         Args:
-            pairs: x y z of the one face, x y z of the other, vertex by vertex, (B, N, 6).
+            pairs: x y z of one face and x y z of the other, per vertex, (B, N, 6).
 
         Returns:
             (B, 2).
@@ -275,7 +276,7 @@ def _normed(
 
 
 def _pooled(network: PointFeatures | InputTransform, points: Tensor) -> Tensor:
-    """Three shared layers of a part of the discriminator, and the maximum over the points."""
+    """Apply three shared layers of the discriminator, then the maximum over the points."""
     hidden = points.transpose(1, 2)
     for layer, norm in (
         (network.conv1, network.bn1),

@@ -24,33 +24,27 @@ class _Modulated(nn.Module):
     """Weight of a modulated convolution.
 
     In a state dict it is (1, outputs, inputs, k, k), as in published checkpoints. The parameter has
-    four axes, so that the module can be converted to ``channels_last``.
+    four axes, (outputs, inputs, k, k), so that the module can be converted to ``channels_last``.
     """
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, *, transposed: bool = False) -> None:
+    def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
         super().__init__()
-        self.transposed = transposed  # axis order of conv_transpose2d
-        shape = (inputs, outputs) if transposed else (outputs, inputs)
-        self.weight = nn.Parameter(torch.randn(*shape, kernel, kernel))
+        self.weight = nn.Parameter(torch.randn(outputs, inputs, kernel, kernel))
         self.scale = 1 / math.sqrt(inputs * kernel**2)
 
     def _save_to_state_dict(
         self, destination: dict[str, Tensor], prefix: str, keep_vars: bool
     ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        weight = destination[f"{prefix}weight"]
-        destination[f"{prefix}weight"] = self._reordered(weight)[None]
+        destination[f"{prefix}weight"] = destination[f"{prefix}weight"][None]
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Tensor], prefix: str, *rest: Any, **named: Any
     ) -> None:
         weight = state_dict.get(f"{prefix}weight")
         if weight is not None and weight.ndim == 5 and len(weight) == 1:
-            state_dict[f"{prefix}weight"] = self._reordered(weight[0])
+            state_dict[f"{prefix}weight"] = weight[0]
         super()._load_from_state_dict(state_dict, prefix, *rest, **named)
-
-    def _reordered(self, weight: Tensor) -> Tensor:
-        return weight.transpose(0, 1) if self.transposed else weight
 
 
 class ModulatedConv2d(_Modulated):
@@ -75,7 +69,10 @@ class ModulatedConv2d(_Modulated):
         style_dim: int,
         resize: Literal["up", "down"] | None = None,
     ) -> None:
-        super().__init__(inputs, outputs, kernel, transposed=resize == "up")
+        super().__init__(inputs, outputs, kernel)
+        if resize == "up":  # the order in which recorded trainings drew their initial weights
+            swapped = self.weight.detach().view(inputs, outputs, kernel, kernel).transpose(0, 1)
+            self.weight = nn.Parameter(swapped.contiguous())
         self.resize, self.padding = resize, kernel // 2
         if resize is not None:
             self.blur = Filter((1, 1), gain=4) if resize == "up" else Filter(BEFORE[kernel])
@@ -93,7 +90,7 @@ class ModulatedConv2d(_Modulated):
         """
         factors = self.modulation(style) * self.scale
         modulated = features * factors.to(features.dtype)[..., None, None]
-        energy = self._reordered(self.weight.square().sum((2, 3)))
+        energy = self.weight.square().sum((2, 3))
         demodulation = torch.rsqrt(F.linear(factors.square(), energy) + 1e-8)
         return self._convolved(modulated), demodulation
 
@@ -104,7 +101,7 @@ class ModulatedConv2d(_Modulated):
 
     def _convolved(self, features: Tensor) -> Tensor:
         if self.resize == "up":
-            return self.blur(F.conv_transpose2d(features, self.weight, stride=2))
+            return self.blur(F.conv_transpose2d(features, self.weight.transpose(0, 1), stride=2))
         if self.resize == "down":
             return F.conv2d(self.blur(features), self.weight, stride=2)
         return F.conv2d(features, self.weight, padding=self.padding)

@@ -1,0 +1,157 @@
+"""``facezoo train adv3d``: from a folder of meshes to a checkpoint, by any recipe."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from facezoo.data.ict import FACE, RECIPES, IctFaces
+from facezoo.data.registered import RegisteredMeshes, from_faces, read_registered
+from facezoo.hub.card import Licenses
+from facezoo.models.adv3d.model import Adv3D
+from facezoo.models.adv3d.train import ict, paper
+from facezoo.models.adv3d.train.recipes import IctConfig, PaperConfig, recipe
+from facezoo.training.run import begin_run, check_data, digest_of_files, shortened, write_checkpoint
+
+CITATION = """@inproceedings{gu2023adversarial,
+  title = {Adversarial 3D Face Disentanglement of Identity and Expression},
+  author = {Gu, Yajie and Pears, Nick and Sun, Hao},
+  booktitle = {IEEE International Conference on Automatic Face and Gesture Recognition},
+  year = {2023}
+}"""
+TITLES = {
+    "coma": "CoMA (Ranjan et al. 2018)",
+    "bu-3dfe": "BU-3DFE (Yin et al. 2006), registered to one topology",
+    "facescape": "FaceScape's registered meshes (Yang et al. 2020)",
+    "ict": "ICT-3D, synthetic meshes from the modes of ICT-FaceKit",
+}
+SMOKE = {
+    "size": "tiny",
+    "mixtures": 8,
+    "regressor_steps": 2,
+    "pretraining_steps": 1,
+    "steps": 2,
+    "pretraining_epochs": 1,
+    "epochs": 1,
+}
+"""Values of recipe fields with ``--smoke``."""
+
+
+def run(
+    name: str, data: Path, out: Path, *, seed: int, device: torch.device, smoke: bool = False
+) -> Path:
+    """Train by a recipe and write weights and card; a call after an interruption resumes.
+
+    Args:
+        name: of the recipe, a key of ``RECIPES``.
+        data: folder of the recipe's data set.
+        out: folder for state, logs and result; meshes from files are saved in ``out/meshes``.
+        seed: of all random numbers.
+        device: where to train.
+        smoke: train a few steps only, to test that the recipe runs.
+
+    Returns:
+        The card's path.
+
+    Raises:
+        UnknownNameError: if there is no such recipe.
+        ValueError: if ``out`` holds a run of another recipe or other data, or the meshes do not
+            fit together.
+        FileNotFoundError: if ``data`` does not hold the data set.
+    """
+    config = recipe(name)
+    if smoke:
+        config = shortened(config, **SMOKE)
+    if isinstance(config, IctConfig):
+        faces = IctFaces(data)
+        record = begin_run(out, seed=seed, recipe=asdict(config))
+        check_data(out, digest_of_files(data, [data / FACE, data / RECIPES]))
+        model = ict.train(config, faces, out, seed=seed, device=device)
+        source, data_note = "ict", f"ICT-3D, {config.size} size, linear: synthetic meshes from "
+        data_note += "the modes of ICT-FaceKit"
+        use = "ICT-3D. Trained on synthetic meshes without noise; not for identifying people."
+    else:
+        record = begin_run(out, seed=seed, recipe=asdict(config))
+        meshes = read_meshes(config, data, cache=out / "meshes")
+        check_data(out, _digest(meshes))
+        vae = paper.train(config, meshes, out, seed=seed, device=device)
+        model = Adv3D.from_networks(
+            vae, config.scale, meshes.vertices.mean(0), meshes.triangles, meshes.landmarks
+        )
+        source, data_note = config.source, _describe(config, meshes)
+        use = "the training set. Not for identifying people, nor for decisions about them."
+    license_name = "mit" if source == "ict" else "research-only"
+    return write_checkpoint(
+        model,
+        out,
+        record,
+        model="adv3d",
+        tag=name,
+        default=name == "ict",
+        flags=f" --recipe {name}",
+        architecture=model.architecture,
+        preprocessing=None,
+        labels=(),
+        precision=config.precision,
+        licenses=Licenses(code="Apache-2.0", weights=license_name, data=license_name),
+        data=(data_note,),
+        intended_use=(
+            "Research on the shape of faces: identity and expression of meshes in the topology of "
+            + use
+        ),
+        citation=CITATION,
+        smoke=smoke,
+    )
+
+
+def read_meshes(
+    config: PaperConfig, data: Path, split: str = "train", cache: Path | None = None
+) -> RegisteredMeshes:
+    """Read one split of a recipe's data set, prepared as for training.
+
+    Args:
+        config: the recipe.
+        data: folder of the data set.
+        split: ``"train"`` or ``"test"``.
+        cache: see ``read_registered``.
+    """
+    if config.source == "ict":
+        faces = IctFaces(data)
+        parts = dict(zip(("train", "test"), faces.split(config.size), strict=True))
+        return from_faces(parts[split], faces.topology)
+    return read_registered(
+        config.source,
+        data,
+        split,
+        neutrals=config.neutrals,
+        simplify_to=config.simplify_to,
+        align=config.align,
+        cache=cache,
+    )
+
+
+def _digest(meshes: RegisteredMeshes) -> dict[str, Any]:
+    """Identify prepared meshes by their numbers and a hash."""
+    content = hashlib.sha256(repr(meshes.identities.tolist()).encode())
+    for tensor in (meshes.vertices, meshes.neutral):
+        if tensor is not None:
+            content.update(tensor.contiguous().numpy().data)
+    return {
+        "meshes": len(meshes.vertices),
+        "identities": len(meshes.names),
+        "sha256": content.hexdigest()[:12],
+    }
+
+
+def _describe(config: PaperConfig, meshes: RegisteredMeshes) -> str:
+    text = (
+        f"{TITLES[config.source]}: {len(meshes.vertices):,} meshes of {len(meshes.names):,} "
+        f"identities, {meshes.vertices.shape[1]:,} vertices each"
+    )
+    if meshes.left_out:
+        text += f"; left out: {', '.join(meshes.left_out)}"
+    return text

@@ -1,0 +1,201 @@
+"""Meshes as models take them: read, aligned to the template, checked.
+
+Letters: M meshes, N vertices, T triangles, K landmarks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from facezoo.geometry.mesh_files import read_mesh
+from facezoo.geometry.meshes import Mesh, apply_motion, millimetres, rigid_motion
+
+MeshSource = str | Path | Mesh | NDArray[Any] | Tensor
+"""A file, a mesh with units, or vertices (N, 3) or (M, N, 3)."""
+Meshes = MeshSource | Sequence[MeshSource]
+Landmarks = Sequence[int] | Sequence[Sequence[float]] | NDArray[Any] | Tensor
+"""Vertex numbers (K,), or coordinates (K, 3) in the units of the mesh."""
+
+FARTHEST_MM = 150.0
+"""Largest distance between the centers of a mesh and the template."""
+LARGEST_RESIDUAL = 0.2
+"""Largest mean distance from the template, as a share of the template's mean radius."""
+FIVE = ((36, 37, 38, 39, 40, 41), (42, 43, 44, 45, 46, 47), (30,), (48,), (54,))
+"""Right eye, left eye, nose tip, right and left mouth corner, as means of the 68 landmarks."""
+ALIGNMENTS = (None, "vertices", "landmarks")
+
+
+@dataclass(frozen=True)
+class Template:
+    """The mean training face, in millimetres."""
+
+    vertices: Tensor
+    """(N, 3)."""
+    triangles: Tensor
+    """int64, (T, 3)."""
+    landmarks: Tensor
+    """Vertex numbers, int64, (K,)."""
+
+    @property
+    def radius(self) -> float:
+        """The mean distance of the vertices from their center, mm."""
+        return float((self.vertices - self.vertices.mean(0)).norm(dim=1).mean())
+
+    def landmark_points(self, count: int) -> Tensor:
+        """Return all landmarks, or five of 68, (count, 3).
+
+        Raises:
+            ValueError: if ``count`` is neither.
+        """
+        points = self.vertices[self.landmarks]
+        if count == len(points):
+            return points
+        if count == len(FIVE) and len(points) == 68:
+            return torch.stack([points[list(part)].mean(0) for part in FIVE])
+        five = " or 5" if len(points) == 68 else ""
+        raise ValueError(f"landmarks must be {len(points)}{five} points, got {count}")
+
+
+def as_list(meshes: Meshes) -> list[MeshSource]:
+    """List single meshes; batches are split."""
+    if isinstance(meshes, (str, Path, Mesh)):
+        return [meshes]
+    if isinstance(meshes, (np.ndarray, Tensor)):
+        return list(meshes) if meshes.ndim == 3 else [meshes]
+    if not isinstance(meshes, Iterable):
+        raise TypeError(
+            "expected a mesh file, a Mesh, vertices (N, 3) or (M, N, 3) as an array or tensor, or "
+            f"a list of these; got {type(meshes).__name__}"
+        )
+    return [one for source in meshes for one in as_list(source)]
+
+
+def describe(source: MeshSource, index: int) -> str:
+    """Name a mesh in an error: the file, or its position in the list."""
+    return str(source) if isinstance(source, (str, Path)) else f"mesh {index}"
+
+
+def as_mesh(source: MeshSource, units: str | None) -> Mesh:
+    """Read or convert one mesh.
+
+    Raises:
+        FileNotFoundError: if the file is missing.
+        ValueError: if units are missing, or the mesh is damaged.
+    """
+    if isinstance(source, Mesh):
+        return Mesh(source.vertices.detach(), source.units, source.triangles)
+    millimetres(units)
+    assert units is not None
+    if isinstance(source, (str, Path)):
+        return read_mesh(source, units)
+    if isinstance(source, np.ndarray):  # torch rejects some byte orders and strides
+        return Mesh(torch.from_numpy(np.array(source, np.float64, order="C")), units)
+    return Mesh(source.detach(), units)
+
+
+def landmark_positions(mesh: Mesh, landmarks: Landmarks) -> Tensor:
+    """Return landmarks as points (K, 3) in the units of the mesh.
+
+    Raises:
+        ValueError: if they are neither vertex numbers of the mesh nor coordinates.
+    """
+    values = torch.as_tensor(landmarks)
+    if values.ndim == 2 and values.shape[1] == 3 and values.is_floating_point():
+        return values.to(mesh.vertices)
+    last = len(mesh.vertices) - 1
+    expected = f"landmarks must be vertex numbers from 0 to {last}, or coordinates (K, 3)"
+    if values.ndim != 1 or values.is_floating_point() or values.dtype == torch.bool:
+        raise ValueError(f"{expected}; got {tuple(values.shape)} of {values.dtype}")
+    if len(values) and (int(values.min()) < 0 or int(values.max()) > last):
+        raise ValueError(f"{expected}; got {int(values.min())} to {int(values.max())}")
+    return mesh.vertices[values.long().to(mesh.vertices.device)]
+
+
+def align_mesh(
+    mesh: Mesh, template: Template, align: str | None, landmarks: Landmarks | None
+) -> Tensor:
+    """Move a mesh into the frame of the template and check its place.
+
+    Returns:
+        Vertices in millimetres, float32, (N, 3).
+
+    Raises:
+        ValueError: if the mesh cannot be aligned as requested, or does not lie on the template.
+    """
+    if align not in ALIGNMENTS:
+        raise ValueError(f"align must be None, 'vertices' or 'landmarks', got {align!r}")
+    if landmarks is not None and align != "landmarks":
+        raise ValueError(f"landmarks need align='landmarks', got align={align!r}")
+    points = mesh.to_units("mm").vertices.double()
+    _check_size(points, template)
+    if align == "vertices":
+        points = _align_by_vertices(points, template)
+    elif align == "landmarks":
+        if not len(template.landmarks):
+            raise ValueError("the template has no landmarks; use align='vertices'")
+        if landmarks is None:
+            raise ValueError("align='landmarks' needs landmarks=, see MeshModel; got none")
+        own = landmark_positions(mesh, landmarks).double() * millimetres(mesh.units)
+        target = template.landmark_points(len(own)).double().to(own.device)
+        points = apply_motion(points, *rigid_motion(own, target))
+    points = points.to(template.vertices)
+    _check_place(points, template)
+    return points
+
+
+def _align_by_vertices(points: Tensor, template: Template) -> Tensor:
+    """Fit all vertices to the template's; check that they correspond."""
+    target = template.vertices.double().to(points.device)
+    if len(points) != len(target):
+        raise ValueError(
+            f"align='vertices' needs the template's {len(target)} vertices in its order, got "
+            f"{len(points)}; use align='landmarks', or align the mesh yourself"
+        )
+
+    def residual(vertices: Tensor) -> float:
+        moved = apply_motion(vertices, *rigid_motion(vertices, target))
+        return float((moved - target).norm(dim=1).mean())
+
+    limit = LARGEST_RESIDUAL * template.radius
+    if (error := residual(points)) > limit:
+        mirrored = residual(points * points.new_tensor([-1.0, 1, 1])) < limit
+        cause = (
+            "the mesh is mirrored; negate one coordinate"
+            if mirrored
+            else "its vertices are in another order; use the order of the template, or "
+            "align='landmarks'"
+        )
+        raise ValueError(
+            f"after align='vertices' its vertices are {error:.0f} mm from the template's on "
+            f"average (limit {limit:.0f} mm): {cause}"
+        )
+    return apply_motion(points, *rigid_motion(points, target))
+
+
+def _check_size(points: Tensor, template: Template) -> None:
+    radius = float((points - points.mean(0)).norm(dim=1).mean())
+    ratio = radius / template.radius
+    if not 0.4 < ratio < 2.5:
+        raise ValueError(
+            f"it is {ratio:.3g} times as large as the template; check units, or use a mesh of the "
+            "face only"
+        )
+
+
+def _check_place(points: Tensor, template: Template) -> None:
+    distance = float((points.mean(0) - template.vertices.mean(0)).norm())
+    advice = "align it with align='vertices' or align='landmarks'"
+    if distance > FARTHEST_MM:
+        raise ValueError(f"its center is {distance:.0f} mm from the template's; {advice}")
+    some = points[:: max(1, len(points) // 200)].double()
+    nearest = torch.cdist(some, template.vertices.double()).amin(1)
+    if (error := float(nearest.mean())) > LARGEST_RESIDUAL * template.radius:
+        raise ValueError(f"it is {error:.0f} mm from the template on average; {advice}")
