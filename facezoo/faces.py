@@ -10,7 +10,6 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from facezoo.hub.card import Preprocessing
-from facezoo.models.base import concatenate
 from facezoo.preprocess.images import Images, ImageSource, as_list
 from facezoo.preprocess.pipeline import (
     ImageBatch,
@@ -21,7 +20,7 @@ from facezoo.preprocess.pipeline import (
     read_batches,
 )
 from facezoo.registry import best_device
-from facezoo.results import Faces
+from facezoo.results import Faces, concatenate
 
 
 def detect(
