@@ -48,7 +48,9 @@ class Line:
 
 
 def same(first, second):
-    return first.keys() == second.keys() and all(torch.equal(v, second[k]) for k, v in first.items())
+    return first.keys() == second.keys() and all(
+        torch.equal(v, second[k]) for k, v in first.items()
+    )
 
 
 def log_of(folder):
@@ -232,9 +234,7 @@ def test_an_interrupted_validation_is_repeated(tmp_path):
                 raise KeyboardInterrupt
             return {"score": 1.0}
 
-        return Line().fit(
-            Schedule(epochs=2, batch_size=2), out, validate=validate, save_every=0.0
-        )
+        return Line().fit(Schedule(epochs=2, batch_size=2), out, validate=validate, save_every=0.0)
 
     whole = run(tmp_path / "whole", False)
     with pytest.raises(KeyboardInterrupt):
@@ -314,5 +314,3 @@ def test_processes_that_are_interrupted_end_at_the_same_weights(script, tmp_path
     run_two(script, tmp_path / "parts", 99, "normed")
     assert same(saved(tmp_path / "whole", 0)[0], saved(tmp_path / "parts", 0)[0])
     assert same(saved(tmp_path / "whole", 0)[0], saved(tmp_path / "whole", 1)[0])
-
-
