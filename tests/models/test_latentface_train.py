@@ -12,12 +12,12 @@ from packs import write_lfw
 from PIL import Image
 
 import facezoo
-from facezoo.data.photographs import (
+from facezoo.data.unlabeled import (
     MARGIN,
-    Photographs,
+    FaceCrops,
     augmented,
-    centred,
-    read_photographs,
+    center,
+    read_face_crops,
 )
 from facezoo.errors import UnknownNameError
 from facezoo.models import feature_maps as features
@@ -153,7 +153,7 @@ def test_a_folder_of_photographs_is_told_from_another(chosen, tmp_path, monkeypa
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "read_photographs", interrupted)
+    monkeypatch.setattr(command, "read_face_crops", interrupted)
     train = partial(run, out=tmp_path / "runs", stage=1, seed=1, device=CPU, name="compact")
     with pytest.raises(KeyboardInterrupt):
         train(folders[0])
@@ -201,11 +201,11 @@ def test_the_identity_is_the_mean_code_of_the_person(others):
 
 def test_only_people_with_two_photographs_have_an_identity():
     codes = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 2, 2, 1)
-    named = Photographs(torch.zeros(4, 3, 68, 68, dtype=torch.uint8), ["b", "a", "b", "c"], "", "")
+    named = FaceCrops(torch.zeros(4, 3, 68, 68, dtype=torch.uint8), ["b", "a", "b", "c"], "", "")
     (both,) = group_by_identity(codes, named)
     assert both[:, 0, 0, 0].tolist() == [0, 2]
     with pytest.raises(ValueError, match="no identity has two or more images"):
-        group_by_identity(codes[1:], replace(named, persons=["a", "b", "c"]))
+        group_by_identity(codes[1:], replace(named, identities=["a", "b", "c"]))
 
 
 def test_codes_of_crops_stand_beside_those_of_their_mirror_images():
@@ -214,7 +214,7 @@ def test_codes_of_crops_stand_beside_those_of_their_mirror_images():
     codes, mirrored = codes_of(model, crops, CPU, 2), codes_of(model, crops.flip(-1), CPU, 2)
     assert codes.shape == (3, 2, 2, 8)
     torch.testing.assert_close(codes[:, 0], mirrored[:, 1])
-    torch.testing.assert_close(codes[:, 1, 1], model.embed_latents(centred(crops).flip(-1)).shape)
+    torch.testing.assert_close(codes[:, 1, 1], model.embed_latents(center(crops).flip(-1)).shape)
 
 
 def test_augmented_crops_are_crops_moved_mirrored_or_made_grey():
@@ -247,20 +247,20 @@ def test_a_folder_of_folders_is_read_as_people(tmp_path, monkeypatch):
         Image.new("RGB", (80, 80), "white").save(tmp_path / name)
     (tmp_path / "id2").symlink_to(elsewhere)
 
-    def load(data, **options):
+    def cut(name, files, **options):
         assert options["size"] == 64
-        rows = torch.arange(len(data.files))
+        rows = torch.arange(len(files))
         images = torch.zeros(len(rows), 3, 68, 68, dtype=torch.uint8)
         return found.Crops(images, torch.zeros(len(rows), 5, 2), rows, torch.zeros(len(rows)))
 
-    monkeypatch.setattr("facezoo.data.photographs.load_crops", load)
-    photographs = read_photographs(tmp_path, LatentFace(**SMALL).preprocessing, CPU)
-    assert photographs.persons == ["id1/clip", "id1/clip", "id2/clip", "", ""]
-    assert photographs.said.endswith("5 images in 2 folders")
-    assert len(group_by_identity(torch.rand(5, 2, 2, 3), photographs)) == 1
+    monkeypatch.setattr("facezoo.data.unlabeled.cut_faces", cut)
+    faces = read_face_crops(tmp_path, LatentFace(**SMALL).preprocessing, CPU)
+    assert faces.identities == ["id1/clip", "id1/clip", "id2/clip", "", ""]
+    assert faces.description.endswith("5 images in 2 folders")
+    assert len(group_by_identity(torch.rand(5, 2, 2, 3), faces)) == 1
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"neither lfw\.parquet nor images"):
-        read_photographs(tmp_path / "empty", LatentFace(**SMALL).preprocessing, CPU)
+        read_face_crops(tmp_path / "empty", LatentFace(**SMALL).preprocessing, CPU)
 
 
 def test_the_convex_depth_is_nearest_in_the_middle_and_smoother_than_noise():

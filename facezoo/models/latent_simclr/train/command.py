@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from facezoo.data.packs import majority_labels, read_pack, yaw_column
-from facezoo.data.photographs import PACK, Photographs, photograph_files, read_photographs
+from facezoo.data.unlabeled import PACK, FaceCrops, image_files, read_face_crops
 from facezoo.hub.card import Licenses, Preprocessing
 from facezoo.hub.tensors import load_into, read_tensors, save
 from facezoo.models.latent_simclr.directions import fit_directions
@@ -65,7 +65,7 @@ def run(
 
     Args:
         part: one of ``PARTS``.
-        data: see ``read_photographs``. The last part needs ``lfw.parquet``, whose labels the
+        data: see ``read_face_crops``. The last part needs ``lfw.parquet``, whose labels the
             directions are fitted to.
         out: folder of the runs; each has a folder ``<recipe>-seed<n>``.
         seed: seed of weights, order and random numbers.
@@ -97,9 +97,9 @@ def run(
 def run_generator(config: Recipe, data: Path, out: Path, seed: int, device: torch.device) -> Path:
     """Train the generator and write it; see ``run``."""
     begin_run(out, seed=seed, recipe=asdict(config.generator))
-    check_data(out, digest_of_files(data, photograph_files(data)))
-    photographs = _photographs(config, data, device)
-    return train_generator(config.generator, photographs.crops, out, seed, device)
+    check_data(out, digest_of_files(data, image_files(data)))
+    faces = _face_crops(config, data, device)
+    return train_generator(config.generator, faces.crops, out, seed, device)
 
 
 def run_encoder(config: Recipe, data: Path, folder: Path, seed: int, device: torch.device) -> Path:
@@ -107,13 +107,13 @@ def run_encoder(config: Recipe, data: Path, folder: Path, seed: int, device: tor
     out = folder / PARTS[1]
     tensors = _finished(folder / PARTS[0] / FINAL, PARTS[0])
     begin_run(out, seed=seed, recipe=asdict(config.inversion))
-    check_data(out, digest_of_files(data, photograph_files(data)), folder / PARTS[0])
+    check_data(out, digest_of_files(data, image_files(data)), folder / PARTS[0])
     inverter = new_inverter(config, seed)
     load_into(inverter.generator, tensors)
     generator = torch.Generator().manual_seed(seed)
     inverter.encoder.mean_code.copy_(inverter.generator.mean_code(10_000, generator))
-    photographs = _photographs(config, data, device)
-    trained = train_encoder(inverter, photographs.crops, config.inversion, out, seed, device)
+    faces = _face_crops(config, data, device)
+    trained = train_encoder(inverter, faces.crops, config.inversion, out, seed, device)
     return save(trained, out / ENCODER)
 
 
@@ -132,7 +132,7 @@ def run_contrast(
     load_into(inverter.generator, _finished(folder / PARTS[0] / FINAL, PARTS[0]))
     load_into(inverter.encoder, _finished(folder / PARTS[1] / ENCODER, PARTS[1]))
     record = begin_run(out, seed=seed, recipe=asdict(config))
-    digest = digest_of_files(data, photograph_files(data))
+    digest = digest_of_files(data, image_files(data))
     check_data(out, digest)
     runs = {
         part: json.loads((folder / part / "run.json").read_text(encoding="utf-8"))
@@ -140,9 +140,9 @@ def run_contrast(
     }
     commits = {part: run["commit"] for part, run in runs.items()}
     record["recipe"] = {**record["recipe"], "commits": commits}
-    photographs = _photographs(config, data, device)
-    codes = codes_of(inverter.encoder, photographs.crops, device)
-    labels = direction_labels(data, photographs)
+    faces = _face_crops(config, data, device)
+    codes = codes_of(inverter.encoder, faces.crops, device)
+    labels = direction_labels(data, faces)
     directions = fit_directions(codes[0], labels)
     model = LatentSimCLR(**model_arguments(config), directions=list(directions))
     model.inverter.load_state_dict(inverter.cpu().state_dict())
@@ -159,8 +159,8 @@ def run_contrast(
         load_into(encoder, tensors)
     # The labels are in the pack only; earlier parts may have used a folder of images.
     others = [part for part, run in runs.items() if run.get("data", digest) != digest]
-    said = (photographs.said, *(_other(part, runs[part]["data"]) for part in others))
-    return _write(model, name, photographs.tag, said, folder, record, smoke)
+    sources = (faces.description, *(_other(part, runs[part]["data"]) for part in others))
+    return _write(model, name, faces.tag, sources, folder, record, smoke)
 
 
 def _other(part: str, data: dict[str, Any]) -> str:
@@ -189,7 +189,7 @@ def model_arguments(config: Recipe) -> dict[str, Any]:
     return {key: value for part in parts for key, value in part.architecture.items()}
 
 
-def direction_labels(data: Path, photographs: Photographs) -> dict[str, Tensor]:
+def direction_labels(data: Path, faces: FaceCrops) -> dict[str, Tensor]:
     """Compute labels for the bundled directions: blur, skin tone, smile and yaw.
 
     Raises:
@@ -201,16 +201,16 @@ def direction_labels(data: Path, photographs: Photographs) -> dict[str, Tensor]:
     smile[words == EXPRESSIONS.index("happiness")] = 1
     smile[words == EXPRESSIONS.index("neutral")] = 0
     return {
-        **measured_labels(photographs.crops),
+        **measured_labels(faces.crops),
         "smile": smile,
         "yaw": label_extremes(yaw_column(table)),
     }
 
 
-def _photographs(config: Recipe, data: Path, device: torch.device) -> Photographs:
+def _face_crops(config: Recipe, data: Path, device: torch.device) -> FaceCrops:
     """Read tight crops, which the face fills."""
     preprocessing = Preprocessing(size=config.generator.architecture["size"])
-    return read_photographs(data, preprocessing, device)
+    return read_face_crops(data, preprocessing, device)
 
 
 def _finished(path: Path, part: str) -> dict[str, Tensor]:
@@ -226,7 +226,7 @@ def _write(
     model: LatentSimCLR,
     name: str,
     tag: str,
-    said: tuple[str, ...],
+    sources: tuple[str, ...],
     out: Path,
     record: dict[str, Any],
     smoke: bool,
@@ -245,7 +245,7 @@ def _write(
         labels=(),
         precision="float16",
         licenses=Licenses(code="Apache-2.0", weights="research-only", data="research-only"),
-        data=(*said, "perceptual and identity loss by ipd-fer"),
+        data=(*sources, "perceptual and identity loss by ipd-fer"),
         intended_use=(
             "Research on W+ codes of faces and on separating expression from appearance in them. "
             "Not for identifying people, for decisions about them, or for deceptive images."

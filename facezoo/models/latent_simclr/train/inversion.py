@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from facezoo.data.photographs import augmented
+from facezoo.data.unlabeled import augmented
 from facezoo.models.feature_maps import FeatureMaps
 from facezoo.models.latent_simclr.inverter import StyleGANInverter
 from facezoo.models.latent_simclr.losses import (
@@ -34,7 +34,7 @@ def train_encoder(
 
     Args:
         inverter: generator and untrained encoder.
-        crops: uint8 crops with a margin, see ``facezoo.data.photographs``.
+        crops: uint8 crops with a margin, see ``facezoo.data.unlabeled``.
         config: settings.
         out: folder for state and log.
         seed: seed of order and random numbers; the weights are the encoder's.

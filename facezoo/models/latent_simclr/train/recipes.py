@@ -117,7 +117,7 @@ RECIPES = {
         ),
     ),
 }
-"""``paper`` has the widths of the papers at 64 pixels; ``preview`` takes 1.5 hours on a CPU core."""
+"""``paper`` has the papers' widths at 64 pixels; ``preview`` takes 1.5 hours on a CPU core."""
 
 
 def recipe(name: str) -> Recipe:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from facezoo.data.photographs import centred
+from facezoo.data.unlabeled import center
 from facezoo.models.latent_simclr.augment import (
     appearance_layers,
     augment_codes,
@@ -32,7 +32,7 @@ def codes_of(encoder: FeatureStyleEncoder, crops: Tensor, device: torch.device) 
     encoder.eval().to(device)
     parts = []
     for part in tqdm(crops.split(256), desc="codes", unit="batch"):
-        images = centred(part).to(device)
+        images = center(part).to(device)
         with autocast(device):
             both = [encoder.encode_codes(side) for side in (images, images.flip(-1))]
         parts.append(torch.stack(both).float().cpu())

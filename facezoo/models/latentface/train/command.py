@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facezoo.data.photographs import Photographs, photograph_files, read_photographs
+from facezoo.data.unlabeled import FaceCrops, image_files, read_face_crops
 from facezoo.hub.card import Licenses
 from facezoo.hub.tensors import load_into, read_tensors, save
 from facezoo.models.latentface.model import LatentFace
@@ -55,7 +55,7 @@ def run(
     An interrupted run resumes when it is called again, and ends at the same weights.
 
     Args:
-        data: see ``read_photographs``.
+        data: see ``read_face_crops``.
         out: folder of the runs; each has a folder ``<recipe>-seed<n>``.
         stage: 1 or 2.
         seed: seed of weights, order and random numbers.
@@ -92,11 +92,11 @@ def run_stage1(config: Recipe, data: Path, out: Path, seed: int, device: torch.d
     """Train the autoencoders and write them; see ``run``."""
     settings = {"autoencoding": asdict(config.autoencoding), "architecture": config.architecture}
     begin_run(out, seed=seed, recipe=settings)
-    check_data(out, digest_of_files(data, photograph_files(data)))
+    check_data(out, digest_of_files(data, image_files(data)))
     torch.manual_seed(seed)
     model = LatentFace(**{**config.architecture, "diffusion": False})
-    photographs = read_photographs(data, model.preprocessing, device)
-    tensors = train_autoencoders(model, photographs, config.autoencoding, out, seed, device)
+    faces = read_face_crops(data, model.preprocessing, device)
+    tensors = train_autoencoders(model, faces, config.autoencoding, out, seed, device)
     return save(tensors, out / AUTOENCODERS)
 
 
@@ -112,32 +112,30 @@ def run_stage2(
 ) -> Path:
     """Train the diffusion on the codes of the autoencoders; write weights and card."""
     record = begin_run(out / "stage2", seed=seed, recipe=asdict(config))
-    check_data(out / "stage2", digest_of_files(data, photograph_files(data)), out / "stage1")
+    check_data(out / "stage2", digest_of_files(data, image_files(data)), out / "stage1")
     # The stages may have been trained at different commits.
     stage1 = json.loads((out / "stage1" / "run.json").read_text(encoding="utf-8"))
     record["recipe"] = {**record["recipe"], "autoencoding_commit": stage1["commit"]}
     first = LatentFace(**{**config.architecture, "diffusion": False})
     load_into(first, autoencoders)
-    photographs = read_photographs(data, first.preprocessing, device)
-    persons = prepare_codes(first, photographs, device)
+    faces = read_face_crops(data, first.preprocessing, device)
+    persons = prepare_codes(first, faces, device)
     limit = float(torch.cat([codes.mean(0) for codes in persons]).max())
     torch.manual_seed(seed)
     model = LatentFace(**{**config.architecture, "code_limit": limit})
     tensors = train_diffusion(model, persons, config.disentangling, out / "stage2", seed, device)
     model.load_state_dict({**first.state_dict(), **tensors})
-    sources = (photographs.said, f"feature loss by {config.autoencoding.features}")
-    return _write(model, name, photographs.tag, sources, out, record, smoke)
+    sources = (faces.description, f"feature loss by {config.autoencoding.features}")
+    return _write(model, name, faces.tag, sources, out, record, smoke)
 
 
-def prepare_codes(
-    model: LatentFace, photographs: Photographs, device: torch.device
-) -> list[Tensor]:
+def prepare_codes(model: LatentFace, faces: FaceCrops, device: torch.device) -> list[Tensor]:
     """Compute the codes of each identity and standardize the autoencoders; see ``equalize``."""
-    codes = codes_of(model, photographs.crops, device)
+    codes = codes_of(model, faces.crops, device)
     model.cpu()
     for number, autoencoder in enumerate((model.texture_autoencoder, model.shape_autoencoder)):
         codes[:, :, number] *= equalize(autoencoder, codes[:, 0, number])
-    return group_by_identity(codes, photographs)
+    return group_by_identity(codes, faces)
 
 
 def _write(

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from facezoo.data.photographs import Photographs, augmented
+from facezoo.data.unlabeled import FaceCrops, augmented
 from facezoo.geometry.shading import Light
 from facezoo.models.feature_maps import FeatureMaps
 from facezoo.models.latentface.losses import (
@@ -25,7 +25,7 @@ from facezoo.training.optim import autocast, descend
 
 def train_autoencoders(
     model: LatentFace,
-    photographs: Photographs,
+    faces: FaceCrops,
     config: Autoencoding,
     out: Path,
     seed: int,
@@ -35,7 +35,7 @@ def train_autoencoders(
 
     Args:
         model: model without diffusion, with a confidence network.
-        photographs: training images.
+        faces: training images.
         config: settings of the stage.
         out: folder for state and log.
         seed: seed of order and random numbers; the weights are the model's.
@@ -51,7 +51,7 @@ def train_autoencoders(
     optimizer = torch.optim.Adam(model.parameters(), lr=config.schedule.lr)
 
     def step(rows: Tensor, at: Position) -> dict[str, Tensor]:
-        images = augmented(photographs.crops[rows], at.generator, config.grey).to(device)
+        images = augmented(faces.crops[rows], at.generator, config.grey).to(device)
         terms, depth = reconstruction_terms(model, features, images)
         away = F.mse_loss(depth, convex.expand_as(depth)) / (MAX_DEPTH - MIN_DEPTH) ** 2
         weight = config.prior * max(0.0, 1 - at.progress / config.prior_share)
@@ -63,7 +63,7 @@ def train_autoencoders(
         descend(optimizer, loss)
         return {"loss": loss, **terms, "away": away, "rough": rough}
 
-    rows = torch.arange(len(photographs.crops))
+    rows = torch.arange(len(faces.crops))
     return fit(model, [optimizer], step, config.schedule, rows, out, seed).state
 
 

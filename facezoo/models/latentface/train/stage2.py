@@ -9,7 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from facezoo.data.photographs import Photographs, centred
+from facezoo.data.unlabeled import FaceCrops, center
 from facezoo.models.latentface.diffusion import TRAIN_STEPS, add_noise
 from facezoo.models.latentface.losses import denoising_loss, snr_weights
 from facezoo.models.latentface.model import LatentFace
@@ -39,7 +39,7 @@ def codes_of(
     model.eval().to(device)
     codes = []
     for part in crops.split(batch_size):
-        images = centred(part).to(device)
+        images = center(part).to(device)
         both = [model.embed_latents(view) for view in (images, images.flip(-1))]
         codes.append(torch.stack([torch.stack([z.texture, z.shape], 1) for z in both], 1).cpu())
     return torch.cat(codes)
@@ -69,14 +69,14 @@ def equalize(autoencoder: AutoEncoder, codes: Tensor) -> Tensor:
     return factors
 
 
-def group_by_identity(codes: Tensor, photographs: Photographs) -> list[Tensor]:
+def group_by_identity(codes: Tensor, faces: FaceCrops) -> list[Tensor]:
     """Group the codes by identity, for identities with two or more images, each (n, 2, 2, D).
 
     Raises:
         ValueError: if no identity has two images.
     """
     rows: dict[str, list[int]] = {}
-    for row, name in enumerate(photographs.persons):
+    for row, name in enumerate(faces.identities):
         if name:
             rows.setdefault(name, []).append(row)
     persons = [codes[indices] for _, indices in sorted(rows.items()) if len(indices) > 1]
