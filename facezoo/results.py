@@ -136,7 +136,7 @@ def flatten_rows(result: Any) -> Tensor:
     """Join the tensors of a result in one row per face, (F, D)."""
     import torch
 
-    return torch.cat([tensor.flatten(1) for tensor in tensors_in(result)], 1)
+    return torch.cat([tensor[..., None].flatten(1) for tensor in tensors_in(result)], 1)
 
 
 def as_rows(index: Any, count: int) -> Any:

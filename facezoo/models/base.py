@@ -164,7 +164,7 @@ class FaceModel(Freezable, Model):
     jpeg: JpegDecoder = "pillow"
     """Decoder of JPEG files; see ``facezoo.load``."""
     identity_removal: IdentityRemoval
-    """Projection of the output of ``encode_expression``, if set; see ``facezoo.remove_identity``."""
+    """Projection after ``encode_expression``, if set; see ``facezoo.remove_identity``."""
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -312,7 +312,7 @@ class FaceModel(Freezable, Model):
     def _run_several(self, names: Sequence[str], crops: Tensor) -> dict[str, Any]:
         results = {}
         shared = "encode_expression" in names or "predict_expression" in names
-        features = self.embed_expression(crops) if shared else None
+        features: Any = self.embed_expression(crops) if shared else None
         for name in names:
             if name == "encode_expression":
                 results[name] = self.without_identity(features)

@@ -201,9 +201,7 @@ def orientation_note(source: object) -> str:
         return ""
     if not isinstance(source, Image.Image) or tag not in range(2, 9):
         return ""
-    use = (
-        "applied" if orientation_of(source) != 1 else "ignored, for its sides look swapped already"
-    )
+    use = "applied" if orientation_of(source) != 1 else "ignored, as its sides look swapped"
     return (
         f"its EXIF orientation tag {tag} was {use}; if its pixels were rotated or mirrored after it "
         "was taken, delete the tag or pass an array"

@@ -101,7 +101,7 @@ class ImageOptions:
             )
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {self.batch_size}")
-        settings = {name: getattr(self, name) for name in DETECTION if getattr(self, name) is not None}
+        settings = {n: value for n in DETECTION if (value := getattr(self, n)) is not None}
         detection = DetectionConfig.override(**settings) if settings else DEFAULT
         object.__setattr__(self, "detection", detection)
 

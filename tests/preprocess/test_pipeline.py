@@ -372,17 +372,16 @@ def test_the_error_mentions_an_orientation_tag():
 
 
 def test_a_clock_measures_every_stage():
-    class Clock:
-        stages = []
+    stages = []
 
+    class Clock:
         def stage(self, name):
-            self.stages.append(name)
+            stages.append(name)
             return nullcontext()
 
-    clock = Clock()
-    (batch,) = face_batches(FILES[:1], CPU, ImageOptions(), clock=clock)
-    list(cut_batches(batch.images, batch.faces, PLAIN, clock=clock))
-    assert clock.stages == ["wait", "detect", "align"]
+    (batch,) = face_batches(FILES[:1], CPU, ImageOptions(), clock=Clock())
+    list(cut_batches(batch.images, batch.faces, PLAIN, clock=Clock()))
+    assert stages == ["wait", "detect", "align"]
 
 
 def test_settings_of_the_detector_are_options():
