@@ -13,7 +13,8 @@ from torch import nn
 import facezoo
 from facezoo.errors import ImageError, NoFaceError, UnsupportedError
 from facezoo.hub.families import FAMILIES, model_class
-from facezoo.models.base import CAPABILITIES, STAGES, FaceModel, check_shape
+from facezoo.models.base import FaceModel, check_shape
+from facezoo.models.capabilities import CAPABILITIES, STAGES
 from facezoo.models.ipd_fer import IPDFER
 from facezoo.preprocess import pipeline
 from facezoo.preprocess.alignment import prepare
