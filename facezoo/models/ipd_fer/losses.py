@@ -189,8 +189,10 @@ def teacher_loss(predicted: Tensor, teacher: Tensor) -> Tensor:
     return (1 - F.cosine_similarity(predicted.float(), teacher, dim=-1)).mean()
 
 
-def similarity_matching_loss(features: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference of the pairwise cosines of a batch (not in the paper).
+def similarity_matching_loss(
+    features: Tensor, teacher: Tensor, past: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    """Mean squared difference of cosines between a batch and others (not in the paper).
 
     What is compared downstream is cosines of the feature itself, not of a projection of it.
     Source: Tung & Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019, with cosines for
@@ -198,15 +200,68 @@ def similarity_matching_loss(features: Tensor, teacher: Tensor) -> Tensor:
 
     Args:
         features: f_id, (B, D).
-        teacher: centred embeddings of a face recogniser, (B, D').
+        teacher: centered embeddings of a face recognizer, (B, D').
+        past: both of earlier batches, (Q, D) and (Q, D'); None compares within the batch alone.
 
     Returns:
         Scalar; 0 when the two geometries agree. Pairs of a face with itself do not count.
     """
-    ours, theirs = F.normalize(features.float(), dim=-1), F.normalize(teacher, dim=-1)
-    difference = (ours @ ours.T - theirs @ theirs.T).square()
+    ours, theirs = _cosines(features, teacher, past)
+    return (ours - theirs).square().mean()
+
+
+def similarity_ranking_loss(
+    features: Tensor,
+    teacher: Tensor,
+    past: tuple[Tensor, Tensor] | None = None,
+    temperature: float = 0.05,
+) -> Tensor:
+    """Divergence of the features' nearest faces from the teacher's (not in the paper).
+
+    Source: Fang et al., "SEED: Self-supervised Distillation for Visual Representation", ICLR 2021,
+    eq. (4), less the entropy of the teacher, which has no gradient.
+
+    Args:
+        features: f_id, (B, D).
+        teacher: centered embeddings of a face recognizer, (B, D').
+        past: both of earlier batches, (Q, D) and (Q, D'); None compares within the batch alone.
+        temperature: divides the cosines of both; smaller looks at the nearest faces only.
+
+    Returns:
+        Scalar, at least 0.
+    """
+    ours, theirs = (cosines / temperature for cosines in _cosines(features, teacher, past))
+    difference = F.log_softmax(theirs, -1) - F.log_softmax(ours, -1)
+    return (F.softmax(theirs, -1) * difference).sum(-1).mean()
+
+
+def _cosines(
+    features: Tensor, teacher: Tensor, past: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor]:
+    """Cosines of each row with every other row and with the past ones, (B, B - 1 + Q), of both."""
     count = len(features)
-    return (difference.sum() - difference.diagonal().sum()) / (count * (count - 1))
+    others = ~torch.eye(count, dtype=torch.bool, device=features.device)
+    result = []
+    for index, rows in enumerate((features.float(), teacher)):
+        rows = F.normalize(rows, dim=-1)
+        cosines = (rows @ rows.T)[others].view(count, count - 1)
+        if past is not None:
+            cosines = torch.cat([cosines, rows @ F.normalize(past[index], dim=-1).T], 1)
+        result.append(cosines)
+    return result[0], result[1]
+
+
+def same_identity_loss(first: Tensor, second: Tensor) -> Tensor:
+    """One minus the mean cosine of two images of each identity (not in the paper).
+
+    Args:
+        first: f_id of one image, (P, D).
+        second: f_id of another image of the same identity, (P, D).
+
+    Returns:
+        Scalar in [0, 2]; 0 when the two agree, whatever the expressions.
+    """
+    return (1 - F.cosine_similarity(first.float(), second.float(), dim=-1)).mean()
 
 
 def margin_loss(

@@ -23,7 +23,7 @@ from facezoo.models.ipd_fer.networks import Discriminator, Encoder
 from facezoo.models.ipd_fer.train.dataset import Rows, embed, gather, numbered, pick, targets
 from facezoo.models.ipd_fer.train.pretraining import expression_accuracy
 from facezoo.models.ipd_fer.train.recipes import Objective, Recipe, StageConfig
-from facezoo.models.ipd_fer.train.rounds import fit
+from facezoo.models.ipd_fer.train.rounds import fit, shuffled
 from facezoo.results import EXPRESSIONS
 from facezoo.training.optim import autocast, decayed_and_not, descend
 
@@ -285,7 +285,7 @@ def train_disentangled(
         whole.parts,
         list(optimizers.values()),
         recipe.main,
-        index,
+        shuffled(index, recipe.main, seed),
         step,
         validate,
         select,

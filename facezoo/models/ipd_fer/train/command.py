@@ -19,7 +19,8 @@ from torch import Tensor
 from facezoo.hub.card import Card, Licenses, Preprocessing
 from facezoo.models.ipd_fer.model import IPDFER
 from facezoo.models.ipd_fer.train.algorithm import train_disentangled
-from facezoo.models.ipd_fer.train.pretraining import ExpressionRound, train_identity
+from facezoo.models.ipd_fer.train.identity import train_identity
+from facezoo.models.ipd_fer.train.pretraining import ExpressionRound
 from facezoo.models.ipd_fer.train.recipes import SIZE, TEMPLATE, Recipe, recipe
 from facezoo.models.ipd_fer.train.sources import Sources, from_official, from_packs
 from facezoo.results import EXPRESSIONS
@@ -47,6 +48,7 @@ def run(
     dataset: str | None = None,
     fold: int | None = None,
     start: str | None = None,
+    stage: str | None = None,
     smoke: bool = False,
 ) -> list[Path]:
     """Train by a recipe, and write weights and card of every seed.
@@ -64,6 +66,8 @@ def run(
         fold: which fold of ``dataset`` is for testing, where it has folds.
         start: the checkpoint that E_id comes from, as the paper takes its own ready-made; None
             trains it, which needs the packs.
+        stage: ``"identity"`` trains the identity encoder only, and writes no checkpoint; None
+            trains everything.
         smoke: whether every round is one epoch of small batches, to see that it runs.
 
     Returns:
@@ -77,10 +81,15 @@ def run(
     """
     chosen = recipe(name, without)
     if smoke:
-        chosen = shortened(chosen, epochs=1, batch_size=4, sizes=((0, SIZE),))
+        small = {"steps": 2, "singles": ((2, 2), (0, 2)), "pairs": 2, "queue": 8}
+        chosen = shortened(chosen, epochs=1, batch_size=4, sizes=((0, SIZE),), **small)
     # One that does not suit is refused before the data are read.
     base = None if start is None else _started(chosen, start).card
-    sources = _sources(chosen, data, dataset, fold, start, device)
+    with Processes.present().first_alone():  # the others map what it has aligned
+        sources = _sources(chosen, data, dataset, fold, start, device, out / "crops")
+    if stage == "identity":
+        begin_identity(chosen, sources, out / "start", device)
+        return []
     label = "-".join([name, *(f"no-{part}" for part in without)])
     # The card shows of a folder its name alone; that it is the same one, its weights say.
     begun = Path(start).name if start is not None and Path(start).exists() else start
@@ -111,6 +120,7 @@ def _sources(
     fold: int | None,
     start: str | None,
     device: torch.device,
+    cache: Path,
 ) -> Sources:
     if dataset is None:
         if fold is not None:
@@ -118,7 +128,7 @@ def _sources(
                 f"the packs have no folds, and fold {fold} was given; use --fold for a --dataset "
                 "that is split into folds, such as ck+"
             )
-        return from_packs(data)
+        return from_packs(data, cache)
     if start is None:
         raise ValueError(
             f"{dataset} has no teacher for E_id; give --start CHECKPOINT (such as ipd-fer), whose "
@@ -207,18 +217,25 @@ def begin(
     Without a first round for expression E_exp is E_id, and there is no classifier yet.
     """
     seed = START_SEED
-    with Processes.present().first_alone():
-        begin_run(out, seed=seed, recipe=asdict(chosen.start))
-        check_data(out, data.digest)
     rows = list(data.train.values())
-    assert data.pairs is not None
-    torch.manual_seed(seed)
-    identity = train_identity(chosen, rows, data.val["lfw"], data.pairs, out, seed, device)
+    identity = begin_identity(chosen, data, out, device)
     if chosen.start.expression is None:
         return identity, {f"expression_encoder.{k}": v for k, v in identity.items()}
     rounds = ExpressionRound(chosen, rows, data.val, identity, device)
     rounds.run(chosen.start.expression, out / "expression", seed + 1)
     return identity, rounds.run(chosen.start.settle, out / "settle", seed + 1)
+
+
+def begin_identity(
+    chosen: Recipe, data: Sources, out: Path, device: torch.device
+) -> dict[str, Tensor]:
+    """The first round alone: tensors of E_id."""
+    with Processes.present().first_alone():
+        begin_run(out, seed=START_SEED, recipe=asdict(chosen.start))
+        check_data(out, data.digest)
+    assert data.pairs is not None
+    rows = [*data.train.values(), *data.faces]
+    return train_identity(chosen, rows, data.val["lfw"], data.pairs, out, START_SEED, device)
 
 
 def begin_from(chosen: Recipe, start: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

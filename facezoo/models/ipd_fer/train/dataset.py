@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from facezoo.data.yaw import pose_labels
 from facezoo.models.ipd_fer.train.recipes import MARGIN, SIZE, TEMPLATE
 from facezoo.results import EXPRESSIONS
 from facezoo.training.optim import autocast
+from facezoo.training.state import save_state
 
 
 @dataclass(frozen=True)
@@ -45,17 +46,38 @@ class Rows:
     """File names, N."""
 
 
-def read_rows(data: Path, pack: str, split: str) -> Rows:
-    """Align and load one split of a pack of the folder ``data``."""
+def read_rows(data: Path, pack: str, split: str, cache: Path | None = None) -> Rows:
+    """Align and load one split of a pack of the folder ``data``.
+
+    Args:
+        data: folder with the packs.
+        pack: file name without its ending.
+        split: ``"train"`` or ``"val"``.
+        cache: folder that keeps the aligned crops, which all processes and later runs map into
+            memory; None aligns them again.
+    """
+    file = None if cache is None else cache / f"{pack}-{split}.pt"
+    if file is not None and file.is_file():
+        return Rows(**torch.load(file, weights_only=True, mmap=True))
+    rows = _aligned_rows(data, pack, split)
+    if file is not None:
+        save_state(file, **vars(rows))
+    return rows
+
+
+def _aligned_rows(data: Path, pack: str, split: str) -> Rows:
     table = read_pack(data / f"{pack}.parquet", split)
-    persons = table["identity"].to_pylist() if "identity" in table.column_names else []
+    count, columns = len(table), table.column_names
+    persons = table["identity"].to_pylist() if "identity" in columns else []
+    labeled = "expression" in columns
+    unknown = torch.full((count, 128), float("nan"))
     return Rows(
         crops=aligned_crops(table, TEMPLATE, SIZE, MARGIN, grey=pack == "ferplus"),
-        teacher=teacher_embeddings(table),
-        expression=label_distributions(table),
-        labels=majority_labels(table),
+        teacher=teacher_embeddings(table) if "teacher_identity" in columns else unknown,
+        expression=label_distributions(table) if labeled else torch.zeros(count, len(EXPRESSIONS)),
+        labels=majority_labels(table) if labeled else torch.full((count,), -1),
         poses=pose_labels(yaw_column(table)),
-        persons=persons or [""] * len(table),
+        persons=persons or [""] * count,
         files=table["file"].to_pylist(),
     )
 
@@ -78,7 +100,13 @@ def numbered(rows: Sequence[Tensor]) -> Tensor:
     return torch.cat([torch.stack([torch.full_like(i, p), i]) for p, i in enumerate(rows)], 1)
 
 
-def pick(rows: Sequence[Rows], chosen: Tensor, size: int, draw: torch.Generator) -> Tensor:
+def pick(
+    rows: Sequence[Rows],
+    chosen: Tensor,
+    size: int,
+    draw: torch.Generator,
+    change: Callable[..., Tensor] = augment,
+) -> Tensor:
     """Augmented images of a batch of (data set, row) (2, B), in its order, (B, 3, size, size)."""
     pack, row = chosen
     images = torch.empty(len(pack), 3, size, size)
@@ -86,7 +114,7 @@ def pick(rows: Sequence[Rows], chosen: Tensor, size: int, draw: torch.Generator)
         members = (pack == number).nonzero()[:, 0]
         if len(members):
             zoom = SIZE / (SIZE + 2 * MARGIN)
-            images[members] = augment(source.crops[row[members]], size, draw, zoom=zoom)
+            images[members] = change(source.crops[row[members]], size, draw, zoom=zoom)
     return images.contiguous(memory_format=torch.channels_last)
 
 

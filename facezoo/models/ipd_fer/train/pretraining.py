@@ -12,78 +12,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from facezoo.evaluate.verification import Pairs, verification_accuracy
-from facezoo.models.ipd_fer.losses import (
-    expression_loss,
-    margin_loss,
-    similarity_matching_loss,
-    teacher_loss,
-)
+from facezoo.models.ipd_fer.losses import expression_loss
 from facezoo.models.ipd_fer.networks import Encoder
 from facezoo.models.ipd_fer.train.dataset import Rows, embed, gather, numbered, pick, targets
 from facezoo.models.ipd_fer.train.recipes import Recipe, StageConfig
-from facezoo.models.ipd_fer.train.rounds import Validate, adam, fit
+from facezoo.models.ipd_fer.train.rounds import Validate, adam, fit, shuffled
 from facezoo.results import EXPRESSIONS
 from facezoo.training.optim import autocast, descend
-
-
-def train_identity(
-    recipe: Recipe,
-    rows: Sequence[Rows],
-    val: Rows,
-    pairs: Pairs,
-    out: Path,
-    seed: int,
-    device: torch.device,
-) -> dict[str, Tensor]:
-    """Train E_id on the teacher's embeddings and on names.
-
-    Args:
-        recipe: whose ``start`` counts.
-        rows: FER+ and LFW, training split.
-        val: LFW, validation split.
-        pairs: of ``val``.
-        out: folder for the rounds' states and logs.
-        seed: of initial weights, order and augmentation.
-        device: where to train.
-
-    Returns:
-        Tensors of the encoder by name.
-    """
-    start = recipe.start
-    persons, centre = _number_persons(rows), _teacher_centre(rows)
-    encoder = Encoder(recipe.backbone, recipe.feature_dim)
-    head = nn.Linear(recipe.feature_dim, centre.shape[-1])
-    centres = nn.Linear(recipe.feature_dim, int(max(p.max() for p in persons)) + 1, bias=False)
-    parts = nn.ModuleDict({"encoder": encoder, "head": head, "centres": centres}).to(device)
-    # An epoch shows every row with an embedding once, and the better photographs more often.
-    usable = [torch.isfinite(r.teacher).all(1).nonzero()[:, 0] for r in rows]
-    both = torch.cat([numbered(usable)] + [_second(usable[1])] * (start.lfw_repeats - 1), 1)
-
-    def loss(chosen: Tensor, size: int, draw: torch.Generator) -> Tensor:
-        picked = pick(rows, chosen, size, draw)
-        teacher = (gather([r.teacher for r in rows], chosen) - centre).to(device)
-        with autocast(device):
-            features = encoder(picked.to(device))
-        return (
-            teacher_loss(head(features), teacher)
-            + start.matching * similarity_matching_loss(features, teacher)
-            + start.margin
-            * margin_loss(features, centres.weight, gather(persons, chosen).to(device))
-        )
-
-    def validate(network: nn.Module, size: int) -> dict[str, float]:
-        features = embed(network.get_submodule("encoder"), val.crops, device, size)
-        mean, spread = verification_accuracy(features, val.files, pairs)
-        return {"verification": mean, "verification_std": spread}
-
-    for name, config, index in (
-        ("identity", start.identity, both),
-        ("polish", start.polish, _second(usable[1])),
-    ):
-        state = _round(parts, config, index, loss, validate, None, out / name, seed)
-        parts.load_state_dict(state)
-    return {k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")}
 
 
 class ExpressionRound:
@@ -174,24 +109,5 @@ def _round(
         descend(optimizer, value)
         return {"loss": value.detach()}
 
-    return fit(parts, [optimizer], config, index, step, validate, select, out, seed)
-
-
-def _second(rows: Tensor) -> Tensor:
-    """Row numbers of the second data set as (data set, row), (2, N)."""
-    return torch.stack([torch.ones_like(rows), rows])
-
-
-def _number_persons(rows: Sequence[Rows]) -> list[Tensor]:
-    """A number for every named person with two photographs or more, -1 for the rest."""
-    counts: dict[str, int] = {}
-    for name in (name for part in rows for name in part.persons if name):
-        counts[name] = counts.get(name, 0) + 1
-    numbers = {n: i for i, n in enumerate(sorted(n for n, c in counts.items() if c > 1))}
-    return [torch.tensor([numbers.get(name, -1) for name in part.persons]) for part in rows]
-
-
-def _teacher_centre(rows: Sequence[Rows]) -> Tensor:
-    """Mean teacher embedding; without it every cosine is close to one."""
-    embeddings = torch.cat([part.teacher for part in rows])
-    return embeddings[torch.isfinite(embeddings).all(1)].mean(0)
+    order = shuffled(index, config, seed)
+    return fit(parts, [optimizer], config, order, step, validate, select, out, seed)

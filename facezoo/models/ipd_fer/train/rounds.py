@@ -23,7 +23,7 @@ def fit(
     parts: nn.Module,
     optimizers: Sequence[torch.optim.Optimizer],
     config: StageConfig,
-    index: Tensor,
+    order_of: Callable[[int], list[Tensor]],
     step: Step,
     validate: Validate,
     select: str | None,
@@ -37,7 +37,8 @@ def fit(
         parts: what is trained.
         optimizers: those that ``step`` moves; their rates are set before every step.
         config: the round's recipe.
-        index: data set and row of each training example, (2, N).
+        order_of: gives the batches of an epoch, each (data set, row), (2, B); all epochs have as
+            many.
         step: updates the parts by a batch, given (data set, row) (2, B), crop side and generator;
             returns the losses by name.
         validate: metrics of the averaged weights after an epoch, at that epoch's crop side.
@@ -83,11 +84,11 @@ def fit(
             best={"score": best_score, "state": kept},
         )
 
-    steps = index.shape[1] // config.batch_size
     averaged = deepcopy(parts)
     for epoch in range(position[0], config.epochs):
         size = max((start, side) for start, side in config.sizes if start <= epoch)[1]
-        order = batches(index.shape[1], config.batch_size, seed, epoch)
+        order = order_of(epoch)
+        steps = len(order)
         begin = position[1] if epoch == position[0] else 0
         parts.train()
         bar = tqdm(range(begin, steps), initial=begin, total=steps, mininterval=10)
@@ -97,7 +98,8 @@ def fit(
                 optimizers, config, epoch, (epoch * steps + number) / (config.epochs * steps)
             )
             draw = generator(seed, epoch, number, *together.path)
-            losses = step(index[:, together.share(order[number])], size, draw)
+            share = together.share(torch.arange(order[number].shape[1]))
+            losses = step(order[number][:, share], size, draw)
             average.update(parts)
             for name, loss in losses.items():
                 totals[name] = totals.get(name, 0.0) + float(loss)
@@ -119,6 +121,12 @@ def fit(
     if not together.first:  # what the first process kept
         kept = (load_state(out / "state.pt") or {})["best"]["state"]
     return {key: value.cpu() for key, value in kept.items()}
+
+
+def shuffled(index: Tensor, config: StageConfig, seed: int) -> Callable[[int], list[Tensor]]:
+    """Give the batches of each epoch from examples (data set, row), (2, N), in random order."""
+    count, size = index.shape[1], config.batch_size
+    return lambda epoch: [index[:, rows] for rows in batches(count, size, seed, epoch)]
 
 
 def adam(parts: nn.Module, config: StageConfig) -> torch.optim.AdamW:

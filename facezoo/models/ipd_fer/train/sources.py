@@ -22,6 +22,7 @@ from facezoo.models.ipd_fer.train.recipes import MARGIN, SIZE, TEMPLATE
 from facezoo.training.run import digest_of_files
 
 _PACKS = ("ferplus", "lfw")
+_FACES = ("faces_wild", "london_expr")
 _HELD_OUT = 0.1
 """Share of the training images that chooses the epoch where a set has no validation split."""
 
@@ -32,6 +33,8 @@ class Sources:
 
     train: dict[str, Rows]
     val: dict[str, Rows]
+    faces: tuple[Rows, ...]
+    """Further images that train E_id: the web faces and London."""
     pairs: Pairs | None
     """Of the second one's validation split, for the rounds that train E_id; None without them."""
     said: tuple[str, ...]
@@ -40,20 +43,27 @@ class Sources:
     """What tells them from others, see ``facezoo.training.run.check_data``."""
 
 
-def from_packs(folder: Path) -> Sources:
+def from_packs(folder: Path, cache: Path | None = None) -> Sources:
     """FER+ and LFW from ``ferplus.parquet``, ``lfw.parquet`` and ``lfw_pairs_val.csv``."""
-    names = ("ferplus.parquet", "lfw.parquet", "lfw_pairs_val.csv")
+    packs = (*_PACKS, *_FACES)
+    names = (*(f"{pack}.parquet" for pack in packs), "lfw_pairs_val.csv")
     check_packs(folder, *names)
+    digest = digest_of_files(folder, [folder / name for name in names])
+    if cache is not None:
+        cache = cache / digest["sha256"]
     return Sources(
-        train={pack: read_rows(folder, pack, "train") for pack in _PACKS},
-        val={pack: read_rows(folder, pack, "val") for pack in _PACKS},
+        train={pack: read_rows(folder, pack, "train", cache) for pack in _PACKS},
+        val={pack: read_rows(folder, pack, "val", cache) for pack in _PACKS},
+        faces=tuple(read_rows(folder, pack, "train", cache) for pack in _FACES),
         pairs=read_pairs(folder / "lfw_pairs_val.csv"),
         said=(
             "FER+ train: 26,804 images of FER2013 with the annotators' votes",
             "LFW (deep-funneled) train: 8,408 photographs, expression labels made by machine",
-            "teacher for identity: dlib_face_recognition_resnet_model_v1 on both",
+            "faces_wild train: 29,270 web images (UTKFace, All-Age-Faces, Caltech, US Congress)",
+            "Face Research Lab London Set train: 73 people, neutral and smiling",
+            "teacher for identity: dlib_face_recognition_resnet_model_v1",
         ),
-        digest=digest_of_files(folder, [folder / name for name in names]),
+        digest=digest,
     )
 
 
@@ -79,6 +89,7 @@ def from_official(name: str, root: Path, fold: int | None, device: torch.device)
     return Sources(
         train={name: _rows(data, train, device)},
         val={name: _rows(data, val, device)},
+        faces=(),
         pairs=None,
         said=(f"{name}: {len(train)} training and {len(val)} validation images{held}",),
         digest=_digest(data, root, train, val),
