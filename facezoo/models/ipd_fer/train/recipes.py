@@ -53,7 +53,7 @@ class IdentityConfig:
     """Training of the identity encoder, which the paper takes ready-made."""
 
     round: StageConfig = StageConfig(
-        31, ((0, 64), (20, 96), (25, 112)), 128, 1.5e-3, warmup=0.03, average=0.999
+        36, ((0, 64), (20, 96), (27, 112)), 128, 1.5e-3, warmup=0.03, average=0.999
     )
     steps: int = 256
     """Batches per epoch."""

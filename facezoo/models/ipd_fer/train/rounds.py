@@ -132,7 +132,7 @@ def shuffled(index: Tensor, config: StageConfig, seed: int) -> Callable[[int], l
 def adam(parts: nn.Module, config: StageConfig) -> torch.optim.AdamW:
     """The optimiser of a round: Adam, with decoupled weight decay where the recipe has one."""
     return torch.optim.AdamW(
-        list(decayed_and_not(parts)), lr=config.rate, weight_decay=config.weight_decay
+        list(decayed_and_not(parts)), lr=config.rate, weight_decay=config.weight_decay, fused=True
     )
 
 
