@@ -22,7 +22,9 @@ from facezoo.models.ipd_fer.train.recipes import IdentityConfig, Recipe
 from facezoo.models.ipd_fer.train.rounds import adam, fit
 from facezoo.models.ipd_fer.train.dataset import Rows, embed, gather, pick
 from facezoo.models.identity_removal import remove_identity
-from facezoo.training import Processes, autocast, descend, generator
+from facezoo.training.optim import autocast, descend
+from facezoo.training.processes import Processes
+from facezoo.training.state import generator
 
 STRONG = partial(
     augment,
