@@ -25,6 +25,7 @@ def augment(
     patch: float = 0.0,
     noise: float = 0.0,
     jpeg: float = 0.0,
+    theta: Tensor | None = None,
 ) -> Tensor:
     """Shift, turn, scale, mirror, relight, blur and partly cover crops; cut and normalise them.
 
@@ -42,6 +43,7 @@ def augment(
         erase: share of the crops in which a rectangle is covered by one grey.
         patch: share of the crops in which a rectangle is covered by a part of another crop.
         noise: share of the crops that get Gaussian noise.
+        theta: similarities from ``random_similarity`` to use, (B, 2, 3); None draws them.
         jpeg: share of the crops that are quantized as JPEG does; needs a side divisible by 8.
 
     Returns:
@@ -49,15 +51,8 @@ def augment(
     """
     count = len(canvases)
     draw = _Draw(generator, count)
-    angle = draw.uniform(-1, 1) * math.radians(rotation_deg)
-    scale = zoom * torch.exp(scaling * draw.normal().clamp(-2, 2))
-    mirror = torch.where(draw.uniform() < 0.5, -1.0, 1.0)
-    cosine, sine = scale * torch.cos(angle), scale * torch.sin(angle)
-    x, y = (draw.uniform(-1, 1) * 2 * shift * zoom for _ in range(2))
-    theta = torch.stack(
-        [torch.stack([cosine * mirror, -sine, x], -1), torch.stack([sine * mirror, cosine, y], -1)],
-        dim=1,
-    )
+    if theta is None:
+        theta = random_similarity(count, generator, zoom, rotation_deg, scaling, shift)
     channels = canvases.shape[1]
     grid = F.affine_grid(theta, [count, channels, size, size], align_corners=False)
     images = F.grid_sample(canvases.float() / 255, grid, padding_mode="border", align_corners=False)
@@ -77,6 +72,52 @@ def augment(
     if noise:
         images = _noise(images, draw.uniform() < noise, draw, generator)
     return _jpeg(images, draw.uniform() < jpeg, draw) if jpeg else images
+
+
+def random_similarity(
+    count: int,
+    generator: Generator,
+    zoom: float = 1.0,
+    rotation_deg: float = 10.0,
+    scaling: float = 0.08,
+    shift: float = 0.04,
+) -> Tensor:
+    """Sample rotations, scales, shifts and mirrorings; see ``augment``.
+
+    Returns:
+        Matrices from the result to the canvas, both with coordinates in [-1, 1], (B, 2, 3).
+    """
+    draw = _Draw(generator, count)
+    angle = draw.uniform(-1, 1) * math.radians(rotation_deg)
+    scale = zoom * torch.exp(scaling * draw.normal().clamp(-2, 2))
+    mirror = torch.where(draw.uniform() < 0.5, -1.0, 1.0)
+    cosine, sine = scale * torch.cos(angle), scale * torch.sin(angle)
+    x, y = (draw.uniform(-1, 1) * 2 * shift * zoom for _ in range(2))
+    return torch.stack(
+        [torch.stack([cosine * mirror, -sine, x], -1), torch.stack([sine * mirror, cosine, y], -1)],
+        dim=1,
+    )
+
+
+def move_landmarks(landmarks: Tensor, theta: Tensor, canvas: int, size: int) -> Tensor:
+    """Return the places of landmarks after ``augment``.
+
+    The subject's left and right change places in mirrored crops.
+
+    Args:
+        landmarks: five points in pixels of the canvas, (B, 5, 2).
+        theta: matrices of ``random_similarity``, (B, 2, 3).
+        canvas: side of the canvas, pixels.
+        size: side of the result, pixels.
+
+    Returns:
+        Pixels of the result, (B, 5, 2).
+    """
+    places = (landmarks + 0.5) / canvas * 2 - 1 - theta[:, None, :, 2]
+    moved = torch.linalg.solve(theta[:, :, :2], places.mT).mT
+    mirrored = torch.linalg.det(theta[:, :, :2]) < 0
+    moved = torch.where(mirrored[:, None, None], moved[:, [1, 0, 2, 4, 3]], moved)
+    return (moved + 1) / 2 * size - 0.5
 
 
 def centre_crop(canvases: Tensor, size: int, margin: int) -> Tensor:

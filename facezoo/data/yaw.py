@@ -55,7 +55,33 @@ def yaw_deg(landmarks: Tensor) -> Tensor:
     result = torch.full((len(points),), math.nan)
     if bool(known.any()):
         parts = [_solve(_aligned(part)) for part in points[known].split(_ROWS)]
-        result[known] = torch.cat(parts).float()
+        result[known] = torch.rad2deg(torch.cat(parts)[:, 0]).float()
+    return result
+
+
+def crop_pose(landmarks: Tensor) -> Tensor:
+    """Estimate yaw, pitch, roll and size of the heads in aligned crops, from five landmarks.
+
+    The generic head is fitted as in ``yaw_deg``, without another alignment: roll and size are
+    those that the crop shows. The order of rotations is roll, pitch, yaw.
+
+    Args:
+        landmarks: five points in pixels of ``arcface112`` crops; NaN where unknown, (N, 5, 2).
+
+    Returns:
+        Yaw (positive to the image's right), pitch (positive upwards) and roll (positive clockwise)
+        in radians, and the logarithm of the size relative to a head whose frontal landmarks are
+        the template's; NaN where unknown, float32 on the CPU, (N, 4).
+    """
+    points = landmarks.detach().cpu().double() + SHIFT
+    known = torch.isfinite(points).all(2).all(1)
+    template = template_points("arcface112", 112).double() + SHIFT
+    depth = _frontal_place(template[None], template.new_tensor(HEAD))[:, 2]
+    result = torch.full((len(points), 4), math.nan)
+    if bool(known.any()):
+        poses = torch.cat([_solve(part) for part in points[known].split(_ROWS)])
+        poses[:, 3] = (depth / poses[:, 3]).log()
+        result[known] = poses.float()
     return result
 
 
@@ -79,7 +105,7 @@ def _aligned(points: Tensor) -> Tensor:
 
 
 def _solve(seen: Tensor) -> Tensor:
-    """Yaw in degrees of the heads seen at these points, (N,)."""
+    """Yaw, pitch, roll (radians) and depth (mm) of the heads seen at these points, (N, 4)."""
     head = seen.new_tensor(HEAD)
     rotation = torch.eye(3, dtype=seen.dtype).repeat(len(seen), 1, 1)
     translation = _frontal_place(seen, head)
@@ -100,7 +126,10 @@ def _solve(seen: Tensor) -> Tensor:
         turned, error = torch.where(wide, new_turned, turned), torch.where(wide, new_error, error)
         damping = torch.where(better, damping / 10, damping * 10).clamp(1e-12, 1e12)
     # The head looks along -z: where its third axis points tells the side it is turned to.
-    return torch.rad2deg(torch.atan2(-rotation[:, 0, 2], rotation[:, 2, 2]))
+    yaw = torch.atan2(-rotation[:, 0, 2], rotation[:, 2, 2])
+    pitch = rotation[:, 1, 2].clamp(-1, 1).asin()
+    roll = torch.atan2(rotation[:, 1, 0], rotation[:, 1, 1])
+    return torch.stack([yaw, pitch, roll, translation[:, 2]], 1)
 
 
 def _frontal_place(seen: Tensor, head: Tensor) -> Tensor:

@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def expression_loss(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+def expression_loss(
+    logits: Tensor, targets: Tensor, weights: Tensor | None = None, prior: Tensor | None = None
+) -> Tensor:
     """Cross-entropy with distributions for targets: L_exp, eq. (5).
 
     The same serves eq. (8), where D(x) of real crops stands for the logits, and eq. (10), where
@@ -26,11 +28,15 @@ def expression_loss(logits: Tensor, targets: Tensor, weights: Tensor | None = No
         logits: C_exp(E_exp(x)), (B, K).
         targets: probabilities, rows sum to one, (B, K).
         weights: trust in each row, (B,); None for equal trust.
+        prior: added to the logits, so that the classifier learns what the frequency of the classes
+            does not explain, (K,); None for the paper's loss. Source of this logit adjustment:
+            Menon et al., "Long-tail learning via logit adjustment", ICLR 2021, eq. (10).
 
     Returns:
         Scalar: the weighted mean over the batch.
     """
-    losses = -(targets * F.log_softmax(logits.float(), -1)).sum(-1)
+    adjusted = logits.float() if prior is None else logits.float() + prior
+    losses = -(targets * F.log_softmax(adjusted, -1)).sum(-1)
     if weights is None:
         return losses.mean()
     return (losses * weights).sum() / weights.sum().clamp(min=1e-6)
@@ -174,6 +180,66 @@ def generator_loss(
 ) -> Tensor:
     """L_G = L'_G + L_c + β1 L_cos + β2 L_confusion, eq. (12); β of Sec. 4.2."""
     return generative + classification + betas[0] * orthogonality + betas[1] * confusion
+
+
+def pose_regression_loss(predicted: Tensor, poses: Tensor) -> Tensor:
+    """Mean absolute error of yaw, pitch, roll and size (not in the paper).
+
+    Args:
+        predicted: (B, 4).
+        poses: of ``crop_pose``; NaN where unknown, (B, 4).
+
+    Returns:
+        Scalar: mean over the rows of known pose, 0 if there is none.
+    """
+    known = torch.isfinite(poses).all(1)
+    errors = (predicted.float() - poses.nan_to_num()).abs().mean(1)
+    return (errors * known).sum() / known.sum().clamp(min=1)
+
+
+def pair_loss(images: Tensor, targets: Tensor, layers: tuple[list[Tensor], list[Tensor]]) -> Tensor:
+    """Distance of images in pixels and in a network's feature maps (not in the paper).
+
+    Source: Johnson et al., "Perceptual Losses for Real-Time Style Transfer and Super-Resolution",
+    ECCV 2016, on features of unit length as in LPIPS (Zhang et al., CVPR 2018).
+
+    Args:
+        images: generated, (B, 3, H, W).
+        targets: real, (B, 3, H, W).
+        layers: feature maps of both, each (B, C, h, w).
+
+    Returns:
+        Scalar: the mean absolute difference of pixels, plus the mean over layers of the squared
+        difference of features.
+    """
+    pixels = (images.float() - targets).abs().mean()
+    distances = [
+        (F.normalize(a.float(), dim=1) - F.normalize(b.float(), dim=1)).square().sum(1).mean()
+        for a, b in zip(*layers, strict=True)
+    ]
+    return pixels + torch.stack(distances).mean()
+
+
+def swap_loss(
+    features: tuple[Tensor, Tensor], sources: tuple[Tensor, Tensor], logits: tuple[Tensor, Tensor]
+) -> Tensor:
+    """Distance of a swap from the identity of one face and the expression of another (ours).
+
+    Args:
+        features: E_id and E_exp of G_dec(f_id(A) + f_pose(A) + f_exp(B)), each (B, D).
+        sources: f_id(A) and f_exp(B), each (B, D).
+        logits: C_exp of the swap and of B, (B, K).
+
+    Returns:
+        Scalar: one minus the cosines, and the divergence of the expressions.
+    """
+    identity, expression = (
+        (1 - F.cosine_similarity(a.float(), b.float(), dim=-1)).mean()
+        for a, b in zip(features, sources, strict=True)
+    )
+    swapped, source = (F.log_softmax(x.float(), -1) for x in logits)
+    divergence = F.kl_div(swapped, source, log_target=True, reduction="batchmean")
+    return identity + expression + divergence
 
 
 def teacher_loss(predicted: Tensor, teacher: Tensor) -> Tensor:
