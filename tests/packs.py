@@ -124,12 +124,19 @@ def write_groups(folder, train=4, val=3, side=96):
 
 
 def write_faces_wild(folder, train=5, val=2):
-    """Crops of 144 pixels around one face each."""
+    """Write color crops of 144 pixels around one face each, with a teacher's embeddings."""
     rng = np.random.default_rng(5)
     face = face_at(24, 24, 96)
     rows = [
-        {"image": png(noise(144, rng)), "split": split, "landmarks": face["landmarks"]}
-        for split in ["train"] * train + ["val"] * val
+        {
+            "image": png(noise(144, rng)),
+            "file": f"wild{index}.png",
+            "split": split,
+            "landmarks": face["landmarks"],
+            "teacher_identity": embedding(rng).tolist(),
+            "yaw": 3.0 * index,
+        }
+        for index, split in enumerate(["train"] * train + ["val"] * val)
     ]
     pq.write_table(pa.Table.from_pylist(rows), folder / "faces_wild.parquet")
 
@@ -166,23 +173,6 @@ def write_backgrounds(folder, count=3, side=64):
     pq.write_table(pa.Table.from_pylist(rows, kinds), folder / "backgrounds.parquet")
 
 
-def write_faces_wild(folder, train=6, side=48):
-    """Write color crops of strangers with landmarks and a teacher's embeddings."""
-    rng = np.random.default_rng(4)
-    rows = [
-        {
-            "image": png(noise(side, rng)),
-            "file": f"wild{index}.png",
-            "split": "train",
-            "landmarks": face_at(6, 6, 36)["landmarks"],
-            "teacher_identity": embedding(rng).tolist(),
-            "yaw": 3.0 * index,
-        }
-        for index in range(train)
-    ]
-    pq.write_table(pa.Table.from_pylist(rows), folder / "faces_wild.parquet")
-
-
 def write_london(folder, people=2, side=48):
     """Write a neutral and a smiling image of several people, without a teacher's embeddings."""
     rng = np.random.default_rng(5)
@@ -206,7 +196,6 @@ def write_packs(folder):
     """Everything that training reads."""
     write_ferplus(folder, classes=3)
     write_lfw(folder)
-    write_faces_wild(folder)
     write_london(folder)
     write_pairs(folder)
     write_backgrounds(folder)

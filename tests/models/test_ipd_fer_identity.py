@@ -65,7 +65,9 @@ def test_targets_do_not_show_the_expression():
     labels = [0, 1] * 100
     teacher = torch.randn(200, 128)
     teacher[1::2, 7] += 20
-    targets = identity_targets([rows_of(*[""] * 200, labels=labels, teacher=teacher), rows_of("", "")], 1)
+    targets = identity_targets(
+        [rows_of(*[""] * 200, labels=labels, teacher=teacher), rows_of("", "")], 1
+    )
     means = targets[0][0::2].mean(0), targets[0][1::2].mean(0)
     torch.testing.assert_close(*means, atol=1e-3, rtol=0)
 
@@ -107,8 +109,7 @@ def test_a_queue_holds_the_latest_rows():
 
 def test_the_removal_takes_the_expressions_of_every_pack_out_of_f_id(sources, monkeypatch):
     def features(encoder, crops, device):
-        shown = torch.randn(len(crops), 16, generator=torch.Generator().manual_seed(len(crops)))
-        return shown
+        return torch.randn(len(crops), 16, generator=torch.Generator().manual_seed(len(crops)))
 
     monkeypatch.setattr(identity, "embed", features)
     removal = expression_removal(Encoder(PAPER.backbone, 16), sources.train, IDENTITY, CPU)

@@ -257,7 +257,9 @@ def test_similarity_matching_compares_a_batch_with_itself_and_with_the_past():
     pairs = zip(
         cosines_with_others(features, past[0]), cosines_with_others(teacher, past[1]), strict=True
     )
-    expected = mean((a - b) ** 2 for ours, theirs in pairs for a, b in zip(ours, theirs, strict=True))
+    expected = mean(
+        (a - b) ** 2 for ours, theirs in pairs for a, b in zip(ours, theirs, strict=True)
+    )
     torch.testing.assert_close(similarity_matching_loss(features, teacher, past), expected)
 
 

@@ -39,7 +39,7 @@ CITATION = """@article{jiang2022disentangling,
 }"""
 START_SEED = 0
 """Seed of the stages before Algorithm 1, which all seeds of a run share."""
-_SMOKE = {
+SMOKE: dict[str, Any] = {
     "epochs": 1,
     "batch_size": 4,
     "sizes": ((0, SIZE),),
@@ -49,6 +49,7 @@ _SMOKE = {
     "queue": 8,
     "removed_directions": 2,
 }
+"""Fields of a recipe for ``--smoke``."""
 
 
 def run(
@@ -92,7 +93,7 @@ def run(
     """
     chosen = recipe(name, without)
     if smoke:
-        chosen = shortened(chosen, **_SMOKE)
+        chosen = shortened(chosen, **SMOKE)
     # An unsuitable checkpoint is an error before the data are read.
     base = None if start is None else _load_start(chosen, start).card
     with Processes.present().first_alone():  # the others map the crops that it aligns
