@@ -20,7 +20,8 @@ def autocast(device: torch.device) -> torch.autocast:
     Other processors train convolutions faster in float32, even those with bfloat16 vectors.
     """
     if device.type == "cpu":
-        fast = getattr(torch.cpu, "get_capabilities", dict)().get("amx_bf16", False)
+        capabilities = getattr(torch.cpu, "get_capabilities", None)  # not in torch 2.4
+        fast = bool(capabilities and capabilities().get("amx_bf16"))
     else:
         fast = device.type != "mps"
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast)

@@ -81,8 +81,8 @@ class IPDFER(DecodingModel):
         self.identity_encoder = Encoder(backbone, feature_dim)
         self.expression_encoder = Encoder(backbone, feature_dim, rank=expression_rank)
         self.expression_classifier = nn.Linear(feature_dim, num_classes)
-        self.pose_encoder = self.pose_classifier = self.decoder = None
-        self.expression_removal = None
+        self.pose_encoder: Encoder | PoseEncoder | None = None
+        self.pose_classifier = self.decoder = self.expression_removal = None
         if removed_directions:
             self.expression_removal = IdentityRemoval(feature_dim, removed_directions)
         if pose_backbone is not None and pose_bottleneck:

@@ -57,7 +57,7 @@ class ExpressionTraining:
             }
         )
         self.parts["expression_encoder"].load_state_dict(encoder)
-        self.parts.to(device, memory_format=torch.channels_last)
+        self.parts.to(device).to(memory_format=torch.channels_last)
         self.labels = ExpressionTargets(recipe, rows)
 
     def loss(self, index: Tensor, size: int, generator: torch.Generator) -> Tensor:
@@ -147,7 +147,7 @@ def score_expression(
         By name of the split: ``_accuracy``, ``_balanced`` (the mean recall of the classes), and
         their mean ``_score``.
     """
-    result = {}
+    result: dict[str, float] = {}
     for name, part in val.items():
         known = part.labels >= 0
         logits = expression_logits(network, part.crops[known], device, size)
@@ -210,7 +210,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         loss.backward()
         return loss
 
-    optimizer.step(closure)  # type: ignore[arg-type]
+    optimizer.step(closure)
     return float(log_temperature.detach().exp())
 
 
@@ -226,5 +226,5 @@ def calibrate(network: nn.Module, val: Rows, device: torch.device) -> float:
     with torch.enable_grad():
         temperature = fit_temperature(logits, val.labels[known])
     for parameter in network.get_submodule("expression_classifier").parameters():
-        parameter /= temperature
+        parameter.div_(temperature)
     return temperature

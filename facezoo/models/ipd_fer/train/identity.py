@@ -86,14 +86,18 @@ def train_identity(
     teachers = torch.cat([part.teacher for part in rows[1:]])
     offset = (1 - config.centering) * teachers[torch.isfinite(teachers).all(1)].mean(0).to(device)
     numbers = number_identities(rows)
-    parts = nn.ModuleDict(
-        {
-            "encoder": Encoder(recipe.backbone, dim),
-            "head": nn.Linear(dim, len(offset)),
-            "centers": nn.Linear(dim, 1 + int(max(n.max() for n in numbers)), bias=False),
-            "queue": EmbeddingQueue(config.queue, dim, len(offset)),
-        }
-    ).to(device, memory_format=torch.channels_last)
+    parts = (
+        nn.ModuleDict(
+            {
+                "encoder": Encoder(recipe.backbone, dim),
+                "head": nn.Linear(dim, len(offset)),
+                "centers": nn.Linear(dim, 1 + int(max(n.max() for n in numbers)), bias=False),
+                "queue": EmbeddingQueue(config.queue, dim, len(offset)),
+            }
+        )
+        .to(device)
+        .to(memory_format=torch.channels_last)
+    )
     encoder, queue = parts["encoder"], parts["queue"]
     stage, together = config.stage, Processes.present()
     groups = layer_groups(parts)
