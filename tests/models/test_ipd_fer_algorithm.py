@@ -166,7 +166,7 @@ def test_an_expression_encoder_of_lower_rank_starts_as_the_principal_part_of_the
 
 def test_the_parts_of_the_paper_can_be_left_out_and_no_others():
     objective = recipe("compact", ("cos", "recon", "rank")).objective
-    assert objective.betas == (0.0, 0.0)
+    assert objective.betas == (0.0, 1.0)
     assert objective.lambdas == (0.001, 0.001, 1.0, 0.0)
     assert objective.expression_rank is None
     assert recipe("paper", ("pose",)).objective.pose_backbone is None
@@ -187,4 +187,6 @@ def test_the_paper_recipe_is_that_of_section_4_2():
     assert (chosen.backbone, chosen.objective.pose_backbone) == ("resnet18", "resnet18")
     assert not chosen.objective.joint
     assert RECIPES["paper-baseline"].main == chosen.main
-    assert RECIPES["compact-baseline"].main == RECIPES["compact"].main
+    for name in ("compact", "wide"):
+        assert RECIPES[f"{name}-baseline"].main == RECIPES[name].main
+        assert RECIPES[f"{name}-baseline"].start == RECIPES[name].start

@@ -47,7 +47,6 @@ SMOKE: dict[str, Any] = {
     "singles": (("faces_wild", 2), ("ferplus", 2)),
     "pairs": 2,
     "queue": 8,
-    "removed_directions": 2,
 }
 """Fields of a recipe for ``--smoke``."""
 
@@ -191,19 +190,26 @@ def train(
     Returns:
         The trained model, float32, on the CPU.
     """
-    if start is None:
-        beginning = begin(chosen, sources, start_folder, device)
-    else:
-        beginning = begin_from(chosen, sources, start)
+    beginning = begin(chosen, sources, start_folder, device, start)
     return finish(chosen, sources, beginning, out, seed=seed, device=device)
 
 
-def begin(chosen: Recipe, sources: Sources, out: Path, device: torch.device) -> Beginning:
-    """Train the stages before Algorithm 1.
+def begin(
+    chosen: Recipe,
+    sources: Sources,
+    out: Path,
+    device: torch.device,
+    checkpoint: str | None = None,
+) -> Beginning:
+    """Train the stages before Algorithm 1, with E_id from a checkpoint if there is one.
 
     Without a first stage for the expression, E_exp is E_id and there is no classifier yet.
     """
-    identity, start = begin_identity(chosen, sources, out, device), chosen.start
+    start = chosen.start
+    if checkpoint is None:
+        identity = begin_identity(chosen, sources, out, device)
+    else:
+        identity = _identity_of(_load_start(chosen, checkpoint))
     encoder = _of_encoder(identity)
     if start.expression is None:
         first = {f"expression_encoder.{k}": v for k, v in encoder.items()}
@@ -239,21 +245,13 @@ def begin_identity(
     return train_identity(chosen, sources, out, START_SEED, device)
 
 
-def begin_from(chosen: Recipe, sources: Sources, start: str) -> Beginning:
-    """Take E_id from a checkpoint, by a name that ``facezoo.load`` accepts; E_exp starts from it.
-
-    Raises:
-        ValueError: if the checkpoint's encoders are not the recipe's.
-    """
-    state = _load_start(chosen, start).state_dict()
-    prefixes = ("identity_encoder.", "expression_removal.")
-    identity = {
-        k: v.float() if v.is_floating_point() else v
-        for k, v in state.items()
-        if k.startswith(prefixes)
+def _identity_of(model: IPDFER) -> dict[str, Tensor]:
+    parts = ("identity_encoder.", "expression_removal.")
+    return {
+        name: value.float() if value.is_floating_point() else value
+        for name, value in model.state_dict().items()
+        if name.startswith(parts)
     }
-    first = {f"expression_encoder.{k}": v for k, v in _of_encoder(identity).items()}
-    return Beginning(identity, first, sources.train)
 
 
 def _of_encoder(identity: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -262,6 +260,11 @@ def _of_encoder(identity: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _load_start(chosen: Recipe, start: str) -> IPDFER:
+    """Load the checkpoint that E_id comes from.
+
+    Raises:
+        ValueError: if its encoders are not the recipe's.
+    """
     model: IPDFER = IPDFER.from_pretrained(start)
     expected = {"backbone": chosen.backbone, "feature_dim": chosen.feature_dim}
     if {key: model.architecture[key] for key in expected} != expected:
@@ -330,7 +333,7 @@ def _write(
         record,
         model="ipd-fer",
         tag=tag,
-        default=tag == "ferplus-lfw",
+        default=tag in ("ferplus-lfw", "ferplus-lfw-wide"),
         flags=flags,
         architecture=model.architecture,
         preprocessing=Preprocessing(TEMPLATE, SIZE),
