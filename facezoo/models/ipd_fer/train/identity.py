@@ -86,19 +86,11 @@ def train_identity(
     teachers = torch.cat([part.teacher for part in rows[1:]])
     offset = (1 - config.centering) * teachers[torch.isfinite(teachers).all(1)].mean(0).to(device)
     numbers = number_identities(rows)
-    parts = (
-        nn.ModuleDict(
-            {
-                "encoder": Encoder(recipe.backbone, dim),
-                "head": nn.Linear(dim, len(offset)),
-                "centers": nn.Linear(dim, 1 + int(max(n.max() for n in numbers)), bias=False),
-                "queue": EmbeddingQueue(config.queue, dim, len(offset)),
-            }
-        )
-        .to(device)
-        .to(memory_format=torch.channels_last)
-    )
-    encoder, queue = parts["encoder"], parts["queue"]
+    encoder, head = Encoder(recipe.backbone, dim), nn.Linear(dim, len(offset))
+    centers = nn.Linear(dim, 1 + int(max(n.max() for n in numbers)), bias=False)
+    queue = EmbeddingQueue(config.queue, dim, len(offset))
+    named = {"encoder": encoder, "head": head, "centers": centers, "queue": queue}
+    parts = nn.ModuleDict(named).to(device).to(memory_format=torch.channels_last)
     stage, together = config.stage, Processes.present()
     groups = layer_groups(parts)
     optimizer = torch.optim.AdamW(groups, stage.lr, weight_decay=stage.weight_decay, fused=True)
@@ -115,11 +107,11 @@ def train_identity(
         ours, theirs, past = features[taught], target[taught] + offset, queue.entries()
         first, second = features[-2 * config.pairs // together.count :].chunk(2)
         terms = {
-            "regression": losses.teacher_loss(parts["head"](ours), target[taught]),
+            "regression": losses.teacher_loss(head(ours), target[taught]),
             "matching": losses.similarity_matching_loss(ours, theirs, past),
             "ranking": losses.similarity_ranking_loss(ours, theirs, past),
             "margin": losses.margin_loss(
-                features, parts["centers"].weight, gather(numbers, index).to(device)
+                features, centers.weight, gather(numbers, index).to(device)
             ),
             "same_identity": losses.same_identity_loss(first, second),
         }
