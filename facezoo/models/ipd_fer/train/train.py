@@ -206,6 +206,8 @@ def begin(
     Without a first stage for the expression, E_exp is E_id and there is no classifier yet.
     """
     start = chosen.start
+    if checkpoint is None or start.expression is not None:
+        _record(out, asdict(start), sources)
     if checkpoint is None:
         identity = begin_identity(chosen, sources, out, device)
     else:
@@ -239,10 +241,15 @@ def begin_identity(
     chosen: Recipe, sources: Sources, out: Path, device: torch.device
 ) -> dict[str, Tensor]:
     """Train E_id; return its tensors and those of the removal, named as in ``IPDFER``."""
-    with Processes.present().first_alone():
-        begin_run(out, seed=START_SEED, recipe=asdict(chosen.start))
-        check_data(out, sources.digest)
+    _record(out / "identity", asdict(chosen.start.identity), sources)
     return train_identity(chosen, sources, out, START_SEED, device)
+
+
+def _record(folder: Path, config: dict[str, Any], sources: Sources) -> None:
+    """Record the configuration and data of first stages, or check that they are the same."""
+    with Processes.present().first_alone():
+        begin_run(folder, seed=START_SEED, recipe=config)
+        check_data(folder, sources.digest)
 
 
 def _identity_of(model: IPDFER) -> dict[str, Tensor]:
