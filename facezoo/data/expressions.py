@@ -39,7 +39,7 @@ class ExpressionData:
     zero without a label, (N, 8)."""
     splits: list[str]
     """``"train"``, ``"val"`` or ``"test"``; empty if the set has no splits."""
-    persons: list[str]
+    identities: list[str]
     """Identities, empty if unknown."""
     cropped: bool
     """True if each image shows a single face that fills it."""
@@ -84,7 +84,7 @@ def with_labels(
     words: Sequence[str | None],
     splits: list[str],
     *,
-    persons: list[str] | None = None,
+    identities: list[str] | None = None,
     cropped: bool = False,
     landmarks: Tensor | None = None,
     boxes: Tensor | None = None,
@@ -93,9 +93,9 @@ def with_labels(
     """Return a data set with one word of ``EXPRESSIONS``, or None, for each image."""
     labels = torch.tensor([-1 if word is None else EXPRESSIONS.index(word) for word in words])
     one_hot = F.one_hot(labels.clamp(min=0), len(EXPRESSIONS)).float() * (labels >= 0)[:, None]
-    persons = persons or [""] * len(files)
+    identities = identities or [""] * len(files)
     return ExpressionData(
-        name, files, labels, one_hot, splits, persons, cropped, landmarks, boxes, fold
+        name, files, labels, one_hot, splits, identities, cropped, landmarks, boxes, fold
     )
 
 

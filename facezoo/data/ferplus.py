@@ -58,7 +58,7 @@ def read_ferplus(root: str | Path) -> ExpressionData:
         labels=majority_of_votes(counts),
         distributions=_vote_distributions(counts),
         splits=[split_of[file.parent.name] for file in files],
-        persons=[""] * len(files),
+        identities=[""] * len(files),
         cropped=True,
     )
 

@@ -186,15 +186,15 @@ def read_ck_plus(root: str | Path) -> ExpressionData:
         files += [first, *peak]
         number = "".join(cell for cells in lines_of(label) for cell in cells)
         words += ["neutral"] + [word_of(number, CK_PLUS_LABELS, str(label))] * len(peak)
-    persons = [file.parent.parent.name for file in files]
-    fold_of = {person: turn % FOLDS for turn, person in enumerate(sorted(set(persons)))}
+    identities = [file.parent.parent.name for file in files]
+    fold_of = {name: turn % FOLDS for turn, name in enumerate(sorted(set(identities)))}
     return with_labels(
         "ck+",
         files,
         words,
         [""] * len(files),
-        persons=persons,
-        fold=torch.tensor([fold_of[person] for person in persons]),
+        identities=identities,
+        fold=torch.tensor([fold_of[name] for name in identities]),
     )
 
 

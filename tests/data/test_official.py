@@ -95,7 +95,7 @@ def test_raf_db_gives_files_labels_splits_and_landmarks_in_the_projects_order(tm
     assert data.labels.dtype == torch.int64
     assert certain(data)
     assert not data.cropped
-    assert data.persons == [""] * 7
+    assert data.identities == [""] * 7
     torch.testing.assert_close(data.landmarks[1], CLOSE + 2, atol=1e-3, rtol=0)
 
 
@@ -464,7 +464,7 @@ def test_hidden_files_are_no_part_of_a_data_set(name, tmp_path):
 def test_no_person_of_ck_plus_is_in_two_folds_and_the_folds_are_even(tmp_path):
     data = read_ck_plus(ck_plus(tmp_path))
     folds = {}
-    for person, fold in zip(data.persons, data.fold.tolist(), strict=True):
+    for person, fold in zip(data.identities, data.fold.tolist(), strict=True):
         folds.setdefault(person, set()).add(fold)
     assert len(folds) == 23
     assert all(len(where) == 1 for where in folds.values())

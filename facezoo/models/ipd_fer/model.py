@@ -153,7 +153,7 @@ class IPDFER(DecodingModel):
     def estimate_pose(self, images: Tensor) -> Tensor:
         """Estimate yaw, pitch, roll (radians) and log size of the heads in crops, (B, 4).
 
-        The angles are those of ``facezoo.data.yaw.crop_pose``; gradients are kept.
+        The angles are those of ``facezoo.preprocess.head_pose.crop_pose``; gradients are kept.
 
         Raises:
             UnsupportedError: if this model has no pose bottleneck.

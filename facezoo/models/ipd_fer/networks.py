@@ -122,7 +122,7 @@ class PoseEncoder(nn.Module):
     """E_pose that can hold a pose and nothing else (ours): four numbers, expanded linearly to D.
 
     The numbers are yaw, pitch and roll in radians and the logarithm of the head's size, see
-    ``facezoo.data.yaw.crop_pose``. A frontal face of the template's size gives zeros.
+    ``facezoo.preprocess.head_pose.crop_pose``. A frontal face of the template's size gives zeros.
 
     Args:
         backbone: name of a timm model.

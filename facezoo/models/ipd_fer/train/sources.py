@@ -15,10 +15,10 @@ from facezoo.data.crops import load_crops
 from facezoo.data.expressions import ExpressionData
 from facezoo.data.official import read_official
 from facezoo.data.packs import check_packs
-from facezoo.data.yaw import pose_labels
 from facezoo.evaluate.verification import Pairs, read_pairs
 from facezoo.models.ipd_fer.train.data import Rows, read_rows
 from facezoo.models.ipd_fer.train.recipes import MARGIN, SIZE, TEMPLATE
+from facezoo.preprocess.head_pose import pose_labels
 from facezoo.training.run import digest_of_files
 
 PACKS = ("ferplus", "lfw")
@@ -148,6 +148,6 @@ def _rows(data: ExpressionData, rows: Tensor, device: torch.device) -> Rows:
         expression=data.distributions[crops.rows],
         labels=data.labels[crops.rows],
         poses=pose_labels(crops.yaw_deg),
-        identities=[data.persons[row] for row in crops.rows.tolist()],
+        identities=[data.identities[row] for row in crops.rows.tolist()],
         files=[data.files[row].name for row in crops.rows.tolist()],
     )

@@ -5,7 +5,7 @@ import pytest
 import torch
 from packs import FACE
 
-from facezoo.data.yaw import CENTRE, FOCAL, HEAD, SHIFT, crop_pose, pose_labels, yaw_deg
+from facezoo.preprocess.head_pose import CENTRE, FOCAL, HEAD, SHIFT, crop_pose, pose_labels, yaw_deg
 
 
 def head_at(yaw, pitch=0.0, x=0.0, y=-35.0, depth=2900.0, roll=0.0):
