@@ -207,14 +207,14 @@ class Faces(Result):
         return table(["image", "score", "box: x0, y0, x1, y1"], rows, len(self))
 
     def to_dict(self) -> list[dict[str, Any]]:
-        """Return one plain dict per face, for a table."""
+        """Return one plain dict per face, for a table or JSON; NaN becomes None."""
         return [
             {
                 "image_index": int(index),
-                "score": float(score),
-                **dict(zip(("x0", "y0", "x1", "y1"), map(float, box), strict=True)),
+                "score": _number(score),
+                **dict(zip(("x0", "y0", "x1", "y1"), map(_number, box), strict=True)),
                 **{
-                    f"{name}_{axis}": float(value)
+                    f"{name}_{axis}": _number(value)
                     for name, point in zip(LANDMARK_NAMES, points, strict=True)
                     for axis, value in zip("xy", point, strict=True)
                 },
@@ -274,12 +274,15 @@ class ExpressionPrediction(Result):
         return table(["label", *self.classes], rows, len(self))
 
     def to_dict(self) -> list[dict[str, Any]]:
-        """Return one plain dict per face: label, one probability per class, and its position."""
+        """Return one plain dict per face: label, one probability per class, and its position.
+
+        NaN becomes None, which JSON and tables have.
+        """
         rows = self.faces.to_dict() if self.faces is not None else [{} for _ in self.labels]
         return [
             {
                 "label": label,
-                **{f"p_{c}": float(p) for c, p in zip(self.classes, row, strict=True)},
+                **{f"p_{c}": _number(p) for c, p in zip(self.classes, row, strict=True)},
                 **place,
             }
             for label, row, place in zip(self.labels, self.probabilities.cpu(), rows, strict=True)
@@ -306,6 +309,11 @@ def model_rows(model: Any) -> dict[str, str]:
         rows["license of the weights"] = model.card.licenses.weights
         rows["limits"] = f"{len(model.card.limits)}, see model.card.limits"
     return rows
+
+
+def _number(value: Any) -> float | None:
+    """Convert a number to a float, and NaN to None."""
+    return None if math.isnan(value) else float(value)
 
 
 def counted(count: int, word: str) -> str:

@@ -33,7 +33,8 @@ ROWS = [
         "models.latentface",
     ],
     ["registry"],
-    ["evaluate.benchmark", "extraction", "faces", "finetuning", "sklearn", "export", "plot"],
+    ["faces"],
+    ["evaluate.benchmark", "extraction", "finetuning", "sklearn", "export", "plot"],
     ["__init__", "__main__", "cli"],
 ]
 # In these rows modules of different folders may import each other, as long as no cycle arises.

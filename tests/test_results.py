@@ -1,6 +1,7 @@
 """Results: selection, conversion, tables, and their display in a notebook."""
 
 import dataclasses
+import json
 import warnings
 from itertools import islice
 from pathlib import Path
@@ -152,7 +153,7 @@ def test_a_table_of_predictions_has_label_probabilities_and_place():
     assert (rows[0]["p_calm"], rows[0]["p_cross"]) == (0.75, 0.25)
     assert rows[0]["x1"] == 2
     assert rows[1]["label"] is None
-    assert np.isnan([rows[1]["p_calm"], rows[1]["x0"]]).all()
+    assert (rows[1]["p_calm"], rows[1]["x0"]) == (None, None)
 
 
 def test_a_table_of_aligned_crops_has_no_places():
@@ -278,3 +279,18 @@ def test_a_warning_is_said_once():
         warn_once("the same words as before, and others")
     assert len(told) == 2
     assert told[0].filename == __file__
+
+
+def test_dicts_of_images_without_a_face_are_strict_json():
+    nan = float("nan")
+    faces = Faces(
+        torch.tensor([[0.0, 0, 1, 1], [nan] * 4]),
+        torch.tensor([[[0.5, 0.5]] * 5, [[nan, nan]] * 5]),
+        torch.tensor([0.9, nan]),
+        torch.tensor([0, 1]),
+    )
+    probabilities = torch.tensor([[0.25, 0.75], [nan, nan]])
+    prediction = ExpressionPrediction(["b", None], probabilities, ("a", "b"), faces)
+    first, second = json.loads(json.dumps(prediction.to_dict(), allow_nan=False))
+    assert (first["p_b"], first["x1"]) == (0.75, 1.0)
+    assert second == dict.fromkeys(second, None) | {"image_index": 1}
