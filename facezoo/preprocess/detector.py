@@ -9,6 +9,7 @@ al., ICCV 2019) for the levels and of RetinaFace (Deng et al., CVPR 2020) for th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar
 
 import torch
@@ -151,19 +152,20 @@ class FaceDetector(nn.Module):
         return torch.cat(numbers, 1).float().flatten(2).transpose(1, 2)
 
 
+@lru_cache(maxsize=64)
 def cells(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Centre x, y (A, 2) and unit (A, 1) of every cell of an input of this size, in pixels."""
-    centres, bases = [], []
-    for stride, base in zip(STRIDES, BASES, strict=True):
-        y, x = (
-            torch.arange(side // stride, dtype=torch.float32, device=device) * stride
-            + (stride - 1) / 2
-            for side in (height, width)
-        )
-        grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], -1).reshape(-1, 2)
-        centres.append(grid)
-        bases.append(grid.new_full((len(grid), 1), base))
-    return torch.cat(centres), torch.cat(bases)
+    """Return center x, y (A, 2) and unit (A, 1) of every cell of an input of this size, pixels."""
+    centers, bases = [], []
+    # The tensors are cached, so that they must not depend on the state of the first caller.
+    with torch.inference_mode(False):
+        for stride, base in zip(STRIDES, BASES, strict=True):
+            y = torch.arange(height // stride, dtype=torch.float32, device=device)
+            x = torch.arange(width // stride, dtype=torch.float32, device=device)
+            y, x = y * stride + (stride - 1) / 2, x * stride + (stride - 1) / 2
+            grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], -1).reshape(-1, 2)
+            centers.append(grid)
+            bases.append(grid.new_full((len(grid), 1), base))
+        return torch.cat(centers), torch.cat(bases)
 
 
 def decode(raw: Tensor, centres: Tensor, bases: Tensor) -> Candidates:
