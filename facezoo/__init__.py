@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from facezoo.models.latentface import LatentFace
     from facezoo.plot import show
     from facezoo.preprocess.jpeg import JpegDecoder
+    from facezoo.registration import register
     from facezoo.registry import download, info, list_models
     from facezoo.results import ExpressionPrediction, FaceEncoding, Faces
 
@@ -76,6 +77,7 @@ __all__ = [
     "list_models",
     "load",
     "plot",
+    "register",
     "remove_identity",
     "show",
 ]
@@ -94,6 +96,7 @@ _HOMES = {
     "info": "facezoo.registry",
     "list_models": "facezoo.registry",
     "load": "facezoo.registry",
+    "register": "facezoo.registration",
     "show": "facezoo.plot",
     "remove_identity": "facezoo.models.identity_removal",
 }

@@ -19,6 +19,7 @@ PUBLIC = [
     "list_models",
     "load",
     "plot",
+    "register",
     "remove_identity",
     "show",
 ]

@@ -25,6 +25,7 @@ COMMANDS = {
     "join": ("facezoo.cli.images:join", "Join feature files."),
     "download": ("facezoo.cli.checkpoints:download", "Download weights for use without network."),
     "finetune": ("facezoo.cli.train:finetune", "Fine-tune a checkpoint on your own images."),
+    "register": ("facezoo.cli.meshes:register", "Fit the template of a mesh model to a mesh."),
     "evaluate": ("facezoo.cli.measure:evaluate", "Measure a checkpoint by the papers' protocols."),
     "benchmark": ("facezoo.cli.measure:benchmark", "Compare checkpoints and two baselines."),
     "train": ("facezoo.cli.train:train", "Train a model by its recipe."),

@@ -251,6 +251,17 @@ def register_template(
     return Fit(vertices, pose, parameters, matched, residuals)
 
 
+def rigid_residual(model: ShapeModel, surface: Surface, pose: Similarity) -> float:
+    """Return the distance of the face after a short rigid ICP, mm, to compare poses.
+
+    Unmatched vertices count with ``FARTHEST_MM``.
+    """
+    pose = _rigid_icp(model, surface, pose, False, steps=10)
+    rows = np.flatnonzero(model.face)[::2]
+    matches, valid = _match(model, surface, pose, model.mean, rows)
+    return float(np.where(valid, matches.distances, FARTHEST_MM).mean())
+
+
 def _match(
     model: ShapeModel,
     surface: Surface,
