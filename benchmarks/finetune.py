@@ -22,7 +22,7 @@ from torch import Tensor
 
 import facezoo
 from facezoo.data.packs import aligned_crops, read_pack
-from facezoo.evaluate.classification import scores
+from facezoo.evaluate.metrics import scores
 from facezoo.evaluate.probes import linear_probe
 from facezoo.finetuning import Finetuning, fit, predict
 from facezoo.finetuning.loop import MARGIN, Examples

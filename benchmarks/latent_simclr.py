@@ -26,7 +26,6 @@ from tqdm.auto import tqdm
 
 import facezoo
 from facezoo.data.packs import aligned_crops, majority_labels, read_pack
-from facezoo.evaluate.classification import accuracy, confusion, macro_f1
 from facezoo.evaluate.generation import (
     diversity,
     frechet_distance,
@@ -34,6 +33,7 @@ from facezoo.evaluate.generation import (
     nearest,
 )
 from facezoo.evaluate.leakage import identity_from
+from facezoo.evaluate.metrics import scores
 from facezoo.evaluate.report import write_tables
 from facezoo.evaluate.verification import read_pairs, verification_accuracy
 from facezoo.hub.tensors import load_into, read_tensors
@@ -228,8 +228,8 @@ def by_svm(train: Tensor, labels: Tensor, test: Tensor) -> Tensor:
 
 
 def scored(predicted: Tensor, truth: Tensor) -> dict[str, float]:
-    counts = confusion(predicted, truth, int(truth.max()) + 1)
-    return {"accuracy": 100 * accuracy(counts), "F1": 100 * macro_f1(counts)}
+    values = scores(predicted, truth)
+    return {"accuracy": 100 * values["accuracy"], "F1": 100 * values["macro-F1"]}
 
 
 def with_labels(pack: Pack, words) -> tuple[Tensor, Tensor, Tensor]:

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 import facezoo
 from facezoo.data.packs import aligned_crops, majority_labels, read_pack, yaw_column
-from facezoo.evaluate.classification import accuracy, confusion, macro_f1
+from facezoo.evaluate.metrics import scores
 from facezoo.evaluate.probes import linear_probe
 from facezoo.evaluate.report import write_tables
 from facezoo.evaluate.verification import learned_accuracy, read_pairs, verification_accuracy
@@ -240,11 +240,11 @@ def probed(features: list[Tensor], labels: list[Tensor], words) -> dict[str, flo
     kept = [torch.isin(each, wanted).nonzero()[:, 0][:FITTED] for each in labels]
     features = [f[rows] for f, rows in zip(features, kept, strict=True)]
     labels = [each[rows] for each, rows in zip(labels, kept, strict=True)]
-    classes, every = torch.cat(labels).unique(return_inverse=True)
+    every = torch.cat(labels).unique(return_inverse=True)[1]
     fitted, tested = torch.arange(len(every)).split([len(each) for each in labels])
     predicted = linear_probe(torch.cat(features), every, fitted, tested).predicted
-    counts = confusion(predicted, every[tested], len(classes))
-    return {"accuracy": 100 * accuracy(counts), "F1": 100 * macro_f1(counts)}
+    values = scores(predicted, every[tested])
+    return {"accuracy": 100 * values["accuracy"], "F1": 100 * values["macro-F1"]}
 
 
 # --- pictures -------------------------------------------------------------------------------------

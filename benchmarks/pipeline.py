@@ -32,7 +32,7 @@ from measuring import in_turn, stamp, write
 import facezoo
 from facezoo.errors import UnsupportedError
 from facezoo.extraction import extract
-from facezoo.extraction.sources import list_photos
+from facezoo.extraction.sources import list_images
 from facezoo.preprocess.images import read_image
 from facezoo.preprocess.pipeline import find_faces, to_device
 from facezoo.preprocess.templates import template_points
@@ -230,7 +230,7 @@ def main(options: argparse.Namespace) -> dict:
         folder = options.source
         if folder.suffix == ".parquet":
             folder = unpack(folder, Path(scratch) / "photos", options.limit)
-        photos = list_photos(folder)
+        photos = list_images(folder)
         files = [str(photos.root / name) for name in photos.names[: options.limit]]
         height, width = cv2.imread(files[0]).shape[:2]
         tables = {

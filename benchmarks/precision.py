@@ -17,7 +17,7 @@ from measuring import stamp, write
 
 import facezoo
 from facezoo.errors import UnsupportedError
-from facezoo.extraction.sources import list_photos
+from facezoo.extraction.sources import list_images
 from facezoo.preprocess.alignment import prepare
 from facezoo.preprocess.images import read_image
 from facezoo.preprocess.pipeline import find_faces, to_device
@@ -61,7 +61,7 @@ def refused(name: str) -> bool:
 
 def main(folder: Path, limit: int, device: str = "cpu") -> dict:
     """All checkpoints of the package; those that refuse are named."""
-    listed = list_photos(folder)
+    listed = list_images(folder)
     read = [read_image(listed.root / name) for name in listed.names[:limit]]
     photos = to_device(read, torch.device(device))
     faces = find_faces(photos, on_missing="skip")

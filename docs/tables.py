@@ -24,8 +24,8 @@ from typing import Any
 import torch
 
 from facezoo.evaluate.benchmark.report import table_text
-from facezoo.evaluate.comparison import compare
-from facezoo.evaluate.protocols import FOUND, GIVEN
+from facezoo.evaluate.embedding import ALIGNED, DETECTED
+from facezoo.evaluate.metrics import compare
 from facezoo.hub.card import Card, Metric, bundled_cards
 from facezoo.hub.families import FAMILIES
 
@@ -188,7 +188,7 @@ def _read(path: Path) -> dict[str, Any]:
     values = {
         (m["name"], f"{m['dataset']} {m['split']}", m["protocol"], m["unit"]): m["value"]
         for m in content["metrics"]
-        if not m["protocol"].endswith(FOUND)
+        if not m["protocol"].endswith(DETECTED)
     }
     right = torch.tensor([mark == "1" for mark in content["confusion"]["right"]])
     return {"file": path.name, "values": values, "right": right}
@@ -206,16 +206,16 @@ def _accuracies(cards: Sequence[Card]) -> str:
     for card in cards:
         for metric in card.metrics:
             rule, _, how = metric.protocol.rpartition("; ")
-            if metric.name in HEADLINES and how in (GIVEN, FOUND):
+            if metric.name in HEADLINES and how in (ALIGNED, DETECTED):
                 where = f"{metric.dataset} {metric.split}: {rule}"
                 found.setdefault((card.name, where, metric.name), {})[how] = _value(metric)
     if not found:
         return "Accuracy: none measured."
     rows = [
-        [f"`{name}`", where, metric_name, values.get(GIVEN, ""), values.get(FOUND, "")]
+        [f"`{name}`", where, metric_name, values.get(ALIGNED, ""), values.get(DETECTED, "")]
         for (name, where, metric_name), values in found.items()
     ]
-    return _table(["checkpoint", "measured on", "metric", GIVEN, FOUND], rows)
+    return _table(["checkpoint", "measured on", "metric", ALIGNED, DETECTED], rows)
 
 
 def _card_text(card: Card) -> str:

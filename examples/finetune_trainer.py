@@ -49,12 +49,14 @@ def main(data: Path, out: Path, name: str = "ipd-fer", epochs: int = 10) -> floa
     groups = layer_groups(model, decay=0.7)
     optimizer = torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.05)
     set_lr([optimizer], 1.0)  # lower at the input
+    # A batch norm cannot train on a last batch of one image.
+    batch_size = next(size for size in range(32, 1, -1) if len(train) % size != 1)
     arguments = TrainingArguments(
         str(out / "trainer"),
         num_train_epochs=epochs,
-        per_device_train_batch_size=min(32, len(train)),
-        dataloader_drop_last=True,  # a batch norm cannot train on a last batch of one image
-        save_strategy="no",
+        per_device_train_batch_size=batch_size,
+        save_strategy="epoch",
+        save_total_limit=1,
         report_to=[],
     )
     trainer = Trainer(WithLoss(model), arguments, train_dataset=train, optimizers=(optimizer, None))

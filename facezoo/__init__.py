@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from facezoo import errors, plot
     from facezoo.evaluate.benchmark import benchmark
     from facezoo.extraction import extract
+    from facezoo.faces import crops, detect
     from facezoo.finetuning import finetune
     from facezoo.hub.card import Card
     from facezoo.models.adv3d import Adv3D
@@ -69,6 +70,8 @@ __all__ = [
     "StyleGANInverter",
     "__version__",
     "benchmark",
+    "crops",
+    "detect",
     "download",
     "errors",
     "extract",
@@ -90,6 +93,8 @@ _HOMES = {
     "Faces": "facezoo.results",
     "StyleGANInverter": "facezoo.models.latent_simclr.inverter",
     "benchmark": "facezoo.evaluate.benchmark",
+    "crops": "facezoo.faces",
+    "detect": "facezoo.faces",
     "download": "facezoo.registry",
     "extract": "facezoo.extraction",
     "finetune": "facezoo.finetuning",

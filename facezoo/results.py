@@ -45,7 +45,7 @@ _BAR = (
 
 
 class Result:
-    """Base of dataclasses of tensors: conversion, and a short repr. Use ``@dataclass(repr=False)``."""
+    """Base of dataclasses of tensors with a short repr; use it with ``@dataclass(repr=False)``."""
 
     def to(self, target: str | torch.device | torch.dtype) -> Self:
         """Move every tensor to a device, or convert floating-point tensors to a dtype."""
@@ -54,9 +54,8 @@ class Result:
             keep = hasattr(target, "is_floating_point") and not tensor.is_floating_point()
             return tensor if keep else tensor.to(target)
 
-        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
-        changed = {n: map_tensors(moved, v) for n, v in values.items() if _has_tensors(v)}
-        return replace(self, **changed)  # type: ignore[type-var]
+        result: Self = map_tensors(moved, self)
+        return result
 
     def numpy(self) -> dict[str, Any]:
         """Convert tensors to float32 or integer arrays, and nested results to dicts of these."""
@@ -86,10 +85,6 @@ class Result:
         return titled(self, self._table())
 
 
-def _has_tensors(value: Any) -> bool:
-    return hasattr(value, "detach") or isinstance(value, Result)
-
-
 def _to_numpy(value: Any) -> Any:
     if isinstance(value, Result):
         return value.numpy()
@@ -99,30 +94,49 @@ def _to_numpy(value: Any) -> Any:
     return value
 
 
-def map_tensors(function: Callable[..., Any], *values: Any) -> Any:
-    """Apply a function to the corresponding tensors of values of the same structure.
+def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
+    """Apply a function to every tensor in a tensor, a result, or a dict of these."""
+    if isinstance(value, dict):
+        return {key: map_tensors(function, part) for key, part in value.items()}
+    if isinstance(value, Result):
+        names = [f.name for f in fields(value)]  # type: ignore[arg-type]
+        mapped = {name: map_tensors(function, getattr(value, name)) for name in names}
+        return replace(value, **mapped)  # type: ignore[type-var]
+    return function(value) if hasattr(value, "detach") else value
 
-    Args:
-        function: takes one tensor of each value.
-        *values: tensors, or dicts or results of such values; None stays None.
-    """
-    first = values[0]
+
+def concatenate(parts: Sequence[Any]) -> Any:
+    """Concatenate the rows of tensors, results, or dicts of these."""
+    import torch
+
+    first = parts[0]
+    if len(parts) == 1:
+        return first
     if isinstance(first, dict):
-        return {key: map_tensors(function, *[v[key] for v in values]) for key in first}
+        return {key: concatenate([part[key] for part in parts]) for key in first}
     if isinstance(first, Result):
-        parts = {f.name: [getattr(value, f.name) for value in values] for f in fields(first)}  # type: ignore[arg-type]
-        mapped = {name: map_tensors(function, *part) for name, part in parts.items()}
-        return replace(first, **mapped)  # type: ignore[type-var]
-    return None if first is None else function(*values)
+        names = [f.name for f in fields(first)]  # type: ignore[arg-type]
+        columns = {name: [getattr(part, name) for part in parts] for name in names}
+        joined = {n: concatenate(c) for n, c in columns.items() if c[0] is not None}
+        return replace(first, **joined)  # type: ignore[type-var]
+    return torch.cat(parts)  # type: ignore[arg-type]
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """List the tensors in a tensor, a result, or a dict of these."""
+    if isinstance(value, dict):
+        return [tensor for part in value.values() for tensor in tensors_in(part)]
+    if isinstance(value, Result):
+        names = [f.name for f in fields(value)]  # type: ignore[arg-type]
+        return [tensor for name in names for tensor in tensors_in(getattr(value, name))]
+    return [value] if hasattr(value, "detach") else []
 
 
 def flatten_rows(result: Any) -> Tensor:
     """Join the tensors of a result in one row per face, (F, D)."""
     import torch
 
-    rows: list[Tensor] = []
-    map_tensors(lambda tensor: rows.append(tensor.flatten(1)), result)
-    return rows[0] if len(rows) == 1 else torch.cat(rows, 1)
+    return torch.cat([tensor.flatten(1) for tensor in tensors_in(result)], 1)
 
 
 def as_rows(index: Any, count: int) -> Any:
@@ -182,14 +196,14 @@ class Faces(Result):
         return table(["image", "score", "box: x0, y0, x1, y1"], rows, len(self))
 
     def to_dict(self) -> list[dict[str, Any]]:
-        """Return one plain dict per face, for a table."""
+        """Return one plain dict per face, for a table or JSON; NaN becomes None."""
         return [
             {
                 "image_index": int(index),
-                "score": float(score),
-                **dict(zip(("x0", "y0", "x1", "y1"), map(float, box), strict=True)),
+                "score": _number(score),
+                **dict(zip(("x0", "y0", "x1", "y1"), map(_number, box), strict=True)),
                 **{
-                    f"{name}_{axis}": float(value)
+                    f"{name}_{axis}": _number(value)
                     for name, point in zip(LANDMARK_NAMES, points, strict=True)
                     for axis, value in zip("xy", point, strict=True)
                 },
@@ -249,16 +263,24 @@ class ExpressionPrediction(Result):
         return table(["label", *self.classes], rows, len(self))
 
     def to_dict(self) -> list[dict[str, Any]]:
-        """Return one plain dict per face: label, one probability per class, and its position."""
+        """Return one plain dict per face: label, one probability per class, and its position.
+
+        NaN becomes None, which JSON and tables have.
+        """
         rows = self.faces.to_dict() if self.faces is not None else [{} for _ in self.labels]
         return [
             {
                 "label": label,
-                **{f"p_{c}": float(p) for c, p in zip(self.classes, row, strict=True)},
+                **{f"p_{c}": _number(p) for c, p in zip(self.classes, row, strict=True)},
                 **place,
             }
             for label, row, place in zip(self.labels, self.probabilities.cpu(), rows, strict=True)
         ]
+
+
+def _number(value: Any) -> float | None:
+    """Convert a number to a float, and NaN to None."""
+    return None if math.isnan(value) else float(value)
 
 
 def counted(count: int, word: str) -> str:

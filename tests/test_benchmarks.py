@@ -52,7 +52,7 @@ def test_the_extraction_benchmark_measures_memory_and_stages(tmp_path):
     small = IPDFER("test_resnet.r160_in1k", 8, pose_backbone=None, decoder_size=None)
     small.save_pretrained(tmp_path / "base")
     script = benchmark("extraction")
-    files = script.unpacked(script.PORTRAITS, tmp_path / "stored")
+    files = script.unpack(script.PORTRAITS, tmp_path / "stored")
     script.replicate(files, tmp_path / "photos", 3)
     run = script.measure(tmp_path / "photos", tmp_path / "f.npz", str(tmp_path / "base"), "cpu")
     assert (run["images"], run["rows"]) == (3, 3)

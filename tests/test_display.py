@@ -8,7 +8,7 @@ import torch
 
 import facezoo
 from facezoo.errors import warn_once
-from facezoo.extraction.report import ExtractionReport
+from facezoo.extraction import ExtractionReport
 from facezoo.geometry.meshes import Mesh
 from facezoo.results import ROWS
 
@@ -91,7 +91,7 @@ def test_a_mesh_tells_its_size_and_units():
 
 
 def test_a_report_does_not_list_a_million_files():
-    report = ExtractionReport(Path("f.csv"), 1, 9, 0, [("a.jpg", "broken")] * 9, 0, {}, 2.0)
+    report = ExtractionReport(Path("f.csv"), 1, 9, 0, [("a.jpg", "broken")] * 9, (), 0, {}, 2.0)
     assert repr(report) == str(report)
     assert "9 unreadable" in repr(report)
 

@@ -13,7 +13,7 @@ import pytest
 from command_lines import parse
 
 from facezoo import errors
-from facezoo.evaluate.protocols import FOUND, GIVEN
+from facezoo.evaluate.embedding import ALIGNED, DETECTED
 from facezoo.hub.card import Metric, bundled_cards
 from facezoo.preprocess.detection import DetectionConfig
 from facezoo.preprocess.templates import TEMPLATES
@@ -133,7 +133,7 @@ def test_accuracies_on_given_crops_and_on_whole_images_stand_in_one_row():
     rule = "majority; 8 classes"
     both = [
         Metric("accuracy", value, "%", "FER+", "test", f"{rule}; {how}", "facezoo evaluate x")
-        for value, how in ((81.254, GIVEN), (79.0, FOUND))
+        for value, how in ((81.254, ALIGNED), (79.0, DETECTED))
     ]
     lines = tables().models_table([card(metrics=both)]).splitlines()
     assert (

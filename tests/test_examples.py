@@ -121,6 +121,9 @@ def test_a_fine_tuning_example_leaves_a_folder_that_loads(name, tmp_path, monkey
         tuned.expression_encoder.norm.running_mean, model.expression_encoder.norm.running_mean
     )
     assert tuned.predict_expression(PORTRAITS).probabilities.shape == (2, 2)
+    if name == "finetune_trainer":
+        (checkpoint,) = (tmp_path / "mine" / "trainer").glob("checkpoint-*")
+        assert (checkpoint / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize("name", ["finetune_pytorch", "finetune_accelerate", "finetune_trainer"])
@@ -150,3 +153,23 @@ def photos_of_two_classes(folder, copies=12):
         for copy in range(copies):
             shutil.copy(portrait, folder / name / f"{copy}.jpg")
     return folder
+
+
+@pytest.mark.filterwarnings("default")  # warnings of Transformers
+def test_the_trainer_saves_checkpoints_and_has_no_last_batch_of_one(tmp_path, monkeypatch):
+    pytest.importorskip("transformers")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    photos_of_two_classes(tmp_path / "photos" / "val", copies=1)
+    train = photos_of_two_classes(tmp_path / "photos" / "train", copies=17)
+    (train / "first" / "0.jpg").unlink()  # 33 images are a batch of 32 and one
+    base, out = tmp_path / "base", tmp_path / "mine"
+    torch.manual_seed(0)
+    IPDFER("test_resnet.r160_in1k", 8, pose_backbone=None, decoder_size=None).save_pretrained(base)
+    weights = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)  # the example sets its own
+        example("finetune_trainer").main(tmp_path / "photos", out, str(base), epochs=1)
+        weights.append((out / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+    (checkpoint,) = (out / "trainer").glob("checkpoint-*")
+    assert (checkpoint / "model.safetensors").is_file()

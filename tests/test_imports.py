@@ -33,6 +33,7 @@ ROWS = [
         "models.latentface",
     ],
     ["registry"],
+    ["faces"],
     ["evaluate.benchmark", "extraction", "finetuning", "sklearn", "export", "plot", "registration"],
     ["__init__", "__main__", "cli"],
 ]

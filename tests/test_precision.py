@@ -96,7 +96,7 @@ def test_the_default_device_of_torch_changes_nothing(name):
         found = model.encode(PORTRAITS)
         again = facezoo.remove_identity(rows, [0, 1, 2] * 4)
         if name == "latentface":
-            assert model.to_mesh(PORTRAITS)[0].colours.isfinite().all()
+            assert model.to_mesh(PORTRAITS)[0].colors.isfinite().all()
     torch.testing.assert_close(found.expression, wanted.expression)
     torch.testing.assert_close(found.identity, wanted.identity)
     torch.testing.assert_close(again(rows), removal(rows))

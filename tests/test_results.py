@@ -1,6 +1,7 @@
 """Results: selecting, moving and turning into tables."""
 
 import dataclasses
+import json
 from itertools import islice
 
 import numpy as np
@@ -146,3 +147,18 @@ def test_a_table_of_aligned_crops_has_no_places():
 def test_no_faces_make_an_empty_table():
     assert faces_of(0).to_dict() == []
     assert ExpressionPrediction([], torch.zeros(0, 2), ("a", "b"), faces_of(0)).to_dict() == []
+
+
+def test_dicts_of_images_without_a_face_are_strict_json():
+    nan = float("nan")
+    faces = Faces(
+        torch.tensor([[0.0, 0, 1, 1], [nan] * 4]),
+        torch.tensor([[[0.5, 0.5]] * 5, [[nan, nan]] * 5]),
+        torch.tensor([0.9, nan]),
+        torch.tensor([0, 1]),
+    )
+    probabilities = torch.tensor([[0.25, 0.75], [nan, nan]])
+    prediction = ExpressionPrediction(["b", None], probabilities, ("a", "b"), faces)
+    first, second = json.loads(json.dumps(prediction.to_dict(), allow_nan=False))
+    assert (first["p_b"], first["x1"]) == (0.75, 1.0)
+    assert second == dict.fromkeys(second, None) | {"image_index": 1}

@@ -11,6 +11,8 @@ PUBLIC = [
     "StyleGANInverter",
     "__version__",
     "benchmark",
+    "crops",
+    "detect",
     "download",
     "errors",
     "extract",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import glob
 import json
 import os
 import re
@@ -97,21 +96,15 @@ def predict(
 
 def _image_files(sources: tuple[str, ...]) -> Iterator[Path]:
     """List image files: folders are searched, patterns are expanded, and the rest is unchanged."""
-    from facezoo.extraction.sources import list_photos
-    from facezoo.extraction.videos import is_video
+    from facezoo.extraction.sources import expand, is_video, list_images
 
     for source in sources:
         path = Path(source)
         if path.is_dir():
-            files = [path / name for name in list_photos(path).names]
-        elif path.exists() or not glob.has_magic(source):
-            files = [path]
+            files = [path / name for name in list_images(path).names]
         else:
-            matches = glob.glob(source, recursive=True)  # noqa: PTH207 (absolute patterns too)
-            files = sorted(map(Path, matches))
-            if not files:
-                raise FileNotFoundError(f"no file matches {source!r}")
-        if videos := [file for file in files if is_video(file)]:
+            files = [Path(file) for file in expand(source)]
+        if videos := [file for file in files if is_video(str(file))]:
             raise ValueError(
                 f"{videos[0]} is a video, and predict takes images; write the features of its "
                 f"frames with: facezoo extract {videos[0]} -o features.csv"

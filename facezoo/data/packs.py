@@ -1,24 +1,23 @@
-"""Packs of face photographs with labels, stored as parquet.
+"""Packs: Parquet files of face images with labels.
 
-A pack has a row per photograph and, where they are known, the columns ``image`` (encoded bytes),
-``split``, ``landmarks`` (five points x, y in pixels), ``expression`` (a word), ``votes`` (ten FER+
-votes), ``identity`` (a name) and ``teacher_identity`` (the embedding of a face recogniser).
+A pack has a row per image and some of the columns ``image`` (encoded bytes), ``split``,
+``landmarks`` (five points x, y in pixels), ``expression`` (a word), ``votes`` (ten FER+ votes),
+``identity`` (a name) and ``teacher_identity`` (the embedding of a face recognizer).
 Needs the extra ``[parquet]``.
 """
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from facezoo.preprocess.alignment import align, similarity_transform
+from facezoo.data.crops import align_images, read_named
+from facezoo.preprocess.alignment import similarity_transform
+from facezoo.preprocess.images import read_image
 from facezoo.preprocess.templates import template_points
 from facezoo.results import EXPRESSIONS
 
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def read_pack(path: str | Path, split: str | None = None) -> pa.Table:
-    """Rows of a pack.
+    """Read the rows of a pack.
 
     Args:
         path: a ``.parquet`` file.
@@ -52,10 +51,10 @@ def read_pack(path: str | Path, split: str | None = None) -> pa.Table:
 
 
 def check_packs(folder: Path, *names: str) -> None:
-    """Refuse a folder that lacks one of the files, before anything is begun.
+    """Raise an error if a folder lacks one of the files.
 
     Raises:
-        FileNotFoundError: naming the files that are missing.
+        FileNotFoundError: if files are missing; the message names them.
     """
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
@@ -66,23 +65,22 @@ def check_packs(folder: Path, *names: str) -> None:
 
 
 def decode(image: bytes) -> Tensor:
-    """Pixels of one row, uint8 RGB, (H, W, 3)."""
-    with Image.open(io.BytesIO(image)) as photo:
-        return torch.from_numpy(np.array(photo.convert("RGB")))
+    """Decode the image of a row, uint8 RGB, (H, W, 3)."""
+    return torch.from_numpy(read_image(image))
 
 
 def landmarks(table: pa.Table) -> Tensor:
-    """Five points per row in pixels, NaN where unknown, (N, 5, 2)."""
+    """Return five points per row in pixels, NaN if unknown, (N, 5, 2)."""
     return _rows(table["landmarks"].to_pylist(), 10).reshape(-1, 5, 2)
 
 
 def teacher_embeddings(table: pa.Table) -> Tensor:
-    """Embeddings of the face recogniser, NaN where unknown, (N, 128)."""
+    """Return the embeddings of the face recognizer, NaN if unknown, (N, 128)."""
     return _rows(table["teacher_identity"].to_pylist(), 128)
 
 
 def yaw_column(table: pa.Table) -> Tensor:
-    """Yaw of each row's face as the pack has it, degrees, NaN where unknown, (N,)."""
+    """Return the yaw in the pack, degrees, NaN if unknown, (N,)."""
     return _rows([[float("nan") if y is None else y] for y in table["yaw"].to_pylist()], 1)[:, 0]
 
 
@@ -92,22 +90,22 @@ def _rows(values: list[Any], width: int) -> Tensor:
 
 
 def as_points(values: list[list[float]], count: int) -> Tensor:
-    """Lists of x, y, x, y, ... as points, ``count`` of them per row, (N, count, 2)."""
+    """Convert lists of x, y, x, y, ... to points, ``count`` of them per row, (N, count, 2)."""
     return torch.from_numpy(np.array(values, np.float32).reshape(-1, count, 2))
 
 
 def majority_labels(table: pa.Table) -> Tensor:
-    """Index in ``EXPRESSIONS`` of each row's label, -1 where there is none, int64, (N,)."""
+    """Return each row's label as an index in ``EXPRESSIONS``, -1 for none, int64, (N,)."""
     words = {word: index for index, word in enumerate(EXPRESSIONS)}
     return torch.tensor([words.get(word, -1) for word in table["expression"].to_pylist()])
 
 
 def label_distributions(table: pa.Table) -> Tensor:
-    """What the annotators said, as probabilities over ``EXPRESSIONS``.
+    """Return the annotators' votes as probabilities over ``EXPRESSIONS``.
 
-    FER+ votes of a single annotator are outliers and dropped, as the majority rule of that data
-    set has it; votes for "unknown" and "not a face" do not count. Rows without a vote left, and
-    rows of packs without votes that have no label, are zero.
+    As in the majority rule of FER+, a class with a single vote loses it, and votes for "unknown"
+    and "not a face" do not count. A pack without votes has its labels instead. Rows without votes
+    or label are zero.
 
     Returns:
         (N, 8).
@@ -124,16 +122,16 @@ def label_distributions(table: pa.Table) -> Tensor:
 def aligned_crops(
     table: pa.Table, template: str, size: int, margin: int = 0, grey: bool = False
 ) -> Tensor:
-    """Every row's face, aligned by the landmarks of the pack.
+    """Crop every row's face, aligned by the landmarks of the pack.
 
-    Rows without landmarks are aligned by the mean landmarks of the pack's other rows, which suits
-    packs whose faces are roughly registered.
+    Rows without landmarks are aligned by the mean landmarks of the other rows, which fits packs
+    whose faces are roughly registered.
 
     Args:
         table: rows with ``image`` and ``landmarks``.
         template: name of the alignment template.
-        size: side of the crop that the template fills, pixels.
-        margin: pixels kept around it on every side, so that a random shift has something to show.
+        size: side of the square that the template fills, pixels.
+        margin: pixels around it on every side, for random shifts.
         grey: keep one channel instead of three.
 
     Returns:
@@ -143,11 +141,10 @@ def aligned_crops(
     known = torch.isfinite(points).all(2).all(1)
     points[~known] = points[known].mean(0)
     matrices = similarity_transform(points, template_points(template, size).float() + margin)
-    side = size + 2 * margin
-    crops = torch.empty(len(table), 1 if grey else 3, side, side, dtype=torch.uint8)
     images = table["image"]
-    for begin in tqdm(range(0, len(table), 256), desc="aligning", unit="batch"):
-        photos = [decode(i.as_py()) for i in images[begin : begin + 256]]
-        part = align(photos, torch.arange(len(photos)), matrices[begin : begin + len(photos)], side)
-        crops[begin : begin + len(photos)] = part[:, : crops.shape[1]].round().to(torch.uint8)
-    return crops
+
+    def read(row: int, _: int | None) -> Any:
+        return read_named(images[row].as_py(), f"row {row}")
+
+    side, channels = size + 2 * margin, 1 if grey else 3
+    return align_images(range(len(table)), read, matrices, side, channels=channels)

@@ -1,4 +1,4 @@
-"""What a model makes of a pack: of crops by the pack's landmarks, and of whole photographs."""
+"""Results of a model for the images of a pack: on aligned crops, and on whole images."""
 
 from __future__ import annotations
 
@@ -9,82 +9,79 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from facezoo.data.packs import aligned_crops, decode
+from facezoo.data.packs import aligned_crops
 from facezoo.hub.card import Preprocessing
 from facezoo.models.base import FaceModel
 from facezoo.preprocess.alignment import normalize
-from facezoo.preprocess.pipeline import find_faces
+from facezoo.preprocess.pipeline import ImageOptions, face_batches
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-GIVEN, FOUND = "crops by the data set's landmarks", "whole images, faces found by face-detector"
+ALIGNED = "crops by the data set's landmarks"
+"""End of the protocol of measurements on crops, as cards record it."""
+DETECTED = "whole images, faces found by face-detector"
+"""End of the protocol of measurements on whole images, as cards record it."""
 
 
 class Encoder(Protocol):
-    """What can be asked for results on prepared crops; every ``FaceModel`` is one."""
+    """A network that gives results for prepared crops; every ``FaceModel`` is one."""
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How crops are prepared."""
+        """Preparation of the crops."""
 
     @property
     def device(self) -> torch.device:
-        """Where crops are wanted."""
+        """Device of the crops."""
 
-    def run(self, crops: Tensor, wanted: Sequence[str]) -> dict[str, Tensor]:
-        """Results by name, (F, D), of normalised crops (F, 3, S, S)."""
-
-
-def both_ways(model: FaceModel, table: pa.Table, what: str) -> Iterator[tuple[str, Tensor]]:
-    """Results (N, D) on given crops and on whole images, NaN rows where no face was found."""
-    yield GIVEN, embed_given(model, table, [what])[what]
-    yield FOUND, embed_found(model, table, [what])[what]
+    def run(self, crops: Tensor, names: Sequence[str], /) -> dict[str, Tensor]:
+        """Compute results by name, (F, D), for normalized crops (F, 3, S, S)."""
 
 
-def embed_given(model: Encoder, table: pa.Table, wanted: Sequence[str]) -> dict[str, Tensor]:
-    """Results on crops aligned by the landmarks of the pack.
+def both_ways(model: FaceModel, table: pa.Table, stage: str) -> Iterator[tuple[str, Tensor]]:
+    """Yield results (N, D) on aligned crops, then on whole images with NaN rows without a face."""
+    yield ALIGNED, embed_aligned(model, table, [stage])[stage]
+    yield DETECTED, embed_detected(model, table, [stage])[stage]
+
+
+def embed_aligned(model: Encoder, table: pa.Table, stages: Sequence[str]) -> dict[str, Tensor]:
+    """Compute results on crops that are aligned by the landmarks of the pack.
 
     Args:
         model: the model.
         table: rows with ``image`` and ``landmarks``.
-        wanted: names of capabilities, such as ``"encode_expression"``.
+        stages: names of capabilities, such as ``"encode_expression"``.
 
     Returns:
         float32 on the CPU by name, (N, D).
     """
     crops = aligned_crops(table, model.preprocessing.template, model.preprocessing.size)
     parts = []
-    for part in tqdm(crops.split(256), desc=f"{_said(wanted)}, given crops", unit="batch"):
+    for part in tqdm(crops.split(256), desc="aligned crops", unit="batch"):
         batch = normalize(part.to(model.device).float(), model.preprocessing)
-        parts.append(model.run(batch, wanted))
+        parts.append(model.run(batch, stages))
     return _joined(parts)
 
 
-def embed_found(model: FaceModel, table: pa.Table, wanted: Sequence[str]) -> dict[str, Tensor]:
-    """Results on the largest face of each whole photograph, NaN rows where none was found.
+def embed_detected(model: FaceModel, table: pa.Table, stages: Sequence[str]) -> dict[str, Tensor]:
+    """Compute results on the largest face of each whole image, NaN rows where there is none.
 
     Args:
         model: the model.
         table: rows with ``image``.
-        wanted: names of capabilities.
+        stages: names of capabilities.
 
     Returns:
         float32 on the CPU by name, (N, D).
     """
+    images = [image.as_py() for image in table["image"]]
+    options = ImageOptions(faces="largest", on_missing="nan", progress=True)
     parts = []
-    images = table["image"]
-    for begin in tqdm(
-        range(0, len(table), 64), desc=f"{_said(wanted)}, whole images", unit="batch"
-    ):
-        photos = [decode(i.as_py()).to(model.device) for i in images[begin : begin + 64]]
-        faces = find_faces(photos, faces="largest", on_missing="nan")
-        parts.append(model.encode_faces(photos, faces, wanted))
+    for batch in face_batches(images, model.device, options):
+        assert batch.faces is not None
+        parts.append(model.encode_faces(batch.images, batch.faces, stages))
     return _joined(parts)
-
-
-def _said(wanted: Sequence[str]) -> str:
-    return " and ".join(wanted)
 
 
 def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -1,7 +1,6 @@
-"""Features of many photographs in one file, in bounded memory, and resumable."""
+"""Extract the features of many images to a file, in constant memory, with resume."""
 
-from facezoo.extraction.joining import join_files
-from facezoo.extraction.report import ExtractionReport
-from facezoo.extraction.run import extract, extract_each
+from facezoo.extraction.run import ExtractionReport, extract, extract_each
+from facezoo.extraction.writers import join_files
 
 __all__ = ["ExtractionReport", "extract", "extract_each", "join_files"]

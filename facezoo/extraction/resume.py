@@ -1,9 +1,9 @@
-"""What an extraction has done so far, on disk, so that nothing is lost or done twice.
+"""Store the rows of an unfinished run, so that an interrupted run resumes without losing a row.
 
-Beside the output stands a folder ``<output>.parts``: ``run.json`` says what the run is, and each
-``<number>.npz`` holds the rows of a stretch of the sorted photographs and says which they are, and
-in what state their files were. The number is that of its first photograph. Files appear whole, by
-renaming, or not at all; so whatever happens, the parts are the run as far as it came.
+The folder ``<output>.parts`` is next to the output, or to the first output of several. ``run.json``
+has the settings of the run. Each ``<number>.npz`` has the rows of some consecutive images, their
+names and the state of their files; its number is that of its first image. Files are written under
+another name and renamed, so the parts are always a valid prefix of the run.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -26,77 +25,60 @@ from facezoo.errors import differences
 
 try:
     import fcntl
-except ImportError:  # on Windows nothing stops two runs from writing to one output
+except ImportError:  # on Windows two runs can write to one output
     fcntl = None  # type: ignore[assignment]
 
 RUN = "run.json"
-PASS = "pass.json"
-"""What a pass with several outputs has finished, in the parts that are removed last."""
-FORMAT = 2
-"""Of ``run.json`` and the parts; those of another one are refused."""
+FORMAT = 3
+"""Version of ``run.json`` and the parts; those of other versions are rejected."""
+DAMAGE = (zipfile.BadZipFile, ValueError, KeyError, EOFError)
 Rows = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
 class Block:
-    """Results for a stretch of photographs; R rows."""
+    """Results of some consecutive images; R rows."""
 
     names: list[str]
-    """Every photograph of the stretch, with or without rows."""
-    without_face: list[str]
+    """All images, with or without rows."""
+    without_face: int
     unreadable: list[tuple[str, str]]
     """Names and reasons."""
-    rows: Rows
-    """Columns by name, each (R, ...); ``photo`` is the place in ``names``."""
-    state: str = ""
-    """Of the photographs' files when the block was put on disk, see ``Parts``."""
+    rows: list[Rows]
+    """Columns by name, each (R, ...), for each output; ``image`` is the index in ``names``."""
 
 
 def join(blocks: Sequence[Block]) -> Block:
-    """Consecutive blocks as one."""
-    starts = np.cumsum([0, *(len(block.names) for block in blocks)])
-    rows = {key: np.concatenate([block.rows[key] for block in blocks]) for key in blocks[0].rows}
-    rows["photo"] = np.concatenate(
-        [block.rows["photo"] + start for block, start in zip(blocks, starts, strict=False)]
-    )
+    """Concatenate consecutive blocks."""
+    if len(blocks) == 1:
+        return blocks[0]
+    offsets = np.cumsum([0, *(len(block.names) for block in blocks)])
+    rows = []
+    for parts in zip(*(block.rows for block in blocks), strict=True):
+        rows.append({key: np.concatenate([part[key] for part in parts]) for key in parts[0]})
+        index = [part["image"] + first for part, first in zip(parts, offsets, strict=False)]
+        rows[-1]["image"] = np.concatenate(index)
     return Block(
         [name for block in blocks for name in block.names],
-        [name for block in blocks for name in block.without_face],
+        sum(block.without_face for block in blocks),
         [entry for block in blocks for entry in block.unreadable],
         rows,
     )
 
 
-def without_first(block: Block, count: int) -> Block:
-    """A block less its first photographs."""
-    if not count:
-        return block
-    gone = set(block.names[:count])
-    kept = block.rows["photo"] >= count
-    rows = {key: value[kept] for key, value in block.rows.items()}
-    rows["photo"] = rows["photo"] - count
-    return Block(
-        block.names[count:],
-        [name for name in block.without_face if name not in gone],
-        [(name, reason) for name, reason in block.unreadable if name not in gone],
-        rows,
-    )
-
-
 class Parts:
-    """The parts of one run, locked against other runs while open.
+    """The parts of one run, locked against other runs until ``close``.
 
     Args:
-        output: the file that the parts are for.
-        settings: what decides the rows, as JSON; a run goes on only with the same.
-        names: all photographs, sorted.
-        overwrite: whether to drop what an earlier run left.
-        state: a mark of the files of some photographs, which is another one if they have changed.
+        output: the first output.
+        settings: everything that decides the rows, as JSON; a run resumes only with the same.
+        names: all images.
+        overwrite: whether to drop the parts of an earlier run.
+        state: function of names that returns a mark of their files, see ``sources.state_of``.
 
     Raises:
-        FileExistsError: if the parts are of a run with other settings or photographs, or one of
-            another version.
-        BlockingIOError: if another process is writing to this output.
+        FileExistsError: if the parts have other settings or images, or are of another version.
+        BlockingIOError: if another process writes to this output.
     """
 
     def __init__(
@@ -109,161 +91,161 @@ class Parts:
     ) -> None:
         self.folder = folder_of(output)
         self.paths: list[Path] = []
-        self.done = 0
-        """Photographs that the parts cover: the first so many of the names."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.images = 0
+        """Images in the parts: the first ones of all names."""
+        self.without_face = 0
+        self.unreadable: list[tuple[str, str]] = []
         self._state = state
-        self._lock = _locked(self.folder / "lock", output)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock(self.folder / "lock", output)
         try:
-            if overwrite:
-                self._clear()
-            self._adopt(settings)
-            for block in self._found():
-                self._check_names(block.names, names)
-                self._check_state(block)
-                self.done += len(block.names)
+            self._open(json.loads(json.dumps({"format": FORMAT, **settings})), overwrite)
+            self._find(names)
         except BaseException:
-            self._unlock()
+            self.close()
             raise
 
-    def __enter__(self) -> Parts:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._unlock()
-
     def append(self, block: Block) -> None:
-        """Put the next stretch on disk; it is there whole when this returns."""
-        path = self.folder / f"{self.done:09d}.npz"
-        said = {
+        """Write the next images to disk."""
+        path = self.folder / f"{self.images:09d}.npz"
+        header = {
             "names": block.names,
             "without_face": block.without_face,
             "unreadable": block.unreadable,
             "state": self._state(block.names),
         }
-        text = np.frombuffer(json.dumps(said).encode(), np.uint8)
+        columns = {f"{n}.{key}": v for n, rows in enumerate(block.rows) for key, v in rows.items()}
+        text = np.frombuffer(json.dumps(header).encode(), np.uint8)
         with replacing(path) as partial, partial.open("wb") as file:
-            np.savez(file, said=text, **block.rows)  # type: ignore[arg-type]
-        self.paths.append(path)
-        self.done += len(block.names)
+            np.savez(file, header=text, **columns)  # type: ignore[arg-type]
+        self._count(path, header)
 
-    def blocks(self, columns: Iterable[str] | None = None) -> Iterator[Block]:
-        """The stretches in order, read one at a time, with some columns or all.
+    def blocks(
+        self, output: int, columns: Iterable[str] | None = None
+    ) -> Iterator[tuple[list[str], Rows]]:
+        """Yield names and rows of one output, part by part, with some columns or all.
 
         Raises:
             OSError: if a part is damaged.
         """
+        start = f"{output}."
         for path in self.paths:
             try:
-                yield _read(path, columns)
-            except (zipfile.BadZipFile, ValueError, KeyError, EOFError) as error:
+                with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+                    names = json.loads(stored["header"].tobytes())["names"]
+                    keys = [
+                        key.removeprefix(start) for key in stored.files if key.startswith(start)
+                    ]
+                    rows = {key: stored[f"{start}{key}"] for key in columns or keys}
+            except DAMAGE as error:
                 raise OSError(
                     f"{path} is damaged ({error}); remove it and run the same command again"
                 ) from error
-
-    def tell_finished(self, finished: dict[str, Any]) -> None:
-        """Keep, until these parts are removed, what outputs of the same pass hold."""
-        with replacing(self.folder / PASS) as partial:
-            partial.write_text(json.dumps(finished))
+            yield names, rows
 
     def remove(self) -> None:
-        """Remove the folder; once this has begun, no part counts any more."""
-        gone = _gone(self.folder)
-        shutil.rmtree(gone, ignore_errors=True)
-        self.folder.replace(gone)
-        shutil.rmtree(gone)
-        self._unlock()
+        """Remove the parts; the settings go first, since without them no part counts."""
+        (self.folder / RUN).unlink()
+        shutil.rmtree(self.folder)
 
-    def _adopt(self, settings: dict[str, Any]) -> None:
-        """Go on with a run of the same settings, or begin one."""
-        path = self.folder / RUN
-        wanted = json.loads(json.dumps({"format": FORMAT, **settings}))
-        if not path.is_file():
-            self._clear()
-            with replacing(path) as partial:
-                partial.write_text(json.dumps(wanted, indent=1))
-            return
-        before = json.loads(path.read_text())
-        if before.get("format") != FORMAT:
-            raise FileExistsError(
-                f"{self.folder} holds an interrupted extraction by another version of facezoo; "
-                "finish it with that one, or pass --overwrite (overwrite=True) to start anew"
-            )
-        if shown := differences(before, wanted):
-            raise FileExistsError(self._refusal(shown))
-
-    def _found(self) -> Iterator[Block]:
-        """Parts that follow on one another from the start; whatever else there is goes."""
-        there = sorted(self.folder.glob("*.npz"))
-        for path in there:
-            try:
-                block = _read(path, []) if path.stem == f"{self.done:09d}" else None
-            except (OSError, zipfile.BadZipFile, ValueError, KeyError, EOFError):
-                block = None
-            if block is None:
-                break
-            self.paths.append(path)
-            yield block
-        for path in [*there[len(self.paths) :], *self.folder.glob("*.tmp")]:
-            path.unlink()
-
-    def _check_names(self, before: Sequence[str], names: Sequence[str]) -> None:
-        now = names[self.done : self.done + len(before)]
-        if list(now) == list(before):
-            return
-        pairs = zip(before, [*now, *[""] * len(before)], strict=False)
-        old, new = next((a, b) for a, b in pairs if a != b)
-        here = f"{new!r} is there now" if new else "there are fewer now"
-        raise FileExistsError(self._refusal(f"other photographs: it had {old!r} where {here}"))
-
-    def _check_state(self, block: Block) -> None:
-        if block.state != self._state(block.names):
-            among = f"one of those from {block.names[0]!r} to {block.names[-1]!r}"
-            raise FileExistsError(self._refusal(f"changed photographs: {among} was replaced since"))
-
-    def _refusal(self, what: str) -> str:
-        return (
-            f"{self.folder} holds an interrupted extraction that differs from this one ({what}); "
-            "repeat its command to finish it, or pass --overwrite (overwrite=True) to start anew"
-        )
-
-    def _clear(self) -> None:
-        for path in self.folder.iterdir():
-            if path.name != "lock":
-                path.unlink()
-
-    def _unlock(self) -> None:
+    def close(self) -> None:
+        """Release the lock."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
 
+    def _open(self, settings: dict[str, Any], overwrite: bool) -> None:
+        """Check the settings of an earlier run, or start a new one."""
+        path = self.folder / RUN
+        if overwrite or not path.is_file():
+            for file in self.folder.iterdir():
+                if file.name != "lock":
+                    file.unlink()
+            with replacing(path) as partial:
+                partial.write_text(json.dumps(settings, indent=1))
+            return
+        before = json.loads(path.read_text())
+        if before.get("format") != FORMAT:
+            raise FileExistsError(
+                f"{self.folder} has an interrupted extraction of another version of facezoo; "
+                "finish it with that version, or pass --overwrite (overwrite=True) to start again"
+            )
+        if text := differences(before, settings):
+            raise self._mismatch(text)
+
+    def _find(self, names: Sequence[str]) -> None:
+        """Check the parts that follow one another from the start, and remove all other files."""
+        files = sorted(self.folder.glob("*.npz"))
+        for path in files:
+            if path.stem != f"{self.images:09d}":
+                break
+            try:
+                with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+                    header = json.loads(stored["header"].tobytes())
+            except (OSError, *DAMAGE):
+                break
+            before = header["names"]
+            now = names[self.images : self.images + len(before)]
+            if before != now:
+                pairs = zip(before, [*now, *[""] * len(before)], strict=False)
+                old, new = next((a, b) for a, b in pairs if a != b)
+                raise self._mismatch(f"other images: it had {old!r}, now {new!r}")
+            if header["state"] != self._state(before):
+                raise self._mismatch(
+                    f"an image from {before[0]!r} to {before[-1]!r} was replaced since"
+                )
+            self._count(path, header)
+        for path in [*files[len(self.paths) :], *self.folder.glob("*.tmp")]:
+            path.unlink()
+
+    def _count(self, path: Path, header: dict[str, Any]) -> None:
+        self.paths.append(path)
+        self.images += len(header["names"])
+        self.without_face += header["without_face"]
+        self.unreadable += [(name, reason) for name, reason in header["unreadable"]]
+
+    def _mismatch(self, text: str) -> FileExistsError:
+        return FileExistsError(
+            f"{self.folder} has an interrupted extraction that differs from this one ({text}); "
+            "repeat its command to finish it, or pass --overwrite (overwrite=True) to start again"
+        )
+
+
+def folder_of(output: Path) -> Path:
+    """Return the folder of the parts of an output."""
+    return output.with_name(f"{output.name}.parts")
+
+
+def check_free(outputs: Sequence[Path]) -> None:
+    """Raise FileExistsError if an output exists, unless an interrupted run is there to resume."""
+    existing = [output for output in outputs if output.exists()]
+    if existing and not (folder_of(outputs[0]) / RUN).is_file():
+        raise FileExistsError(
+            f"{existing[0]} exists and is complete; pass --overwrite (overwrite=True) to replace it"
+        )
+
 
 @contextmanager
-def replacing(path: Path, beside: Path | None = None) -> Iterator[Path]:
-    """A temporary file that takes the place of ``path`` at once, and only if all is well.
+def replacing(path: Path, folder: Path | None = None) -> Iterator[Path]:
+    """Give a temporary file that replaces ``path`` at the end, on disk, if there was no error.
 
-    It stands in the folder ``beside`` if one is given, on the same file system. After this the file
-    is on disk, also if the power fails.
+    Args:
+        path: the file to replace.
+        folder: where to put the temporary file, on the same file system; None for that of ``path``.
     """
-    partial = (beside or path.parent) / f"{path.name}.tmp"
+    partial = (folder or path.parent) / f"{path.name}.tmp"
     try:
         yield partial
-        _settle(partial)
+        _sync(partial)
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    with suppress(OSError):  # not every system opens folders, or waits for them
-        _settle(path.parent)
+    with suppress(OSError):  # not every system opens folders
+        _sync(path.parent)
 
 
-def _settle(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on disk."""
+def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(handle)
@@ -271,43 +253,8 @@ def _settle(path: Path) -> None:
         os.close(handle)
 
 
-def folder_of(output: Path) -> Path:
-    """Where the parts of an output stand."""
-    return output.with_name(f"{output.name}.parts")
-
-
-def _gone(folder: Path) -> Path:
-    """What parts that no longer count are called until they are removed."""
-    return folder.with_name(f"{folder.name}.done")
-
-
-def finished_in_pass(output: Path) -> dict[str, Any]:
-    """What a pass that was killed among its last steps had finished; see ``tell_finished``."""
-    path = folder_of(output) / PASS
-    return json.loads(path.read_text()) if in_progress(output) and path.is_file() else {}
-
-
-def sweep(output: Path) -> None:
-    """Remove what a kill has left of the parts of a finished output."""
-    shutil.rmtree(_gone(folder_of(output)), ignore_errors=True)
-
-
-def in_progress(output: Path) -> bool:
-    """Whether an earlier run has left parts."""
-    return (folder_of(output) / RUN).is_file()
-
-
-def _read(path: Path, columns: Iterable[str] | None) -> Block:
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-        said = json.loads(stored["said"].tobytes())
-        wanted = stored.files if columns is None else columns
-        rows = {key: stored[key] for key in wanted if key != "said"}
-    unreadable = [(name, reason) for name, reason in said["unreadable"]]
-    return Block(said["names"], said["without_face"], unreadable, rows, said["state"])
-
-
-def _locked(path: Path, output: Path) -> int | None:
-    """An open lock, which goes with the process however that ends."""
+def _lock(path: Path, output: Path) -> int | None:
+    """Open a lock that ends with the process."""
     if fcntl is None:
         return None
     handle = os.open(path, os.O_CREAT | os.O_RDWR)

@@ -1,12 +1,14 @@
-"""The extraction itself: decode, detect, align, encode, write."""
+"""Extract features: check the arguments, run an engine, store parts, and write the outputs."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, replace
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,38 +17,66 @@ import torch
 from tqdm.auto import tqdm
 
 from facezoo.errors import ImageError
-from facezoo.extraction.cluster import on_ray
-from facezoo.extraction.engines import Blocks, Task, alone, shared
-from facezoo.extraction.passes import check_free, finished_before, tell
-from facezoo.extraction.report import ExtractionReport
-from facezoo.extraction.resume import Block, Parts, join, replacing, sweep, without_first
-from facezoo.extraction.sources import Photos, Source, files_of, list_photos, state_of
-from facezoo.extraction.stages import Clock, Plan, plan_for
-from facezoo.extraction.writers import Layout, check_output, write_table
-from facezoo.hub.tensors import digest_of
+from facezoo.extraction.resume import Block, Parts, check_free, join, replacing
+from facezoo.extraction.sources import ImageList, Source, files_of, list_images, state_of
+from facezoo.extraction.stages import Clock, Plan, Task, plan_for, process
+from facezoo.extraction.writers import Table, check_output, duplicates, write_table
 from facezoo.models.base import FaceModel
+from facezoo.preprocess.folders import skipped_message
 from facezoo.preprocess.jpeg import JpegDecoder
 from facezoo.preprocess.pipeline import ImageOptions, Which
 from facezoo.registry import best_device, load
 from facezoo.training.processes import Processes
 
 Engine = Literal["local", "ray"]
-PART_PHOTOS = 512
-"""A part is put on disk when it covers this many photographs,"""
+PART_IMAGES = 512
+"""A part is written to disk when it covers this many images,"""
 PART_ROWS = 4096
 """or has this many rows. A kill costs the work since the last part."""
 
 
 @dataclass(frozen=True)
-class _Job:
-    """A checkpoint and where its rows go."""
+class ExtractionReport:
+    """Counts and times of an extraction."""
 
-    target: Path
-    place: int
-    """Of its block among those that an engine yields."""
-    layout: Layout
-    parts: Parts
+    output: Path
+    rows: int
+    images: int
+    """All images, with and without faces, readable and unreadable."""
+    without_face: int
+    unreadable: list[tuple[str, str]]
+    """Names and reasons."""
+    skipped: tuple[str, ...]
+    """Files in folders that look like images and that Pillow cannot open."""
     resumed: int
+    """Images of an earlier, interrupted run."""
+    seconds: dict[str, float]
+    """Time of this run by stage. ``decode`` is the sum over threads that run next to the other
+    stages; in ``wait`` these wait for it."""
+    images_per_second: float
+    """Images of this run over its time, without the loading of the model."""
+
+    def shares(self) -> dict[str, float]:
+        """Return the share of each stage of the work of this run, in [0, 1], without waiting."""
+        busy = {stage: time for stage, time in self.seconds.items() if stage != "wait"}
+        total = sum(busy.values()) or 1.0
+        return {stage: time / total for stage, time in busy.items()}
+
+    def profile(self) -> str:
+        """Return the stages as lines of text."""
+        shares = self.shares().items()
+        lines = [f"  {name:7} {self.seconds[name]:9.2f} s {share:6.1%}" for name, share in shares]
+        wait = self.seconds["wait"]
+        return "\n".join([*lines, f"  wait    {wait:9.2f} s for decoding, which runs in threads"])
+
+    def __repr__(self) -> str:
+        resumed = f", {self.resumed} of them by an earlier run" if self.resumed else ""
+        skipped = f", {len(self.skipped)} files skipped" if self.skipped else ""
+        return (
+            f"{self.output}: {self.rows} rows from {self.images} images{resumed}; "
+            f"{self.without_face} without a face, {len(self.unreadable)} unreadable{skipped}; "
+            f"{self.images_per_second:.1f} images/s"
+        )
 
 
 def extract(
@@ -54,11 +84,15 @@ def extract(
     output: str | os.PathLike[str],
     *,
     model: str | FaceModel = "ipd-fer",
-    what: Sequence[str] = ("expression", "identity"),
+    what: str | Sequence[str] = ("expression", "identity"),
     faces: Which = "all",
     on_missing: Literal["skip", "nan"] = "skip",
     device: str | torch.device | None = None,
     jpeg: JpegDecoder | None = None,
+    min_face: float | None = None,
+    score_threshold: float | None = None,
+    max_side: int | None = None,
+    rotations: Sequence[int] | None = None,
     batch_size: int = 32,
     workers: int = 2,
     every: int = 1,
@@ -70,54 +104,53 @@ def extract(
     overwrite: bool = False,
     progress: bool = True,
 ) -> ExtractionReport:
-    """Write the features of every face in many photographs to a file.
+    """Write the features of every face in many images to a file.
 
-    Memory does not grow with the number of photographs, but for the list of their names. What is
-    done stands in the folder ``<output>.parts`` until the file is complete; interrupted in any
-    way, the same call goes on there and ends at the same file. That folder and the file need disk
-    space at the same time for a moment.
+    Memory use is constant, apart from the list of names, and interrupted runs resume: finished
+    images are in the folder ``<output>.parts`` until the file is complete, and the same call ends
+    at the same file. The folder and the file need disk space at the same time for a moment.
 
     Args:
-        source: a folder, whose photographs are named relative to it; or a file, a pattern such as
-            ``"photos/**/*.jpg"``, a ``.txt`` file with a path per line, a ``.parquet`` or ``.tar``
+        source: a folder, whose images are named relative to it; or a file, a pattern such as
+            ``"images/**/*.jpg"``, a ``.txt`` file with a path per line, a ``.parquet`` or ``.tar``
             shard, a video, or several of all these, named as given.
         output: a ``.parquet``, ``.csv`` or ``.npz`` file. Rows are sorted by file, then by the
-            index of the face in its photograph, and have: file, face, of videos time and track,
-            box, score, landmarks, the embeddings, label, probabilities, checkpoint, fingerprint.
+            index of the face in its image. Columns: file, face, for videos time and track, box,
+            score, landmarks, the embeddings, label, probabilities, checkpoint, fingerprint.
         model: a name that ``facezoo.load`` takes, or a model.
-        what: embeddings to write: ``"expression"``, ``"identity"``, ``"pose"``, as far as the
-            model has them. Labels and probabilities are there whenever it has classes.
-        faces: ``"all"`` or ``"largest"``, one per photograph.
-        on_missing: ``"skip"`` for no row where no face is found, ``"nan"`` for a row of NaN with
-            face -1. Unreadable files never have a row.
-        device: where to work; None for the best there is, or for where the given model is.
-        jpeg: what decodes JPEG files, see ``facezoo.load``; None for Pillow, or for what the given
-            model has.
-        batch_size: photographs that are worked on at once.
+        what: embeddings to write: ``"expression"``, ``"identity"``, ``"pose"`` and others that the
+            model has. Labels and probabilities are written if it has classes.
+        faces: ``"all"``, or ``"largest"`` for one face per image.
+        on_missing: ``"skip"`` for no row for an image without a face, ``"nan"`` for a row of NaN
+            with face -1. Unreadable files never have a row.
+        device: device of the model; None for the best one, or for the device of a loaded model.
+        jpeg: decoder of JPEG files, see ``facezoo.load``; None for that of the model.
+        min_face: least side of a face in pixels, see ``facezoo.preprocess.detection``, as the next.
+        score_threshold: least score of a face.
+        max_side: longest side of an image that the detector sees at once, pixels.
+        rotations: degrees to try in turn for images without a face.
+        batch_size: images that are processed at once.
         workers: threads that decode.
-        every: of videos, the first of each so many frames is taken.
-        smooth: of videos, seconds over which embeddings and probabilities are averaged along the
-            track of a face, see ``facezoo.extraction.tracks``; None for values as they are.
-        engine: ``"local"`` for this process, or for all of those that ``accelerate launch``
-            started; ``"ray"`` for the actors of a Ray cluster, one per GPU or else per CPU. The
-            rows are the same.
+        every: take every n-th frame of a video, from the first on.
+        smooth: average embeddings and probabilities along the track of a face in a video, with this
+            time constant in seconds, see ``facezoo.extraction.tracks``; None for no smoothing.
+        engine: ``"local"`` for this process, or for all processes of ``accelerate launch``;
+            ``"ray"`` for the actors of a Ray cluster. The rows are the same.
         strict: whether unreadable files are an error, raised when the output is complete.
-        profile: whether to measure the stages exactly on a GPU too, which slows it down a little.
-        recursive: whether to search folders in folders.
-        overwrite: whether to replace the output and drop what an interrupted run left.
-        progress: whether to show a progress bar, if the error stream is a terminal.
+        profile: whether to wait for a GPU after each stage, for exact times.
+        recursive: whether to search subfolders.
+        overwrite: whether to replace the output and drop an interrupted run.
+        progress: whether to show a progress bar, if stderr is a terminal.
 
     Raises:
         FileNotFoundError: if a path does not exist.
-        FileExistsError: if the output is there, or the interrupted run was not this one, or its
-            photographs have changed.
+        FileExistsError: if the output exists, or the interrupted run had other options or images.
         ImageError: if ``strict`` and a file is unreadable.
-        ImportError: if the output is Parquet and pyarrow is missing, or what videos, Ray or several
-            processes need.
-        UnsupportedError: if the model lacks one of ``what``, or takes no photographs, or the
-            device does not do ``jpeg``.
-        ValueError: if there are no photographs, or the output is one of them or their shard, or an
-            argument has no such value, or ``every`` or ``smooth`` is given and there is no video.
+        ImportError: if pyarrow, PyAV, Ray or accelerate is needed and missing.
+        UnsupportedError: if the model lacks one of ``what`` or takes meshes, or the device does not
+            support ``jpeg``.
+        ValueError: if there are no images, the output is one of them, or an option has no such
+            value.
     """
     (report,) = extract_each(
         source,
@@ -127,6 +160,10 @@ def extract(
         on_missing=on_missing,
         device=device,
         jpeg=jpeg,
+        min_face=min_face,
+        score_threshold=score_threshold,
+        max_side=max_side,
+        rotations=rotations,
         batch_size=batch_size,
         workers=workers,
         every=every,
@@ -145,11 +182,15 @@ def extract_each(
     source: Source | Iterable[Source],
     outputs: Mapping[str | os.PathLike[str], str | FaceModel],
     *,
-    what: Sequence[str] = ("expression", "identity"),
+    what: str | Sequence[str] = ("expression", "identity"),
     faces: Which = "all",
     on_missing: Literal["skip", "nan"] = "skip",
     device: str | torch.device | None = None,
     jpeg: JpegDecoder | None = None,
+    min_face: float | None = None,
+    score_threshold: float | None = None,
+    max_side: int | None = None,
+    rotations: Sequence[int] | None = None,
     batch_size: int = 32,
     workers: int = 2,
     every: int = 1,
@@ -161,59 +202,85 @@ def extract_each(
     overwrite: bool = False,
     progress: bool = True,
 ) -> list[ExtractionReport]:
-    """``extract`` with several checkpoints in one pass: photographs decoded, faces found once.
+    """Extract with several models at once: images are decoded and faces are found once.
 
-    Each file is the one that ``extract`` writes with that model alone.
+    Each output is the file that ``extract`` writes with its model alone.
 
     Args:
-        source: as ``extract`` takes it.
-        outputs: the model of each output file; all work on the device of the first.
-        what: as the others, those of ``extract``; every model must have the embeddings.
+        source: see ``extract``.
+        outputs: model of each output file; all models run on the device of the first.
+        what: see ``extract``, as all other options; every model needs these embeddings.
 
     Returns:
-        A report per output; their times are those of the whole pass.
+        A report per output; their times are those of the whole run.
 
     Raises:
-        ValueError: if there is no output, or one is named twice, or one of the errors of
-            ``extract``.
+        ValueError: if there is no output, or one is named twice; further errors as ``extract``.
     """
     targets = [Path(output) for output in outputs]
     if not targets:
         raise ValueError("no output was named; give at least one file and its model")
-    resolved = [target.resolve() for target in targets]
-    if twice := [t for t, real in zip(targets, resolved, strict=True) if resolved.count(real) > 1]:
-        raise ValueError(f"the output {twice[-1]} is named twice; give each model its own file")
-    together = Processes.present()
+    if twice := duplicates(targets):
+        raise ValueError(f"the output {twice[0]} is named twice; give each model its own file")
     for target in targets:
-        _check_arguments(target, faces, on_missing, engine)
+        check_output(target)
+    options = ImageOptions(
+        faces,
+        on_missing,
+        batch_size=batch_size,
+        min_face=min_face,
+        score_threshold=score_threshold,
+        max_side=max_side,
+        rotations=rotations,
+    )
+    if on_missing == "raise":
+        raise ValueError("on_missing must be 'skip' or 'nan' here, got 'raise'")
+    if engine not in get_args(Engine):
+        raise ValueError(f"engine must be 'local' or 'ray', got {engine!r}")
+    for name, value in (("workers", workers), ("every", every)):
+        if value < 1:
+            raise ValueError(f"{name} must be 1 or more, got {value}")
+    if smooth is not None and not smooth > 0:
+        raise ValueError(f"smooth must be above 0 seconds, or None, got {smooth}")
+    together = Processes.present()
     if together.first and not overwrite:
         check_free(targets)
-    _check_numbers(batch_size=batch_size, workers=workers, every=every)
-    photos = list_photos(source, recursive, every)
-    _check_not_read(targets, photos)
-    _check_videos(photos, every, smooth)
-    models = _on_one_device(outputs.values(), device or together.device())
-    _agree_on_jpeg(models, jpeg)
-    plans = [plan_for(model, what, faces, on_missing, photos.videos, smooth) for model in models]
-    _check_same(together, [photos.names, [_settings(plan) for plan in plans]])
-    clock = Clock(exact=profile)
-    task = Task(plans, photos.root, batch_size, workers, PART_PHOTOS)
-
-    def blocks(done: int) -> Blocks:
-        rest = photos.names[done:]
-        if engine == "ray":
-            return on_ray(task, rest, clock, device)
-        return (
-            shared(task, rest, clock, together) if together.count > 1 else alone(task, rest, clock)
+    images = list_images(source, recursive, every)
+    if (every > 1 or smooth is not None) and not images.videos:
+        raise ValueError("every and smooth are for videos, and there is no video; leave them out")
+    _check_separate(targets, images)
+    models = _load(outputs.values(), device or together.device(), jpeg)
+    plans = [plan_for(model, what, options, images.videos, smooth) for model in models]
+    settings = _settings(targets, plans, options, images)
+    mark = sha256(repr([settings, images.names]).encode("utf-8", "surrogateescape")).hexdigest()
+    if len(set(together.gather(mark))) > 1:
+        raise ValueError(
+            "the processes have different images, models or options; start all with the same "
+            "arguments, and they share the work"
         )
+    if images.skipped and together.first:
+        warnings.warn(skipped_message(images.skipped), stacklevel=2)
+    clock = Clock(exact=profile)
+    task = Task(plans, options, images.root, workers, PART_IMAGES)
 
+    def blocks(names: Sequence[str]) -> Generator[Block, None, None]:
+        if engine == "local" and together.count == 1:
+            return process(task, names, clock)
+        from facezoo.extraction import engines
+
+        if engine == "ray":
+            return engines.with_ray(task, names, clock, device)
+        return engines.with_processes(task, names, clock, together)
+
+    reports: list[ExtractionReport] = []
     if together.first:
-        reports = _written(targets, plans, photos, clock, blocks, together, overwrite, progress)
+        state = partial(state_of, images.root)
+        with closing(Parts(targets[0], settings, images.names, overwrite, state)) as parts:
+            reports = _write(targets, plans, images, parts, clock, blocks, together, progress)
     else:
         (done, *_) = together.gather(None)
-        for _ in blocks(done):
+        for _ in blocks(images.names[done:]):
             pass
-        reports = []
     (reports, *_) = together.gather(reports)
     if strict and (unreadable := reports[0].unreadable):
         shown = "; ".join(f"{name}: {reason}" for name, reason in unreadable[:5])
@@ -222,196 +289,109 @@ def extract_each(
     return reports
 
 
-def _written(
+def _write(
     targets: Sequence[Path],
     plans: Sequence[Plan],
-    photos: Photos,
+    images: ImageList,
+    parts: Parts,
     clock: Clock,
-    blocks: Callable[[int], Blocks],
+    blocks: Callable[[Sequence[str]], Generator[Block, None, None]],
     together: Processes,
-    overwrite: bool,
     progress: bool,
 ) -> list[ExtractionReport]:
-    """Put what an engine yields into parts, and these into files; ``blocks`` starts one."""
-    begin = time.perf_counter()
-    root = {"root": _root_of(photos)}
-    runs = {t: _settings(plan) | root for t, plan in zip(targets, plans, strict=True)}
-    reports = {} if overwrite else finished_before(runs, photos.names)
-
-    def now(names: Sequence[str]) -> str:
-        return state_of(photos.root, names)
-
-    with ExitStack() as stack:
-        jobs = []
-        for place, target in enumerate(targets):
-            if target not in reports:
-                opened = Parts(target, runs[target], photos.names, overwrite, now)
-                parts = stack.enter_context(opened)
-                jobs.append(_Job(target, place, plans[place].layout, parts, parts.done))
-        done = min(job.resumed for job in jobs)
-        together.gather(done)
-        with closing(blocks(done)) as engine:
-            _fill(jobs, engine, done, len(photos.names), clock, progress)
-        for job in jobs:
-            with clock.stage("write"), replacing(job.target, beside=job.parts.folder) as partial:
-                suffix = job.target.suffix.lower()
-                rows = write_table(partial, suffix, job.parts, job.layout)
-            count, failures = job.parts.done, _failures(job.parts)
-            reports[job.target] = ExtractionReport(
-                job.target, rows, count, *failures, job.resumed, clock.seconds, 0.0
-            )
-        if len(targets) > 1:
-            jobs[-1].parts.tell_finished(tell([*reports.values()], runs, photos.names))
-        for job in jobs:
-            job.parts.remove()
-    for target in targets:
-        sweep(target)
-    elapsed = time.perf_counter() - begin
+    """Complete the parts, and write the outputs."""
+    start, resumed = time.perf_counter(), parts.images
+    together.gather(resumed)
+    with closing(blocks(images.names[resumed:])) as results:
+        _fill(parts, results, len(images.names), clock, progress)
+    rows = []
+    for n, (target, plan) in enumerate(zip(targets, plans, strict=True)):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with clock.stage("write"), replacing(target, parts.folder) as temporary:
+            table = Table(parts, n, plan.layout)
+            rows.append(write_table(temporary, target.suffix.lower(), table))
+    parts.remove()
+    speed = (parts.images - resumed) / (time.perf_counter() - start)
+    counts = parts.images, parts.without_face, parts.unreadable, images.skipped, resumed
     return [
-        replace(
-            reports[target],
-            seconds=clock.seconds,
-            images_per_second=(reports[target].images - reports[target].resumed) / elapsed,
-        )
-        for target in targets
+        ExtractionReport(target, count, *counts, clock.seconds, speed)
+        for target, count in zip(targets, rows, strict=True)
     ]
 
 
-def _check_arguments(target: Path, faces: str, on_missing: str, engine: str) -> None:
-    check_output(target)
-    ImageOptions(faces, on_missing)
-    if on_missing == "raise":
-        raise ValueError("on_missing must be 'skip' or 'nan' here, got 'raise'")
-    if engine not in get_args(Engine):
-        raise ValueError(f"engine must be 'local' or 'ray', got {engine!r}")
+def _fill(parts: Parts, blocks: Iterator[Block], count: int, clock: Clock, progress: bool) -> None:
+    """Store the blocks of an engine in parts."""
+    done = parts.images
+    pending: list[Block] = []
+
+    def flush() -> None:
+        nonlocal done
+        # After an interrupt the part of these blocks can be complete already.
+        if pending and parts.images == done:
+            with clock.stage("write"):
+                parts.append(join(pending))
+        done = parts.images
+        pending.clear()
+
+    with tqdm(initial=done, total=count, unit="image", disable=None if progress else True) as bar:
+        try:
+            for block in blocks:
+                pending.append(block)
+                bar.update(len(block.names))
+                rows = sum(len(waiting.rows[0]["face"]) for waiting in pending)
+                if rows >= PART_ROWS or sum(len(b.names) for b in pending) >= PART_IMAGES:
+                    flush()
+        finally:  # also after Ctrl-C or an error
+            flush()
 
 
-def _check_numbers(**numbers: int) -> None:
-    for name, value in numbers.items():
-        if value < 1:
-            raise ValueError(f"{name} must be 1 or more, got {value}")
-
-
-def _check_not_read(targets: Sequence[Path], photos: Photos) -> None:
-    """Refuse to put features in the place of what they are of, such as a shard."""
-    suffixes = tuple({target.suffix for target in targets})
-    read = {(photos.root / f).resolve() for f in files_of(photos.names) if f.endswith(suffixes)}
+def _check_separate(targets: Sequence[Path], images: ImageList) -> None:
+    """Reject an output that would replace a file that is read, such as a shard."""
+    suffixes = tuple(target.suffix for target in targets)
+    files = (name for name in files_of(images.names) if name.endswith(suffixes))
+    inputs = {(images.root / name).resolve() for name in files}
     for target in targets:
-        if target.resolve() in read:
-            raise ValueError(
-                f"the output {target} is among what is to be read, and would take its place; name "
-                "another file"
-            )
+        if target.resolve() in inputs:
+            raise ValueError(f"the output {target} is one of the inputs; name another file")
 
 
-def _check_videos(photos: Photos, every: int, smooth: float | None) -> None:
-    """Refuse options of videos where there are none, rather than leave them unheeded."""
-    if smooth is not None and not smooth > 0:
-        raise ValueError(f"smooth must be above 0 seconds, or None, got {smooth}")
-    for name, given in (("every", every > 1), ("smooth", smooth is not None)):
-        if given and not photos.videos:
-            raise ValueError(f"{name} is about videos, and there is none; leave it out")
-
-
-def _check_same(together: Processes, given: object) -> None:
-    """Processes that share the work must agree on what it is."""
-    mark = sha256(repr(given).encode("utf-8", "surrogateescape")).hexdigest()
-    if len(set(together.gather(mark))) > 1:
-        raise ValueError(
-            "the processes of this start were given different photographs, models or options; give "
-            "all the same, and they share the work"
-        )
-
-
-def _ready(model: str | FaceModel, device: str | torch.device | None) -> FaceModel:
-    if isinstance(model, FaceModel):
-        return model if device is None else model.to(best_device(device))
-    return load(model, device=device)
-
-
-def _on_one_device(
-    models: Iterable[str | FaceModel], device: str | torch.device | None
+def _load(
+    models: Iterable[str | FaceModel],
+    device: str | torch.device | None,
+    jpeg: JpegDecoder | None,
 ) -> list[FaceModel]:
-    """Models, loaded if they are names, on the device of the first."""
-    ready = []
+    """Load models by name, all on the device of the first, with one decoder of JPEG files."""
+    loaded: list[Any] = []
     for model in models:
-        ready.append(_ready(model, device))
-        device = ready[0].device
-    return ready
-
-
-def _agree_on_jpeg(models: Sequence[FaceModel], jpeg: JpegDecoder | None) -> None:
-    """Have all models of a pass, in which a photograph is decoded once, use one decoder."""
-    of_photos = [model for model in models if isinstance(model, FaceModel)]  # others are refused
-    if jpeg is not None:
-        for model in of_photos:
-            model.set_jpeg_decoder(jpeg)
-    decoders = sorted({model.jpeg for model in of_photos})
+        if not isinstance(model, (str, os.PathLike)):
+            loaded.append(model if device is None else model.to(best_device(device)))
+        else:
+            loaded.append(load(model, device=device))
+        device = loaded[0].device
+    with_images = [model for model in loaded if isinstance(model, FaceModel)]  # others raise later
+    for model in with_images if jpeg else []:
+        model.set_jpeg_decoder(jpeg)
+    decoders = sorted({model.jpeg for model in with_images})
     if len(decoders) > 1:
         raise ValueError(
-            f"the models of one pass decode JPEG files by {' and '.join(decoders)}; give jpeg, or "
-            "load them alike"
+            f"the models decode JPEG files with {' and '.join(decoders)}; pass jpeg, or load them "
+            "with the same decoder"
         )
+    return loaded
 
 
-def _root_of(photos: Photos) -> str:
-    """The folder that the names belong to; that of the file system if all of them are absolute."""
-    root = photos.root.resolve()
-    return root.anchor if all(map(os.path.isabs, photos.names)) else str(root)
-
-
-def _settings(plan: Plan) -> dict[str, Any]:
-    """Everything that decides the rows of given photographs."""
-    return {
-        **asdict(plan.layout),
-        "tensors": digest_of(plan.model)[:16],
-        "faces": plan.faces,
-        "on_missing": plan.on_missing,
+def _settings(
+    targets: Sequence[Path], plans: Sequence[Plan], options: ImageOptions, images: ImageList
+) -> dict[str, Any]:
+    """Return everything that decides the rows of the images, apart from the images."""
+    root = images.root.resolve()
+    absolute = all(map(os.path.isabs, images.names))
+    settings = {
+        "root": root.anchor if absolute else str(root),
+        "faces": options.faces,
+        "on_missing": options.on_missing,
     }
-
-
-def _fill(
-    jobs: Sequence[_Job], blocks: Blocks, done: int, count: int, clock: Clock, progress: bool
-) -> None:
-    """Put the blocks of an engine, from the photograph ``done`` of ``count`` on, into parts."""
-    bar = tqdm(initial=done, total=count, unit="photo", disable=None if progress else True)
-    pending: list[list[Block]] = []
-    try:
-        with bar:
-            for made in blocks:
-                pending.append(made)
-                bar.update(len(made[0].names))
-                if _is_enough([entry[0] for entry in pending]):
-                    with clock.stage("write"):
-                        done = _append(jobs, pending, done)
-                    pending = []
-    finally:
-        # Also after Ctrl-C or an error: what is done need not be done again. If the signal came
-        # while a part was being written, that part may stand already.
-        if pending:
-            with clock.stage("write"):
-                _append(jobs, pending, done)
-
-
-def _append(jobs: Sequence[_Job], pending: Sequence[Sequence[Block]], done: int) -> int:
-    """Put blocks, which begin at photograph ``done``, into parts that lack them; where they end."""
-    end = done + sum(len(blocks[0].names) for blocks in pending)
-    for job in jobs:
-        if job.parts.done < end:  # a kill between two jobs leaves one of them ahead
-            blocks = [made[job.place] for made in pending]
-            job.parts.append(without_first(join(blocks), job.parts.done - done))
-    return end
-
-
-def _is_enough(pending: Sequence[Block]) -> bool:
-    photos = sum(len(block.names) for block in pending)
-    return photos >= PART_PHOTOS or sum(len(b.rows["face"]) for b in pending) >= PART_ROWS
-
-
-def _failures(parts: Parts) -> tuple[int, list[tuple[str, str]]]:
-    """How many photographs have no face, and which are unreadable, in all parts."""
-    missing, unreadable = 0, []
-    for block in parts.blocks([]):
-        missing += len(block.without_face)
-        unreadable += block.unreadable
-    return missing, unreadable
+    for target, plan in zip(targets, plans, strict=True):
+        prefix = f"{target.resolve()}: " if len(targets) > 1 else ""
+        settings |= {f"{prefix}{key}": value for key, value in asdict(plan.layout).items()}
+    return settings

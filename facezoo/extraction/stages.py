@@ -1,180 +1,190 @@
-"""The stages that every photograph goes through: find faces, align, encode."""
+"""Process images in this process: read, find faces, align, encode, and collect rows."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from hashlib import sha256
+from pathlib import Path
+from threading import Lock
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from facezoo.errors import ImageError, UnsupportedError
-from facezoo.extraction.report import STAGES
+from facezoo.errors import UnsupportedError
+from facezoo.extraction import sources
 from facezoo.extraction.resume import Block, Rows
-from facezoo.extraction.sources import Loaded
+from facezoo.extraction.videos import CONVERSION
 from facezoo.extraction.writers import Layout
 from facezoo.hub.tensors import digest_of
 from facezoo.models.base import FaceModel
-from facezoo.preprocess.jpeg import Jpeg
-from facezoo.preprocess.pipeline import Which, find_faces, fingerprint, to_device
-from facezoo.results import Faces, flatten_rows
+from facezoo.preprocess.jpeg import Photo, check_decoder
+from facezoo.preprocess.pipeline import ImageBatch, ImageOptions, face_batches, fingerprint
+from facezoo.results import flatten_rows
 
-
-@dataclass(frozen=True)
-class Plan:
-    """What is asked of a model for every face."""
-
-    model: FaceModel
-    wanted: list[str]
-    """Capabilities, as ``FaceModel.run`` takes them."""
-    faces: Which
-    on_missing: Literal["skip", "nan"]
-    layout: Layout
+STAGES = ("decode", "wait", "detect", "align", "encode", "write")
+FEATURES = "encode_"
 
 
 @dataclass
 class Clock:
-    """Time by stage; on a GPU a stage ends when its kernels have, if that is asked for."""
+    """Time by stage; with ``exact`` a stage on a GPU ends when its kernels have ended."""
 
-    exact: bool
+    exact: bool = False
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Count the time inside."""
-        begin = time.perf_counter()
+        """Measure the time inside the context."""
+        start = time.perf_counter()
         yield
         if self.exact and torch.cuda.is_available():
             torch.cuda.synchronize()
-        self.seconds[name] += time.perf_counter() - begin
+        self.seconds[name] += time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A model and the stages to run on every face."""
+
+    model: FaceModel
+    names: list[str]
+    """Keys of ``facezoo.models.base.STAGES``."""
+    layout: Layout
+
+
+@dataclass(frozen=True)
+class Task:
+    """Everything that a process needs to turn names into blocks."""
+
+    plans: Sequence[Plan]
+    options: ImageOptions
+    root: Path
+    """Folder that the names are relative to."""
+    workers: int
+    """Threads that decode, in every process."""
+    chunk: int
+    """Images that a process takes at a time, if there are several processes."""
 
 
 def plan_for(
     model: FaceModel,
-    what: Sequence[str],
-    faces: Which,
-    on_missing: Literal["skip", "nan"],
-    videos: bool = False,
-    smooth: float | None = None,
+    what: str | Sequence[str],
+    options: ImageOptions,
+    videos: bool,
+    smooth: float | None,
 ) -> Plan:
-    """What to ask of the model for each face, and how wide the answers are."""
+    """Choose the stages of a model.
+
+    Raises:
+        UnsupportedError: if the model takes meshes, or lacks one of the embeddings.
+    """
     if not isinstance(model, FaceModel):
         raise UnsupportedError(
-            f"{type(model).__name__} takes meshes, not photographs; call its encode_expression() "
-            "with them, or extract with a model of photographs"
+            f"{type(model).__name__} takes meshes, not images; call its encode_expression() with "
+            "them, or extract with a model of images"
         )
-    able = model.capabilities()
-    known = [name.removeprefix("encode_") for name in able if name.startswith("encode_")]
+    capabilities = model.capabilities()
     features = list(dict.fromkeys([what] if isinstance(what, str) else what))
-    lacking = [name for name in features if name not in known]
-    if lacking:
+    available = [n.removeprefix(FEATURES) for n in capabilities if n.startswith(FEATURES)]
+    if missing := [name for name in features if name not in available]:
         raise UnsupportedError(
-            f"{model.model_name} has no embedding {', '.join(lacking)}; it has {', '.join(known)}"
+            f"{model.model_name} has no embedding {', '.join(missing)}; it has "
+            f"{', '.join(available)}"
         )
-    wanted = [f"encode_{name}" for name in features]
-    classes = model.labels if "predict_expression" in able else ()
-    if classes:
-        wanted.append("predict_expression")
-    nothing = model.run(torch.zeros(0, *model.input_shape, device=model.device), wanted)
-    widths = {name: flatten_rows(nothing[f"encode_{name}"]).shape[1] for name in features}
-    marks = _checkpoint(model), fingerprint(model.preprocessing, model.jpeg)
-    layout = Layout(*marks, widths, tuple(classes), videos, smooth)
-    return Plan(model, wanted, faces, on_missing, layout)
+    names = [f"{FEATURES}{name}" for name in features]
+    classes = model.labels if "predict_expression" in capabilities else ()
+    names += ["predict_expression"] if classes else []
+    card = model.card.name if model.card else model.model_name
+    mark = fingerprint(model.preprocessing, model.jpeg, options.detection)
+    if videos:
+        mark = sha256(f"{mark} {CONVERSION}".encode()).hexdigest()[: len(mark)]
+    checkpoint = f"{card}@{digest_of(model)[:12]}"
+    layout = Layout(checkpoint, mark, tuple(features), tuple(classes), videos, smooth)
+    return Plan(model, names, layout)
 
 
-def _checkpoint(model: FaceModel) -> str:
-    """``name@sha`` of the tensors as they are now, whatever file they once came from."""
-    name = model.card.name if model.card else model.model_name
-    return f"{name}@{digest_of(model)[:12]}"
+class _Reader:
+    """Function that reads images by name in threads, and keeps the times of frames."""
+
+    def __init__(self, task: Task, clock: Clock) -> None:
+        self.times: dict[str, float] = {}
+        self._task = task
+        self._clock = clock
+        self._lock = Lock()
+
+    def __call__(self, name: str, _: int | None) -> Photo:
+        start = time.perf_counter()
+        try:
+            pixels, moment = sources.read(self._task.root, name, self._task.plans[0].model.jpeg)
+        finally:
+            with self._lock:
+                self._clock.seconds["decode"] += time.perf_counter() - start
+        if self._task.plans[0].layout.videos:
+            self.times[name] = moment
+        return pixels
 
 
-@torch.inference_mode()
-def work(
-    batch: Sequence[Loaded], plans: Sequence[Plan], clock: Clock, batch_size: int
-) -> list[Block]:
-    """Find the faces of a batch of decoded photographs, and each plan's block of them."""
-    with clock.stage("detect"):
-        batch, tensors = _moved(batch, plans[0].model.device)
-        places = [index for index, photo in enumerate(batch) if photo.pixels is not None]
-        found = find_faces(tensors, faces=plans[0].faces, on_missing="skip")
-    return [_encode(batch, places, tensors, found, plan, clock, batch_size) for plan in plans]
+def process(task: Task, names: Sequence[str], clock: Clock) -> Generator[Block, None, None]:
+    """Process images in this process, and yield a block per batch, in their order."""
+    model = task.plans[0].model
+    if model.jpeg != "pillow":
+        check_decoder(model.jpeg, model.device)
+    reader = _Reader(task, clock)
+    for batch in face_batches(
+        names,
+        model.device,
+        task.options,
+        read=reader,
+        workers=task.workers,
+        serial=sources.is_frame,
+        collect_errors=True,
+        clock=clock,
+    ):
+        yield _block(batch, task, reader.times, clock)
 
 
-def _moved(
-    batch: Sequence[Loaded], device: torch.device
-) -> tuple[list[Loaded], list[torch.Tensor]]:
-    """The pixels of a batch on a device, and the batch, its unreadable photographs marked."""
-    there = [photo.pixels for photo in batch if photo.pixels is not None]
-    moved = iter(zip(there, to_device(there, device), strict=True))
-    marked, tensors = [], []
-    for photo in batch:
-        before, pixels = (None, None) if photo.pixels is None else next(moved)
-        if isinstance(pixels, ImageError):
-            photo = photo.unreadable(pixels, before.source if isinstance(before, Jpeg) else "")
-        elif pixels is not None:
-            tensors.append(pixels)
-        marked.append(photo)
-    return marked, tensors
-
-
-def _encode(
-    batch: Sequence[Loaded],
-    places: Sequence[int],
-    tensors: Sequence[torch.Tensor],
-    found: Faces,
-    plan: Plan,
-    clock: Clock,
-    batch_size: int,
-) -> Block:
-    """Align and encode the faces of a batch, whose readable photographs are at ``places``."""
-    results = plan.model.encode_faces(tensors, found, plan.wanted, batch_size, clock)
-    if "predict_expression" in results:
-        results["predict_expression"] = results["predict_expression"].softmax(-1)
-    rows = _rows(found, {name: flatten_rows(values) for name, values in results.items()}, places)
-    empty = sorted(set(places) - set(rows["photo"].tolist()))
-    if plan.on_missing == "nan":
-        rows = _with_gaps(rows, empty)
-    if plan.layout.videos:
-        rows["time"] = np.array([photo.time for photo in batch])[rows["photo"]]
+def _block(batch: ImageBatch, task: Task, times: dict[str, float], clock: Clock) -> Block:
+    """Encode the faces of a batch with every model."""
+    names, faces = list(batch.sources), batch.faces
+    assert faces is not None
+    index = np.array(batch.index, np.int64)[faces.image_index.cpu().numpy()]
+    scores = faces.scores.float().cpu().numpy()
+    face = np.arange(len(index)) - np.searchsorted(index, index)  # rows are sorted by image
+    face[np.isnan(scores)] = -1
+    shared: Rows = {
+        "image": index,
+        "face": face.astype(np.int32),
+        "box": faces.boxes.float().cpu().numpy(),
+        "score": scores,
+        "landmarks": faces.landmarks.float().cpu().numpy(),
+    }
+    if task.plans[0].layout.videos:
+        moments = [times.pop(name, np.nan) for name in names]
+        shared["time"] = np.array(moments)[index]
+    rows = []
+    for plan in task.plans:
+        results = plan.model.encode_faces(
+            batch.images, faces, plan.names, task.options.batch_size, clock
+        )
+        rows.append(shared | dict(_column(name, result) for name, result in results.items()))
     return Block(
-        [photo.name for photo in batch],
-        [batch[index].name for index in empty],
-        [(photo.name, photo.reason) for photo in batch if photo.pixels is None],
+        names,
+        len(batch.images) - len(np.unique(index[face >= 0])),
+        [
+            (names[place], sources.reason_of(error, task.root, names[place]))
+            for place, error in batch.errors.items()
+        ],
         rows,
     )
 
 
-def _rows(found: Faces, results: dict[str, torch.Tensor], places: Sequence[int]) -> Rows:
-    """Columns of the faces of a batch; ``places`` are the readable photographs' in the batch."""
-    readable = found.image_index.cpu().numpy()
-    first = np.searchsorted(readable, readable)  # row of the first face of the same photograph
-    columns = {
-        "photo": np.array(places, np.int64)[readable],
-        "face": (np.arange(len(readable)) - first).astype(np.int32),
-        "box": found.boxes,
-        "score": found.scores,
-        "landmarks": found.landmarks,
-    }
-    names = {"predict_expression": "probabilities"}
-    for name, value in results.items():
-        columns[names.get(name, name.removeprefix("encode_"))] = value
-    return {
-        key: value.float().cpu().numpy() if isinstance(value, torch.Tensor) else value
-        for key, value in columns.items()
-    }
-
-
-def _with_gaps(rows: Rows, empty: Sequence[int]) -> Rows:
-    """A row of NaN, and face -1, for each photograph without a face."""
-    photo = np.concatenate([rows["photo"], np.array(empty, np.int64)])
-    order = photo.argsort(kind="stable")
-    filled = {"photo": photo[order]}
-    for key, value in rows.items():
-        if key != "photo":
-            hole = -1 if key == "face" else np.nan
-            gaps = np.full((len(empty), *value.shape[1:]), hole, value.dtype)
-            filled[key] = np.concatenate([value, gaps])[order]
-    return filled
+def _column(name: str, result: Any) -> tuple[str, NDArray[np.float32]]:
+    if name == "predict_expression":
+        return "probabilities", result.softmax(-1).cpu().numpy()
+    rows = result if isinstance(result, torch.Tensor) else flatten_rows(result)
+    return name.removeprefix(FEATURES), rows.cpu().numpy()

@@ -1,21 +1,23 @@
-"""Feature files: the rows of all parts as Parquet, CSV or NPZ, a block of rows at a time."""
+"""Write feature files as Parquet, CSV or NPZ, a block of rows at a time, and join Parquet files."""
 
 from __future__ import annotations
 
 import csv
 import json
+import os
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain, count, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tqdm.auto import tqdm
 
-from facezoo.extraction.resume import Block, Parts, Rows
-from facezoo.extraction.tracks import Tracked
+from facezoo.extraction.resume import Parts, Rows, replacing
 from facezoo.results import LANDMARK_NAMES
 from facezoo.version import __version__
 
@@ -25,36 +27,39 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".parquet", ".csv", ".npz")
 BLOCK = 1024
-"""Rows that are in memory at once, and in a row group of a Parquet file."""
+"""Rows in memory at once, and in a row group of a Parquet file."""
 BOX = ("x0", "y0", "x1", "y1")
-VERSIONS = {"facezoo": __version__, "torch": str(torch.__version__), "numpy": np.__version__}
-"""Of what wrote a file; rows of other versions may differ in their last digits."""
 LANDMARKS = tuple(f"{name}_{axis}" for name in LANDMARK_NAMES for axis in "xy")
+VERSIONS = {"facezoo": __version__, "torch": str(torch.__version__), "numpy": np.__version__}
+"""Packages that decide the last digits of the rows."""
+COMPARABLE = ("fingerprint", "checkpoint", "features", "classes", "videos", "smooth")
+"""Fields of the metadata that are equal in files that can be joined."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What all rows of a file have in common."""
+    """Properties that all rows of a file share."""
 
     checkpoint: str
     """Name and shortened SHA-256 of the weights."""
     fingerprint: str
-    """Of the preprocessing, see ``facezoo.preprocess.pipeline.fingerprint``."""
-    features: dict[str, int]
-    """Widths D of the embeddings by name."""
+    """Of the preprocessing, see ``facezoo.preprocess.pipeline.fingerprint``; with videos also of
+    the conversion of their colors."""
+    features: tuple[str, ...]
+    """Names of the embeddings."""
     classes: tuple[str, ...]
-    """The K expression classes; none for a model without them."""
+    """The K expression classes; empty for a model without classes."""
     videos: bool = False
-    """Whether rows have a time and a track, see ``facezoo.extraction.tracks.Tracked``."""
+    """Whether rows have a time and a track, see ``facezoo.extraction.tracks``."""
     smooth: float | None = None
-    """Seconds over which embeddings and probabilities are smoothed along a track."""
+    """Time constant of the smoothing along a track, seconds."""
 
 
 def check_output(output: Path) -> None:
-    """Refuse a file that could not be written, before any work is done.
+    """Check that a file can be written, before any work is done.
 
     Raises:
-        ValueError: if its suffix is none of ``SUFFIXES``.
+        ValueError: if its suffix is not one of ``SUFFIXES``.
         IsADirectoryError: if it is a folder.
         ImportError: if it is Parquet and pyarrow is not installed.
     """
@@ -72,220 +77,317 @@ def check_output(output: Path) -> None:
             ) from error
 
 
-class Stored(Protocol):
-    """Where rows are read from: the parts of a run, as they are or tracked."""
+class Table:
+    """All rows of one output: those of the parts, with the tracks of videos.
 
-    def blocks(self, columns: Iterable[str] | None = None) -> Iterator[Block]:
-        """The stretches in order, with some columns or all."""
+    Args:
+        parts: the parts of a run.
+        output: which of its outputs.
+        layout: properties that all rows share.
+    """
+
+    def __init__(self, parts: Parts, output: int, layout: Layout) -> None:
+        self.layout = layout
+        self._parts = parts
+        self._output = output
+
+    def columns(self, *names: str) -> Iterator[Rows]:
+        """Yield some columns, or all, part by part; ``file`` is the printable name of the image."""
+        if not self.layout.videos:
+            for images, rows in self._parts.blocks(self._output, _stored(names)):
+                yield self._with_files(images, rows)
+            return
+        from facezoo.extraction.tracks import Tracker
+
+        tracker = Tracker(self.layout.smooth)
+        needed = _stored(dict.fromkeys([*names, "face", "box", "time"])) if names else None
+        for images, rows in self._parts.blocks(self._output, needed):
+            smooth = [n for n in (*self.layout.features, "probabilities") if n in rows]
+            yield self._with_files(images, tracker.follow(images, rows, smooth))
+
+    def blocks(self) -> Iterator[Rows]:
+        """Yield all columns in blocks of ``BLOCK`` rows, whatever the sizes of the parts.
+
+        A column is (R,) or (R, width), in the order of the file. The last block can be empty.
+        """
+        waiting: list[Rows] = []
+        count = 0
+        for rows in self.columns():
+            waiting.append(self._flatten(rows))
+            count += len(rows["face"])
+            while count > BLOCK:
+                joined = _concatenate(waiting)
+                yield {key: value[:BLOCK] for key, value in joined.items()}
+                waiting = [{key: value[BLOCK:] for key, value in joined.items()}]
+                count -= BLOCK
+        yield _concatenate(waiting)
+
+    def _flatten(self, rows: Rows) -> Rows:
+        layout, count = self.layout, len(rows["face"])
+        columns = {"file": rows["file"], "face": rows["face"]}
+        columns |= {name: rows[name] for name in ("time", "track") if layout.videos}
+        columns |= {**dict(zip(BOX, rows["box"].T, strict=True)), "score": rows["score"]}
+        columns["landmarks"] = rows["landmarks"].reshape(count, len(LANDMARKS))
+        columns |= {name: rows[name] for name in layout.features}
+        if layout.classes:
+            columns["label"] = np.array(self.labels(rows["probabilities"]), object)
+            named = zip(layout.classes, rows["probabilities"].T, strict=True)
+            columns |= {f"p_{name}": column for name, column in named}
+        columns["checkpoint"] = np.full(count, layout.checkpoint, object)
+        columns["fingerprint"] = np.full(count, layout.fingerprint, object)
+        return columns
+
+    def labels(self, probabilities: NDArray[np.float32]) -> list[str | None]:
+        """Return the most probable class of each row, None where there are no probabilities, R."""
+        best = np.nan_to_num(probabilities).argmax(1)
+        known = np.isfinite(probabilities).all(1)
+        return [self.layout.classes[k] if ok else None for k, ok in zip(best, known, strict=True)]
+
+    @staticmethod
+    def _with_files(images: Sequence[str], rows: Rows) -> Rows:
+        return {**rows, "file": np.array([*map(printable, images), ""], object)[rows["image"]]}
 
 
-def stored_rows(parts: Parts, layout: Layout) -> Stored:
-    """The rows of the parts, with the tracks of videos and smooth along these where wanted."""
-    if not layout.videos:
-        return parts
-    return Tracked(parts, [*layout.features, "probabilities"], layout.smooth)
+def _stored(names: Iterable[str]) -> list[str] | None:
+    """Return the columns of the parts that are needed for some columns; None for all."""
+    return [*dict.fromkeys(["image", *names])] if names else None
 
 
-def write_table(path: Path, suffix: str, parts: Parts, layout: Layout) -> int:
-    """Write every row of the parts to a file.
+def _concatenate(rows: Sequence[Rows]) -> Rows:
+    if len(rows) == 1:
+        return rows[0]
+    return {key: np.concatenate([part[key] for part in rows]) for key in rows[0]}
+
+
+def printable(name: str) -> str:
+    """Return a file name as valid Unicode; bytes that are not UTF-8 become escapes."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def write_table(path: Path, suffix: str, table: Table) -> int:
+    """Write all rows of an output to a file, and return their number.
 
     Args:
         path: the file to write.
         suffix: one of ``SUFFIXES``.
-        parts: where the rows are.
-        layout: what they have in common.
-
-    Returns:
-        How many rows there are.
+        table: the rows.
     """
-    write = {".parquet": _write_parquet, ".csv": _write_csv, ".npz": _write_npz}[suffix]
-    return write(path, stored_rows(parts, layout), layout)
+    return {".parquet": _write_parquet, ".csv": _write_csv, ".npz": _write_npz}[suffix](path, table)
 
 
-def _stretches(parts: Stored) -> Iterator[Rows]:
-    """All columns in blocks of ``BLOCK`` rows, whatever the parts' own sizes."""
-    waiting: list[Rows] = []
-    count = 0
-    for block in parts.blocks():
-        rows = {**block.rows, "file": _files(block)}
-        waiting.append(rows)
-        count += len(rows["photo"])
-        while count >= BLOCK:
-            joined = _joined(waiting)
-            yield {key: value[:BLOCK] for key, value in joined.items()}
-            waiting = [{key: value[BLOCK:] for key, value in joined.items()}]
-            count -= BLOCK
-    if count:
-        yield _joined(waiting)
-
-
-def _joined(rows: Sequence[Rows]) -> Rows:
-    return {key: np.concatenate([part[key] for part in rows]) for key in rows[0]}
-
-
-def _files(block: Block) -> NDArray[np.object_]:
-    """The name of each row's photograph, (R,)."""
-    return np.array([*map(printable, block.names), ""], object)[block.rows["photo"]]
-
-
-def printable(name: str) -> str:
-    """A file name as valid Unicode; bytes of names that are not UTF-8 become escapes."""
-    return name.encode("utf-8", "backslashreplace").decode()
-
-
-def _labels(rows: Rows, layout: Layout) -> list[str | None]:
-    """The most probable class of each row, None for no face and for probabilities of NaN, R."""
-    best = np.nan_to_num(rows["probabilities"]).argmax(1)
-    sums = rows["probabilities"].sum(1)  # of NaN if one of a row is
-    return [layout.classes[k] if s == s else None for k, s in zip(best, sums, strict=True)]
-
-
-def _write_csv(path: Path, parts: Stored, layout: Layout) -> int:
+def _write_csv(path: Path, table: Table) -> int:
+    """Write numbers as the shortest texts that read back the same, and NaN as an empty field."""
     count = 0
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(_csv_header(layout))
-        for rows in _stretches(parts):
-            count += len(rows["photo"])
-            writer.writerows(_csv_rows(rows, layout))
+        for number, columns in enumerate(table.blocks()):
+            if not number:
+                writer.writerow(_csv_header(columns))
+            texts = []
+            for value in columns.values():
+                text = (value if value.dtype == object else value.astype(str)).astype(object)
+                if value.dtype.kind == "f":
+                    text[np.isnan(value)] = ""
+                texts.append(text if text.ndim == 2 else text[:, None])
+            writer.writerows(np.concatenate(texts, 1).tolist())
+            count += len(columns["face"])
     return count
 
 
-def _csv_header(layout: Layout) -> list[str]:
-    embeddings = [f"{name}_{d}" for name, width in layout.features.items() for d in range(width)]
-    classes = [f"p_{name}" for name in layout.classes]
-    label = ["label"] if classes else []
-    moments = ["time", "track"] if layout.videos else []
-    start = ["file", "face", *moments, *BOX, "score", *LANDMARKS]
-    return [*start, *embeddings, *label, *classes, "checkpoint", "fingerprint"]
-
-
-def _csv_rows(rows: Rows, layout: Layout) -> Iterator[list[Any]]:
-    """Numbers as the shortest text that reads back as the same float32."""
-    before = [rows["box"], rows["score"][:, None], rows["landmarks"].reshape(-1, 10)]
-    before += [rows[name] for name in layout.features]
-    texts = np.concatenate(before, 1).astype(str).tolist()
-    labels: Sequence[str | None] = _labels(rows, layout) if layout.classes else []
-    ends = rows["probabilities"].astype(str).tolist() if layout.classes else [[]] * len(texts)
-    for index, (text, end) in enumerate(zip(texts, ends, strict=True)):
-        label = [labels[index] or ""] if layout.classes else []
-        start = [rows["file"][index], int(rows["face"][index])]
-        start += [float(rows["time"][index]), int(rows["track"][index])] if layout.videos else []
-        yield [*start, *text, *label, *end, layout.checkpoint, layout.fingerprint]
+def _csv_header(columns: Rows) -> list[str]:
+    header: list[str] = []
+    for name, value in columns.items():
+        vector = LANDMARKS if name == "landmarks" else map(f"{name}_{{}}".format, count())
+        header += islice(vector, value.shape[1]) if value.ndim == 2 else [name]
+    return header
 
 
 def parquet_writer(path: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    """A writer of feature files: words have dictionaries; numbers never repeat and have none."""
+    """Open a writer of feature files.
+
+    Words have dictionaries. Floating-point columns have no statistics: statistics ignore NaN, and
+    some readers then skip row groups that have it.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     words = [field.name for field in schema if pa.types.is_dictionary(field.type)]
-    return pq.ParquetWriter(path, schema, use_dictionary=words)
+    whole = [field.name for field in schema if pa.types.is_integer(field.type)]
+    return pq.ParquetWriter(
+        path, schema, use_dictionary=words, write_statistics=["file", *words, *whole]
+    )
 
 
-def _write_parquet(path: Path, parts: Stored, layout: Layout) -> int:
+def _write_parquet(path: Path, table: Table) -> int:
+    import pyarrow as pa
+
+    blocks = table.blocks()
+    first = next(blocks)
+    widths = {name: first[name].shape[1] for name in table.layout.features}
+    metadata = {**asdict(table.layout), "features": widths, "versions": VERSIONS}
+    schema = pa.schema(
+        [(name, _arrow_type(name, value)) for name, value in first.items()],
+        metadata={"facezoo": json.dumps(metadata)},
+    )
     count = 0
-    schema = _schema(layout)
     with parquet_writer(path, schema) as writer:
-        for rows in _stretches(parts):
-            count += len(rows["photo"])
-            writer.write_table(_arrow(rows, layout, schema), row_group_size=BLOCK)
+        for columns in chain([first], blocks):
+            arrays = [
+                pa.FixedSizeListArray.from_arrays(value.reshape(-1), value.shape[1])
+                if value.ndim == 2
+                else pa.array(np.ascontiguousarray(value), field.type)
+                for field, value in zip(schema, columns.values(), strict=True)
+            ]
+            writer.write_table(pa.Table.from_arrays(arrays, schema=schema), row_group_size=BLOCK)
+            count += len(columns["face"])
     return count
 
 
-def _schema(layout: Layout) -> pa.Schema:
+def _arrow_type(name: str, values: NDArray[Any]) -> pa.DataType:
     import pyarrow as pa
 
-    word = pa.dictionary(pa.int32(), pa.string())
-    columns = [("file", pa.string()), ("face", pa.int32())]
-    columns += [("time", pa.float64()), ("track", pa.int32())] if layout.videos else []
-    columns += [(name, pa.float32()) for name in (*BOX, "score")]
-    columns += [("landmarks", pa.list_(pa.float32(), 10))]
-    columns += [(name, pa.list_(pa.float32(), width)) for name, width in layout.features.items()]
-    columns += [("label", word)] if layout.classes else []
-    columns += [(f"p_{name}", pa.float32()) for name in layout.classes]
-    columns += [("checkpoint", word), ("fingerprint", word)]
-    said = {**asdict(layout), "versions": VERSIONS}
-    return pa.schema(columns, metadata={"facezoo": json.dumps(said)})
+    if values.ndim == 2:
+        return pa.list_(pa.float32(), values.shape[1])
+    if values.dtype == object:
+        return pa.string() if name == "file" else pa.dictionary(pa.int32(), pa.string())
+    return pa.from_numpy_dtype(values.dtype)
 
 
-def _arrow(rows: Rows, layout: Layout, schema: pa.Schema) -> pa.Table:
-    import pyarrow as pa
-
-    count = len(rows["photo"])
-    columns: dict[str, Any] = {"file": rows["file"].tolist(), "face": rows["face"]}
-    columns.update((name, rows[name]) for name in ("time", "track") if layout.videos)
-    columns.update(zip((*BOX, "score"), (*rows["box"].T, rows["score"]), strict=True))
-    for name in ("landmarks", *layout.features):
-        flat = rows[name].reshape(count, -1)
-        columns[name] = pa.FixedSizeListArray.from_arrays(flat.reshape(-1), flat.shape[1])
-    if layout.classes:
-        columns["label"] = _labels(rows, layout)
-        named = zip(layout.classes, rows["probabilities"].T, strict=True)
-        columns.update((f"p_{name}", column) for name, column in named)
-    columns["checkpoint"] = [layout.checkpoint] * count
-    columns["fingerprint"] = [layout.fingerprint] * count
-    arrays = [
-        # A column of a matrix is strided, and arrow wants it in one piece.
-        pa.array(np.ascontiguousarray(v) if isinstance(v, np.ndarray) else v, field.type)
-        for field, v in ((field, columns[field.name]) for field in schema)
-    ]
-    return pa.Table.from_arrays(arrays, schema=schema)
-
-
-_KINDS = {"face": "<i4", "track": "<i4", "time": "<f8"}
-
-
-def _write_npz(path: Path, parts: Stored, layout: Layout) -> int:
-    """One array per column, written in one pass over the parts each."""
-    counts, longest = [0], 1
-    for block in parts.blocks(["photo"]):
-        counts.append(len(block.rows["photo"]))
-        longest = max([longest, *(len(printable(name)) for name in block.names)])
-    count = sum(counts)
-    shapes: dict[str, tuple[int, ...]] = {"face": (), "box": (4,), "score": (), "landmarks": (5, 2)}
-    shapes |= {"time": (), "track": ()} if layout.videos else {}
-    shapes.update((name, (width,)) for name, width in layout.features.items())
-    if layout.classes:
-        shapes["probabilities"] = (len(layout.classes),)
+def _write_npz(path: Path, table: Table) -> int:
+    """Write one array per column, each in one pass over the parts."""
+    layout, rows, longest = table.layout, 0, 1
+    for columns in table.columns("face"):
+        rows += len(columns["face"])
+        longest = max([longest, *map(len, columns["file"])])
+    names = ["face", "box", "score", "landmarks", *(["time", "track"] if layout.videos else [])]
+    names += [*layout.features, *(["probabilities"] if layout.classes else [])]
+    constants = {
+        "checkpoint": np.array(layout.checkpoint),
+        "fingerprint": np.array(layout.fingerprint),
+        "versions": np.array([f"{name} {version}" for name, version in VERSIONS.items()]),
+    }
     with zipfile.ZipFile(path, "w") as archive:
-        names = (_files(block) for block in parts.blocks(["photo"]))
-        _member(archive, "file", f"<U{longest}", (count,), names)
-        for key, shape in shapes.items():
-            values = (block.rows[key] for block in parts.blocks([key]))
-            _member(archive, key, _KINDS.get(key, "<f4"), (count, *shape), values)
+        files = (c["file"].astype(f"<U{longest}") for c in table.columns("face"))
+        _write_array(archive, "file", rows, files)
+        for key in names:
+            values = (c[key] for c in table.columns("face" if key == "track" else key))
+            _write_array(archive, key, rows, values)
         if layout.classes:
-            width = max(map(len, layout.classes))
-            words = (
-                np.array([word or "" for word in _labels(block.rows, layout)], f"<U{width}")
-                for block in parts.blocks(["probabilities"])
+            constants["classes"] = np.array(layout.classes)
+            labels = (
+                np.array([label or "" for label in table.labels(c["probabilities"])])
+                for c in table.columns("probabilities")
             )
-            _member(archive, "label", f"<U{width}", (count,), words)
-            _constant(archive, "classes", list(layout.classes))
-        _constant(archive, "checkpoint", layout.checkpoint)
-        _constant(archive, "fingerprint", layout.fingerprint)
-        _constant(archive, "versions", [f"{name} {said}" for name, said in VERSIONS.items()])
-    return count
+            dtype = constants["classes"].dtype
+            _write_array(archive, "label", rows, (words.astype(dtype) for words in labels))
+        for key, array in constants.items():
+            _write_array(archive, key, None, iter([array]))
+    return rows
 
 
-def _constant(archive: zipfile.ZipFile, key: str, value: Any) -> None:
-    array = np.array(value)
-    _member(archive, key, array.dtype.str, array.shape, [array])
-
-
-def _member(
-    archive: zipfile.ZipFile,
-    key: str,
-    kind: str,
-    shape: tuple[int, ...],
-    pieces: Iterable[NDArray[Any]],
+def _write_array(
+    archive: zipfile.ZipFile, key: str, rows: int | None, pieces: Iterator[NDArray[Any]]
 ) -> None:
-    """One array of the archive, written a piece at a time, so that it is never whole in memory."""
+    """Write one array piece by piece, so that it is never whole in memory.
+
+    Args:
+        archive: open NPZ file.
+        key: name of the array.
+        rows: rows of all pieces; None for a single piece of any shape.
+        pieces: consecutive rows, one piece or more.
+    """
+    first = next(pieces)
     info = zipfile.ZipInfo(f"{key}.npy")
     # Text is mostly padding; numbers hardly shrink.
-    info.compress_type = zipfile.ZIP_DEFLATED if "U" in kind else zipfile.ZIP_STORED
-    header = {"descr": kind, "fortran_order": False, "shape": shape}
+    info.compress_type = zipfile.ZIP_DEFLATED if first.dtype.kind == "U" else zipfile.ZIP_STORED
+    shape = first.shape if rows is None else (rows, *first.shape[1:])
+    header = {"descr": first.dtype.str, "fortran_order": False, "shape": shape}
     with archive.open(info, "w", force_zip64=True) as file:
         np.lib.format.write_array_header_1_0(file, header)
-        for piece in pieces:
-            file.write(np.ascontiguousarray(piece, np.dtype(kind)).tobytes())
+        for piece in chain([first], pieces):
+            file.write(np.ascontiguousarray(piece).tobytes())
+
+
+def join_files(
+    files: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str], overwrite: bool = False
+) -> int:
+    """Write the rows of several Parquet files of ``extract`` to one, a row group at a time.
+
+    Args:
+        files: in the order of their rows in the output; columns have the order of the first file.
+        output: a new ``.parquet`` file; it appears complete or not at all.
+        overwrite: whether to replace an existing file.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        FileExistsError: if ``output`` exists.
+        ImportError: if pyarrow is missing.
+        ValueError: if there is no file, a file is named twice or was not written by ``extract``,
+            the files differ in checkpoint, preprocessing or columns, or ``output`` is not Parquet.
+    """
+    try:
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise ImportError("joining needs pyarrow: pip install 'facezoo[parquet]'") from error
+    paths, target = [Path(file) for file in files], Path(output)
+    if not paths:
+        raise ValueError("no file to join; name at least one .parquet file of facezoo extract")
+    if target.suffix.lower() != ".parquet":
+        raise ValueError(f"joined files are Parquet: output must end in .parquet, got {target}")
+    if twice := duplicates(paths):
+        raise ValueError(f"{twice[0]} is named twice; its rows would be in the output twice")
+    if target.exists() and not overwrite:
+        raise FileExistsError(f"{target} exists; pass --overwrite (overwrite=True) to replace it")
+    layouts = {path: _read_layout(path) for path in paths}
+    first = layouts[paths[0]]
+    for path, layout in layouts.items():
+        for key in COMPARABLE:
+            if layout.get(key) != first.get(key):
+                raise ValueError(
+                    f"{path} has {key} {layout.get(key)!r} and {paths[0]} has {first.get(key)!r}; "
+                    "their rows are not comparable. Extract both with the same model, version and "
+                    "options"
+                )
+    metadata = {**first, "versions": _join_versions(layouts.values())}
+    schema = pq.read_schema(paths[0]).with_metadata({"facezoo": json.dumps(metadata)})
+    count = 0
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(target) as partial, parquet_writer(partial, schema) as writer:
+        for path in tqdm(paths, unit="file", disable=None):
+            with pq.ParquetFile(path) as table:
+                for group in range(table.num_row_groups):
+                    rows = table.read_row_group(group).select(schema.names)
+                    writer.write_table(rows.replace_schema_metadata(schema.metadata))
+                    count += len(rows)
+    return count
+
+
+def duplicates(paths: Sequence[Path]) -> list[Path]:
+    """Return the paths that name the file of an earlier path."""
+    resolved = [path.resolve() for path in paths]
+    return [path for n, path in enumerate(paths) if resolved[n] in resolved[:n]]
+
+
+def _read_layout(path: Path) -> dict[str, Any]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        metadata = (pq.read_schema(path).metadata or {}).get(b"facezoo")
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"{path} is not a Parquet file: {error}") from error
+    if metadata is None:
+        raise ValueError(f"{path} was not written by facezoo extract; only its files can be joined")
+    layout: dict[str, Any] = json.loads(metadata)
+    return layout
+
+
+def _join_versions(layouts: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """List the versions of each package that wrote the files, with commas between."""
+    versions: dict[str, dict[str, None]] = {}
+    for layout in layouts:
+        for name, version in layout.get("versions", {}).items():
+            versions.setdefault(name, {})[version] = None
+    return {name: ", ".join(used) for name, used in versions.items()}

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from facezoo.data.augment import augment, centre_crop
-from facezoo.evaluate.classification import scores
+from facezoo.evaluate.metrics import scores
 from facezoo.hub.card import Preprocessing
 from facezoo.models.base import FaceModel
 from facezoo.preprocess.alignment import normalize

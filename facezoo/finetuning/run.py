@@ -19,7 +19,7 @@ from torch import Tensor
 from facezoo.data.crops import cut_faces, read_named
 from facezoo.data.labelled import LabelledImages, read_labelled
 from facezoo.errors import UnsupportedError, warn_once
-from facezoo.evaluate.classification import accuracy, balanced_accuracy, confusion_of, macro_f1
+from facezoo.evaluate.metrics import SCORES, confusion, predicted_classes
 from facezoo.finetuning.loop import (
     MARGIN,
     MIN_VALIDATION,
@@ -265,10 +265,10 @@ def _check_classes(labelled: LabelledImages, train: Tensor) -> None:
 
 
 def _metrics(net: FaceModel, part: Examples, name: str, split: str, command: str) -> list[Metric]:
-    counts = confusion_of(predict(net, part), part.labels)
+    counts = confusion(predicted_classes(predict(net, part)), part.labels, len(net.labels))
     samples = _sample_confusions(counts)
     metrics = []
-    for key, score in _SCORES.items():
+    for key, score in SCORES.items():
         value = score(counts)
         sampled = np.array([score(sample) for sample in samples])
         low, high = np.quantile(sampled, (0.025, 0.975))
@@ -278,13 +278,6 @@ def _metrics(net: FaceModel, part: Examples, name: str, split: str, command: str
         )
         metrics.append(Metric(key, round(100 * value, 4), "%", name, split, protocol, command))
     return metrics
-
-
-_SCORES = {
-    "accuracy": accuracy,
-    "balanced accuracy": balanced_accuracy,
-    "macro-F1": macro_f1,
-}
 
 
 def _sample_confusions(counts: Tensor, samples: int = 1000) -> Tensor:

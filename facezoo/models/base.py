@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, NoReturn
 
 import torch
@@ -35,8 +36,10 @@ from facezoo.results import (
     ExpressionPrediction,
     FaceEncoding,
     Faces,
+    concatenate,
     map_tensors,
     table,
+    tensors_in,
     titled,
 )
 
@@ -292,27 +295,32 @@ class FaceModel(Freezable, Model):
             UnsupportedError: if this model lacks one of them.
             ValueError: if a name is not such a key.
         """
-        several = [names] if isinstance(names, str) else list(names)
-        for name in several:
+        for name in [names] if isinstance(names, str) else names:
             if name not in STAGES:
                 raise ValueError(f"unknown stage {name!r}; expected one of {', '.join(STAGES)}")
             if name not in self.provides or name in self.absent:
                 self.reject(name)
+        if names == "encode_expression":
+            return lambda crops: self.without_identity(self.embed_expression(crops))
+        if names == "predict_expression":
+            return lambda crops: self.classify_features(self.embed_expression(crops))
+        if isinstance(names, str):
+            stage: Stage = getattr(self, STAGES[names])
+            return stage
+        return partial(self._run_several, list(names))
 
-        def run(crops: Tensor) -> dict[str, Any]:
-            shared = {"encode_expression", "predict_expression"}.intersection(several)
-            features = self.embed_expression(crops) if shared else None
-            results = {}
-            for name in several:
-                if name == "encode_expression":
-                    results[name] = self.without_identity(features)
-                elif name == "predict_expression":
-                    results[name] = self.classify_features(features)
-                else:
-                    results[name] = getattr(self, STAGES[name])(crops)
-            return results
-
-        return (lambda crops: run(crops)[several[0]]) if isinstance(names, str) else run
+    def _run_several(self, names: Sequence[str], crops: Tensor) -> dict[str, Any]:
+        results = {}
+        shared = "encode_expression" in names or "predict_expression" in names
+        features = self.embed_expression(crops) if shared else None
+        for name in names:
+            if name == "encode_expression":
+                results[name] = self.without_identity(features)
+            elif name == "predict_expression":
+                results[name] = self.classify_features(features)
+            else:
+                results[name] = getattr(self, STAGES[name])(crops)
+        return results
 
     def run(self, crops: Tensor, names: str | Sequence[str], batch_size: int = 64) -> Any:
         """Run stages on prepared crops, in eval mode and batches, without gradients.
@@ -357,7 +365,7 @@ class FaceModel(Freezable, Model):
         """Apply a function to rows in batches, in eval mode and without gradients.
 
         Args:
-            function: takes rows in the model's precision, on its device.
+            function: takes some rows in the precision and on the device of the weights.
             rows: tensor or result with one row per face, F rows.
             batch_size: rows per call.
 
@@ -369,19 +377,17 @@ class FaceModel(Freezable, Model):
         """
         if batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {batch_size}")
-        target = self._compute_device(), self.dtype
-        counts: list[int] = []
-        map_tensors(lambda tensor: counts.append(len(tensor)), rows)
-        count = counts[0]
+        weight, count = self._weight(), len(tensors_in(rows)[0])
+        if not count:  # the shape of the result is needed even without rows
+            row = map_tensors(lambda tensor: tensor.new_zeros(1, *tensor.shape[1:]), rows)
+            return map_tensors(lambda tensor: tensor[:0], self.in_batches(function, row, 1))
         parts = []
         with torch.inference_mode(), evaluating(self):
-            for begin in range(0, max(count, 1), batch_size):
-                part = map_tensors(lambda t: t[begin : begin + batch_size].to(*target), rows)  # noqa: B023
-                if not count:  # the shape of the result is needed even without rows
-                    part = map_tensors(lambda t: t.new_zeros(1, *t.shape[1:]), part)
+            for begin in range(0, count, batch_size):
+                part = map_tensors(lambda t: t[begin : begin + batch_size].to(weight), rows)  # noqa: B023
                 parts.append(map_tensors(Tensor.float, function(part)))
-        # Tensors that are concatenated outside of inference mode can be learned from.
-        return map_tensors(lambda *tensors: torch.cat(tensors)[:count], *parts)
+        # Tensors that are made outside of inference mode can be learned from.
+        return concatenate(parts) if len(parts) > 1 else map_tensors(Tensor.clone, parts[0])
 
     def without_identity(self, expression: Tensor) -> Tensor:
         """Apply ``identity_removal``, if it is set, to expression features (B, D).
@@ -389,7 +395,7 @@ class FaceModel(Freezable, Model):
         Raises:
             ValueError: if the removal is for features of another width.
         """
-        removal: IdentityRemoval | None = getattr(self, NAME, None)
+        removal: Any = self._modules.get(NAME)
         if removal is None:
             return expression
         if len(removal.mean) != expression.shape[-1]:
@@ -421,7 +427,7 @@ class FaceModel(Freezable, Model):
         Returns:
             float32 result with one row per face, and the faces; None for aligned crops.
         """
-        sources, device = as_list(images), self._compute_device()
+        sources, device = as_list(images), self._weight().device
         if not sources:
             raise ValueError("images is empty; pass one image or more")
         if self.jpeg != "pillow":
@@ -465,25 +471,20 @@ class FaceModel(Freezable, Model):
         result = concatenate(parts)
         return result if complete else fill_rows(result, known)
 
-    def _compute_device(self) -> torch.device:
-        """Return the device of the parameters.
+    def _weight(self) -> nn.Parameter:
+        """Return the first parameter.
 
         Raises:
-            ValueError: if it is the meta device, which holds no numbers.
+            ValueError: if it is on the meta device, which holds no numbers.
         """
-        device = self.device
-        if device.type == "meta":
+        weight = next(self.parameters())
+        if weight.is_meta:
             raise ValueError(
                 f"the weights of this {self.model_name} are on the meta device; load them with "
                 "facezoo.load(), or remove offloading by accelerate.hooks.remove_hook_from_module("
                 "model, recurse=True)"
             )
-        return device
-
-
-def concatenate(parts: Sequence[Any]) -> Any:
-    """Concatenate the rows of tensors or results."""
-    return parts[0] if len(parts) == 1 else map_tensors(lambda *t: torch.cat(t), *parts)
+        return weight
 
 
 def fill_rows(rows: Any, known: Tensor) -> Any:

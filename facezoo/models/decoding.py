@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 from facezoo.models.base import FaceModel, Stage, fill_rows
 from facezoo.preprocess.images import Images, as_list
 from facezoo.preprocess.pipeline import ImageKeywords, ImageOptions
-from facezoo.results import map_tensors
+from facezoo.results import flatten_rows, map_tensors
 
 
 class DecodingModel(FaceModel):
@@ -62,9 +62,7 @@ class DecodingModel(FaceModel):
         Raises:
             ValueError: if ``batch_size`` is below 1.
         """
-        finite: list[Tensor] = []
-        map_tensors(lambda t: finite.append(torch.isfinite(t.flatten(1)).all(-1)), rows)
-        known = torch.stack(finite).all(0)
+        known = torch.isfinite(flatten_rows(rows)).all(-1)
         if bool(known.all()):
             return self.in_batches(function, rows, batch_size)
         rows = map_tensors(lambda t: t[known], rows)

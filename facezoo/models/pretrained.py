@@ -265,9 +265,15 @@ def build(
         WeightsMismatchError: if the weights do not fit; the message names the overrides.
     """
     overrides = overrides or {}
-    # Every parameter will come from the file.
-    with SkipInit() if path is not None and strict else nullcontext():
+    # Every parameter will come from the file. The caller's default device does not matter.
+    skip = SkipInit() if path is not None and strict else nullcontext()
+    with torch.device("cpu"), skip:
         model = cls(**{**(card.architecture if card else {}), **overrides})
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise RuntimeError(
+            "load cannot fill parameters on the meta device; call it outside of "
+            "init_empty_weights()"
+        )
     if card is None:
         return model.eval()
     size = {"size": model.preprocessing.size} if "size" in overrides and card.preprocessing else {}

@@ -1,6 +1,6 @@
-"""Figures of results, and images with the faces marked.
+"""Draw figures of results, and faces on images.
 
-Names are imported on first use, so that annotating images needs no matplotlib.
+Names are imported on first use, so that ``annotate`` needs no matplotlib.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Pictures of results: faces with boxes, bars of classes, grids of decoded faces, feature spaces.
+"""Figures of results: boxes on images, bars of classes, grids of decoded faces, feature spaces.
 
-Needs matplotlib, which the extra ``[viz]`` brings. Every function returns a ``Picture``, a figure
-that a notebook shows by itself as the last line of a cell and that ``savefig`` writes to a file; no
-window is opened and no setting of matplotlib is changed.
+Needs matplotlib, from the extra ``[viz]``. Every function returns a ``Picture``: a figure that a
+notebook shows as the last line of a cell, and that ``savefig`` writes to a file. No window opens,
+and no setting of matplotlib changes.
 
-Letters: F faces, D features, K classes, S the side of a crop in pixels.
+Letters: F faces, D features, K classes, S side of a crop in pixels.
 """
 
 from __future__ import annotations
@@ -26,28 +26,27 @@ except ImportError as error:
     ) from error
 
 from facezoo.errors import UnsupportedError
+from facezoo.faces import crops as cut_out
 from facezoo.models.base import FaceModel
 from facezoo.models.mesh_base import MeshEncoding
 from facezoo.plot.annotate import annotate
-from facezoo.preprocess.alignment import prepare
-from facezoo.preprocess.images import Images, as_list, read_image
-from facezoo.preprocess.pipeline import find_faces, to_device
+from facezoo.preprocess.images import Images, as_list
 from facezoo.results import ExpressionPrediction, FaceEncoding, Faces
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST = 12
-"""Photographs, rows of a grid, and faces of a table of cosines that are drawn."""
+"""Limit on the images, the rows of a grid, and the faces of a table of cosines in a figure."""
 MOST_NAMES = 10
-"""With more names than these a plot has no legend."""
-_NOTHING = "there is no face to draw; see on_missing for photographs in which none is found"
-_COLOUR = "#5c6bc0"
-_DECODED = ("reconstruct", "neutralize", "frontalize")
+"""Limit on the names in a legend; with more there is no legend."""
+NO_FACE = "there is no face to draw; see on_missing for images without a face"
+COLOR = "#5c6bc0"
+DECODED = ("reconstruct", "neutralize", "frontalize")
 
 
 class Picture(Figure):
-    """A figure that notebooks show, whether or not pyplot was imported."""
+    """A figure that notebooks show, with or without pyplot."""
 
     def _repr_png_(self) -> bytes:
         buffer = BytesIO()
@@ -55,161 +54,178 @@ class Picture(Figure):
         return buffer.getvalue()
 
 
-def show(what: Any, images: Images | None = None) -> Picture:
-    """Draw a result as suits it.
+def show(result: Any, images: Images | None = None) -> Picture:
+    """Draw a result.
 
     Args:
-        what: a prediction (bars of its classes), an encoding (cosines between its faces, or their
-            plane if they are many), faces, pictures (F, 3, S, S) or a dict of such by title (a
-            grid), or features (F, D).
-        images: the photographs that the result is of; given, they are drawn with boxes.
+        result: a prediction (bars of its classes), an encoding (cosines between its faces, or their
+            plane if there are many), faces, pictures or a dict of pictures by title (a grid, see
+            ``grid``), or features (F, D).
+        images: the images of the result, all of them, to draw its boxes on.
 
     Raises:
-        TypeError: if there is no picture of such a thing.
-        ValueError: if ``what`` are faces and the photographs are not given, or there is no face.
+        TypeError: if no figure exists for such a result.
+        ValueError: if the result has faces only and ``images`` is missing, if the faces are not in
+            these images, or if there is no face.
     """
-    if isinstance(what, Faces) and images is None:
-        raise ValueError("faces are drawn on their photographs; give these: show(faces, photos)")
-    if isinstance(what, ExpressionPrediction):
-        return bars(what) if images is None else faces(images, what)
-    if isinstance(what, Faces):
-        return faces(images, what)  # type: ignore[arg-type]
-    if isinstance(what, FaceEncoding | MeshEncoding):
-        if images is not None and isinstance(what, FaceEncoding) and what.faces is not None:
-            return faces(images, what.faces)
-        return features({"expression": what.expression, "identity": what.identity})
-    if isinstance(what, Mapping):
-        return grid(what)
-    if isinstance(what, Tensor) and what.ndim == 4:
-        return grid({"": what})
-    if isinstance(what, Tensor) and what.ndim == 2:
-        return features({"": what})
+    if isinstance(result, Faces) and images is None:
+        raise ValueError("faces are drawn on their images; pass them: show(faces, images)")
+    if isinstance(result, ExpressionPrediction):
+        return bars(result) if images is None else faces(images, result)
+    if isinstance(result, Faces):
+        return faces(images, result)  # type: ignore[arg-type]
+    if isinstance(result, FaceEncoding | MeshEncoding):
+        if images is not None and isinstance(result, FaceEncoding) and result.faces is not None:
+            return faces(images, result.faces)
+        return features({"expression": result.expression, "identity": result.identity})
+    if isinstance(result, Mapping):
+        return grid(result)
+    if isinstance(result, Tensor) and result.ndim in (3, 4):
+        return grid({"": result})
+    if isinstance(result, Tensor) and result.ndim == 2:
+        return features({"": result})
     raise TypeError(
         f"show draws predictions, encodings, faces, pictures (F, 3, S, S) and features (F, D), got "
-        f"{type(what).__name__}; for the rest there is facezoo.plot.figures"
+        f"{type(result).__name__}; for other figures see facezoo.plot.figures"
     )
 
 
-def faces(images: Images, found: ExpressionPrediction | Faces) -> Picture:
-    """Photographs with boxes, landmarks and, for a prediction, labels and bars; twelve at most.
+def faces(images: Images, result: ExpressionPrediction | Faces) -> Picture:
+    """Draw images with boxes, landmarks and, for a prediction, labels; twelve images at most.
 
     Args:
-        images: those that ``found`` is of, in the same order.
-        found: where the faces stand, with or without their expressions.
+        images: all images of ``result``, in the same order.
+        result: faces, with or without their expressions.
+
+    Raises:
+        ValueError: if there is no image, or the faces are not in these images.
     """
-    photos = as_list(images)[:MOST]
-    if not photos:
-        raise ValueError("images is an empty list; give one photograph or more")
-    drawn = [annotate(photo, found, image_index=index) for index, photo in enumerate(photos)]
-    across = min(len(drawn), 3)
-    down = -(-len(drawn) // across)
-    figure = _figure(4.5 * across, 4.5 * down)
-    panels = list(figure.subplots(down, across, squeeze=False).flat)
+    sources = as_list(images)
+    if not sources:
+        raise ValueError("images is an empty list; pass one image or more")
+    found = result.faces if isinstance(result, ExpressionPrediction) else result
+    needed = 1 + int(found.image_index.max()) if found is not None and len(found) else 0
+    if needed > len(sources):
+        raise ValueError(
+            f"the result has faces of {needed} images or more, and images has {len(sources)}; pass "
+            "all images of the result"
+        )
+    pictures = [annotate(s, result, image_index=n) for n, s in enumerate(sources[:MOST])]
+    columns = min(len(pictures), 3)
+    rows = -(-len(pictures) // columns)
+    figure = _figure(4.5 * columns, 4.5 * rows)
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axes in panels:
         axes.set_axis_off()
-    for axes, picture in zip(panels, drawn, strict=False):
+    for axes, picture in zip(panels, pictures, strict=False):
         axes.imshow(picture)
     return figure
 
 
 def bars(prediction: ExpressionPrediction) -> Picture:
-    """The probabilities of each face's classes; of twelve faces at most."""
-    shares = prediction.probabilities[:MOST].detach().float().cpu()
-    across = min(len(shares), 3) or 1
-    down = -(-len(shares) // across) or 1
-    figure = _figure(3.6 * across, (0.6 + 0.24 * len(prediction.classes)) * down)
-    panels = list(figure.subplots(down, across, squeeze=False, sharex=True, sharey=True).flat)
-    for axes in panels[len(shares) :]:
+    """Draw the probabilities of the classes of each face; twelve faces at most."""
+    probabilities = prediction.probabilities[:MOST].detach().float().cpu()
+    columns = min(len(probabilities), 3) or 1
+    rows = -(-len(probabilities) // columns) or 1
+    figure = _figure(3.6 * columns, (0.6 + 0.24 * len(prediction.classes)) * rows)
+    panels = list(figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat)
+    for axes in panels[len(probabilities) :]:
         axes.set_axis_off()
-    for index, (axes, row) in enumerate(zip(panels, shares, strict=False)):
-        axes.barh(prediction.classes, row.nan_to_num().tolist(), color=_COLOUR)
-        axes.set(
-            title=f"{index}: {prediction.labels[index] or 'no face'}",
-            xlim=(0, 1),
-            xticks=[0, 0.5, 1],
-        )
+    for index, (axes, row) in enumerate(zip(panels, probabilities, strict=False)):
+        axes.barh(prediction.classes, row.nan_to_num().tolist(), color=COLOR)
+        title = f"{index}: {prediction.labels[index] or 'no face'}"
+        axes.set(title=title, xlim=(0, 1), xticks=[0, 0.5, 1])
         axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
         axes.spines[["top", "right"]].set_visible(False)
-    if len(shares):
-        figure.axes[0].invert_yaxis()  # shared: the first class on top
+    if len(probabilities):
+        figure.axes[0].invert_yaxis()  # shared by all panels: the first class is on top
     return figure
 
 
-def grid(pictures: Mapping[str, Tensor]) -> Picture:
-    """Pictures side by side: a column per title, a row per face; twelve rows at most.
+def grid(pictures: Mapping[str, Tensor] | None = None, **columns: Tensor) -> Picture:
+    """Draw pictures side by side: a column per title, a row per face; twelve rows at most.
 
     Args:
-        pictures: RGB in [0, 1], (F, 3, S, S), or one channel, (F, 1, S, S), by title.
+        pictures: by title, each RGB in [0, 1], (F, 3, S, S), or one channel of any range such as
+            depth, (F, S, S) or (F, 1, S, S), drawn from black (least) to white (greatest value).
+        **columns: more of these by name, such as ``grid(crop=crops, depth=model.depth(images))``.
+
+    Raises:
+        ValueError: if a shape is none of these, numbers of faces differ, or there is no face.
     """
-    wrong = {
-        title: tuple(p.shape)
-        for title, p in pictures.items()
-        if p.ndim != 4 or p.shape[1] not in (1, 3)
-    }
-    if wrong or len({len(column) for column in pictures.values()}) != 1:
-        shapes = wrong or {title: tuple(p.shape) for title, p in pictures.items()}
-        raise ValueError(f"pictures must be (F, 3, S, S), as many in each column, got {shapes}")
-    down = min(MOST, len(next(iter(pictures.values()))))
-    if not down:
-        raise ValueError(_NOTHING)
-    figure = _figure(1.8 * len(pictures), 1.8 * down + 0.3 * any(pictures))
-    panels = figure.subplots(down, len(pictures), squeeze=False)
-    for column, (title, rows) in enumerate(pictures.items()):
+    named = {**(pictures or {}), **columns}
+    shapes = {title: tuple(p.shape) for title, p in named.items()}
+    named = {title: p[:, None] if p.ndim == 3 else p for title, p in named.items()}
+    wrong = [title for title, p in named.items() if p.ndim != 4 or p.shape[1] not in (1, 3)]
+    if wrong or len({len(column) for column in named.values()}) != 1:
+        raise ValueError(
+            f"pictures must be (F, 3, S, S) or (F, S, S), as many in each column, got {shapes}"
+        )
+    rows = min(MOST, len(next(iter(named.values()))))
+    if not rows:
+        raise ValueError(NO_FACE)
+    figure = _figure(1.8 * len(named), 1.8 * rows + 0.3 * any(named))
+    panels = figure.subplots(rows, len(named), squeeze=False)
+    for column, (title, values) in enumerate(named.items()):
         panels[0, column].set_title(title)
-        for row in range(down):
-            pixels = rows[row].detach().float().clamp(0, 1).permute(1, 2, 0).cpu()
-            panels[row, column].imshow(pixels.numpy())
+        shown = values[:rows].detach().float().cpu()
+        known = shown[shown.isfinite()]
+        limits = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
+        for row in range(rows):
+            if shown.shape[1] == 1:
+                panels[row, column].imshow(
+                    shown[row, 0].numpy(), "gray", vmin=limits[0], vmax=limits[1]
+                )
+            else:
+                panels[row, column].imshow(shown[row].clamp(0, 1).permute(1, 2, 0).numpy())
             panels[row, column].set_axis_off()
     return figure
 
 
 def parts(model: FaceModel, images: Images) -> Picture:
-    """The largest face of each photograph as the model sees it, and as it decodes it.
+    """Draw the largest face of each image, and the pictures that the model decodes from it.
 
     Args:
-        model: one with a decoder.
-        images: photographs; twelve are drawn at most.
+        model: a model with a decoder.
+        images: images; twelve are drawn at most.
 
     Raises:
         UnsupportedError: if the model has no decoder, or takes meshes.
     """
-    photos = as_list(images)[:MOST]
-    able = [name for name in _DECODED if name in model.capabilities()]
-    if not able:
+    sources = as_list(images)[:MOST]
+    decoders = [name for name in DECODED if name in model.capabilities()]
+    if not decoders:
         model.reject("reconstruct")
-    return grid(
-        {"crop": crops(model, photos), **{name: getattr(model, name)(photos) for name in able}}
-    )
+    pictures = {"crop": crops(model, sources)}
+    return grid(pictures | {name: getattr(model, name)(sources) for name in decoders})
 
 
 def crops(model: FaceModel, images: Images) -> Tensor:
-    """The aligned crop of each photograph's largest face, RGB in [0, 1], (F, 3, S, S).
+    """Cut out the largest face of each image in the template of a model.
+
+    Returns:
+        RGB in [0, 1], (F, 3, S, S).
 
     Raises:
         UnsupportedError: if the model takes meshes.
     """
     if not isinstance(model, FaceModel):
         raise UnsupportedError(f"{type(model).__name__} takes meshes, and has no crops to draw")
-    pixels = to_device([read_image(photo) for photo in as_list(images)], model.device)
-    found = find_faces(pixels, faces="largest", on_missing="raise")
-    mean, std = (
-        torch.tensor(values, device=model.device)[:, None, None]
-        for values in (model.preprocessing.mean, model.preprocessing.std)
-    )
-    return (prepare(pixels, found, model.preprocessing) * std + mean).clamp(0, 1)
+    template, size = model.preprocessing.template, model.preprocessing.size
+    return cut_out(images, template, size, device=model.device).float() / 255
 
 
 def features(named: Mapping[str, Tensor | None]) -> Picture:
-    """Features by name: cosines between up to twelve faces, the plane of more.
+    """Draw features by name: cosines between up to twelve faces, or the plane of more.
 
-    One face alone is drawn as its numbers.
+    A single face is drawn as its numbers.
     """
     known = {name: rows.detach().float().cpu() for name, rows in named.items() if rows is not None}
     if not known:
         raise ValueError("there are no features to draw")
     count = len(next(iter(known.values())))
     if not count:
-        raise ValueError(_NOTHING)
+        raise ValueError(NO_FACE)
     figure = _figure((4.2 if count > 1 else 6.0) * len(known), 3.6 if count > 1 else 2.0)
     panels = figure.subplots(1, len(known), squeeze=False)[0]
     for axes, (name, rows) in zip(panels, known.items(), strict=True):
@@ -218,7 +234,7 @@ def features(named: Mapping[str, Tensor | None]) -> Picture:
         elif count > 1:
             _cosines(axes, rows, name)
         else:
-            axes.plot(rows[0].numpy(), color=_COLOUR, linewidth=0.7)
+            axes.plot(rows[0].numpy(), color=COLOR, linewidth=0.7)
             axes.set(title=f"{name} ({rows.shape[1]})", xticks=[])
     return figure
 
@@ -226,78 +242,78 @@ def features(named: Mapping[str, Tensor | None]) -> Picture:
 def embedding(
     rows: Tensor, names: Sequence[str] | None = None, *, method: str = "pca", title: str = ""
 ) -> Picture:
-    """Features in two dimensions, coloured by name.
+    """Draw features in two dimensions, colored by name.
 
     Args:
         rows: features, (F, D); rows of NaN are left out.
-        names: what to colour by, F; None for one colour.
+        names: a name per face, F; None for one color.
         method: ``"pca"`` or ``"tsne"``, see ``plane``.
-        title: above the plot.
+        title: title of the plot.
     """
     if names is not None and len(names) != len(rows):
         raise ValueError(f"names must be one per face: {len(rows)}, got {len(names)}")
-    known = torch.isfinite(rows).all(1).cpu()
-    kept = None
+    known = torch.isfinite(rows).all(1)
     if names is not None:
-        kept = [name for name, keep in zip(_plain(names), known.tolist(), strict=True) if keep]
+        names = [name for name, ok in zip(_as_list(names), known.tolist(), strict=True) if ok]
     figure = _figure(6, 5)
-    scatter(figure.subplots(), plane(rows[known.to(rows.device)], method), kept, title)
+    scatter(figure.subplots(), plane(rows[known], method), names, title)
     return figure
 
 
 def plane(rows: Tensor, method: str = "pca") -> Tensor:
-    """Two coordinates per face, (F, 2).
+    """Project features to two coordinates per face, (F, 2).
 
     Args:
         rows: features, (F, D), of three faces or more.
-        method: ``"pca"`` for the two principal components; ``"tsne"`` for t-SNE from a fixed start,
+        method: ``"pca"`` for the two principal components; ``"tsne"`` for t-SNE with a fixed seed,
             which needs scikit-learn.
     """
-    if len(rows) < 3:
-        raise ValueError(f"a plane wants three faces or more, got {len(rows)}")
-    if rows.ndim != 2 or rows.shape[1] < 2:
-        raise ValueError(f"a plane wants (F, D) with D of 2 or more, got {tuple(rows.shape)}")
+    if rows.ndim != 2 or len(rows) < 3 or rows.shape[1] < 2:
+        raise ValueError(
+            "a plane needs three faces or more, (F, D) with D of 2 or more, got "
+            f"{tuple(rows.shape)}"
+        )
     values = rows.detach().float().cpu()
     if method == "tsne":
         from sklearn.manifold import TSNE
 
-        fitted = TSNE(perplexity=min(30.0, (len(values) - 1) / 3), random_state=0)
-        return torch.from_numpy(fitted.fit_transform(values.numpy()))
+        projection = TSNE(perplexity=min(30.0, (len(values) - 1) / 3), random_state=0)
+        return torch.from_numpy(projection.fit_transform(values.numpy()))
     if method != "pca":
         raise ValueError(f"method must be 'pca' or 'tsne', got {method!r}")
-    centred = values - values.mean(0)
-    return centred @ torch.linalg.svd(centred, full_matrices=False)[2][:2].T
+    centered = values - values.mean(0)
+    return centered @ torch.linalg.svd(centered, full_matrices=False)[2][:2].T
 
 
 def scatter(
     axes: Axes, points: Tensor, names: Sequence[str] | None = None, title: str = ""
 ) -> None:
-    """Points (F, 2) on axes, a colour per name; more than ten names get no legend."""
-    told = _plain(names) if names is not None else [""] * len(points)
-    kinds = sorted(set(told))
+    """Draw points (F, 2) on axes, a color per name; more than ten names have no legend."""
+    labels = _as_list(names) if names is not None else [""] * len(points)
+    kinds = sorted(set(labels))
     for number, kind in enumerate(kinds):
-        x, y = points.numpy()[[name == kind for name in told]].T
-        shade = colormaps["turbo"]((number + 0.5) / len(kinds)) if names is not None else _COLOUR
-        axes.scatter(x, y, s=12, color=shade, label=kind)
+        x, y = points.numpy()[[label == kind for label in labels]].T
+        color = colormaps["turbo"]((number + 0.5) / len(kinds)) if names is not None else COLOR
+        axes.scatter(x, y, s=12, color=color, label=kind)
     axes.set(title=title, xticks=[], yticks=[])
     if names is not None and len(kinds) <= MOST_NAMES:
         axes.legend()
 
 
-def _plain(names: Sequence[str]) -> list[str]:
-    """Names as a list; numbers of a tensor would each be another name."""
+def _as_list(names: Sequence[str]) -> list[str]:
+    """Convert names to a list; the numbers of a tensor would all differ."""
     return names.tolist() if isinstance(names, Tensor) else list(names)
 
 
 def _cosines(axes: Axes, rows: Tensor, name: str) -> None:
-    """A table of the cosines between faces."""
+    """Draw a table of the cosines between faces."""
     unit = torch.nn.functional.normalize(rows, dim=1)
     cosines = (unit @ unit.T).numpy()
     axes.imshow(cosines, vmin=-1, vmax=1, cmap="RdBu_r")
     for row, column in product(range(len(rows)), repeat=2):
         value = cosines[row, column]
-        colour = "white" if abs(value) > 0.6 else "black"
-        axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=8)
+        color = "white" if abs(value) > 0.6 else "black"
+        axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=color, fontsize=8)
     ticks = list(range(len(rows)))
     axes.set(title=f"{name}, cosine".removeprefix(", "), xticks=ticks, yticks=ticks)
 

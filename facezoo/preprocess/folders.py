@@ -13,8 +13,12 @@ from PIL import Image
 NOT_IMAGES = frozenset({"BUFR", "EPS", "FITS", "GRIB", "HDF5", "IPTC", "MPEG", "WMF"})
 """Pillow formats without pixels of their own, or that need another program."""
 LIKE_IMAGES = frozenset(
-    f".{suffix}"
-    for suffix in ["heic", "heif", "hif", "avif", "avifs", "jxl", "jxr", "wdp", "jls", "bpg", "exr", "hdr", "psb", "xcf", "pjpeg", "pjp", "svg", "raw", "dng", "cr2", "cr3", "crw", "nef", "nrw", "arw", "srf", "sr2", "orf", "rw2", "raf", "pef", "srw", "x3f", "erf", "kdc", "dcr", "mrw", "3fr", "iiq", "rwl"]
+    {
+        *(".avif", ".avifs", ".heic", ".heif", ".hif", ".jls", ".jxl", ".jxr", ".wdp"),
+        *(".bpg", ".exr", ".hdr", ".pjp", ".pjpeg", ".psb", ".svg", ".xcf"),
+        *(".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".iiq", ".kdc", ".mrw"),
+        *(".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2", ".rwl", ".srw", ".x3f"),
+    }
 )
 """Suffixes of image files that Pillow opens only with a plug-in, or not at all."""
 SHOWN = 5

@@ -42,6 +42,9 @@ BATCH_BYTES = 256 * 2**20
 """Limit on the pixels of a batch, however large ``batch_size`` is, bytes."""
 FACES_AT_ONCE = 256
 """Limit on the faces that are cut out together, so that a crowd fits into memory."""
+DETECTION = ("min_face", "score_threshold", "max_side", "rotations")
+"""Settings of the detector among the options."""
+DEFAULT = DetectionConfig()
 NAMED = 5
 """Number of images without a face that an error names."""
 REVISION = 1
@@ -98,12 +101,8 @@ class ImageOptions:
             )
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {self.batch_size}")
-        detection = DetectionConfig.override(
-            min_face=self.min_face,
-            score_threshold=self.score_threshold,
-            max_side=self.max_side,
-            rotations=self.rotations,
-        )
+        settings = {name: getattr(self, name) for name in DETECTION if getattr(self, name) is not None}
+        detection = DetectionConfig.override(**settings) if settings else DEFAULT
         object.__setattr__(self, "detection", detection)
 
 
@@ -439,19 +438,21 @@ def _moved(
     collect_errors: bool,
 ) -> ImageBatch:
     """Build the batch of loaded images, which begins at the source ``first``."""
-    images = to_device(loaded, device)
+    images: list[Tensor] = []
+    index: list[int] = []
     errors: dict[int, ImageError] = {}
-    for place, image in enumerate(images):
-        if isinstance(image, ImageError):
-            if isinstance(loaded[place], Tensor):  # these errors have no name yet
-                index = first + place if len(sources) > 1 else None
-                image = ImageError(f"{describe(loaded[place], index)}: {image}")
-            if not collect_errors:
-                raise image
-            errors[place] = image
-    index = [place for place in range(len(images)) if place not in errors]
-    part = sources[first : first + len(images)]
-    return ImageBatch(first, part, [images[place] for place in index], index, errors)
+    for place, image in enumerate(to_device(loaded, device)):
+        if not isinstance(image, ImageError):
+            images.append(image)
+            index.append(place)
+            continue
+        if isinstance(loaded[place], Tensor):  # these errors have no name yet
+            number = first + place if len(sources) > 1 else None
+            image = ImageError(f"{describe(loaded[place], number)}: {image}")
+        if not collect_errors:
+            raise image
+        errors[place] = image
+    return ImageBatch(first, sources[first : first + len(loaded)], images, index, errors)
 
 
 def _detect(

@@ -1,13 +1,14 @@
-"""Where five landmarks stand in an aligned crop, by name.
+"""Positions of five landmarks in an aligned crop, by name.
 
 Order: right eye, left eye, nose tip, right and left mouth corner (the subject's own sides, so the
-right eye is on the image's left). Coordinates are fractions of the crop's side with pixel centres
+right eye is on the image's left). Coordinates are fractions of the crop's side with pixel centers
 at whole numbers: a landmark at fraction f of a crop of side S lies at pixel f * S - 0.5.
 """
 
 from __future__ import annotations
 
 from difflib import get_close_matches
+from functools import cache
 from math import dist, hypot
 
 import torch
@@ -27,23 +28,23 @@ _ARCFACE_112: tuple[tuple[float, float], ...] = (
 
 
 def _arcface_in(side: float, left: float, top: float) -> list[tuple[float, float]]:
-    """ArcFace's points in a square of another side whose corner is at ``left``, ``top``.
+    """Convert ArcFace's points to fractions of a square with its corner at ``left``, ``top``.
 
-    Both are in pixels of the 112 x 112 crop, the corner with pixel centres at whole numbers.
+    Side and corner are in pixels of the 112 x 112 crop, with pixel centers at whole numbers.
     """
     return [((x - left + 0.5) / side, (y - top + 0.5) / side) for x, y in _ARCFACE_112]
 
 
 def _loose(factor: float) -> list[tuple[float, float]]:
-    """ArcFace's points in a square ``factor`` times as wide about the same centre."""
+    """Convert ArcFace's points to a square ``factor`` times as wide about the same center."""
     side = 112 * factor
     return _arcface_in(side, 55.5 - (side - 1) / 2, 55.5 - (side - 1) / 2)
 
 
 def _ffhq() -> list[tuple[float, float]]:
-    """ArcFace's points under FFHQ's rule (Karras et al. 2019, appendix C).
+    """Convert ArcFace's points by FFHQ's rule (Karras et al. 2019, appendix C).
 
-    The square is centred a tenth of the way from the eyes to the mouth; half its side is the
+    The center of the square is a tenth of the way from the eyes to the mouth. Half its side is the
     larger of twice the distance between the eyes and 1.8 times that from eyes to mouth.
     """
     right, left, _, mouth_right, mouth_left = _ARCFACE_112
@@ -59,15 +60,16 @@ def _ffhq() -> list[tuple[float, float]]:
 TEMPLATES: dict[str, list[tuple[float, float]]] = {
     # Tight, from above the brows to below the mouth; 35 of 112 pixels between the eyes.
     "arcface112": _arcface_in(112, 0, 0),
-    # Loose, the head with hair and chin, as the margins of FaceNet's crops leave it.
+    # Loose, the head with hair and chin, with the margins of FaceNet's crops.
     "facenet-loose": _loose(1.5),
-    # FFHQ: looser still, the mean of what the rule of that data set gives a frontal face.
+    # FFHQ: looser still, by the rule of that data set for a frontal face.
     "ffhq": _ffhq(),
 }
 
 
+@cache
 def template_points(name: str, size: int) -> Tensor:
-    """Landmarks of a template in pixels of a crop.
+    """Return the landmarks of a template in pixels of a crop. Do not change them in place.
 
     Args:
         name: a key of ``TEMPLATES``.
@@ -82,4 +84,5 @@ def template_points(name: str, size: int) -> Tensor:
     if name not in TEMPLATES:
         near = get_close_matches(name, TEMPLATES) or sorted(TEMPLATES)
         raise UnknownNameError(f"no template named {name!r}; did you mean {' or '.join(near)}?")
-    return torch.tensor(TEMPLATES[name], dtype=torch.float64, device="cpu") * size - 0.5
+    with torch.inference_mode(False):
+        return torch.tensor(TEMPLATES[name], dtype=torch.float64, device="cpu") * size - 0.5

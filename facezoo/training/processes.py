@@ -1,4 +1,4 @@
-"""Processes."""
+"""Processes that train together, as ``accelerate launch`` or torchrun start them."""
 
 from __future__ import annotations
 
@@ -16,17 +16,14 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes that work together: in training, each on its share of every batch.
-
-    They are what ``accelerate launch`` (or torchrun) starts; without it there is one.
-    """
+    """This process and the number of all; without a launcher there is one."""
 
     rank: int = 0
     count: int = 1
 
     @classmethod
     def present(cls) -> Processes:
-        """Those of this run.
+        """Return the processes of this run.
 
         Raises:
             ImportError: if there are several and accelerate is not installed.
@@ -38,19 +35,19 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this process is the one that validates and writes."""
+        """True in the process that validates and writes."""
         return self.rank == 0
 
     @property
     def path(self) -> tuple[int, ...]:
-        """What tells this process's random numbers from the first one's."""
+        """End of the path of ``state.generator`` that gives each process its own numbers."""
         return (self.rank,) if self.rank else ()
 
     def share(self, batch: Tensor) -> Tensor:
-        """This process's part of a batch's row numbers.
+        """Return this process's part of the row numbers of a batch.
 
         Raises:
-            ValueError: if the batch cannot be shared evenly, which would weigh rows unevenly.
+            ValueError: if the parts cannot be equal.
         """
         if len(batch) % self.count:
             raise ValueError(
@@ -60,13 +57,13 @@ class Processes:
         return batch[self.rank :: self.count]
 
     def wait(self) -> None:
-        """Go on when every process is here."""
+        """Wait until every process is here."""
         if self.count > 1:
             _partial_state().wait_for_everyone()
 
     @contextmanager
     def first_alone(self) -> Iterator[None]:
-        """The first process is through the block when the others enter it."""
+        """Let the first process finish the block before the others enter it."""
         if not self.first:
             self.wait()
         yield
@@ -74,35 +71,30 @@ class Processes:
             self.wait()
 
     def gather(self, value: Any) -> list[Any]:
-        """The values of all processes, by rank; each process gets them when all have come here."""
-        if self.count == 1:
-            return [value]
-        values: list[Any] = [None] * self.count
-        torch.distributed.all_gather_object(values, value)
+        """Return the values of all processes, by rank."""
+        values: list[Any] = [value] * self.count
+        if self.count > 1:
+            torch.distributed.all_gather_object(values, value)
         return values
 
     def device(self) -> torch.device | None:
-        """Where this process works; None, for the best there is, if it is alone."""
-        if self.count == 1:
-            return None
-        device: torch.device = _partial_state().device
+        """Return the device of this process; None, for the best device, if there is one process."""
+        device: torch.device | None = _partial_state().device if self.count > 1 else None
         return device
 
     def same_buffers(self, module: nn.Module) -> None:
-        """Give every process the buffers of the first one, such as the statistics of norms."""
+        """Copy the buffers of the first process, such as statistics of norms, to all."""
         if self.count > 1:
             for buffer in module.buffers():
                 torch.distributed.broadcast(buffer, 0)
 
     def mean_gradients(self, optimizer: torch.optim.Optimizer) -> None:
-        """Replace every gradient by its mean over the processes."""
-        if self.count == 1:
-            return
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    torch.distributed.all_reduce(parameter.grad)
-                    parameter.grad /= self.count
+        """Average every gradient over the processes."""
+        if self.count > 1:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            for gradient in (p.grad for p in parameters if p.grad is not None):
+                torch.distributed.all_reduce(gradient)
+                gradient /= self.count
 
 
 def _partial_state() -> Any:
@@ -112,15 +104,15 @@ def _partial_state() -> Any:
         raise ImportError(
             "several processes need accelerate: pip install 'facezoo[train]'"
         ) from error
-    begun = torch.distributed.is_initialized()
-    # One process may write for long while the others wait; the launcher ends those left behind.
+    is_new = not torch.distributed.is_initialized()
+    # The first process may write for long; the launcher ends processes that wait in vain.
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))
-    if not begun and torch.distributed.is_initialized():
+    if is_new and torch.distributed.is_initialized():
         atexit.register(_leave_group)
     return state
 
 
 def _leave_group() -> None:
-    """End what the processes speak by: its threads, outliving the interpreter, would abort it."""
+    """Destroy the process group, whose threads would abort the interpreter at its end."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

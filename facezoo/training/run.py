@@ -1,4 +1,4 @@
-"""What every training loop needs: exact resume, a log, an average of the weights, a schedule."""
+"""The record of a run: recipe, seed and data in, weights and card out."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from facezoo.version import __version__
 
 Recipe = TypeVar("Recipe")
 
-REHEARSED = "Rehearsed with --smoke on few steps: these weights have learnt nothing."
-"""What the card of a rehearsal says."""
+REHEARSED = "Trained with --smoke for a few steps: these weights have learned nothing."
+"""Limit in the card of a rehearsal."""
 
 
 def recipe_named(recipes: Mapping[str, Recipe], name: str) -> Recipe:
-    """A recipe by name.
+    """Return a recipe by name.
 
     Raises:
-        UnknownNameError: if there is no such recipe; the message lists near matches.
+        UnknownNameError: if there is no such recipe; the message lists similar names.
     """
     if name not in recipes:
         near = get_close_matches(name, recipes) or sorted(recipes)
@@ -40,15 +40,7 @@ def recipe_named(recipes: Mapping[str, Recipe], name: str) -> Recipe:
 
 
 def shortened(recipe: Recipe, **values: Any) -> Recipe:
-    """A recipe with some of its fields set, at any depth; to rehearse it in a few steps.
-
-    Args:
-        recipe: a dataclass, which may hold others.
-        values: of fields by name, such as ``epochs=1``.
-
-    Returns:
-        A copy in which every field of these names has that value.
-    """
+    """Return a recipe with other values of some fields at any depth, such as ``epochs=1``."""
     changed: dict[str, Any] = {}
     for entry in fields(recipe):  # type: ignore[arg-type]
         value = getattr(recipe, entry.name)
@@ -60,55 +52,55 @@ def shortened(recipe: Recipe, **values: Any) -> Recipe:
 
 
 def begin_run(out: Path, *, seed: int, recipe: dict[str, Any]) -> dict[str, Any]:
-    """Record where a run came from, or read the record of the run that is being resumed.
+    """Write the record of a new run, or return the record of the run that is resumed.
 
     Raises:
         ValueError: if the folder holds a run of another recipe or seed.
     """
     record = out / "run.json"
-    wanted = json.loads(json.dumps({"seed": seed, "recipe": recipe}))
+    settings = json.loads(json.dumps({"seed": seed, "recipe": recipe}))
     if record.is_file():
         run: dict[str, Any] = json.loads(record.read_text())
-        before, now = (dict(_flat({key: said[key] for key in wanted})) for said in (run, wanted))
-        if shown := differences(before, now):
+        before = {key: run[key] for key in settings}
+        if shown := differences(dict(_flat(before)), dict(_flat(settings))):
             raise ValueError(
                 f"{out} holds a run of another recipe or seed ({shown}; see {record}); give "
-                "another --out, or remove that folder to begin anew"
+                "another --out, or remove that folder to start again"
             )
         return run
-    run = {**wanted, "commit": _commit(), "hardware": _hardware()}
+    run = {**settings, "commit": _commit(), "hardware": _hardware()}
     out.mkdir(parents=True, exist_ok=True)
     record.write_text(json.dumps(run, indent=2) + "\n")
     return run
 
 
-def check_data(out: Path, data: Mapping[str, Any], *parts: Path) -> None:
-    """Record what a run is trained on, or refuse other data than those it was begun with.
+def check_data(out: Path, data: Mapping[str, Any], *earlier: Path) -> None:
+    """Add the digest of the training data to a run's record, or compare it with the record.
 
     Args:
-        out: folder of the run, which ``begin_run`` has begun.
-        data: what tells these data from others, see ``digest_of_files``.
-        parts: folders of runs that came before, whose data must be the same.
+        out: folder of the run, see ``begin_run``.
+        data: digest of the data, see ``digest_of_files``.
+        earlier: folders of earlier runs that must have used the same data.
 
     Raises:
-        ValueError: if the data are others; the message says in what.
+        ValueError: if the data differ; the message names the difference.
     """
-    for folder in (*parts, out):
+    for folder in (*earlier, out):
         record = folder / "run.json"
         run: dict[str, Any] = json.loads(record.read_text())
         if "data" in run:
-            said = ({f"data.{key}": value for key, value in d.items()} for d in (run["data"], data))
-            if shown := differences(*said):
+            before, now = (dict(_flat({"data": dict(digest)})) for digest in (run["data"], data))
+            if shown := differences(before, now):
                 raise ValueError(
                     f"{folder} was begun with other data ({shown}; see {record}); give the same "
-                    "again (--data, and --start if there is one), or another --out to begin anew"
+                    "--data (and --start, if any), or another --out to start again"
                 )
         elif folder == out:
             record.write_text(json.dumps({**run, "data": data}, indent=2) + "\n")
 
 
 def digest_of_files(root: Path, files: Sequence[Path]) -> dict[str, Any]:
-    """What tells files from others: how many, and a hash of names below ``root`` and contents."""
+    """Return the number of files and a hash of their names below ``root`` and their contents."""
     digest = hashlib.sha256()
     for file in tqdm(files, desc="checking data", unit="file", delay=5):
         line = f"{file.relative_to(root).as_posix()} {sha256_of(file)}\n"
@@ -116,9 +108,9 @@ def digest_of_files(root: Path, files: Sequence[Path]) -> dict[str, Any]:
     return {"files": len(files), "sha256": digest.hexdigest()[:12]}
 
 
-def _flat(said: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The entries of nested dicts, by the keys that lead to them."""
-    for key, value in said.items():
+def _flat(nested: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the entries of nested dicts with dotted keys."""
+    for key, value in nested.items():
         if isinstance(value, dict):
             yield from ((f"{key}.{inner}", entry) for inner, entry in _flat(value))
         else:
@@ -149,31 +141,19 @@ def write_checkpoint(
 ) -> Path:
     """Write weights and card of a finished run; ``facezoo evaluate --card`` adds the metrics.
 
-    The card's command is one ``facezoo train`` for every stage, in order: of ``model`` with the
-    stage's own flags, or of the ``parts`` where these are commands of their own. Of ``base``, the
-    checkpoint that training started from, it has the name and, before ``data``, the data. A
-    rehearsal, ``smoke``, says that it is one.
+    The card's command joins one ``facezoo train`` per stage: of ``model`` with the stage's flags,
+    or of each of ``parts`` if these are commands of their own. ``base`` is the checkpoint that
+    training started from; its name and data enter the card. ``smoke`` marks a rehearsal.
 
     Returns:
         The card's path, ``out/<model>.<tag>.json``.
     """
     weights = save(module, out / f"{model}.{tag}.safetensors", precision)
-    count = sum(parameter.numel() for parameter in module.parameters())
-    size, digest = weights.stat().st_size, sha256_of(weights)
     runs = [(part, "") for part in parts] or [(model, stage) for stage in stages]
     command = " && ".join(
         f"facezoo train {part} --data DATA --out runs/{model}{flags}{stage} --seed {run['seed']}"
         + " --smoke" * smoke
         for part, stage in runs
-    )
-    training = Training(
-        data=(*(base.training.data if base else ()), *data),
-        command=command,
-        commit=run["commit"],
-        recipe=run["recipe"],
-        seed=run["seed"],
-        hardware=run["hardware"],
-        base=base.name if base else None,
     )
     card = Card(
         model=model,
@@ -182,10 +162,24 @@ def write_checkpoint(
         architecture=architecture,
         preprocessing=preprocessing,
         labels=labels,
-        weights=Weights(weights.name, digest, size, precision, count),
+        weights=Weights(
+            file=weights.name,
+            sha256=sha256_of(weights),
+            size=weights.stat().st_size,
+            dtype=precision,
+            parameters=sum(parameter.numel() for parameter in module.parameters()),
+        ),
         hub=Hub(repo=f"facezoo/{model}.{tag}"),
         licenses=licenses,
-        training=training,
+        training=Training(
+            data=(*(base.training.data if base else ()), *data),
+            command=command,
+            commit=run["commit"],
+            recipe=run["recipe"],
+            seed=run["seed"],
+            hardware=run["hardware"],
+            base=base.name if base else None,
+        ),
         metrics=(),
         limits=(REHEARSED,) * smoke,
         intended_use=intended_use,
@@ -197,18 +191,16 @@ def write_checkpoint(
 
 
 def _commit() -> str:
-    """The commit of this checkout, or the version where there is none."""
+    """Return the commit of this checkout, or the version if it is not a checkout."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
-        head = subprocess.run(
-            [*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True
-        )
-        changes = subprocess.run(
-            [*git, "status", "--porcelain", "."], capture_output=True, text=True, check=True
+        head, changes = (
+            subprocess.run([*git, *words], capture_output=True, text=True, check=True).stdout
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", "."])
         )
     except (OSError, subprocess.CalledProcessError):
         return f"version {__version__}"
-    return head.stdout.strip() + (" with changes" if changes.stdout.strip() else "")
+    return head.strip() + (" with changes" if changes.strip() else "")
 
 
 def _hardware() -> str:

@@ -1,4 +1,4 @@
-"""State."""
+"""Random numbers, batches, saved states and logs of a run."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 
 
 def generator(seed: int, *path: int) -> torch.Generator:
-    """A random generator for one place in a run, such as (epoch, step).
+    """Return the random generator of one place in a run, such as (epoch, step).
 
-    Every step has its own, so a resumed run draws what the uninterrupted one would have drawn.
+    Every place has its own, so a resumed run gets the same numbers as an uninterrupted one.
     """
     value = seed
     for part in path:
@@ -22,10 +22,10 @@ def generator(seed: int, *path: int) -> torch.Generator:
 
 
 def batches(count: int, size: int, seed: int, epoch: int) -> list[Tensor]:
-    """Shuffled row indices of one epoch in batches of ``size``; the short last one is dropped.
+    """Return the shuffled row numbers of an epoch in batches; a short last batch is dropped.
 
     Raises:
-        ValueError: if there are too few rows for one batch.
+        ValueError: if there are fewer rows than one batch.
     """
     if count < size:
         raise ValueError(f"there are {count} rows to train on, too few for a batch of {size}")
@@ -34,7 +34,7 @@ def batches(count: int, size: int, seed: int, epoch: int) -> list[Tensor]:
 
 
 def save_state(path: Path, **state: Any) -> None:
-    """Write the state of a run so that an interruption leaves the old file or the new one."""
+    """Write a state; an interruption leaves the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     torch.save(state, partial)
@@ -42,28 +42,23 @@ def save_state(path: Path, **state: Any) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any] | None:
-    """The state that ``save_state`` wrote, or None if there is none."""
+    """Return the state that ``save_state`` wrote, or None if the file does not exist."""
     return torch.load(path, weights_only=True, map_location="cpu") if path.is_file() else None
 
 
 def log_row(path: Path, row: dict[str, Any]) -> None:
     """Append a row to a CSV file, with a header if the file is new.
 
-    The first column is the row's place in the run. Rows from this place on are those of a run that
-    was interrupted after it wrote them and before it saved its state; they go.
+    The first column is the place in the run. Rows from this place on are removed first: an
+    interrupted run wrote them after its last saved state.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = not path.exists() or not path.stat().st_size
-    if not fresh:
-        with path.open(newline="") as file:
-            header, *lines = file.readlines()
-        place = next(iter(row.values()))
-        before = [line for line in lines if float(line.partition(",")[0]) < place]
-        if len(before) < len(lines):
-            with path.open("w", newline="") as file:
-                file.writelines([header, *before])
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(row))
-        if fresh:
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    place = next(iter(row.values()))
+    lines = lines[:1] + [line for line in lines[1:] if float(line.partition(",")[0]) < place]
+    with path.open("w", newline="") as file:
+        file.writelines(lines)
+        writer = csv.DictWriter(file, fieldnames=list(row), lineterminator="\n")
+        if not lines:
             writer.writeheader()
         writer.writerow(row)

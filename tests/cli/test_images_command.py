@@ -9,18 +9,10 @@ from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
+from fake_faces import DETECT, replace_detector, stop_at, tiny_model, write_folder, write_image
 from PIL import Image
-from test_extraction import (
-    fake_detect,
-    fake_find_faces,
-    stop_at,
-    tiny_model,
-    write_folder,
-    write_photo,
-)
 
 from facezoo.cli.main import main
-from facezoo.extraction import stages
 
 
 @pytest.fixture
@@ -29,15 +21,12 @@ def tiny(monkeypatch):
     model = tiny_model()
     monkeypatch.setattr("facezoo.registry.load", lambda name, device=None: model)
     monkeypatch.setattr("facezoo.extraction.run.load", lambda name, device=None: model)
-    monkeypatch.setattr(stages, "find_faces", fake_find_faces)
-    monkeypatch.setattr("facezoo.preprocess.pipeline.detect", fake_detect)
-    monkeypatch.setattr(stages, "fingerprint", lambda preprocessing, jpeg: "0123456789abcdef")
-    monkeypatch.setattr("facezoo.extraction.run.PART_PHOTOS", 4)
+    replace_detector(monkeypatch)
     return model
 
 
 def test_predict_prints_label_probabilities_and_box_of_every_face(tiny, tmp_path, capsys):
-    write_photo(tmp_path / "two.png", 2)
+    write_image(tmp_path / "two.png", 2)
     assert main(["predict", str(tmp_path / "two.png")]) == 0
     text = capsys.readouterr().out
     assert "face 0: " in text
@@ -47,7 +36,7 @@ def test_predict_prints_label_probabilities_and_box_of_every_face(tiny, tmp_path
 
 
 def test_names_that_the_output_cannot_encode_are_escaped(tiny, tmp_path, monkeypatch):
-    write_photo(tmp_path / "фото.png", 1)
+    write_image(tmp_path / "фото.png", 1)
     printed = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, "cp1252"))
     assert main(["predict", str(tmp_path / "фото.png")]) == 0
@@ -55,7 +44,7 @@ def test_names_that_the_output_cannot_encode_are_escaped(tiny, tmp_path, monkeyp
 
 
 def test_predict_prints_json(tiny, tmp_path, capsys):
-    write_photo(tmp_path / "two.png", 2)
+    write_image(tmp_path / "two.png", 2)
     assert main(["predict", "--json", "--faces", "largest", str(tmp_path / "two.png")]) == 0
     (entry,) = json.loads(capsys.readouterr().out)
     (face,) = entry["faces"]
@@ -76,7 +65,7 @@ def test_predict_prints_a_csv_row_per_face(tiny, tmp_path, capsys):
 
 def test_predict_takes_folders_and_patterns(tiny, tmp_path, capsys):
     folder = write_folder(tmp_path / "images", [1, 1])
-    write_photo(folder / "in [brackets].png", 1)
+    write_image(folder / "in [brackets].png", 1)
     for source in (folder, folder / "*.png"):
         assert main(["predict", "--json", str(source)]) == 0
         assert len(json.loads(capsys.readouterr().out)) == 3
@@ -93,15 +82,15 @@ def test_predict_names_what_to_do_with_videos_and_patterns_without_a_match(tiny,
 
 def test_predict_exits_with_1_only_if_no_image_has_a_face(tiny, tmp_path, capsys):
     none, one = tmp_path / "none.png", tmp_path / "one.png"
-    write_photo(none, 0)
-    write_photo(one, 1)
+    write_image(none, 0)
+    write_image(one, 1)
     assert main(["predict", str(none)]) == 1
     assert capsys.readouterr().out == f"{none}: no face found\n"
     assert main(["predict", str(none), str(one)]) == 0
 
 
 def test_predict_continues_after_an_unreadable_file_and_exits_with_1(tiny, tmp_path, capsys):
-    write_photo(tmp_path / "one.png", 1)
+    write_image(tmp_path / "one.png", 1)
     (tmp_path / "bad.png").write_bytes(b"no image")
     assert main(["predict", str(tmp_path / "bad.png"), str(tmp_path / "one.png")]) == 1
     out, err = capsys.readouterr()
@@ -111,7 +100,7 @@ def test_predict_continues_after_an_unreadable_file_and_exits_with_1(tiny, tmp_p
 
 
 def test_predict_saves_an_annotated_image(tiny, tmp_path):
-    write_photo(tmp_path / "one.png", 1)
+    write_image(tmp_path / "one.png", 1)
     out = tmp_path / "out.jpg"
     assert main(["predict", str(tmp_path / "one.png"), "--save", str(out)]) == 0
     with Image.open(out) as image:
@@ -128,7 +117,7 @@ def test_predict_saves_several_images_into_a_folder(tiny, tmp_path, capsys):
 
 def test_predict_does_not_save_over_an_image(tiny, tmp_path, capsys):
     path = tmp_path / "one.png"
-    write_photo(path, 1)
+    write_image(path, 1)
     before = path.read_bytes()
     assert main(["predict", str(path), "--save", str(path)]) == 1
     assert "overwrite" in capsys.readouterr().err
@@ -158,7 +147,7 @@ def test_ctrl_c_exits_with_130_and_the_same_command_resumes(tiny, tmp_path, caps
     folder, output = write_folder(tmp_path / "images", [1] * 9), tmp_path / "f.parquet"
     arguments = ["extract", str(folder), "-o", str(output), "--batch-size", "2"]
     with monkeypatch.context() as patch:
-        patch.setattr(stages, "find_faces", stop_at(3, lambda: signal.raise_signal(signal.SIGINT)))
+        patch.setattr(DETECT, stop_at(3, lambda: signal.raise_signal(signal.SIGINT)))
         assert main(arguments) == 130
     assert "run the same command again to continue" in capsys.readouterr().err
     assert not output.exists()

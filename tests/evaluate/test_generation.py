@@ -21,7 +21,13 @@ def test_the_frechet_distance_is_that_of_the_formula():
     means = [side.double().mean(0).numpy() for side in (first, second)]
     wanted = np.sum((means[0] - means[1]) ** 2) + np.trace(a + b - 2 * sqrtm(a @ b).real)
     assert frechet_distance(first, second) == pytest.approx(wanted, rel=1e-6)
-    assert frechet_distance(first, first) == pytest.approx(0, abs=1e-6)
+    assert 0 <= frechet_distance(first, first) < 1e-6
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_rounding_does_not_make_the_distance_negative(seed):
+    rows = torch.randn(100, 40, generator=torch.Generator().manual_seed(seed))
+    assert frechet_distance(rows, rows[torch.randperm(100)]) >= 0
 
 
 def test_the_frechet_distance_wants_two_rows_and_equal_widths():

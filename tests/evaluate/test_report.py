@@ -19,7 +19,7 @@ METRIC = Metric("accuracy", 81.23456, "%", "FER+", "test", "majority rule", "fac
 CONFUSION = Confusion(
     "FER+", "test", "majority rule", ("neutral", "anger"), [[3, 1], [0, 2]], "110111"
 )
-FOUND = Measurements([METRIC], CONFUSION)
+MEASURED = Measurements([METRIC], CONFUSION)
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def card():
 
 
 def test_the_confusion_matrix_stands_in_the_json_beside_the_metrics(card):
-    content = json.loads(as_json(card, FOUND))
+    content = json.loads(as_json(card, MEASURED))
     assert [metric["name"] for metric in content["metrics"]] == ["accuracy"]
     assert content["confusion"] == {
         "dataset": "FER+",
@@ -48,7 +48,7 @@ def test_a_checkpoint_that_tells_no_expressions_has_no_confusion_in_its_json(car
 def test_the_card_gets_the_metrics_in_place_of_its_own_and_no_confusion(card, tmp_path):
     path = tmp_path / "card.json"
     path.write_text(card.to_json(), encoding="utf-8")
-    write_card(path, card, FOUND)
+    write_card(path, card, MEASURED)
     written = json.loads(path.read_text(encoding="utf-8"))
     assert [metric["value"] for metric in written["metrics"]] == [METRIC.value]
     assert "confusion" not in path.read_text(encoding="utf-8")
@@ -58,8 +58,8 @@ def test_a_card_of_other_weights_is_left_alone(card, tmp_path):
     path = tmp_path / "card.json"
     path.write_text(card.to_json(), encoding="utf-8")
     other = replace(card, weights=replace(card.weights, sha256="0" * 64))
-    with pytest.raises(ValueError, match="weights are not those"):
-        write_card(path, other, FOUND)
+    with pytest.raises(ValueError, match="other weights"):
+        write_card(path, other, MEASURED)
     assert path.read_text(encoding="utf-8") == card.to_json()
 
 
@@ -75,7 +75,7 @@ def test_a_checkpoint_is_measured_to_four_digits_and_keeps_its_confusion(card, m
             return torch.nn.Identity()
 
     monkeypatch.setattr(report, "FaceModel", Stub())
-    monkeypatch.setattr(report, "evaluate", lambda model, data, command: FOUND)
+    monkeypatch.setattr(report, "evaluate", lambda model, data, command: MEASURED)
     measured, found = measure_checkpoint(card.name, "DATA", CPU)
     assert measured == card
     assert [metric.value for metric in found.metrics] == [81.2346]
@@ -83,7 +83,7 @@ def test_a_checkpoint_is_measured_to_four_digits_and_keeps_its_confusion(card, m
 
 
 def test_the_command_writes_the_confusion_to_the_json_file(card, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(report, "measure_checkpoint", lambda *_: (card, FOUND))
+    monkeypatch.setattr(report, "measure_checkpoint", lambda *_: (card, MEASURED))
     file = tmp_path / "numbers.json"
     assert main(["evaluate", "ipd-fer", "--data", "D", "--json", str(file), "--device", "cpu"]) == 0
     assert json.loads(file.read_text(encoding="utf-8"))["confusion"]["counts"] == [[3, 1], [0, 2]]
@@ -93,7 +93,7 @@ def test_the_command_writes_the_confusion_to_the_json_file(card, tmp_path, monke
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--card", "{}/other.json"], "whose weights are not those of"),
+        (["--card", "{}/other.json"], "other weights than the measured ones"),
         (["--card", "{}/none.json"], "none.json"),
     ],
 )
@@ -117,7 +117,7 @@ def test_packs_that_are_missing_are_told_before_anything_is_measured(tmp_path, m
 
 
 def test_the_folder_of_the_json_file_need_not_exist(card, tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "measure_checkpoint", lambda *_: (card, FOUND))
+    monkeypatch.setattr(report, "measure_checkpoint", lambda *_: (card, MEASURED))
     file = tmp_path / "new" / "numbers.json"
     assert main(["evaluate", "ipd-fer", "--data", "D", "--json", str(file), "--device", "cpu"]) == 0
     assert json.loads(file.read_text(encoding="utf-8"))["checkpoint"] == card.name
@@ -132,7 +132,7 @@ def test_everything_is_measured_that_the_model_is_able_to(monkeypatch):
             return [*self.names]
 
     called = []
-    monkeypatch.setattr(protocols, "ferplus", lambda *_: called.append("ferplus") or FOUND)
+    monkeypatch.setattr(protocols, "ferplus", lambda *_: called.append("ferplus") or MEASURED)
     for name in ("neutral_or_happy", "lfw_pairs", "leakage"):
         monkeypatch.setattr(protocols, name, lambda *_, name=name: called.append(name) or [METRIC])
     monkeypatch.setattr(protocols, "check_packs", lambda *_: None)
@@ -148,6 +148,6 @@ def test_everything_is_measured_that_the_model_is_able_to(monkeypatch):
         (("calm", "cross"), ["leakage"]),
     ):
         called.clear()
-        with pytest.warns(UserWarning, match=f"tells {', '.join(labels)}"):
+        with pytest.warns(UserWarning, match=f"predicts {', '.join(labels)}"):
             protocols.evaluate(Able("predict_expression", labels=labels), "D", "c")
         assert called == wanted

@@ -19,7 +19,7 @@ from two_processes import launch
 import facezoo
 from facezoo.cli.main import main
 from facezoo.errors import ImageError
-from facezoo.evaluate.classification import accuracy, scores
+from facezoo.evaluate.metrics import accuracy, scores
 from facezoo.finetuning import Finetuning, finetune, fit, loop, predict
 from facezoo.finetuning.loop import Examples
 from facezoo.finetuning.run import _sample_confusions

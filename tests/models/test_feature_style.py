@@ -104,7 +104,7 @@ def test_what_is_no_batch_of_square_images_is_refused(shape):
 def test_an_encoder_of_another_generator_is_refused():
     generator = StyleGANGenerator(32, DIM, 1, max_channels=8)
     other = encoder_for(StyleGANGenerator(64, DIM, 1, max_channels=8), depths=(1, 1, 1, 1), width=2)
-    with pytest.raises(ValueError, match=r"\(10, 6, 8, 16, 16\) and layer 5.*\(8, 6, 8, 16, 16\)"):
+    with pytest.raises(ValueError, match=r"\(10, 6, 8, 16, 16\), but layer 5.*\(8, 6, 8, 16, 16\)"):
         StyleGANInverter(generator, other)
 
 
@@ -150,7 +150,7 @@ def test_refinement_is_never_worse_than_the_encoders_answer():
     inverter = inverter_of()
     images = images_of(inverter)
     start = errors(inverter, images, inverter.invert(images))
-    wild = inverter.invert(images, 3, code_rate=1e4, feature_rate=1e4)
+    wild = inverter.invert(images, 3, code_lr=1e4, feature_lr=1e4)
     assert (errors(inverter, images, wild) <= start).all()
 
 

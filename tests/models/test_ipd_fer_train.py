@@ -15,8 +15,8 @@ import facezoo
 from facezoo.cli.main import main
 from facezoo.data.expressions import with_labels
 from facezoo.errors import UnsupportedError
-from facezoo.evaluate.benchmark.contamination import contamination
-from facezoo.evaluate.benchmark.entrants import learnt_from
+from facezoo.evaluate.benchmark.encoders import training_data
+from facezoo.evaluate.benchmark.report import contamination_of
 from facezoo.models.ipd_fer import IPDFER
 from facezoo.models.ipd_fer.train import (
     algorithm,
@@ -203,7 +203,7 @@ def test_an_official_set_trains_from_the_identity_encoder_of_a_checkpoint(
     assert "--dataset raf-db" in card["training"]["command"]
     assert card["training"]["base"] == "ipd-fer.untrained"
     assert card["training"]["data"][0] == "LFW train"  # what its identity encoder has learnt from
-    assert contamination(learnt_from(trained.card))["LFW val"] == "train split"
+    assert contamination_of(training_data(trained.card))["LFW val"] == "train split"
 
 
 def test_a_set_whose_name_is_no_tag_ends_with_a_checkpoint_too(tmp_path, monkeypatch):

@@ -83,7 +83,7 @@ def test_the_parts_end_in_a_checkpoint_that_loads(tmp_path):
 
 @pytest.mark.parametrize("part", PARTS[1:])
 def test_a_part_wants_those_before_it(tmp_path, part):
-    with pytest.raises(FileNotFoundError, match="facezoo train stylegan2 to its end first"):
+    with pytest.raises(FileNotFoundError, match="finish facezoo train stylegan2 first"):
         train(tmp_path, part)
 
 
@@ -174,7 +174,7 @@ def test_the_last_part_takes_labels_of_other_photographs_and_the_card_says_so(tm
     data = json.loads(train(tmp_path, PARTS[2]).read_text())["training"]["data"]
     assert data[0].startswith("LFW (deep-funneled) train: 12")
     said = [text.split(", digest: ")[0] for text in data[1:3]]
-    assert said == [f"{part}: other photographs (files: 1" for part in PARTS[:2]]
+    assert said == [f"{part}: other images (files: 1" for part in PARTS[:2]]
 
 
 def test_each_step_moves_its_own_network():
@@ -229,11 +229,11 @@ def test_changes_are_none_without_probability_and_repeat_with_their_generator():
 def test_changes_of_colour_keep_a_grey_image_grey_and_a_flip_is_exact():
     grey = torch.rand(4, 1, 16, 16).expand(-1, 3, -1, -1)
     chance = ada._Chance(4, 1.0, torch.Generator().manual_seed(0), CPU)
-    coloured = ada._coloured(grey, chance)
+    coloured = ada._recolor(grey, chance)
     torch.testing.assert_close(coloured[:, 0], coloured[:, 1], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(coloured[:, 0], coloured[:, 2], atol=1e-5, rtol=1e-5)
     mirror = torch.tensor([[[-1.0, 0, 0], [0, 1, 0]]]).expand(4, 2, 3)
-    torch.testing.assert_close(ada._sampled(grey, mirror), grey.flip(-1))
+    torch.testing.assert_close(ada._warp(grey, mirror), grey.flip(-1))
 
 
 def test_changes_keep_gradients():
@@ -250,7 +250,7 @@ def test_views_exchange_what_their_encoder_should_not_hold():
 
 def test_the_labels_that_are_measured():
     values = torch.tensor([3.0, 1, 2, 4, float("nan"), 5, 6, 7, 8])
-    labels = simclr.ends(values)
+    labels = simclr.label_extremes(values)
     assert labels[[8, 7]].tolist() == [1, 1]
     assert labels[[1, 2]].tolist() == [0, 0]
     assert torch.isnan(labels[[0, 3, 4, 5, 6]]).all()

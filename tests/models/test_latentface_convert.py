@@ -9,7 +9,7 @@ from golden_vectors import arrays, inputs, relative_error, variants, weights
 import facezoo
 from facezoo.cli.main import main
 from facezoo.errors import WeightsError
-from facezoo.evaluate.benchmark.entrants import checkpoint
+from facezoo.evaluate.benchmark.encoders import checkpoint
 from facezoo.models.latentface import LatentFace
 from facezoo.models.latentface.convert import architecture_of, convert_checkpoint, convert_file
 

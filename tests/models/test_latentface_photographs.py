@@ -95,7 +95,7 @@ def test_a_mesh_is_the_depth_map_seen_from_the_front(model, crops):
     assert len(meshes) == 3
     mesh = meshes[1]
     torch.testing.assert_close(mesh.vertices[:, 2].view(64, 60), 1 - depth[1, :, 2:-2])
-    torch.testing.assert_close(mesh.colours.view(64, 60, 3), albedo[1, :, :, 2:-2].permute(1, 2, 0))
+    torch.testing.assert_close(mesh.colors.view(64, 60, 3), albedo[1, :, :, 2:-2].permute(1, 2, 0))
     across, up = mesh.vertices[:, 0].view(64, 60), mesh.vertices[:, 1].view(64, 60)
     assert (across[:, -1] > across[:, 0]).all()
     assert (up[0] > up[-1]).all()

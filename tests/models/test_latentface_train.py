@@ -12,12 +12,12 @@ from packs import write_lfw
 from PIL import Image
 
 import facezoo
-from facezoo.data.photographs import (
+from facezoo.data.unlabeled import (
     MARGIN,
-    Photographs,
+    FaceCrops,
     augmented,
-    centred,
-    read_photographs,
+    center,
+    read_face_crops,
 )
 from facezoo.errors import UnknownNameError
 from facezoo.models import feature_maps as features
@@ -26,7 +26,12 @@ from facezoo.models.latentface.networks import AutoEncoder
 from facezoo.models.latentface.train import command, run, stage1, stage2
 from facezoo.models.latentface.train.recipes import RECIPES, Disentangling, recipe
 from facezoo.models.latentface.train.stage1 import convex_depth, roughness
-from facezoo.models.latentface.train.stage2 import by_person, codes_of, draw_pairs, equalise
+from facezoo.models.latentface.train.stage2 import (
+    codes_of,
+    equalize,
+    group_by_identity,
+    sample_pairs,
+)
 from facezoo.training import loop
 
 CPU = torch.device("cpu")
@@ -82,7 +87,7 @@ def test_both_stages_end_in_a_checkpoint_that_loads(chosen, data, tmp_path):
 
 
 def test_the_second_stage_wants_the_first(chosen, data, tmp_path):
-    with pytest.raises(FileNotFoundError, match="run stage 1 to its end first"):
+    with pytest.raises(FileNotFoundError, match="finish stage 1 first"):
         run(data, tmp_path / "runs", stage=2, seed=0, device=CPU, name="compact")
     with pytest.raises(ValueError, match="stage must be 1 or 2, got 3"):
         run(data, tmp_path / "runs", stage=3, seed=0, device=CPU, name="compact")
@@ -148,7 +153,7 @@ def test_a_folder_of_photographs_is_told_from_another(chosen, tmp_path, monkeypa
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "read_photographs", interrupted)
+    monkeypatch.setattr(command, "read_face_crops", interrupted)
     train = partial(run, out=tmp_path / "runs", stage=1, seed=1, device=CPU, name="compact")
     with pytest.raises(KeyboardInterrupt):
         train(folders[0])
@@ -174,7 +179,7 @@ def test_equalised_codes_have_unit_spread_and_the_maps_stay():
     images = torch.rand(20, 3, 64, 64) * 2 - 1
     with torch.no_grad():
         codes, maps = autoencoder.encode(images), autoencoder(images)
-        factors = equalise(autoencoder, codes)
+        factors = equalize(autoencoder, codes)
         after = autoencoder.encode(images)
         torch.testing.assert_close(after, codes * factors, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(autoencoder(images), maps, atol=1e-4, rtol=1e-4)
@@ -187,7 +192,7 @@ def test_equalised_codes_have_unit_spread_and_the_maps_stay():
 def test_the_identity_is_the_mean_code_of_the_person(others):
     codes = torch.randn(4, 1, 2, 3).expand(4, 2, 2, 3)  # mirror images have the same
     config = Disentangling(RECIPES["compact"].disentangling.schedule, frames=3, others=others)
-    faces, identities = draw_pairs([codes], config, torch.Generator().manual_seed(0))
+    faces, identities = sample_pairs([codes], config, torch.Generator().manual_seed(0))
     assert faces.shape == identities.shape == (3, 2, 3)
     for row in range(3):
         rest = faces[[r for r in range(3) if r != row]] if others else faces
@@ -196,11 +201,11 @@ def test_the_identity_is_the_mean_code_of_the_person(others):
 
 def test_only_people_with_two_photographs_have_an_identity():
     codes = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 2, 2, 1)
-    named = Photographs(torch.zeros(4, 3, 68, 68, dtype=torch.uint8), ["b", "a", "b", "c"], "", "")
-    (both,) = by_person(codes, named)
+    named = FaceCrops(torch.zeros(4, 3, 68, 68, dtype=torch.uint8), ["b", "a", "b", "c"], "", "")
+    (both,) = group_by_identity(codes, named)
     assert both[:, 0, 0, 0].tolist() == [0, 2]
-    with pytest.raises(ValueError, match="nobody is shown in two photographs"):
-        by_person(codes[1:], replace(named, persons=["a", "b", "c"]))
+    with pytest.raises(ValueError, match="no identity has two or more images"):
+        group_by_identity(codes[1:], replace(named, identities=["a", "b", "c"]))
 
 
 def test_codes_of_crops_stand_beside_those_of_their_mirror_images():
@@ -209,7 +214,7 @@ def test_codes_of_crops_stand_beside_those_of_their_mirror_images():
     codes, mirrored = codes_of(model, crops, CPU, 2), codes_of(model, crops.flip(-1), CPU, 2)
     assert codes.shape == (3, 2, 2, 8)
     torch.testing.assert_close(codes[:, 0], mirrored[:, 1])
-    torch.testing.assert_close(codes[:, 1, 1], model.embed_latents(centred(crops).flip(-1)).shape)
+    torch.testing.assert_close(codes[:, 1, 1], model.embed_latents(center(crops).flip(-1)).shape)
 
 
 def test_augmented_crops_are_crops_moved_mirrored_or_made_grey():
@@ -242,20 +247,20 @@ def test_a_folder_of_folders_is_read_as_people(tmp_path, monkeypatch):
         Image.new("RGB", (80, 80), "white").save(tmp_path / name)
     (tmp_path / "id2").symlink_to(elsewhere)
 
-    def load(data, **options):
+    def cut(name, files, **options):
         assert options["size"] == 64
-        rows = torch.arange(len(data.files))
+        rows = torch.arange(len(files))
         images = torch.zeros(len(rows), 3, 68, 68, dtype=torch.uint8)
         return found.Crops(images, torch.zeros(len(rows), 5, 2), rows, torch.zeros(len(rows)))
 
-    monkeypatch.setattr("facezoo.data.photographs.load_crops", load)
-    photographs = read_photographs(tmp_path, LatentFace(**SMALL).preprocessing, CPU)
-    assert photographs.persons == ["id1/clip", "id1/clip", "id2/clip", "", ""]
-    assert photographs.said.endswith("5 images in 2 folders")
-    assert len(by_person(torch.rand(5, 2, 2, 3), photographs)) == 1
+    monkeypatch.setattr("facezoo.data.unlabeled.cut_faces", cut)
+    faces = read_face_crops(tmp_path, LatentFace(**SMALL).preprocessing, CPU)
+    assert faces.identities == ["id1/clip", "id1/clip", "id2/clip", "", ""]
+    assert faces.description.endswith("5 images in 2 folders")
+    assert len(group_by_identity(torch.rand(5, 2, 2, 3), faces)) == 1
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"neither lfw\.parquet nor images"):
-        read_photographs(tmp_path / "empty", LatentFace(**SMALL).preprocessing, CPU)
+        read_face_crops(tmp_path / "empty", LatentFace(**SMALL).preprocessing, CPU)
 
 
 def test_the_convex_depth_is_nearest_in_the_middle_and_smoother_than_noise():

@@ -244,3 +244,19 @@ def test_parameters_stay_contiguous_when_images_are_encoded(tmp_path):
     crops = torch.zeros(9, *model.input_shape)
     model.run(crops.contiguous(memory_format=torch.channels_last), ["encode_expression"])
     save_file(model.state_dict(), tmp_path / "a.safetensors")
+
+
+def test_the_default_device_of_the_caller_does_not_matter():
+    with torch.device("meta"):
+        model = facezoo.load("adv3d", **CPU)
+    assert model.device.type == "cpu"
+    assert same_tensors(model, facezoo.load("adv3d", **CPU))
+
+
+def test_loading_without_memory_for_parameters_is_an_error():
+    accelerate = pytest.importorskip("accelerate")
+    with (
+        accelerate.init_empty_weights(),
+        pytest.raises(RuntimeError, match=r"outside of init_empty_weights\(\)"),
+    ):
+        facezoo.load("adv3d", **CPU)

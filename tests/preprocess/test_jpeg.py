@@ -14,7 +14,7 @@ from PIL import ExifTags, Image
 
 import facezoo
 from facezoo.errors import ImageError, UnsupportedError
-from facezoo.extraction import engines, extract, run
+from facezoo.extraction import extract, run, stages
 from facezoo.models import base
 from facezoo.models.base import FaceModel
 from facezoo.preprocess import jpeg
@@ -76,7 +76,7 @@ def keep(data):
 def any_device(monkeypatch):
     """No questions asked about the device."""
     monkeypatch.setattr(jpeg, "_failure", lambda device: "")
-    for module in (engines, jpeg, base):
+    for module in (stages, jpeg, base):
         monkeypatch.setattr(module, "check_decoder", lambda decoder, device: None)
 
 
@@ -230,7 +230,7 @@ def test_extraction_decodes_on_the_device_and_lists_what_it_cannot_read(any_devi
 def test_models_of_one_pass_share_a_decoder(any_device, tmp_path):
     models = [facezoo.load("ipd-fer", device="cpu", jpeg=name) for name in ("pillow", "nvjpeg")]
     outputs = {tmp_path / f"{n}.npz": model for n, model in enumerate(models)}
-    with pytest.raises(ValueError, match="decode JPEG files by nvjpeg and pillow; give jpeg"):
+    with pytest.raises(ValueError, match="decode JPEG files with nvjpeg and pillow; pass jpeg"):
         run.extract_each(PORTRAITS, outputs, progress=False)
 
 

@@ -1,5 +1,9 @@
 """From photographs to prepared crops: choice of faces, missing faces, alignment, fingerprint."""
 
+import io
+import threading
+import time
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -7,14 +11,25 @@ import numpy as np
 import pytest
 import torch
 from packs import FACE, SquareDetector, edges_of, photo_of
+from PIL import ExifTags, Image
 
 from facezoo.errors import ImageError, NoFaceError
 from facezoo.hub.card import Preprocessing
-from facezoo.preprocess import pipeline
+from facezoo.preprocess import pipeline, prefetch
 from facezoo.preprocess.alignment import normalize, prepare, prepare_aligned
 from facezoo.preprocess.detection import DetectionConfig, detect
 from facezoo.preprocess.detector import FaceDetector
-from facezoo.preprocess.pipeline import find_faces, fingerprint, load_detector, to_device
+from facezoo.preprocess.images import read_image
+from facezoo.preprocess.pipeline import (
+    ImageOptions,
+    cut_batches,
+    face_batches,
+    find_faces,
+    fingerprint,
+    load_detector,
+    read_batches,
+    to_device,
+)
 from facezoo.results import Faces
 
 CPU = torch.device("cpu")
@@ -244,6 +259,141 @@ def test_the_detector_is_loaded_once_and_in_eval_mode(detector_card, monkeypatch
         assert len(detect(first, [ONE])) == 0
     finally:
         load_detector.cache_clear()  # later tests must not meet this one
+
+
+# Batches.
+
+
+def encoded(image):
+    file = io.BytesIO()
+    Image.fromarray(image.numpy()).save(file, "PNG")
+    return file.getvalue()
+
+
+FILES = [encoded(image) for image in (ONE, NONE, TWO, ONE)]
+
+
+def test_batches_hold_consecutive_images_of_any_kind():
+    sources = [FILES[0], ONE.numpy(), ONE.permute(2, 0, 1), ONE.permute(2, 0, 1) / 255, FILES[2]]
+    batches = list(read_batches(sources, CPU, batch_size=2))
+    assert [batch.first for batch in batches] == [0, 2, 4]
+    assert [len(batch.images) for batch in batches] == [2, 2, 1]
+    images = [image for batch in batches for image in batch.images]
+    for image, expected in zip(images, [ONE, ONE, ONE, ONE, TWO], strict=True):
+        assert torch.equal(image, expected)
+    assert batches[1].sources[0] is sources[2]
+
+
+def test_the_first_image_that_cannot_be_read_is_an_error_that_names_it():
+    batches = read_batches([FILES[0], b"nothing", FILES[0]], CPU, batch_size=1)
+    next(batches)
+    with pytest.raises(ImageError, match=r"image 1 \(7 bytes\)"):
+        next(batches)
+    with pytest.raises(ImageError, match=r"^image 1 \(tensor .*\): floating-point pixels"):
+        list(read_batches([torch.rand(3, 4, 4), torch.full((3, 4, 4), 2.0)], CPU))
+
+
+def test_errors_can_be_collected():
+    sources = [b"", FILES[0], torch.zeros(3, 0, 4), FILES[2]]
+    (batch,) = read_batches(sources, CPU, collect_errors=True)
+    assert batch.index == [1, 3]
+    assert torch.equal(batch.images[1], TWO)
+    assert list(batch.errors) == [0, 2]
+    assert "image 2 (tensor of shape (3, 0, 4)" in str(batch.errors[2])
+    (batch,) = face_batches(sources, CPU, ImageOptions(on_missing="nan"), collect_errors=True)
+    assert batch.faces.image_index.tolist() == [0, 1]
+
+
+def test_files_are_read_in_threads_and_a_single_one_is_not():
+    threads = []
+
+    def read(source, index):
+        threads.append(threading.current_thread().name)
+        return read_image(source, index)
+
+    list(read_batches(FILES, CPU, read=read))
+    assert all(name.startswith("decode") for name in threads)
+    threads.clear()
+    list(read_batches(FILES[:1], CPU, read=read))
+    assert threads == [threading.current_thread().name]
+
+
+def test_serial_sources_are_read_in_order_by_one_thread():
+    order = []
+
+    def read(source, index):
+        order.append((source, threading.current_thread().name))
+        time.sleep(0.002 * (source % 3))
+        return np.zeros((4, 4, 3), np.uint8)
+
+    list(read_batches(range(9), CPU, read=read, workers=4, serial=lambda source: source % 2 == 0))
+    serial = [(source, name) for source, name in order if source % 2 == 0]
+    assert [source for source, _ in serial] == [0, 2, 4, 6, 8]
+    assert {name for _, name in serial} == {"serial_0"}
+
+
+def test_prefetch_and_batches_are_bounded_by_bytes(monkeypatch):
+    started = []
+
+    def read(source, index):
+        started.append(source)
+        return np.zeros((1000, 1000, 3), np.uint8)
+
+    monkeypatch.setattr(pipeline, "BATCH_BYTES", 6_000_000)
+    monkeypatch.setattr(prefetch, "PREFETCH_BYTES", 9_000_000)
+    batches = read_batches(range(50), CPU, read=read, workers=2, batch_size=64)
+    for count, batch in enumerate(batches, 1):
+        assert len(batch.images) == 2
+        time.sleep(0.005)
+        assert len(started) <= 2 * count + 4
+        if count == 10:
+            break
+    batches.close()
+    time.sleep(0.02)
+    assert len(started) < 30
+
+
+def test_face_batches_name_every_image_without_a_face_after_the_search():
+    batches = face_batches([*FILES, *FILES], CPU, ImageOptions(batch_size=2))
+    with pytest.raises(NoFaceError, match=r"image 1 .* image 5 ") as caught:
+        next(batches)
+    assert caught.value.missing == [1, 5]
+    batches = face_batches(FILES, CPU, ImageOptions(faces="all", on_missing="skip", batch_size=3))
+    assert [batch.faces.image_index.tolist() for batch in batches] == [[0, 2, 2], [0]]
+
+
+def test_the_error_mentions_an_orientation_tag():
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 3
+    file = io.BytesIO()
+    Image.fromarray(NONE.numpy()).save(file, "PNG", exif=exif)
+    with pytest.raises(NoFaceError, match="EXIF orientation tag 3 was applied; if its pixels"):
+        list(face_batches([file.getvalue()], CPU, ImageOptions()))
+
+
+def test_a_clock_measures_every_stage():
+    class Clock:
+        stages = []
+
+        def stage(self, name):
+            self.stages.append(name)
+            return nullcontext()
+
+    clock = Clock()
+    (batch,) = face_batches(FILES[:1], CPU, ImageOptions(), clock=clock)
+    list(cut_batches(batch.images, batch.faces, PLAIN, clock=clock))
+    assert clock.stages == ["wait", "detect", "align"]
+
+
+def test_settings_of_the_detector_are_options():
+    options = ImageOptions(min_face=12, rotations=[0, 90])
+    assert options.detection == DetectionConfig(min_face=12, rotations=(0, 90))
+    dim = [encoded(photo_of((30, 50, 60, 140)))]
+    assert len(next(face_batches(dim, CPU, ImageOptions())).faces) == 1
+    strict = ImageOptions(on_missing="skip", score_threshold=0.99)
+    assert len(next(face_batches(dim, CPU, strict)).faces) == 0
+    with pytest.raises(ValueError, match="score_threshold must be between 0 and 1"):
+        ImageOptions(score_threshold=2)
 
 
 @pytest.mark.gpu

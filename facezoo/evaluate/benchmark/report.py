@@ -1,18 +1,18 @@
-"""The tables of a file of results: rows of cells, and markdown."""
+"""Tables of a results file in markdown, and contamination of the evaluation data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from facezoo.evaluate.benchmark.contamination import CLEAN, PART
-from facezoo.evaluate.benchmark.measure import PROTOCOLS
-from facezoo.evaluate.benchmark.splits import FERPLUS, LFW
+from facezoo.evaluate.benchmark.packs import FERPLUS, LFW, LONDON
+from facezoo.evaluate.benchmark.scores import PROTOCOLS
 
 Row = dict[str, str]
 Content = dict[str, Any]
 NONE = "–"
-WHOSE = {
+FEATURES = {
     "expression": "expression features",
     "identity": "identity features",
     "features": "its features",
@@ -22,34 +22,34 @@ TITLES = {
     "expression": "Expression",
     "identity": "Identity",
     "leakage": "Leakage",
-    "yaw": "Faces turned aside",
+    "yaw": "Accuracy by head yaw",
     "removal": "Identity removed",
     "swap": "Swap test",
     "cost": "Size and speed",
-    "contamination": "Were the evaluation data in training?",
+    "contamination": "Was the evaluation data in training?",
     "meshes": "Models of meshes, on ICT-3D",
 }
 
 
 def markdown(content: Content) -> str:
-    """Every table with its title."""
+    """Format all tables with their titles."""
     parts = [f"## {title}\n\n{table_text(content, name)}" for name, title in TITLES.items()]
     return "\n\n".join(["# Benchmark", *parts]) + "\n"
 
 
 def table_text(content: Content, name: str) -> str:
-    """One table as markdown, of the models whose every kind of features was read.
+    """Format one table of the models whose features are all scored.
 
     Args:
-        content: of a file of results.
-        name: a key of ``TITLES``.
+        content: of a results file.
+        name: a key of ``TABLES``.
 
     Raises:
         ValueError: if there is no such table.
     """
     if name not in TABLES:
-        raise ValueError(f"no table is named {name!r}; there are {', '.join(TABLES)}")
-    finished = {k: e for k, e in content["models"].items() if {*e["spaces"]} <= e["read"].keys()}
+        raise ValueError(f"unknown table {name!r}; expected {', '.join(TABLES)}")
+    finished = {k: e for k, e in content["models"].items() if {*e["spaces"]} <= e["scores"].keys()}
     rows = list(TABLES[name](content | {"models": finished}))
     if not rows:
         return "Not measured."
@@ -57,27 +57,76 @@ def table_text(content: Content, name: str) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+# --- contamination ------------------------------------------------------------------------------
+
+DATA_NAMES = {
+    FERPLUS: re.compile(r"(?<![a-z])FER(\+|[ _-]?(Plus|2013))", re.IGNORECASE),
+    LFW: re.compile(r"(?<![a-z])LFW(?![a-z])|Labell?ed Faces in the Wild", re.IGNORECASE),
+    LONDON: re.compile(r"(?<![a-z])London(?![a-z])", re.IGNORECASE),
+}
+"""Names of the data of an evaluation in texts and file names."""
+SPLIT_NAMES = re.compile(r"\b(train|val|test)\b", re.IGNORECASE)
+CLEAN, PART, SEEN, UNKNOWN = "no", "train split", "yes", "not stated"
+
+
+def contamination_of(trained_on: Sequence[str] | None) -> dict[str, str]:
+    """Report for each evaluation whether its images were in training, as far as cards state it.
+
+    Args:
+        trained_on: a text per data set, as in a card; None if nothing is stated.
+
+    Returns:
+        By evaluation: ``"no"`` if no text names the data set, ``"train split"`` if every text that
+        names it states train and no other split, else ``"yes"``.
+    """
+    if trained_on is None:
+        return dict.fromkeys(DATA_NAMES, UNKNOWN)
+    answers = {}
+    for evaluation, pattern in DATA_NAMES.items():
+        split = evaluation.split()[-1]
+        splits = [
+            {word.lower() for word in SPLIT_NAMES.findall(pattern.sub("", text))}
+            for text in trained_on
+            if pattern.search(text)
+        ]
+        clean = all(names == {"train"} for names in splits) and split in ("val", "test")
+        answers[evaluation] = CLEAN if not splits else PART if clean else SEEN
+    return answers
+
+
+# --- tables -----------------------------------------------------------------------------------
+
+
 def overview(content: Content) -> Iterator[Row]:
-    """The few numbers to begin with; chance in the first row."""
+    """Summarize each model; the first row is the chance level."""
     for number, (name, entry) in enumerate(content["models"].items()):
         first, last = _spaces(entry)
-        told = {key: entry["read"][first]["expression"][key] for key in PROTOCOLS}
-        person = entry["read"][first]["identity"]["identification"]
-        pairs = entry["read"][last]["identity"]["verification"]
-        leak = entry["read"][last]["expression"][FERPLUS]["reading"]
+        expression = [entry["scores"][first]["expression"][key] for key in PROTOCOLS]
+        identification = entry["scores"][first]["identity"]["identification"]
+        verification = entry["scores"][last]["identity"]["verification"]
+        leak = entry["scores"][last]["expression"][FERPLUS]["probe"]
+        others = (verification, identification, leak)
         if number == 0:
-            yield _overview_row(
-                "*chance*",
-                [told[key]["reading"]["chance"] for key in PROTOCOLS],
-                [pairs["chance"], person["chance"], leak["chance"]],
-                None,
-            )
-        yield _overview_row(
-            f"`{name}`",
-            [told[key]["linear"]["accuracy"] for key in PROTOCOLS],
-            [pairs["accuracy"], person["accuracy"], leak["accuracy"]],
-            entry,
-        )
+            chances = [part["probe"]["chance"] for part in expression]
+            yield _overview_row("*chance*", chances, [o["chance"] for o in others], None)
+        accuracies = [part["linear"]["accuracy"] for part in expression]
+        yield _overview_row(f"`{name}`", accuracies, [o["accuracy"] for o in others], entry)
+
+
+def _overview_row(
+    name: str, expression: list[float], others: list[float], entry: Content | None
+) -> Row:
+    speed = entry.get("speed") if entry else None
+    return {
+        "model": name,
+        **{f"expression, {key}": _n(v) for key, v in zip(PROTOCOLS, expression, strict=True)},
+        "same person, LFW pairs": _n(others[0]),
+        "person from expression features": _n(others[1]),
+        "expression from identity features": _n(others[2]),
+        "parameters": _millions(entry["parameters"]) if entry else "",
+        "images/s": _n(speed["images_per_second"]) if speed else "",
+        "evaluation data in training": _seen(entry["contamination"]) if entry else "",
+    }
 
 
 SHORT = (
@@ -91,178 +140,161 @@ SHORT = (
 
 
 def short(content: Content) -> Iterator[Row]:
-    """The overview with fewer columns."""
+    """Select a few columns of the overview."""
     for row in overview(content):
         yield {key: row[key] for key in SHORT}
 
 
-def _overview_row(name: str, told: list[float], others: list[float], entry: Content | None) -> Row:
-    return {
-        "model": name,
-        **{f"expression, {key}": _n(v) for key, v in zip(PROTOCOLS, told, strict=True)},
-        "same person, LFW pairs": _n(others[0]),
-        "person from expression features": _n(others[1]),
-        "expression from identity features": _n(others[2]),
-        "parameters": _millions(entry["parameters"]) if entry else "",
-        "images/s": _n(entry["speed"]["images_per_second"]) if entry and "speed" in entry else "",
-        "evaluation data in training": _seen(entry["contamination"]) if entry else "",
-    }
-
-
 def expression(content: Content) -> Iterator[Row]:
-    """A linear probe and nearest neighbours on the features that are meant for it."""
+    """Compare a linear probe and nearest neighbors on the expression features."""
     for name, entry in content["models"].items():
         space = _spaces(entry)[0]
-        for key, told in entry["read"][space]["expression"].items():
+        for key, part in entry["scores"][space]["expression"].items():
             yield {
                 "model": f"`{name}`",
-                "features": WHOSE[space],
-                "told": f"{key}, {told['told']} images",
-                "linear probe: accuracy": _n(told["linear"]["accuracy"]),
-                "macro-F1": _n(told["linear"]["macro-F1"]),
-                "nearest neighbours: accuracy": _n(told["neighbours"]["accuracy"]),
-                "macro-F1 ": _n(told["neighbours"]["macro-F1"]),
-                "chance": _n(told["reading"]["chance"]),
-                "control": _n(told["reading"]["control"]),
+                "features": FEATURES[space],
+                "measured on": f"{key}, {part['images']} images",
+                "linear probe: accuracy": _n(part["linear"]["accuracy"]),
+                "macro-F1": _n(part["linear"]["macro-F1"]),
+                "nearest neighbors: accuracy": _n(part["neighbors"]["accuracy"]),
+                "macro-F1 ": _n(part["neighbors"]["macro-F1"]),
+                "chance": _n(part["probe"]["chance"]),
+                "control": _n(part["probe"]["control"]),
             }
 
 
+IDENTITY = {
+    "verification": "same person, LFW pairs",
+    "identification": "identification, LFW val",
+    "same identity": "smiling to neutral, London",
+}
+"""Column of each identity score."""
+
+
 def identity(content: Content) -> Iterator[Row]:
-    """Verification, identification, and the same person with another expression."""
+    """List the scores of the identity features."""
     for name, entry in content["models"].items():
         space = _spaces(entry)[1]
-        found = entry["read"][space]["identity"]
-        yield {
-            "model": f"`{name}`",
-            "features": WHOSE[space],
-            "same person, LFW pairs": _with_spread(found["verification"]),
-            "who it is, LFW val": _with_spread(found["identification"]),
-            "who smiles, London": _n(found["same person"]["accuracy"]),
-        }
+        part = entry["scores"][space]["identity"]
+        cells = {column: _with_spread(part[key]) for key, column in IDENTITY.items()}
+        yield {"model": f"`{name}`", "features": FEATURES[space], **cells}
 
 
 def leakage(content: Content) -> Iterator[Row]:
-    """What each kind of features holds that is not its own, beside what is meant to hold it."""
+    """List what each kind of features holds of the other, next to the features meant for it."""
     for name, entry in content["models"].items():
-        if len(entry["read"]) < 2:
+        scores = entry["scores"]
+        if len(scores) < 2:
             continue
-        read = entry["read"]
-        for what, key in (
-            ("who it is, LFW val", "identification"),
-            ("same person, LFW pairs", "verification"),
-            ("who smiles, London", "same person"),
-        ):
-            found = [read[space]["identity"][key] for space in ("expression", "identity")]
-            yield _leak(name, what, "expression", *found)
+        for key, column in IDENTITY.items():
+            leak, meant = (scores[s]["identity"][key] for s in ("expression", "identity"))
+            yield _leak(name, column, "expression", leak, meant)
         for key in PROTOCOLS:
-            found = [read[s]["expression"][key]["reading"] for s in ("identity", "expression")]
-            yield _leak(name, f"expression, {key}", "identity", *found)
+            leak, meant = (
+                scores[s]["expression"][key]["probe"] for s in ("identity", "expression")
+            )
+            yield _leak(name, f"expression, {key}", "identity", leak, meant)
 
 
-def _leak(name: str, what: str, space: str, found: Content, meant: Content) -> Row:
+def _leak(name: str, measure: str, space: str, leak: Content, meant: Content) -> Row:
     return {
         "model": f"`{name}`",
-        "read": what,
-        "from": WHOSE[space],
-        "accuracy": _with_spread(found),
-        "chance": _n(found["chance"]),
-        "control": _n(found["control"]),
+        "measured": measure,
+        "from": FEATURES[space],
+        "accuracy": _with_spread(leak),
+        "chance": _n(leak["chance"]),
+        "control": _n(leak["control"]),
         "from the features meant for it": _with_spread(meant),
     }
 
 
 def yaw(content: Content) -> Iterator[Row]:
-    """Accuracy of the linear probe on faces that look ever further aside."""
-    found = [
-        (key, name, entry["read"][_spaces(entry)[0]]["expression"][key]["yaw"])
+    """List the accuracy of the linear probe by head yaw."""
+    lines = [
+        (key, name, entry["scores"][_spaces(entry)[0]]["expression"][key]["yaw"])
         for key in (FERPLUS, LFW)
         for name, entry in content["models"].items()
     ]
-    limits = max(([b["beyond_deg"] for b in bins] for _, _, bins in found), key=len, default=[])
-    for key, name, bins in found:
+    limits = max(([b["beyond_deg"] for b in bins] for _, _, bins in lines), key=len, default=[])
+    for key, name, bins in lines:
         cells = {b["beyond_deg"]: f"{_n(b['accuracy'])} ({b['images']})" for b in bins}
-        yield {
-            "told": key,
-            "model": f"`{name}`",
-            **{
-                "any yaw" if limit is None else f"over {limit}°": cells.get(limit, NONE)
-                for limit in limits
-            },
+        columns = {
+            "any yaw" if limit is None else f"over {limit}°": cells.get(limit, NONE)
+            for limit in limits
         }
+        yield {"measured on": key, "model": f"`{name}`", **columns}
 
 
 REMOVED = {
-    "expressions kept": "without {} directions of people, expressions kept",
-    "nothing kept": "without {} directions of people",
-    "control": "without {} directions of shuffled people, expressions kept",
+    "expressions kept": "without {} identity directions, expressions kept",
+    "nothing kept": "without {} identity directions",
+    "control": "without {} directions of permuted identities, expressions kept",
 }
 
 
 def removal(content: Content) -> Iterator[Row]:
-    """Before and after identity was removed, and after as many directions of nobody were."""
+    """Compare features before and after identity removal, and after a control."""
     for name, entry in content["models"].items():
-        if (found := entry.get("removal")) is None:
+        if (removed := entry.get("removal")) is None:
             continue
-        lines = {"as they are": entry["read"][found["space"]]} | {
-            said.format(found[key]["directions"]): found[key] for key, said in REMOVED.items()
+        lines = {"unchanged": entry["scores"][removed["space"]]} | {
+            text.format(removed[key]["directions"]): removed[key] for key, text in REMOVED.items()
         }
-        for said, read in lines.items():
-            who = read["identity"]
+        for text, scores in lines.items():
+            part = scores["identity"]
             yield {
                 "model": f"`{name}`",
-                WHOSE["expression"]: said,
-                "who it is, LFW val": _n(who["identification"]["accuracy"]),
-                "chance": _n(who["identification"]["chance"]),
-                "same person, LFW pairs": _n(who["verification"]["accuracy"]),
-                "who smiles, London": _n(who["same person"]["accuracy"]),
+                FEATURES["expression"]: text,
+                IDENTITY["identification"]: _n(part["identification"]["accuracy"]),
+                "chance": _n(part["identification"]["chance"]),
+                IDENTITY["verification"]: _n(part["verification"]["accuracy"]),
+                IDENTITY["same identity"]: _n(part["same identity"]["accuracy"]),
                 **{
-                    f"expression, {key}": _n(told["linear"]["accuracy"])
-                    for key, told in read["expression"].items()
+                    f"expression, {key}": _n(value["linear"]["accuracy"])
+                    for key, value in scores["expression"].items()
                 },
             }
 
 
 def swap(content: Content) -> Iterator[Row]:
-    """Decoded swaps, decoded faces and photographs, as other networks see them."""
+    """Compare swapped, decoded and real images, as judges of other families score them."""
     for name, entry in content["models"].items():
         texts = " ".join(entry["trained on"] or ())
-        for judge, found in entry["swap"].items():
-            family = judge.partition(".")[0]  # the judge itself need not have a line
+        for judge, part in entry["swap"].items():
+            family = judge.partition(".")[0]
             yield {
                 "model": f"`{name}`",
                 "judge": f"`{judge}`",
-                "the model learnt from the judge": "yes" if family in texts else "no",
-                "identity kept": _n(found["identity kept"]),
-                "decoded unswapped": _n(found["identity, decoded"]),
-                "photographs": _n(found["identity, photographs"]),
-                "expression taken": _n(found["expression taken"]),
-                "decoded unswapped ": _n(found["expression, decoded"]),
-                "photographs ": _n(found["expression, photographs"]),
+                "the model was trained with the judge": "yes" if family in texts else "no",
+                "identity kept": _n(part["identity kept"]),
+                "decoded unswapped": _n(part["identity, decoded"]),
+                "photographs": _n(part["identity, photographs"]),
+                "expression taken": _n(part["expression taken"]),
+                "decoded unswapped ": _n(part["expression, decoded"]),
+                "photographs ": _n(part["expression, photographs"]),
             }
 
 
 def cost(content: Content) -> Iterator[Row]:
-    """What a model costs to keep and to run."""
+    """List size and speed."""
     for name, entry in content["models"].items():
-        speed = entry.get("speed")
-        if speed is None:
-            continue  # not measured yet
+        if (speed := entry.get("speed")) is None:
+            continue
+        threads = f"{speed['threads']} thread" + ("s" if speed["threads"] > 1 else "")
         yield {
             "model": f"`{name}`",
             "input": entry["input"],
-            "features": ", ".join(f"{k} {v['dim']}" for k, v in entry["read"].items()),
+            "features": ", ".join(f"{k} {v['dim']}" for k, v in entry["scores"].items()),
             "parameters": _millions(entry["parameters"]),
             "file": f"{entry['bytes'] / 1e6:.1f} MB" if entry["bytes"] else NONE,
             "images/s": _n(speed["images_per_second"]),
-            "time, of the untrained network's": _n(speed["times_untrained"]),
-            "on": f"{speed['device']}, {speed['threads']} threads"
-            if speed["threads"] > 1
-            else f"{speed['device']}, 1 thread",
+            "time / untrained network": _n(speed["times_untrained"]),
+            "on": f"{speed['device']}, {threads}",
         }
 
 
 def contamination(content: Content) -> Iterator[Row]:
-    """What the cards say of the training data."""
+    """List the training data."""
     for name, entry in content["models"].items():
         texts = entry["trained on"]
         yield {
@@ -273,52 +305,55 @@ def contamination(content: Content) -> Iterator[Row]:
 
 
 def meshes(content: Content) -> Iterator[Row]:
-    """Models of meshes: other data, other protocols, so a table of their own."""
+    """List models of meshes, whose data and protocols differ."""
     for name, entry in content["meshes"].items():
         values = {(m["name"], m["protocol"]): m for m in entry["metrics"]}
-        wanted = [key for key in values if not key[1].startswith(("shuffled", "1000", "0.5", "a "))]
+        whole = [key for key in values if not key[1].startswith(("shuffled", "1000", "0.5", "a "))]
         yield {
             "model": f"`{name}`",
-            **{f"{key[0]}, {values[key]['unit']}": _n(values[key]["value"]) for key in wanted},
+            **{f"{key[0]}, {values[key]['unit']}": _n(values[key]["value"]) for key in whole},
             "trained on": "; ".join(entry["trained on"]),
         }
 
 
 TABLES: dict[str, Callable[[Content], Iterator[Row]]] = {
-    "overview": overview,
-    "short": short,
-    "expression": expression,
-    "identity": identity,
-    "leakage": leakage,
-    "yaw": yaw,
-    "removal": removal,
-    "swap": swap,
-    "cost": cost,
-    "contamination": contamination,
-    "meshes": meshes,
+    table.__name__: table
+    for table in (
+        overview,
+        short,
+        expression,
+        identity,
+        leakage,
+        yaw,
+        removal,
+        swap,
+        cost,
+        contamination,
+        meshes,
+    )
 }
 
 
 def _spaces(entry: Content) -> tuple[str, str]:
-    """The features meant for expression and for identity; one for both where there are no two."""
-    found = list(entry["read"])
-    return found[0], found[-1]
+    """Return the spaces for expression and for identity; the same if there is only one."""
+    spaces = list(entry["scores"])
+    return spaces[0], spaces[-1]
 
 
 def _n(value: float) -> str:
     return f"{value:.2f}"
 
 
-def _seen(words: dict[str, str]) -> str:
-    """Whether the evaluations were in training, and of which data another split was."""
-    seen = [f"{word}: {key}" for key, word in words.items() if word not in (CLEAN, PART)]
-    parts = [key.split()[0] for key, word in words.items() if word == PART]
+def _seen(answers: dict[str, str]) -> str:
+    """Summarize which evaluations were in training."""
+    seen = [f"{answer}: {key}" for key, answer in answers.items() if answer not in (CLEAN, PART)]
+    parts = [key.split()[0] for key, answer in answers.items() if answer == PART]
     return "; ".join(seen) or ("no" + (f" (train of {', '.join(parts)})" if parts else ""))
 
 
-def _with_spread(found: Content) -> str:
-    spread = found["spread"]
-    return _n(found["accuracy"]) + ("" if spread is None else f" ± {_n(spread)}")
+def _with_spread(score: Content) -> str:
+    spread = score["spread"]
+    return _n(score["accuracy"]) + ("" if spread is None else f" ± {_n(spread)}")
 
 
 def _millions(count: int | None) -> str:

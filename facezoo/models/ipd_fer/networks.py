@@ -47,21 +47,9 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Features (B, D) of normalised crops (B, 3, H, W)."""
-        pooled = self._projected(self.backbone(images))
-        features: Tensor = self.norm(pooled.to(self.norm.weight.dtype))
+        projected = self.projection(self.backbone(images))
+        features: Tensor = self.norm(projected.to(self.norm.weight.dtype))
         return features
-
-    def _projected(self, pooled: Tensor) -> Tensor:
-        exact = torch.promote_types(pooled.dtype, torch.float32)
-        narrow = isinstance(self.projection, nn.Sequential)
-        if not narrow or next(self.projection.parameters()).dtype == exact:
-            projected: Tensor = self.projection(pooled)
-            return projected
-        # So few numbers are multiplied sooner than a product in half precision is set up.
-        for layer in self.projection.children():
-            assert isinstance(layer, nn.Linear)
-            pooled = F.linear(pooled.to(exact), layer.weight.to(exact))
-        return pooled
 
     @torch.no_grad()
     def as_timm(self, name: str, last: nn.Linear | None = None) -> nn.Module:

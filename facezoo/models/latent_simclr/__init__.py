@@ -1,4 +1,4 @@
-"""StyleGAN2, its inversion by the Feature-Style encoder, and SimCLR on the latent codes."""
+"""StyleGAN2, its inversion by the Feature-Style encoder, and SimCLR on W+ codes."""
 
 from facezoo.models.latent_simclr.discriminator import StyleGANDiscriminator
 from facezoo.models.latent_simclr.feature_style import FeatureStyleEncoder

@@ -1,4 +1,4 @@
-"""Real images into StyleGAN2 and back: inversion, synthesis and editing."""
+"""Inversion of real images into StyleGAN2, synthesis and editing."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from facezoo.models.latent_simclr.stylegan2 import Noise, StyleGANGenerator
 from facezoo.results import Result
 
 FEATURE_LAYER = 5
-"""K, whose feature is replaced: the second layer of side 16."""
+"""Layer K whose output is replaced: the second layer of side 16."""
 
 Distance = Callable[[Tensor, Tensor], Tensor]
-"""Images and targets, each (B, 3, S, S), to one number for every pair, (B,)."""
+"""Function of images and targets, each (B, 3, S, S), that returns a distance per pair, (B,)."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -42,23 +42,22 @@ class Inversion(Result):
 
 
 def squared_error(images: Tensor, targets: Tensor) -> Tensor:
-    """Mean squared difference of every pair of images (B, 3, S, S), (B,)."""
+    """Compute the mean squared error of each pair of images (B, 3, S, S), (B,)."""
     return (images - targets).square().mean((1, 2, 3))
 
 
 class StyleGANInverter(nn.Module):
-    """A generator and the Feature-Style encoder that inverts it.
+    """Generator and the Feature-Style encoder that inverts it.
 
-    The number of styles follows the generator. The layer K does not: it is 5 for every size, where
-    the feature has side 16, so that the replaced feature is a sixteenth of the resolution at 256
-    pixels and a quarter at 64. The smallest generator that has a layer after it is of 32 pixels.
+    The number of styles depends on the generator. Layer K is 5 for every size: its feature has side
+    16, a sixteenth of the resolution at 256 pixels and a quarter at 64.
 
     Source: Yao et al., "Feature-Style Encoder for Style-Based GAN Inversion", ECCV 2022.
 
     Args:
-        generator: of any size from 32 pixels on.
-        encoder: made for it; see ``encoder_for``.
-        layer: K, from 1.
+        generator: generator of at least 32 pixels.
+        encoder: its encoder, see ``encoder_for``.
+        layer: layer number K, from 1.
 
     Raises:
         ValueError: if the encoder's feature does not fit layer K.
@@ -68,35 +67,35 @@ class StyleGANInverter(nn.Module):
         self, generator: StyleGANGenerator, encoder: FeatureStyleEncoder, layer: int = FEATURE_LAYER
     ) -> None:
         super().__init__()
-        wanted = (generator.num_codes, generator.style_dim, *generator.feature_shape(layer))
-        if encoder.output_shape != wanted:
+        expected = (generator.num_codes, generator.style_dim, *generator.feature_shape(layer))
+        if encoder.output_shape != expected:
             raise ValueError(
-                f"the encoder gives (L, D, C, H, W) = {encoder.output_shape} and layer {layer} of "
-                f"the generator wants {wanted}; build the encoder with encoder_for(generator)"
+                f"the encoder returns (L, D, C, H, W) = {encoder.output_shape}, but layer {layer} "
+                f"of the generator expects {expected}; build it with encoder_for(generator)"
             )
         self.generator, self.encoder, self.layer = generator, encoder, layer
 
     @classmethod
     def from_pretrained(cls, name: str | Path = "latent-simclr") -> StyleGANInverter:
-        """The inverter of a checkpoint of latent-simclr, in eval mode, on the CPU.
+        """Load the inverter of a latent-simclr checkpoint, in eval mode, on the CPU.
 
         Args:
-            name: any name that ``FaceModel.from_pretrained`` takes.
+            name: see ``FaceModel.from_pretrained``.
 
         Raises:
-            UnsupportedError: if the checkpoint is of a family without a generator.
+            UnsupportedError: if the family of the checkpoint has no generator.
         """
         model = FaceModel.from_pretrained(name)
         inverter = getattr(model, "inverter", None)
         if not isinstance(inverter, cls):
             raise UnsupportedError(
                 f"{name} is a checkpoint of {model.model_name}, which has no StyleGAN to invert; "
-                "give one of latent-simclr"
+                "pass a checkpoint of latent-simclr"
             )
         return inverter
 
     def encode(self, images: Tensor) -> Inversion:
-        """The encoder's answer, keeping gradients.
+        """Run the encoder; gradients are kept.
 
         Args:
             images: RGB in [-1, 1], (B, 3, H, H).
@@ -115,21 +114,20 @@ class StyleGANInverter(nn.Module):
         refine_steps: int = 0,
         *,
         distance: Distance = squared_error,
-        code_rate: float = 0.01,
-        feature_rate: float = 0.05,
+        code_lr: float = 0.01,
+        feature_lr: float = 0.05,
     ) -> Inversion:
-        """Codes and feature that give the images again, without gradients and in eval mode.
+        """Compute codes and feature that reconstruct images, without gradients, in eval mode.
 
-        Refinement is optimisation by Adam from the encoder's answer on. It draws nothing at random
-        and treats every image by itself; the closest of all steps is kept, so it is never worse
-        than the encoder's answer by the distance that it minimises.
+        Refinement runs Adam from the encoder's output. It is deterministic and independent of the
+        other images in the batch. It returns the best step, so the distance never gets worse.
 
         Args:
             images: RGB in [-1, 1], (B, 3, H, H); for refinement of the generator's size S.
-            refine_steps: steps of Adam; 0 for the encoder's answer.
-            distance: what refinement minimises.
-            code_rate: learning rate of the codes.
-            feature_rate: learning rate of the feature.
+            refine_steps: steps of Adam; 0 for the encoder's output.
+            distance: distance to minimize.
+            code_lr: learning lr of the codes.
+            feature_lr: learning lr of the feature.
 
         Returns:
             Codes and feature.
@@ -142,7 +140,7 @@ class StyleGANInverter(nn.Module):
         size = self.generator.size
         if refine_steps and tuple(images.shape[2:]) != (size, size):
             raise ValueError(
-                f"refinement needs images of the generator's size, (B, 3, {size}, {size}), got "
+                f"refinement expects images of the generator's size, (B, 3, {size}, {size}), got "
                 f"{tuple(images.shape)}; resize them"
             )
         with evaluating(self):
@@ -150,20 +148,20 @@ class StyleGANInverter(nn.Module):
                 start = self.encode(images)
             if not refine_steps:
                 return start
-            rates = (code_rate, feature_rate)
+            lrs = (code_lr, feature_lr)
             with torch.inference_mode(False), torch.enable_grad():
-                return self._refined(images.clone(), start, refine_steps, distance, rates)
+                return self._refined(images.clone(), start, refine_steps, distance, lrs)
 
     def synthesize(
         self, w_plus: Tensor, feature: Tensor | None = None, noise: Noise | None = None
     ) -> Tensor:
-        """Images of codes and of a feature, keeping gradients.
+        """Generate images from codes and a feature; gradients are kept.
 
         Args:
-            w_plus: (B, L, D), or codes of W, (B, D).
-            feature: stands in for the output of layer K, (B, C, H_K, H_K); None for the
+            w_plus: codes of W+, (B, L, D), or of W, (B, D).
+            feature: replacement of the output of layer K, (B, C, H_K, H_K); None for the
                 generator's own.
-            noise: maps of the generator; None for no noise.
+            noise: noise maps of the generator; None for no noise.
 
         Returns:
             (B, 3, S, S), around [-1, 1] and not clamped.
@@ -176,18 +174,18 @@ class StyleGANInverter(nn.Module):
         return images
 
     def move(self, inversion: Inversion, direction: Tensor, strength: float | Tensor) -> Inversion:
-        """Codes moved along a direction, and the feature moved along with them.
+        """Move codes along a direction, and the feature with them.
 
-        The feature changes by as much as the generator's own feature at layer K does, so that
-        what the direction does to the coarse layers is not lost behind the replaced feature.
+        The feature changes as the generator's own feature at layer K does. Otherwise the replaced
+        feature would hide the effect of the direction on the coarse layers.
 
         Args:
-            inversion: of B images.
+            inversion: codes and feature of B images.
             direction: (D,), (1, D) or (L, D).
-            strength: one for all, or (B,).
+            strength: one number, or (B,).
 
         Returns:
-            The moved codes and feature, keeping gradients.
+            New codes and feature; gradients are kept.
 
         Raises:
             ValueError: if the direction does not fit the codes.
@@ -198,7 +196,7 @@ class StyleGANInverter(nn.Module):
         return self.move_by(inversion, amounts * rows)
 
     def move_by(self, inversion: Inversion, change: Tensor) -> Inversion:
-        """Codes moved by a change (B, L, D) or (L, D), and the feature with them; see ``move``."""
+        """Add a change (B, L, D) or (L, D) to the codes, and move the feature; see ``move``."""
         codes = inversion.w_plus
         moved = codes + change
         before, after = (self.generator.features(w, self.layer) for w in (codes, moved))
@@ -207,10 +205,10 @@ class StyleGANInverter(nn.Module):
     def edit(
         self, images: Tensor, direction: Tensor, strength: float | Tensor, refine_steps: int = 0
     ) -> Tensor:
-        """Images with one property changed; see ``invert`` and ``move``.
+        """Change one attribute of images; see ``invert`` and ``move``.
 
         Returns:
-            (B, 3, S, S), keeping gradients to the direction and the strength.
+            Images, (B, 3, S, S); gradients to the direction and the strength are kept.
 
         Raises:
             ValueError: if a shape does not fit.
@@ -224,11 +222,11 @@ class StyleGANInverter(nn.Module):
         start: Inversion,
         steps: int,
         distance: Distance,
-        rates: tuple[float, float],
+        lrs: tuple[float, float],
     ) -> Inversion:
         codes, feature = start.w_plus.clone().requires_grad_(), start.feature.clone()
         free = [codes, feature.requires_grad_()]
-        groups = [{"params": [p], "lr": rate} for p, rate in zip(free, rates, strict=True)]
+        groups = [{"params": [p], "lr": lr} for p, lr in zip(free, lrs, strict=True)]
         optimizer = torch.optim.Adam(groups)
         best = [part.detach().clone() for part in free]
         lowest = torch.full((len(images),), torch.inf, device=images.device)
@@ -236,12 +234,12 @@ class StyleGANInverter(nn.Module):
             distances = distance(self.synthesize(codes, feature), images)
             better = distances.detach() < lowest
             lowest = torch.where(better, distances.detach(), lowest)
-            for kept, part in zip(best, free, strict=True):
-                kept[better] = part.detach()[better]
+            for saved, part in zip(best, free, strict=True):
+                saved[better] = part.detach()[better]
             if step < steps:
                 optimizer.zero_grad()
-                # The sum, so that an image's steps do not depend on the others of its batch; only
-                # the codes and the feature get gradients, not the generator.
+                # With a sum, the steps of an image do not depend on the rest of the batch. Only
+                # codes and feature get gradients.
                 distances.sum().backward(inputs=free)
                 optimizer.step()
         return Inversion(*best)
@@ -255,19 +253,18 @@ def encoder_for(
     width: int = 64,
     trunk_size: int | None = None,
 ) -> FeatureStyleEncoder:
-    """An untrained encoder with the styles and the feature of a generator.
+    """Build an untrained encoder for a generator.
 
     Args:
-        generator: what is to be inverted.
-        layer: K.
-        depths: residual blocks of every stage of the trunk.
+        generator: generator to invert.
+        layer: layer number K.
+        depths: residual blocks per stage of the trunk.
         width: channels of the trunk's first stage.
-        trunk_size: side to which images are resized first; None for the paper's 256 pixels, or
-            twice the generator's size where that is less, so that the third stage, an eighth of
-            it, is not smaller than a feature of a quarter of the size.
+        trunk_size: side to which images are resized, pixels; None for the smaller of the paper's
+            256 and twice the generator's size.
 
     Raises:
-        ValueError: if the generator has no such layer.
+        ValueError: if the generator does not have this layer.
     """
     return FeatureStyleEncoder(
         generator.num_codes,

@@ -1,4 +1,4 @@
-"""latent-simclr: faces as codes of StyleGAN2, and what SimCLR makes of the codes."""
+"""latent-simclr: W+ codes of faces, and SimCLR features of the codes."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ from facezoo.results import map_tensors
 
 
 class LatentSimCLR(DecodingModel):
-    """A StyleGAN2 generator, the Feature-Style encoder that inverts it, and SimCLR on the codes.
+    """StyleGAN2 generator, the Feature-Style encoder that inverts it, and SimCLR on the codes.
 
     Source: Hoock, Brügge & Handels, "Disentanglement Learning of Facial Expression and Appearance",
-    Sec. II. The identity encoder is ours: the same, with views that keep the appearance.
+    Sec. II. The identity encoder is ours: the same network with views that keep the appearance.
 
     Args:
         size: side of the crops and of the generator's images, pixels.
-        style_dim: D of a code.
+        style_dim: size D of a style.
         mapping_layers: depth of the generator's mapping network.
         channel_multiplier: see ``StyleGANGenerator``.
         max_channels: see ``StyleGANGenerator``.
-        depths: residual blocks of every stage of the inversion's trunk.
+        depths: residual blocks per stage of the inversion's trunk.
         width: channels of the trunk's first stage.
         trunk_size: side to which crops are resized for the trunk; None for ``encoder_for``'s.
         code_width: channels of the code encoders.
-        num_features: width of h.
-        directions: names of the directions that are part of the weights.
+        num_features: size of h.
+        directions: names of the directions that the weights include.
     """
 
     model_name: ClassVar[str | None] = "latent-simclr"
@@ -96,21 +96,21 @@ class LatentSimCLR(DecodingModel):
         self.identity_encoder = CodeEncoder(*codes, code_width, num_features)
         self.register_buffer("directions", torch.zeros(len(directions), *codes))
 
-    # --- stages: tensors in, tensors out, keeping gradients ---------------------------------------
+    # --- stages on tensors; gradients are kept ----------------------------------------------------
 
     def embed_codes(self, images: Tensor) -> Tensor:
-        """w in W+ of prepared crops (B, 3, S, S), (B, L, D)."""
+        """Compute w in W+, (B, L, D), of prepared crops, (B, 3, S, S)."""
         check_shape(images, self.input_shape)
         codes: Tensor = self.inverter.encoder.encode_codes(images)
         return codes
 
     def embed_expression(self, images: Tensor) -> Tensor:
-        """h of the codes of prepared crops (Sec. II.III), (B, num_features)."""
+        """Compute h of prepared crops (Sec. II.III), (B, num_features)."""
         features: Tensor = self.expression_encoder(self.embed_codes(images))
         return features
 
     def embed_identity(self, images: Tensor) -> Tensor:
-        """h by the encoder whose views keep the appearance (ours), (B, num_features)."""
+        """Compute the identity features of prepared crops (ours), (B, num_features)."""
         features: Tensor = self.identity_encoder(self.embed_codes(images))
         return features
 
@@ -120,15 +120,15 @@ class LatentSimCLR(DecodingModel):
         return self.inverter.encode(images)
 
     def reconstruct_crops(self, images: Tensor) -> Tensor:
-        """Draw crops from their w and f, normalized, (B, 3, S, S)."""
-        return self._draw(self.embed_factors(images))
+        """Reconstruct crops from w and f, normalized, (B, 3, S, S)."""
+        return self._generate(self.embed_factors(images))
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """timm's word for ``embed_expression``."""
+        """Return ``embed_expression``, under timm's name."""
         return self.embed_expression(images)
 
     def forward(self, images: Tensor) -> Tensor:
-        """``embed_expression``."""
+        """Return ``embed_expression``."""
         return self.embed_expression(images)
 
     # --- images or codes in -----------------------------------------------------------------------
@@ -194,26 +194,26 @@ class LatentSimCLR(DecodingModel):
         return inversion
 
     def synthesize(self, inversion: Inversion, batch_size: int = 64) -> Tensor:
-        """Draw codes and features: RGB in [0, 1], (F, 3, S, S)."""
-        return self.to_unit(self.decode_batched(inversion, self._draw, batch_size))
+        """Generate RGB images in [0, 1], (F, 3, S, S), from codes and features."""
+        return self.to_unit(self.decode_batched(inversion, self._generate, batch_size))
 
     @torch.no_grad()
     def sample(self, count: int, *, psi: float = 0.7, generator: Generator | None = None) -> Tensor:
-        """Draw faces of identities that do not exist.
+        """Generate faces of identities that do not exist.
 
         Args:
             count: number of faces.
             psi: truncation: 1 for the full variety, 0 for the mean face.
-            generator: source of the codes; None for torch's global generator.
+            generator: random generator; None for torch's global one.
 
         Returns:
             RGB in [0, 1], (count, 3, S, S).
         """
-        maker = self.inverter.generator
+        gan = self.inverter.generator
         device = generator.device if generator is not None else None
-        z = torch.randn(count, maker.style_dim, generator=generator, device=device)
-        codes = maker.map(z.to(self.directions), psi, self.inverter.encoder.mean_code)
-        return self.to_unit(maker(codes, maker.stored_noise()).float())
+        z = torch.randn(count, gan.style_dim, generator=generator, device=device)
+        codes = gan.map(z.to(self.directions), psi, self.inverter.encoder.mean_code)
+        return self.to_unit(gan(codes, gan.stored_noise()).float())
 
     def edit(
         self,
@@ -222,7 +222,7 @@ class LatentSimCLR(DecodingModel):
         strength: float,
         **options: Unpack[ImageKeywords],
     ) -> Tensor:
-        """Draw the faces in images with one property changed; see ``reconstruct``.
+        """Change one attribute of the faces in images; see ``reconstruct``.
 
         Args:
             images: one image or several; see ``FaceModel.encode_expression``.
@@ -239,18 +239,18 @@ class LatentSimCLR(DecodingModel):
             ValueError: if a direction of your own has another shape, or ``strength`` is not one
                 number.
         """
-        change, amount = self.direction(direction), _one_number(strength)
+        change, amount = self.direction(direction), _as_number(strength)
 
-        def moved(crops: Tensor) -> Tensor:
+        def edit_crops(crops: Tensor) -> Tensor:
             inversion = self.embed_factors(crops)
-            return self._draw(self.inverter.move(inversion, change.to(crops), amount))
+            return self._generate(self.inverter.move(inversion, change.to(crops), amount))
 
-        return self._encode_crops(images, moved, ImageOptions(**options))
+        return self._encode_crops(images, edit_crops, ImageOptions(**options))
 
     def mix_styles(
         self, images: Images, appearance: Images, **options: Unpack[ImageKeywords]
     ) -> Tensor:
-        """Draw faces with the appearance styles of others: style mixing, Sec. II.III.
+        """Mix styles: faces with the appearance of other faces, Sec. II.III.
 
         Args:
             images: images of pose, shape and expression, F faces.
@@ -298,28 +298,28 @@ class LatentSimCLR(DecodingModel):
         stages = (self.embed_factors, self.embed_factors)
         coarse, fine = self._encode_pairs(source, target, stages, checked)
         check_pairs(len(coarse), len(fine))
-        coarse = map_tensors(lambda t: t.expand(len(fine), *t.shape[1:]), coarse)
+        coarse = map_tensors(lambda tensor: tensor.expand(len(fine), *tensor.shape[1:]), coarse)
         return self._mix(coarse, fine, checked.batch_size)
 
     def direction(self, name: str | Tensor) -> Tensor:
-        """A direction of the model by name, or one of the caller's own, checked, (1 or L, D).
+        """Return a direction of the model by name, or check a custom one, (1 or L, D).
 
         Raises:
-            UnknownNameError: if the model has none of that name.
-            ValueError: if it has another shape.
+            UnknownNameError: if the model has no direction of that name.
+            ValueError: if a custom direction has another shape.
         """
         if not isinstance(name, str):
             return check_direction(torch.as_tensor(name), *self.directions.shape[1:])
         names = self.architecture["directions"]
         if name not in names:
-            there = ", ".join(names) or "none"
+            available = ", ".join(names) or "none"
             raise UnknownNameError(
-                f"no direction named {name!r} in this model; there are: {there}; fit one of your "
-                "own with fit_direction and give it as a tensor"
+                f"no direction named {name!r} in this model; available: {available}; pass a "
+                "tensor for a direction of your own, see fit_direction"
             )
         return self.directions[names.index(name)]
 
-    # --- inside -----------------------------------------------------------------------------------
+    # --- private ----------------------------------------------------------------------------------
 
     def _features(
         self, images: Images | None, w_plus: Tensor | None, name: str, options: ImageOptions
@@ -340,26 +340,26 @@ class LatentSimCLR(DecodingModel):
         return self.without_identity(features)
 
     def _mix(self, coarse: Inversion, fine: Inversion, batch_size: int) -> Tensor:
-        """Draw the coarse styles of some faces with the fine ones of others."""
+        """Generate faces with the coarse styles of ``coarse`` and the fine styles of ``fine``."""
         start = appearance_layers(self.inverter.generator.num_codes).start
 
         def mixed(pair: dict[str, Inversion]) -> Tensor:
             codes = pair["coarse"].w_plus
             change = mix_codes(codes, pair["fine"].w_plus, start) - codes
-            return self._draw(self.inverter.move_by(pair["coarse"], change))
+            return self._generate(self.inverter.move_by(pair["coarse"], change))
 
         pairs = {"coarse": coarse, "fine": fine}
         return self.to_unit(self.decode_batched(pairs, mixed, batch_size))
 
-    def _draw(self, inversion: Inversion) -> Tensor:
+    def _generate(self, inversion: Inversion) -> Tensor:
         return self.inverter.synthesize(inversion.w_plus, inversion.feature)
 
 
-def _one_number(strength: float) -> float:
-    """One strength for all faces; several would fall on the faces of each batch anew.
+def _as_number(strength: float) -> float:
+    """Convert a strength to one number for all faces.
 
     Raises:
-        ValueError: if it is no number, or several.
+        ValueError: if it is not one number.
     """
     try:
         return float(strength)

@@ -1,4 +1,4 @@
-"""LatentFace (He et al.): texture, shape, light and view, and identity apart from expression."""
+"""LatentFace (He et al.): 3D factors of a face, and identity and expression of its codes."""
 
 from facezoo.models.latentface.model import LatentFace
 

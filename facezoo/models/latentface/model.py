@@ -1,4 +1,4 @@
-"""LatentFace: texture, shape, light and view of a face, and identity apart from expression."""
+"""LatentFace: 3D factors of a face, and identity and expression of its codes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from facezoo.preprocess.pipeline import ImageKeywords, ImageOptions
 
 
 class LatentFace(LatentFaceStages):
-    """A 3D-aware autoencoder, and diffusion from the code of a face to that of its identity.
+    """3D-aware autoencoder with diffusion from the code of a face to the code of its identity.
 
     Source: He et al., "LatentFace", Sec. 2 and 5. The arguments are those of ``LatentFaceStages``;
     their defaults are the published weights' widths with the paper's sampler.
@@ -200,7 +200,7 @@ class LatentFace(LatentFaceStages):
         return [self._mesh(*pair) for pair in zip(maps["depth"].cpu(), albedo, strict=True)]
 
     def _mesh(self, depth: Tensor, albedo: Tensor) -> TexturedMesh:
-        """The mesh of one depth map (S, S) and its albedo (3, S, S)."""
+        """Build the mesh of one depth map (S, S) and its albedo (3, S, S)."""
         size = len(depth)
         points = self.renderer.camera.unproject(depth[None])[0, :, BORDER:-BORDER]
         turned = points * points.new_tensor([1, -1, -1]) + points.new_tensor([0, 0, 1])

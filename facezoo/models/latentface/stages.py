@@ -1,4 +1,4 @@
-"""The networks of LatentFace put together, and what they make of prepared crops."""
+"""Networks of LatentFace and their outputs for prepared crops."""
 
 from __future__ import annotations
 
@@ -25,22 +25,21 @@ from facezoo.models.latentface.renderer import (
 
 
 class LatentFaceStages(DecodingModel):
-    """The stages of ``LatentFace``: tensors in, tensors out, keeping gradients.
+    """Stages of ``LatentFace`` on tensors; gradients are kept.
 
     Args:
         size: side of the crops, 64 or 128 pixels.
         width: channels of the first layer of the autoencoders and of the confidence network.
-        number_width: the same of the light and view encoders.
+        number_width: channels of the first layer of the light and view encoders.
         code_dim: D of Z_t and Z_s.
         unet_width: channels of the denoising U-Nets.
         map_size: 1 for U-Nets on 1 x 1 maps, as published; 3 for 3 x 3 maps padded with zeros, as
-            the paper says.
-        sampler: ``"ddim"``, or ``"diffusers-0.14"`` for what the published results were made with.
-        code_limit: largest entry, up to its sign, of the identity codes.
-        diffusion: whether there is a second stage; without it there is no identity and no
-            expression.
-        confidence: whether the confidence network of the losses is a part of it.
-        renderer: see ``facezoo.geometry.rasterize.rasterize``; nothing that weights depend on.
+            in the paper.
+        sampler: ``"ddim"``, or ``"diffusers-0.14"`` as in the published results.
+        code_limit: largest absolute entry of the identity codes.
+        diffusion: add the second stage, which identity and expression need.
+        confidence: add the confidence network of the losses.
+        renderer: see ``facezoo.geometry.rasterize.rasterize``; independent of the weights.
     """
 
     model_name: ClassVar[str | None] = "latentface"
@@ -92,10 +91,10 @@ class LatentFaceStages(DecodingModel):
             self.shape_diffusion = RepresentationDiffusion(*arguments, seed=1)
         self.absent = _absent(diffusion=diffusion, confidence=confidence)
 
-    # --- what a face is made of -------------------------------------------------------------------
+    # --- codes ------------------------------------------------------------------------------------
 
     def embed_latents(self, images: Tensor) -> Latents:
-        """Texture, shape, light and view of faces (Sec. 2.2), keeping gradients.
+        """Compute texture, shape, light and view of faces (Sec. 2.2).
 
         Args:
             images: aligned, normalized crops, (B, 3, S, S).
@@ -124,16 +123,16 @@ class LatentFaceStages(DecodingModel):
         texture_noise: Tensor | None = None,
         shape_noise: Tensor | None = None,
     ) -> Latents:
-        """The same faces with the codes of their identity, Z_id (Sec. 2.4), keeping gradients.
+        """Replace texture and shape with the identity codes Z_id (Sec. 2.4).
 
         Args:
-            latents: of B faces.
-            texture_noise: what sampling starts from, (B, D); None for the model's own, so that the
-                same face always gives the same codes.
-            shape_noise: the same for the shape.
+            latents: latents of B faces.
+            texture_noise: initial noise of the sampler, (B, D); None for the model's own, with
+                which a face always gets the same codes.
+            shape_noise: initial noise for the shape.
 
         Returns:
-            Latents whose texture and shape are Z_id; light and view as they were.
+            Latents with Z_id as texture and shape; light and view are unchanged.
 
         Raises:
             UnsupportedError: if this model has no diffusion.
@@ -147,7 +146,7 @@ class LatentFaceStages(DecodingModel):
         )
 
     def embed_identity(self, images: Tensor) -> Tensor:
-        """Identity Z_id of texture, then of shape (Sec. 3.3), keeping gradients.
+        """Compute the identity Z_id of texture, then of shape (Sec. 3.3).
 
         Args:
             images: aligned, normalized crops, (B, 3, S, S).
@@ -163,7 +162,7 @@ class LatentFaceStages(DecodingModel):
         return torch.cat([identity.texture, identity.shape], -1)
 
     def embed_expression(self, images: Tensor) -> Tensor:
-        """Expression γ_exp = Z_exp - Z_id of texture, then of shape (Sec. 2.3), keeping gradients.
+        """Compute the expression γ_exp = Z_exp - Z_id of texture, then of shape (Sec. 2.3).
 
         Args:
             images: aligned, normalized crops, (B, 3, S, S).
@@ -180,35 +179,35 @@ class LatentFaceStages(DecodingModel):
         return torch.cat([latents.texture - identity.texture, latents.shape - identity.shape], -1)
 
     def embed_pose(self, images: Tensor) -> Tensor:
-        """The view Z_p of prepared crops (B, 3, S, S), keeping gradients, (B, 6)."""
+        """Compute the view Z_p, (B, 6), of prepared crops, (B, 3, S, S)."""
         check_shape(images, self.input_shape)
         return view_from_output(self.view_encoder(images))
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """timm's word for ``embed_expression``."""
+        """Return ``embed_expression``, under timm's name."""
         return self.embed_expression(images)
 
     def forward(self, images: Tensor) -> Tensor:
-        """The reconstruction Î of prepared crops, (B, 3, S, S)."""
+        """Reconstruct prepared crops, (B, 3, S, S)."""
         return self.reconstruct_crops(images)
 
-    # --- from latents to pictures -----------------------------------------------------------------
+    # --- images of latents ------------------------------------------------------------------------
 
     def decode_depth(self, latents: Latents) -> Tensor:
-        """Canonical depth maps, in [0.9, 1.1], float32, (B, S, S)."""
+        """Decode canonical depth maps in [0.9, 1.1], float32, (B, S, S)."""
         codes = latents.shape.to(self.dtype)
         return depth_from_output(self.shape_autoencoder.decode(codes).float())
 
     def decode_albedo(self, latents: Latents) -> Tensor:
-        """Canonical albedo, in [-1, 1], float32, (B, 3, S, S)."""
+        """Decode canonical albedo in [-1, 1], float32, (B, 3, S, S)."""
         return self.texture_autoencoder.decode(latents.texture.to(self.dtype)).float()
 
     def draw(self, latents: Latents, flip: bool = False) -> Rendering:
-        """Draw faces: Î of eq. (1), or Î' of eq. (2), keeping gradients.
+        """Render faces: Î of eq. (1), or Î' of eq. (2).
 
         Args:
-            latents: of B faces.
-            flip: whether depth and albedo are mirrored, left for right.
+            latents: latents of B faces.
+            flip: mirror depth and albedo.
 
         Returns:
             Image, mask and depth, float32.
@@ -220,18 +219,18 @@ class LatentFaceStages(DecodingModel):
         return self.renderer.render(depth, albedo, light, latents.view.float())
 
     def reconstruct_both(self, images: Tensor) -> tuple[Rendering, Rendering]:
-        """The reconstructions of eq. (1) and (2) of prepared crops (B, 3, S, S)."""
+        """Render the reconstructions of eq. (1) and (2) of prepared crops, (B, 3, S, S)."""
         latents = self.embed_latents(images)
         return self.draw(latents), self.draw(latents, flip=True)
 
     def reconstruct_crops(self, images: Tensor) -> Tensor:
-        """Faces as the latents describe them.
+        """Reconstruct faces from their latents.
 
         Args:
             images: aligned, normalized crops, (B, 3, S, S).
 
         Returns:
-            Normalized like these, 0 beside the face, (B, 3, S, S).
+            Normalized crops, 0 outside the face, (B, 3, S, S).
 
         Raises:
             ValueError: if ``images`` has another shape.
@@ -239,12 +238,12 @@ class LatentFaceStages(DecodingModel):
         return self.draw(self.embed_latents(images)).image
 
     def frontalize_crops(self, images: Tensor) -> Tensor:
-        """Faces in the canonical view and their own light; see ``reconstruct_crops``."""
+        """Render faces from the front in their own light; see ``reconstruct_crops``."""
         latents = self.embed_latents(images)
         return self.draw(replace(latents, view=torch.zeros_like(latents.view))).image
 
     def neutralize_crops(self, images: Tensor) -> Tensor:
-        """Faces decoded from Z_id, in their own view and light; see ``reconstruct_crops``.
+        """Render faces from Z_id in their own view and light; see ``reconstruct_crops``.
 
         Raises:
             UnsupportedError: if this model has no diffusion.
@@ -254,7 +253,7 @@ class LatentFaceStages(DecodingModel):
         return self.draw(self.identity_latents(self.embed_latents(images))).image
 
     def relight_crops(self, images: Tensor, light: Tensor) -> Tensor:
-        """Faces in another light; see ``reconstruct_crops``.
+        """Render faces in another light; see ``reconstruct_crops``.
 
         Args:
             images: aligned, normalized crops, (B, 3, S, S).
@@ -270,12 +269,12 @@ class LatentFaceStages(DecodingModel):
         ).image
 
     def rotate_crops(self, images: Tensor, yaw: float, pitch: float = 0.0) -> Tensor:
-        """Faces turned away from the canonical view; see ``reconstruct_crops``.
+        """Render faces turned away from the front; see ``reconstruct_crops``.
 
         Args:
             images: aligned, normalized crops, (B, 3, S, S).
-            yaw: radians; above 0 the nose goes to the left of the image.
-            pitch: radians; above 0 the nose goes down.
+            yaw: radians; positive turns the nose to the left of the image.
+            pitch: radians; positive turns the nose down.
         """
         latents = self.embed_latents(images)
         view = latents.view.new_tensor([pitch, yaw, 0, 0, 0, 0]).expand_as(latents.view)
@@ -284,19 +283,19 @@ class LatentFaceStages(DecodingModel):
     # --- maps -------------------------------------------------------------------------------------
 
     def depth_maps(self, images: Tensor) -> Tensor:
-        """Canonical depth of prepared crops (B, 3, S, S), in [0.9, 1.1], (B, S, S)."""
+        """Compute canonical depth in [0.9, 1.1], (B, S, S), of prepared crops, (B, 3, S, S)."""
         return self.decode_depth(self.embed_latents(images))
 
     def albedo_maps(self, images: Tensor) -> Tensor:
-        """Canonical albedo of prepared crops, normalized like these, (B, 3, S, S)."""
+        """Compute the canonical albedo of prepared crops, in [-1, 1], (B, 3, S, S)."""
         return self.decode_albedo(self.embed_latents(images))
 
     def normal_maps(self, images: Tensor) -> Tensor:
-        """Canonical normals of prepared crops (B, 3, S, S), away from the camera, (B, S, S, 3)."""
+        """Compute canonical normals, (B, S, S, 3); they point away from the camera."""
         return self.renderer.normals(self.depth_maps(images))
 
     def confidence(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """σ_p and σ_f of prepared crops; see ``ConfidenceNetwork.forward``.
+        """Compute σ_p and σ_f of prepared crops; see ``ConfidenceNetwork.forward``.
 
         Raises:
             UnsupportedError: if this model has no confidence network.
@@ -309,7 +308,7 @@ class LatentFaceStages(DecodingModel):
 
 
 def _absent(*, diffusion: bool, confidence: bool) -> dict[str, str]:
-    """What a configuration cannot do, and why."""
+    """List the capabilities that a configuration lacks, with the reason."""
     reasons: dict[str, str] = {}
     if not diffusion:
         reason = "it was built without the second stage (diffusion=False)"

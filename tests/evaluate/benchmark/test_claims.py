@@ -1,46 +1,46 @@
-"""What docs/benchmark.md says of the models holds in the committed numbers."""
+"""Statements of docs/benchmark.md about the models hold in the committed numbers."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-RESULTS = Path(__file__).parents[2] / "docs" / "results" / "benchmark.json"
+RESULTS = Path(__file__).parents[3] / "docs" / "results" / "benchmark.json"
 MODELS = json.loads(RESULTS.read_text(encoding="utf-8"))["models"]
 IPD, LATENT, PIXELS = "ipd-fer.ferplus-lfw", "latentface.lfw", "pixels"
 
 
 def measured(*names):
-    """Mark a test that speaks of models: it is skipped until they are all in the file."""
+    """Skip a test until all these models are in the file."""
     lacking = [name for name in names if "removal" not in MODELS.get(name, {})]
     return pytest.mark.skipif(bool(lacking), reason=f"{lacking} not in {RESULTS.name} yet")
 
 
 def expression(name, data, space=0):
-    """Accuracy of the linear probe, and what is chance."""
-    spaces = list(MODELS[name]["read"].values())
-    told = spaces[space]["expression"][data]
-    return told["linear"]["accuracy"], told["reading"]["chance"]
+    """Return the accuracy of the linear probe and its chance level."""
+    spaces = list(MODELS[name]["scores"].values())
+    part = spaces[space]["expression"][data]
+    return part["linear"]["accuracy"], part["probe"]["chance"]
 
 
-def identity(name, what, space=-1):
-    found = list(MODELS[name]["read"].values())[space]["identity"][what]
-    return found["accuracy"], found["chance"]
+def identity(name, score, space=-1):
+    part = list(MODELS[name]["scores"].values())[space]["identity"][score]
+    return part["accuracy"], part["chance"]
 
 
 @measured(IPD)
-def test_ipd_fer_reads_expression_and_person_and_leaks_both_ways():
+def test_ipd_fer_holds_expression_and_identity_and_leaks_both_ways():
     accuracy, chance = expression(IPD, "FER+ test")
     leak, _ = expression(IPD, "FER+ test", space=-1)
     assert chance < leak < accuracy
     assert leak - chance > (accuracy - chance) / 2
-    person, none = identity(IPD, "identification", space=0)
-    assert person > 2 * none
-    assert person < identity(IPD, "identification")[0] / 2
+    accuracy_of_identity, level = identity(IPD, "identification", space=0)
+    assert accuracy_of_identity > 2 * level
+    assert accuracy_of_identity < identity(IPD, "identification")[0] / 2
 
 
 @measured(IPD, LATENT, PIXELS)
-def test_ipd_fer_is_ahead_on_photographs():
+def test_ipd_fer_is_ahead_on_images():
     for other in (LATENT, PIXELS):
         for data in ("FER+ test", "LFW val"):
             assert expression(IPD, data)[0] > expression(other, data)[0]
@@ -49,25 +49,25 @@ def test_ipd_fer_is_ahead_on_photographs():
 
 
 @measured(LATENT, PIXELS)
-def test_latentface_is_no_better_than_pixels_at_expression_and_better_at_people():
+def test_latentface_is_no_better_than_pixels_at_expression_and_better_at_identity():
     assert abs(expression(LATENT, "FER+ test")[0] - expression(PIXELS, "FER+ test")[0]) < 3
     assert expression(LATENT, "LFW val")[0] < expression(PIXELS, "LFW val")[0]
     assert identity(LATENT, "verification")[0] > identity(PIXELS, "verification")[0] + 5
-    assert identity(LATENT, "same person")[0] > identity(PIXELS, "same person")[0]
+    assert identity(LATENT, "same identity")[0] > identity(PIXELS, "same identity")[0]
     named = [identity(name, "identification")[0] for name in (PIXELS, LATENT)]
     assert [round(value) for value in named] == [62, 57]
-    held, meant = (identity(LATENT, "identification", space)[0] for space in (0, -1))
-    assert held > 0.8 * meant
+    leak, meant = (identity(LATENT, "identification", space)[0] for space in (0, -1))
+    assert leak > 0.8 * meant
 
 
 @measured(IPD)
-def test_removal_takes_identity_and_leaves_most_of_the_expression():
-    before = MODELS[IPD]["read"]["expression"]
+def test_removal_erases_identity_and_preserves_most_of_the_expression():
+    before = MODELS[IPD]["scores"]["expression"]
     after = MODELS[IPD]["removal"]["expressions kept"]
     named = [part["identity"]["identification"]["accuracy"] for part in (before, after)]
-    told = [part["expression"]["FER+ test"]["linear"]["accuracy"] for part in (before, after)]
+    accuracies = [part["expression"]["FER+ test"]["linear"]["accuracy"] for part in (before, after)]
     assert named[1] < named[0] - 5
-    assert told[1] > told[0] - 2
+    assert accuracies[1] > accuracies[0] - 2
 
 
 @measured(IPD)
@@ -75,12 +75,11 @@ def test_ipd_fer_has_twelve_directions_of_which_seven_are_of_the_classes():
     removal = MODELS[IPD]["removal"]
     assert [removal[key]["directions"] for key in ("expressions kept", "control")] == [5, 5]
     assert removal["nothing kept"]["directions"] == 12
-    for told in removal["nothing kept"]["expression"].values():
-        assert told["linear"]["accuracy"] == told["reading"]["chance"]
-    # The same five are removed from both, up to a rounding, which may turn a photograph or two of
-    # the thousands that a probe is asked about: the control says nothing.
+    for part in removal["nothing kept"]["expression"].values():
+        assert part["linear"]["accuracy"] == part["probe"]["chance"]
+    # Both remove the same five directions up to rounding, which may change a prediction or two.
     for data in ("FER+ test", "LFW val", "London"):
-        real, dealt = (
+        real, permuted = (
             removal[key]["expression"][data]["linear"] for key in ("expressions kept", "control")
         )
-        assert real == pytest.approx(dealt, abs=0.1)
+        assert real == pytest.approx(permuted, abs=0.1)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from facezoo.data.photographs import augmented
+from facezoo.data.unlabeled import augmented
 from facezoo.hub.tensors import save
 from facezoo.models.latent_simclr.discriminator import StyleGANDiscriminator
 from facezoo.models.latent_simclr.gan_losses import (
@@ -42,7 +42,7 @@ def train_generator(
 
     Args:
         config: recipe.
-        crops: uint8 with a margin, see ``facezoo.data.photographs``.
+        crops: uint8 with a margin, see ``facezoo.data.unlabeled``.
         out: folder for state, log and generators.
         seed: seed of weights, order and random numbers.
         device: where to train.

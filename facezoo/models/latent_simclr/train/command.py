@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from facezoo.data.packs import majority_labels, read_pack, yaw_column
-from facezoo.data.photographs import PACK, Photographs, photograph_files, read_photographs
+from facezoo.data.unlabeled import PACK, FaceCrops, image_files, read_face_crops
 from facezoo.hub.card import Licenses, Preprocessing
 from facezoo.hub.tensors import load_into, read_tensors, save
 from facezoo.models.latent_simclr.directions import fit_directions
@@ -24,7 +24,7 @@ from facezoo.models.latent_simclr.train.inversion import train_encoder
 from facezoo.models.latent_simclr.train.recipes import Recipe, recipe
 from facezoo.models.latent_simclr.train.simclr import (
     codes_of,
-    ends,
+    label_extremes,
     measured_labels,
     train_contrast,
     views,
@@ -39,7 +39,7 @@ from facezoo.training.run import (
 )
 
 PARTS = ("stylegan2", "feature-style", "latent-simclr")
-"""In the order in which they are trained."""
+"""Parts in training order."""
 ENCODER = "encoder.safetensors"
 CITATION = """@inproceedings{hoock2025disentanglement,
   title = {Disentanglement Learning of Facial Expression and Appearance},
@@ -59,67 +59,66 @@ def run(
     name: str = "paper",
     smoke: bool = False,
 ) -> Path:
-    """Train one part by a recipe; each needs those before it in the same folder.
+    """Train one part by a recipe; each part needs the earlier parts in the same folder.
 
-    Interrupted, the same call goes on where the last saved state stands and ends at the same
-    weights.
+    An interrupted run resumes when it is called again, and label_extremes at the same weights.
 
     Args:
         part: one of ``PARTS``.
-        data: see ``read_photographs``; the last part needs ``lfw.parquet``, whose labels the
-            directions are fitted to, whatever photographs those before it had.
-        out: folder for the runs, which go into ``<recipe>-seed<n>``.
-        seed: of initial weights, order and chance.
+        data: see ``read_face_crops``. The last part needs ``lfw.parquet``, whose labels the
+            directions are fitted to.
+        out: folder of the runs; each has a folder ``<recipe>-seed<n>``.
+        seed: seed of weights, order and random numbers.
         device: where to train.
-        name: of the recipe.
-        smoke: whether a part is a few steps of small batches, to see that it runs.
+        name: recipe name.
+        smoke: run a few steps of small batches, as a test.
 
     Returns:
-        What was written: the generator, the encoder, or the card.
+        Path of the generator, the encoder or the card.
 
     Raises:
-        ValueError: if there is no such part, or the run was begun with another recipe or other
-            photographs.
-        FileNotFoundError: if a part before it is not finished.
+        ValueError: for an unknown part, or if the folder has a run with another recipe or other
+            images.
+        FileNotFoundError: if an earlier part is not finished.
     """
     if part not in PARTS:
         raise ValueError(f"part must be one of {', '.join(PARTS)}, got {part!r}")
-    chosen = recipe(name)
+    config = recipe(name)
     if smoke:
-        chosen = shortened(chosen, images=8, epochs=1, batch_size=2)
+        config = shortened(config, images=8, epochs=1, batch_size=2)
     folder = out / f"{name}-seed{seed}"
     if part == "stylegan2":
-        return run_generator(chosen, data, folder / part, seed, device)
+        return run_generator(config, data, folder / part, seed, device)
     if part == "feature-style":
-        return run_encoder(chosen, data, folder, seed, device)
-    return run_contrast(chosen, name, data, folder, seed, device, smoke)
+        return run_encoder(config, data, folder, seed, device)
+    return run_contrast(config, name, data, folder, seed, device, smoke)
 
 
-def run_generator(chosen: Recipe, data: Path, out: Path, seed: int, device: torch.device) -> Path:
-    """Train the generator, and write it; see ``run``."""
-    begin_run(out, seed=seed, recipe=asdict(chosen.generator))
-    check_data(out, digest_of_files(data, photograph_files(data)))
-    photographs = _photographs(chosen, data, device)
-    return train_generator(chosen.generator, photographs.crops, out, seed, device)
+def run_generator(config: Recipe, data: Path, out: Path, seed: int, device: torch.device) -> Path:
+    """Train the generator and write it; see ``run``."""
+    begin_run(out, seed=seed, recipe=asdict(config.generator))
+    check_data(out, digest_of_files(data, image_files(data)))
+    faces = _face_crops(config, data, device)
+    return train_generator(config.generator, faces.crops, out, seed, device)
 
 
-def run_encoder(chosen: Recipe, data: Path, folder: Path, seed: int, device: torch.device) -> Path:
-    """Train the Feature-Style encoder for a finished generator, and write it; see ``run``."""
+def run_encoder(config: Recipe, data: Path, folder: Path, seed: int, device: torch.device) -> Path:
+    """Train the Feature-Style encoder of the generator and write it; see ``run``."""
     out = folder / PARTS[1]
     tensors = _finished(folder / PARTS[0] / FINAL, PARTS[0])
-    begin_run(out, seed=seed, recipe=asdict(chosen.inversion))
-    check_data(out, digest_of_files(data, photograph_files(data)), folder / PARTS[0])
-    inverter = new_inverter(chosen, seed)
+    begin_run(out, seed=seed, recipe=asdict(config.inversion))
+    check_data(out, digest_of_files(data, image_files(data)), folder / PARTS[0])
+    inverter = new_inverter(config, seed)
     load_into(inverter.generator, tensors)
-    draw = torch.Generator().manual_seed(seed)
-    inverter.encoder.mean_code.copy_(inverter.generator.mean_code(10_000, draw))
-    photographs = _photographs(chosen, data, device)
-    trained = train_encoder(inverter, photographs.crops, chosen.inversion, out, seed, device)
+    generator = torch.Generator().manual_seed(seed)
+    inverter.encoder.mean_code.copy_(inverter.generator.mean_code(10_000, generator))
+    faces = _face_crops(config, data, device)
+    trained = train_encoder(inverter, faces.crops, config.inversion, out, seed, device)
     return save(trained, out / ENCODER)
 
 
 def run_contrast(
-    chosen: Recipe,
+    config: Recipe,
     name: str,
     data: Path,
     folder: Path,
@@ -127,49 +126,49 @@ def run_contrast(
     device: torch.device,
     smoke: bool = False,
 ) -> Path:
-    """Fit the directions, train the code encoders, and write weights and card; see ``run``."""
+    """Fit the directions and train the code encoders; write weights and card; see ``run``."""
     out = folder / PARTS[2]
-    inverter = new_inverter(chosen, seed)
+    inverter = new_inverter(config, seed)
     load_into(inverter.generator, _finished(folder / PARTS[0] / FINAL, PARTS[0]))
     load_into(inverter.encoder, _finished(folder / PARTS[1] / ENCODER, PARTS[1]))
-    record = begin_run(out, seed=seed, recipe=asdict(chosen))
-    digest = digest_of_files(data, photograph_files(data))
+    record = begin_run(out, seed=seed, recipe=asdict(config))
+    digest = digest_of_files(data, image_files(data))
     check_data(out, digest)
-    begun = {
+    runs = {
         part: json.loads((folder / part / "run.json").read_text(encoding="utf-8"))
         for part in PARTS[:2]
     }
-    commits = {part: run["commit"] for part, run in begun.items()}
+    commits = {part: run["commit"] for part, run in runs.items()}
     record["recipe"] = {**record["recipe"], "commits": commits}
-    photographs = _photographs(chosen, data, device)
-    codes = codes_of(inverter.encoder, photographs.crops, device)
-    labels = direction_labels(data, photographs)
+    faces = _face_crops(config, data, device)
+    codes = codes_of(inverter.encoder, faces.crops, device)
+    labels = direction_labels(data, faces)
     directions = fit_directions(codes[0], labels)
-    model = LatentSimCLR(**model_arguments(chosen), directions=list(directions))
+    model = LatentSimCLR(**model_arguments(config), directions=list(directions))
     model.inverter.load_state_dict(inverter.cpu().state_dict())
     model.directions.copy_(torch.stack(list(directions.values())))
-    config = chosen.contrast
+    contrast = config.contrast
     for what, encoder in encoders(model, seed).items():
-        sliders = config.expression_sliders if what == "expression" else config.identity_sliders
-        chosen_directions = {name: directions[name] for name in sliders}
+        sliders = contrast.expression_sliders if what == "expression" else contrast.identity_sliders
+        slider_directions = {name: directions[name] for name in sliders}
         layers = views(what, codes.shape[2])
         encoder.fit_scale(codes.flatten(0, 1))
         tensors = train_contrast(
-            encoder, codes, chosen_directions, config, layers, out / what, seed, device
+            encoder, codes, slider_directions, contrast, layers, out / what, seed, device
         )
         load_into(encoder, tensors)
-    # The labels are in the pack alone; those before may have had a folder of images.
-    others = [part for part, run in begun.items() if run.get("data", digest) != digest]
-    said = (photographs.said, *(_other(part, begun[part]["data"]) for part in others))
-    return _write(model, name, photographs.tag, said, folder, record, smoke)
+    # The labels are in the pack only; earlier parts may have used a folder of images.
+    others = [part for part, run in runs.items() if run.get("data", digest) != digest]
+    sources = (faces.description, *(_other(part, runs[part]["data"]) for part in others))
+    return _write(model, name, faces.tag, sources, folder, record, smoke)
 
 
 def _other(part: str, data: dict[str, Any]) -> str:
-    return f"{part}: other photographs (files: {data['files']:,}, digest: {data['sha256']})"
+    return f"{part}: other images (files: {data['files']:,}, digest: {data['sha256']})"
 
 
 def encoders(model: LatentSimCLR, seed: int) -> dict[str, CodeEncoder]:
-    """The code encoders of a model by what they encode, with weights drawn anew from a seed."""
+    """Initialize the code encoders of a model from a seed, by feature."""
     torch.manual_seed(seed)
     fresh = LatentSimCLR(**model.architecture)
     model.expression_encoder = fresh.expression_encoder
@@ -177,45 +176,48 @@ def encoders(model: LatentSimCLR, seed: int) -> dict[str, CodeEncoder]:
     return {"expression": model.expression_encoder, "identity": model.identity_encoder}
 
 
-def new_inverter(chosen: Recipe, seed: int) -> StyleGANInverter:
-    """An untrained generator and encoder, as the recipe has them."""
+def new_inverter(config: Recipe, seed: int) -> StyleGANInverter:
+    """Build the untrained generator and encoder of a recipe."""
     torch.manual_seed(seed)
-    generator = StyleGANGenerator(**chosen.generator.architecture)
-    return StyleGANInverter(generator, encoder_for(generator, **chosen.inversion.architecture))
+    generator = StyleGANGenerator(**config.generator.architecture)
+    return StyleGANInverter(generator, encoder_for(generator, **config.inversion.architecture))
 
 
-def model_arguments(chosen: Recipe) -> dict[str, Any]:
-    """Arguments of ``LatentSimCLR`` that a recipe has."""
-    parts = (chosen.generator, chosen.inversion, chosen.contrast)
+def model_arguments(config: Recipe) -> dict[str, Any]:
+    """Collect the arguments of ``LatentSimCLR`` from a recipe."""
+    parts = (config.generator, config.inversion, config.contrast)
     return {key: value for part in parts for key, value in part.architecture.items()}
 
 
-def direction_labels(data: Path, photographs: Photographs) -> dict[str, Tensor]:
-    """Labels of the bundled directions: blur and skin tone, smile and yaw; see ``fit_directions``.
+def direction_labels(data: Path, faces: FaceCrops) -> dict[str, Tensor]:
+    """Compute labels for the bundled directions: blur, skin tone, smile and yaw.
 
     Raises:
-        FileNotFoundError: if there is no pack with expressions and yaw.
+        FileNotFoundError: if the pack with expressions and yaw is missing.
     """
     table = read_pack(data / PACK, "train")
     words = majority_labels(table)
     smile = torch.full((len(words),), float("nan"))
     smile[words == EXPRESSIONS.index("happiness")] = 1
     smile[words == EXPRESSIONS.index("neutral")] = 0
-    found = measured_labels(photographs.crops)
-    return {**found, "smile": smile, "yaw": ends(yaw_column(table))}
+    return {
+        **measured_labels(faces.crops),
+        "smile": smile,
+        "yaw": label_extremes(yaw_column(table)),
+    }
 
 
-def _photographs(chosen: Recipe, data: Path, device: torch.device) -> Photographs:
-    """In tight crops, in which a face fills the picture."""
-    preprocessing = Preprocessing(size=chosen.generator.architecture["size"])
-    return read_photographs(data, preprocessing, device)
+def _face_crops(config: Recipe, data: Path, device: torch.device) -> FaceCrops:
+    """Read tight crops, which the face fills."""
+    preprocessing = Preprocessing(size=config.generator.architecture["size"])
+    return read_face_crops(data, preprocessing, device)
 
 
 def _finished(path: Path, part: str) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(
-            f"no {path}; run facezoo train {part} to its end first, with the same --recipe, --seed "
-            "and --out"
+            f"{path} does not exist; finish facezoo train {part} first, with the same --recipe, "
+            "--seed and --out"
         )
     return read_tensors(path)
 
@@ -224,7 +226,7 @@ def _write(
     model: LatentSimCLR,
     name: str,
     tag: str,
-    said: tuple[str, ...],
+    sources: tuple[str, ...],
     out: Path,
     record: dict[str, Any],
     smoke: bool,
@@ -243,11 +245,10 @@ def _write(
         labels=(),
         precision="float16",
         licenses=Licenses(code="Apache-2.0", weights="research-only", data="research-only"),
-        data=(*said, "perceptual and identity loss by ipd-fer"),
+        data=(*sources, "perceptual and identity loss by ipd-fer"),
         intended_use=(
-            "Research on what codes of a generator say about faces, and on how expression comes "
-            "apart from appearance in them. Not for identifying people, nor for decisions about "
-            "them, nor for pictures that pass for photographs."
+            "Research on W+ codes of faces and on separating expression from appearance in them. "
+            "Not for identifying people, for decisions about them, or for deceptive images."
         ),
         citation=CITATION,
         smoke=smoke,

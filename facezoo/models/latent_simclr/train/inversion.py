@@ -1,4 +1,4 @@
-"""The Feature-Style encoder: photographs through a frozen generator and back."""
+"""Training of the Feature-Style encoder with a frozen generator."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from facezoo.data.photographs import augmented
+from facezoo.data.unlabeled import augmented
 from facezoo.models.feature_maps import FeatureMaps
 from facezoo.models.latent_simclr.inverter import StyleGANInverter
 from facezoo.models.latent_simclr.losses import (
@@ -30,14 +30,14 @@ def train_encoder(
     seed: int,
     device: torch.device,
 ) -> dict[str, Tensor]:
-    """Train an inverter's encoder; its generator stays as it is.
+    """Train the encoder of an inverter; its generator is frozen.
 
     Args:
-        inverter: generator and new encoder.
-        crops: uint8 with a margin, see ``facezoo.data.photographs``.
-        config: how.
+        inverter: generator and untrained encoder.
+        crops: uint8 crops with a margin, see ``facezoo.data.unlabeled``.
+        config: settings.
         out: folder for state and log.
-        seed: of order and chance; initial weights are the encoder's.
+        seed: seed of order and random numbers; the weights are the encoder's.
         device: where to train.
 
     Returns:
@@ -46,14 +46,14 @@ def train_encoder(
     inverter.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     inverter.generator.requires_grad_(False)
     stages = (*config.perceptual_stages, *config.identity_stages)
-    judge = FeatureMaps(config.features, stages).to(device)
+    network = FeatureMaps(config.features, stages).to(device)
 
     optimizer = torch.optim.Adam(inverter.encoder.parameters(), lr=config.schedule.lr)
 
     def step(rows: Tensor, at: Position) -> dict[str, Tensor]:
         images = augmented(crops[rows], at.generator, config.grey).to(device)
         with autocast(device):
-            terms = inversion_terms(inverter, judge, images, config)
+            terms = inversion_terms(inverter, network, images, config)
         loss = (
             terms["image"]
             + config.lambda_perceptual * terms["perceptual"]
@@ -68,41 +68,41 @@ def train_encoder(
 
 
 def inversion_terms(
-    inverter: StyleGANInverter, judge: FeatureMaps, images: Tensor, config: Inverting
+    inverter: StyleGANInverter, network: FeatureMaps, images: Tensor, config: Inverting
 ) -> dict[str, Tensor]:
-    """The four losses, those of images summed over drawing with w alone and with w and f.
+    """Compute the four losses; image losses are summed over the images of w and of w with f.
 
     Args:
         inverter: generator and encoder.
-        judge: gives the maps of the perceptual stages, then those of the identity stages.
-        images: (B, 3, S, S).
+        network: returns the maps of the perceptual stages, then of the identity stages.
+        images: crops, (B, 3, S, S).
         config: stages and scales.
     """
     inversion, layer = inverter.encode(images), inverter.layer
     plain = inverter.generator.synthesize(inversion.w_plus, read=(layer,))
     both = inverter.synthesize(inversion.w_plus, inversion.feature)
-    drawn = torch.cat([plain.images, both])
-    looks, persons = judged(judge, drawn, config)
+    generated = torch.cat([plain.images, both])
+    maps, identity = loss_maps(network, generated, config)
     with torch.no_grad():
-        wanted_looks, wanted_persons = judged(judge, images, config)
+        target_maps, target_identity = loss_maps(network, images, config)
     return {
-        "image": 2 * image_loss(drawn, _twice(images)),
-        "perceptual": 2 * perceptual_loss(looks, [_twice(maps) for maps in wanted_looks]),
-        "identity": 2 * identity_loss(persons, [_twice(maps) for maps in wanted_persons]),
+        "image": 2 * image_loss(generated, _twice(images)),
+        "perceptual": 2 * perceptual_loss(maps, [_twice(rows) for rows in target_maps]),
+        "identity": 2 * identity_loss(identity, [_twice(rows) for rows in target_identity]),
         "feature": feature_loss(inversion.feature, plain.features[layer]),
     }
 
 
-def judged(
-    judge: FeatureMaps, images: Tensor, config: Inverting
+def loss_maps(
+    network: FeatureMaps, images: Tensor, config: Inverting
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Maps for the perceptual loss at every scale, and those for the identity loss."""
+    """Compute the maps of the perceptual loss at every scale, and of the identity loss."""
     count = len(config.perceptual_stages)
-    maps = judge(images)
-    looks, persons = maps[:count], maps[count:]
+    maps = network(images)
+    perceptual, identity = maps[:count], maps[count:]
     for scale in range(1, config.scales):
-        looks += judge(F.avg_pool2d(images, 2**scale))[:count]
-    return looks, persons
+        perceptual += network(F.avg_pool2d(images, 2**scale))[:count]
+    return perceptual, identity
 
 
 def _twice(rows: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Recipes of the three trainings: the papers', and those that a CPU can follow."""
+"""Recipes of the three trainings: the papers', and one for a CPU."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from facezoo.training.run import recipe_named
 
 @dataclass(frozen=True)
 class Adversarial:
-    """How a generator is trained: Karras et al. 2020, App. B, and ADA."""
+    """Settings of the generator: Karras et al. 2020, App. B, and ADA."""
 
     images: int
-    """Real images that the discriminator sees."""
+    """Number of real images shown to the discriminator."""
     batch_size: int = 32
     lr: float = 2e-3
     gamma: float = 0.1
-    """Of the R1 penalty."""
+    """Weight of the R1 penalty."""
     penalty_every: int = 16
-    """Steps between penalties, which weigh as much more (lazy regularisation)."""
+    """Steps between penalties (lazy regularization)."""
     path_weight: float = 0.0
-    """Of the path length penalty; 2 in the paper."""
+    """Weight of the path length penalty; 2 in the paper."""
     path_every: int = 4
     mixing: float = 0.9
-    """Share of the codes of which a part of the styles is another code's."""
+    """Share of batches with mixed styles."""
     half_life: int = 10_000
-    """Images in which an old weight counts half in the averaged generator."""
+    """Half-life of the EMA generator, images."""
     augmentation: int = 0
-    """Images in which the strength of the augmentation may go from 0 to 1; 0 for none."""
+    """Images over which the ADA probability can rise from 0 to 1; 0 turns ADA off."""
     architecture: dict[str, Any] = field(default_factory=dict)
     """Arguments of ``StyleGANGenerator``; the discriminator has the same channels."""
 
 
 @dataclass(frozen=True)
 class Inverting:
-    """How the Feature-Style encoder is trained."""
+    """Settings of the Feature-Style encoder."""
 
     schedule: Schedule
     features: str = "ipd-fer"
@@ -44,35 +44,35 @@ class Inverting:
     perceptual_stages: tuple[int, ...] = (1, 2)
     identity_stages: tuple[int, ...] = (3, 4)
     scales: int = 2
-    """Of the perceptual loss: full size, half of it, and so on."""
+    """Number of scales of the perceptual loss: full size, half size and so on."""
     lambda_perceptual: float = 0.2
     lambda_identity: float = 0.1
     lambda_feature: float = 0.01
     grey: float = 0.2
-    """Share of the crops that lose their colour."""
+    """Share of crops that are converted to gray."""
     architecture: dict[str, Any] = field(default_factory=dict)
     """Arguments of ``encoder_for`` that differ from its defaults."""
 
 
 @dataclass(frozen=True)
 class Contrasting:
-    """How the code encoders are trained: Sec. II.III."""
+    """Settings of the code encoders: Sec. II.III."""
 
     schedule: Schedule
     temperature: float = 0.5
     strength: float = 1.0
-    """Of the sliders, in standard deviations of the codes."""
+    """Slider range, in standard deviations of the codes."""
     expression_sliders: tuple[str, ...] = ("blur", "skin_tone", "yaw")
-    """What views of the expression encoder differ in; yaw is ours."""
+    """Sliders of the expression encoder's views; yaw is ours."""
     identity_sliders: tuple[str, ...] = ("blur", "yaw", "smile")
-    """What views of the identity encoder differ in."""
+    """Sliders of the identity encoder's views."""
     architecture: dict[str, Any] = field(default_factory=dict)
     """``code_width`` and ``num_features`` of ``LatentSimCLR``."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the parts of a checkpoint are trained, one after the other."""
+    """Settings of the three parts of a checkpoint."""
 
     generator: Adversarial
     inversion: Inverting
@@ -117,14 +117,13 @@ RECIPES = {
         ),
     ),
 }
-"""``paper`` has the papers' widths at 64 pixels, for a GPU; ``preview`` is what one CPU core does
-in an hour and a half."""
+"""``paper`` has the papers' widths at 64 pixels; ``preview`` takes 1.5 hours on a CPU core."""
 
 
 def recipe(name: str) -> Recipe:
-    """A recipe by name.
+    """Return a recipe by name.
 
     Raises:
-        UnknownNameError: if there is no such recipe.
+        UnknownNameError: if the name is unknown.
     """
     return recipe_named(RECIPES, name)

@@ -1,4 +1,4 @@
-"""SimCLR on the codes, and the directions along which its views differ."""
+"""SimCLR on W+ codes, and the labels of its slider directions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from facezoo.data.photographs import centred
+from facezoo.data.unlabeled import center
 from facezoo.models.latent_simclr.augment import (
     appearance_layers,
     augment_codes,
@@ -23,16 +23,16 @@ from facezoo.training.loop import Position, fit
 from facezoo.training.optim import autocast, descend
 
 QUARTER = 0.25
-"""Share of the photographs with most of a property, and with least, that are told apart."""
+"""Share of images with the largest and with the smallest values that get a label."""
 
 
 @torch.inference_mode()
 def codes_of(encoder: FeatureStyleEncoder, crops: Tensor, device: torch.device) -> Tensor:
-    """Codes of crops with a margin, and of their mirror images, in eval mode, (2, N, L, D)."""
+    """Encode crops with a margin and their mirror images, in eval mode, (2, N, L, D)."""
     encoder.eval().to(device)
     parts = []
     for part in tqdm(crops.split(256), desc="codes", unit="batch"):
-        images = centred(part).to(device)
+        images = center(part).to(device)
         with autocast(device):
             both = [encoder.encode_codes(side) for side in (images, images.flip(-1))]
         parts.append(torch.stack(both).float().cpu())
@@ -49,16 +49,16 @@ def train_contrast(
     seed: int,
     device: torch.device,
 ) -> dict[str, Tensor]:
-    """Train a code encoder by SimCLR; the projection head is thrown away.
+    """Train a code encoder by SimCLR; the projection head is discarded.
 
     Args:
-        encoder: standardised by the codes.
-        codes: of photographs and of their mirror images, (2, N, L, D).
-        directions: what the sliders move along.
-        config: how.
-        layers: indices of the styles that views exchange with other photographs'.
+        encoder: encoder whose scale was fitted to the codes.
+        codes: codes of images and of their mirror images, (2, N, L, D).
+        directions: directions of the sliders.
+        config: settings.
+        layers: indices of the styles that views replace.
         out: folder for state and log.
-        seed: of the head, of order and of chance.
+        seed: seed of the head, order and random numbers.
         device: where to train.
 
     Returns:
@@ -93,30 +93,30 @@ def train_contrast(
 
 
 def measured_labels(crops: Tensor) -> dict[str, Tensor]:
-    """What can be measured on crops themselves, as labels; see ``fit_directions``.
+    """Label crops by image statistics, for ``fit_directions``.
 
-    ``blur`` is a small variance of the Laplacian; ``skin_tone`` a dark middle of the face, which
-    light changes as well as skin.
+    ``blur`` is a small variance of the Laplacian. ``skin_tone`` is a dark center of the face, which
+    depends on light as well as on skin.
 
     Args:
-        crops: uint8, (N, 3, H, W).
+        crops: uint8 crops, (N, 3, H, W).
     """
-    grey = crops.float().mean(1)
-    laplacian = 4 * grey[:, 1:-1, 1:-1] - (
-        grey[:, :-2, 1:-1] + grey[:, 2:, 1:-1] + grey[:, 1:-1, :-2] + grey[:, 1:-1, 2:]
+    gray = crops.float().mean(1)
+    laplacian = 4 * gray[:, 1:-1, 1:-1] - (
+        gray[:, :-2, 1:-1] + gray[:, 2:, 1:-1] + gray[:, 1:-1, :-2] + gray[:, 1:-1, 2:]
     )
-    height, width = grey.shape[1:]
-    middle = grey[:, height * 2 // 5 : height * 3 // 4, width // 4 : width * 3 // 4]
+    height, width = gray.shape[1:]
+    middle = gray[:, height * 2 // 5 : height * 3 // 4, width // 4 : width * 3 // 4]
     return {
-        "blur": ends(-laplacian.flatten(1).std(1)),
-        "skin_tone": ends(-middle.flatten(1).mean(1)),
+        "blur": label_extremes(-laplacian.flatten(1).std(1)),
+        "skin_tone": label_extremes(-middle.flatten(1).mean(1)),
     }
 
 
-def ends(values: Tensor) -> Tensor:
-    """1 for the largest quarter of values, 0 for the smallest, else NaN, (N,)."""
-    known = values[torch.isfinite(values)]
-    low, high = known.quantile(QUARTER), known.quantile(1 - QUARTER)
+def label_extremes(values: Tensor) -> Tensor:
+    """Label the largest quarter of values 1, the smallest 0 and the rest NaN, (N,)."""
+    finite = values[torch.isfinite(values)]
+    low, high = finite.quantile(QUARTER), finite.quantile(1 - QUARTER)
     labels = torch.full_like(values, float("nan"))
     labels[values >= high] = 1
     labels[values <= low] = 0
@@ -124,10 +124,10 @@ def ends(values: Tensor) -> Tensor:
 
 
 def views(what: str, num_codes: int) -> range:
-    """Indices of the styles that views of an encoder exchange.
+    """Return the indices of the styles that views of an encoder replace.
 
     Args:
-        what: ``"expression"`` for the paper's, ``"identity"`` for the mirror image (ours).
-        num_codes: L.
+        what: ``"expression"`` as in the paper, or ``"identity"`` (ours).
+        num_codes: number of styles L.
     """
     return appearance_layers(num_codes) if what == "expression" else structure_layers(num_codes)

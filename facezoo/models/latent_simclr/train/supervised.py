@@ -1,4 +1,4 @@
-"""The paper's rivals of SimCLR, the rows "CNN" and "CNN + augmentations" of its Table 1."""
+"""Baselines of the paper's Table 1: "CNN" and "CNN + augmentations"."""
 
 from __future__ import annotations
 
@@ -26,21 +26,20 @@ def train_classifier(
     directions: Sequence[Tensor] | None = None,
     strength: float = 1.0,
 ) -> nn.Sequential:
-    """A code encoder with a linear layer behind it, trained to tell classes.
+    """Train a code encoder with a linear classifier.
 
     Args:
-        encoder: the base encoder of SimCLR with fresh weights, standardised by the codes.
-        codes: (N, L, D).
+        encoder: untrained base encoder whose scale was fitted to the codes.
+        codes: codes, (N, L, D).
         labels: classes 0 to K - 1, int64, (N,).
-        schedule: how long and how fast.
+        schedule: training schedule.
         out: folder for state and log.
-        seed: of the linear layer, of order and chance.
-        directions: what the sliders of the paper's augmentations move along; None for codes as
-            they are.
-        strength: of the sliders.
+        seed: seed of the linear layer, order and random numbers.
+        directions: slider directions of the augmentation; None for no augmentation.
+        strength: slider range.
 
     Returns:
-        From codes (B, L, D) to logits (B, K), in eval mode.
+        Network from codes (B, L, D) to logits (B, K), in eval mode.
     """
     torch.manual_seed(seed)
     network = nn.Sequential(encoder, nn.Linear(encoder.num_features, int(labels.max()) + 1))

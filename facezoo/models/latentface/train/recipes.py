@@ -1,4 +1,4 @@
-"""Recipes of LatentFace: the paper's, and one that a CPU core can follow."""
+"""Recipes of LatentFace: the paper's, and one for a CPU."""
 
 from __future__ import annotations
 
@@ -11,45 +11,44 @@ from facezoo.training.run import recipe_named
 
 @dataclass(frozen=True)
 class Autoencoding:
-    """The first stage: eq. (5) to (9), and what keeps it from collapsing."""
+    """Settings of the first stage: eq. (5) to (9), and priors against collapse."""
 
     schedule: Schedule
     features: str = "ipd-fer"
     """Feature network of eq. (6): a checkpoint with an identity encoder, or a timm model."""
     feature_stage: int = 1
-    """Which of its stages gives the maps; 1 is the one of a quarter of the crop's side."""
+    """Stage of the network that returns the maps; stage 1 has a quarter of the crop's side."""
     lambda_feature: float = 1.0
     """λ_f, Sec. 3.1."""
     lambda_flip: float = 0.5
     """λ_flip, Sec. 3.1."""
     prior: float = 0.0
-    """Weight at the beginning of the distance from a convex depth map (ours); it goes down to 0 in
-    a straight line."""
+    """Initial weight of the distance from a convex depth map (ours); it decays linearly to 0."""
     prior_share: float = 0.2
-    """Share of the stage in which it does."""
+    """Share of the stage over which it decays."""
     smoothness: float = 0.0
-    """Weight of the depth maps' roughness (ours), which otherwise takes over what is texture."""
+    """Weight of the depth roughness (ours); without it the depth explains texture."""
     grey: float = 0.0
-    """Share of the crops that lose their colour (ours)."""
+    """Share of crops that are converted to gray (ours)."""
 
 
 @dataclass(frozen=True)
 class Disentangling:
-    """The second stage: eq. (3), (4) and (10), on codes that are computed once."""
+    """Settings of the second stage: eq. (3), (4) and (10), on precomputed codes."""
 
     schedule: Schedule
     frames: int = 16
-    """Images that are drawn of one identity at a time, Sec. 3.1."""
+    """Images sampled per identity, Sec. 3.1."""
     snr_limit: float | None = float("inf")
-    """Largest weight of eq. (10), which has no limit; None for eq. (4), which weighs all alike."""
+    """Largest weight of eq. (10), which has no limit; None for eq. (4) without weights."""
     others: bool = False
-    """Whether the identity of a photograph is the mean code of the person's other ones (ours), in
-    place of all: of two or three, its own part would be much of the mean."""
+    """Average only the other images of an identity (ours). With two or three images, an image's own
+    code would dominate the mean."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a checkpoint is trained."""
+    """Settings of both stages."""
 
     autoencoding: Autoencoding
     disentangling: Disentangling
@@ -76,15 +75,14 @@ RECIPES = {
         {"width": 16, "number_width": 16, "unet_width": 64},
     ),
 }
-"""``paper`` follows Sec. 3.1, with VGG-16's third stage for eq. (6); ``compact`` is what one CPU
-core does in an hour and a half: narrow networks at 64 pixels, a larger rate that falls, and a
-convex depth map to begin with."""
+"""``paper`` follows Sec. 3.1, with VGG-16's third stage for eq. (6). ``compact`` takes 1.5 hours
+on a CPU core: narrow networks at 64 pixels, a larger, decaying learning rate, a convex prior."""
 
 
 def recipe(name: str) -> Recipe:
-    """A recipe by name.
+    """Return a recipe by name.
 
     Raises:
-        UnknownNameError: if there is no such recipe.
+        UnknownNameError: if the name is unknown.
     """
     return recipe_named(RECIPES, name)

@@ -1,4 +1,4 @@
-"""The first stage: texture, shape, light and view, by drawing every photograph again."""
+"""First stage: texture, shape, light and view, learned by reconstructing images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from facezoo.data.photographs import Photographs, augmented
+from facezoo.data.unlabeled import FaceCrops, augmented
 from facezoo.geometry.shading import Light
 from facezoo.models.feature_maps import FeatureMaps
 from facezoo.models.latentface.losses import (
@@ -25,20 +25,20 @@ from facezoo.training.optim import autocast, descend
 
 def train_autoencoders(
     model: LatentFace,
-    photographs: Photographs,
+    faces: FaceCrops,
     config: Autoencoding,
     out: Path,
     seed: int,
     device: torch.device,
 ) -> dict[str, Tensor]:
-    """Train everything but the diffusion, by eq. (8) and (9).
+    """Train all networks but the diffusion, by eq. (8) and (9).
 
     Args:
-        model: without diffusion, with a confidence network.
-        photographs: to train on.
-        config: the stage's recipe.
+        model: model without diffusion, with a confidence network.
+        faces: training images.
+        config: settings of the stage.
         out: folder for state and log.
-        seed: of order and chance; initial weights are the model's.
+        seed: seed of order and random numbers; the weights are the model's.
         device: where to train.
 
     Returns:
@@ -51,7 +51,7 @@ def train_autoencoders(
     optimizer = torch.optim.Adam(model.parameters(), lr=config.schedule.lr)
 
     def step(rows: Tensor, at: Position) -> dict[str, Tensor]:
-        images = augmented(photographs.crops[rows], at.generator, config.grey).to(device)
+        images = augmented(faces.crops[rows], at.generator, config.grey).to(device)
         terms, depth = reconstruction_terms(model, features, images)
         away = F.mse_loss(depth, convex.expand_as(depth)) / (MAX_DEPTH - MIN_DEPTH) ** 2
         weight = config.prior * max(0.0, 1 - at.progress / config.prior_share)
@@ -63,21 +63,21 @@ def train_autoencoders(
         descend(optimizer, loss)
         return {"loss": loss, **terms, "away": away, "rough": rough}
 
-    rows = torch.arange(len(photographs.crops))
+    rows = torch.arange(len(faces.crops))
     return fit(model, [optimizer], step, config.schedule, rows, out, seed).state
 
 
 def reconstruction_terms(
     model: LatentFace, features: FeatureMaps, images: Tensor
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """The four losses of eq. (8) and (9), by the names of ``reconstruction_loss``.
+    """Compute the four losses of eq. (8) and (9), by the names of ``reconstruction_loss``.
 
     The networks run in bfloat16, the renderer and the losses in float32.
 
     Args:
-        model: with a confidence network.
-        features: of eq. (6).
-        images: (B, 3, S, S).
+        model: model with a confidence network.
+        features: feature network of eq. (6).
+        images: crops, (B, 3, S, S).
 
     Returns:
         The losses, and the canonical depth maps, (B, S, S).
@@ -88,31 +88,31 @@ def reconstruction_terms(
         sigma_pixel, sigma_feature = model.confidence(images)
     light = Light.from_parameters(latents.light.float())
     both = [(depth, albedo), (depth.flip(-1), albedo.flip(-1))]
-    drawn = [model.renderer.render(*maps, light, latents.view.float()) for maps in both]
+    rendered = [model.renderer.render(*pair, light, latents.view.float()) for pair in both]
     with autocast(images.device):
-        ours = features(torch.cat([face.image for face in drawn]))[0].chunk(2)
+        maps = features(torch.cat([face.image for face in rendered]))[0].chunk(2)
         with torch.no_grad():
-            theirs = features(images)[0]
+            target_maps = features(images)[0]
     terms = {}
-    for number, (prefix, face) in enumerate(zip(("", "flipped_"), drawn, strict=True)):
+    for number, (prefix, face) in enumerate(zip(("", "flipped_"), rendered, strict=True)):
         channel = slice(number, number + 1)
         terms[f"{prefix}pixel"] = confidence_loss(
             face.image, images, sigma_pixel[:, channel], face.mask
         )
         terms[f"{prefix}feature"] = feature_map_loss(
-            ours[number], theirs, sigma_feature[:, channel].float(), face.mask
+            maps[number], target_maps, sigma_feature[:, channel].float(), face.mask
         )
     return terms, depth
 
 
 def roughness(depth: Tensor) -> Tensor:
-    """Mean absolute second difference of depth maps, beside their fixed borders.
+    """Compute the mean absolute second difference of depth maps without their fixed borders.
 
     Args:
         depth: (B, S, S).
 
     Returns:
-        Scalar, in shares of the depth range.
+        Scalar, as a share of the depth range.
     """
     inside = depth[..., BORDER:-BORDER]
     across = inside[..., 2:] - 2 * inside[..., 1:-1] + inside[..., :-2]
@@ -121,10 +121,10 @@ def roughness(depth: Tensor) -> Tensor:
 
 
 def convex_depth(size: int) -> Tensor:
-    """A depth map like half an egg on a table, where a head stands in the crop, (S, S).
+    """Create a convex, half-ellipsoid depth map at the place of the head, (S, S).
 
-    Without it the first steps may settle on faces that are flat, or hollow and turned the wrong
-    way, which explain a single photograph as well.
+    Without this prior, training may converge to flat or hollow faces, which explain an image as
+    well.
     """
     place = torch.linspace(-1, 1, size)
     squared = (place / 0.55) ** 2 + (place[:, None] / 0.8) ** 2

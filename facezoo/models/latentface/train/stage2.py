@@ -1,4 +1,4 @@
-"""The second stage: diffusion from the code of a face to the mean code of that person's faces."""
+"""Second stage: diffusion from the code of a face to the mean code of its identity."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from facezoo.data.photographs import Photographs, centred
+from facezoo.data.unlabeled import FaceCrops, center
 from facezoo.models.latentface.diffusion import TRAIN_STEPS, add_noise
 from facezoo.models.latentface.losses import denoising_loss, snr_weights
 from facezoo.models.latentface.model import LatentFace
@@ -25,39 +25,39 @@ PARTS = ("texture", "shape")
 def codes_of(
     model: LatentFace, crops: Tensor, device: torch.device, batch_size: int = 128
 ) -> Tensor:
-    """Codes of crops and of their mirror images.
+    """Encode crops and their mirror images.
 
     Args:
-        model: whose encoders are used.
-        crops: with a margin, uint8, (N, 3, S + 2 MARGIN, S + 2 MARGIN).
+        model: model with the encoders.
+        crops: uint8 crops with a margin, (N, 3, S + 2 MARGIN, S + 2 MARGIN).
         device: where to compute.
-        batch_size: crops at a time.
+        batch_size: crops per forward pass.
 
     Returns:
-        Of crop and mirror image, Z_t and Z_s of each, on the CPU, (N, 2, 2, D).
+        Z_t and Z_s of crop and mirror image, on the CPU, (N, 2 sides, 2 codes, D).
     """
     model.eval().to(device)
     codes = []
     for part in crops.split(batch_size):
-        images = centred(part).to(device)
+        images = center(part).to(device)
         both = [model.embed_latents(view) for view in (images, images.flip(-1))]
         codes.append(torch.stack([torch.stack([z.texture, z.shape], 1) for z in both], 1).cpu())
     return torch.cat(codes)
 
 
 @torch.no_grad()
-def equalise(autoencoder: AutoEncoder, codes: Tensor) -> Tensor:
-    """Give every entry of the codes a standard deviation of 1, and change nothing else.
+def equalize(autoencoder: AutoEncoder, codes: Tensor) -> Tensor:
+    """Scale each entry of the codes to a standard deviation of 1, like the noise of eq. (3).
 
-    The noise of eq. (3) has one too. Since the last layer of the encoder is a ReLU and neither it
-    nor the decoder's first layer has a bias, factors can be moved from the one to the other.
+    The encoder ends in a ReLU and the layers on both sides of the code have no bias, so the decoder
+    can undo the factors exactly.
 
     Args:
-        autoencoder: changed in place; makes the same maps as before.
-        codes: of it, (N, D).
+        autoencoder: autoencoder, changed in place; its maps stay the same.
+        codes: its codes, (N, D).
 
     Returns:
-        The factors; 1 for an entry that does not vary, (D,).
+        Factors, 1 for constant entries, (D,).
     """
     spread = codes.std(0)
     factors = torch.where(spread > 1e-6, 1 / spread.clamp(min=1e-6), 1.0)
@@ -69,47 +69,47 @@ def equalise(autoencoder: AutoEncoder, codes: Tensor) -> Tensor:
     return factors
 
 
-def by_person(codes: Tensor, photographs: Photographs) -> list[Tensor]:
-    """The codes of everyone who is shown twice or more, each (n, 2, 2, D).
+def group_by_identity(codes: Tensor, faces: FaceCrops) -> list[Tensor]:
+    """Group the codes by identity, for identities with two or more images, each (n, 2, 2, D).
 
     Raises:
-        ValueError: if nobody is.
+        ValueError: if no identity has two images.
     """
     rows: dict[str, list[int]] = {}
-    for row, name in enumerate(photographs.persons):
+    for row, name in enumerate(faces.identities):
         if name:
             rows.setdefault(name, []).append(row)
-    persons = [codes[chosen] for _, chosen in sorted(rows.items()) if len(chosen) > 1]
+    persons = [codes[indices] for _, indices in sorted(rows.items()) if len(indices) > 1]
     if not persons:
         raise ValueError(
-            "nobody is shown in two photographs or more, and stage 2 learns from what several "
-            "photographs of one person have in common; give data with a folder per person"
+            "no identity has two or more images; stage 2 needs several images per identity, such "
+            "as a folder per identity"
         )
     return persons
 
 
-def draw_pairs(
-    persons: Sequence[Tensor], config: Disentangling, draw: torch.Generator
+def sample_pairs(
+    persons: Sequence[Tensor], config: Disentangling, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Codes Z_exp of photographs, each mirrored or not, and the codes Z_id that belong to them.
+    """Sample codes Z_exp of images, randomly mirrored, and their target codes Z_id.
 
     Args:
-        persons: codes, each (n, 2, 2, D).
-        config: how many photographs of a person are drawn, and which of them the mean is over.
-        draw: chance.
+        persons: codes of each identity, (n, 2, 2, D).
+        config: number of images per identity, and the images in the mean.
+        generator: random generator.
 
     Returns:
-        Two of the same shape, texture and shape, (B, 2, D).
+        Z_exp and Z_id, texture and shape, both (B, 2, D).
     """
     faces, identities = [], []
     for codes in persons:
-        rows = torch.randperm(len(codes), generator=draw)[: config.frames]
-        sides = torch.randint(2, (len(rows),), generator=draw)
-        drawn = codes[rows, sides]
-        total = drawn.sum(0, keepdim=True)
-        mean = (total - drawn) / (len(drawn) - 1) if config.others else total / len(drawn)
-        faces.append(drawn)
-        identities.append(mean.expand_as(drawn))
+        rows = torch.randperm(len(codes), generator=generator)[: config.frames]
+        sides = torch.randint(2, (len(rows),), generator=generator)
+        samples = codes[rows, sides]
+        total = samples.sum(0, keepdim=True)
+        mean = (total - samples) / (len(samples) - 1) if config.others else total / len(samples)
+        faces.append(samples)
+        identities.append(mean.expand_as(samples))
     return torch.cat(faces), torch.cat(identities)
 
 
@@ -124,15 +124,15 @@ def train_diffusion(
     """Train the two denoising U-Nets, by eq. (4) or (10), in float32.
 
     Args:
-        model: with diffusion; its other networks are not used.
+        model: model with diffusion; its other networks are not used.
         persons: codes of each person, (n, 2, 2, D).
-        config: the stage's recipe.
+        config: settings of the stage.
         out: folder for state and log.
-        seed: of order and chance; initial weights are the model's.
+        seed: seed of order and random numbers; the weights are the model's.
         device: where to train.
 
     Returns:
-        Averaged tensors of the two, by the names that they have in ``model``, on the CPU.
+        Averaged tensors of both U-Nets by their names in ``model``, on the CPU.
     """
     assert model.texture_diffusion is not None
     assert model.shape_diffusion is not None
@@ -142,7 +142,7 @@ def train_diffusion(
     optimizer = torch.optim.Adam(parts.parameters(), lr=config.schedule.lr)
 
     def step(rows: Tensor, at: Position) -> dict[str, Tensor]:
-        faces, identities = draw_pairs(
+        faces, identities = sample_pairs(
             [persons[row] for row in rows.tolist()], config, at.generator
         )
         terms = {}

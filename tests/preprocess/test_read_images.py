@@ -18,7 +18,9 @@ from PIL import ExifTags, Image, ImageCms, ImageOps
 from facezoo.errors import ImageError
 from facezoo.preprocess import images as reading
 from facezoo.preprocess.images import (
+    as_list,
     describe,
+    orientation_note,
     read_image,
     read_images,
     read_tensors,
@@ -164,6 +166,60 @@ def test_sixteen_bit_pgm_is_divided_by_257():
 def test_sixteen_bit_colour_png_keeps_its_range():
     row = np.array([65535, 0, 32768], ">u2").tobytes()
     assert read_image(png(1, 1, 16, 2, b"\0" + row))[0, 0].tolist() == [255, 0, 128]
+
+
+# --- orientation -------------------------------------------------------------------------------
+
+
+def tagged(image, orientation, size=None):
+    """An image in memory that keeps the EXIF tag of its file, as after ``convert``."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    if size is not None:
+        camera = exif.get_ifd(ExifTags.IFD.Exif)
+        camera[ExifTags.Base.ExifImageWidth], camera[ExifTags.Base.ExifImageHeight] = size
+    with Image.open(io.BytesIO(encode(image, "PNG", exif=exif))) as file:
+        return file.convert("RGB")
+
+
+UPRIGHT = gradient(20, 12)
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_an_image_that_a_user_has_only_converted_is_oriented(orientation):
+    expected = ImageOps.exif_transpose(tagged(gradient(), orientation))
+    assert_read(tagged(gradient(), orientation), np.asarray(expected))
+
+
+@pytest.mark.parametrize(("orientation", "quarters"), [(6, 1), (8, -1)])
+@pytest.mark.parametrize("way", ["rotate", "transpose", "resize"])
+def test_an_image_that_a_user_has_rotated_upright_is_not_rotated_again(orientation, quarters, way):
+    stored = tagged(np.rot90(UPRIGHT, quarters).copy(), orientation)
+    if way == "transpose":
+        method = Image.Transpose.ROTATE_270 if quarters == 1 else Image.Transpose.ROTATE_90
+        image = stored.transpose(method)
+    else:
+        image = stored.rotate(-90 * quarters, expand=True)
+    assert image.getexif()[ExifTags.Base.Orientation] == orientation
+    if way == "resize":
+        assert read_image(image.resize((24, 40))).shape == (40, 24, 3)
+    else:
+        assert_read(image, UPRIGHT)
+
+
+def test_the_sides_in_the_exif_block_decide_if_a_camera_stores_portrait_format():
+    stored = np.rot90(gradient(), 1).copy()  # 12 x 20, shown as 20 x 12
+    assert_read(tagged(stored, 6, (12, 20)), gradient())
+    assert_read(tagged(stored, 6, (12, 20)).rotate(270, expand=True), gradient())
+
+
+def test_an_error_can_mention_the_orientation_tag(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(turned(gradient(), 6))
+    for source in (tmp_path / "a.jpg", turned(gradient(), 6), tagged(gradient(), 6)):
+        assert "orientation tag 6 was applied; if its pixels were rot" in orientation_note(source)
+    assert "was ignored" in orientation_note(tagged(UPRIGHT, 6))
+    for source in ("missing.jpg", b"", gradient(), Image.fromarray(gradient()), None):
+        assert orientation_note(source) == ""
 
 
 # --- PIL images --------------------------------------------------------------------------------
@@ -371,6 +427,29 @@ def test_a_mixed_list_is_read_in_order(tmp_path):
         assert [len(image) for image in read_images(listed)] == [4, 5, 6, 7, 8]
 
 
+def test_columns_generators_and_arrays_of_paths_are_lists(tmp_path):
+    import pandas as pd
+
+    paths = [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
+    several = [
+        pd.Series(paths, index=[5, 3]),
+        (path for path in paths),
+        map(Path, paths),
+        dict(enumerate(paths)).values(),
+        np.array(paths),
+        np.array(paths, object),
+    ]
+    for sources in several:
+        assert list(map(str, as_list(sources))) == paths
+    objects = np.empty(2, object)
+    objects[0], objects[1] = gradient(), gradient(5, 5)
+    assert [len(image) for image in read_images(objects)] == [12, 5]
+    assert as_list(np.array("a.png")) == ["a.png"]
+    for unordered in ({"a.png"}, {"path": "a.png"}):
+        with pytest.raises(ImageError, match=r"type (set|dict); expected .* a list of these"):
+            read_images(unordered)
+
+
 def test_one_source_gives_a_list_of_one():
     (pixels,) = read_images(encode(gradient()))
     np.testing.assert_array_equal(pixels, gradient())
@@ -500,11 +579,29 @@ def test_other_objects_are_refused_by_their_type(source):
         read_image(source)
 
 
-def test_a_closed_pil_image_is_refused():
-    image = Image.open(io.BytesIO(encode(gradient())))
-    image.close()
-    with pytest.raises(ImageError, match="PIL image, mode RGB, 20x12"):
-        read_image(image)
+def test_a_pil_image_whose_file_was_closed_is_named_with_the_remedy(tmp_path):
+    (tmp_path / "a.png").write_bytes(encode(gradient()))
+    with Image.open(tmp_path / "a.png") as closed:
+        pass
+    with (tmp_path / "a.png").open("rb") as file:
+        also_closed = Image.open(file)
+    for image in (closed, also_closed):
+        with pytest.raises(ImageError, match=r"PIL image.*was closed before.*image\.load\(\)"):
+            read_image(image)
+
+
+def test_an_upload_of_a_web_framework_is_read():
+    class UploadFile:
+        file = io.BytesIO(encode(gradient()))
+        filename = "a.png"
+
+        async def read(self, size=-1):
+            raise AssertionError
+
+    assert_read(UploadFile(), gradient())
+    UploadFile.file = None
+    with pytest.raises(ImageError, match="cannot read an object of type"):
+        read_image(UploadFile())
 
 
 def test_a_drawing_is_refused_before_another_program_draws_it():

@@ -1,4 +1,4 @@
-"""Packs in which red says who it is and green what is expressed, and a model that reads them."""
+"""Packs whose red is the identity and whose green is the expression, and a model of these colors."""
 
 import numpy as np
 import pyarrow as pa
@@ -9,47 +9,48 @@ from packs import face_at, png, write_ferplus
 from facezoo.models.base import FaceModel
 
 
-class ColourModel(FaceModel):
-    """Reads the person from red and the expression from green, as these packs paint them."""
+class ColorModel(FaceModel):
+    """A model that reads the identity from red and the expression from green."""
 
-    model_name = "colour"
+    model_name = "color"
+    provides = ("encode_expression", "encode_identity")
 
     def __init__(self):
         super().__init__()
-        self.anywhere = torch.nn.Parameter(torch.zeros(1))
+        self.unused = torch.nn.Parameter(torch.zeros(1))
 
     def embed_expression(self, images):
-        return _bins(images[:, 1]) + self.anywhere
+        return _bins(images[:, 1]) + self.unused
 
     def embed_identity(self, images):
-        return _bins(images[:, 0]) + self.anywhere
+        return _bins(images[:, 0]) + self.unused
 
 
 def _bins(channel):
-    """Which of eight ranges the mean of a channel (B, H, W) in [-1, 1] is in, softly, (B, 8)."""
-    centres = torch.linspace(-1, 1, 8)
-    return (-40 * (channel.mean((1, 2))[:, None] - centres).square()).exp()
+    """Assign the mean of a channel (B, H, W) in [-1, 1] softly to one of eight ranges, (B, 8)."""
+    centers = torch.linspace(-1, 1, 8)
+    return (-40 * (channel.mean((1, 2))[:, None] - centers).square()).exp()
 
 
 WORDS = ("neutral", "happiness")
 
 
-def painted(person, word, draw):
-    """A photograph whose red says who it is and whose green says what it expresses."""
+def painted(person, word, generator):
+    """Make an image whose red is the identity and whose green is the expression."""
     pixels = np.empty((64, 64, 3), np.uint8)
     pixels[..., 0] = 36 * person
     pixels[..., 1] = 250 * WORDS.index(word)
-    pixels[..., 2] = draw.integers(0, 256)
-    pixels[..., :2] += draw.integers(0, 5, (64, 64, 2)).astype(np.uint8)
+    pixels[..., 2] = generator.integers(0, 256)
+    pixels[..., :2] += generator.integers(0, 5, (64, 64, 2)).astype(np.uint8)
     return png(pixels)
 
 
 def paint(path, rows):
-    """A pack from rows (file, identity, number, word, split)."""
-    draw = np.random.default_rng(0)
+    """Write a pack from rows (file, identity, number, word, split)."""
+    generator = np.random.default_rng(0)
     table = [
         {
-            "image": painted(number, word, draw),
+            "image": painted(number, word, generator),
             "file": file,
             "identity": identity,
             "split": split,
@@ -61,15 +62,15 @@ def paint(path, rows):
     pq.write_table(pa.Table.from_pylist(table), path)
 
 
-def write_colour_packs(folder):
-    """LFW with four people on each side, each four times; London with seven people; FER+."""
+def write_color_packs(folder):
+    """Write LFW with four identities per split, four images each; London with five; FER+."""
     lfw = [
         (f"{person}_{i}.jpg", f"person{person}", person % 4, WORDS[i % 2], split)
         for person, split in [(p, "train" if p < 4 else "val") for p in range(8)]
         for i in range(4)
     ]
     paint(folder / "lfw.parquet", lfw)
-    # Not in the order of the people.
+    # Not in the order of the identities.
     london = [
         (f"{p}_{w}.jpg", f"london_{p:03}", p, w, "train") for w in WORDS for p in (3, 0, 6, 1, 5)
     ]

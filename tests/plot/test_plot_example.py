@@ -14,7 +14,7 @@ from facezoo.models.ipd_fer import IPDFER
 
 matplotlib = pytest.importorskip("matplotlib")
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 PORTRAITS = sorted((EXAMPLES / "portraits").glob("*.jpg"))
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -14,7 +15,7 @@ from facezoo.models.adv3d import Adv3D
 from facezoo.models.ipd_fer import IPDFER
 from facezoo.models.mesh_base import MeshEncoding
 
-PORTRAITS = sorted((Path(__file__).parent.parent / "examples" / "portraits").glob("*.jpg"))
+PORTRAITS = sorted((Path(__file__).parents[2] / "examples" / "portraits").glob("*.jpg"))
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +72,17 @@ def test_with_photographs_faces_are_drawn_on_them(model, prediction):
         assert (pictures[0] != plain).any()
 
 
+def test_other_images_than_those_of_the_result_are_an_error(model, prediction):
+    small = [np.zeros((40, 40, 3), np.uint8)] * 2
+    for what in (prediction, prediction.faces, model.encode(PORTRAITS)):
+        with pytest.raises(ValueError, match="lies outside image 0 of 40x40 pixels"):
+            facezoo.show(what, small)
+        with pytest.raises(ValueError, match="faces of 2 images or more, and images has 1"):
+            facezoo.show(what, PORTRAITS[:1])
+
+
 def test_faces_without_photographs_are_refused(prediction):
-    with pytest.raises(ValueError, match="give these: show"):
+    with pytest.raises(ValueError, match="pass them: show"):
         facezoo.show(prediction.faces)
 
 
@@ -147,11 +157,25 @@ def test_a_grid_has_a_column_per_title_and_a_row_per_face():
     assert len(facezoo.show(torch.rand(40, 3, 4, 4)).axes) == plot.MOST
 
 
+def test_a_grid_draws_depth_with_its_whole_range():
+    depth = torch.linspace(0.9, 1.1, 2 * 4 * 4).view(2, 4, 4)
+    for figure in (
+        plot.grid(crop=torch.rand(2, 3, 4, 4), depth=depth),
+        plot.grid({"crop": torch.rand(2, 3, 4, 4), "depth": depth[:, None]}),
+    ):
+        assert titles(figure)[:2] == ["crop", "depth"]
+        for row in range(2):
+            image = figure.axes[2 * row + 1].images[0]
+            torch.testing.assert_close(torch.as_tensor(image.get_array()), depth[row])
+            assert image.get_clim() == pytest.approx((0.9, 1.1))
+    assert len(facezoo.show(depth).axes) == 2
+
+
 @pytest.mark.parametrize(
     "pictures",
     [
         {},
-        {"a": torch.rand(3, 4, 4)},
+        {"a": torch.rand(4, 4)},
         {"normals": torch.rand(2, 4, 4, 3)},
         {"a": torch.rand(1, 3, 4, 4), "b": torch.rand(2, 3, 4, 4)},
     ],
@@ -195,7 +219,7 @@ def test_t_sne_keeps_groups_apart():
 
 
 def test_a_plane_wants_three_faces_and_a_method_that_it_knows():
-    with pytest.raises(ValueError, match="three faces or more, got 2"):
+    with pytest.raises(ValueError, match=r"three faces or more, .*got \(2, 3\)"):
         plot.plane(torch.randn(2, 3))
     with pytest.raises(ValueError, match=r"D of 2 or more, got \(4, 1\)"):
         plot.plane(torch.randn(4, 1))

@@ -1,4 +1,4 @@
-"""What training loops share: generators, schedule, averages, saved states and logs."""
+"""Generators and saved states of a run, its record, and the checkpoint that it writes."""
 
 import csv
 import json
@@ -11,7 +11,6 @@ from torch import nn
 from facezoo.hub.card import Card, Licenses, Preprocessing
 from facezoo.hub.tensors import load_into, read_tensors
 from facezoo.training import run as training
-from facezoo.training.optim import WeightAverage, decayed_and_not, set_cosine_rate
 from facezoo.training.run import begin_run, check_data, digest_of_files, write_checkpoint
 from facezoo.training.state import batches, generator, load_state, log_row, save_state
 
@@ -56,72 +55,8 @@ def test_fewer_rows_than_a_batch_are_an_error():
         batches(3, 4, 0, 0)
 
 
-@pytest.mark.parametrize(
-    ("progress", "factor"),
-    [(0.0, 0.0), (0.05, 0.5), (0.1, 1.0), (0.55, 0.505), (1.0, 0.01)],
-)
-def test_the_rate_warms_up_and_falls_along_half_a_cosine(progress, factor):
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))], "rate_scale": 0.1})
-    set_cosine_rate(optimizer, 0.5, progress, 0.1)
-    rates = [group["lr"] for group in optimizer.param_groups]
-    assert rates == pytest.approx([0.5 * factor, 0.05 * factor])
-
-
-def test_without_warm_up_the_rate_starts_at_its_peak():
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
-    set_cosine_rate(optimizer, 0.5, 0.0, 0.0)
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.5)
-
-
 def small_network():
     return nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
-
-
-def stepped(network):
-    """The network after a change to its parameters and its running statistics."""
-    network(torch.randn(4, 3))
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter += torch.randn_like(parameter)
-    return network
-
-
-def test_the_average_is_exponential_with_a_decay_that_warms_up():
-    network = small_network()
-    average = WeightAverage(network, 0.3)
-    wanted = {k: v.double() for k, v in network.state_dict().items()}
-    for update in range(1, 6):
-        stepped(network)
-        average.update(network)
-        decay = min(0.3, (1 + update) / (10 + update))
-        for key, value in network.state_dict().items():
-            counted = key.endswith("num_batches_tracked")
-            wanted[key] = value if counted else decay * wanted[key] + (1 - decay) * value
-    for key, value in average.state.items():
-        torch.testing.assert_close(value.double(), wanted[key].double(), msg=key)
-
-
-def test_the_average_does_not_share_memory_with_the_network():
-    network = small_network()
-    average = WeightAverage(network, 0.5)
-    before = {k: v.clone() for k, v in average.state.items()}
-    stepped(network)
-    assert all(torch.equal(v, before[k]) for k, v in average.state.items())
-
-
-def test_a_saved_average_goes_on_as_if_nothing_had_happened(tmp_path):
-    network = small_network()
-    average = WeightAverage(network, 0.9)
-    average.update(stepped(network))
-    save_state(tmp_path / "state.pt", average=average.state_dict())
-    resumed = WeightAverage(small_network(), 0.9)
-    resumed.load_state_dict(load_state(tmp_path / "state.pt")["average"])
-    stepped(network)
-    average.update(network)
-    resumed.update(network)
-    assert resumed.updates == average.updates
-    assert all(torch.equal(v, resumed.state[k]) for k, v in average.state.items())
 
 
 def test_a_state_comes_back_as_it_was_saved(tmp_path):
@@ -169,16 +104,6 @@ def test_a_resumed_run_replaces_the_rows_that_were_logged_after_its_saved_state(
     for step in (200, 300):  # the state was saved after row 100
         log_row(path, {"step": step, "loss": 1 / step})
     assert path.read_text() == whole
-
-
-def test_only_matrices_decay_and_frozen_parameters_are_left_out():
-    network = small_network()
-    network[1].bias.requires_grad_(False)
-    decayed, not_decayed = decayed_and_not(network)
-    assert [p.shape for p in decayed["params"]] == [(2, 3)]
-    assert {id(p) for p in not_decayed["params"]} == {id(network[0].bias), id(network[1].weight)}
-    optimizer = torch.optim.AdamW([decayed, not_decayed], weight_decay=0.1)
-    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
 
 
 def test_a_run_records_its_recipe_and_finds_it_again(tmp_path):

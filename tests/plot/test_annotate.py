@@ -1,4 +1,4 @@
-"""Drawing what was found on photographs."""
+"""Faces and labels drawn on images."""
 
 import time
 from pathlib import Path
@@ -15,7 +15,7 @@ LANDMARKS = torch.tensor([[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.8], [0.65
 
 
 def faces_at(*boxes, image_index=None):
-    """Faces in the given boxes, all of photograph 0 unless said otherwise."""
+    """Make faces in boxes, all of image 0 by default."""
     box = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
     points = box[:, None, :2] + LANDMARKS * (box[:, None, 2:] - box[:, None, :2])
     index = torch.tensor(image_index or [0] * len(box))
@@ -29,7 +29,7 @@ def prediction_of(faces):
 
 
 def changed(before, after):
-    """Which pixels differ, (H, W)."""
+    """Return where pixels differ, (H, W)."""
     return (np.asarray(before) != np.asarray(after)).any(-1)
 
 
@@ -47,7 +47,7 @@ def test_a_box_is_drawn_where_the_face_is_and_the_input_stays_as_it_was():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (24, 32), (250, 250), (3000, 2000), (40, 4000)])
-def test_any_size_of_photograph_can_be_drawn_on(size):
+def test_any_size_of_image_can_be_drawn_on(size):
     width, height = size
     box = [width * 0.2, height * 0.2, width * 0.7, height * 0.8]
     picture = annotate(Image.new("RGB", size), prediction_of(faces_at(box)))
@@ -57,7 +57,7 @@ def test_any_size_of_photograph_can_be_drawn_on(size):
     assert np.asarray(picture).any()
 
 
-def test_writing_takes_a_readable_share_of_a_small_and_of_a_large_photograph():
+def test_writing_takes_a_readable_share_of_a_small_and_of_a_large_image():
     shares = []
     for side in (60, 480, 3000):
         box = [side * 0.30, side * 0.1, side * 0.32, side * 0.12]
@@ -72,11 +72,11 @@ def test_writing_takes_a_readable_share_of_a_small_and_of_a_large_photograph():
 def test_faces_alone_are_drawn_without_bars():
     photo = Image.new("RGB", (500, 500))
     box = [100, 100, 300, 300]
-    alone, told = annotate(photo, faces_at(box)), annotate(photo, prediction_of(faces_at(box)))
-    assert 0 < changed(photo, alone).sum() < changed(photo, told).sum()
+    plain, labeled = annotate(photo, faces_at(box)), annotate(photo, prediction_of(faces_at(box)))
+    assert 0 < changed(photo, plain).sum() < changed(photo, labeled).sum()
 
 
-def test_faces_of_other_photographs_and_rows_of_nan_are_left_out():
+def test_faces_of_other_images_and_rows_of_nan_are_left_out():
     photo = Image.new("RGB", (500, 500))
     nan = float("nan")
     faces = faces_at([10, 10, 60, 60], [nan] * 4, image_index=[0, 1])
@@ -84,9 +84,16 @@ def test_faces_of_other_photographs_and_rows_of_nan_are_left_out():
     assert changed(photo, annotate(photo, prediction_of(faces), image_index=0)).any()
 
 
-def test_a_box_that_leaves_the_photograph_is_drawn_as_far_as_it_is_inside():
+def test_a_box_that_leaves_the_image_is_drawn_as_far_as_it_is_inside():
     picture = annotate(Image.new("RGB", (500, 500)), faces_at([-50, -50, 700, 700]))
     assert picture.size == (500, 500)
+
+
+def test_the_image_of_another_result_is_an_error():
+    faces = faces_at([400, 100, 480, 180])
+    annotate(Image.new("RGB", (500, 500)), faces)
+    with pytest.raises(ValueError, match=r"at x 440, y 140 lies outside image 0 of 320x240 pixels"):
+        annotate(Image.new("RGB", (320, 240)), faces)
 
 
 def test_a_prediction_of_aligned_crops_cannot_be_drawn():
@@ -95,13 +102,13 @@ def test_a_prediction_of_aligned_crops_cannot_be_drawn():
         annotate(Image.new("RGB", (112, 112)), prediction)
 
 
-def test_pictures_of_several_photographs_go_into_a_folder_under_different_names(tmp_path):
+def test_pictures_of_several_images_go_into_a_folder_under_different_names(tmp_path):
     files = [Path("a/x.jpg"), Path("b/x.jpg"), Path("c/y.tiff")]
     paths = picture_paths(files, tmp_path / "out")
     assert [paths[f].name for f in files] == ["x.jpg", "x-2.jpg", "y.png"]
 
 
-def test_one_photograph_can_be_saved_to_a_file_or_into_a_folder(tmp_path):
+def test_one_image_can_be_saved_to_a_file_or_into_a_folder(tmp_path):
     file = Path("x.jpg")
     assert picture_paths([file], tmp_path / "y.png")[file] == tmp_path / "y.png"
     assert picture_paths([file], tmp_path)[file] == tmp_path / "x.jpg"
@@ -113,17 +120,17 @@ def test_a_picture_of_another_kind_is_refused(tmp_path, out):
         picture_paths([Path("x.jpg")], tmp_path / out)
 
 
-def test_a_file_for_several_photographs_is_refused(tmp_path):
+def test_a_file_for_several_images_is_refused(tmp_path):
     with pytest.raises(ValueError, match="folder"):
         picture_paths([Path("x.jpg"), Path("y.jpg")], tmp_path / "out.png")
 
 
-def test_a_picture_never_overwrites_a_photograph(tmp_path):
+def test_a_picture_never_overwrites_a_image(tmp_path):
     with pytest.raises(ValueError, match="overwrite"):
         picture_paths([tmp_path / "x.jpg"], tmp_path)
 
 
-def test_pictures_of_many_photographs_of_one_name_are_named_apart_everywhere(tmp_path):
+def test_pictures_of_many_images_of_one_name_are_named_apart_everywhere(tmp_path):
     names = ("face.jpg", "Face.JPG", "face-2.jpg")
     files = [Path(f"{folder}/{name}") for folder in range(600) for name in names]
     start = time.perf_counter()

@@ -1,0 +1,118 @@
+"""Face detection and aligned crops in one call, without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from typing_extensions import Unpack
+
+from facezoo.hub.card import Preprocessing
+from facezoo.preprocess.images import Images, ImageSource, as_list
+from facezoo.preprocess.pipeline import (
+    ImageBatch,
+    ImageKeywords,
+    ImageOptions,
+    cut_batches,
+    face_batches,
+    read_batches,
+)
+from facezoo.registry import best_device
+from facezoo.results import Faces, concatenate
+
+
+def detect(
+    images: Images, device: str | torch.device | None = None, **options: Unpack[ImageKeywords]
+) -> Faces:
+    """Detect the faces in images.
+
+    Args:
+        images: one image or several, see ``facezoo.preprocess.images.read_image``.
+        device: device of the detector; None for the best one.
+        **options: settings of the detector and others, see
+            ``facezoo.preprocess.pipeline.ImageOptions``. By default all faces are returned, and
+            images without a face have no row.
+
+    Returns:
+        Boxes, landmarks and scores in pixels of the images, ordered by image, then by falling
+        score. ``image_index`` is the place of the image in ``images``.
+
+    Raises:
+        ImageError: if an image cannot be read.
+        NoFaceError: if an image has no face and ``on_missing`` is ``"raise"``.
+    """
+    defaults: ImageKeywords = {"faces": "all", "on_missing": "skip"}
+    settings = ImageOptions(**(defaults | options))
+    target = best_device(device)
+    sources = as_list(images)
+    if not sources:
+        empty = torch.zeros(0, dtype=torch.float32, device=target)
+        return Faces(empty.view(0, 4), empty.view(0, 5, 2), empty, empty.long())
+    parts = [
+        replace(batch.faces, image_index=batch.faces.image_index + batch.first)
+        for batch in face_batches(sources, target, settings)
+        if batch.faces is not None
+    ]
+    faces: Faces = concatenate(parts)
+    return faces
+
+
+def crops(
+    images: Images,
+    template: str = "arcface112",
+    size: int = 112,
+    *,
+    detections: Faces | None = None,
+    device: str | torch.device | None = None,
+    **options: Unpack[ImageKeywords],
+) -> Tensor:
+    """Cut the faces out of images, aligned to a template.
+
+    Args:
+        images: one image or several, see ``facezoo.preprocess.images.read_image``.
+        template: name of the alignment template, such as ``"arcface112"`` or ``"ffhq"``.
+        size: side of the crops, pixels.
+        detections: faces to cut out, as ``detect`` returns them for the same images; None to
+            detect them.
+        device: device of detector and crops; None for the best one.
+        **options: settings of the detector and others, see
+            ``facezoo.preprocess.pipeline.ImageOptions``. By default the largest face of each
+            image is cut out, and an image without a face is an error.
+
+    Returns:
+        RGB in 0..255, uint8, (F, 3, S, S). Models take them with ``aligned=True``.
+
+    Raises:
+        ImageError: if an image cannot be read.
+        NoFaceError: if an image has no face and ``on_missing`` is ``"raise"``.
+        ValueError: if ``on_missing`` is ``"nan"``, since pixels cannot be NaN.
+    """
+    settings = ImageOptions(**options)
+    if settings.on_missing == "nan":
+        raise ValueError("crops cannot be NaN; on_missing must be 'raise' or 'skip'")
+    preprocessing = Preprocessing(template=template, size=size, mean=(0,) * 3, std=(1,) * 3)
+    target, sources = best_device(device), as_list(images)
+    if detections is None:
+        batches = face_batches(sources, target, settings)
+    else:
+        batches = _with_faces(sources, target, settings, detections)
+    parts = [torch.empty(0, 3, size, size, dtype=torch.uint8, device=target)]
+    for batch in batches:
+        if batch.faces is not None and len(batch.faces):
+            cut = cut_batches(batch.images, batch.faces, preprocessing, settings.batch_size)
+            parts += [(part * 255).round().clamp(0, 255).to(torch.uint8) for part in cut]
+    return torch.cat(parts).contiguous()
+
+
+def _with_faces(
+    sources: Sequence[ImageSource], device: torch.device, settings: ImageOptions, faces: Faces
+) -> Iterator[ImageBatch]:
+    """Read images in batches and add their faces; rows of NaN are dropped."""
+    faces = faces[torch.isfinite(faces.scores)].to(device)
+    size, progress = settings.batch_size, settings.progress
+    for batch in read_batches(sources, device, batch_size=size, progress=progress):
+        place = faces.image_index - batch.first
+        inside = (place >= 0) & (place < len(batch.images))
+        yield replace(batch, faces=replace(faces[inside], image_index=place[inside]))
