@@ -13,6 +13,7 @@ import argparse
 import json
 import platform
 import resource
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from torch import Tensor
 from facezoo.data.ict import FACE, IctFaces
 from facezoo.evaluate.meshes import rank_one
 from facezoo.evaluate.probes import linear_probe
+from facezoo.geometry.mesh_files import write_mesh
 from facezoo.geometry.meshes import Mesh
 from facezoo.geometry.registration import Similarity
 from facezoo.models.mesh_base import MeshModel
@@ -156,7 +158,7 @@ def random_rotation(generator: np.random.Generator) -> Array:
 
 
 def measure(
-    model: MeshModel, items: list[Sample], gallery: Tensor, train: Tensor
+    model: MeshModel, items: list[Sample], gallery: Tensor, train: Tensor, folder: Path
 ) -> dict[str, Any]:
     """Register and encode samples; returns one row of the table."""
     errors, neutral_errors, surface, seconds, codes, kept = [], [], [], [], [], []
@@ -164,7 +166,7 @@ def measure(
     for item in items:
         begin = time.process_time()
         try:
-            found = model._register(item.mesh, None, None)
+            found = model.register(write_mesh(folder / "scan.ply", item.mesh))  # in unknown units
             encoding = model.encode(found.mesh)
         except ValueError as error:
             reasons.append(str(error)[:120])
@@ -268,12 +270,12 @@ def main() -> None:
     train = torch.from_numpy(faces.meshes(others))
     train_codes = model.encode(train.flatten(0, 1), units="mm").expression
     train_codes = train_codes.unflatten(0, train.shape[:2])
-    rows = []
+    rows, folder = [], Path(tempfile.mkdtemp())
     for name, change in changes.items():
         if options.only and name not in options.only:
             continue
         items = samples(faces, full, kept, name, change, options.meshes)
-        rows.append({"input": name, **measure(model, items, gallery, train_codes)})
+        rows.append({"input": name, **measure(model, items, gallery, train_codes, folder)})
         print(json.dumps(rows[-1], ensure_ascii=False), flush=True)
     table = heads(model, options.heads)
     for row in table:

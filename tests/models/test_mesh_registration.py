@@ -10,7 +10,9 @@ from scipy.spatial.transform import Rotation
 import facezoo
 from facezoo.geometry.mesh_files import write_mesh
 from facezoo.geometry.meshes import Mesh
+from facezoo.models import face_finding
 from facezoo.models.adv3d import Adv3D
+from facezoo.models.mesh_base import Placed
 
 TURN = Rotation.from_euler("xyz", [90, 30, 0], degrees=True).as_matrix()
 
@@ -66,8 +68,12 @@ def test_pose_and_units_are_found_and_vertices_correspond(registration, face, sc
     assert torch.equal(registration.mesh.triangles, face.triangles)
 
 
-def test_a_mesh_in_another_topology_is_registered_by_default(model, scan, face):
-    encoding = model.encode(scan)
+@pytest.fixture(scope="module")
+def encoding(model, scan):
+    return model.encode(scan)
+
+
+def test_a_mesh_in_another_topology_is_registered_by_default(encoding, model, face):
     direct = model.encode(face)
     for name in ("identity", "expression"):
         first, second = getattr(encoding, name), getattr(direct, name)
@@ -76,11 +82,10 @@ def test_a_mesh_in_another_topology_is_registered_by_default(model, scan, face):
     assert float(model.encode(face.vertices[:-1], units="mm").residual_mm.isnan())
 
 
-def test_results_are_mapped_back_to_the_vertices_of_the_mesh(registration, model, scan):
+def test_results_are_mapped_back_to_the_vertices_of_the_mesh(registration, encoding, model, scan):
     (neutral,) = model.neutralize(scan, topology="input")
     assert neutral.units == "m"
     assert torch.equal(neutral.triangles, scan.triangles)
-    encoding = model.encode(scan)
     expected = model.synthesize(encoding.identity)[0].vertices.double().numpy()
     pose = registration.pose
     found = 1000 * (neutral.vertices[:2300].numpy() - pose.apply(expected))
@@ -101,8 +106,8 @@ def test_five_landmarks_replace_the_detection(model, scan, registration):
         model.register(scan, landmarks=moved[:4])
 
 
-def test_meshes_that_do_not_fit_are_rejected_with_the_reason(model, scan):
-    with pytest.raises(ValueError, match="in cm its face is 0.01.* the numbers look like m"):
+def test_meshes_that_do_not_fit_are_rejected_with_the_reason(model, scan, monkeypatch):
+    with pytest.raises(ValueError, match=r"in cm its face is 0\.01.* the numbers look like m"):
         model.register(Mesh(scan.vertices, "cm", scan.triangles))
     with pytest.raises(ValueError, match="no triangles"):
         model.register(Mesh(scan.vertices, "m"))
@@ -113,14 +118,25 @@ def test_meshes_that_do_not_fit_are_rejected_with_the_reason(model, scan):
     triangles = torch.cat(
         [torch.stack([low, low + 1, low + 40], 1), torch.stack([low + 1, low + 41, low + 40], 1)]
     )
+    monkeypatch.setattr(face_finding, "SIZES", (128,))
     with pytest.raises(ValueError, match="mesh 0: no face was found in renderings"):
         model.encode(Mesh(tube, "m", triangles))
 
 
-def test_codes_far_from_the_training_faces_are_rejected(model, scan, monkeypatch):
-    monkeypatch.setattr(model, "code_limit", torch.tensor([0.01]))
-    with pytest.raises(ValueError, match=r"mesh 0: its codes are .* outside the training data"):
-        model.encode(scan)
+def test_codes_far_from_the_training_faces_are_rejected(model, registration):
+    placed = [Placed("scan.ply", registration.vertices, True, registration)]
+    near = model.code_mean[None]
+    model.check_codes(placed, near)
+    with pytest.raises(ValueError, match=r"scan\.ply: its codes are .* outside the training data"):
+        model.check_codes(placed, near + 99)
+    model.check_codes([Placed("points", registration.vertices, True)], near + 99)
+
+
+def test_a_warning_names_a_mesh_that_its_codes_describe_poorly(model, registration):
+    placed = [Placed("scan.ply", registration.vertices, True, registration)]
+    model.warn_of_residuals(placed, torch.tensor([2.4]))
+    with pytest.warns(UserWarning, match=r"scan\.ply: the reconstruction is 2\.6 mm from"):
+        model.warn_of_residuals(placed, torch.tensor([2.6]))
 
 
 def test_code_statistics_are_those_of_the_codes():
@@ -130,9 +146,3 @@ def test_code_statistics_are_those_of_the_codes():
     distances = model.code_distances(codes)
     assert float(distances.square().mean()) == pytest.approx(1, abs=0.02)
     assert float(model.code_limit) == pytest.approx(5 * float(distances.max()), rel=1e-4)
-
-
-def test_a_warning_names_a_mesh_that_its_codes_describe_poorly(model, scan, monkeypatch):
-    monkeypatch.setattr("facezoo.models.mesh_base.WARN_RESIDUAL_MM", 0.01)
-    with pytest.warns(UserWarning, match=r"mesh 0: the reconstruction is .* mm from"):
-        model.encode(scan)

@@ -63,9 +63,9 @@ def train(
     coordinates = frame.coordinates(meshes)
     sample_meshes = config.scale * meshes[::4].flatten(0, 1)
     del meshes, some
-    rows = sample_mixtures(
-        *coordinates.shape[:2], config.mixtures + config.corrupted, generator(seed, 2)
-    )
+    identities, expressions = coordinates.shape[:2]
+    count = config.mixtures + config.corrupted
+    rows = sample_mixtures(identities, expressions, count, generator(seed, 2))
     clean = len(rows) - config.corrupted
     responses = compute_features(
         vae.to(device), frame, rows.of(coordinates), out, clean, 1 / config.scale, seed
