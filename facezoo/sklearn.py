@@ -1,4 +1,4 @@
-"""Features of faces as a scikit-learn transformer. Needs the extra ``[sklearn]``."""
+"""A scikit-learn transformer from images to features. Needs the extra ``[sklearn]``."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ WHAT = ("expression", "identity", "pose", "probabilities")
 
 
 class FaceFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
-    """Photographs to features, one row each, of the largest face in each.
+    """Transformer from images to the features of the largest face in each, one row per image.
 
-    It learns nothing: ``fit`` only checks the parameters, and ``transform`` may be called without
-    it. Copies made by ``clone`` or in another process share or load the model by its name.
+    ``fit`` only checks the parameters; ``transform`` needs no ``fit``. Copies by ``clone`` or in
+    another process load the model by its name.
 
     Args:
-        model: a name that ``facezoo.load`` takes; a folder that is rewritten is loaded again.
+        model: a name that ``facezoo.load`` takes; a folder that changes is loaded again.
         what: ``"expression"``, ``"identity"`` or ``"pose"`` features, or ``"probabilities"``.
         aligned: whether the images are crops in the model's template already.
-        on_missing: what becomes of a photograph without a face: ``"raise"`` or a row of ``"nan"``.
-        batch_size: photographs that are worked on at once.
-        device: where to work; None for the best there is.
-        memory: a folder, or a ``joblib.Memory``, that keeps the row of every image, so that
-            cross-validation encodes it once; None to keep none.
+        on_missing: ``"raise"`` an error for an image without a face, or give a row of ``"nan"``.
+        batch_size: images that are processed at once.
+        device: device of the model; None for the best one.
+        memory: a folder or a ``joblib.Memory`` that stores the row of every image, so that
+            cross-validation encodes an image once; None for no cache.
     """
 
     def __init__(
@@ -71,55 +71,55 @@ class FaceFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         """Check the parameters and that there are images.
 
         Args:
-            X: photographs, as ``transform`` takes them; they are not read.
+            X: images, as for ``transform``; they are not read.
             y: ignored.
 
         Raises:
             ValueError: if a parameter has no such value, or there is no image.
             UnsupportedError: if the model has no such features.
         """
-        self._check()
         _images(X)
-        _width(self.model, self.device, self.what, _card_mark(self.model))
+        self.get_feature_names_out()
         return self
 
     def transform(self, X: Any) -> NDArray[np.float32]:
-        """Features of photographs.
+        """Compute the features of images.
 
         Args:
-            X: a sequence of paths, bytes, PIL images, arrays or tensors; a column of paths, as a
-                data frame has it; or a batch of images (N, H, W, 3).
+            X: paths, bytes, PIL images, arrays or tensors in a list or in a column of a data frame;
+                or a batch of images (N, H, W, 3).
 
         Returns:
             (N, D).
 
         Raises:
             ImageError: if an image cannot be read.
-            NoFaceError: if a photograph has no face and ``on_missing`` is ``"raise"``.
-            ValueError: if ``X`` is no sequence of images.
+            NoFaceError: if an image has no face and ``on_missing`` is ``"raise"``.
+            ValueError: if ``X`` is not a sequence of images.
         """
         self._check()
         images = _images(X)
         memory = check_memory(self.memory)
-        rows = self._encode(images) if memory.location is None else self._remembered(images, memory)
+        rows = self._encode(images) if memory.location is None else self._cached(images, memory)
         missing = np.flatnonzero(np.isnan(rows).all(1)).tolist()
         if missing and self.on_missing == "raise":
             raise no_face(missing, images, skipping=False)
         return rows
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:  # noqa: ARG002
-        """Names of the columns: ``expression_0`` and so on, or the classes.
+        """Return the names of the columns: ``expression_0`` and so on, or the classes.
 
         Raises:
             ValueError: if a parameter has no such value.
             UnsupportedError: if the model has no such features.
         """
         self._check()
-        mark = _card_mark(self.model)
-        width = _width(self.model, self.device, self.what, mark)
+        model = self._model()
         if self.what == "probabilities":
-            model = _loaded(self.model, self.device, mark)
+            model.stage("predict_expression")
             return np.array([f"p_{label}" for label in model.labels], object)
+        crops = torch.zeros(0, *model.input_shape, device=model.device)
+        width = model.run(crops, f"encode_{self.what}").shape[1]
         return np.array([f"{self.what}_{index}" for index in range(width)], object)
 
     def __sklearn_is_fitted__(self) -> bool:
@@ -144,101 +144,78 @@ class FaceFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             raise ValueError(f"what must be one of {', '.join(WHAT)}, got {self.what!r}")
         if self.on_missing not in ("raise", "nan"):
             raise ValueError(
-                f"on_missing must be 'raise' or 'nan', so that every image has a row, got "
+                "on_missing must be 'raise' or 'nan', so that every image has a row, got "
                 f"{self.on_missing!r}"
             )
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {self.batch_size}")
 
+    def _model(self) -> FaceModel:
+        return _load(self.model, self.device, _card_hash(self.model))
+
     def _encode(self, images: Sequence[Any]) -> NDArray[np.float32]:
-        """Rows of all images; of NaN where there is no face."""
-        model = _loaded(self.model, self.device, _card_mark(self.model))
-        options: dict[str, Any] = {
-            "on_missing": "nan",
-            "aligned": self.aligned,
-            "batch_size": self.batch_size,
-        }
-        if self.what == "probabilities":
-            rows = model.predict_expression(images, **options).probabilities
-        else:
-            rows = getattr(model, f"encode_{self.what}")(images, **options)
+        """Compute the rows of all images; NaN where there is no face."""
+        encode = "predict_expression" if self.what == "probabilities" else f"encode_{self.what}"
+        result = getattr(self._model(), encode)(
+            images, on_missing="nan", aligned=self.aligned, batch_size=self.batch_size
+        )
+        rows: torch.Tensor = result.probabilities if self.what == "probabilities" else result
         return rows.cpu().numpy()
 
-    def _remembered(self, images: Sequence[Any], memory: Any) -> NDArray[np.float32]:
-        """Rows from the memory, and those that it lacks encoded together and put there."""
-        keep = memory.cache(_kept, ignore=["row"])
-        mark = _card_mark(self.model)
-        setting = _setting(self.model, self.device, self.what, self.aligned, mark)
-        keys = [f"{setting}-{_digest(read_image(i, n))}" for n, i in enumerate(images)]
-        fresh = [i for i, key in enumerate(keys) if not keep.check_call_in_cache(key, None)]
-        if fresh:
-            encoded = self._encode([images[i] for i in fresh])
-            for i, row in zip(fresh, encoded, strict=True):
-                keep(keys[i], row)
-        return np.stack([keep(key, None) for key in keys])
+    def _cached(self, images: Sequence[Any], memory: Any) -> NDArray[np.float32]:
+        """Return rows from the cache, after the images that it lacks are encoded together."""
+        cached, model = memory.cache(_row, ignore=["row"]), self._model()
+        weights = model.card.weights.sha256 if model.card else self.model
+        mark = fingerprint(model.preprocessing, model.jpeg)
+        keys = []
+        for index, image in enumerate(images):
+            pixels = read_image(image, index)
+            digest = hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
+            keys.append(f"{weights}-{mark}-{self.what}-{self.aligned}-{digest}")
+        new = [i for i, key in enumerate(keys) if not cached.check_call_in_cache(key, None)]
+        if new:
+            for i, row in zip(new, self._encode([images[i] for i in new]), strict=True):
+                cached(keys[i], row)
+        return np.stack([cached(key, None) for key in keys])
 
 
-def _kept(key: str, row: NDArray[np.float32] | None) -> NDArray[np.float32] | None:  # noqa: ARG001
-    """What the memory stores under a key: the row that it is first called with."""
+def _row(key: str, row: NDArray[np.float32] | None) -> NDArray[np.float32] | None:  # noqa: ARG001
+    """Return the row that the cache stores under a key."""
     return row
 
 
-def _card_mark(name: str) -> str:
-    """What tells a model's folder or file from one rewritten: a hash of its card, else empty."""
+def _card_hash(name: str) -> str:
+    """Hash the card of a model's folder or file, which changes with the weights; else empty."""
     path = Path(name)
     card = path.with_suffix(".json") if path.suffix == ".safetensors" else path / "config.json"
     return hashlib.sha256(card.read_bytes()).hexdigest() if card.is_file() else ""
 
 
 @lru_cache(maxsize=4)
-def _loaded(name: str, device: str | None, mark: str) -> FaceModel:  # noqa: ARG001 (of the cache)
+def _load(name: str, device: str | None, _: str) -> FaceModel:
     model = load(name, device=device)
     if not isinstance(model, FaceModel):
         raise UnsupportedError(
-            f"{type(model).__name__} takes meshes, not photographs; name a model of photographs"
+            f"{type(model).__name__} takes meshes, not images; name a model of images"
         )
     return model
 
 
-@lru_cache(maxsize=16)
-def _width(name: str, device: str | None, what: str, mark: str) -> int:
-    """D; raises if the model has no such features."""
-    model = _loaded(name, device, mark)
-    wanted = "predict_expression" if what == "probabilities" else f"encode_{what}"
-    nothing = torch.zeros(0, *model.input_shape, device=model.device)
-    return int(model.run(nothing, wanted).shape[1])
-
-
-@lru_cache(maxsize=16)
-def _setting(name: str, device: str | None, what: str, aligned: bool, mark: str) -> str:
-    """What decides a row besides the image: weights, preprocessing, and what is asked for."""
-    model = _loaded(name, device, mark)
-    weights = model.card.weights.sha256 if model.card else name
-    return f"{weights}-{fingerprint(model.preprocessing, model.jpeg)}-{what}-{aligned}"
-
-
-def _digest(pixels: NDArray[np.uint8]) -> str:
-    return hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
-
-
 def _images(X: Any) -> list[Any]:
-    """The images one by one."""
-    if hasattr(X, "to_numpy"):  # a column, or a frame of one, of pandas or polars
-        X = X.to_numpy()
+    """List the images one by one."""
+    X = X.to_numpy() if hasattr(X, "to_numpy") else X  # a column, or a data frame of one
     if isinstance(X, (str, bytes, os.PathLike)):
         raise ValueError(f"X must be a sequence of images, got one {type(X).__name__}; pass a list")
     if isinstance(X, np.ndarray) and X.dtype.kind in "OUST":
-        if X.ndim == 2 and X.shape[1] == 1:
-            X = X[:, 0]
-        if X.ndim != 1:
+        if X.ndim not in (1, 2) or (X.ndim == 2 and X.shape[1] != 1):
             raise ValueError(f"X must be one column of images, got shape {X.shape}")
-        X = X.tolist()
+        X = X.ravel().tolist()
     elif isinstance(X, (np.ndarray, torch.Tensor)) and X.ndim != 4:
         raise ValueError(
-            f"X must be images, a batch (N, H, W, 3) or a list, got numbers of shape "
+            "X must be images, a batch (N, H, W, 3) or a list, got numbers of shape "
             f"{tuple(X.shape)}"
         )
-    images = as_list(X if isinstance(X, (list, tuple, np.ndarray, torch.Tensor)) else list(X))
+    images = as_list(X)
     if not images:
-        raise ValueError("X holds no image")
+        raise ValueError("X has no image")
     return images

@@ -40,14 +40,15 @@ def embedding(rng):
     return rng.standard_normal(128).astype(np.float16)
 
 
-def write_ferplus(folder, train=6, val=4, test=4, side=48):
+def write_ferplus(folder, train=6, val=4, test=4, side=48, classes=8):
     """Grey faces that fill the picture, ten votes each; the second row has no landmarks."""
     rng = np.random.default_rng(1)
     splits = ["train"] * train + ["val"] * val + ["test"] * test
     rows = []
     for index, split in enumerate(splits):
         votes = [0] * 10
-        votes[index % 8], votes[(index + 1) % 8] = 7, 3
+        first = index % classes
+        votes[first], votes[(first + 1) % 8] = 7, 3
         points = face_at(0, 0, side)["landmarks"]
         rows.append(
             {
@@ -55,7 +56,7 @@ def write_ferplus(folder, train=6, val=4, test=4, side=48):
                 "file": f"fer{index}.png",
                 "split": split,
                 "votes": votes,
-                "expression": EXPRESSIONS[index % 8],
+                "expression": EXPRESSIONS[first],
                 "landmarks": None if index == 1 else points,
                 "teacher_identity": None if index == 1 else embedding(rng).tolist(),
                 "yaw": None if index == 2 else 9.0 * index - 20,
@@ -123,12 +124,19 @@ def write_groups(folder, train=4, val=3, side=96):
 
 
 def write_faces_wild(folder, train=5, val=2):
-    """Crops of 144 pixels around one face each."""
+    """Write color crops of 144 pixels around one face each, with a teacher's embeddings."""
     rng = np.random.default_rng(5)
     face = face_at(24, 24, 96)
     rows = [
-        {"image": png(noise(144, rng)), "split": split, "landmarks": face["landmarks"]}
-        for split in ["train"] * train + ["val"] * val
+        {
+            "image": png(noise(144, rng)),
+            "file": f"wild{index}.png",
+            "split": split,
+            "landmarks": face["landmarks"],
+            "teacher_identity": embedding(rng).tolist(),
+            "yaw": 3.0 * index,
+        }
+        for index, split in enumerate(["train"] * train + ["val"] * val)
     ]
     pq.write_table(pa.Table.from_pylist(rows), folder / "faces_wild.parquet")
 
@@ -165,10 +173,30 @@ def write_backgrounds(folder, count=3, side=64):
     pq.write_table(pa.Table.from_pylist(rows, kinds), folder / "backgrounds.parquet")
 
 
+def write_london(folder, people=2, side=48):
+    """Write a neutral and a smiling image of several people, without a teacher's embeddings."""
+    rng = np.random.default_rng(5)
+    rows = [
+        {
+            "image": png(noise(side, rng)),
+            "file": f"{index:03}_{word}.png",
+            "identity": f"london_{index:03}",
+            "expression": word,
+            "split": "train",
+            "landmarks": face_at(6, 6, 36)["landmarks"],
+            "yaw": 0.0,
+        }
+        for index in range(people)
+        for word in ("neutral", "happiness")
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "london_expr.parquet")
+
+
 def write_packs(folder):
     """Everything that training reads."""
-    write_ferplus(folder)
+    write_ferplus(folder, classes=3)
     write_lfw(folder)
+    write_london(folder)
     write_pairs(folder)
     write_backgrounds(folder)
     write_groups(folder)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from packs import face_at, write_ferplus, write_groups, write_lfw, write_pairs
+from packs import face_at, write_ferplus, write_groups, write_lfw, write_packs, write_pairs
 from PIL import Image
 
 from facezoo.models.ipd_fer import IPDFER, losses
@@ -138,6 +138,7 @@ def test_generators_are_compared_with_a_plain_one():
 
 
 def test_parts_of_the_objective_are_left_out_one_by_one(tmp_path, monkeypatch):
+    write_packs(tmp_path)
     write_ferplus(tmp_path, train=32)
     write_lfw(tmp_path, val=8)
     write_pairs(tmp_path, val=8)
@@ -146,7 +147,7 @@ def test_parts_of_the_objective_are_left_out_one_by_one(tmp_path, monkeypatch):
     words = [str(tmp_path), "--start", str(tmp_path / "start"), "--cache", str(tmp_path / "runs")]
     words += ["--rows", "baseline", "pose", "--share", "2", "--smoke"]
     found = script.main(script.parse(words))
-    assert found["photographs"] == 19
+    assert found["photographs"] == 22
     rows = found["tables"]["ablation"]
     assert [row["objective"] for row in rows] == [
         script.WORDS[part] for part in ("baseline", "pose")

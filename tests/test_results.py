@@ -136,7 +136,7 @@ def test_a_table_of_predictions_has_label_probabilities_and_place():
     assert (rows[0]["p_calm"], rows[0]["p_cross"]) == (0.75, 0.25)
     assert rows[0]["x1"] == 2
     assert rows[1]["label"] is None
-    assert np.isnan([rows[1]["p_calm"], rows[1]["x0"]]).all()
+    assert (rows[1]["p_calm"], rows[1]["x0"]) == (None, None)
 
 
 def test_a_table_of_aligned_crops_has_no_places():

@@ -47,7 +47,7 @@ def crops(tmp_path_factory):
 
 
 def test_a_model_of_meshes_is_refused(monkeypatch):
-    with pytest.raises(UnsupportedError, match="takes meshes, not photographs"):
+    with pytest.raises(UnsupportedError, match="takes meshes, not images"):
         FaceFeatures("adv3d", device="cpu").fit(PORTRAITS)
 
 
@@ -114,7 +114,7 @@ def test_photographs_are_aligned(base):
     blank = np.zeros((80, 80, 3), np.uint8)
     with pytest.raises(NoFaceError, match='pass on_missing="nan" to keep their place') as caught:
         FaceFeatures(model=base, device="cpu").transform([blank])
-    assert "skip" not in str(caught.value), "which this transformer refuses"
+    assert "skip" not in str(caught.value)  # this transformer does not accept it
     gap = FaceFeatures(model=base, device="cpu", on_missing="nan").transform([PORTRAITS[0], blank])
     assert np.isfinite(gap[0]).all()
     assert np.isnan(gap[1]).all()
@@ -244,7 +244,7 @@ def test_what_does_not_exist_is_refused_when_it_is_fitted(base, crops):
 @pytest.mark.parametrize(
     ("given", "match"),
     [
-        ([], "no image"),
+        ([], "X has no image"),
         ("photo.jpg", "pass a list"),
         (Path("photo.jpg"), "pass a list"),
         (np.zeros((4, 5)), "numbers of shape"),

@@ -1,4 +1,4 @@
-"""AffectNet: the manually annotated images, in the two releases that are handed out."""
+"""Reader of AffectNet: the manually annotated images in two releases."""
 
 from __future__ import annotations
 
@@ -9,8 +9,17 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from facezoo.data.expressions import ExpressionData, in_landmark_order, with_labels
-from facezoo.data.folders import check_files, names_in, rows_of, shown, the_one, word_of
+from facezoo.data.expressions import (
+    ExpressionData,
+    check_files,
+    in_landmark_order,
+    names_in,
+    rows_of,
+    shown,
+    the_one,
+    with_labels,
+    word_of,
+)
 
 LABELS: dict[str, str | None] = {
     "0": "neutral",
@@ -32,17 +41,17 @@ COLUMNS = (
 
 
 def read_affectnet(root: str | Path) -> ExpressionData:
-    """AffectNet (Mollahosseini et al. 2017), the manually annotated images.
+    """Read AffectNet (Mollahosseini et al. 2017), the manually annotated images.
 
-    Two releases are read. The full one has ``training.csv`` and ``validation.csv``, here or in
-    ``Manually_Annotated_file_lists``, with the columns ``COLUMNS``, and the photographs
-    in ``Manually_Annotated_Images`` or ``Manually_Annotated/Manually_Annotated_Images``; it gives
-    a box and 68 landmarks (in the order of iBUG), of which five are kept. The reduced one has
-    ``train_set`` and ``val_set``, each with ``images/N.jpg`` and ``annotations/N_exp.npy``; its
-    landmarks are not read. The layouts are those that public readers of the two releases agree
-    on; the readmes of the set are handed out with it alone.
+    - The full release has ``training.csv`` and ``validation.csv``, in ``root`` or in
+      ``Manually_Annotated_file_lists``, with the columns ``COLUMNS``, and the images in
+      ``Manually_Annotated_Images`` or ``Manually_Annotated/Manually_Annotated_Images``. It has a
+      box and 68 landmarks (in the order of iBUG); five of them are read.
+    - The reduced release has ``train_set`` and ``val_set``, each with ``images/N.jpg`` and
+      ``annotations/N_exp.npy``. Its landmarks are not read.
 
-    "None", "uncertain" and "no face" are no label. Contempt is one; the paper leaves it out:
+    Public readers of the two releases agree on these layouts. "None", "uncertain" and "no face"
+    mean no label. Contempt is a label; the IPD-FER paper leaves it out:
     ``data.rows("train", BASIC)``.
 
     Raises:
@@ -50,11 +59,11 @@ def read_affectnet(root: str | Path) -> ExpressionData:
         ValueError: if a row is malformed or its label is unknown.
     """
     lists = ("Manually_Annotated_file_lists/training.csv", "training.csv")
-    found = the_one("affectnet", root, *lists, "train_set/annotations")
-    if found.name == "annotations":
-        return _read_affectnet_folders(found.parent.parent)
+    path = the_one("affectnet", root, *lists, "train_set/annotations")
+    if path.name == "annotations":
+        return _read_affectnet_folders(path.parent.parent)
     places = ("Manually_Annotated_Images", "Manually_Annotated/Manually_Annotated_Images")
-    return _read_affectnet_lists(found.parent, the_one("affectnet", root, *places))
+    return _read_affectnet_lists(path.parent, the_one("affectnet", root, *places))
 
 
 def _read_affectnet_lists(lists: Path, images: Path) -> ExpressionData:
@@ -86,7 +95,7 @@ def _read_affectnet_lists(lists: Path, images: Path) -> ExpressionData:
 
 
 def _numbers(cells: Sequence[str], count: int) -> list[float]:
-    """So many finite numbers, or NaN for each where anything else stands in the list."""
+    """Return finite numbers, or NaN for all if one is missing or not finite."""
     try:
         values = [float(cell) for cell in cells]
     except ValueError:
@@ -95,13 +104,13 @@ def _numbers(cells: Sequence[str], count: int) -> list[float]:
 
 
 def _box(values: Sequence[float]) -> list[float]:
-    """Corner, width and height as two corners; NaN where there is no face, whose width is -1."""
+    """Convert corner, width and height to two corners; NaN without a face, whose width is -1."""
     x, y, width, height = values
     return [x, y, x + width, y + height] if width > 0 else [float("nan")] * 4
 
 
 def _five_of_68(values: Sequence[float]) -> list[float]:
-    """Eye centres, nose tip and mouth corners, x and y, of the 68 points of iBUG."""
+    """Return eye centers, nose tip and mouth corners, x and y, of the 68 points of iBUG."""
     points = np.array(values).reshape(68, 2)
     eyes = points[36:42].mean(0), points[42:48].mean(0)
     five: list[float] = np.concatenate([*eyes, points[30], points[48], points[54]]).tolist()
@@ -116,15 +125,15 @@ def _read_affectnet_folders(root: Path) -> ExpressionData:
         annotations = the_one("affectnet", root, f"{folder}/annotations")
         images = the_one("affectnet", root, f"{folder}/images")
         labels = shown(annotations.glob("*_exp.npy"))
-        mine = [images / f"{path.name.removesuffix('_exp.npy')}.jpg" for path in labels]
-        check_files(mine, annotations)
-        if over := sorted(names_in(images) - {file.name for file in mine}):
+        here = [images / f"{path.name.removesuffix('_exp.npy')}.jpg" for path in labels]
+        check_files(here, annotations)
+        if over := sorted(names_in(images) - {file.name for file in here}):
             raise FileNotFoundError(
                 f"{len(over):,} images of {images} have no label *_exp.npy in {annotations}, the "
                 f"first {over[0]}; unpack the annotations completely"
             )
         for path in tqdm(labels, desc=f"reading labels of {folder}", unit="file"):
             words.append(word_of(str(np.load(path).item()), LABELS, str(path)))
-        files += mine
-        splits += [split] * len(mine)
+        files += here
+        splits += [split] * len(here)
     return with_labels("affectnet", files, words, splits)

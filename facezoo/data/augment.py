@@ -22,6 +22,10 @@ def augment(
     grey: float = 0.2,
     blur: float = 0.2,
     erase: float = 0.25,
+    patch: float = 0.0,
+    noise: float = 0.0,
+    jpeg: float = 0.0,
+    theta: Tensor | None = None,
 ) -> Tensor:
     """Shift, turn, scale, mirror, relight, blur and partly cover crops; cut and normalise them.
 
@@ -37,21 +41,18 @@ def augment(
         grey: share of the crops that lose their colour.
         blur: share of the crops that are reduced and enlarged again.
         erase: share of the crops in which a rectangle is covered by one grey.
+        patch: share of the crops in which a rectangle is covered by a part of another crop.
+        noise: share of the crops that get Gaussian noise.
+        theta: similarities from ``random_similarity`` to use, (B, 2, 3); None draws them.
+        jpeg: share of the crops that are quantized as JPEG does; needs a side divisible by 8.
 
     Returns:
         Normalised to [-1, 1], (B, 3, S, S).
     """
     count = len(canvases)
     draw = _Draw(generator, count)
-    angle = draw.uniform(-1, 1) * math.radians(rotation_deg)
-    scale = zoom * torch.exp(scaling * draw.normal().clamp(-2, 2))
-    mirror = torch.where(draw.uniform() < 0.5, -1.0, 1.0)
-    cosine, sine = scale * torch.cos(angle), scale * torch.sin(angle)
-    x, y = (draw.uniform(-1, 1) * 2 * shift * zoom for _ in range(2))
-    theta = torch.stack(
-        [torch.stack([cosine * mirror, -sine, x], -1), torch.stack([sine * mirror, cosine, y], -1)],
-        dim=1,
-    )
+    if theta is None:
+        theta = random_similarity(count, generator, zoom, rotation_deg, scaling, shift)
     channels = canvases.shape[1]
     grid = F.affine_grid(theta, [count, channels, size, size], align_corners=False)
     images = F.grid_sample(canvases.float() / 255, grid, padding_mode="border", align_corners=False)
@@ -63,8 +64,60 @@ def augment(
         images = images * gains[:, :, None, None]
     mean = images.mean((1, 2, 3), keepdim=True)
     contrast, brightness = (1 + colour * draw.uniform(-1, 1)[:, None, None, None] for _ in range(2))
-    images = ((images - mean) * contrast + mean * brightness).clamp(0, 1)
-    return _erase(images * 2 - 1, draw.uniform() < erase, draw, generator)
+    images = ((images - mean) * contrast + mean * brightness).clamp(0, 1) * 2 - 1
+    if patch:
+        images = _cover(images, images.roll(1, 0), draw.uniform() < patch, draw)
+    grey_fill = torch.randn(count, 1, 1, 1, generator=generator) * 0.5
+    images = _cover(images, grey_fill, draw.uniform() < erase, draw)
+    if noise:
+        images = _noise(images, draw.uniform() < noise, draw, generator)
+    return _jpeg(images, draw.uniform() < jpeg, draw) if jpeg else images
+
+
+def random_similarity(
+    count: int,
+    generator: Generator,
+    zoom: float = 1.0,
+    rotation_deg: float = 10.0,
+    scaling: float = 0.08,
+    shift: float = 0.04,
+) -> Tensor:
+    """Sample rotations, scales, shifts and mirrorings; see ``augment``.
+
+    Returns:
+        Matrices from the result to the canvas, both with coordinates in [-1, 1], (B, 2, 3).
+    """
+    draw = _Draw(generator, count)
+    angle = draw.uniform(-1, 1) * math.radians(rotation_deg)
+    scale = zoom * torch.exp(scaling * draw.normal().clamp(-2, 2))
+    mirror = torch.where(draw.uniform() < 0.5, -1.0, 1.0)
+    cosine, sine = scale * torch.cos(angle), scale * torch.sin(angle)
+    x, y = (draw.uniform(-1, 1) * 2 * shift * zoom for _ in range(2))
+    return torch.stack(
+        [torch.stack([cosine * mirror, -sine, x], -1), torch.stack([sine * mirror, cosine, y], -1)],
+        dim=1,
+    )
+
+
+def move_landmarks(landmarks: Tensor, theta: Tensor, canvas: int, size: int) -> Tensor:
+    """Return the places of landmarks after ``augment``.
+
+    The subject's left and right change places in mirrored crops.
+
+    Args:
+        landmarks: five points in pixels of the canvas, (B, 5, 2).
+        theta: matrices of ``random_similarity``, (B, 2, 3).
+        canvas: side of the canvas, pixels.
+        size: side of the result, pixels.
+
+    Returns:
+        Pixels of the result, (B, 5, 2).
+    """
+    places = (landmarks + 0.5) / canvas * 2 - 1 - theta[:, None, :, 2]
+    moved = torch.linalg.solve(theta[:, :, :2], places.mT).mT
+    mirrored = torch.linalg.det(theta[:, :, :2]) < 0
+    moved = torch.where(mirrored[:, None, None], moved[:, [1, 0, 2, 4, 3]], moved)
+    return (moved + 1) / 2 * size - 0.5
 
 
 def centre_crop(canvases: Tensor, size: int, margin: int) -> Tensor:
@@ -102,8 +155,8 @@ def _blur(images: Tensor, chosen: Tensor, draw: _Draw) -> Tensor:
     return images.index_copy(0, rows, blurred)
 
 
-def _erase(images: Tensor, chosen: Tensor, draw: _Draw, generator: Generator) -> Tensor:
-    """Cover a random rectangle of the chosen rows with one random grey."""
+def _cover(images: Tensor, fill: Tensor, chosen: Tensor, draw: _Draw) -> Tensor:
+    """Cover a random rectangle of the chosen rows with the same part of ``fill``."""
     size = images.shape[-1]
     height, width = (draw.uniform(0.1, 0.4) for _ in range(2))
     top, left = draw.uniform() * (1 - height), draw.uniform() * (1 - width)
@@ -111,5 +164,35 @@ def _erase(images: Tensor, chosen: Tensor, draw: _Draw, generator: Generator) ->
     rows = (position >= top[:, None]) & (position < (top + height)[:, None])
     columns = (position >= left[:, None]) & (position < (left + width)[:, None])
     hidden = rows[:, None, :, None] & columns[:, None, None, :] & chosen[:, None, None, None]
-    grey = torch.randn(len(images), 1, 1, 1, generator=generator) * 0.5
-    return torch.where(hidden, grey, images)
+    return torch.where(hidden, fill, images)
+
+
+def _noise(images: Tensor, chosen: Tensor, draw: _Draw, generator: Generator) -> Tensor:
+    """Add Gaussian noise of up to a tenth of the range to the chosen rows."""
+    rows = chosen.nonzero()[:, 0]
+    if not len(rows):
+        return images
+    strength = draw.uniform(0.02, 0.2)[rows, None, None, None]
+    grain = torch.randn(images[rows].shape, generator=generator) * strength
+    return images.index_copy(0, rows, (images[rows] + grain).clamp(-1, 1))
+
+
+def _jpeg(images: Tensor, chosen: Tensor, draw: _Draw) -> Tensor:
+    """Round the cosine coefficients of 8x8 blocks of the chosen rows, as JPEG does.
+
+    The step of a coefficient grows with its frequency; colors are not subsampled.
+    """
+    rows = chosen.nonzero()[:, 0]
+    if not len(rows):
+        return images
+    count, channels, height, width = images[rows].shape
+    blocks = images[rows].reshape(count, channels, height // 8, 8, width // 8, 8)
+    frequency = torch.arange(8.0)
+    basis = torch.cos((2 * frequency + 1) * frequency[:, None] * math.pi / 16) / 2
+    basis[0] /= math.sqrt(2)
+    step = draw.uniform(0.02, 0.12)[rows, None, None, None, None, None]
+    step = step * (1 + frequency[:, None, None] + frequency)  # (n, 1, 1, 8, 1, 8)
+    coefficients = torch.einsum("ui,ncyixj,vj->ncyuxv", basis, blocks, basis)
+    rounded = (coefficients / step).round() * step
+    blocks = torch.einsum("ui,ncyuxv,vj->ncyixj", basis, rounded, basis)
+    return images.index_copy(0, rows, blocks.reshape(count, channels, height, width).clamp(-1, 1))

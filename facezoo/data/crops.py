@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from facezoo.data.expressions import ExpressionData
-from facezoo.data.yaw import yaw_deg
 from facezoo.errors import ImageError, NoFaceError, warn_once
 from facezoo.preprocess.alignment import align, similarity_transform
+from facezoo.preprocess.head_pose import yaw_deg
 from facezoo.preprocess.images import ImageSource, describe, read_image
 from facezoo.preprocess.pipeline import ImageOptions, face_batches, read_batches
 from facezoo.preprocess.templates import template_points

@@ -1,4 +1,4 @@
-"""A few rows of every pack, on which a recipe can be rehearsed."""
+"""Copies of packs with a few rows, to rehearse a recipe."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ import shutil
 from pathlib import Path
 
 ROWS = 24
-"""Of each split."""
+"""Rows of each split."""
 _PAIRS = "lfw_pairs_val.csv"
 
 
 def cut_packs(source: Path, target: Path, rows: int = ROWS) -> None:
-    """Copy a folder of training data, of its packs the first rows of each split.
+    """Copy a folder of training data with the first rows of each split of its packs.
 
-    Of ``lfw_pairs_val.csv`` one pair per fold stays of the same person and one of two; the
-    photographs that they name stay too. Other files are copied whole, folders are not.
+    ``lfw_pairs_val.csv`` keeps one pair per fold of the same identity and one of two identities;
+    the pack keeps their images. Other files are copied whole, folders are not copied.
 
     Args:
         source: folder with ``.parquet`` packs and other files.
-        target: a new folder.
-        rows: how many of each split to keep.
+        target: new folder.
+        rows: number of rows of each split.
 
     Raises:
         FileNotFoundError: if there is no such folder.
         ImportError: if there are packs and pyarrow is missing.
     """
     if not source.is_dir():
-        raise FileNotFoundError(f"no folder {source}; --data must name the one with the packs")
+        raise FileNotFoundError(f"no folder {source}; --data must name the folder with the packs")
     target.mkdir(parents=True)
     named: set[str] = set()
     if (source / _PAIRS).is_file():
@@ -40,16 +40,16 @@ def cut_packs(source: Path, target: Path, rows: int = ROWS) -> None:
 
 
 def _cut_pairs(source: Path, target: Path) -> set[str]:
-    """The files that the kept pairs name."""
-    kept: dict[tuple[str, str], dict[str, str]] = {}
+    """Copy one pair of each kind per fold; return the files that they name."""
+    pairs: dict[tuple[str, str], dict[str, str]] = {}
     with source.open(newline="") as file:
         for row in csv.DictReader(file):
-            kept.setdefault((row["fold"], row["same"]), row)
+            pairs.setdefault((row["fold"], row["same"]), row)
     with target.open("w", newline="") as file:
         writer = csv.DictWriter(file, ["file_a", "file_b", "same", "fold"])
         writer.writeheader()
-        writer.writerows(kept.values())
-    return {row[key] for row in kept.values() for key in ("file_a", "file_b")}
+        writer.writerows(pairs.values())
+    return {row[key] for row in pairs.values() for key in ("file_a", "file_b")}
 
 
 def _cut_pack(source: Path, target: Path, rows: int, named: set[str] | tuple[()]) -> None:
@@ -57,19 +57,19 @@ def _cut_pack(source: Path, target: Path, rows: int, named: set[str] | tuple[()]
 
     with pq.ParquetFile(source) as pack:
         light = [name for name in ("split", "file") if name in pack.schema_arrow.names]
-        said = pack.read(light).to_pylist() if light else [{}] * pack.metadata.num_rows
+        metadata = pack.read(light).to_pylist() if light else [{}] * pack.metadata.num_rows
         counts: dict[str, int] = {}
-        kept = []
-        for index, row in enumerate(said):
+        indices = []
+        for index, row in enumerate(metadata):
             split = row.get("split", "")
             counts[split] = counts.get(split, 0) + 1
             if counts[split] <= rows or row.get("file") in named:
-                kept.append(index)
+                indices.append(index)
         with pq.ParquetWriter(target, pack.schema_arrow) as writer:
             start = 0
             for group in range(pack.num_row_groups):
                 count = pack.metadata.row_group(group).num_rows
-                inside = [index - start for index in kept if start <= index < start + count]
+                inside = [index - start for index in indices if start <= index < start + count]
                 if inside:
                     writer.write_table(pack.read_row_group(group).take(inside))
                 start += count

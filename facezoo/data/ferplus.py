@@ -1,4 +1,4 @@
-"""FER+: the images of FER2013 with ten votes each."""
+"""Reader of FER+: the images of FER2013 with ten votes each."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from facezoo.data.expressions import ExpressionData
-from facezoo.data.folders import check_files, rows_of, the_one
+from facezoo.data.expressions import ExpressionData, check_files, rows_of, the_one
 from facezoo.data.packs import label_distributions
 from facezoo.results import EXPRESSIONS
 
@@ -21,17 +20,16 @@ FOLDERS = {
 
 
 def read_ferplus(root: str | Path) -> ExpressionData:
-    """FER+ (Barsoum et al. 2016): FER2013's images with ten votes each.
+    """Read FER+ (Barsoum et al. 2016): FER2013's images with ten votes each.
 
     Layout: ``README.md`` and ``src/generate_training_data.py`` of microsoft/FERPlus. ``root`` holds
     ``FER2013Train``, ``FER2013Valid`` and ``FER2013Test``, or a folder ``data`` with them. The
-    votes are those of ``fer2013new.csv`` in ``root`` or, if it is not there, of ``label.csv`` in
-    each of the three. The ``label.csv`` files in that repository hold other votes than its
-    ``fer2013new.csv`` for some images; the generating script replaces them. If both kinds are
-    there and differ, the reader stops.
+    votes come from ``fer2013new.csv`` in ``root``, else from ``label.csv`` in each of the three.
+    The ``label.csv`` files of that repository have other votes for some images; its script
+    replaces them. If both kinds exist and differ, the reader raises an error.
 
-    Labels follow the majority rule of that repository. Of rows that name the same image the last
-    counts, since its pixels are what the script leaves in the file.
+    Labels follow the majority rule of that repository. If several rows name the same image, the
+    last one counts, because the script leaves its pixels in the file.
 
     Raises:
         FileNotFoundError: if something is missing; the message says what.
@@ -60,39 +58,39 @@ def read_ferplus(root: str | Path) -> ExpressionData:
         labels=majority_of_votes(counts),
         distributions=_vote_distributions(counts),
         splits=[split_of[file.parent.name] for file in files],
-        persons=[""] * len(files),
+        identities=[""] * len(files),
         cropped=True,
     )
 
 
 def majority_of_votes(votes: Tensor) -> Tensor:
-    """Labels by the majority rule of FER+.
+    """Compute labels by the majority rule of FER+.
 
-    A class with a single vote is an outlier and loses it. The class with most votes wins if it
-    holds more than half of what is left; otherwise, and where "unknown" or "not a face" wins, there
-    is no label. Source: ``src/ferplus.py`` of microsoft/FERPlus, mode "majority".
+    A class with a single vote loses it as an outlier. The class with most votes wins if it has
+    more than half of the rest. Otherwise, or if "unknown" or "not a face" wins, there is no label.
+    Source: ``src/ferplus.py`` of microsoft/FERPlus, mode "majority".
 
     Args:
-        votes: for the eight of ``EXPRESSIONS``, unknown and not a face, (N, 10).
+        votes: votes for ``EXPRESSIONS``, unknown and not a face, (N, 10).
 
     Returns:
         Index in ``EXPRESSIONS`` or -1, int64, (N,).
     """
-    kept = torch.where(votes > 1, votes, 0)
-    most, winner = kept.max(1)
-    clear = (2 * most > kept.sum(1)) & (winner < len(EXPRESSIONS))
+    counted = torch.where(votes > 1, votes, 0)
+    most, winner = counted.max(1)
+    clear = (2 * most > counted.sum(1)) & (winner < len(EXPRESSIONS))
     return torch.where(clear, winner, -1)
 
 
 def _vote_distributions(votes: Tensor) -> Tensor:
-    """The packs' rule for soft labels, (N, 8)."""
+    """Compute soft labels by the rule of the packs, (N, 8)."""
     import pyarrow as pa
 
     return label_distributions(pa.table({"votes": votes.tolist()}))
 
 
 def _whole_votes(path: Path, base: Path) -> dict[Path, list[int]]:
-    """Votes by image from ``fer2013new.csv``; rows without an image name have no image."""
+    """Read the votes of each image from ``fer2013new.csv``; rows without a name have no image."""
     votes = {}
     for number, row in enumerate(rows_of(path), 1):
         where = f"line {number} of {path}"
@@ -106,7 +104,7 @@ def _whole_votes(path: Path, base: Path) -> dict[Path, list[int]]:
 
 
 def _part_votes(base: Path) -> dict[Path, list[int]]:
-    """Votes by image from each ``label.csv``: name, in some a box, ten votes."""
+    """Read the votes of each image from each ``label.csv``: name, sometimes a box, ten votes."""
     votes = {}
     for _, folder in FOLDERS.values():
         path = the_one("ferplus", base, f"{folder}/label.csv")
@@ -133,5 +131,5 @@ def _check_same_votes(
         raise ValueError(
             f"{path.name} and the label.csv files differ in the votes of {len(differing):,} of "
             f"{len(names):,} images, the first {differing[0].name}; move away those that "
-            "are not meant (IPD-FER counts its training faces by fer2013new.csv)"
+            "are wrong (IPD-FER counts its training faces by fer2013new.csv)"
         )

@@ -1,8 +1,8 @@
-"""Expression data sets in the folders that their makers hand out.
+"""Readers of expression data sets in the folders that their authors distribute.
 
-Nothing is downloaded: the sets are asked for from their makers, and a reader is given the folder
-where they were unpacked. docs/datasets.md shows the folders. A layout is read if it is the
-official one; where two places or two label files could be meant, the reader says so and stops.
+Nothing is downloaded: request the sets from their authors, and give the folder of the unpacked
+set. docs/datasets.md shows the folders. If two places or two label files fit, the reader raises
+an error.
 """
 
 from __future__ import annotations
@@ -17,13 +17,22 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from facezoo.data.affectnet import read_affectnet
-from facezoo.data.expressions import ExpressionData, in_landmark_order, with_labels
+from facezoo.data.expressions import (
+    ExpressionData,
+    check_files,
+    in_landmark_order,
+    lines_of,
+    looks_like,
+    shown,
+    the_one,
+    with_labels,
+    word_of,
+)
 from facezoo.data.ferplus import read_ferplus
-from facezoo.data.folders import check_files, lines_of, looks_like, shown, the_one, word_of
 from facezoo.errors import UnknownNameError
 
 FOLDS = 10
-"""Groups of people in CK+."""
+"""Groups of identities in CK+."""
 
 RAF_DB_LABELS = {
     "1": "surprise",
@@ -56,21 +65,21 @@ CK_PLUS_LABELS = {
 
 
 def read_raf_db(root: str | Path, *, aligned: bool = False) -> ExpressionData:
-    """RAF-DB, the single-label subset (Li et al. 2017), 12,271 images to train and 3,068 to test.
+    """Read the single-label subset of RAF-DB (Li et al. 2017): 12,271 training, 3,068 test images.
 
-    Layout and labels: the readme that comes with the set, version 1.1. ``root`` is the folder
-    ``basic``, or the one that holds it. The label list is named ``list_patition_label.txt``,
-    misspelt; the readme also spells it right, and both are read.
+    Layout and labels: the readme of the set, version 1.1. ``root`` is the folder ``basic``, or the
+    folder that holds it. The label list is misspelled ``list_patition_label.txt``; the right
+    spelling, which the readme also has, is read too.
 
     Args:
-        root: where the set was unpacked.
+        root: folder of the unpacked set.
         aligned: read ``Image/aligned``, 100 x 100 crops, instead of ``Image/original``. Only the
-            originals have landmarks: five points set by hand, in ``Annotation/manual``, which are
-            read if that folder is there.
+            originals have landmarks: five points by hand in ``Annotation/manual``, which are read
+            if that folder exists.
 
     Raises:
-        FileNotFoundError: if something is missing; the message says what.
-        ValueError: if a line of the label list is none of ``train_00001.jpg 5``.
+        FileNotFoundError: if something is missing; the message names it.
+        ValueError: if a line of the label list is not like ``train_00001.jpg 5``.
     """
     name = "raf-db-aligned" if aligned else "raf-db"
     spellings = ("list_patition_label.txt", "list_partition_label.txt")
@@ -94,7 +103,7 @@ def read_raf_db(root: str | Path, *, aligned: bool = False) -> ExpressionData:
 
 
 def _raf_db_landmarks(images: Sequence[Path], folder: Path) -> Tensor:
-    """The first five lines of each image's annotation: eyes, nose, mouth corners; (N, 5, 2)."""
+    """Read the first five lines of each annotation: eyes, nose, mouth corners; (N, 5, 2)."""
     files = [folder / f"{image.stem}_manu_attri.txt" for image in images]
     check_files(files, folder)
     points = torch.full((len(files), 5, 2), float("nan"))
@@ -108,20 +117,19 @@ def _raf_db_landmarks(images: Sequence[Path], folder: Path) -> Tensor:
 
 
 def read_sfew(root: str | Path, *, aligned: bool = False) -> ExpressionData:
-    """SFEW 2.0 (Dhall et al. 2015): film stills, 958 to train and 436 to validate.
+    """Read SFEW 2.0 (Dhall et al. 2015): 958 training and 436 validation stills from films.
 
-    Layout: a folder of PNG files for each expression, in ``Train`` and ``Val``; the aligned faces
-    that come with it in ``Train_Aligned_Faces`` and ``Val_Aligned_Faces`` (or
-    ``Val_Aligned_Faces_new``), which may also stand inside ``Train`` and ``Val``. So have it
-    public readers of the set, which has no readme of its own. Test labels are not published, and
-    the test images not read.
+    Layout: a folder of PNG files per expression in ``Train`` and ``Val``; aligned faces in
+    ``Train_Aligned_Faces`` and ``Val_Aligned_Faces`` (or ``Val_Aligned_Faces_new``), which may also
+    be inside ``Train`` and ``Val``. The set has no readme; public readers agree on this layout.
+    Test labels are not published, so test images are not read.
 
     Args:
-        root: where the set was unpacked.
+        root: folder of the unpacked set.
         aligned: read the aligned faces instead of the stills.
 
     Raises:
-        FileNotFoundError: if something is missing; the message says what.
+        FileNotFoundError: if something is missing; the message names it.
         ValueError: if there is a folder for another expression.
     """
     name = "sfew-aligned" if aligned else "sfew"
@@ -137,31 +145,31 @@ def read_sfew(root: str | Path, *, aligned: bool = False) -> ExpressionData:
             raise FileNotFoundError(f"{folder} has no folder {', '.join(absent)}{looks_like(root)}")
         if unknown := sorted(n for n in inside - SFEW_LABELS.keys() if "Aligned" not in n):
             raise ValueError(
-                f"{folder} has folders that are no expression: {', '.join(unknown)}; wanted "
+                f"{folder} has folders that are not expressions: {', '.join(unknown)}; expected "
                 f"{', '.join(SFEW_LABELS)}"
             )
         for label, word in SFEW_LABELS.items():
-            mine = shown((folder / label).glob("*.png"))
-            files += mine
-            words += [word] * len(mine)
-            splits += [split] * len(mine)
+            here = shown((folder / label).glob("*.png"))
+            files += here
+            words += [word] * len(here)
+            splits += [split] * len(here)
     return with_labels(name, files, words, splits, cropped=aligned)
 
 
 def read_ck_plus(root: str | Path) -> ExpressionData:
-    """CK+ (Lucey et al. 2010) as IPD-FER takes it: 981 images of expressions and 327 neutral ones.
+    """Read CK+ (Lucey et al. 2010) as IPD-FER uses it: 981 images of expressions, 327 neutral.
 
-    Of each sequence with an emotion label, the last three frames carry the label and the first is
-    neutral. Layout and labels: the readme that comes with the set, revised in September 2010:
+    In each sequence with an emotion label, the last three frames have the label and the first is
+    neutral. Layout and labels: the readme of the set, revised in September 2010:
     ``cohn-kanade-images/S005/001/S005_001_00000011.png`` and, named after the peak frame,
     ``Emotion/S005/001/S005_001_00000011_emotion.txt``.
 
-    ``fold``: the people of the labelled sequences, sorted by their names, are dealt to ten folds
-    in turn, the first to fold 0, the eleventh to fold 0 again. The paper says only that folds are
-    made "by ID"; no person is in two.
+    ``fold``: the identities of the labeled sequences, sorted by name, are assigned to ten folds in
+    turn: the first to fold 0, the eleventh to fold 0 again. The paper only states that folds are
+    "by ID"; each identity is in one fold.
 
     Raises:
-        FileNotFoundError: if something is missing; the message says what.
+        FileNotFoundError: if something is missing; the message names it.
         ValueError: if a label is unknown or a sequence has fewer than four frames.
     """
     images = the_one("ck+", root, "cohn-kanade-images")
@@ -178,24 +186,24 @@ def read_ck_plus(root: str | Path) -> ExpressionData:
         files += [first, *peak]
         number = "".join(cell for cells in lines_of(label) for cell in cells)
         words += ["neutral"] + [word_of(number, CK_PLUS_LABELS, str(label))] * len(peak)
-    persons = [file.parent.parent.name for file in files]
-    fold_of = {person: turn % FOLDS for turn, person in enumerate(sorted(set(persons)))}
+    identities = [file.parent.parent.name for file in files]
+    fold_of = {name: turn % FOLDS for turn, name in enumerate(sorted(set(identities)))}
     return with_labels(
         "ck+",
         files,
         words,
         [""] * len(files),
-        persons=persons,
-        fold=torch.tensor([fold_of[person] for person in persons]),
+        identities=identities,
+        fold=torch.tensor([fold_of[name] for name in identities]),
     )
 
 
 def _ck_plus_frames(label: Path, sequence: Path) -> list[Path]:
-    """The first frame and the last three up to the one that the label is named after."""
+    """Return the first frame and the last three up to the frame in the name of the label."""
     peak = sequence / f"{label.name.removesuffix('_emotion.txt')}.png"
     frames = [frame for frame in shown(sequence.glob("*.png")) if frame.name <= peak.name]
     if peak not in frames:
-        raise FileNotFoundError(f"{label} is about {peak}, which is not there")
+        raise FileNotFoundError(f"{label} names {peak}, which does not exist")
     if len(frames) < 4:
         raise ValueError(
             f"{sequence} has {len(frames)} frames, too few for a neutral one and three of the peak"
@@ -219,12 +227,12 @@ def read_official(name: str, root: str | Path) -> ExpressionData:
 
     Args:
         name: a key of ``READERS``.
-        root: the folder where the set was unpacked.
+        root: folder of the unpacked set.
 
     Raises:
-        UnknownNameError: if there is no such data set; the message lists near matches.
-        FileNotFoundError: if the folder lacks something, or is of another data set.
-        ValueError: if a label or a line is not as it should be.
+        UnknownNameError: if there is no such data set; the message lists similar names.
+        FileNotFoundError: if something is missing, or the folder holds another data set.
+        ValueError: if a label or a line is malformed.
     """
     if name not in READERS:
         near = get_close_matches(name.lower(), READERS) or list(READERS)

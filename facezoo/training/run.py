@@ -206,4 +206,4 @@ def _commit() -> str:
 def _hardware() -> str:
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    return f"{torch.get_num_threads()} CPU threads, {platform.machine()}, bfloat16 autocast"
+    return f"{torch.get_num_threads()} CPU threads, {platform.machine()}"

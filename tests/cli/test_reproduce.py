@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from command_lines import parse
 from ict_pack import write_full_ict
-from packs import write_backgrounds, write_ferplus, write_lfw, write_pairs
+from packs import write_ferplus, write_lfw, write_packs, write_pairs
 
 from facezoo.cli import reproduce as module
 from facezoo.cli.main import main
@@ -25,10 +25,10 @@ from facezoo.training.run import REHEARSED, shortened
 def packs(tmp_path_factory):
     """More rows than the dimensions that the expression features are kept to."""
     folder = tmp_path_factory.mktemp("packs")
+    write_packs(folder)
     write_ferplus(folder, train=24)
     write_lfw(folder, train=16)
     write_pairs(folder, train=16)
-    write_backgrounds(folder)
     return write_full_ict(folder)
 
 

@@ -41,11 +41,12 @@ def test_ipd_fer_takes_seeds_ablations_and_official_data(calls):
     assert train("ipd-fer") == 0
     assert train("ipd-fer", *flags) == 0
     plain, full = calls
-    nothing = {"without": (), "dataset": None, "fold": None, "start": None, "smoke": False}
+    nothing = dict.fromkeys(("dataset", "fold", "stage", "start"))
+    nothing |= {"without": (), "smoke": False}
     folders = (Path("packs"), Path("runs"))
     assert plain == (*folders, {"seeds": [0], "device": CPU, "name": "paper", **nothing})
     options = {"without": ("cos", "id"), "dataset": "ck+", "fold": 3, "start": "ipd-fer"}
-    options |= {"seeds": [0, 1], "device": CPU, "name": "compact", "smoke": True}
+    options |= {"seeds": [0, 1], "device": CPU, "name": "compact", "smoke": True, "stage": None}
     assert full == (*folders, options)
 
 

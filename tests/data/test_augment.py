@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from facezoo.data.augment import augment, centre_crop
+from facezoo.data.augment import augment, centre_crop, move_landmarks, random_similarity
 
 STILL = {
     "rotation_deg": 0.0,
@@ -134,3 +134,51 @@ def test_the_centre_crop_resizes_and_makes_grey_three_channels():
     image = centre_crop(torch.full((2, 1, 40, 40), 255, dtype=torch.uint8), 16, 4)
     assert image.shape == (2, 3, 16, 16)
     torch.testing.assert_close(image, torch.ones(2, 3, 16, 16))
+
+
+def test_landmarks_move_with_the_crops():
+    # A white spot at each landmark in turn shows where the augmentation moves it.
+    points = torch.tensor([[18.0, 20.0], [30.0, 20.0], [24.0, 26.0], [19.0, 31.0], [29.0, 31.0]])
+    theta = random_similarity(8, draw_from(2), zoom=32 / 48)
+    moved = move_landmarks(points.expand(8, 5, 2), theta, 48, 32)
+    still = {**STILL, "theta": theta}
+    mirrored = torch.linalg.det(theta[:, :, :2]) < 0
+    assert 0 < mirrored.sum() < 8
+    partner = [1, 0, 2, 4, 3]
+    for number, (x, y) in enumerate(points.long().tolist()):
+        canvases = torch.zeros(8, 1, 48, 48, dtype=torch.uint8)
+        canvases[:, :, y - 1 : y + 2, x - 1 : x + 2] = 255
+        found = middle_of_light(augment(canvases, 32, draw_from(), **still))
+        expected = torch.where(mirrored[:, None], moved[:, partner[number]], moved[:, number])
+        torch.testing.assert_close(found, expected, atol=0.35, rtol=0)
+
+
+def test_a_patch_comes_from_another_crop_of_the_batch():
+    canvases = torch.zeros(2, 3, 48, 48, dtype=torch.uint8)
+    canvases[1] = 255
+    images = augment(canvases, 32, draw_from(), **STILL, patch=1.0)
+    for image, own in zip(images, (-1.0, 1.0), strict=True):
+        values = image.unique()
+        assert values.tolist() == [-1.0, 1.0]
+        assert (image == own).double().mean() > 0.5
+
+
+def test_noise_and_jpeg_change_the_requested_share_of_the_crops_and_stay_in_range():
+    canvases = crops(64)
+    plain = augment(canvases, 32, draw_from(), **STILL)
+    for name in ("noise", "jpeg"):
+        images = augment(canvases, 32, draw_from(), **STILL, **{name: 0.5})
+        changed = (images != plain).flatten(1).any(1)
+        assert 0.3 < changed.double().mean() < 0.7
+        assert images.abs().max() <= 1
+
+
+def test_jpeg_leaves_flat_crops_nearly_flat_and_coarsens_fine_texture():
+    flat = torch.full((4, 3, 48, 48), 140, dtype=torch.uint8)
+    images = augment(flat, 32, draw_from(), **STILL, jpeg=1.0)
+    assert (images - images.mean((2, 3), keepdim=True)).abs().max() < 1e-4
+    noisy = crops(8)
+    coarse = augment(noisy, 32, draw_from(), **STILL, jpeg=1.0)
+    fine = augment(noisy, 32, draw_from(), **STILL)
+    assert (coarse - fine).abs().mean() > 0.01
+    assert torch.corrcoef(torch.stack([coarse.flatten(), fine.flatten()]))[0, 1] > 0.8

@@ -4,15 +4,31 @@ from dataclasses import replace
 
 import torch
 
-from facezoo.models.ipd_fer.train.recipes import Objective, Recipe, StageConfig, Start
+from facezoo.models.ipd_fer.train.recipes import (
+    DecoderConfig,
+    IdentityConfig,
+    Objective,
+    Recipe,
+    SelfTraining,
+    Stage,
+    Start,
+)
 
 CPU = torch.device("cpu")
 BACKBONE = "test_resnet.r160_in1k"
-# Batches: 2 x 4 of 5 + 2 x 6 examples for identity, 2 x 1 of 6 for its second round, 2 x 2 of 10
-# for each round of expression, and as many for the last.
-STAGE = StageConfig(epochs=2, sizes=((0, 32),), batch_size=4)
-START = Start(identity=STAGE, polish=STAGE, expression=STAGE, settle=STAGE)
-# With pictures of 14 pixels the backbone's last stage strides over a map of one pixel, where
+# Batches: 2 per epoch for identity, 2 of 6 + 4 labeled rows for each expression stage and the last.
+STAGE = Stage(epochs=2, batch_size=4, sizes=((0, 32),))
+IDENTITY = IdentityConfig(
+    stage=STAGE,
+    batches=2,
+    singles=(("faces_wild", 2), ("ferplus", 2)),
+    pairs=2,
+    queue=8,
+    teacher_directions=1,
+    removed_directions=2,
+)
+START = Start(identity=IDENTITY, expression=STAGE, settle=STAGE, self_training=None)
+# With crops of 14 pixels the backbone's last stage strides over a map of one pixel, where
 # gradients in bfloat16 on the CPU came out as NaN.
 OBJECTIVE = Objective(pose_backbone=BACKBONE, decoder_size=28, decoder_width=8)
 PAPER = Recipe(
@@ -25,7 +41,22 @@ PAPER = Recipe(
     lfw_trust=0.3,
     precision="float32",
 )
-COMPACT = replace(PAPER, objective=replace(OBJECTIVE, joint=True, expression_rank=4, pictured=0.5))
+OURS = replace(
+    OBJECTIVE,
+    betas=(0.5, 0.0),
+    joint=True,
+    expression_rank=4,
+    decoded_share=0.5,
+    pose_bottleneck=True,
+)
+COMPACT = replace(
+    PAPER,
+    objective=OURS,
+    start=replace(START, self_training=SelfTraining()),
+    decoder=DecoderConfig(((14, STAGE), (28, STAGE)), width=16),
+    logit_adjustment=0.5,
+    calibrated=True,
+)
 BASELINE = replace(PAPER, objective=None)
 
 

@@ -252,3 +252,56 @@ def test_an_expression_is_transferred_onto_every_target(model):
     torch.testing.assert_close(made, (wanted + 1) / 2, atol=1e-3, rtol=0)
     with pytest.raises(ValueError, match="got 2 source faces and 3 target faces"):
         model.transfer_expression(targets, [source, *targets], aligned=True)
+
+
+@pytest.fixture
+def ours():
+    model = IPDFER(
+        BACKBONE, 24, 8, BACKBONE, 28, 8, pose_bottleneck=True, removed_directions=2
+    ).eval()
+    for tensor in model.expression_removal.buffers():
+        nn.init.normal_(tensor, std=0.1)
+    return model
+
+
+def test_a_pose_bottleneck_passes_four_numbers(ours):
+    images = torch.rand(20, 3, 112, 112) * 2 - 1
+    pose = ours.estimate_pose(images)
+    assert pose.shape == (20, 4)
+    features = ours.embed_pose(images)
+    torch.testing.assert_close(features, pose @ ours.pose_encoder.expansion.weight.T)
+    assert torch.linalg.matrix_rank(features, tol=1e-4) <= 4
+
+
+def test_without_a_pose_bottleneck_there_are_no_angles(model, batch):
+    with pytest.raises(UnsupportedError, match="no pose bottleneck"):
+        model.estimate_pose(batch)
+    assert model.classify_pose(model.embed_pose(batch)).shape == (3, 5)
+
+
+def test_identity_features_are_those_after_the_removal_of_expression(ours, batch):
+    expected = ours.expression_removal(ours.identity_encoder(batch))
+    torch.testing.assert_close(ours.embed_identity(batch), expected)
+    posed = ours.decode(expected + ours.embed_pose(batch))
+    torch.testing.assert_close(ours.neutralize_crops(batch), posed)
+
+
+@pytest.mark.parametrize("stage", ["identity", "pose"])
+def test_features_of_the_new_parts_are_the_same_as_a_timm_model(ours, batch, stage):
+    expected = getattr(ours, f"embed_{stage}")(batch)
+    torch.testing.assert_close(ours.as_timm(stage)(batch), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float16])
+def test_the_new_parts_are_saved_and_loaded(ours, batch, tmp_path, dtype):
+    loaded = facezoo.load(ours.save_pretrained(tmp_path), dtype=dtype)
+    for stage in ("embed_identity", "embed_pose"):
+        expected, found = (getattr(m, stage)(batch.to(m.dtype)) for m in (ours, loaded))
+        torch.testing.assert_close(found.float(), expected, atol=3e-2, rtol=3e-2)
+
+
+def test_a_model_saved_in_int8_keeps_the_removal_exact(ours, batch, tmp_path):
+    loaded = facezoo.load(ours.save_pretrained(tmp_path, dtype="int8"))
+    before, after = (m.expression_removal.state_dict() for m in (ours, loaded))
+    for name, value in before.items():
+        torch.testing.assert_close(after[name], value, atol=2e-3, rtol=2e-2)

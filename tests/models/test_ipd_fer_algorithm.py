@@ -9,28 +9,33 @@ from ipd_fer_tiny import BACKBONE, COMPACT, CPU, PAPER, differing, shaken
 from facezoo.models.ipd_fer.networks import Encoder
 from facezoo.models.ipd_fer.train import algorithm
 from facezoo.models.ipd_fer.train.algorithm import Batch, Disentangler
-from facezoo.models.ipd_fer.train.recipes import RECIPES, StageConfig, recipe
+from facezoo.models.ipd_fer.train.recipes import RECIPES, Stage, recipe
 
-CONFIG = StageConfig(1, weight_decay=0.0, rate=0.01)
+CONFIG = Stage(1, weight_decay=0.0, lr=0.01)
 ENCODERS = {"expression_encoder", "pose_encoder"}
 CLASSIFIERS = {"expression_classifier", "pose_classifier"}
+OURS = {"expression_classifier"}  # a pose bottleneck has no classifier
 
 
 def batch_of(count=6):
     draw = torch.Generator().manual_seed(0)
+    poses = torch.randn(count, 4, generator=draw)
+    poses[0] = float("nan")
     return Batch(
         images=torch.rand(count, 3, 32, 32, generator=draw) * 2 - 1,
         targets=torch.rand(count, 8, generator=draw).softmax(1),
         trust=torch.ones(count),
         is_neutral=torch.arange(count) % 2 == 0,
-        poses=torch.arange(count) % 6 - 1,
+        pose_classes=torch.arange(count) % 6 - 1,
+        poses=poses,
     )
 
 
 def built(tiny, **changes):
     torch.manual_seed(0)
-    identity = Encoder(BACKBONE, tiny.feature_dim).state_dict()
-    start = {f"expression_encoder.{k}": v for k, v in identity.items()}
+    encoder = Encoder(BACKBONE, tiny.feature_dim).state_dict()
+    start = {f"expression_encoder.{k}": v for k, v in encoder.items()}
+    identity = {f"identity_encoder.{k}": v for k, v in encoder.items()}
     crops = torch.randint(0, 256, (9, 1, 128, 128), dtype=torch.uint8)
     chosen = replace(tiny, objective=replace(tiny.objective, **changes))
     whole = Disentangler(chosen, identity, start, crops, CPU)
@@ -61,19 +66,19 @@ def parameters_of(whole, parts):
 
 def test_algorithm_1_moves_what_each_of_its_lines_names_and_nothing_else(monkeypatch):
     whole = built(PAPER)
-    identity = {k: v.clone() for k, v in whole.identity.state_dict().items()}
+    identity = {k: v.clone() for k, v in whole.model.identity_encoder.state_dict().items()}
     (second, third, fourth), _ = updates(whole, monkeypatch)
     assert second == parameters_of(whole, ENCODERS | CLASSIFIERS)
     assert third == parameters_of(whole, {"discriminator"})
     assert fourth == parameters_of(whole, ENCODERS | {"decoder"})
-    assert differing(whole.identity.state_dict(), identity) == []
+    assert differing(whole.model.identity_encoder.state_dict(), identity) == []
 
 
 def test_jointly_everything_but_d_moves_once(monkeypatch):
     whole = built(COMPACT)
     (third, rest), _ = updates(whole, monkeypatch)
     assert third == parameters_of(whole, {"discriminator"})
-    assert rest == parameters_of(whole, ENCODERS | CLASSIFIERS | {"decoder"})
+    assert rest == parameters_of(whole, ENCODERS | OURS | {"decoder"})
 
 
 def test_jointly_the_classifiers_feel_their_own_losses_only():
@@ -90,9 +95,9 @@ def test_generation_leaves_the_discriminator_as_it_was_norms_included():
     whole = built(PAPER)
     batch = batch_of()
     before = {k: v.clone() for k, v in whole.parts["discriminator"].state_dict().items()}
-    told = {}
+    terms = {}
     identity = whole.identity(batch.images).detach()
-    whole.generation(batch, identity, whole.encode(batch.images), told).backward()
+    whole.generation(batch, identity, whole.encode(batch.images), terms).backward()
     assert differing(whole.parts["discriminator"].state_dict(), before) == []
     assert all(p.grad is None for p in whole.parts["discriminator"].parameters())
     assert all(p.requires_grad for p in whole.parts["discriminator"].parameters())
@@ -120,15 +125,17 @@ def test_without_a_pose_branch_faces_are_identity_and_expression(monkeypatch):
     assert losses["pose"].item() == losses["confusion"].item() == 0
 
 
-def test_the_objective_is_the_sum_that_equations_11_and_12_say(monkeypatch):
-    whole = built(COMPACT)
-    _, told = updates(whole, monkeypatch)
+@pytest.mark.parametrize("tiny", [PAPER, COMPACT], ids=["paper", "compact"])
+def test_the_objective_is_the_sum_that_equations_11_and_12_say(tiny, monkeypatch):
+    whole = built(tiny)
+    _, terms = updates(whole, monkeypatch)
     lambdas, betas = whole.objective.lambdas, whole.objective.betas
-    terms = ("fake_neutral", "fake_expression", "id", "recon")
-    wanted = sum(w * told[name] for w, name in zip(lambdas, terms, strict=True))
-    wanted = wanted + told["expression"] + told["pose"]
-    wanted = wanted + betas[0] * told["cos"] + betas[1] * told["confusion"]
-    torch.testing.assert_close(told["loss"], wanted)
+    names = ("fake_neutral", "fake_expression", "id", "recon")
+    expected = sum(w * terms[name] for w, name in zip(lambdas, names, strict=True))
+    expected = expected + terms["expression"] + terms["pose"]
+    expected = expected + betas[0] * terms["cos"] + betas[1] * terms["confusion"]
+    torch.testing.assert_close(terms["loss"], expected)
+    assert (terms["confusion"] == 0) == (tiny is COMPACT)
 
 
 def test_the_decoder_and_d_start_as_the_paper_says():
@@ -163,7 +170,7 @@ def test_the_parts_of_the_paper_can_be_left_out_and_no_others():
     assert objective.lambdas == (0.001, 0.001, 1.0, 0.0)
     assert objective.expression_rank is None
     assert recipe("paper", ("pose",)).objective.pose_backbone is None
-    with pytest.raises(ValueError, match="nothing named 'poses'"):
+    with pytest.raises(ValueError, match="unknown term 'poses'"):
         recipe("paper", ("poses",))
     with pytest.raises(ValueError, match="is a baseline"):
         recipe("paper-baseline", ("cos",))
@@ -173,11 +180,13 @@ def test_the_parts_of_the_paper_can_be_left_out_and_no_others():
 
 def test_the_paper_recipe_is_that_of_section_4_2():
     chosen = RECIPES["paper"]
-    assert (chosen.main.epochs, chosen.main.batch_size, chosen.main.rate) == (30, 32, 1e-4)
-    assert (chosen.main.schedule, chosen.main.weight_decay) == ("tenth", 0.0)
+    assert (chosen.main.epochs, chosen.main.batch_size, chosen.main.lr) == (30, 32, 1e-4)
+    assert (chosen.main.schedule, chosen.main.weight_decay) == ("step", 0.0)
     assert chosen.objective.lambdas == (0.001, 0.001, 1.0, 10.0)
     assert chosen.objective.betas == (0.5, 1.0)
     assert (chosen.backbone, chosen.objective.pose_backbone) == ("resnet18", "resnet18")
     assert not chosen.objective.joint
     assert RECIPES["paper-baseline"].main == chosen.main
-    assert RECIPES["compact-baseline"].main == RECIPES["compact"].main
+    for name in ("compact", "wide"):
+        assert RECIPES[f"{name}-baseline"].main == RECIPES[name].main
+        assert RECIPES[f"{name}-baseline"].start == RECIPES[name].start

@@ -17,9 +17,14 @@ from facezoo.models.ipd_fer.losses import (
     identity_consistency_loss,
     margin_loss,
     orthogonality_loss,
+    pair_loss,
     pose_loss,
+    pose_regression_loss,
     reconstruction_loss,
+    same_identity_loss,
     similarity_matching_loss,
+    similarity_ranking_loss,
+    swap_loss,
     teacher_loss,
 )
 
@@ -235,3 +240,99 @@ def test_every_loss_is_float32_and_reaches_its_input_under_autocast(loss):
     value.backward()
     assert value.dtype == torch.float32
     assert features.grad.abs().sum() > 0
+
+
+def cosines_with_others(rows, past):
+    """The cosines of each row with every other row and every past one."""
+    rows, past = rows.tolist(), past.tolist()
+    return [
+        [cosine(a, b) for j, b in enumerate(rows) if j != i] + [cosine(a, b) for b in past]
+        for i, a in enumerate(rows)
+    ]
+
+
+def test_similarity_matching_compares_a_batch_with_itself_and_with_the_past():
+    features, teacher = torch.randn(4, 6), torch.randn(4, 3)
+    past = torch.randn(5, 6), torch.randn(5, 3)
+    pairs = zip(
+        cosines_with_others(features, past[0]), cosines_with_others(teacher, past[1]), strict=True
+    )
+    expected = mean(
+        (a - b) ** 2 for ours, theirs in pairs for a, b in zip(ours, theirs, strict=True)
+    )
+    torch.testing.assert_close(similarity_matching_loss(features, teacher, past), expected)
+
+
+def test_similarity_ranking_is_the_divergence_of_nearest_faces():
+    features, teacher = torch.randn(4, 6), torch.randn(4, 3)
+    past = torch.randn(5, 6), torch.randn(5, 3)
+    each = []
+    for ours, theirs in zip(
+        cosines_with_others(features, past[0]), cosines_with_others(teacher, past[1]), strict=True
+    ):
+        p, q = (softmax([value / 0.2 for value in row]) for row in (theirs, ours))
+        each.append(sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)))
+    found = similarity_ranking_loss(features, teacher, past, temperature=0.2)
+    torch.testing.assert_close(found, mean(each))
+    torch.testing.assert_close(
+        similarity_ranking_loss(teacher, teacher), torch.tensor(0.0), atol=1e-6, rtol=0
+    )
+
+
+def test_same_identity_loss_is_one_minus_the_mean_cosine():
+    first, second = torch.randn(2, 5, 4)
+    expected = mean(1 - cosine(a, b) for a, b in zip(first.tolist(), second.tolist(), strict=True))
+    torch.testing.assert_close(same_identity_loss(first, second), expected)
+
+
+def test_the_prior_is_added_to_the_logits():
+    logits, votes, prior = torch.randn(5, 8), torch.rand(5, 8).softmax(1), torch.randn(8)
+    expected = mean(cross_entropies(logits + prior, votes))
+    torch.testing.assert_close(expression_loss(logits, votes, prior=prior), expected)
+
+
+def test_pose_regression_is_the_mean_error_over_the_rows_of_known_pose():
+    predicted, poses = torch.randn(4, 4), torch.randn(4, 4)
+    poses[2, 1] = float("nan")
+    rows = [0, 1, 3]
+    expected = mean(l1(predicted[r].tolist(), poses[r].tolist()) for r in rows)
+    torch.testing.assert_close(pose_regression_loss(predicted, poses), expected)
+    unknown = pose_regression_loss(predicted.requires_grad_(), torch.full((4, 4), float("nan")))
+    unknown.backward()
+    assert unknown == 0
+    assert torch.equal(predicted.grad, torch.zeros(4, 4))
+
+
+def test_pair_loss_is_the_distance_in_pixels_and_in_unit_feature_maps():
+    images, targets = torch.rand(2, 2, 3, 4, 4)
+    maps = [torch.randn(2, 2, 5, 2, 2), torch.randn(2, 2, 3, 1, 1)]
+    pixels = mean(l1(a, b) for a, b in zip(flat(images), flat(targets), strict=True))
+    layers = []
+    for ours, theirs in maps:
+        squares = []
+        for a, b in zip(ours, theirs, strict=True):
+            for y in range(a.shape[1]):
+                for x in range(a.shape[2]):
+                    u, v = a[:, y, x] / a[:, y, x].norm(), b[:, y, x] / b[:, y, x].norm()
+                    squares.append(float((u - v).square().sum()))
+        layers.append(sum(squares) / len(squares))
+    expected = pixels + sum(layers) / 2
+    layers_of = [m[0] for m in maps], [m[1] for m in maps]
+    torch.testing.assert_close(pair_loss(images, targets, layers_of), expected)
+    assert pair_loss(images, images, (layers_of[0], layers_of[0])) == 0
+
+
+def test_swap_loss_asks_for_one_identity_and_the_other_expression():
+    features, sources = torch.randn(2, 3, 6), torch.randn(2, 3, 6)
+    logits = torch.randn(2, 3, 8)
+    cosines = [
+        mean(1 - cosine(a, b) for a, b in zip(f.tolist(), s.tolist(), strict=True))
+        for f, s in zip(features, sources, strict=True)
+    ]
+    divergences = []
+    for ours, theirs in zip(*logits.tolist(), strict=True):
+        p, q = softmax(theirs), softmax(ours)
+        divergences.append(sum(a * math.log(a / b) for a, b in zip(p, q, strict=True)))
+    expected = cosines[0] + cosines[1] + mean(divergences)
+    torch.testing.assert_close(swap_loss(tuple(features), tuple(sources), tuple(logits)), expected)
+    assert swap_loss(tuple(features), tuple(features), (logits[0], logits[0])) < 1e-5

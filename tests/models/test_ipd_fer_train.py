@@ -18,17 +18,11 @@ from facezoo.errors import UnsupportedError
 from facezoo.evaluate.benchmark.encoders import training_data
 from facezoo.evaluate.benchmark.report import contamination_of
 from facezoo.models.ipd_fer import IPDFER
-from facezoo.models.ipd_fer.train import (
-    algorithm,
-    dataset,
-    pretraining,
-    rounds,
-    run,
-    sources,
-    train,
-)
-from facezoo.models.ipd_fer.train import command as training
+from facezoo.models.ipd_fer.train import algorithm, decoder, expression, identity, run, sources
+from facezoo.models.ipd_fer.train import train as training
 from facezoo.models.ipd_fer.train.sources import Sources, from_packs, split_rows
+from facezoo.models.ipd_fer.train.train import train
+from facezoo.training.loop import fit
 
 
 @pytest.fixture(scope="module")
@@ -41,11 +35,14 @@ def data(folder):
     return from_packs(folder)
 
 
+STAGES = (identity, expression, algorithm, decoder)
+
+
 @pytest.fixture
 def saving_often(monkeypatch):
-    """A saved state every second batch."""
-    for module in (algorithm, pretraining):
-        monkeypatch.setattr(module, "fit", partial(rounds.fit, save_every=2))
+    """Save the state after every batch."""
+    for module in STAGES:
+        monkeypatch.setattr(module, "fit", partial(fit, save_every=0))
 
 
 @pytest.fixture(scope="module")
@@ -60,17 +57,17 @@ def whole(data, tmp_path_factory):
 
 
 def interrupt_after(monkeypatch, steps):
-    """Ctrl-C once ``steps`` batches have been augmented, over all rounds."""
-    pick, calls = dataset.pick, []
+    """Press Ctrl-C after a number of updates, over all stages."""
+    calls = []
 
-    def counted(*arguments):
+    def counted(real, *arguments, **options):
         calls.append(1)
         if len(calls) > steps:
             raise KeyboardInterrupt
-        return pick(*arguments)
+        return real(*arguments, **options)
 
-    for module in (algorithm, pretraining):
-        monkeypatch.setattr(module, "pick", counted)
+    for module in STAGES:
+        monkeypatch.setattr(module, "descend", partial(counted, module.descend))
 
 
 @pytest.mark.parametrize("name", ["paper", "compact", "baseline"])
@@ -78,13 +75,17 @@ def test_training_gives_a_model_and_a_log_of_every_round(whole, name):
     _, state, out = whole[name]
     assert all(torch.isfinite(value).all() for value in state.values())
     assert all(value.device == CPU for value in state.values())
-    metrics = dict.fromkeys(("start/identity", "start/polish"), "verification")
-    later = ("start/expression", "start/settle", "main")
-    for stage, metric in (metrics | dict.fromkeys(later, "ferplus_accuracy")).items():
+    stages = {"start/identity": "verification", "main": "ferplus_score"}
+    stages |= dict.fromkeys(("start/expression-1", "start/settle-1"), "ferplus_score")
+    if name == "compact":
+        stages |= dict.fromkeys(("start/expression-2", "start/settle-2"), "ferplus_score")
+        stages |= dict.fromkeys(("decoder/14px", "decoder/28px"), "score")
+    for stage, metric in stages.items():
         with (out / stage / "log.csv").open(newline="") as file:
             log = list(csv.DictReader(file))
         assert [row["epoch"] for row in log] == ["1", "2"]
         assert all(0 <= float(row[metric]) <= 1 for row in log)
+    assert (out / "start" / "soft-labels.pt").is_file() == (name == "compact")
 
 
 def test_the_identity_encoder_stays_as_the_first_rounds_left_it(whole):
@@ -96,14 +97,8 @@ def test_the_identity_encoder_stays_as_the_first_rounds_left_it(whole):
 
 @pytest.mark.parametrize(
     ("name", "after"),
-    [("baseline", 3), ("baseline", 9), ("baseline", 10), ("compact", 20), ("paper", 21)],
-    ids=[
-        "in identity",
-        "in its second round",
-        "before expression",
-        "in the last",
-        "in Algorithm 1",
-    ],
+    [("baseline", 3), ("baseline", 4), ("baseline", 13), ("paper", 18), ("compact", 25)],
+    ids=["in identity", "before expression", "in the last", "in Algorithm 1", "in the last stages"],
 )
 def test_an_interrupted_run_ends_at_the_same_weights(
     data, whole, tmp_path, monkeypatch, saving_often, name, after
@@ -180,7 +175,7 @@ def test_an_official_set_trains_from_the_identity_encoder_of_a_checkpoint(
     whole, tmp_path, monkeypatch, tiny_recipes
 ):
     small_set(tmp_path, monkeypatch)
-    monkeypatch.setattr(sources, "_HELD_OUT", 0.3)
+    monkeypatch.setattr(sources, "_VAL_SHARE", 0.3)
     model = IPDFER(BACKBONE, 16, 8, BACKBONE, 14, 8)
     model.save_pretrained(tmp_path / "begun")
     begun = json.loads((tmp_path / "begun" / "config.json").read_text())
@@ -245,7 +240,7 @@ def test_another_official_set_is_no_continuation(tmp_path, monkeypatch):
     data = small_set(tmp_path, monkeypatch)
     IPDFER(BACKBONE, 16, 8, BACKBONE, 14, 8).save_pretrained(tmp_path / "begun")
     monkeypatch.setattr(training, "recipe", lambda *_: replace(PAPER, lfw_trust=0.0))
-    monkeypatch.setattr(sources, "_HELD_OUT", 0.3)
+    monkeypatch.setattr(sources, "_VAL_SHARE", 0.3)
     interrupt_after(monkeypatch, 0)
     again = partial(
         run,
@@ -273,7 +268,7 @@ def test_another_official_set_is_no_continuation(tmp_path, monkeypatch):
 
 
 def test_a_fold_of_the_packs_is_refused(folder, tmp_path, tiny_recipes):
-    with pytest.raises(ValueError, match="the packs have no folds, and fold 3 was given"):
+    with pytest.raises(ValueError, match="the packs have no folds, got fold 3"):
         run(folder, tmp_path, seeds=[0], device=CPU, name="compact", fold=3)
 
 
@@ -299,7 +294,7 @@ def test_rows_that_validate_are_apart_from_those_that_train_and_from_the_test(
     tmp_path, monkeypatch
 ):
     data = small_set(tmp_path, monkeypatch)
-    monkeypatch.setattr(sources, "_HELD_OUT", 0.3)
+    monkeypatch.setattr(sources, "_VAL_SHARE", 0.3)
     train_rows, val_rows = split_rows(data, None)
     assert sorted([*train_rows.tolist(), *val_rows.tolist()]) == list(range(16))
     assert 0 < len(val_rows) < 10
@@ -319,4 +314,4 @@ def test_folds_leave_one_for_testing_and_one_for_validation(tmp_path, monkeypatc
 
 def test_sources_say_what_they_are(data):
     assert isinstance(data, Sources)
-    assert data.said[0].startswith("FER+ train")
+    assert data.descriptions[0].startswith("FER+ train")

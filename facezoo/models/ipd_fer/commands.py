@@ -39,6 +39,11 @@ TRAIN = TrainCommand(
             help="test fold of a data set with folds, such as ck+",
         ),
         click.Option(
+            ["--stage"],
+            type=click.Choice(["identity"]),
+            help="train this part only, without a checkpoint (default: all parts)",
+        ),
+        click.Option(
             ["--start"], metavar="CHECKPOINT", help="use the identity encoder of this checkpoint"
         ),
     ),

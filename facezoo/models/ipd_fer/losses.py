@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def expression_loss(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+def expression_loss(
+    logits: Tensor, targets: Tensor, weights: Tensor | None = None, prior: Tensor | None = None
+) -> Tensor:
     """Cross-entropy with distributions for targets: L_exp, eq. (5).
 
     The same serves eq. (8), where D(x) of real crops stands for the logits, and eq. (10), where
@@ -26,11 +28,15 @@ def expression_loss(logits: Tensor, targets: Tensor, weights: Tensor | None = No
         logits: C_exp(E_exp(x)), (B, K).
         targets: probabilities, rows sum to one, (B, K).
         weights: trust in each row, (B,); None for equal trust.
+        prior: added to the logits, so that the classifier learns what the frequency of the classes
+            does not explain, (K,); None for the paper's loss. Source of this logit adjustment:
+            Menon et al., "Long-tail learning via logit adjustment", ICLR 2021, eq. (10).
 
     Returns:
         Scalar: the weighted mean over the batch.
     """
-    losses = -(targets * F.log_softmax(logits.float(), -1)).sum(-1)
+    adjusted = logits.float() if prior is None else logits.float() + prior
+    losses = -(targets * F.log_softmax(adjusted, -1)).sum(-1)
     if weights is None:
         return losses.mean()
     return (losses * weights).sum() / weights.sum().clamp(min=1e-6)
@@ -176,6 +182,66 @@ def generator_loss(
     return generative + classification + betas[0] * orthogonality + betas[1] * confusion
 
 
+def pose_regression_loss(predicted: Tensor, poses: Tensor) -> Tensor:
+    """Mean absolute error of yaw, pitch, roll and size (not in the paper).
+
+    Args:
+        predicted: (B, 4).
+        poses: of ``crop_pose``; NaN where unknown, (B, 4).
+
+    Returns:
+        Scalar: mean over the rows of known pose, 0 if there is none.
+    """
+    known = torch.isfinite(poses).all(1)
+    errors = (predicted.float() - poses.nan_to_num()).abs().mean(1)
+    return (errors * known).sum() / known.sum().clamp(min=1)
+
+
+def pair_loss(images: Tensor, targets: Tensor, layers: tuple[list[Tensor], list[Tensor]]) -> Tensor:
+    """Distance of images in pixels and in a network's feature maps (not in the paper).
+
+    Source: Johnson et al., "Perceptual Losses for Real-Time Style Transfer and Super-Resolution",
+    ECCV 2016, on features of unit length as in LPIPS (Zhang et al., CVPR 2018).
+
+    Args:
+        images: generated, (B, 3, H, W).
+        targets: real, (B, 3, H, W).
+        layers: feature maps of both, each (B, C, h, w).
+
+    Returns:
+        Scalar: the mean absolute difference of pixels, plus the mean over layers of the squared
+        difference of features.
+    """
+    pixels = (images.float() - targets).abs().mean()
+    distances = [
+        (F.normalize(a.float(), dim=1) - F.normalize(b.float(), dim=1)).square().sum(1).mean()
+        for a, b in zip(*layers, strict=True)
+    ]
+    return pixels + torch.stack(distances).mean()
+
+
+def swap_loss(
+    features: tuple[Tensor, Tensor], sources: tuple[Tensor, Tensor], logits: tuple[Tensor, Tensor]
+) -> Tensor:
+    """Distance of a swap from the identity of one face and the expression of another (ours).
+
+    Args:
+        features: E_id and E_exp of G_dec(f_id(A) + f_pose(A) + f_exp(B)), each (B, D).
+        sources: f_id(A) and f_exp(B), each (B, D).
+        logits: C_exp of the swap and of B, (B, K).
+
+    Returns:
+        Scalar: one minus the cosines, and the divergence of the expressions.
+    """
+    identity, expression = (
+        (1 - F.cosine_similarity(a.float(), b.float(), dim=-1)).mean()
+        for a, b in zip(features, sources, strict=True)
+    )
+    swapped, source = (F.log_softmax(x.float(), -1) for x in logits)
+    divergence = F.kl_div(swapped, source, log_target=True, reduction="batchmean")
+    return identity + expression + divergence
+
+
 def teacher_loss(predicted: Tensor, teacher: Tensor) -> Tensor:
     """One minus the mean cosine between predicted and teacher embeddings (not in the paper).
 
@@ -189,8 +255,10 @@ def teacher_loss(predicted: Tensor, teacher: Tensor) -> Tensor:
     return (1 - F.cosine_similarity(predicted.float(), teacher, dim=-1)).mean()
 
 
-def similarity_matching_loss(features: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference of the pairwise cosines of a batch (not in the paper).
+def similarity_matching_loss(
+    features: Tensor, teacher: Tensor, past: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    """Mean squared difference of cosines between a batch and others (not in the paper).
 
     What is compared downstream is cosines of the feature itself, not of a projection of it.
     Source: Tung & Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019, with cosines for
@@ -198,15 +266,68 @@ def similarity_matching_loss(features: Tensor, teacher: Tensor) -> Tensor:
 
     Args:
         features: f_id, (B, D).
-        teacher: centred embeddings of a face recogniser, (B, D').
+        teacher: centered embeddings of a face recognizer, (B, D').
+        past: both of earlier batches, (Q, D) and (Q, D'); None compares within the batch alone.
 
     Returns:
         Scalar; 0 when the two geometries agree. Pairs of a face with itself do not count.
     """
-    ours, theirs = F.normalize(features.float(), dim=-1), F.normalize(teacher, dim=-1)
-    difference = (ours @ ours.T - theirs @ theirs.T).square()
+    ours, theirs = _cosines(features, teacher, past)
+    return (ours - theirs).square().mean()
+
+
+def similarity_ranking_loss(
+    features: Tensor,
+    teacher: Tensor,
+    past: tuple[Tensor, Tensor] | None = None,
+    temperature: float = 0.05,
+) -> Tensor:
+    """Divergence of the features' nearest faces from the teacher's (not in the paper).
+
+    Source: Fang et al., "SEED: Self-supervised Distillation for Visual Representation", ICLR 2021,
+    eq. (4), less the entropy of the teacher, which has no gradient.
+
+    Args:
+        features: f_id, (B, D).
+        teacher: centered embeddings of a face recognizer, (B, D').
+        past: both of earlier batches, (Q, D) and (Q, D'); None compares within the batch alone.
+        temperature: divides the cosines of both; smaller looks at the nearest faces only.
+
+    Returns:
+        Scalar, at least 0.
+    """
+    ours, theirs = (cosines / temperature for cosines in _cosines(features, teacher, past))
+    difference = F.log_softmax(theirs, -1) - F.log_softmax(ours, -1)
+    return (F.softmax(theirs, -1) * difference).sum(-1).mean()
+
+
+def _cosines(
+    features: Tensor, teacher: Tensor, past: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor]:
+    """Cosines of each row with every other row and with the past ones, (B, B - 1 + Q), of both."""
     count = len(features)
-    return (difference.sum() - difference.diagonal().sum()) / (count * (count - 1))
+    others = ~torch.eye(count, dtype=torch.bool, device=features.device)
+    result = []
+    for index, rows in enumerate((features.float(), teacher)):
+        rows = F.normalize(rows, dim=-1)
+        cosines = (rows @ rows.T)[others].view(count, count - 1)
+        if past is not None:
+            cosines = torch.cat([cosines, rows @ F.normalize(past[index], dim=-1).T], 1)
+        result.append(cosines)
+    return result[0], result[1]
+
+
+def same_identity_loss(first: Tensor, second: Tensor) -> Tensor:
+    """One minus the mean cosine of two images of each identity (not in the paper).
+
+    Args:
+        first: f_id of one image, (P, D).
+        second: f_id of another image of the same identity, (P, D).
+
+    Returns:
+        Scalar in [0, 2]; 0 when the two agree, whatever the expressions.
+    """
+    return (1 - F.cosine_similarity(first.float(), second.float(), dim=-1)).mean()
 
 
 def margin_loss(

@@ -11,7 +11,8 @@ from typing_extensions import Unpack
 
 from facezoo.models.base import check_shape
 from facezoo.models.decoding import DecodingModel, check_pairs
-from facezoo.models.ipd_fer.networks import Decoder, Encoder
+from facezoo.models.identity_removal import IdentityRemoval
+from facezoo.models.ipd_fer.networks import Decoder, Encoder, PoseEncoder
 from facezoo.preprocess.images import Images
 from facezoo.preprocess.pipeline import ImageKeywords, ImageOptions
 from facezoo.results import EXPRESSIONS
@@ -39,6 +40,9 @@ class IPDFER(DecodingModel):
         decoder_width: channels of the decoder's first map.
         expression_rank: dimensions that f_exp may use (ours): fewer leave less room for identity;
             None for all D.
+        pose_bottleneck: let f_pose hold yaw, pitch, roll and size only (ours), see
+            ``PoseEncoder``; there is no C_p then.
+        removed_directions: directions of f_id that show expression and are removed (ours).
     """
 
     model_name: ClassVar[str | None] = "ipd-fer"
@@ -57,6 +61,8 @@ class IPDFER(DecodingModel):
         decoder_size: int | None = 112,
         decoder_width: int = 256,
         expression_rank: int | None = None,
+        pose_bottleneck: bool = False,
+        removed_directions: int = 0,
     ) -> None:
         super().__init__()
         num_classes = index(num_classes)  # a plain int, not one of numpy's, which no card can hold
@@ -68,18 +74,29 @@ class IPDFER(DecodingModel):
             "decoder_size": decoder_size,
             "decoder_width": decoder_width,
             "expression_rank": expression_rank,
+            "pose_bottleneck": pose_bottleneck,
+            "removed_directions": removed_directions,
         }
         self.num_features = feature_dim
         self.identity_encoder = Encoder(backbone, feature_dim)
         self.expression_encoder = Encoder(backbone, feature_dim, rank=expression_rank)
         self.expression_classifier = nn.Linear(feature_dim, num_classes)
-        self.pose_encoder = self.pose_classifier = self.decoder = None
-        if pose_backbone is not None:
+        self.pose_encoder: Encoder | PoseEncoder | None = None
+        self.pose_classifier = self.decoder = self.expression_removal = None
+        if removed_directions:
+            self.expression_removal = IdentityRemoval(feature_dim, removed_directions)
+        if pose_backbone is not None and pose_bottleneck:
+            self.pose_encoder = PoseEncoder(pose_backbone, feature_dim)
+        elif pose_backbone is not None:
             self.pose_encoder = Encoder(pose_backbone, feature_dim)
             self.pose_classifier = nn.Linear(feature_dim, POSES)
         if decoder_size is not None:
             self.decoder = Decoder(feature_dim, decoder_size, decoder_width)
-        self.absent = _absent(pose=pose_backbone is not None, decoder=decoder_size is not None)
+        self.absent = _absent(
+            pose=pose_backbone is not None,
+            angles=isinstance(self.pose_encoder, PoseEncoder),
+            decoder=decoder_size is not None,
+        )
         self.labels = _default_labels(num_classes)
 
     def embed_expression(self, images: Tensor) -> Tensor:
@@ -112,7 +129,7 @@ class IPDFER(DecodingModel):
         """
         check_shape(images, self.input_shape)
         features: Tensor = self.identity_encoder(images)
-        return features
+        return features if self.expression_removal is None else self.expression_removal(features)
 
     def embed_pose(self, images: Tensor) -> Tensor:
         """Pose features f_pose (Sec. 3.1), keeping gradients.
@@ -132,6 +149,19 @@ class IPDFER(DecodingModel):
             self.reject("encode_pose")
         features: Tensor = self.pose_encoder(images)
         return features
+
+    def estimate_pose(self, images: Tensor) -> Tensor:
+        """Estimate yaw, pitch, roll (radians) and log size of the heads in crops, (B, 4).
+
+        The angles are those of ``facezoo.preprocess.head_pose.crop_pose``; gradients are kept.
+
+        Raises:
+            UnsupportedError: if this model has no pose bottleneck.
+        """
+        check_shape(images, self.input_shape)
+        if not isinstance(self.pose_encoder, PoseEncoder):
+            self.reject("predict_pose")
+        return self.pose_encoder.pose(images)
 
     def classify_pose(self, features: Tensor) -> Tensor:
         """Logits of C_p (Sec. 3.2) over the classes of Table 1, of features (B, D), (B, 5).
@@ -241,14 +271,15 @@ class IPDFER(DecodingModel):
         """
         if stage not in self.timm_stages:
             super().as_timm(stage)  # raises
-        encoders = {"identity": self.identity_encoder, "pose": self.pose_encoder}
-        encoder = encoders.get(stage, self.expression_encoder)
-        if encoder is None:
-            self.reject("encode_pose")
-        names = {"pose": self.architecture["pose_backbone"]}
-        name = names.get(stage, self.architecture["backbone"])
+        if stage == "pose":
+            if self.pose_encoder is None:
+                self.reject("encode_pose")
+            return self.pose_encoder.as_timm(self.architecture["pose_backbone"])
+        name = self.architecture["backbone"]
+        if stage == "identity":
+            return self.identity_encoder.as_timm(name, self.expression_removal)
         last = self.expression_classifier if stage == "probabilities" else None
-        return encoder.as_timm(name, last)
+        return self.expression_encoder.as_timm(name, last)
 
     def get_classifier(self) -> nn.Module:
         """timm's word for C_exp."""
@@ -287,11 +318,13 @@ class IPDFER(DecodingModel):
         self.labels = names or _numbered(num_classes)
 
 
-def _absent(*, pose: bool, decoder: bool) -> dict[str, str]:
+def _absent(*, pose: bool, angles: bool, decoder: bool) -> dict[str, str]:
     """What a configuration cannot do, and why."""
     reasons = {}
     if not pose:
         reasons["encode_pose"] = "it was built without a pose branch (pose_backbone=None)"
+    if not angles:
+        reasons["predict_pose"] = "it has no pose bottleneck (pose_bottleneck=False)"
     if not decoder:
         reason = "it was built without a decoder (decoder_size=None)"
         names = ("reconstruct", "neutralize", "frontalize", "transfer_expression")

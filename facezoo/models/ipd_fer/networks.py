@@ -52,12 +52,12 @@ class Encoder(nn.Module):
         return features
 
     @torch.no_grad()
-    def as_timm(self, name: str, last: nn.Linear | None = None) -> nn.Module:
+    def as_timm(self, name: str, last: nn.Module | None = None) -> nn.Module:
         """This encoder as a timm model whose classifier is all that stands behind the backbone.
 
         Args:
             name: of the backbone.
-            last: a further linear layer behind the features.
+            last: a further affine map behind the features.
 
         Returns:
             A model that gives the features in eval mode, or what ``last`` makes of them.
@@ -118,6 +118,48 @@ class Encoder(nn.Module):
             tensor.copy_(value)
 
 
+class PoseEncoder(nn.Module):
+    """E_pose that can hold a pose and nothing else (ours): four numbers, expanded linearly to D.
+
+    The numbers are yaw, pitch and roll in radians and the logarithm of the head's size, see
+    ``facezoo.preprocess.head_pose.crop_pose``. A frontal face of the template's size gives zeros.
+
+    Args:
+        backbone: name of a timm model.
+        feature_dim: D.
+        size: side of the crops, pixels, for backbones that are built for one size.
+    """
+
+    def __init__(
+        self, backbone: str = "resnet10t", feature_dim: int = 512, size: int = 112
+    ) -> None:
+        super().__init__()
+        self.backbone = _backbone(backbone, size)
+        width: int = self.backbone.head_hidden_size  # type: ignore[assignment]
+        self.angles = nn.Linear(width, 4)
+        self.expansion = nn.Linear(4, feature_dim, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Compute f_pose (B, D) of normalized crops (B, 3, H, W)."""
+        features: Tensor = self.expansion(self.pose(images))
+        return features
+
+    def pose(self, images: Tensor) -> Tensor:
+        """Estimate yaw, pitch, roll and log size of normalized crops, (B, 4)."""
+        pose: Tensor = self.angles(self.backbone(images))
+        return pose
+
+    @torch.no_grad()
+    def as_timm(self, name: str) -> nn.Module:
+        """Return this encoder as a timm model whose classifier gives the features."""
+        network = _backbone(name, 112, self.expansion.out_features)
+        network.load_state_dict(self.backbone.state_dict(), strict=False)
+        head = network.get_classifier()  # type: ignore[operator]
+        head.weight.copy_(self.expansion.weight @ self.angles.weight)
+        head.bias.copy_(self.expansion.weight @ self.angles.bias)
+        return network.eval()
+
+
 class Discriminator(nn.Module):
     """D of Sec. 3.3: tells the K expressions apart, on real crops and on generated ones.
 
@@ -169,6 +211,13 @@ class Decoder(nn.Module):
             *(_stage(*widths[i : i + 2], first=i == 0) for i in range(len(widths) - 1))
         )
         self.to_rgb = nn.Conv2d(widths[-1], 3, 3, padding=1)
+
+    def start_from(self, smaller: Decoder) -> None:
+        """Copy the stages of a decoder of half the size and the same width.
+
+        The new last stage and the step to colors keep their random weights.
+        """
+        self.stages[:-1].load_state_dict(smaller.stages.state_dict())
 
     def generate(self, features: Tensor) -> Tensor:
         """Crops in [-1, 1] at the size of the last stage, (B, 3, size, size), of (B, D)."""

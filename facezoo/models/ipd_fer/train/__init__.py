@@ -1,5 +1,5 @@
-"""Training of IPD-FER: recipes, rows, the rounds before the last, and Algorithm 1."""
+"""Training of IPD-FER: recipes, data, and the stages of training in order."""
 
-from facezoo.models.ipd_fer.train.command import run, train
+from facezoo.models.ipd_fer.train.train import run
 
-__all__ = ["run", "train"]
+__all__ = ["run"]

@@ -2,7 +2,7 @@
 
 Source: Jiang & Deng, Sec. 3.4. Per batch: (2) E_pose, C_p, E_exp and C_exp along L_c + β1 L_cos
 with everything else fixed; (3) D along L^r_exp on real crops; (4) E_pose, E_exp and G_dec along
-L'_G + β2 L_confusion with D and the classifiers fixed. E_id never moves.
+L'_G + β2 L_confusion with D and the classifiers fixed. E_id is fixed throughout.
 """
 
 from __future__ import annotations
@@ -19,16 +19,20 @@ from torch import Tensor, nn
 
 from facezoo.models.ipd_fer import losses
 from facezoo.models.ipd_fer.model import IPDFER
-from facezoo.models.ipd_fer.networks import Discriminator, Encoder
-from facezoo.models.ipd_fer.train.dataset import Rows, embed, gather, numbered, pick, targets
-from facezoo.models.ipd_fer.train.pretraining import expression_accuracy
-from facezoo.models.ipd_fer.train.recipes import Objective, Recipe, StageConfig
-from facezoo.models.ipd_fer.train.rounds import fit
+from facezoo.models.ipd_fer.networks import Discriminator, Encoder, PoseEncoder
+from facezoo.models.ipd_fer.train.data import Rows, embed, gather, sample_images_and_poses
+from facezoo.models.ipd_fer.train.expression import (
+    ExpressionTargets,
+    score_expression,
+    selection,
+)
+from facezoo.models.ipd_fer.train.recipes import Objective, Recipe, Stage
 from facezoo.results import EXPRESSIONS
-from facezoo.training.optim import autocast, decayed_and_not, descend
+from facezoo.training.loop import Position, fit
+from facezoo.training.optim import autocast, descend, layer_groups
 
 NEUTRAL = EXPRESSIONS.index("neutral")
-_SEEN = 4096  # training crops whose features give the principal axes of a narrower E_exp
+_AXES_CROPS = 4096  # training crops whose features give the principal axes of a narrower E_exp
 
 
 @dataclass(frozen=True)
@@ -36,15 +40,19 @@ class Batch:
     """One batch on the device."""
 
     images: Tensor
-    """Augmented, normalised crops, (B, 3, S, S)."""
+    """Augmented, normalized crops, (B, 3, S, S)."""
     targets: Tensor
-    """Probabilities of the expressions, (B, K)."""
+    """Probabilities of the expressions, zero where unknown, (B, K)."""
     trust: Tensor
     """Weight of each row's expression, (B,)."""
     is_neutral: Tensor
     """1[y_e = c] of eq. (1), bool, (B,)."""
+    pose_classes: Tensor
+    """Pose class of Table 1 or -1, (B,)."""
     poses: Tensor
-    """Pose class or -1, (B,)."""
+    """Yaw, pitch, roll and log size, NaN where unknown, (B, 4)."""
+    prior: Tensor | None = None
+    """Logit adjustment, see ``expression_loss``, (K,)."""
 
 
 class Disentangler:
@@ -52,9 +60,9 @@ class Disentangler:
 
     Args:
         recipe: with an objective.
-        identity: tensors of E_id, which stays as it is, also as N of eq. (2).
-        start: tensors of E_exp and C_exp to start from, named as in ``IPDFER``; without a
-            classifier's, that one starts at random.
+        identity: tensors of E_id and of the removal of expression, named as in ``IPDFER``.
+        start: tensors of E_exp and C_exp to start from, named as in ``IPDFER``; C_exp starts from
+            random weights if it is not among them.
         crops: training crops with a margin, for the axes of an E_exp of lower rank, (N, C, H, H).
         device: where to train.
     """
@@ -62,13 +70,15 @@ class Disentangler:
     def __init__(
         self,
         recipe: Recipe,
-        identity: dict[str, Tensor],
-        start: dict[str, Tensor],
+        identity: Mapping[str, Tensor],
+        start: Mapping[str, Tensor],
         crops: Tensor,
         device: torch.device,
     ) -> None:
         assert recipe.objective is not None
         self.objective: Objective = recipe.objective
+        self.device = device
+        removal = identity.get("expression_removal.write")
         model = IPDFER(
             recipe.backbone,
             recipe.feature_dim,
@@ -77,26 +87,28 @@ class Disentangler:
             self.objective.decoder_size,
             self.objective.decoder_width,
             self.objective.expression_rank,
+            self.objective.pose_bottleneck,
+            0 if removal is None else len(removal),
         )
         self.architecture = model.architecture
-        self.device = device
-        self._begin(model, start, recipe, crops)
-        self.identity = model.identity_encoder
-        self.identity.load_state_dict(identity)
-        _channels_last(self.identity, device).eval().requires_grad_(False)
+        model.load_state_dict(dict(identity), strict=False)
+        self._start_expression(model, start, recipe, crops)
+        self.model = _channels_last(model, device)
+        self.model.identity_encoder.eval().requires_grad_(False)
         assert model.decoder is not None
         self.decoder, self.pose_classifier = model.decoder, model.pose_classifier
-        self.parts = _parts(model, self.objective, recipe)
+        self.parts = _trained_parts(model, self.objective, recipe)
+        of_encoder = model.identity_encoder.state_dict()
         if "discriminator" in self.parts:
-            self.parts.get_submodule("discriminator.encoder").load_state_dict(identity)
-        if self.objective.pose_backbone == recipe.backbone:
-            self.parts["pose_encoder"].load_state_dict(identity)
+            self.parts.get_submodule("discriminator.encoder").load_state_dict(of_encoder)
+        if self.objective.pose_backbone == recipe.backbone and not self.objective.pose_bottleneck:
+            self.parts["pose_encoder"].load_state_dict(of_encoder)
         _channels_last(self.parts, device)
 
-    def _begin(
-        self, model: IPDFER, start: dict[str, Tensor], recipe: Recipe, crops: Tensor
+    def _start_expression(
+        self, model: IPDFER, start: Mapping[str, Tensor], recipe: Recipe, crops: Tensor
     ) -> None:
-        """Give E_exp and C_exp of the model the weights to start from."""
+        """Load the first weights of E_exp and C_exp."""
         classifier, encoder = (
             {k.removeprefix(f"{part}."): v for k, v in start.items() if k.startswith(part)}
             for part in ("expression_classifier", "expression_encoder")
@@ -109,11 +121,18 @@ class Disentangler:
         whole = Encoder(recipe.backbone, recipe.feature_dim)
         whole.load_state_dict(encoder)
         _channels_last(whole, self.device).eval()
-        pooled = embed(whole.backbone, crops[:_SEEN], self.device)
+        pooled = embed(whole.backbone, crops[:_AXES_CROPS], self.device)
         model.expression_encoder.start_from(whole.cpu(), pooled)
 
-    def optimizers(self, config: StageConfig) -> dict[str, torch.optim.Optimizer]:
-        """One for each update of Algorithm 1, by line; jointly, one does lines 2 and 4."""
+    def identity(self, images: Tensor) -> Tensor:
+        """Compute f_id, which is N(x) of eq. (2) too, float32, (B, D)."""
+        with autocast(self.device):
+            features = self.model.identity_encoder(images).float()
+        removal = self.model.expression_removal
+        return features if removal is None else removal(features)
+
+    def optimizers(self, stage: Stage) -> dict[str, torch.optim.Optimizer]:
+        """Return one optimizer per line of Algorithm 1; jointly, one does lines 2 and 4."""
         encoders = ["pose_encoder", "expression_encoder"]
         classify = [*encoders, "pose_classifier", "expression_classifier"]
         lines = {"2": classify, "3": ["discriminator"], "4": [*encoders, "decoder"]}
@@ -121,116 +140,121 @@ class Disentangler:
             lines = {"2": [*classify, "decoder"], "3": ["discriminator"]}
         if not self.objective.discriminator:
             del lines["3"]
-        return {line: self._adam(names, config) for line, names in lines.items()}
+        return {line: self._adam(names, stage) for line, names in lines.items()}
 
-    def _adam(self, names: Sequence[str], config: StageConfig) -> torch.optim.Optimizer:
+    def _adam(self, names: Sequence[str], stage: Stage) -> torch.optim.Optimizer:
         groups = []
         for name in (name for name in names if name in self.parts):
-            for group in decayed_and_not(self.parts[name]):
-                scale = self.objective.decoder_rate if name == "decoder" else 1.0
-                groups.append({"weight_decay": config.weight_decay, **group, "rate_scale": scale})
-        return torch.optim.AdamW(groups, config.rate)
+            scale = self.objective.decoder_lr if name == "decoder" else 1.0
+            groups += [{**group, "lr_scale": scale} for group in layer_groups(self.parts[name])]
+        return torch.optim.AdamW(groups, stage.lr, weight_decay=stage.weight_decay)
 
     def update(
         self, batch: Batch, optimizers: Mapping[str, torch.optim.Optimizer]
     ) -> Mapping[str, Tensor]:
-        """Lines 2 to 4 of Algorithm 1 on a batch; the losses by name."""
-        told: dict[str, Tensor] = {}
-        with torch.no_grad(), autocast(self.device):
-            identity = self.identity(batch.images).float()
+        """Run lines 2 to 4 of Algorithm 1 on a batch; return the losses by name."""
+        terms: dict[str, Tensor] = {}
+        with torch.no_grad():
+            identity = self.identity(batch.images)
         features = self.encode(batch.images)
-        classification = self.classification(batch, identity, features, told)
+        classification = self.classification(batch, identity, features, terms)
         if not self.objective.joint:
             descend(optimizers["2"], classification)
         if self.objective.discriminator:
-            descend(optimizers["3"], self.discrimination(batch, told))
+            descend(optimizers["3"], self.discrimination(batch, terms))
         if not self.objective.joint:
             features = self.encode(batch.images)
-        generation = self.generation(batch, identity, features, told)
+        generation = self.generation(batch, identity, features, terms)
         if self.objective.joint:
             descend(optimizers["2"], classification + generation)
         else:
             descend(optimizers["4"], generation)
-        told["loss"] = classification + generation
-        return {name: value.detach() for name, value in told.items()}
+        terms["loss"] = classification + generation
+        return {name: value.detach() for name, value in terms.items()}
 
-    def encode(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """f_exp and f_pose of crops (B, 3, S, S), float32, (B, D)."""
+    def encode(self, images: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Compute f_exp, f_pose and the four numbers of a pose bottleneck, float32, (B, ...)."""
         with autocast(self.device):
-            expression = self.parts["expression_encoder"](images)
+            expression = self.parts["expression_encoder"](images).float()
             if "pose_encoder" not in self.parts:
-                return expression.float(), None
-            return expression.float(), self.parts["pose_encoder"](images).float()
+                return expression, None, None
+            encoder = self.parts["pose_encoder"]
+            if isinstance(encoder, PoseEncoder):
+                pose = encoder.pose(images)
+                return expression, encoder.expansion(pose).float(), pose.float()
+            return expression, encoder(images).float(), None
 
     def classification(
         self,
         batch: Batch,
         identity: Tensor,
-        features: tuple[Tensor, Tensor | None],
-        told: dict[str, Tensor],
+        features: tuple[Tensor, Tensor | None, Tensor | None],
+        terms: dict[str, Tensor],
     ) -> Tensor:
-        """L_c + β1 L_cos, line 2."""
-        expression, pose = features
+        """Compute L_c + β1 L_cos, line 2."""
+        expression, pose, angles = features
         logits = self.parts["expression_classifier"](expression)
-        told["expression"] = losses.expression_loss(logits, batch.targets, batch.trust)
-        told["pose"] = expression.new_zeros(())
-        if pose is not None:
-            told["pose"] = losses.pose_loss(self.parts["pose_classifier"](pose), batch.poses)
-        told["cos"] = losses.orthogonality_loss(identity, expression)
-        total = losses.classification_loss(told["expression"], told["pose"])
-        return total + self.objective.betas[0] * told["cos"]
+        terms["expression"] = losses.expression_loss(
+            logits, batch.targets, batch.trust, batch.prior
+        )
+        terms["pose"] = expression.new_zeros(())
+        if angles is not None:
+            terms["pose"] = losses.pose_regression_loss(angles, batch.poses)
+        elif pose is not None:
+            pose_logits = self.parts["pose_classifier"](pose)
+            terms["pose"] = losses.pose_loss(pose_logits, batch.pose_classes)
+        terms["cos"] = losses.orthogonality_loss(identity, expression)
+        total = losses.classification_loss(terms["expression"], terms["pose"])
+        return total + self.objective.betas[0] * terms["cos"]
 
-    def discrimination(self, batch: Batch, told: dict[str, Tensor]) -> Tensor:
-        """L^r_exp, line 3."""
-        count = self._pictured(batch)
+    def discrimination(self, batch: Batch, terms: dict[str, Tensor]) -> Tensor:
+        """Compute L^r_exp, line 3."""
+        count = self._decoded_rows(batch)
         with autocast(self.device):
             logits = self.parts["discriminator"](self._shrunk(batch.images[:count]))
-        told["discriminator"] = losses.discriminator_loss(logits, batch.targets[:count])
-        return told["discriminator"]
+        terms["discriminator"] = losses.discriminator_loss(logits, batch.targets[:count])
+        return terms["discriminator"]
 
     def generation(
         self,
         batch: Batch,
         identity: Tensor,
-        features: tuple[Tensor, Tensor | None],
-        told: dict[str, Tensor],
+        features: tuple[Tensor, Tensor | None, Tensor | None],
+        terms: dict[str, Tensor],
     ) -> Tensor:
-        """L'_G + β2 L_confusion, line 4; D and the classifiers are fixed."""
-        expression, pose = features
-        count = self._pictured(batch)
+        """Compute L'_G + β2 L_confusion, line 4; D and the classifiers are fixed."""
+        expression, pose, _ = features
+        count = self._decoded_rows(batch)
         neutral = (identity if pose is None else identity + pose)[:count]
         real = self._shrunk(batch.images[:count])
         with autocast(self.device):
-            made = self.decoder.generate(torch.cat([neutral + expression[:count], neutral]))
-        full, plain = made.chunk(2)
+            generated = self.decoder.generate(torch.cat([neutral + expression[:count], neutral]))
+        full, plain = generated.chunk(2)
         zero = expression.new_zeros(())
-        told |= {"fake_neutral": zero, "fake_expression": zero, "id": zero, "confusion": zero}
+        terms |= {"fake_neutral": zero, "fake_expression": zero, "id": zero, "confusion": zero}
         if self.objective.discriminator:
             with autocast(self.device), _fixed(self.parts["discriminator"]) as discriminator:
-                of_full, of_plain = discriminator(made).chunk(2)
-            told["fake_neutral"] = losses.fake_neutral_loss(of_plain, NEUTRAL)
-            told["fake_expression"] = losses.fake_expression_loss(of_full, batch.targets[:count])
+                of_full, of_plain = discriminator(generated).chunk(2)
+            terms["fake_neutral"] = losses.fake_neutral_loss(of_plain, NEUTRAL)
+            terms["fake_expression"] = losses.fake_expression_loss(of_full, batch.targets[:count])
         if self.objective.lambdas[2]:
-            with autocast(self.device):
-                of_full, of_plain = self.identity(made).chunk(2)
-                of_real = self.identity(real).float()
-            told["id"] = losses.identity_consistency_loss(of_full, of_plain, of_real)
-        told["recon"] = losses.reconstruction_loss(full, plain, real, batch.is_neutral[:count])
-        if pose is not None and self.objective.betas[1]:
-            classifier = self.pose_classifier
-            assert classifier is not None
-            fixed = F.linear(expression, classifier.weight.detach(), classifier.bias.detach())
-            told["confusion"] = losses.confusion_loss(fixed)
-        terms = (told["fake_neutral"], told["fake_expression"], told["id"], told["recon"])
-        generative = losses.generative_loss(terms, self.objective.lambdas)
-        return generative + self.objective.betas[1] * told["confusion"]
+            of_full, of_plain = self.identity(generated).chunk(2)
+            of_real = self.identity(real)
+            terms["id"] = losses.identity_consistency_loss(of_full, of_plain, of_real)
+        terms["recon"] = losses.reconstruction_loss(full, plain, real, batch.is_neutral[:count])
+        if self.pose_classifier is not None and self.objective.betas[1]:
+            weight, bias = (p.detach() for p in self.pose_classifier.parameters())
+            terms["confusion"] = losses.confusion_loss(F.linear(expression, weight, bias))
+        parts = (terms["fake_neutral"], terms["fake_expression"], terms["id"], terms["recon"])
+        generative = losses.generative_loss(parts, self.objective.lambdas)
+        return generative + self.objective.betas[1] * terms["confusion"]
 
-    def _pictured(self, batch: Batch) -> int:
-        """How many rows, from the first, are decoded."""
-        return max(2, round(self.objective.pictured * len(batch.images)))
+    def _decoded_rows(self, batch: Batch) -> int:
+        """Return the number of rows, from the first, that are decoded."""
+        return max(2, round(self.objective.decoded_share * len(batch.images)))
 
     def _shrunk(self, images: Tensor) -> Tensor:
-        """Real crops at the size that the decoder makes."""
+        """Resize real crops to the size of the decoder's."""
         size = self.objective.decoder_size
         if images.shape[-1] == size:
             return images
@@ -240,70 +264,69 @@ class Disentangler:
 
 def train_disentangled(
     recipe: Recipe,
-    rows: Sequence[Rows],
-    val: dict[str, Rows],
-    identity: dict[str, Tensor],
-    start: dict[str, Tensor],
+    rows: Mapping[str, Rows],
+    val: Mapping[str, Rows],
+    identity: Mapping[str, Tensor],
+    start: Mapping[str, Tensor],
     out: Path,
     seed: int,
     device: torch.device,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The last round by Algorithm 1.
+    """Run Algorithm 1.
 
     Returns:
-        Tensors of the model by name, E_id included and D left out, of the epoch of highest accuracy
-        on the first validation split; and the model's architecture.
+        Tensors of the model by name, without D, of the epoch of highest score on the first
+        validation split; and the model's architecture.
     """
     torch.manual_seed(seed)
-    whole = Disentangler(recipe, identity, start, rows[0].crops, device)
+    parts = list(rows.values())
+    whole = Disentangler(recipe, identity, start, parts[0].crops, device)
     optimizers = whole.optimizers(recipe.main)
-    aims = [targets(r, soft=recipe.soft_labels) for r in rows]
-    usable = [(t.sum(1) > 0).nonzero()[:, 0] for t in aims]
-    index = numbered(usable if recipe.lfw_trust else usable[:1])
-    trust = torch.tensor([1.0, recipe.lfw_trust])
+    labels = ExpressionTargets(recipe, rows)
+    posed = whole.objective.pose_bottleneck
 
-    def step(chosen: Tensor, size: int, draw: torch.Generator) -> Mapping[str, Tensor]:
+    def step(index: Tensor, at: Position) -> Mapping[str, Tensor]:
+        images, poses = sample_images_and_poses(parts, index, at.size, at.generator, posed=posed)
         batch = Batch(
-            images=pick(rows, chosen, size, draw).to(device),
-            targets=gather(aims, chosen).to(device),
-            trust=trust[chosen[0]].to(device),
-            is_neutral=(gather([r.labels for r in rows], chosen) == NEUTRAL).to(device),
-            poses=gather([r.poses for r in rows], chosen).to(device),
+            images=images.to(device),
+            targets=gather(labels.targets, index).to(device),
+            trust=gather(labels.trust, index).to(device),
+            is_neutral=(gather([r.labels for r in parts], index) == NEUTRAL).to(device),
+            pose_classes=gather([r.poses for r in parts], index).to(device),
+            poses=poses.to(device),
+            prior=None if labels.prior is None else labels.prior.to(device),
         )
         return whole.update(batch, optimizers)
 
-    def validate(network: nn.Module, size: int) -> dict[str, float]:
-        result = expression_accuracy(network, val, device, size)
-        if "pose_encoder" in whole.parts:
-            result["pose_accuracy"] = _pose_accuracy(
-                network, next(iter(val.values())), device, size
-            )
+    def validate(network: nn.Module, at: Position) -> dict[str, float]:
+        result = score_expression(network, val, device, at.size)
+        first = next(iter(val.values()))
+        if "pose_classifier" in whole.parts:
+            result["pose_accuracy"] = _pose_accuracy(network, first, device, at.size)
         return result
 
-    select = next(f"{name}_accuracy" for name in val)
-    state = fit(
+    result = fit(
         whole.parts,
         list(optimizers.values()),
-        recipe.main,
-        index,
         step,
-        validate,
-        select,
+        recipe.main,
+        labels.index,
         out,
         seed,
+        validate=validate,
+        select=selection(val),
     )
-    kept = {k: v for k, v in state.items() if k.split(".")[0] != "discriminator"}
-    return kept | {f"identity_encoder.{k}": v for k, v in identity.items()}, whole.architecture
+    state = {k: v for k, v in result.state.items() if k.split(".")[0] != "discriminator"}
+    return {**state, **identity}, whole.architecture
 
 
-def _channels_last(module: nn.Module, device: torch.device) -> nn.Module:
-    """The module on the device, its convolutions laid out as they are fastest."""
+def _channels_last(module: Any, device: torch.device) -> Any:
     return module.to(device).to(memory_format=torch.channels_last)
 
 
 @contextmanager
 def _fixed(network: nn.Module) -> Iterator[nn.Module]:
-    """A network that gradients pass through and that does not change, its norms included."""
+    """Pass gradients through a network that stays as it is, its norms included."""
     network.eval().requires_grad_(False)
     try:
         yield network
@@ -311,8 +334,7 @@ def _fixed(network: nn.Module) -> Iterator[nn.Module]:
         network.train().requires_grad_(True)
 
 
-def _parts(model: IPDFER, objective: Objective, recipe: Recipe) -> nn.ModuleDict:
-    """Everything that moves."""
+def _trained_parts(model: IPDFER, objective: Objective, recipe: Recipe) -> nn.ModuleDict:
     named = {
         "expression_encoder": model.expression_encoder,
         "expression_classifier": model.expression_classifier,
@@ -329,7 +351,7 @@ def _parts(model: IPDFER, objective: Objective, recipe: Recipe) -> nn.ModuleDict
 
 
 def _pose_accuracy(network: nn.Module, val: Rows, device: torch.device, size: int) -> float:
-    """Share of right pose classes among the rows of known pose."""
+    """Return the share of correct pose classes among the rows of known pose."""
     features = embed(network.get_submodule("pose_encoder"), val.crops, device, size)
     with torch.no_grad():
         logits = network.get_submodule("pose_classifier")(features.to(device)).cpu()

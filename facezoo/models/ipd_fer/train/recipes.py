@@ -1,11 +1,11 @@
-"""Recipes of IPD-FER: the paper's, and one that a CPU can follow."""
+"""Recipes of IPD-FER: the paper's, and one for two CPU cores."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from facezoo.errors import UnknownNameError
+from facezoo.training.loop import Schedule
 from facezoo.training.run import recipe_named
 
 SIZE, MARGIN = 112, 8
@@ -13,47 +13,85 @@ TEMPLATE = "arcface112"
 
 
 @dataclass(frozen=True)
-class StageConfig:
-    """How one round of training goes."""
+class Stage(Schedule):
+    """Length, crop sides, learning rate and weight decay of one stage."""
 
-    epochs: int
-    sizes: tuple[tuple[int, int], ...] = ((0, SIZE),)
-    """Crop side from an epoch on: ((0, 64), (4, 112)) is four epochs at 64 px, then 112 px."""
     batch_size: int = 64
-    rate: float = 1e-3
-    schedule: Literal["cosine", "tenth"] = "cosine"
-    """Half a cosine after the warm-up, or a tenth of the rate after every ten epochs."""
+    lr: float = 1e-3
+    schedule: str = "cosine"  # type: ignore[assignment]
     warmup: float = 0.05
-    """Share of a cycle, for the cosine."""
-    cycles: int = 1
-    """How often the cosine starts anew, warm-up included (warm restarts)."""
-    weight_decay: float = 0.05
     average: float = 0.998
-    """Decay of the moving average of the weights, which is what is kept; 0 keeps the weights."""
+    sizes: tuple[tuple[int, int], ...] = ((0, SIZE),)
+    weight_decay: float = 0.05
+
+
+@dataclass(frozen=True)
+class IdentityWeights:
+    """Weights of the losses of E_id, which are not in the paper."""
+
+    regression: float = 1.0
+    """Weight of ``teacher_loss`` on a linear map of f_id."""
+    matching: float = 40.0
+    """Weight of ``similarity_matching_loss``."""
+    ranking: float = 0.3
+    """Weight of ``similarity_ranking_loss``."""
+    margin: float = 0.03
+    """Weight of ``margin_loss`` over named identities."""
+    same_identity: float = 0.5
+    """Weight of ``same_identity_loss`` between two expressions of one identity."""
+
+
+@dataclass(frozen=True)
+class IdentityConfig:
+    """Training of E_id, which the paper takes from face recognition on CASIA-WebFace."""
+
+    stage: Stage = Stage(
+        36, 128, 1.5e-3, warmup=0.03, average=0.999, sizes=((0, 64), (20, 96), (27, SIZE))
+    )
+    batches: int = 256
+    """Batches per epoch."""
+    singles: tuple[tuple[str, int], ...] = (("faces_wild", 72), ("ferplus", 20))
+    """Images per batch without a partner, by pack."""
+    pairs: int = 18
+    """Pairs of images of one identity per batch, from the packs with names."""
+    queue: int = 4096
+    """Earlier images that each image is compared with."""
+    teacher_directions: int = 3
+    """Directions of the teacher's embeddings that show expression, removed from the target."""
+    centering: float = 0.7
+    """Share of the mean that is subtracted before cosines are compared: 1 spreads them most, and
+    0 verifies best (99.2 % of the validation pairs instead of 98.6 %)."""
+    weights: IdentityWeights = IdentityWeights()
+    removed_directions: int = 0
+    """Directions of the trained f_id that show expression, removed in closed form."""
+
+
+@dataclass(frozen=True)
+class SelfTraining:
+    """Soft labels for images without a label, from models of the first expression stage."""
+
+    models: int = 2
+    """Models whose probabilities are averaged, each over an image and its mirror image."""
+    trust: float = 0.5
+    """Weight of these rows relative to FER+, times the probability of their first class."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """The rounds before the last: what the paper takes ready-made, and a first E_exp."""
+    """The stages before the last: what the paper takes ready-made, and a first E_exp."""
 
-    identity: StageConfig = StageConfig(9, ((0, 64), (4, 80), (7, 112)))
-    polish: StageConfig = StageConfig(8, rate=4e-4, warmup=0.1, average=0.995)
-    """A second round for the identity encoder, on LFW alone: real photographs in colour."""
-    expression: StageConfig | None = StageConfig(10, ((0, 64), (5, 80), (8, 112)), rate=7e-4)
-    """A first round for E_exp and C_exp by eq. (5); None starts them from E_id, as the paper."""
-    settle: StageConfig = StageConfig(3, rate=3e-4, warmup=0.1, average=0.995)
-    """A second one, which the step to full size leaves wanting; goes with ``expression``."""
-    matching: float = 5.0
-    """Weight of the similarity-matching loss."""
-    margin: float = 0.02
-    """Weight of the margin loss over named persons."""
-    lfw_repeats: int = 2
-    """How often an epoch of identity training shows each LFW photograph."""
+    identity: IdentityConfig = IdentityConfig()
+    expression: Stage | None = Stage(10, lr=7e-4, sizes=((0, 64), (5, 80), (8, SIZE)))
+    """First stage of E_exp and C_exp by eq. (5); None starts them from E_id, as the paper does."""
+    settle: Stage = Stage(3, lr=3e-4, warmup=0.1, average=0.995)
+    """Short stage at full size after ``expression``."""
+    self_training: SelfTraining | None = None
+    """Soft labels for the web faces, which the last stage then trains on too; None for none."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """Equations (11) and (12): what there is beside the classifiers' cross-entropies."""
+    """Equations (11) and (12): the terms next to the classifiers' cross-entropies."""
 
     lambdas: tuple[float, float, float, float] = (0.001, 0.001, 1.0, 10.0)
     """λ1 to λ4 of eq. (11), Sec. 4.2."""
@@ -61,104 +99,147 @@ class Objective:
     """β1 and β2 of eq. (12), Sec. 4.2."""
     discriminator: bool = True
     pose_backbone: str | None = "resnet18"
+    pose_bottleneck: bool = False
+    """Let f_pose hold yaw, pitch, roll and size only, see ``PoseEncoder``; ours."""
     decoder_size: int = 112
     decoder_width: int = 256
     joint: bool = False
-    """One step of E_pose and E_exp per batch, along the sum of what Algorithm 1 takes in two."""
+    """One update per batch along the sum of the losses, instead of the two of Algorithm 1."""
     expression_rank: int | None = None
-    """Dimensions that f_exp may use, see ``IPDFER``; None for all, as the paper."""
-    pictured: float = 1.0
-    """Share of a batch whose pictures are made, for eqs. (1), (2) and (8) to (10)."""
-    decoder_rate: float = 1.0
-    """Factor on the learning rate of the decoder, which starts from nothing."""
+    """Dimensions that f_exp may use, see ``IPDFER``; None for all, as in the paper."""
+    decoded_share: float = 1.0
+    """Share of a batch that is decoded, for eqs. (1), (2) and (8) to (10)."""
+    decoder_lr: float = 1.0
+    """Factor on the learning rate of the decoder, which starts from random weights."""
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Training of G_dec on pairs of images with every encoder fixed; ours."""
+
+    stages: tuple[tuple[int, Stage], ...] = (
+        (56, Stage(24, 32, 2e-3, weight_decay=0.0)),
+        (112, Stage(8, 32, 1e-3, weight_decay=0.0)),
+    )
+    """Side of the generated crop, and the stage that trains it; each starts from the one before."""
+    width: int = 512
+    pixels: float = 1.0
+    """Weight of ``pair_loss``: the generated crop against a real image of the identity."""
+    swap: float = 0.5
+    """Weight of ``swap_loss``: identity of one image, expression of another."""
+    neutral: float = 0.1
+    """Weight of eq. (9) by C_exp on neutralized crops without a real neutral image."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a checkpoint is trained, from the first round to the last."""
+    """Stages, data and losses of a checkpoint."""
 
-    main: StageConfig
+    main: Stage
     objective: Objective | None = Objective()
     """None for the baseline: E_exp and C_exp by eq. (5) alone."""
     start: Start = field(default_factory=Start)
+    decoder: DecoderConfig | None = None
+    """Last stage, for G_dec alone; None keeps the decoder of Algorithm 1."""
     backbone: str = "resnet18"
     feature_dim: int = 512
     soft_labels: bool = False
-    """Whether the targets are the shares of the votes instead of the majority's class."""
+    """Train on the shares of the votes instead of the majority's class."""
     lfw_trust: float = 0.0
-    """Weight of LFW's machine-made expression labels beside FER+ in eq. (5); eqs. (1), (8) and (10)
-    take them in full. 0 leaves LFW out."""
+    """Weight of LFW's machine-made expression labels relative to FER+ in eq. (5); 0 leaves LFW
+    out."""
+    logit_adjustment: float = 0.0
+    """Factor on the logarithm of the class frequencies in eq. (5); 0 for the paper's loss."""
+    calibrated: bool = False
+    """Fit a temperature on the validation split and fold it into C_exp."""
     precision: str = "int8"
-    """On disk."""
+    """Precision on disk."""
 
 
-_PAPER = StageConfig(30, batch_size=32, rate=1e-4, schedule="tenth", weight_decay=0.0, average=0.0)
-_COMPACT = StageConfig(15, rate=5e-4, warmup=0.1, cycles=3)
+_PAPER = Stage(30, 32, 1e-4, schedule="step", weight_decay=0.0, average=0.0)
+_COMPACT = Stage(15, lr=5e-4, warmup=0.1, cycles=3)
+_READY_MADE = Start(expression=None)
 _SMALL = Objective(
     pose_backbone="resnet10t",
     decoder_size=56,
     decoder_width=128,
     joint=True,
     expression_rank=12,
-    pictured=0.25,
-    decoder_rate=2.0,
+    decoded_share=0.25,
+    decoder_lr=2.0,
+)
+_OURS = replace(_SMALL, betas=(0.5, 0.0), pose_bottleneck=True)
+_OUR_START = Start(IdentityConfig(removed_directions=8), self_training=SelfTraining())
+_compact = Recipe(_COMPACT, _SMALL, soft_labels=True, lfw_trust=0.3)
+_wide = replace(
+    _compact,
+    objective=_OURS,
+    start=_OUR_START,
+    decoder=DecoderConfig(),
+    logit_adjustment=0.5,
+    calibrated=True,
 )
 
 RECIPES = {
-    "paper": Recipe(_PAPER, start=Start(expression=None)),
-    "paper-baseline": Recipe(_PAPER, None, start=Start(expression=None)),
-    "compact": Recipe(_COMPACT, _SMALL, soft_labels=True, lfw_trust=0.3),
-    "compact-baseline": Recipe(_COMPACT, None, soft_labels=True, lfw_trust=0.3),
+    "paper": Recipe(_PAPER, start=_READY_MADE),
+    "paper-baseline": Recipe(_PAPER, None, start=_READY_MADE),
+    "compact": _compact,
+    "compact-baseline": replace(_compact, objective=None),
+    "wide": _wide,
+    "wide-baseline": replace(_wide, objective=None, decoder=None),
 }
-"""``paper`` follows Sec. 4.2, with our own identity encoder; ``compact`` is what two CPU cores do
-in hours: a shorter last round on vote distributions and LFW beside, small pose encoder and decoder,
-f_exp in twelve dimensions, one update per batch, pictures of a quarter of it. A baseline takes as
-many steps of E_exp per epoch as ``compact`` does; the paper's own algorithm takes two."""
+"""``paper`` follows Sec. 4.2, with our own identity encoder.
+
+``compact`` is what two CPU cores train in hours: votes instead of classes, LFW's labels too, small
+pose encoder and decoder, f_exp in twelve dimensions, one update per batch. ``wide`` is ours beyond
+the paper: web faces with soft labels, f_pose of four numbers, f_id without expression, and a
+decoder trained on pairs. A baseline takes as many updates of E_exp per epoch as the recipe of its
+name; the paper's own algorithm takes two.
+"""
 
 ABLATIONS = ("confusion", "cos", "id", "recon", "discriminator", "pose", "rank")
-"""What can be left out: the rows of Table 9, L_recon, which Sec. 4.4 names and Table 9 has no row
-of, ID-FER of Table 8 (pose), and what is ours (rank)."""
+"""Terms that can be left out: the rows of Table 9, L_recon of Sec. 4.4, ID-FER of Table 8 (pose),
+and ours (rank)."""
 
 
 def recipe(name: str, without: tuple[str, ...] = ()) -> Recipe:
-    """A recipe by name, less some of its parts.
+    """Return a recipe, less some of its terms.
 
     Args:
         name: a key of ``RECIPES``.
-        without: of ``ABLATIONS``.
+        without: names from ``ABLATIONS``.
 
     Raises:
-        UnknownNameError: if there is no such recipe or part.
-        ValueError: if parts are taken from a baseline, which has none.
+        UnknownNameError: if there is no such recipe or term.
+        ValueError: if terms are removed from a baseline, which has none.
     """
     chosen = recipe_named(RECIPES, name)
     if not without:
         return chosen
     if chosen.objective is None:
-        raise ValueError(f"recipe {name!r} is a baseline, there is nothing to leave out of it")
+        raise ValueError(f"recipe {name!r} is a baseline and has no terms to leave out")
     objective = chosen.objective
-    for part in without:
-        objective = _less(objective, part)
+    for term in without:
+        objective = _less(objective, term)
     return replace(chosen, objective=objective)
 
 
-def _less(objective: Objective, part: str) -> Objective:
-    """An objective without one of its parts."""
+def _less(objective: Objective, term: str) -> Objective:
     neutral, expression, identity, reconstruction = objective.lambdas
     cosine, confusion = objective.betas
-    if part == "confusion":
+    if term == "confusion":
         return replace(objective, betas=(cosine, 0.0))
-    if part == "cos":
+    if term == "cos":
         return replace(objective, betas=(0.0, confusion))
-    if part == "id":
+    if term == "id":
         return replace(objective, lambdas=(neutral, expression, 0.0, reconstruction))
-    if part == "recon":
+    if term == "recon":
         return replace(objective, lambdas=(neutral, expression, identity, 0.0))
-    if part == "discriminator":
+    if term == "discriminator":
         return replace(objective, discriminator=False, lambdas=(0.0, 0.0, identity, reconstruction))
-    if part == "pose":
+    if term == "pose":
         return replace(objective, pose_backbone=None, betas=(cosine, 0.0))
-    if part == "rank":
+    if term == "rank":
         return replace(objective, expression_rank=None)
     known = ", ".join(ABLATIONS)
-    raise UnknownNameError(f"nothing named {part!r} to leave out; there are {known}")
+    raise UnknownNameError(f"unknown term {term!r}; expected one of {known}")

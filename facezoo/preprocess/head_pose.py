@@ -1,4 +1,4 @@
-"""Head yaw from five landmarks, and the pose classes that IPD-FER makes of it."""
+"""Head pose from five landmarks, and the pose classes of IPD-FER."""
 
 from __future__ import annotations
 
@@ -20,33 +20,33 @@ HEAD = (
     (24.5, 67.3, -9.3),
 )
 FOCAL, CENTRE, SHIFT = 1600.0, 80.0, 24.0
-"""The camera that sees the ArcFace template moved by ``SHIFT``: focal length and centre, pixels."""
+"""Camera that sees the ArcFace template shifted by ``SHIFT``: focal length and center, pixels."""
 
 POSE_LIMITS = (10.0, 20.0, 30.0, 40.0)
-"""Absolute yaw at which each pose class ends, degrees."""
+"""Upper limits of the pose classes, absolute yaw in degrees."""
 
 _STEPS = 30
 _ROWS = 1 << 14  # solved together, which bounds the memory
 
 
 def yaw_deg(landmarks: Tensor) -> Tensor:
-    """How far heads are turned to the side, estimated from five landmarks.
+    """Estimate the yaw of heads from five landmarks.
 
-    The landmarks are aligned to the ArcFace template; the pose of the generic head ``HEAD`` whose
-    perspective image is nearest to them in the least-squares sense is found by Levenberg-Marquardt
-    (Marquardt 1963). This is how the column ``yaw`` of the packs is defined. The head is nobody's
-    own, so a frontal face can be off by a few degrees, and large angles come out too small.
+    The landmarks are aligned to the ArcFace template. Levenberg-Marquardt (Marquardt 1963) finds
+    the pose of the generic head ``HEAD`` whose perspective image fits them best in least squares.
+    The column ``yaw`` of the packs is defined in this way. Real heads differ from the generic one,
+    so a frontal face can be off by a few degrees, and large angles are underestimated.
 
     Args:
-        landmarks: five points in the order of ``LANDMARK_NAMES``, pixels of any picture,
-            (N, 5, 2); rows with NaN are unknown.
+        landmarks: five points in the order of ``LANDMARK_NAMES``, pixels of any image, (N, 5, 2);
+            rows with NaN are unknown.
 
     Returns:
-        Degrees, positive where the face looks towards the image's right, NaN where unknown,
-        float32 on the CPU, (N,).
+        Degrees, positive if the face looks towards the image's right, NaN if unknown, float32 on
+        the CPU, (N,).
 
     Raises:
-        ValueError: if the shape is another, or the points of a row all coincide.
+        ValueError: if the shape is different, or all points of a row coincide.
     """
     if landmarks.ndim != 3 or landmarks.shape[1:] != (5, 2):
         raise ValueError(f"landmarks must be (N, 5, 2), got {tuple(landmarks.shape)}")
@@ -55,31 +55,57 @@ def yaw_deg(landmarks: Tensor) -> Tensor:
     result = torch.full((len(points),), math.nan)
     if bool(known.any()):
         parts = [_solve(_aligned(part)) for part in points[known].split(_ROWS)]
-        result[known] = torch.cat(parts).float()
+        result[known] = torch.rad2deg(torch.cat(parts)[:, 0]).float()
+    return result
+
+
+def crop_pose(landmarks: Tensor) -> Tensor:
+    """Estimate yaw, pitch, roll and size of the heads in aligned crops, from five landmarks.
+
+    The generic head is fitted as in ``yaw_deg``, without another alignment: roll and size are
+    those that the crop shows. The order of rotations is roll, pitch, yaw.
+
+    Args:
+        landmarks: five points in pixels of ``arcface112`` crops; NaN if unknown, (N, 5, 2).
+
+    Returns:
+        Yaw (positive to the image's right), pitch (positive upwards) and roll (positive clockwise)
+        in radians, and the logarithm of the size relative to a head whose frontal landmarks are
+        the template's; NaN if unknown, float32 on the CPU, (N, 4).
+    """
+    points = landmarks.detach().cpu().double() + SHIFT
+    known = torch.isfinite(points).all(2).all(1)
+    template = template_points("arcface112", 112).double() + SHIFT
+    depth = _frontal_place(template[None], template.new_tensor(HEAD))[:, 2]
+    result = torch.full((len(points), 4), math.nan)
+    if bool(known.any()):
+        poses = torch.cat([_solve(part) for part in points[known].split(_ROWS)])
+        poses[:, 3] = (depth / poses[:, 3]).log()
+        result[known] = poses.float()
     return result
 
 
 def pose_labels(yaw: Tensor) -> Tensor:
-    """Pose classes of IPD-FER (Table 1): 0-10, 10-20, 20-30, 30-40 and over 40 degrees either way.
+    """Return the pose classes of IPD-FER (Table 1): 0-10, 10-20, 20-30, 30-40, over 40 degrees.
 
     Args:
-        yaw: degrees, (N,).
+        yaw: degrees to either side, (N,).
 
     Returns:
-        0 to 4, a limit belonging to the class below it; -1 where yaw is NaN; int64, (N,).
+        0 to 4; a limit belongs to the class below it; -1 for NaN; int64, (N,).
     """
     classes = torch.bucketize(yaw.abs(), torch.tensor(POSE_LIMITS, device=yaw.device))
     return torch.where(yaw.isnan(), -1, classes)
 
 
 def _aligned(points: Tensor) -> Tensor:
-    """Points aligned to the template as the camera sees it, (N, 5, 2)."""
+    """Align points to the template as the camera sees it, (N, 5, 2)."""
     matrices = similarity_transform(points, template_points("arcface112", 112) + SHIFT)
     return torch.einsum("nij,npj->npi", matrices[..., :2], points) + matrices[:, None, :, 2]
 
 
 def _solve(seen: Tensor) -> Tensor:
-    """Yaw in degrees of the heads seen at these points, (N,)."""
+    """Fit yaw, pitch, roll (radians) and depth (mm) of the head to image points, (N, 4)."""
     head = seen.new_tensor(HEAD)
     rotation = torch.eye(3, dtype=seen.dtype).repeat(len(seen), 1, 1)
     translation = _frontal_place(seen, head)
@@ -99,12 +125,15 @@ def _solve(seen: Tensor) -> Tensor:
         translation = torch.where(better[:, None], new_translation, translation)
         turned, error = torch.where(wide, new_turned, turned), torch.where(wide, new_error, error)
         damping = torch.where(better, damping / 10, damping * 10).clamp(1e-12, 1e12)
-    # The head looks along -z: where its third axis points tells the side it is turned to.
-    return torch.rad2deg(torch.atan2(-rotation[:, 0, 2], rotation[:, 2, 2]))
+    # The head looks along -z: its third axis points away from the side that it faces.
+    yaw = torch.atan2(-rotation[:, 0, 2], rotation[:, 2, 2])
+    pitch = rotation[:, 1, 2].clamp(-1, 1).asin()
+    roll = torch.atan2(rotation[:, 1, 0], rotation[:, 1, 1])
+    return torch.stack([yaw, pitch, roll, translation[:, 2]], 1)
 
 
 def _frontal_place(seen: Tensor, head: Tensor) -> Tensor:
-    """Where a frontal head would stand to cover the same part of the picture, mm, (N, 3)."""
+    """Return the place of a frontal head that covers the same part of the image, mm, (N, 3)."""
     spread = (seen - seen.mean(1, keepdim=True)).square().sum((1, 2)).sqrt()
     flat = head[:, :2] - head[:, :2].mean(0)
     depth = FOCAL * flat.square().sum().sqrt() / spread
@@ -115,14 +144,14 @@ def _frontal_place(seen: Tensor, head: Tensor) -> Tensor:
 def _project(
     head: Tensor, rotation: Tensor, translation: Tensor, seen: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The turned head, mm, (N, 5, 3), and how far its image is off, pixels, (N, 5, 2)."""
+    """Return the rotated head, mm, (N, 5, 3), and the errors of its image, pixels, (N, 5, 2)."""
     turned = torch.einsum("nij,pj->npi", rotation, head)
     placed = turned + translation[:, None]
     return turned, FOCAL * placed[..., :2] / placed[..., 2:] + CENTRE - seen
 
 
 def _jacobian(turned: Tensor, translation: Tensor) -> Tensor:
-    """Image points by a small rotation in front of the present one and by place, (N, 10, 6)."""
+    """Return the derivatives of image points by rotation and translation, (N, 10, 6)."""
     placed = turned + translation[:, None]
     depth = placed[..., 2]
     by_place = turned.new_zeros(*depth.shape, 2, 3)
@@ -133,7 +162,7 @@ def _jacobian(turned: Tensor, translation: Tensor) -> Tensor:
 
 
 def _cross_matrix(vectors: Tensor) -> Tensor:
-    """Matrices that take the cross product of each vector with another, (..., 3, 3)."""
+    """Return the matrices of the cross product with each vector, (..., 3, 3)."""
     x, y, z = vectors.unbind(-1)
     zero = torch.zeros_like(x)
     rows = [(zero, -z, y), (z, zero, -x), (-y, x, zero)]

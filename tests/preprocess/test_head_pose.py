@@ -5,23 +5,50 @@ import pytest
 import torch
 from packs import FACE
 
-from facezoo.data.yaw import CENTRE, FOCAL, HEAD, _solve, pose_labels, yaw_deg
+from facezoo.preprocess.head_pose import CENTRE, FOCAL, HEAD, SHIFT, crop_pose, pose_labels, yaw_deg
 
 
-def head_at(yaw, pitch=0.0, x=0.0, y=-35.0, depth=2900.0):
+def head_at(yaw, pitch=0.0, x=0.0, y=-35.0, depth=2900.0, roll=0.0):
     """Where the camera sees the generic head, turned to the image's right; pixels, (5, 2)."""
-    a, b = np.deg2rad(yaw), np.deg2rad(pitch)
+    a, b, c = np.deg2rad(yaw), np.deg2rad(pitch), np.deg2rad(roll)
     # A head that looks along -z looks along (sin a, 0, -cos a) after this turn.
     turn = np.array([[np.cos(a), 0, -np.sin(a)], [0, 1, 0], [np.sin(a), 0, np.cos(a)]])
     nod = np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
-    placed = np.array(HEAD) @ (turn @ nod).T + [x, y, depth]
+    tilt = np.array([[np.cos(c), -np.sin(c), 0], [np.sin(c), np.cos(c), 0], [0, 0, 1]])
+    placed = np.array(HEAD) @ (turn @ nod @ tilt).T + [x, y, depth]
     return torch.from_numpy(FOCAL * placed[:, :2] / placed[:, 2:] + CENTRE)
 
 
-@pytest.mark.parametrize("angle", [-60, -45, -30, -10, 0, 10, 30, 45, 60])
+@pytest.mark.parametrize("yaw", [-60, -30, -10, 0, 10, 30, 60])
 @pytest.mark.parametrize("pitch", [-15, 0, 15])
-def test_a_head_seen_by_the_camera_gives_its_yaw_back(angle, pitch):
-    assert float(_solve(head_at(angle, pitch)[None])) == pytest.approx(angle, abs=1e-4)
+@pytest.mark.parametrize("roll", [-20, 0, 5])
+def test_a_head_seen_by_the_camera_gives_its_angles_back(yaw, pitch, roll):
+    pose = crop_pose(head_at(yaw, pitch, roll=roll)[None] - SHIFT)[0]
+    assert torch.rad2deg(pose[:3]).tolist() == pytest.approx([yaw, -pitch, roll], abs=1e-3)
+
+
+def test_a_nearer_head_is_larger_by_its_depth():
+    near, far = crop_pose(torch.stack([head_at(5, depth=2000.0), head_at(5, depth=4000.0)]) - SHIFT)
+    assert float(near[3] - far[3]) == pytest.approx(np.log(2), abs=1e-4)
+    assert abs(float(crop_pose(FACE[None])[0, 3])) < 0.1
+
+
+def test_a_face_that_looks_up_has_positive_pitch():
+    straight, turned = head_at(0), head_at(0, -15)
+    assert turned[2, 1] < straight[2, 1]  # the nose tip moves up in the image
+    assert float(crop_pose(turned[None] - SHIFT)[0, 1]) > 0.2
+
+
+def test_a_head_that_tilts_clockwise_in_the_image_has_positive_roll():
+    points = head_at(0, roll=10)
+    assert points[1, 1] > points[0, 1]  # the eye on the image's right is lower
+    assert float(crop_pose(points[None] - SHIFT)[0, 2]) > 0.1
+
+
+def test_poses_of_unknown_landmarks_are_unknown():
+    poses = crop_pose(torch.stack([FACE, torch.full((5, 2), float("nan"))]))
+    assert poses.isnan().all(1).tolist() == [False, True]
+    assert crop_pose(torch.zeros(0, 5, 2)).shape == (0, 4)
 
 
 @pytest.mark.parametrize("angle", [-40, -20, 0, 20, 40])
