@@ -3,9 +3,9 @@
     python benchmarks/calls.py encode examples/portraits/grace_hopper.jpg
     python benchmarks/calls.py extract examples/portraits/grace_hopper.jpg --list
 
-A call is a Python frame whose code is in the package, in any thread; comprehensions, and resumed generators,
-count as well. The model is loaded and everything is imported before the count. ``encode`` runs once before, so
-that caches are filled.
+A call is a Python frame whose code is in the package, in any thread. Comprehensions and resumed
+generators count as well. Both journeys run once before the count, so that modules are imported and
+caches are filled.
 """
 
 import argparse
@@ -25,7 +25,7 @@ def count(function: Callable[[], object]) -> Counter[tuple[str, str]]:
     """Count calls by file and function while ``function`` runs."""
     calls: Counter[tuple[str, str]] = Counter()
 
-    def profile(frame, event, argument):
+    def profile(frame, event, _):
         code = frame.f_code
         if event == "call" and code.co_filename.startswith(PACKAGE):
             name = getattr(code, "co_qualname", code.co_name)

@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from facezoo.errors import UnsupportedError
 from facezoo.hub.tensors import digest_of
-from facezoo.models.base import STAGES, FaceModel
+from facezoo.models.base import FaceModel
+from facezoo.models.capabilities import STAGES
 from facezoo.models.identity_removal import NAME
 from facezoo.models.mesh_base import MeshModel
-from facezoo.preprocess.pipeline import fingerprint
+from facezoo.preprocess.fingerprint import fingerprint
 from facezoo.results import Result, flatten_rows
 from facezoo.version import __version__
 

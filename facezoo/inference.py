@@ -27,7 +27,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     """
     with _LOCK:
         parts = []
-        if _USERS or module.training or any([child.training for child in module.children()]):
+        if _USERS or module.training or True in {child.training for child in module.children()}:
             parts = [part for part in module.modules() if part.training or part in _USERS]
         for part in parts:
             part.training = False

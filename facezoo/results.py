@@ -136,7 +136,18 @@ def flatten_rows(result: Any) -> Tensor:
     """Join the tensors of a result in one row per face, (F, D)."""
     import torch
 
-    return torch.cat([tensor.flatten(1) for tensor in tensors_in(result)], 1)
+    return torch.cat([tensor[..., None].flatten(1) for tensor in tensors_in(result)], 1)
+
+
+def fill_rows(rows: Any, known: Tensor) -> Any:
+    """Insert rows of NaN where ``known`` (F,) is False."""
+
+    def filled(tensor: Tensor) -> Tensor:
+        result = tensor.new_full((len(known), *tensor.shape[1:]), math.nan)
+        result[known] = tensor
+        return result
+
+    return map_tensors(filled, rows)
 
 
 def as_rows(index: Any, count: int) -> Any:
@@ -276,6 +287,28 @@ class ExpressionPrediction(Result):
             }
             for label, row, place in zip(self.labels, self.probabilities.cpu(), rows, strict=True)
         ]
+
+
+def model_line(model: Any) -> str:
+    """Describe a model in a line: checkpoint, size, device and precision."""
+    name = model.card.name if model.card else f"{model.model_name}, random weights"
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    dtype = str(model.dtype).removeprefix("torch.")
+    return f"{name}, {millions:.1f} M parameters, {model.device}, {dtype}"
+
+
+def model_rows(model: Any) -> dict[str, str]:
+    """Return the rows of a model's table in a notebook."""
+    rows = {"checkpoint": model_line(model), "capabilities": ", ".join(model.capabilities())}
+    if model.preprocessing is not None:
+        size = model.preprocessing.size
+        rows["input"] = f"{size} × {size} pixels, template {model.preprocessing.template}"
+    if model.labels:
+        rows["classes"] = ", ".join(model.labels)
+    if model.card is not None:
+        rows["license of the weights"] = model.card.licenses.weights
+        rows["limits"] = f"{len(model.card.limits)}, see model.card.limits"
+    return rows
 
 
 def _number(value: Any) -> float | None:

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from facezoo.errors import UnsupportedError
 from facezoo.models.base import FaceModel
-from facezoo.preprocess.images import as_list, read_image
-from facezoo.preprocess.pipeline import fingerprint, no_face
+from facezoo.preprocess.fingerprint import fingerprint
+from facezoo.preprocess.images import as_list, no_face, read_image
 from facezoo.registry import load
 
 try:

@@ -16,7 +16,7 @@ import facezoo
 from facezoo.hub.card import bundled_cards
 from facezoo.hub.files import find
 from facezoo.hub.tensors import load_into, read_tensors
-from facezoo.models.base import STAGES
+from facezoo.models.capabilities import STAGES
 from facezoo.models.mesh_base import MeshModel
 from facezoo.preprocess.detector import FaceDetector
 from facezoo.preprocess.images import read_image

@@ -1,5 +1,6 @@
 """What docs/performance.md promises of reduced precision, on the portraits of the examples."""
 
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from facezoo.results import flatten_rows
 
 PORTRAITS = sorted((Path(__file__).parents[1] / "examples" / "portraits").glob("*.jpg"))
 LEAST_COSINE = 0.999
+NAMES = ["ipd-fer", "latent-simclr", "latentface"]
 
 
 def turned(name, dtype, device="cpu"):
@@ -38,14 +40,14 @@ def turned(name, dtype, device="cpu"):
     }
 
 
-@pytest.mark.parametrize("name", ["ipd-fer", "latent-simclr", "latentface"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_features_in_reduced_precision_stay_close_to_those_in_float32(name, dtype):
     assert min(turned(name, dtype).values()) > LEAST_COSINE
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["ipd-fer", "latent-simclr", "latentface"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16, torch.float16])
 def test_features_on_a_gpu_stay_close_to_those_of_the_processor(name, dtype):
     assert min(turned(name, dtype, "cuda").values()) > LEAST_COSINE
@@ -53,41 +55,75 @@ def test_features_on_a_gpu_stay_close_to_those_of_the_processor(name, dtype):
 
 def test_every_checkpoint_is_compared_or_refuses_half_precision():
     for name in facezoo.list_models(pretrained=True):
-        if name.split(".")[0] not in ("ipd-fer", "latent-simclr", "latentface"):
+        if name.split(".")[0] not in NAMES:
             with pytest.raises(UnsupportedError, match="works in float32 only: its codes"):
                 facezoo.load(name, device="cpu", dtype=torch.bfloat16)
 
 
-@pytest.fixture
-def _doubles():
-    """float64 as torch's default dtype, and no detector that was built before or is kept after."""
-    load_detector.cache_clear()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-    load_detector.cache_clear()
+@contextmanager
+def default_dtype(dtype):
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
-def numbers_of(name):
-    model = facezoo.load(name, device="cpu")
-    found = model.encode(PORTRAITS[:1])
-    return [found.expression, found.identity, found.faces.boxes, model.reconstruct(PORTRAITS[:1])]
+SURROUNDINGS = {
+    "bfloat16 autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "float16 autocast": lambda: torch.autocast("cpu", torch.float16),
+    "default dtype float64": lambda: default_dtype(torch.float64),
+    "default dtype bfloat16": lambda: default_dtype(torch.bfloat16),
+    "inference mode": torch.inference_mode,
+    "no gradients": torch.no_grad,
+}
 
 
-@pytest.fixture(params=["ipd-fer", "latent-simclr", "latentface"])
-def plain_and_doubled(request):
-    plain = numbers_of(request.param)
-    request.getfixturevalue("_doubles")
-    return plain, numbers_of(request.param)
+@pytest.fixture(scope="module", params=NAMES)
+def plain(request):
+    model = facezoo.load(request.param, device="cpu")
+    return model, model.encode(PORTRAITS)
 
 
-def test_the_default_dtype_of_torch_changes_nothing(plain_and_doubled):
-    for plain, doubled in zip(*plain_and_doubled, strict=True):
-        assert doubled.dtype == torch.float32
-        torch.testing.assert_close(doubled, plain, atol=1e-4, rtol=1e-4)
+@pytest.mark.parametrize("surrounding", SURROUNDINGS)
+def test_faces_do_not_depend_on_the_state_of_torch_and_features_hardly(plain, surrounding):
+    model, expected = plain
+    load_detector.cache_clear()  # it may be loaded in any state
+    with SURROUNDINGS[surrounding]():
+        encoding = model.encode(PORTRAITS)
+    for name in ("boxes", "landmarks", "scores"):
+        assert torch.equal(getattr(encoding.faces, name), getattr(expected.faces, name))
+    for name in ("expression", "identity"):
+        rows = getattr(encoding, name)
+        assert rows.dtype == torch.float32
+        assert float(F.cosine_similarity(rows, getattr(expected, name)).min()) > LEAST_COSINE
+    again = model.encode(PORTRAITS)
+    assert torch.equal(again.faces.boxes, expected.faces.boxes)
+    torch.testing.assert_close(again.expression, expected.expression)
 
 
-@pytest.mark.parametrize("name", ["ipd-fer", "latent-simclr", "latentface"])
+def test_a_model_is_loaded_in_float32_whatever_the_default_dtype_is(plain):
+    model, expected = plain
+    with default_dtype(torch.float64):
+        encoding = facezoo.load(model.model_name, device="cpu").encode(PORTRAITS)
+    torch.testing.assert_close(encoding.expression, expected.expression, atol=1e-4, rtol=1e-4)
+
+
+def test_weights_on_the_meta_device_or_offloaded_are_an_error_with_the_remedy():
+    accelerate = pytest.importorskip("accelerate")
+    for change in (
+        lambda model: model.to("meta"),
+        lambda model: accelerate.cpu_offload(model, torch.device("cpu")),
+    ):
+        model = facezoo.load("ipd-fer", device="cpu")
+        change(model)
+        with pytest.raises(ValueError, match=r"on the meta device; load them .*remove_hook"):
+            model.encode_expression(PORTRAITS)
+        with pytest.raises(ValueError, match="on the meta device"):
+            model.run(torch.zeros(1, 3, 112, 112), "encode_expression")
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_the_default_device_of_torch_changes_nothing(name):
     model = facezoo.load(name, device="cpu")
     wanted, rows = model.encode(PORTRAITS), torch.randn(12, 4)
@@ -112,7 +148,7 @@ def test_noise_is_drawn_on_the_processor_whatever_the_default_device_of_torch():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["ipd-fer", "latent-simclr", "latentface"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_gpu_as_the_default_device_changes_nothing(name):
     wanted = facezoo.load(name, device="cuda").encode_expression(PORTRAITS)
     with torch.device("cuda"):

@@ -21,7 +21,7 @@ from facezoo.models.base import FaceModel
 from facezoo.models.mesh_base import MeshModel
 from facezoo.preprocess.detection import detect
 from facezoo.preprocess.detector import FaceDetector
-from facezoo.preprocess.pipeline import DETECTOR
+from facezoo.preprocess.fingerprint import DETECTOR
 
 
 def measure_checkpoint(name: str, data: Path, device: torch.device) -> tuple[Card, Measurements]:

@@ -43,7 +43,7 @@ class Layout:
     checkpoint: str
     """Name and shortened SHA-256 of the weights."""
     fingerprint: str
-    """Of the preprocessing, see ``facezoo.preprocess.pipeline.fingerprint``; with videos also of
+    """Of the preprocessing, see ``facezoo.preprocess.fingerprint.fingerprint``; with videos also of
     the conversion of their colors."""
     features: tuple[str, ...]
     """Names of the embeddings."""

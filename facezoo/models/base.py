@@ -14,8 +14,8 @@ from typing_extensions import Unpack
 
 from facezoo.errors import MissingMethodError, UnsupportedError
 from facezoo.hub.card import Card, Preprocessing
-from facezoo.hub.families import FAMILIES, model_class
 from facezoo.inference import evaluating
+from facezoo.models.capabilities import CAPABILITIES, STAGES, explain_missing
 from facezoo.models.freezing import Freezable
 from facezoo.models.identity_removal import NAME, IdentityRemoval
 from facezoo.models.pretrained import Pretrained
@@ -37,7 +37,10 @@ from facezoo.results import (
     FaceEncoding,
     Faces,
     concatenate,
+    fill_rows,
     map_tensors,
+    model_line,
+    model_rows,
     table,
     tensors_in,
     titled,
@@ -45,24 +48,6 @@ from facezoo.results import (
 
 Stage = Callable[[Tensor], Any]
 """A function of prepared crops (B, 3, S, S); it returns a tensor, a result or a dict of these."""
-
-STAGES = {
-    "encode_expression": "embed_expression",
-    "encode_identity": "embed_identity",
-    "encode_pose": "embed_pose",
-    "encode_factors": "embed_factors",
-    "predict_expression": "classify_features",
-    "reconstruct": "reconstruct_crops",
-    "neutralize": "neutralize_crops",
-    "frontalize": "frontalize_crops",
-}
-"""Method on prepared crops behind a capability; ``classify_features`` takes expression features."""
-
-CAPABILITIES = (
-    *("encode", *STAGES, "transfer_expression", "interpolate", "depth", "normals", "albedo"),
-    *("relight", "rotate", "to_mesh", "invert", "synthesize", "sample", "edit", "mix_styles"),
-)
-"""Capabilities of all families; a model without one raises an error that names models with it."""
 
 
 class Model(nn.Module, Pretrained):
@@ -97,52 +82,21 @@ class Model(nn.Module, Pretrained):
         Raises:
             UnsupportedError: always; it names models that have the capability.
         """
-        raise UnsupportedError(self._lacks(name))
-
-    def _lacks(self, name: str) -> str:
-        if name in self.absent:
-            return (
-                f"this {self.model_name} does not support {name}(): {self.absent[name]}; load a "
-                "checkpoint that has it (facezoo.info(NAME) shows the architecture)"
-            )
-        able = [family for family in FAMILIES if name in model_class(family).provides]
-        return (
-            f"{self.model_name} does not support {name}(); models that do: "
-            f"{', '.join(able) or 'none'}"
-        )
+        raise UnsupportedError(explain_missing(self, name))
 
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:
             if name in CAPABILITIES:
-                raise MissingMethodError(self._lacks(name)) from None
+                raise MissingMethodError(explain_missing(self, name)) from None
             raise
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._line()})"
+        return f"{type(self).__name__}({model_line(self)})"
 
     def _repr_html_(self) -> str:
-        return titled(self, table([], self._rows().items()))
-
-    def _line(self) -> str:
-        name = self.card.name if self.card else f"{self.model_name}, random weights"
-        millions = sum(p.numel() for p in self.parameters()) / 1e6
-        dtype = str(self.dtype).removeprefix("torch.")
-        return f"{name}, {millions:.1f} M parameters, {self.device}, {dtype}"
-
-    def _rows(self) -> dict[str, str]:
-        """Return the rows of the table in a notebook."""
-        rows = {"checkpoint": self._line(), "capabilities": ", ".join(self.capabilities())}
-        if self.preprocessing is not None:
-            size = self.preprocessing.size
-            rows["input"] = f"{size} × {size} pixels, template {self.preprocessing.template}"
-        if self.labels:
-            rows["classes"] = ", ".join(self.labels)
-        if self.card is not None:
-            rows["license of the weights"] = self.card.licenses.weights
-            rows["limits"] = f"{len(self.card.limits)}, see model.card.limits"
-        return rows
+        return titled(self, table([], model_rows(self).items()))
 
 
 class FaceModel(Freezable, Model):
@@ -164,7 +118,7 @@ class FaceModel(Freezable, Model):
     jpeg: JpegDecoder = "pillow"
     """Decoder of JPEG files; see ``facezoo.load``."""
     identity_removal: IdentityRemoval
-    """Projection of the output of ``encode_expression``, if set; see ``facezoo.remove_identity``."""
+    """Projection after ``encode_expression``, if set; see ``facezoo.remove_identity``."""
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -312,7 +266,7 @@ class FaceModel(Freezable, Model):
     def _run_several(self, names: Sequence[str], crops: Tensor) -> dict[str, Any]:
         results = {}
         shared = "encode_expression" in names or "predict_expression" in names
-        features = self.embed_expression(crops) if shared else None
+        features: Any = self.embed_expression(crops) if shared else None
         for name in names:
             if name == "encode_expression":
                 results[name] = self.without_identity(features)
@@ -463,9 +417,8 @@ class FaceModel(Freezable, Model):
         known = torch.isfinite(faces.scores)
         complete = bool(known.all())
         parts = []
-        for crops in cut_batches(
-            images, faces if complete else faces[known], self.preprocessing, batch_size, clock
-        ):
+        found = faces if complete else faces[known]
+        for crops in cut_batches(images, found, self.preprocessing, batch_size, clock):
             with timed("encode"):
                 parts.append(self.in_batches(stage, crops, batch_size))
         result = concatenate(parts)
@@ -485,17 +438,6 @@ class FaceModel(Freezable, Model):
                 "model, recurse=True)"
             )
         return weight
-
-
-def fill_rows(rows: Any, known: Tensor) -> Any:
-    """Insert rows of NaN where ``known`` (F,) is False."""
-
-    def filled(tensor: Tensor) -> Tensor:
-        result = tensor.new_full((len(known), *tensor.shape[1:]), torch.nan)
-        result[known] = tensor
-        return result
-
-    return map_tensors(filled, rows)
 
 
 def check_shape(images: Tensor, shape: tuple[int, int, int], name: str = "images") -> None:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
-from facezoo.models.base import FaceModel, Stage, fill_rows
+from facezoo.models.base import FaceModel, Stage
 from facezoo.preprocess.images import Images, as_list
 from facezoo.preprocess.pipeline import ImageKeywords, ImageOptions
-from facezoo.results import flatten_rows, map_tensors
+from facezoo.results import fill_rows, flatten_rows, map_tensors
 
 
 class DecodingModel(FaceModel):

@@ -1,4 +1,4 @@
-"""Taking out of features, by a linear projection, what tells people apart."""
+"""Erase identity from features with a linear projection."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ import torch
 from torch import Tensor, nn
 
 NAME = "identity_removal"
-"""Attribute of a model that holds the removal, and the beginning of its tensors' names."""
-SHUFFLES = 5
-"""How often people are dealt out anew, to see how far chance alone tells them apart."""
+"""Attribute of a model that holds the projection, and prefix of its tensors' names."""
+PERMUTATIONS = 5
+"""Label permutations used to estimate the chance level."""
 SUPPORT = 1e-6
-"""Directions whose variance is below this share of the largest count as not varying."""
+"""Directions with a variance below this share of the largest count as constant."""
 
 
 class IdentityRemoval(nn.Module):
-    """A projection of features off the directions that tell people apart.
+    """A projection of features off the directions in which identities differ.
 
-    It has no parameters to train; ``remove_identity`` fits it. As ``model.identity_removal`` it is
-    applied to what ``encode_expression`` gives, and saved and loaded with the model.
+    It has no trainable parameters; ``remove_identity`` fits it. As ``model.identity_removal`` it is
+    applied to the output of ``encode_expression``, and saved and loaded with the model.
 
     Args:
         dim: D of the features.
-        directions: K, how many are removed.
+        directions: K, number of directions to remove.
     """
 
     mean: Tensor
-    """Of the features it was fitted to, (D,)."""
+    """Mean of the features it was fitted to, (D,)."""
     read: Tensor
-    """From centred features to their places along the directions, (D, K)."""
+    """From centered features to their coordinates along the directions, (D, K)."""
     write: Tensor
-    """From these places back to features, (K, D)."""
+    """From these coordinates back to features, (K, D)."""
 
     def __init__(self, dim: int, directions: int) -> None:
         super().__init__()
@@ -42,16 +42,16 @@ class IdentityRemoval(nn.Module):
 
     @property
     def directions(self) -> int:
-        """How many directions are removed."""
+        """Number of directions that are removed."""
         return self.read.shape[1]
 
     def forward(self, features: Tensor) -> Tensor:
-        """Features (F, D) without what tells people apart; rows of NaN stay rows of NaN."""
-        centred = features - self.mean  # in the higher of the two precisions
-        return features - centred @ self.read.to(centred.dtype) @ self.write.to(centred.dtype)
+        """Remove identity from features (F, D); rows of NaN stay rows of NaN."""
+        centered = features - self.mean  # in the higher of the two precisions
+        return features - centered @ self.read.to(centered.dtype) @ self.write.to(centered.dtype)
 
     def extra_repr(self) -> str:
-        """What ``print`` shows between the brackets."""
+        """Return the arguments for ``print``."""
         return f"{len(self.mean)}, directions={self.directions}"
 
 
@@ -63,72 +63,74 @@ def remove_identity(
     directions: int | None = None,
     seed: int = 0,
 ) -> IdentityRemoval:
-    """Fit a projection off the directions in which the features of different people differ most.
+    """Fit a projection off the directions in which the features of identities differ most.
 
-    The directions are Fisher's: those along which the most of the variance lies between people. The
+    The directions are Fisher's, with the largest share of variance between identities. The
     projection is that of LEACE (Belrose et al., "LEACE: Perfect linear concept erasure in closed
-    form", 2023) for the strongest of them: orthogonal where the features are white, so that nothing
-    uncorrelated with these directions is touched. LEACE itself removes every direction in which
-    the means of people differ: all there are, where people outnumber dimensions.
+    form", 2023) for the strongest of them. It is orthogonal in whitened coordinates, so everything
+    that is uncorrelated with these directions is unchanged. LEACE itself removes every direction in
+    which the means of identities differ: all of them, if there are more identities than dimensions.
 
-    How many directions are strong is told by parallel analysis (Horn, 1965): as many as lie further
-    between people than any direction does once the people are dealt out anew.
+    Parallel analysis (Horn, 1965) chooses the number of directions: those whose between-identity
+    variance exceeds the maximum under permuted identities.
 
     Args:
-        features: of training photographs, (N, D).
-        identities: who is on each, numbers or names, N; people with one photograph do not count.
-        keep: classes that must stay readable, such as expressions, int64, -1 where unknown, (N,):
-            directions are sought only among those that are uncorrelated with these classes.
-            Preserving a covariance while erasing another is after Holstege et al., "Preserving
-            task-relevant information under linear concept removal", 2025.
-        directions: how many to remove; None to have it told as above.
-        seed: of the dealing.
+        features: features of training images, (N, D).
+        identities: identity of each image, numbers or names, N; identities with one image are
+            ignored.
+        keep: classes to preserve, such as expressions, int64, -1 for unknown, (N,). Only directions
+            that are uncorrelated with these classes are removed. Preserving a covariance while
+            erasing another follows Holstege et al., "Preserving task-relevant information under
+            linear concept removal", 2025.
+        directions: number of directions to remove; None to choose it as above.
+        seed: seed of the permutations.
 
     Returns:
-        The removal, on the device of the features.
+        The projection, on the device of the features.
 
     Raises:
-        ValueError: if shapes disagree, features are not finite, fewer than two people have two
-            photographs, all rows are the same, or ``directions`` is below 0.
+        ValueError: if shapes disagree, features are not finite, fewer than two identities have two
+            images, all rows are the same, or ``directions`` is below 0.
     """
     if directions is not None and directions < 0:
         raise ValueError(f"directions must be 0 or more, or None, got {directions}")
     features, keep = _tensor(features), None if keep is None else _tensor(keep)
-    people = _numbers(identities)
-    _check(features, people, keep)
+    labels = _numbers(identities)
+    _check(features, labels, keep)
     rows = features.detach().cpu().double()
-    mean, there, back = _whitening(rows)
-    if not there.shape[1]:
-        raise ValueError("features are the same in every row; give those of different photographs")
-    white = (rows - mean) @ there
+    mean, whiten, unwhiten = _whitening(rows)
+    if not whiten.shape[1]:
+        raise ValueError("features are the same in every row; pass those of different images")
+    white = (rows - mean) @ whiten
     if keep is not None:
-        white = white - white @ (kept := _class_axes(white, keep.cpu())) @ kept.T
-    counts = people.bincount()
-    several = counts[people] > 1
-    white, people = white[several], people[several].unique(return_inverse=True)[1]
-    shares, axes = _between(white, people)
+        axes = _class_axes(white, keep.cpu())
+        white = white - white @ axes @ axes.T
+    several = labels.bincount()[labels] > 1
+    white, labels = white[several], labels[several].unique(return_inverse=True)[1]
+    shares, axes = _between(white, labels)
     if directions is None:
-        draw = torch.Generator().manual_seed(seed)
-        dealt = [
-            people[torch.randperm(len(people), generator=draw, device="cpu")]
-            for _ in range(SHUFFLES)
+        generator = torch.Generator().manual_seed(seed)
+        orders = [
+            torch.randperm(len(labels), generator=generator, device="cpu")
+            for _ in range(PERMUTATIONS)
         ]
-        directions = int((shares > max(float(_between(white, d)[0][0]) for d in dealt)).sum())
+        chance = max(float(_between(white, labels[order])[0][0]) for order in orders)
+        directions = int((shares > chance).sum())
     axes = axes[:, : min(directions, len(shares))]
     removal = IdentityRemoval(rows.shape[1], axes.shape[1])
-    for name, value in (("mean", mean), ("read", there @ axes), ("write", axes.T @ back)):
+    for name, value in (("mean", mean), ("read", whiten @ axes), ("write", axes.T @ unwhiten)):
         setattr(removal, name, value.float().contiguous())
     return removal.to(features.device)
 
 
 def removal_in(tensors: Mapping[str, Any]) -> IdentityRemoval | None:
-    """A removal, to be filled, for the tensors of a saved model; None if it was saved without."""
+    """Build an empty projection for the tensors of a saved model; None if it has none."""
     write = tensors.get(f"{NAME}.write")
     return None if write is None else IdentityRemoval(write.shape[1], write.shape[0])
 
 
 def _whitening(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean (D,), and the matrices to white coordinates (D, R) and back (R, D)."""
+    """Return the mean (D,), and the matrices to whitened coordinates (D, R) and back (R, D)."""
     mean = rows.mean(0)
     variance, axes = torch.linalg.eigh((rows - mean).T @ (rows - mean) / len(rows))
     varying = variance > SUPPORT * variance[-1]
@@ -137,54 +139,52 @@ def _whitening(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _class_axes(white: Tensor, classes: Tensor) -> Tensor:
-    """Orthonormal directions in which the means of classes differ, (R, up to K - 1)."""
+    """Return orthonormal directions in which the class means differ, (R, up to K - 1)."""
     names = classes[classes >= 0].unique()
     if not len(names):
         return white.new_zeros(white.shape[1], 0)
     means = torch.stack([white[classes == name].mean(0) for name in names])
-    # One direction is the mean of all, along which the classes' means need not differ.
+    # One direction is the mean of all, along which the class means need not differ.
     _, sizes, axes = torch.linalg.svd(means - means.mean(0), full_matrices=False)
     return axes[sizes > 1e-9 * sizes[0]].T
 
 
-def _between(white: Tensor, people: Tensor) -> tuple[Tensor, Tensor]:
-    """Variance between people along each of their directions, falling, and these, (R, R)."""
-    counts = people.bincount().double()
-    sums = white.new_zeros(len(counts), white.shape[1]).index_add(0, people, white)
+def _between(white: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the variance between identities along their directions, falling, and these, (R, R)."""
+    counts = labels.bincount().double()
+    sums = white.new_zeros(len(counts), white.shape[1]).index_add(0, labels, white)
     means = sums / counts.sqrt()[:, None]
     shares, axes = torch.linalg.eigh(means.T @ means / len(white))
     return shares.flip(0), axes.flip(1)
 
 
 def _tensor(values: Any) -> Tensor:
-    """Values as a tensor, where they are: torch moves even tensors to its default device."""
+    """Convert values to a tensor on their device; torch would use its default device."""
     return values if isinstance(values, Tensor) else torch.as_tensor(values, device="cpu")
 
 
 def _numbers(identities: Tensor | Sequence[Hashable]) -> Tensor:
     if isinstance(identities, Tensor):
         return identities.cpu().unique(return_inverse=True)[1]
-    # Numbers of torch are equal only to themselves as keys.
+    # As keys, numbers of torch are equal only to themselves.
     names = [name.item() if isinstance(name, Tensor) else name for name in identities]
     number = {name: index for index, name in enumerate(dict.fromkeys(names))}
     return torch.tensor([number[name] for name in names], device="cpu")
 
 
-def _check(features: Tensor, people: Tensor, keep: Tensor | None) -> None:
-    lengths = {len(features), len(people), len(people if keep is None else keep)}
-    if features.ndim != 2 or people.ndim != 1 or len(lengths) > 1:
+def _check(features: Tensor, labels: Tensor, keep: Tensor | None) -> None:
+    lengths = {len(features), len(labels), len(labels if keep is None else keep)}
+    if features.ndim != 2 or labels.ndim != 1 or len(lengths) > 1:
         raise ValueError(
-            "remove_identity wants features (N, D), N identities and keep (N,) or None, got "
-            f"{tuple(features.shape)}, {len(people)} and "
+            "remove_identity expects features (N, D), N identities and keep (N,) or None, got "
+            f"{tuple(features.shape)}, {len(labels)} and "
             f"{None if keep is None else tuple(keep.shape)}"
         )
     if not bool(torch.isfinite(features).all()):
-        raise ValueError(
-            "features hold NaN or infinity; leave out the rows where no face was found"
-        )
-    several = int((people.bincount() > 1).sum())
+        raise ValueError("features hold NaN or infinity; leave out the rows without a face")
+    several = int((labels.bincount() > 1).sum())
     if several < 2:
         raise ValueError(
-            f"{several} people have two photographs or more; two or more are needed to see what "
-            "tells them apart"
+            f"{several} identities have two images or more; at least two are needed to see how "
+            "identities differ"
         )

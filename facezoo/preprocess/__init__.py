@@ -1,1 +1,1 @@
-"""From whatever holds a photograph to the aligned, normalised crops that a network takes."""
+"""Preprocessing: images in, aligned and normalized face crops out."""

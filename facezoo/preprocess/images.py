@@ -21,13 +21,15 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from facezoo.errors import ImageError
+from facezoo.errors import ImageError, NoFaceError
 
 ImageSource = Union[str, "os.PathLike[str]", bytes, IO[bytes], Image.Image, NDArray[Any], Tensor]
 Images = ImageSource | Iterable[ImageSource]
 
 CHANNELS = (1, 3, 4)
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+NAMED = 5
+"""Number of images without a face that an error names."""
 ROUNDING = 1e-6
 """Float pixels may leave [0, 1] by this much, as ``x * std + mean`` does."""
 
@@ -201,12 +203,39 @@ def orientation_note(source: object) -> str:
         return ""
     if not isinstance(source, Image.Image) or tag not in range(2, 9):
         return ""
-    use = (
-        "applied" if orientation_of(source) != 1 else "ignored, for its sides look swapped already"
-    )
+    use = "applied" if orientation_of(source) != 1 else "ignored, as its sides look swapped"
     return (
         f"its EXIF orientation tag {tag} was {use}; if its pixels were rotated or mirrored after it "
         "was taken, delete the tag or pass an array"
+    )
+
+
+def no_face(
+    missing: Sequence[int],
+    sources: Sequence[Any],
+    names: Sequence[str] | None = None,
+    *,
+    skipping: bool = True,
+) -> NoFaceError:
+    """Build the error for images without a face.
+
+    Args:
+        missing: indices of these images.
+        sources: all images.
+        names: names of all images; None to describe the sources.
+        skipping: whether the caller may leave images out.
+    """
+    shown = missing[:NAMED]
+    several = len(sources) > 1
+    called = [names[i] if names else describe(sources[i], i if several else None) for i in shown]
+    more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
+    notes = [note for index in shown if (note := orientation_note(sources[index]))]
+    skip = 'on_missing="skip" to leave them out or ' if skipping else ""
+    return NoFaceError(
+        f'no face found in {", ".join(called)}{more}; pass {skip}on_missing="nan" to keep their '
+        "place, or aligned=True if they are aligned crops already"
+        f"{f'; {notes[0]}' if notes else ''}",
+        missing,
     )
 
 

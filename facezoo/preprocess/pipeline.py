@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from math import prod
 from typing import Any, Literal, Protocol, TypedDict, cast
@@ -18,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from facezoo.errors import ImageError, NoFaceError
+from facezoo.errors import ImageError
 from facezoo.hub.card import Preprocessing, card_named
 from facezoo.hub.files import find
 from facezoo.hub.tensors import load_into, read_tensors
@@ -26,10 +24,11 @@ from facezoo.preprocess import images as reading
 from facezoo.preprocess.alignment import prepare
 from facezoo.preprocess.detection import DetectionConfig, detect
 from facezoo.preprocess.detector import FaceDetector
-from facezoo.preprocess.images import describe, orientation_note, read_image
+from facezoo.preprocess.fingerprint import DETECTOR
+from facezoo.preprocess.fingerprint import fingerprint as fingerprint
+from facezoo.preprocess.images import describe, no_face, read_image
 from facezoo.preprocess.jpeg import Jpeg, JpegDecoder, decode, read_or_keep
 from facezoo.preprocess.prefetch import DECODERS, prefetch
-from facezoo.preprocess.templates import template_points
 from facezoo.results import Faces
 
 Which = Literal["largest", "all"]
@@ -37,7 +36,6 @@ OnMissing = Literal["raise", "skip", "nan"]
 Loaded = NDArray[np.uint8] | Jpeg | Tensor | ImageError
 """An image in memory, or the reason why it cannot be read."""
 
-DETECTOR = "face-detector"
 BATCH_BYTES = 256 * 2**20
 """Limit on the pixels of a batch, however large ``batch_size`` is, bytes."""
 FACES_AT_ONCE = 256
@@ -45,10 +43,6 @@ FACES_AT_ONCE = 256
 DETECTION = ("min_face", "score_threshold", "max_side", "rotations")
 """Settings of the detector among the options."""
 DEFAULT = DetectionConfig()
-NAMED = 5
-"""Number of images without a face that an error names."""
-REVISION = 1
-"""Increase this whenever reading, detection or alignment change pixels by more than rounding."""
 
 
 class ImageKeywords(TypedDict, total=False):
@@ -101,7 +95,7 @@ class ImageOptions:
             )
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {self.batch_size}")
-        settings = {name: getattr(self, name) for name in DETECTION if getattr(self, name) is not None}
+        settings = {n: value for n in DETECTION if (value := getattr(self, n)) is not None}
         detection = DetectionConfig.override(**settings) if settings else DEFAULT
         object.__setattr__(self, "detection", detection)
 
@@ -363,64 +357,6 @@ def load_detector(device: torch.device) -> FaceDetector:
         load_into(detector, read_tensors(find(card)))
         detector.fold_norms()
         return detector.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def fingerprint(
-    preprocessing: Preprocessing,
-    jpeg: JpegDecoder = "pillow",
-    detection: DetectionConfig | None = None,
-) -> str:
-    """Hash everything that decides which pixels a network sees.
-
-    Features are comparable only if they come from the same checkpoint and the same fingerprint.
-
-    Args:
-        preprocessing: template, size and normalization.
-        jpeg: decoder of JPEG files.
-        detection: settings of the detector; None for the default.
-
-    Returns:
-        16 hexadecimal digits of a SHA-256 over the settings, the template's points, the detector's
-        weights and thresholds, and the revision of this code.
-    """
-    everything = {
-        "preprocessing": asdict(preprocessing),
-        "template": template_points(preprocessing.template, preprocessing.size).tolist(),
-        "detector": card_named(DETECTOR).weights.sha256,
-        "detection": asdict(detection or DetectionConfig()),
-        "revision": REVISION,
-        **({} if jpeg == "pillow" else {"jpeg": jpeg}),
-    }
-    return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def no_face(
-    missing: Sequence[int],
-    sources: Sequence[Any],
-    names: Sequence[str] | None = None,
-    *,
-    skipping: bool = True,
-) -> NoFaceError:
-    """Build the error for images without a face.
-
-    Args:
-        missing: indices of these images.
-        sources: all images.
-        names: names of all images; None to describe the sources.
-        skipping: whether the caller may leave images out.
-    """
-    shown = missing[:NAMED]
-    several = len(sources) > 1
-    called = [names[i] if names else describe(sources[i], i if several else None) for i in shown]
-    more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
-    notes = [note for index in shown if (note := orientation_note(sources[index]))]
-    skip = 'on_missing="skip" to leave them out or ' if skipping else ""
-    return NoFaceError(
-        f'no face found in {", ".join(called)}{more}; pass {skip}on_missing="nan" to keep their '
-        "place, or aligned=True if they are aligned crops already"
-        f"{f'; {notes[0]}' if notes else ''}",
-        missing,
-    )
 
 
 def _bytes_of(image: Loaded) -> int:

@@ -4,7 +4,6 @@ import io
 import threading
 import time
 from contextlib import nullcontext
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -25,7 +24,6 @@ from facezoo.preprocess.pipeline import (
     cut_batches,
     face_batches,
     find_faces,
-    fingerprint,
     load_detector,
     read_batches,
     to_device,
@@ -199,52 +197,6 @@ def test_decoded_photographs_become_tensors_without_a_change():
     assert torch.equal(tensor, ONE)
 
 
-def test_the_fingerprint_is_16_digits_and_stable(detector_card):
-    first = fingerprint(Preprocessing())
-    assert len(first) == 16
-    assert set(first) <= set("0123456789abcdef")
-    assert fingerprint(Preprocessing()) == first
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"template": "ffhq"},
-        {"size": 128},
-        {"mean": (0.5, 0.5, 0.4)},
-        {"std": (0.5, 0.4, 0.5)},
-    ],
-    ids=lambda change: next(iter(change)),
-)
-def test_the_fingerprint_changes_with_every_setting(detector_card, change):
-    assert fingerprint(replace(Preprocessing(), **change)) != fingerprint(Preprocessing())
-
-
-@pytest.mark.parametrize(
-    "change",
-    [{"min_face": 30.0}, {"score_threshold": 0.9}, {"max_side": 1280}, {"rotations": (0, 90)}],
-    ids=lambda change: next(iter(change)),
-)
-def test_the_fingerprint_changes_with_the_detectors_settings(detector_card, monkeypatch, change):
-    before = fingerprint(Preprocessing())
-    other = replace(DetectionConfig(), **change)
-    monkeypatch.setattr(pipeline, "DetectionConfig", lambda: other)
-    changed = fingerprint(Preprocessing()) != before
-    assert changed
-
-
-def test_the_fingerprint_changes_with_detector_template_and_revision(detector_card, monkeypatch):
-    seen = {fingerprint(Preprocessing())}
-    detector_card.weights.sha256 = "b" * 64
-    seen.add(fingerprint(Preprocessing()))
-    monkeypatch.setattr(pipeline, "REVISION", pipeline.REVISION + 1)
-    seen.add(fingerprint(Preprocessing()))
-    points = pipeline.template_points("arcface112", 112) + 1
-    monkeypatch.setattr(pipeline, "template_points", lambda name, size: points)
-    seen.add(fingerprint(Preprocessing()))
-    assert len(seen) == 4
-
-
 def test_the_detector_is_loaded_once_and_in_eval_mode(detector_card, monkeypatch):
     loads = []
     weights = FaceDetector(8).state_dict()
@@ -372,17 +324,16 @@ def test_the_error_mentions_an_orientation_tag():
 
 
 def test_a_clock_measures_every_stage():
-    class Clock:
-        stages = []
+    stages = []
 
+    class Clock:
         def stage(self, name):
-            self.stages.append(name)
+            stages.append(name)
             return nullcontext()
 
-    clock = Clock()
-    (batch,) = face_batches(FILES[:1], CPU, ImageOptions(), clock=clock)
-    list(cut_batches(batch.images, batch.faces, PLAIN, clock=clock))
-    assert clock.stages == ["wait", "detect", "align"]
+    (batch,) = face_batches(FILES[:1], CPU, ImageOptions(), clock=Clock())
+    list(cut_batches(batch.images, batch.faces, PLAIN, clock=Clock()))
+    assert stages == ["wait", "detect", "align"]
 
 
 def test_settings_of_the_detector_are_options():

@@ -133,7 +133,7 @@ class LatentSimCLR(DecodingModel):
 
     # --- images or codes in -----------------------------------------------------------------------
 
-    def encode_expression(  # type: ignore[override]
+    def encode_expression(
         self,
         images: Images | None = None,
         *,
@@ -155,7 +155,7 @@ class LatentSimCLR(DecodingModel):
         """
         return self._features(images, w_plus, "encode_expression", ImageOptions(**options))
 
-    def encode_identity(  # type: ignore[override]
+    def encode_identity(
         self,
         images: Images | None = None,
         *,

@@ -13,7 +13,8 @@ from torch import nn
 import facezoo
 from facezoo.errors import ImageError, NoFaceError, UnsupportedError
 from facezoo.hub.families import FAMILIES, model_class
-from facezoo.models.base import CAPABILITIES, STAGES, FaceModel, check_shape
+from facezoo.models.base import FaceModel, check_shape
+from facezoo.models.capabilities import CAPABILITIES, STAGES
 from facezoo.models.ipd_fer import IPDFER
 from facezoo.preprocess import pipeline
 from facezoo.preprocess.alignment import prepare
@@ -431,7 +432,7 @@ def test_a_method_of_other_models_names_these_models():
     assert not hasattr(model, "predict_expression")
     with pytest.raises(UnsupportedError, match=r"support predict_expression\(\); .* ipd-fer$"):
         model.predict_expression("face.obj")
-    with pytest.raises(UnsupportedError, match="models that do: latentface$"):
+    with pytest.raises(UnsupportedError, match=r"models that do: latentface$"):
         IPDFER(**TINY["ipd-fer"]).depth("face.jpg")
     with pytest.raises(AttributeError, match="no attribute 'depths'"):
         IPDFER(**TINY["ipd-fer"]).depths("face.jpg")
@@ -458,6 +459,11 @@ def test_run_names_what_it_can_be_asked_for(wanted):
 def test_run_refuses_what_a_model_cannot_do():
     with pytest.raises(UnsupportedError, match="does not support encode_expression"):
         OnlyIdentity().run(torch.rand(1, 3, 112, 112), ["encode_identity", "encode_expression"])
+
+
+def test_a_path_given_to_forward_is_an_error_that_names_the_method_for_images(model):
+    with pytest.raises(ValueError, match=r"got str; for image files.* call encode_expression\(\)"):
+        model("portrait.jpg")
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 3, 8, 9), (1, 8, 8, 3), (0,)])

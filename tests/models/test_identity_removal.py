@@ -144,10 +144,10 @@ def test_as_many_directions_as_asked_for_and_rows_of_nan_stay():
 @pytest.mark.parametrize(
     ("features", "identities", "message"),
     [
-        (torch.zeros(4, 2, 2), [0, 0, 1, 1], "wants features"),
-        (torch.zeros(4, 2), [0, 0, 1], "wants features"),
+        (torch.zeros(4, 2, 2), [0, 0, 1, 1], "expects features"),
+        (torch.zeros(4, 2), [0, 0, 1], "expects features"),
         (torch.full((4, 2), float("nan")), [0, 0, 1, 1], "NaN or infinity"),
-        (torch.zeros(4, 2), [0, 0, 1, 2], "1 people have two photographs"),
+        (torch.zeros(4, 2), [0, 0, 1, 2], "1 identities have two images"),
     ],
 )
 def test_what_does_not_suit_is_refused(features, identities, message):
