@@ -118,7 +118,7 @@ def test_a_part_that_does_not_exist_cannot_be_frozen():
     with pytest.raises(ValueError, match=r"no part is named 'encoder'.*expression_encoder"):
         small().freeze("encoder")
     for wrong in (["identity_encoder"], None, ""):  # a list instead of names one by one
-        with pytest.raises(ValueError, match=r"no part is named .*; there are identity_encoder"):
+        with pytest.raises(ValueError, match=r"no part is named .*; expected identity_encoder"):
             small().freeze(wrong)
 
 
