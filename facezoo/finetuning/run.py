@@ -197,15 +197,15 @@ def _digest(labelled: LabelledImages) -> dict[str, Any]:
     counts = torch.bincount(labelled.labels, minlength=len(labelled.classes)).tolist()
     points = None if labelled.landmarks is None else labelled.landmarks.tolist()
     columns = labelled.files, labelled.labels.tolist(), labelled.splits, labelled.identities, points
-    photographs = sha256()
+    contents = sha256()
     for image in labelled.images:
         data = image if isinstance(image, bytes) else Path(str(image)).read_bytes()
-        photographs.update(sha256(data).digest())
+        contents.update(sha256(data).digest())
     return {
         "name": labelled.name,
         "classes": dict(zip(labelled.classes, counts, strict=True)),
         "rows": sha256(json.dumps(columns).encode()).hexdigest()[:12],
-        "photographs": photographs.hexdigest()[:12],
+        "images": contents.hexdigest()[:12],
     }
 
 
