@@ -33,7 +33,7 @@ def augment(
         canvases: crops with a margin around the template, uint8, (B, 1 or 3, H, H).
         size: side S of the result, pixels.
         generator: random numbers.
-        zoom: the template's share of the canvas side, so that a crop without changes is the template.
+        zoom: the template's share of the canvas side; a crop without changes is the template.
         rotation_deg: largest rotation; angles are uniform.
         scaling: standard deviation of the logarithm of the scale, cut at two.
         shift: largest shift as a share of the crop's side.
@@ -123,7 +123,7 @@ def move_landmarks(landmarks: Tensor, theta: Tensor, canvas: int, size: int) -> 
 
 
 def center_crop(canvases: Tensor, size: int, margin: int) -> Tensor:
-    """The template's crop without anything random, normalized to [-1, 1], (B, 3, S, S)."""
+    """Crop the template without augmentation, normalized to [-1, 1], (B, 3, S, S)."""
     crops = canvases[..., margin:-margin, margin:-margin] if margin else canvases
     crops = crops.float() / 127.5 - 1
     if crops.shape[-1] != size:

@@ -9,7 +9,7 @@ STILL = {
     "rotation_deg": 0.0,
     "scaling": 0.0,
     "shift": 0.0,
-    "colour": 0.0,
+    "color": 0.0,
     "grey": 0.0,
     "blur": 0.0,
     "erase": 0.0,
@@ -78,7 +78,7 @@ def test_grey_crops_stay_grey():
     assert torch.equal(images[:, 0], images[:, 2])
 
 
-def test_grey_takes_the_colour_of_about_its_share():
+def test_grey_takes_the_color_of_about_its_share():
     images = augment(crops(200, side=8), 8, draw_from(), **{**STILL, "grey": 0.3})
     pale = (images[:, 0] == images[:, 1]).flatten(1).all(1)
     assert 30 <= int(pale.sum()) <= 90
