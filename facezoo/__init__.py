@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from facezoo.models.latentface import LatentFace
     from facezoo.plot import show
     from facezoo.preprocess.jpeg import JpegDecoder
+    from facezoo.registration import register
     from facezoo.registry import download, info, list_models
     from facezoo.results import ExpressionPrediction, FaceEncoding, Faces
 
@@ -79,6 +80,7 @@ __all__ = [
     "list_models",
     "load",
     "plot",
+    "register",
     "remove_identity",
     "show",
 ]
@@ -99,6 +101,7 @@ _HOMES = {
     "info": "facezoo.registry",
     "list_models": "facezoo.registry",
     "load": "facezoo.registry",
+    "register": "facezoo.registration",
     "show": "facezoo.plot",
     "remove_identity": "facezoo.models.identity_removal",
 }

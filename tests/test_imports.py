@@ -34,7 +34,7 @@ ROWS = [
     ],
     ["registry"],
     ["faces"],
-    ["evaluate.benchmark", "extraction", "finetuning", "sklearn", "export", "plot"],
+    ["evaluate.benchmark", "extraction", "finetuning", "sklearn", "export", "plot", "registration"],
     ["__init__", "__main__", "cli"],
 ]
 # In these rows modules of different folders may import each other, as long as no cycle arises.

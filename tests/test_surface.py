@@ -21,6 +21,7 @@ PUBLIC = [
     "list_models",
     "load",
     "plot",
+    "register",
     "remove_identity",
     "show",
 ]

@@ -25,6 +25,7 @@ COMMANDS = {
     "join": ("facezoo.cli.images:join", "Join feature files."),
     "download": ("facezoo.cli.checkpoints:download", "Download weights for use without network."),
     "finetune": ("facezoo.cli.train:finetune", "Fine-tune a checkpoint on your own images."),
+    "register": ("facezoo.cli.meshes:register", "Fit the template of a mesh model to a mesh."),
     "evaluate": ("facezoo.cli.measure:evaluate", "Measure a checkpoint by the papers' protocols."),
     "benchmark": ("facezoo.cli.measure:benchmark", "Compare checkpoints and two baselines."),
     "train": ("facezoo.cli.train:train", "Train a model by its recipe."),
@@ -41,7 +42,7 @@ FAULTS = (OSError, ValueError, RuntimeError, ImportError, UnsupportedError)
 @click.group(
     cls=LazyGroup,
     epilog=EXIT_CODES,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
 )
 @click.version_option(__version__, message="facezoo %(version)s")
 @debug_option

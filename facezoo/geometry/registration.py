@@ -29,8 +29,8 @@ SIGMAS_MM = (6.0, 4.0, 3.0, 2.0, 1.5, 1.0, 0.7, 0.5, 0.3, 0.3)
 """Standard deviation of the surface distance in each iteration of the shape model."""
 STIFFNESS = (20.0, 5.0, 2.0)
 """Weight of the differences between neighboring displacements, in each iteration."""
-FARTHEST_MM = 40.0
-"""Largest distance of a match."""
+FARTHEST_MM, RIM_MM = 40.0, 5.0
+"""Largest distance of a match, and of a match on the boundary of the surface."""
 SLIDING = 0.03
 """Weight of the distance along the surface, relative to the distance to the tangent plane."""
 
@@ -251,6 +251,17 @@ def register_template(
     return Fit(vertices, pose, parameters, matched, residuals)
 
 
+def rigid_residual(model: ShapeModel, surface: Surface, pose: Similarity) -> float:
+    """Return the distance of the face after a short rigid ICP, mm, to compare poses.
+
+    Unmatched vertices count with ``FARTHEST_MM``.
+    """
+    pose = _rigid_icp(model, surface, pose, False, steps=10)
+    rows = np.flatnonzero(model.face)[::2]
+    matches, valid = _match(model, surface, pose, model.mean, rows)
+    return float(np.where(valid, matches.distances, FARTHEST_MM).mean())
+
+
 def _match(
     model: ShapeModel,
     surface: Surface,
@@ -268,17 +279,18 @@ def _match(
     )
     normals = vertex_normals(shape, model.triangles)[rows]
     facing = (normals * matches.normals).sum(1) > MIN_COSINE
-    cut = matches.on_boundary & model.outline[rows]
+    # Past the rim of a hole, or of the surface, there is no match.
+    cut = matches.on_boundary & (model.outline[rows] | (matches.distances > RIM_MM))
     return matches, facing & ~cut & (matches.distances < FARTHEST_MM)
 
 
-def _robust_weights(distances: Array, valid: Mask, boundary: Mask) -> Array:
-    """Weigh matches by Tukey's function of their distance; boundary matches must be close."""
+def _robust_weights(distances: Array, valid: Mask) -> Array:
+    """Weigh matches by Tukey's function of their distance."""
     if not valid.any():
         return np.zeros(len(distances))
     limit = max(3.0, 4 * 1.4826 * float(np.median(distances[valid])))
     weights = np.square(1 - np.square(np.minimum(distances / limit, 1)))
-    return np.where(valid & ~(boundary & (distances > 5)), weights, 0.0)
+    return np.where(valid, weights, 0.0)
 
 
 def _residual(model: ShapeModel, surface: Surface, pose: Similarity, shape: Array) -> float:
@@ -316,7 +328,7 @@ def _fit_shape(
     shape = model.mean + np.tensordot(start, model.basis, 1)
     for sigma in SIGMAS_MM:
         matches, valid = _match(model, surface, pose, shape)
-        weights = _robust_weights(matches.distances, valid, matches.on_boundary)
+        weights = _robust_weights(matches.distances, valid)
         # Unknowns: rotation vector, translation, and the shape parameters.
         turn = np.stack([np.cross(axis, shape) for axis in np.eye(3)])  # (3, N, 3)
         shift = np.broadcast_to(np.eye(3)[:, None], turn.shape)
@@ -365,7 +377,7 @@ def _fit_displacements(
     vertices, valid = shape, np.zeros(count, bool)
     for stiffness in STIFFNESS:
         matches, valid = _match(model, surface, pose, vertices)
-        weights = _robust_weights(matches.distances, valid, matches.on_boundary)
+        weights = _robust_weights(matches.distances, valid)
         normals = matches.normals
         blocks = normals[:, :, None] * normals[:, None] + SLIDING**2 * np.eye(3)
         blocks *= weights[:, None, None]

@@ -5,26 +5,37 @@ Letters: M meshes, N vertices of the template, T triangles, K landmarks, D dimen
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import TypedDict, Unpack
 
-from facezoo.geometry.meshes import Mesh
+from facezoo.geometry.meshes import Mesh, millimetres
+from facezoo.geometry.registration import ShapeModel
 from facezoo.models.base import Model
+from facezoo.models.face_finding import template_landmarks
 from facezoo.models.mesh_inputs import (
     Landmarks,
     Meshes,
+    MeshSource,
     Template,
     align_mesh,
     as_list,
     as_mesh,
     describe,
+    is_file,
+    landmark_positions,
 )
+from facezoo.models.mesh_registration import Registration, register, shape_model
 from facezoo.results import Result
+
+WARN_RESIDUAL_MM = 2.5
+"""Reconstruction error above which a registered mesh gets a warning."""
 
 
 class MeshKeywords(TypedDict, total=False):
@@ -43,23 +54,40 @@ class MeshEncoding(Result):
     """(M, D)."""
     identity: Tensor
     """(M, D)."""
+    residual_mm: Tensor | None = None
+    """Mean distance between each mesh and its reconstruction, (M,); NaN without correspondence."""
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A mesh in the frame of the template."""
+
+    name: str
+    """For errors."""
+    points: Tensor
+    """Millimetres, (N, 3)."""
+    corresponds: bool
+    """True if the points are the template's vertices, in order."""
+    registration: Registration | None = None
 
 
 class MeshModel(Model):
     """Disentangled representation of face meshes.
 
     Meshes are files, ``Mesh`` objects, arrays or tensors, or a list of these. Files and arrays do
-    not record their units, so they need ``units``, ``"mm"``, ``"cm"`` or ``"m"``. Meshes must lie
-    in the frame of the training meshes; ``align`` moves them there:
+    not record their units, so they need ``units``, ``"mm"``, ``"cm"`` or ``"m"``. ``align`` moves
+    meshes into the frame of the template:
 
-    * None: they lie there already;
+    * ``"auto"``, the default: a mesh in another topology is registered, see ``register``; then
+      ``units`` may be left out. A mesh with the template's number of vertices, and a point cloud,
+      must lie in the frame already;
+    * None: every mesh lies there already; another topology is a point cloud;
     * ``"vertices"``: fit all vertices to the template's, which must have the same order;
     * ``"landmarks"``: fit ``landmarks`` to the template's. These are vertex numbers (K,) or
       coordinates (K, 3) of the points ``landmark_vertices`` of the template, or of five points:
       right eye, left eye, nose tip, right and left mouth corner (the subject's right).
 
-    A mesh with any number of vertices is encoded as a point cloud. Decoded meshes always have the
-    template's vertices and triangles.
+    Decoded meshes have the template's vertices and triangles, in millimetres.
     """
 
     preprocessing: None = None
@@ -68,13 +96,26 @@ class MeshModel(Model):
     template_um: Tensor
     triangles: Tensor
     landmark_vertices: Tensor
+    code_mean: Tensor
+    code_axes: Tensor
+    code_limit: Tensor
 
-    def __init__(self, num_vertices: int, num_triangles: int, num_landmarks: int) -> None:
+    def __init__(
+        self, num_vertices: int, num_triangles: int, num_landmarks: int, code_dims: int = 0
+    ) -> None:
         super().__init__()
         # Whole micrometres, so that no precision of the weights on disk rounds them.
         self.register_buffer("template_um", torch.zeros(num_vertices, 3, dtype=torch.int32))
         self.register_buffer("triangles", torch.zeros(num_triangles, 3, dtype=torch.int32))
         self.register_buffer("landmark_vertices", torch.zeros(num_landmarks, dtype=torch.int32))
+        # Distribution of the codes of the training meshes: mean, axes times deviation, and the
+        # largest accepted distance in deviations. All are empty without statistics.
+        self.register_buffer("code_mean", torch.zeros(code_dims), persistent=code_dims > 0)
+        self.register_buffer(
+            "code_axes", torch.zeros(code_dims, code_dims), persistent=code_dims > 0
+        )
+        self.register_buffer("code_limit", torch.zeros(min(1, code_dims)), persistent=code_dims > 0)
+        self._shape_model: tuple[ShapeModel, Tensor | None] | None = None
 
     @property
     def template_mm(self) -> Tensor:
@@ -102,14 +143,115 @@ class MeshModel(Model):
     def synthesize(self, identity: Tensor, expression: Tensor | None = None) -> list[Mesh]:
         """Decode codes (M, D) to meshes, mm; without an expression code, the identity face."""
 
-    def prepare(
-        self,
-        meshes: Meshes,
-        *,
-        units: str | None = None,
-        align: str | None = None,
-        landmarks: Landmarks | None = None,
-    ) -> list[Tensor]:
+    def set_code_statistics(self, codes: Tensor) -> None:
+        """Store mean, covariance and limit of the codes of the training meshes (M, D).
+
+        Deviations are at least a tenth of the mean one, so that noise in an unused dimension does
+        not count. The limit is five times the largest distance of a training mesh.
+        """
+        mean = codes.double().mean(0)
+        values, axes = torch.linalg.eigh(torch.cov(codes.double().T))
+        deviations = values.clamp(min=0.01 * float(values.mean())).sqrt()
+        self.code_mean.copy_(mean)
+        self.code_axes.copy_(axes * deviations)
+        self.code_limit.fill_(5 * float(self.code_distances(codes).max()))
+
+    def code_distances(self, codes: Tensor) -> Tensor:
+        """Compute the Mahalanobis distance of codes (M, D), per root dimension, (M,)."""
+        offsets = (codes.double() - self.code_mean.double()).T
+        scores = torch.linalg.solve(self.code_axes.double(), offsets)
+        return scores.norm(dim=0) / len(self.code_mean) ** 0.5
+
+    def check_codes(self, placed: Sequence[Placed], codes: Tensor) -> None:
+        """Reject registered meshes whose codes are far from the training codes.
+
+        Raises:
+            ValueError: naming the mesh.
+        """
+        if not len(self.code_limit):
+            return
+        limit = float(self.code_limit)
+        for one, distance in zip(placed, self.code_distances(codes).tolist(), strict=True):
+            if one.registration and distance > limit:
+                raise ValueError(
+                    f"{one.name}: its codes are {distance:.1f} standard deviations from the "
+                    f"training faces (limit {limit:.1f}): this shape is outside the training data"
+                )
+
+    def warn_of_residuals(self, placed: Sequence[Placed], residual_mm: Tensor) -> None:
+        """Warn of registered meshes whose reconstruction is far from them."""
+        for one, error in zip(placed, residual_mm.tolist(), strict=True):
+            if one.registration and error > WARN_RESIDUAL_MM:
+                warnings.warn(
+                    f"{one.name}: the reconstruction is {error:.1f} mm from the registered mesh "
+                    f"(expected up to {WARN_RESIDUAL_MM:g} mm); the codes describe it poorly",
+                    stacklevel=4,
+                )
+
+    def register(
+        self, mesh: MeshSource, *, units: str | None = None, landmarks: Landmarks | None = None
+    ) -> Registration:
+        """Register the template to a mesh in any topology, pose and unit.
+
+        Args:
+            mesh: a file or a ``Mesh``, with triangles.
+            units: unit of the mesh; None finds it by the size of the face.
+            landmarks: the 68 landmarks of the template, or 5, as vertex numbers (K,) or
+                coordinates (K, 3); they replace the face detector.
+
+        Raises:
+            FileNotFoundError: if the file is missing.
+            ValueError: if no face is found, or the mesh does not fit the template.
+        """
+        self._check_template()
+        stated = mesh.units if isinstance(mesh, Mesh) else units
+        return self._register(as_mesh(mesh, stated or "mm"), stated, landmarks)
+
+    def _register(
+        self, mesh: Mesh, stated: str | None, landmarks: Landmarks | None
+    ) -> Registration:
+        if self._shape_model is None:
+            self._shape_model = self._build_shape_model(), None
+        model, reference = self._shape_model
+        pairs = None
+        if landmarks is not None:
+            own = landmark_positions(mesh, landmarks).double().cpu().numpy()
+            pairs = own, self.template.landmark_points(len(own)).double().cpu().numpy()
+        elif reference is None:
+            reference = torch.from_numpy(template_landmarks(model.mean, model.triangles))
+            self._shape_model = model, reference
+        points = None if reference is None else reference.numpy()
+        return register(mesh, model, points, units=stated, landmarks=pairs)
+
+    @abstractmethod
+    def decode_samples(self, codes: Tensor) -> Tensor:
+        """Decode joint codes (M, D) to meshes in mm, (M, N, 3)."""
+
+    def _build_shape_model(self, samples: int = 600) -> ShapeModel:
+        """Fit a linear shape model to decoded samples of the code distribution."""
+        template = self.template
+        mean = template.vertices.double().cpu().numpy()
+        basis = np.zeros((0, *mean.shape))
+        if size := len(self.code_mean):
+            generator = torch.Generator().manual_seed(0)
+            scores = torch.randn(samples, size, generator=generator, dtype=torch.float64)
+            codes = self.code_mean.double().cpu() + scores @ self.code_axes.double().cpu().T
+            shapes = self.decode_samples(codes.to(self.code_mean)).double().cpu().numpy()
+            inputs = np.concatenate([np.ones((samples, 1)), scores.numpy()], 1)
+            weights = np.linalg.lstsq(inputs, shapes.reshape(samples, -1), rcond=None)[0]
+            mean, basis = weights[0].reshape(mean.shape), weights[1:].reshape(size, *mean.shape)
+        return shape_model(
+            mean, basis, template.triangles.cpu().numpy(), template.landmarks.cpu().numpy()
+        )
+
+    def _check_template(self) -> None:
+        if not bool(self.template_um.any()):
+            raise ValueError(
+                f"this {self.model_name} has random weights and no template; call "
+                "set_template(vertices_mm, triangles, landmarks), or load a checkpoint"
+            )
+
+    def prepare(self, meshes: Meshes, **place: Unpack[MeshKeywords]) -> list[Tensor]:
         """Read and align meshes for the network: float32 on the device, mm, each (N, 3).
 
         Raises:
@@ -119,24 +261,67 @@ class MeshModel(Model):
                 cannot be aligned as requested; or if this model has no template, as with
                 ``pretrained=False``.
         """
-        if not bool(self.template_um.any()):
-            raise ValueError(
-                f"this {self.model_name} has random weights and no template; call "
-                "set_template(vertices_mm, triangles, landmarks), or load a checkpoint"
-            )
-        template, prepared = self.template, []
+        return [one.points for one in self._place(meshes, **place)]
+
+    def _place(
+        self,
+        meshes: Meshes,
+        *,
+        units: str | None = None,
+        align: str | None = "auto",
+        landmarks: Landmarks | None = None,
+    ) -> list[Placed]:
+        self._check_template()
+        template, placed = self.template, []
         for index, source in enumerate(as_list(meshes)):
+            name = describe(source, index)
             try:
-                mesh = as_mesh(source, units)
-                mesh = Mesh(mesh.vertices.to(self.device), mesh.units, mesh.triangles)
-                prepared.append(align_mesh(mesh, template, align, landmarks))
+                placed.append(self._place_one(name, source, template, units, align, landmarks))
             except ValueError as error:
-                name = describe(source, index)
                 known = name in str(error)
                 raise ValueError(str(error) if known else f"{name}: {error}") from None
-        if not prepared:
+        if not placed:
             raise ValueError("meshes is empty; expected one mesh or more")
-        return prepared
+        return placed
+
+    def _place_one(
+        self,
+        name: str,
+        source: MeshSource,
+        template: Template,
+        units: str | None,
+        align: str | None,
+        landmarks: Landmarks | None,
+    ) -> Placed:
+        automatic = align == "auto"
+        mesh = as_mesh(source, units or "mm" if automatic and is_file(source) else units)
+        count = len(mesh.vertices)
+        if automatic and count != len(template.vertices) and mesh.triangles is not None:
+            registration = self._register(mesh, units if is_file(source) else mesh.units, landmarks)
+            return Placed(name, registration.vertices.to(self.device), True, registration)
+        if not isinstance(source, Mesh):
+            millimetres(units)
+        mesh = Mesh(mesh.vertices.to(self.device), mesh.units, mesh.triangles)
+        points = align_mesh(mesh, template, None if automatic else align, landmarks)
+        return Placed(name, points, count == len(template.vertices))
+
+
+def in_topology(topology: str, placed: Sequence[Placed], faces: list[Mesh]) -> list[Mesh]:
+    """Return decoded faces in the topology of the template or of the input.
+
+    Raises:
+        ValueError: if the topology is unknown, or a mesh was not registered.
+    """
+    if topology == "template":
+        return faces
+    if topology != "input":
+        raise ValueError(f"topology must be 'template' or 'input', got {topology!r}")
+    results = []
+    for one, face in zip(placed, faces, strict=True):
+        if one.registration is None:
+            raise ValueError(f"{one.name}: topology='input' needs a registered mesh, align='auto'")
+        results.append(one.registration.transfer(face.vertices))
+    return results
 
 
 def in_batches(

@@ -78,6 +78,11 @@ def as_list(meshes: Meshes) -> list[MeshSource]:
     return [one for source in meshes for one in as_list(source)]
 
 
+def is_file(source: MeshSource) -> bool:
+    """Return True for a path."""
+    return isinstance(source, (str, Path))
+
+
 def describe(source: MeshSource, index: int) -> str:
     """Name a mesh in an error: the file, or its position in the list."""
     return str(source) if isinstance(source, (str, Path)) else f"mesh {index}"
@@ -131,7 +136,7 @@ def align_mesh(
         ValueError: if the mesh cannot be aligned as requested, or does not lie on the template.
     """
     if align not in ALIGNMENTS:
-        raise ValueError(f"align must be None, 'vertices' or 'landmarks', got {align!r}")
+        raise ValueError(f"align must be 'auto', None, 'vertices' or 'landmarks', got {align!r}")
     if landmarks is not None and align != "landmarks":
         raise ValueError(f"landmarks need align='landmarks', got align={align!r}")
     points = mesh.to_units("mm").vertices.double()

@@ -1,127 +1,47 @@
 """Automatic registration: find the face of any mesh, and fit the template to it.
 
-The mesh is rendered from several directions. The face detector finds the face, and its five
-landmarks are lifted to the surface. They give a similarity to the template, and so the units. Then
-the template is fitted to the surface, see ``facezoo.geometry.registration``.
+The mesh is rendered from several directions and the face detector finds the face (see
+``face_finding``). Five landmarks give a similarity to the template, and so the units. Then the
+template is fitted to the surface (see ``facezoo.geometry.registration``).
 
-Letters: N vertices of the template, V vertices of the mesh, T triangles.
+Letters: N vertices of the template, V vertices of the mesh, T triangles, K landmarks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import product
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from facezoo.geometry.meshes import UNITS_MM, Mesh
-from facezoo.geometry.rasterize import interpolate, rasterize
 from facezoo.geometry.registration import (
     Array,
     Indices,
     ShapeModel,
     Similarity,
     Surface,
+    boundary_loops,
     fit_similarity,
     register_template,
-    vertex_normals,
+    rigid_residual,
 )
+from facezoo.models.face_finding import find_poses
 
-Find = Callable[[list[Tensor]], list[tuple[float, Array] | None]]
-"""Finds the best face in each image (H, W, 3): score and landmarks in pixels, (5, 2)."""
-
-SIZES = (256, 640)
-"""Pixels of the renderings; the second size is for faces that are small in the mesh."""
-CLOSE_UP_MM = 300.0
-"""Extent of the rendering that refines the landmarks."""
 MAX_TRIANGLES = 60_000
-"""Larger meshes are rendered and registered with merged vertices."""
-NEIGHBORHOOD_MM = 70.0
-"""Surface that takes part: within this distance of the bounding box of the template."""
+"""Larger meshes are registered with merged vertices."""
+NEIGHBORHOOD_MM = 50.0
+"""Part of the mesh to register: within this distance of the bounding box of the template."""
 UNIT_TOLERANCE = 1.35
-"""Largest factor between the size of a face and the template's for a unit to be accepted."""
-COLOR, BACKGROUND = (224.0, 180.0, 160.0), (90.0, 95.0, 100.0)
-LIGHT = (0.0, 0.35, 1.0)
-
-
-@dataclass(frozen=True)
-class View:
-    """Orthographic rendering."""
-
-    image: Tensor
-    """uint8 RGB, (S, S, 3)."""
-    depth: Array
-    """z in the rotated frame, larger is nearer; NaN for background, (S, S)."""
-    rotation: Array
-    """From the mesh to the frame of the view: x right, y up, z towards the viewer, (3, 3)."""
-    center: Array
-    """Point of the mesh at the center of the image, (3,)."""
-    pixels_per_unit: float
-
-    def lift(self, pixels: Array) -> Array:
-        """Lift pixels (K, 2) to the surface; over a hole, use the depth of its rim."""
-        size = len(self.depth)
-        rows, columns = np.nonzero(~np.isnan(self.depth))
-        depths = self.depth[rows, columns]
-        points = np.empty((len(pixels), 3))
-        for index, (u, v) in enumerate(pixels):
-            squared = np.square(rows - v) + np.square(columns - u)
-            reach = max(2.0, 2 * float(squared.min()))
-            near = np.exp(-squared / reach)
-            points[index] = (u - (size - 1) / 2, (size - 1) / 2 - v, 0)
-            points[index] /= self.pixels_per_unit
-            points[index, 2] = (near * depths).sum() / near.sum()
-        return points @ self.rotation + self.center
-
-
-def render(
-    vertices: Array, triangles: Indices, rotation: Array, center: Array, extent: float, size: int
-) -> View:
-    """Render a mesh with a headlight; back sides are dark."""
-    points = (vertices - center) @ rotation.T
-    scale = size / extent
-    normals = vertex_normals(points, triangles)
-    middle = (size - 1) / 2
-    far = float(np.abs(points[:, 2]).max()) + 1
-    u, v = points[:, 0] * scale + middle, middle - points[:, 1] * scale
-    # An orthographic view: the depth decides the visible triangle, but not the perspective.
-    z = 1000 + (far - points[:, 2]) / far
-    projected = torch.from_numpy(np.stack([u, v, z], 1)).float()
-    corners = torch.from_numpy(triangles)
-    attributes = torch.from_numpy(np.concatenate([normals, points[:, 2:]], 1)).float()
-    fragments = rasterize(projected[None], corners, (size, size))
-    pixels = interpolate(fragments, attributes[None])[0]
-    light = torch.nn.functional.normalize(torch.tensor(LIGHT), dim=0)
-    facing = torch.nn.functional.normalize(pixels[..., :3], dim=-1)
-    brightness = 0.15 + 0.85 * (facing @ light).clamp(min=0)
-    mask = fragments.mask[0]
-    image = torch.where(
-        mask[..., None], brightness[..., None] * torch.tensor(COLOR), torch.tensor(BACKGROUND)
-    )
-    depth = pixels[..., 3].double().numpy()
-    depth = np.where(mask.numpy(), depth, np.nan)
-    return View(image.clamp(0, 255).byte(), depth, rotation, center, scale)
-
-
-def directions() -> Iterator[Array]:
-    """Yield the 24 rotations of a cube, the likely ones first: +z or -y forward, then others."""
-    rotations = []
-    for order, signs in product(
-        [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)],
-        product((1.0, -1.0), repeat=3),
-    ):
-        matrix = np.zeros((3, 3))
-        matrix[range(3), order] = signs
-        if np.linalg.det(matrix) > 0:
-            rotations.append(matrix)
-    z_up = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
-    rotations.sort(key=lambda m: (-np.trace(m), np.abs(m - z_up).sum()))
-    likely = [np.eye(3), z_up]
-    yield from likely
-    yield from (m for m in rotations if not any(np.array_equal(m, known) for known in likely))
+"""Largest factor between the face and the template for a unit to be accepted."""
+FACE_MM = 25.0
+"""Distance from the 68 landmarks within which a vertex is of the face."""
+JAW, UPPER_FACE = (8, 56, 57, 58, 65, 66, 67), (27, 30, 33, 36, 45, 51)
+OPEN_MOUTH_MM = 24.0
+"""Landmarks of chin and lower lip, which an open mouth moves down, and landmarks that stay."""
+MAX_SURFACE_MM, MIN_COVERAGE = 3.0, 0.4
+"""Largest distance from the surface, and least share of the face on it, of an accepted mesh."""
 
 
 @dataclass(frozen=True)
@@ -171,8 +91,7 @@ class Registration:
 def register(
     mesh: Mesh,
     model: ShapeModel,
-    find: Find,
-    template_landmarks: Array,
+    reference: Array | None,
     *,
     units: str | None = None,
     landmarks: tuple[Array, Array] | None = None,
@@ -180,50 +99,97 @@ def register(
     """Register the template to a mesh.
 
     Args:
-        mesh: with triangles; its units count only if ``units`` is None.
+        mesh: with triangles; in the units ``units``.
         model: the template with its shape parameters.
-        find: the face detector.
-        template_landmarks: five landmarks that ``find`` detects on the rendered template, (5, 3).
-        units: unit of the mesh, or None to find it.
-        landmarks: points of the mesh and of the template that correspond, instead of detection.
+        reference: ``face_finding.template_landmarks``; needed without ``landmarks``.
+        units: unit of the mesh; None finds it.
+        landmarks: corresponding points of the mesh and of the template, (K, 3) each, instead of
+            the detection.
 
     Raises:
         ValueError: if no face is found, or the mesh does not fit the template.
     """
     if mesh.triangles is None or not len(mesh.triangles):
-        raise ValueError("registration needs triangles; pass a mesh, not a point cloud")
+        raise ValueError("registration needs a surface; this mesh has no triangles")
     vertices, triangles = _simplified(
         mesh.vertices.detach().double().cpu().numpy(), mesh.triangles.cpu().long().numpy()
     )
     if landmarks is None:
-        pose = _find_pose(vertices, triangles, find, template_landmarks)
+        assert reference is not None
+        poses = find_poses(vertices, triangles, reference)
     else:
         pose = fit_similarity(landmarks[1], landmarks[0])
-    name, factor = _unit(1 / pose.scale, units)
-    free = factor is None
-    to_mm = 1 / pose.scale if factor is None else factor
-    vertices_mm = vertices * to_mm
-    start = Similarity(
-        1.0 if factor else pose.scale * to_mm, pose.rotation, pose.translation * to_mm
-    )
-    if factor is not None:  # keep the centers together at the true scale
-        center = model.mean[model.face].mean(0)
-        aim = pose.apply(center[None])[0] * to_mm
-        start = Similarity(1.0, pose.rotation, aim - pose.rotation @ center)
-    surface = _near_surface(vertices_mm, triangles, start, model.mean)
-    fit = register_template(model, surface, start, free_scale=free)
-    pose_source = Similarity(
-        fit.pose.scale / to_mm, fit.pose.rotation, fit.pose.translation / to_mm
-    )
+        residuals = pose.inverse(landmarks[0]) - landmarks[1]
+        poses = [(float(np.linalg.norm(residuals, axis=1).mean()), pose)]
+    starts = [(error, _start(model, vertices, triangles, pose, units)) for error, pose in poses]
+    if len(starts) > 1:
+        starts.sort(key=lambda start: rigid_residual(model, start[1].surface, start[1].pose))
+    error, start = starts[0]
+    name, to_mm = start.units, start.to_mm
+    fit = register_template(model, start.surface, start.pose, free_scale=start.free_scale)
+    if units is None and name.removeprefix("taken as ") in UNITS_MM:
+        mesh = Mesh(mesh.vertices, name.removeprefix("taken as "), mesh.triangles)
+    coverage = float((fit.matched & model.face).sum() / model.face.sum())
+    distance = fit.residuals_mm["surface"]
+    if distance > MAX_SURFACE_MM or coverage < MIN_COVERAGE:
+        raise ValueError(
+            f"the registered template is {distance:.1f} mm from the surface (limit "
+            f"{MAX_SURFACE_MM:g} mm) and {100 * coverage:.0f} % of the face is on it (at least "
+            f"{100 * MIN_COVERAGE:.0f} %): the mesh is not a face, or is too incomplete"
+        )
     return Registration(
         torch.from_numpy(fit.vertices).float(),
         torch.from_numpy(model.triangles),
         name,
-        pose_source,
-        fit.residuals_mm,
-        float((fit.matched & model.face).sum() / model.face.sum()),
+        Similarity(fit.pose.scale / to_mm, fit.pose.rotation, fit.pose.translation / to_mm),
+        {"landmarks": error, **fit.residuals_mm},
+        coverage,
         mesh,
     )
+
+
+def shape_model(mean: Array, basis: Array, triangles: Indices, landmarks: Indices) -> ShapeModel:
+    """Build the shape model of a template; 68 landmarks define the face and an open mouth."""
+    if len(landmarks) == 68:
+        distances = np.linalg.norm(mean[:, None] - mean[landmarks], axis=2).min(1)
+        face = distances < FACE_MM
+    else:
+        face = np.ones(len(mean), bool)
+    loops = boundary_loops(triangles)
+    outline = np.isin(np.arange(len(mean)), loops[0] if loops else [])
+    starts = np.zeros((1, len(basis)))
+    if len(landmarks) == 68 and len(basis):
+        moving, fixed = landmarks[list(JAW)], landmarks[list(UPPER_FACE)]
+        change = np.zeros((len(moving) + len(fixed), 3))
+        change[: len(moving), 1] = -OPEN_MOUTH_MM
+        flat = basis[:, np.concatenate([moving, fixed])].reshape(len(basis), -1)
+        gram = flat @ flat.T + 4.0 * np.eye(len(basis))
+        starts = np.stack([starts[0], np.linalg.solve(gram, flat @ change.ravel())])
+    return ShapeModel(mean, basis, triangles, face, outline, starts)
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Surface in millimetres, and the initial pose of the template on it."""
+
+    surface: Surface
+    pose: Similarity
+    units: str
+    to_mm: float
+    free_scale: bool
+
+
+def _start(
+    model: ShapeModel, vertices: Array, triangles: Indices, pose: Similarity, units: str | None
+) -> _Start:
+    """Find the unit, and place the template at its true scale."""
+    name, factor = _unit(1 / pose.scale, units)
+    to_mm = factor or 1 / pose.scale
+    center = model.mean[model.face].mean(0)
+    shift = pose.apply(center[None])[0] * to_mm - pose.rotation @ center
+    start = Similarity(1.0, pose.rotation, shift)
+    surface = _near_surface(vertices * to_mm, triangles, start, model.mean)
+    return _Start(surface, start, name, to_mm, factor is None)
 
 
 def _unit(mm_per_unit: float, stated: str | None) -> tuple[str, float | None]:
@@ -274,64 +240,3 @@ def _near_surface(
     kept = triangles[inside[triangles].any(1)]
     used, inverse = np.unique(kept, return_inverse=True)
     return Surface(vertices[used], inverse.reshape(kept.shape))
-
-
-def landmarks_of(view: View, found: tuple[float, Array] | None) -> Array | None:
-    """Lift the landmarks of a detection to the surface, (5, 3)."""
-    return None if found is None else view.lift(found[1])
-
-
-def _find_pose(
-    vertices: Array, triangles: Indices, find: Find, template_landmarks: Array
-) -> Similarity:
-    """Find the similarity from the template to the mesh by renderings.
-
-    Raises:
-        ValueError: if no face is found from any direction.
-    """
-    center = (vertices.max(0) + vertices.min(0)) / 2
-    extent = 1.05 * float(np.linalg.norm(vertices.max(0) - vertices.min(0)))
-    best: tuple[float, Similarity] | None = None
-    for size in SIZES:
-        for rotation in directions():
-            view = render(vertices, triangles, rotation, center, extent, size)
-            points = landmarks_of(view, find([view.image])[0])
-            if points is None:
-                continue
-            pose = fit_similarity(template_landmarks, points)
-            error = _misfit(pose, template_landmarks, points)
-            if best is None or error < best[0]:
-                best = error, pose
-            if error < 5:
-                break
-        if best is not None:
-            break
-    if best is None:
-        raise ValueError(
-            "no face was found in renderings from 24 directions; pass landmarks=, or check that "
-            "the mesh shows a face with eyes, nose and mouth"
-        )
-    error, pose = best
-    for _ in range(3):
-        frame = pose.rotation.T
-        middle = pose.apply(template_landmarks.mean(0)[None])[0]
-        view = render(vertices, triangles, frame, middle, CLOSE_UP_MM * pose.scale, SIZES[0])
-        points = landmarks_of(view, find([view.image])[0])
-        if points is None:
-            break
-        refined = fit_similarity(template_landmarks, points)
-        now = _misfit(refined, template_landmarks, points)
-        pose, previous, error = refined, error, now
-        if abs(previous - now) < 0.2:
-            break
-    if error > 15:
-        raise ValueError(
-            f"the face that was found does not have the shape of a face (landmarks {error:.0f} mm "
-            "off): the surface may be turned inside out or mirrored in depth"
-        )
-    return pose
-
-
-def _misfit(pose: Similarity, template_landmarks: Array, points: Array) -> float:
-    """Return the mean distance of the landmarks after the alignment, mm."""
-    return float(np.linalg.norm(pose.inverse(points) - template_landmarks, axis=1).mean())

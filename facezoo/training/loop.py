@@ -143,7 +143,7 @@ def fit(
         initial=stage.done,
         total=stage.total,
         mininterval=10,
-        disable=None if progress and stage.together.first else True,
+        disable=not (progress and stage.together.first),
     ) as bar:
         for batch, at in stage.batches():
             stage.add(step(batch, at))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -122,67 +121,3 @@ def _without_weight_decay(module: nn.Module) -> set[str]:
 
 def _joined(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix else name
-
-
-def set_cosine_rate(
-    optimizer: torch.optim.Optimizer, peak: float, progress: float, warmup: float
-) -> None:
-    """Linear warm-up, then half a cosine down to one per cent of ``peak``.
-
-    Args:
-        optimizer: its groups may carry ``"rate_scale"``, a factor on ``peak``.
-        peak: learning rate at the end of the warm-up.
-        progress: share of the run that is done, in [0, 1].
-        warmup: share of the run that is warm-up.
-    """
-    if progress < warmup:
-        factor = progress / warmup
-    else:
-        factor = 0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * (progress - warmup) / (1 - warmup)))
-    set_rate(optimizer, peak * factor)
-
-
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Set the learning rate of every group, times the group's ``"rate_scale"`` if it has one."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate * group.get("rate_scale", 1.0)
-
-
-class WeightAverage:
-    """Exponential moving average of a module's floating-point state, buffers included.
-
-    The decay warms up as (1 + n) / (10 + n), so that short runs are not dominated by the start.
-    """
-
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.updates = 0
-        self.state = {k: v.detach().clone() for k, v in module.state_dict().items()}
-
-    @torch.no_grad()
-    def update(self, module: nn.Module) -> None:
-        """Move the average towards the module's present state."""
-        self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for key, value in module.state_dict().items():
-            if value.is_floating_point():
-                self.state[key].lerp_(value, 1 - decay)
-            else:
-                self.state[key].copy_(value)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on."""
-        return {"updates": self.updates, "state": self.state}
-
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Go on from a saved state."""
-        self.updates = saved["updates"]
-        for key, value in saved["state"].items():
-            self.state[key].copy_(value)
-
-
-def decayed_and_not(module: nn.Module) -> Iterator[dict[str, Any]]:
-    """Parameter groups for an optimiser: weight decay on matrices only, not on norms and biases."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    yield {"params": [p for p in parameters if p.ndim > 1]}
-    yield {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0}

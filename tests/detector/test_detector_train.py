@@ -13,7 +13,6 @@ from facezoo.models.face_detector import scenes as scenery
 from facezoo.models.face_detector import train as training
 from facezoo.models.face_detector.train import DetectorConfig, StageConfig, join, read_photos, train
 from facezoo.preprocess.detector import FaceDetector
-from facezoo.training.state import save_state
 
 CPU = torch.device("cpu")
 CONFIG = DetectorConfig(
@@ -135,23 +134,20 @@ def test_an_interrupted_run_ends_at_the_same_weights(tmp_path, small, monkeypatc
     assert differing(whole, resumed) == []
 
 
-def test_a_run_goes_on_from_a_state_that_was_saved_within_an_epoch(tmp_path, small, monkeypatch):
+def test_a_run_resumes_within_an_epoch(tmp_path, small, monkeypatch):
     packs(tmp_path, train=6)
     for module in (scenery, training):  # a batch of one needs more than one cell per level
         monkeypatch.setattr(module, "CANVAS", 128)
     tiled, natural = replace(CONFIG.tiled, epochs=1), replace(CONFIG.natural, epochs=0)
     config = replace(CONFIG, tiled=tiled, natural=natural, batch_size=1)
-
-    def keeping(path, **state):
-        save_state(path, **state)
-        if state["position"] == [0, 4] and path.parent.name == "tiled":
-            save_state(tmp_path / "run" / "tiled" / "state.pt", **state)
-
+    options = {"seed": 1, "device": CPU, "save_every": 0.0}
+    whole = train(config, tmp_path, tmp_path / "whole", **options)
     with monkeypatch.context() as patch:
-        patch.setattr(training, "save_state", keeping)
-        whole = train(config, tmp_path, tmp_path / "whole", seed=1, device=CPU, save_every=2)
-    interrupt_after(monkeypatch, 3)  # no more than two batches are left to do
-    resumed = train(config, tmp_path, tmp_path / "run", seed=1, device=CPU)
+        interrupt_after(patch, 4)
+        with pytest.raises(KeyboardInterrupt):
+            train(config, tmp_path, tmp_path / "run", **options)
+    interrupt_after(monkeypatch, 3)  # no more than two batches remain
+    resumed = train(config, tmp_path, tmp_path / "run", **options)
     assert differing(whole, resumed) == []
     logs = [(tmp_path / name / "tiled" / "log.csv").read_text() for name in ("whole", "run")]
     assert logs[0] == logs[1]

@@ -45,6 +45,7 @@ def test_codes_are_moved_and_given_as_arrays_like_any_result(model, meshes):
     assert {name: array.shape for name, array in arrays.items()} == {
         "expression": (3, 4),
         "identity": (3, 6),
+        "residual_mm": (3,),
     }
 
 

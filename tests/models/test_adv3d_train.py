@@ -106,7 +106,7 @@ def test_with_neutrals_the_model_starts_close_to_the_truth(folder, tmp_path):
     recipe = replace(config.RECIPES["ict-neutral"], size="tiny", mixtures=400, corrupted=0)
     recipe = replace(recipe, identity_dim=6, expression_dim=4, hidden_dim=8, regressor_steps=5)
     recipe = replace(recipe, steps=1, pretraining_steps=0, batch_size=4, lr=1e-6)
-    model = Adv3D(144, 242, 21, 6, 4, hidden_dim=8)
+    model = Adv3D(144, 242, 21, 6, 4, hidden_dim=8, code_statistics=True)
     model.load_state_dict(trained(folder, tmp_path, recipe))
     result = benchmark(model.eval(), folder, "tiny")
     meshes = torch.from_numpy(IctFaces(folder).split("tiny")[1].vertices)

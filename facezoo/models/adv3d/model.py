@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,7 +14,14 @@ from typing_extensions import Unpack
 from facezoo.geometry.meshes import Mesh
 from facezoo.inference import evaluating
 from facezoo.models.adv3d.networks import VAE, sample
-from facezoo.models.mesh_base import MeshEncoding, MeshKeywords, MeshModel, in_batches
+from facezoo.models.mesh_base import (
+    MeshEncoding,
+    MeshKeywords,
+    MeshModel,
+    Placed,
+    in_batches,
+    in_topology,
+)
 from facezoo.models.mesh_inputs import Meshes
 
 
@@ -32,6 +40,7 @@ class Adv3D(MeshModel):
         expression_dim: dimensions of z_exp.
         scale: millimetres that are 1 for the network.
         hidden_dim: hidden units between features and codes, see ``VAE``.
+        code_statistics: store the distribution of the training codes, see ``MeshModel``.
     """
 
     model_name: ClassVar[str | None] = "adv3d"
@@ -50,8 +59,10 @@ class Adv3D(MeshModel):
         expression_dim: int = 64,
         scale: float = 573.0,
         hidden_dim: int = 0,
+        code_statistics: bool = False,
     ) -> None:
-        super().__init__(num_vertices, num_triangles, num_landmarks)
+        dims = identity_dim + expression_dim if code_statistics else 0
+        super().__init__(num_vertices, num_triangles, num_landmarks, dims)
         self.architecture: dict[str, Any] = {
             "num_vertices": num_vertices,
             "num_triangles": num_triangles,
@@ -60,13 +71,20 @@ class Adv3D(MeshModel):
             "expression_dim": expression_dim,
             "scale": scale,
             "hidden_dim": hidden_dim,
+            "code_statistics": code_statistics,
         }
         self.scale = scale
         self.vae = VAE(num_vertices, identity_dim, expression_dim, hidden_dim)
 
     @classmethod
     def from_networks(
-        cls, vae: VAE, scale: float, template_mm: Tensor, triangles: Tensor, landmarks: Tensor
+        cls,
+        vae: VAE,
+        scale: float,
+        template_mm: Tensor,
+        triangles: Tensor,
+        landmarks: Tensor,
+        meshes: Sequence[Tensor] = (),
     ) -> Adv3D:
         """Build the model of a trained autoencoder, in eval mode.
 
@@ -76,6 +94,8 @@ class Adv3D(MeshModel):
             template_mm: the mean training face, (N, 3).
             triangles: (T, 3).
             landmarks: vertices of the template, (K,).
+            meshes: training meshes, mm, (N, 3) each, for the statistics of the codes; no meshes, no
+                statistics.
         """
         model = cls(
             num_vertices=vae.num_vertices,
@@ -85,9 +105,13 @@ class Adv3D(MeshModel):
             expression_dim=vae.fc_exp_mu.out_features,
             scale=scale,
             hidden_dim=vae.fc_hidden.out_features if vae.fc_hidden else 0,
+            code_statistics=len(meshes) > 0,
         )
         model.vae.load_state_dict(vae.state_dict())
         model.set_template(template_mm, triangles, landmarks)
+        if len(meshes):
+            codes = model._codes(meshes, 32)
+            model.set_code_statistics(torch.cat([codes.identity, codes.expression], 1))
         return model.eval()
 
     def forward(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -170,7 +194,22 @@ class Adv3D(MeshModel):
         self, meshes: Meshes, *, batch_size: int = 32, **place: Unpack[MeshKeywords]
     ) -> MeshEncoding:
         """Encode both codes of meshes; see ``encode_expression``."""
-        return self._codes(self.prepare(meshes, **place), batch_size)
+        return self._encode(self._place(meshes, **place), batch_size)
+
+    @torch.no_grad()
+    def _encode(self, placed: Sequence[Placed], batch_size: int = 32) -> MeshEncoding:
+        """Encode meshes and check the codes; adds ``residual_mm``."""
+        codes = self._codes([one.points for one in placed], batch_size)
+        self.check_codes(placed, torch.cat([codes.identity, codes.expression], 1))
+        residual = codes.identity.new_full((len(placed),), torch.nan)
+        rows = [row for row, one in enumerate(placed) if one.corresponds]
+        for part in (rows[i : i + batch_size] for i in range(0, len(rows), batch_size)):
+            decoded = self.synthesize(codes.identity[part], codes.expression[part])
+            for row, mesh in zip(part, decoded, strict=True):
+                error = (mesh.vertices - placed[row].points).norm(dim=1).mean()
+                residual[row] = error
+        self.warn_of_residuals(placed, residual)
+        return replace(codes, residual_mm=residual)
 
     @torch.no_grad()
     def _codes(
@@ -209,36 +248,65 @@ class Adv3D(MeshModel):
         with evaluating(self), torch.autocast(self.device.type, enabled=False):
             yield
 
-    def reconstruct(self, meshes: Meshes, **place: Unpack[MeshKeywords]) -> list[Mesh]:
-        """Encode and decode meshes; returns the template's topology, millimetres."""
-        codes = self.encode(meshes, **place)
-        return self.synthesize(codes.identity, codes.expression)
+    def reconstruct(
+        self,
+        meshes: Meshes,
+        *,
+        topology: Literal["template", "input"] = "template",
+        **place: Unpack[MeshKeywords],
+    ) -> list[Mesh]:
+        """Encode and decode meshes.
 
-    def neutralize(self, meshes: Meshes, **place: Unpack[MeshKeywords]) -> list[Mesh]:
-        """Return the neutral faces of meshes, from z_id only; template's topology, mm."""
-        return self.synthesize(self.encode(meshes, **place).identity)
+        Args:
+            meshes: one or several; see ``MeshModel``.
+            topology: ``"template"`` returns the template's triangles, in millimetres;
+                ``"input"`` deforms registered meshes, which keep their own vertices and units.
+            place: ``units``, ``align`` and ``landmarks``; see ``MeshModel``.
+        """
+        placed = self._place(meshes, **place)
+        codes = self._encode(placed)
+        return in_topology(topology, placed, self.synthesize(codes.identity, codes.expression))
+
+    def neutralize(
+        self,
+        meshes: Meshes,
+        *,
+        topology: Literal["template", "input"] = "template",
+        **place: Unpack[MeshKeywords],
+    ) -> list[Mesh]:
+        """Return the neutral faces of meshes, from z_id only; see ``reconstruct``."""
+        placed = self._place(meshes, **place)
+        return in_topology(topology, placed, self.synthesize(self._encode(placed).identity))
 
     def transfer_expression(
-        self, source: Meshes, target: Meshes, **place: Unpack[MeshKeywords]
+        self,
+        source: Meshes,
+        target: Meshes,
+        *,
+        topology: Literal["template", "input"] = "template",
+        **place: Unpack[MeshKeywords],
     ) -> list[Mesh]:
-        """Combine the identity of ``target`` with the expression of ``source``, millimetres.
+        """Combine the identity of ``target`` with the expression of ``source``.
 
         Args:
             source: one mesh for all targets, or one per target.
             target: one or several.
+            topology: of the result, the template's or that of the target; see ``reconstruct``.
             place: ``units``, ``align`` and ``landmarks`` of both; see ``MeshModel``.
 
         Raises:
             ValueError: if the numbers of meshes do not match, and as in ``encode_expression``.
         """
         expression = self.encode_expression(source, **place)
-        identity = self.encode_identity(target, **place)
+        placed = self._place(target, **place)
+        identity = self._encode(placed).identity
         if len(expression) not in (1, len(identity)):
             raise ValueError(
                 f"source must be one mesh or one per target; got {len(expression)} for "
                 f"{len(identity)} targets"
             )
-        return self.synthesize(identity, expression.expand(len(identity), -1))
+        faces = self.synthesize(identity, expression.expand(len(identity), -1))
+        return in_topology(topology, placed, faces)
 
     def interpolate(
         self,
@@ -302,6 +370,13 @@ class Adv3D(MeshModel):
                 faces = faces + self.vae.decode_expression(expression).float() * self.scale
         triangles = self.triangles.long()
         return [Mesh(vertices, "mm", triangles) for vertices in faces]
+
+    @torch.no_grad()
+    def decode_samples(self, codes: Tensor) -> Tensor:
+        """Decode joint codes, identity then expression, to meshes in mm, (M, N, 3)."""
+        parts = codes.split([self.architecture[f"{p}_dim"] for p in ("identity", "expression")], 1)
+        with self._exact():
+            return self.decode(*parts)[0]
 
     def _checked_codes(self, codes: Tensor, part: Literal["expression", "identity"]) -> Tensor:
         codes = torch.as_tensor(codes, device=self.device, dtype=self.dtype)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from facezoo.data.detection import LabeledImage, labeled_images
@@ -20,9 +20,9 @@ from facezoo.models.face_detector.losses import Targets, detection_loss
 from facezoo.models.face_detector.scenes import CANVAS, Photos, scenes
 from facezoo.preprocess.detection import detect
 from facezoo.preprocess.detector import FaceDetector, cells
-from facezoo.training.optim import WeightAverage, autocast, decayed_and_not, set_cosine_rate
+from facezoo.training.loop import Position, Schedule, fit
+from facezoo.training.optim import autocast, layer_groups
 from facezoo.training.run import begin_run, check_data, digest_of_files, shortened, write_checkpoint
-from facezoo.training.state import batches, generator, load_state, log_row, save_state
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -156,9 +156,9 @@ def train(
     *,
     seed: int,
     device: torch.device,
-    save_every: int = 100,
+    save_every: float = 180.0,
 ) -> dict[str, Tensor]:
-    """Train the detector; interrupted, the same call goes on and ends at the same weights.
+    """Train the detector; the same call resumes an interrupted run and ends at the same weights.
 
     Args:
         config: the recipe.
@@ -166,7 +166,7 @@ def train(
         out: folder for the run's state and log.
         seed: of initial weights, order and scenes.
         device: where to train.
-        save_every: steps between saved states.
+        save_every: seconds between saved states.
 
     Returns:
         Averaged tensors by name, float32, on the CPU.
@@ -187,7 +187,7 @@ def train(
             detector, stage, config, source, rows, val, out / stage.name, seed + number, save_every
         )
         detector.load_state_dict(state)
-    return {key: value.cpu() for key, value in state.items()}
+    return state
 
 
 @dataclass(frozen=True)
@@ -206,70 +206,44 @@ def _fit(
     val: list[LabeledImage],
     out: Path,
     seed: int,
-    save_every: int,
+    save_every: float,
 ) -> dict[str, Tensor]:
-    """One stage, from its saved state if there is one; the averaged state."""
+    """Train one stage; return the averaged state."""
     device = next(detector.parameters()).device
     optimizer = torch.optim.AdamW(
-        list(decayed_and_not(detector)), lr=stage.rate, weight_decay=config.weight_decay
+        layer_groups(detector), lr=stage.rate, weight_decay=config.weight_decay
     )
-    average = WeightAverage(detector, config.average)
-    begin_epoch, begin_step, before = 0, 0, 0.0
-    if saved := load_state(out / "state.pt"):
-        detector.load_state_dict(saved["detector"])
-        optimizer.load_state_dict(saved["optimizer"])
-        average.load_state_dict(saved["average"])
-        begin_epoch, begin_step = saved["position"]
-        before = saved.get("total", 0.0)
-    centres, bases = cells(CANVAS, CANVAS, device)
-    steps = len(rows) // config.batch_size
+    centers, bases = cells(CANVAS, CANVAS, device)
+    schedule = Schedule(
+        stage.epochs,
+        config.batch_size,
+        stage.rate,
+        "cosine",
+        config.warmup,
+        average=config.average,
+    )
 
-    def save(epoch: int, step: int, total: float) -> None:
-        save_state(
-            out / "state.pt",
-            detector=detector.state_dict(),
-            optimizer=optimizer.state_dict(),
-            average=average.state_dict(),
-            position=[epoch, step],
-            total=total,
-        )
+    def step(batch: Tensor, at: Position) -> dict[str, Tensor]:
+        images, targets = scenes(source.photos, batch, source.extra, at.generator, stage.natural)
+        images = images.to(device, memory_format=torch.channels_last)
+        with autocast(device):
+            outputs = detector(images)
+        loss = detection_loss(outputs, _moved(targets, device), centers, bases)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(detector.parameters(), 10.0)
+        optimizer.step()
+        return {"loss": loss}
 
-    for epoch in range(begin_epoch, stage.epochs):
-        order = batches(len(rows), config.batch_size, seed, epoch)
-        begin = begin_step if epoch == begin_epoch else 0
-        detector.train()
-        bar = tqdm(range(begin, steps), initial=begin, total=steps, mininterval=10)
-        bar.set_description(f"{stage.name} scenes, epoch {epoch + 1}/{stage.epochs}")
-        total = before if epoch == begin_epoch else 0.0
-        for step in bar:
-            progress = (epoch * steps + step) / (stage.epochs * steps)
-            set_cosine_rate(optimizer, stage.rate, progress, config.warmup)
-            draw = generator(seed, epoch, step)
-            images, targets = scenes(
-                source.photos, rows[order[step]], source.extra, draw, stage.natural
-            )
-            images = images.to(device, memory_format=torch.channels_last)
-            with autocast(device):
-                said = detector(images)
-            loss = detection_loss(said, _moved(targets, device), centres, bases)
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(detector.parameters(), 10.0)
-            optimizer.step()
-            average.update(detector)
-            total += loss.item()
-            if (step + 1) % save_every == 0:
-                save(epoch, step + 1, total)
-                bar.set_postfix(loss=f"{total / (step + 1):.3f}")
-        averaged = FaceDetector(config.width).to(device)
-        averaged.load_state_dict(average.state)
-        result = compare(partial(detect, averaged.eval()), val)
-        metrics = {"recall": result.recall(), "landmark_error": result.error()}
-        mean = total / steps
-        log_row(out / "log.csv", {"epoch": epoch + 1, "loss": mean, **metrics})
-        tqdm.write(f"{stage.name} epoch {epoch + 1}: loss {mean:.4f}, {metrics}")
-        save(epoch + 1, 0, 0.0)
-    return average.state
+    def validate(network: nn.Module, _: Position) -> dict[str, float]:
+        result = compare(partial(detect, network), val)
+        return {"recall": result.recall(), "landmark_error": result.error()}
+
+    return fit(
+        *(detector, [optimizer], step, schedule, rows, out, seed),
+        validate=validate,
+        save_every=save_every,
+    ).state
 
 
 def _moved(targets: Targets, device: torch.device) -> Targets:

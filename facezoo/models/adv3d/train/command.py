@@ -80,7 +80,12 @@ def run(
         check_data(out, _digest(meshes))
         vae = paper.train(config, meshes, out, seed=seed, device=device)
         model = Adv3D.from_networks(
-            vae, config.scale, meshes.vertices.mean(0), meshes.triangles, meshes.landmarks
+            vae,
+            config.scale,
+            meshes.vertices.mean(0),
+            meshes.triangles,
+            meshes.landmarks,
+            list(meshes.vertices),
         )
         source, data_note = config.source, _describe(config, meshes)
         use = "the training set. Not for identifying people, nor for decisions about them."

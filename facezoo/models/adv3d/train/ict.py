@@ -61,10 +61,11 @@ def train(
     set_shared_layers(vae, some, (low, high), generator(seed, 1))
     round_to_half(vae)  # so that features match the stored weights
     coordinates = frame.coordinates(meshes)
+    sample_meshes = config.scale * meshes[::4].flatten(0, 1)
     del meshes, some
-    rows = sample_mixtures(
-        *coordinates.shape[:2], config.mixtures + config.corrupted, generator(seed, 2)
-    )
+    identities, expressions = coordinates.shape[:2]
+    count = config.mixtures + config.corrupted
+    rows = sample_mixtures(identities, expressions, count, generator(seed, 2))
     clean = len(rows) - config.corrupted
     responses = compute_features(
         vae.to(device), frame, rows.of(coordinates), out, clean, 1 / config.scale, seed
@@ -90,6 +91,7 @@ def train(
         frame.mean * config.scale,
         torch.from_numpy(faces.topology.triangles),
         torch.from_numpy(faces.topology.landmarks),
+        list(sample_meshes),  # every fourth identity suffices for the statistics of the codes
     )
 
 

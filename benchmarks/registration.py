@@ -1,0 +1,295 @@
+"""Automatic registration of meshes in other topologies, poses and units: accuracy and time.
+
+    python benchmarks/registration.py DATA docs/results/registration.json adv3d --meshes 10
+    python benchmarks/registration.py DATA out.json adv3d --heads head.obj body.glb
+
+DATA is the folder of ICT-3D. Test meshes in full resolution are resampled, so the corresponding
+vertices are known. ``--heads`` adds other meshes, of which only the surface distance is known.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from facezoo.data.ict import FACE, IctFaces
+from facezoo.evaluate.meshes import rank_one
+from facezoo.evaluate.probes import linear_probe
+from facezoo.geometry.mesh_files import write_mesh
+from facezoo.geometry.meshes import Mesh
+from facezoo.geometry.registration import Similarity
+from facezoo.models.mesh_base import MeshModel
+
+Array = NDArray[np.float64]
+Change = Callable[[Array, NDArray[np.int64], np.random.Generator], tuple[Array, NDArray[np.int64]]]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A resampled test mesh with its truth."""
+
+    mesh: Mesh
+    to_mm: Similarity
+    """From the numbers of the mesh to the frame of ICT-3D, mm."""
+    truth: Array
+    """The corresponding vertices in the frame of ICT-3D, mm, (2300, 3)."""
+    neutral: Array
+    identity: int
+    expression: int
+
+
+def decimated(count: int) -> Change:
+    """Decimate to ``count`` vertices by quadric edge collapse."""
+
+    def change(vertices, triangles, _):
+        import fast_simplification
+
+        share = 1 - count / len(vertices)
+        points, corners = fast_simplification.simplify(
+            vertices.astype(np.float32), triangles.astype(np.int32), target_reduction=share
+        )
+        return points.astype(float), corners.astype(np.int64)
+
+    return change
+
+
+def subdivided(vertices, triangles, _):
+    """Split every triangle into four."""
+    import trimesh
+
+    points, corners = trimesh.remesh.subdivide(vertices, triangles)
+    return points, corners.astype(np.int64)
+
+
+def without(mask: NDArray[np.bool_], vertices, triangles):
+    """Remove vertices and their triangles."""
+    kept = triangles[~mask[triangles].any(1)]
+    used, inverse = np.unique(kept, return_inverse=True)
+    return vertices[used], inverse.reshape(kept.shape)
+
+
+def cut_at_the_neck(vertices, triangles, _):
+    """Remove everything below the chin."""
+    return without(vertices[:, 1] < -95, vertices, triangles)
+
+
+def with_holes(vertices, triangles, generator):
+    """Remove a tenth of the vertices around five random ones."""
+    centers = vertices[generator.integers(len(vertices), size=5)]
+    distances = np.linalg.norm(vertices[:, None] - centers, axis=2).min(1)
+    return without(distances < np.quantile(distances, 0.1), vertices, triangles)
+
+
+def noisy(vertices, triangles, generator):
+    """Add 0.5 mm of Gaussian noise to every coordinate."""
+    return vertices + 0.5 * generator.standard_normal(vertices.shape), triangles
+
+
+def with_eyes_and_teeth(eyes: Array) -> Change:
+    """Add two eyeballs and a block of teeth."""
+
+    def change(vertices, triangles, _):
+        import trimesh
+
+        parts = [trimesh.Trimesh(vertices, triangles, process=False)]
+        for eye in eyes:
+            ball = trimesh.creation.icosphere(3, radius=12.0)
+            ball.apply_translation(eye - [0, 0, 12.5])
+            parts.append(ball)
+        teeth = trimesh.creation.box([42, 14, 22])
+        teeth.apply_translation([0, eyes[0, 1] - 66, eyes[0, 2] - 16])
+        whole = trimesh.util.concatenate([*parts, teeth])
+        return np.array(whole.vertices), np.array(whole.faces, np.int64)
+
+    return change
+
+
+def unchanged(vertices, triangles, _):
+    """Keep the full resolution."""
+    return vertices, triangles
+
+
+def samples(
+    faces: IctFaces, full: IctFaces, kept: NDArray[np.int64], name: str, change: Change, count: int
+) -> list[Sample]:
+    """Resample ``count`` test meshes with other identities and expressions."""
+    test = [i for i in range(300) if i % 10 in (2, 5, 8)]
+    generator = np.random.default_rng(sum(map(ord, name)))
+    result = []
+    for number in range(count):
+        identity, expression = number % len(test), int(generator.integers(len(faces.expressions)))
+        meshes = full.meshes(np.array([test[identity]]))[0].astype(float)
+        vertices, triangles = change(meshes[expression], full.topology.triangles, generator)
+        scale, rotation = 1.0, np.eye(3)
+        if name == "rotated":
+            rotation = random_rotation(generator)
+        if name == "in meters":
+            scale = 0.001
+        shift = generator.normal(0, 200, 3) if name in ("rotated", "in meters") else np.zeros(3)
+        numbers = scale * (vertices @ rotation.T + shift)
+        mesh = Mesh(torch.from_numpy(numbers), "mm", torch.from_numpy(triangles))
+        back = Similarity(1 / scale, rotation.T, -rotation.T @ shift)
+        truth, neutral = meshes[expression][kept], meshes[0][kept]
+        result.append(Sample(mesh, back, truth, neutral, identity, expression))
+    return result
+
+
+def random_rotation(generator: np.random.Generator) -> Array:
+    """Combine multiples of 90 degrees with 30 degrees about a random axis."""
+    from scipy.spatial.transform import Rotation
+
+    quarter = Rotation.from_euler("xyz", 90 * generator.integers(4, size=3), degrees=True)
+    axis = generator.standard_normal(3)
+    tilt = Rotation.from_rotvec(np.radians(30) * axis / np.linalg.norm(axis))
+    return (tilt * quarter).as_matrix()
+
+
+def measure(
+    model: MeshModel, items: list[Sample], gallery: Tensor, train: Tensor, folder: Path
+) -> dict[str, Any]:
+    """Register and encode samples; returns one row of the table."""
+    errors, neutral_errors, surface, seconds, codes, kept = [], [], [], [], [], []
+    reasons = []
+    for item in items:
+        begin = time.process_time()
+        try:
+            found = model.register(write_mesh(folder / "scan.ply", item.mesh))  # in unknown units
+            encoding = model.encode(found.mesh)
+        except ValueError as error:
+            reasons.append(str(error)[:120])
+            continue
+        seconds.append(time.process_time() - begin)
+        pose = item.to_mm.after(found.pose)
+        vertices = pose.apply(found.vertices.double().numpy())
+        errors.append(np.linalg.norm(vertices - item.truth, axis=1).mean())
+        neutral = model.synthesize(encoding.identity)[0].vertices.double().numpy()
+        neutral_errors.append(np.linalg.norm(pose.apply(neutral) - item.neutral, axis=1).mean())
+        surface.append(found.residuals_mm["surface"])
+        codes.append((encoding.identity, encoding.expression))
+        kept.append(item)
+    good = [error < 3 for error in errors]
+    row: dict[str, Any] = {"meshes": len(items), "success": sum(good) / len(items)}
+    if not codes:
+        return {**row, "rejected": reasons}
+    identities = torch.tensor([item.identity for item in kept])
+    labels = torch.tensor([item.expression for item in kept])
+    expression = torch.cat([code for _, code in codes])
+    expressions = train.shape[1]
+    rows = torch.arange(len(train) * expressions + len(kept))
+    border = len(train) * expressions
+    probe = linear_probe(
+        torch.cat([train.flatten(0, 1), expression]).double(),
+        torch.cat([torch.arange(expressions).repeat(len(train)), labels]),
+        rows[:border],
+        rows[border:],
+        torch.cat([torch.arange(len(train)).repeat_interleave(expressions), identities + 10_000]),
+    )
+    return {
+        **row,
+        "correspondence, mm": float(np.mean(errors)),
+        "worst, mm": float(np.max(errors)),
+        "surface, mm": float(np.mean(surface)),
+        "rank-1": rank_one(gallery, torch.cat([code for code, _ in codes]), identities),
+        "expression": float((probe.predicted == labels).double().mean()),
+        "AVD_neu, mm": float(np.mean(neutral_errors)),
+        "CPU s": float(np.mean(seconds)),
+        "rejected": reasons,
+    }
+
+
+def heads(model: MeshModel, paths: list[Path]) -> list[dict[str, Any]]:
+    """Register meshes from files in unknown units; returns a row per file."""
+    rows = []
+    for path in paths:
+        begin = time.process_time()
+        try:
+            found = model.register(path)
+            encoding = model.encode(found.mesh)
+        except ValueError as error:
+            rows.append({"mesh": path.name, "rejected": str(error)})
+            continue
+        rows.append(
+            {
+                "mesh": path.name,
+                "vertices": len(found.source.vertices),
+                "units": found.units,
+                **{f"{name}, mm": value for name, value in found.residuals_mm.items()},
+                "coverage": found.coverage,
+                "reconstruction, mm": float(encoding.residual_mm),
+                "CPU s": time.process_time() - begin,
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    """Measure, and write the tables as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("checkpoint")
+    parser.add_argument("--meshes", type=int, default=10, help="per resampling")
+    parser.add_argument("--only", nargs="+", help="names of resamplings")
+    parser.add_argument("--heads", nargs="*", type=Path, default=[])
+    options = parser.parse_args()
+    model = MeshModel.from_pretrained(options.checkpoint)
+    faces, full = IctFaces(options.data), IctFaces(options.data, full=True)
+    with np.load(options.data / FACE) as file:
+        kept, eyes = file["lo_index"], 10.0 * file["eye_centres"].astype(float)
+    changes: dict[str, Change] = {
+        "full resolution": unchanged,
+        "1,200 vertices": decimated(1200),
+        "5,000 vertices": decimated(5000),
+        "subdivided": subdivided,
+        "cut at the neck": cut_at_the_neck,
+        "eyes and teeth": with_eyes_and_teeth(eyes),
+        "rotated": unchanged,
+        "in meters": unchanged,
+        "0.5 mm noise": noisy,
+        "10 % holes": with_holes,
+    }
+    test = np.array([i for i in range(300) if i % 10 in (2, 5, 8)])[: options.meshes]
+    neutral = torch.cat(
+        [torch.from_numpy(faces.meshes(test[i : i + 1])[:, 0]) for i in range(len(test))]
+    )
+    gallery = model.encode(neutral, units="mm").identity
+    others = np.array([i for i in range(300) if i % 10 not in (2, 5, 8)])[::10]
+    train = torch.from_numpy(faces.meshes(others))
+    train_codes = model.encode(train.flatten(0, 1), units="mm").expression
+    train_codes = train_codes.unflatten(0, train.shape[:2])
+    rows, folder = [], Path(tempfile.mkdtemp())
+    for name, change in changes.items():
+        if options.only and name not in options.only:
+            continue
+        items = samples(faces, full, kept, name, change, options.meshes)
+        rows.append({"input": name, **measure(model, items, gallery, train_codes, folder)})
+        print(json.dumps(rows[-1], ensure_ascii=False), flush=True)
+    table = heads(model, options.heads)
+    for row in table:
+        print(json.dumps(row, ensure_ascii=False), flush=True)
+    content = {
+        "command": f"python benchmarks/registration.py DATA OUT {options.checkpoint} "
+        f"--meshes {options.meshes}",
+        "checkpoints": {model.card.name: model.card.weights.sha256},
+        "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "peak memory, MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "tables": {"resampled": rows, "heads": table},
+    }
+    options.out.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""Registration with the bundled checkpoint: its decoded faces, in other topologies and poses."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial.transform import Rotation
+
+import facezoo
+from facezoo.geometry.mesh_files import write_mesh
+from facezoo.geometry.meshes import Mesh
+from facezoo.models import face_finding
+from facezoo.models.adv3d import Adv3D
+from facezoo.models.mesh_base import Placed
+
+TURN = Rotation.from_euler("xyz", [90, 30, 0], degrees=True).as_matrix()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return facezoo.load("adv3d", device="cpu")
+
+
+def subdivide(mesh):
+    """Split every triangle into four."""
+    edges = torch.cat([mesh.triangles[:, pair] for pair in ([0, 1], [1, 2], [2, 0])])
+    unique, index = edges.sort(1).values.unique(dim=0, return_inverse=True)
+    ab, bc, ca = (index + len(mesh.vertices)).chunk(3)
+    a, b, c = mesh.triangles.unbind(1)
+    corners = [(a, ab, ca), (b, bc, ab), (c, ca, bc), (ab, bc, ca)]
+    triangles = torch.cat([torch.stack(part, 1) for part in corners])
+    return Mesh(torch.cat([mesh.vertices, mesh.vertices[unique].mean(1)]), mesh.units, triangles)
+
+
+@pytest.fixture(scope="module")
+def face(model):
+    """A face of the model, neither neutral nor average."""
+    generator = torch.Generator().manual_seed(0)
+    codes = model.code_mean + model.code_axes @ (0.6 * torch.randn(128, generator=generator))
+    return model.synthesize(codes[None, :64], codes[None, 64:])[0]
+
+
+@pytest.fixture(scope="module")
+def scan(face):
+    """The face in another topology, turned, moved, in meters."""
+    dense = subdivide(face)
+    turned = dense.vertices.double() @ torch.from_numpy(TURN).T + torch.tensor([300.0, -80, 900])
+    return Mesh(turned / 1000, "m", dense.triangles)
+
+
+@pytest.fixture(scope="module")
+def registration(model, scan, tmp_path_factory):
+    path = write_mesh(tmp_path_factory.mktemp("scan") / "scan.ply", scan)
+    return facezoo.register(path, model="adv3d", device="cpu")
+
+
+def test_pose_and_units_are_found_and_vertices_correspond(registration, face, scan):
+    assert registration.units == "taken as m"
+    found = registration.pose.apply(registration.vertices.double().numpy())
+    error = 1000 * np.linalg.norm(found - scan.vertices[:2300].numpy(), axis=1)
+    assert error.mean() < 1.0
+    assert registration.coverage > 0.95
+    steps = registration.residuals_mm
+    assert list(steps) == ["landmarks", "rigid", "shape", "surface"]
+    assert steps["rigid"] > steps["shape"] > steps["surface"]
+    assert steps["surface"] < 0.4
+    assert torch.equal(registration.mesh.triangles, face.triangles)
+
+
+@pytest.fixture(scope="module")
+def encoding(model, scan):
+    return model.encode(scan)
+
+
+def test_a_mesh_in_another_topology_is_registered_by_default(encoding, model, face):
+    direct = model.encode(face)
+    for name in ("identity", "expression"):
+        first, second = getattr(encoding, name), getattr(direct, name)
+        assert float(torch.cosine_similarity(first, second)) > 0.9
+    assert float(encoding.residual_mm) < 1.5
+    assert float(model.encode(face.vertices[:-1], units="mm").residual_mm.isnan())
+
+
+def test_results_are_mapped_back_to_the_vertices_of_the_mesh(registration, encoding, model, scan):
+    (neutral,) = model.neutralize(scan, topology="input")
+    assert neutral.units == "m"
+    assert torch.equal(neutral.triangles, scan.triangles)
+    expected = model.synthesize(encoding.identity)[0].vertices.double().numpy()
+    pose = registration.pose
+    found = 1000 * (neutral.vertices[:2300].numpy() - pose.apply(expected))
+    assert np.linalg.norm(found, axis=1).mean() < 1.5
+    same = registration.transfer(registration.vertices)
+    torch.testing.assert_close(same.vertices, scan.vertices, atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match="mesh 0: topology='input' needs a registered mesh"):
+        model.neutralize(registration.mesh, topology="input")
+
+
+def test_five_landmarks_replace_the_detection(model, scan, registration):
+    points = model.template.landmark_points(5).double().numpy()
+    moved = torch.from_numpy(registration.pose.apply(points))
+    found = model.register(scan, landmarks=moved)
+    distance = (found.vertices - registration.vertices).norm(dim=1).mean()
+    assert float(distance) < 1.0
+    with pytest.raises(ValueError, match="landmarks must be 68 or 5 points, got 4"):
+        model.register(scan, landmarks=moved[:4])
+
+
+def test_meshes_that_do_not_fit_are_rejected_with_the_reason(model, scan, monkeypatch):
+    with pytest.raises(ValueError, match=r"in cm its face is 0\.01.* the numbers look like m"):
+        model.register(Mesh(scan.vertices, "cm", scan.triangles))
+    with pytest.raises(ValueError, match="no triangles"):
+        model.register(Mesh(scan.vertices, "m"))
+    angle = torch.linspace(0, 2 * math.pi, 40)
+    ring = torch.stack([angle.cos(), angle.sin()], 1)
+    tube = torch.cat([torch.cat([ring, torch.full((40, 1), z)], 1) for z in (0.0, 1.0)])
+    low = torch.arange(39)
+    triangles = torch.cat(
+        [torch.stack([low, low + 1, low + 40], 1), torch.stack([low + 1, low + 41, low + 40], 1)]
+    )
+    monkeypatch.setattr(face_finding, "SIZES", (128,))
+    with pytest.raises(ValueError, match="mesh 0: no face was found in renderings"):
+        model.encode(Mesh(tube, "m", triangles))
+
+
+def test_codes_far_from_the_training_faces_are_rejected(model, registration):
+    placed = [Placed("scan.ply", registration.vertices, True, registration)]
+    near = model.code_mean[None]
+    model.check_codes(placed, near)
+    with pytest.raises(ValueError, match=r"scan\.ply: its codes are .* outside the training data"):
+        model.check_codes(placed, near + 99)
+    model.check_codes([Placed("points", registration.vertices, True)], near + 99)
+
+
+def test_a_warning_names_a_mesh_that_its_codes_describe_poorly(model, registration):
+    placed = [Placed("scan.ply", registration.vertices, True, registration)]
+    model.warn_of_residuals(placed, torch.tensor([2.4]))
+    with pytest.warns(UserWarning, match=r"scan\.ply: the reconstruction is 2\.6 mm from"):
+        model.warn_of_residuals(placed, torch.tensor([2.6]))
+
+
+def test_code_statistics_are_those_of_the_codes():
+    model = Adv3D(4, 1, 0, identity_dim=2, expression_dim=1, code_statistics=True)
+    codes = torch.randn(4000, 3) * torch.tensor([1.0, 2.0, 3.0]) + 5
+    model.set_code_statistics(codes)
+    distances = model.code_distances(codes)
+    assert float(distances.square().mean()) == pytest.approx(1, abs=0.02)
+    assert float(model.code_limit) == pytest.approx(5 * float(distances.max()), rel=1e-4)
