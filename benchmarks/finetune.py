@@ -82,10 +82,10 @@ def drawn(labels: Tensor, per_class: str, seed: int) -> Tensor:
 
 @torch.inference_mode()
 def features_of(part: Examples, model: facezoo.FaceModel, what: str) -> Tensor:
-    from facezoo.data.augment import centre_crop
+    from facezoo.data.augment import center_crop
 
     parts = part.crops.split(128)
-    crops = (centre_crop(crops, model.preprocessing.size, MARGIN) for crops in parts)
+    crops = (center_crop(crops, model.preprocessing.size, MARGIN) for crops in parts)
     return torch.cat([model.run(batch, what) for batch in crops])
 
 

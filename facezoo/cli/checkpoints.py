@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from facezoo.cli.common import PATH, resolve
+from facezoo.cli.common import DIR, PATH, resolve
 from facezoo.hub.families import COMMANDS
 
 if TYPE_CHECKING:
     from facezoo.hub.card import Card
 
+FORMATS = ("onnx", "torch-export", "timm")
 overwrite_option = click.option("--overwrite", is_flag=True, help="replace the target")
 
 
@@ -112,21 +113,18 @@ def convert(
 
     spec = _conversions()[model] if model else None
     own = {option.name for option in spec.options} if spec else {"key"}
-    for name in options.keys() - own:
-        if options[name] is not None:
-            owner = model or "a plain state dict"
-            raise ValueError(f"{owner} has no option --{name}; leave out --{name}")
-    arguments = {name: options[name] for name in own}
+    if other := next((k for k, v in options.items() if v is not None and k not in own), None):
+        owner = model or "a plain state dict"
+        raise ValueError(f"{owner} has no option --{other}; leave out --{other}")
     run = spec.run if spec else convert_plain
+    arguments = {name: options[name] for name in own}
     print(run(source, target, overwrite=overwrite, **arguments))
 
 
 @click.command(epilog="Each exported stage is compared with the model.")
 @click.argument("model")
-@click.option(
-    "--format", "kind", type=click.Choice(["onnx", "torch-export", "timm"]), required=True
-)
-@click.option("--out", type=PATH, required=True, metavar="DIR", help="folder for the files")
+@click.option("--format", "kind", type=click.Choice(FORMATS), required=True)
+@click.option("--out", type=DIR, required=True, help="folder for the files")
 @click.option(
     "--stages", metavar="NAMES", help="such as probabilities,expression  [default: all stages]"
 )
@@ -142,7 +140,7 @@ def export(model: str, kind: Any, out: Path, stages: str | None) -> None:
 @click.command(epilog="Without --send it only shows what it would upload.")
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @click.option("--organization", required=True, metavar="ORG", help="organization on the Hub")
-@click.option("--out", type=PATH, metavar="DIR", help="write the files of each repository there")
+@click.option("--out", type=DIR, help="write the files of each repository there")
 @click.option("--private", is_flag=True, help="create private repositories")
 @click.option("--send", is_flag=True, help="upload")
 def publish(

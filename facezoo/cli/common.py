@@ -10,13 +10,22 @@ from typing import Any
 import click
 
 EXIT_CODES = "Exit codes: 0 fine, 1 an error, 2 wrong usage, 130 interrupted."
-PATH = click.Path(path_type=Path)
 
+
+class _Path(click.Path):
+    """A path whose place in the help shows what it is."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(path_type=Path)
+        self.name = name
+
+
+DIR, FILE, PATH = _Path("dir"), _Path("file"), _Path("path")
 debug_option = click.option(
     "--debug", is_flag=True, expose_value=False, help="show the traceback of an error"
 )
 device_option = click.option(
-    "--device", metavar="DEVICE", help="cpu, cuda, cuda:1 or mps  [default: the best available]"
+    "--device", metavar="NAME", help="cpu, cuda, cuda:1 or mps  [default: the best available]"
 )
 
 

@@ -13,16 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from facezoo.cli.common import PATH, device_option
+from facezoo.cli.common import FILE, PATH, device_option
 from facezoo.errors import ImageError
 
 if TYPE_CHECKING:
     from facezoo.models.base import FaceModel
     from facezoo.results import ExpressionPrediction
 
-faces_option = click.option(
-    "--faces", type=click.Choice(["all", "largest"]), default="all", show_default=True
-)
+faces_option = click.option("--faces", type=click.Choice(["all", "largest"]), default="all")
 
 
 @click.command(
@@ -30,24 +28,18 @@ faces_option = click.option(
     "reported on the error stream, and the exit code is 1."
 )
 @click.argument("sources", metavar="IMAGE...", nargs=-1, required=True)
-@click.option("--model", default="ipd-fer", show_default=True, help="any name that load takes")
+@click.option("--model", default="ipd-fer", help="any name that load takes")
 @faces_option
 @click.option(
     "--on-missing",
     type=click.Choice(["skip", "raise"]),
     default="skip",
-    show_default=True,
-    help="what to do when no face is found: report it and continue, or stop with an error",
+    help="if no face is found, continue or stop with an error",
 )
 @device_option
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 @click.option("--csv", "as_csv", is_flag=True, help="print a CSV table with a row per face")
-@click.option(
-    "--save",
-    type=PATH,
-    metavar="OUT",
-    help="write annotated images: a .png or .jpg file for one image, else a folder",
-)
+@click.option("--save", type=PATH, help="annotated image (.png or .jpg), or a folder for several")
 def predict(
     sources: tuple[str, ...],
     model: str,
@@ -155,20 +147,17 @@ def _prediction_text(entry: dict[str, Any]) -> str:
     "at the end; they are an error only with --strict."
 )
 @click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
-@click.option(
-    "-o", "--output", type=PATH, required=True, metavar="FILE", help="a .parquet, .csv or .npz file"
-)
+@click.option("-o", "--output", type=FILE, required=True, help="a .parquet, .csv or .npz file")
 @click.option(
     "--model",
     "models",
     multiple=True,
     default=["ipd-fer"],
-    help="repeat it to write one file per model, NAME.<model>.SUFFIX  [default: ipd-fer]",
+    help="repeat it to write one file per model, NAME.<model>.SUFFIX",
 )
 @click.option(
     "--what",
     default="expression,identity",
-    show_default=True,
     metavar="NAMES",
     help="features to write, with commas between",
 )
@@ -177,8 +166,7 @@ def _prediction_text(entry: dict[str, Any]) -> str:
     "--on-missing",
     type=click.Choice(["skip", "nan"]),
     default="skip",
-    show_default=True,
-    help="what to do when no face is found: write no row, or a row of NaN",
+    help="if no face is found, write no row or a row of NaN",
 )
 @device_option
 @click.option(
@@ -186,21 +174,14 @@ def _prediction_text(entry: dict[str, Any]) -> str:
     type=click.Choice(["pillow", "nvjpeg"]),
     help="decoder of JPEG files; nvjpeg needs an NVIDIA GPU, its pixels differ  [default: pillow]",
 )
-@click.option("--batch-size", type=int, default=32, show_default=True, metavar="N")
-@click.option(
-    "--workers", type=int, default=2, show_default=True, metavar="N", help="decoding threads"
-)
-@click.option(
-    "--every", type=int, default=1, show_default=True, metavar="N", help="take every N-th frame"
-)
-@click.option(
-    "--smooth", type=float, metavar="SECONDS", help="average features of a video along face tracks"
-)
+@click.option("--batch-size", type=int, default=32, help="images per batch")
+@click.option("--workers", type=int, default=2, help="decoding threads")
+@click.option("--every", type=int, default=1, metavar="N", help="take every N-th frame of a video")
+@click.option("--smooth", type=float, metavar="SECONDS", help="average features along face tracks")
 @click.option(
     "--engine",
     type=click.Choice(["local", "ray"]),
     default="local",
-    show_default=True,
     help="run on this machine or on a Ray cluster",
 )
 @click.option("--strict", is_flag=True, help="exit with 1 if a file is unreadable")
@@ -267,9 +248,9 @@ def _outputs(
 
 @click.command(epilog="Files of different checkpoints or preprocessing raise an error.")
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
-@click.option("-o", "--output", required=True, metavar="FILE", help="a .parquet file")
+@click.option("-o", "--output", type=FILE, required=True, help="a .parquet file")
 @click.option("--overwrite", is_flag=True, help="replace the output")
-def join(files: tuple[str, ...], output: str, overwrite: bool) -> None:
+def join(files: tuple[str, ...], output: Path, overwrite: bool) -> None:
     """Join several .parquet files of extract into one."""
     from facezoo.extraction import join_files
 

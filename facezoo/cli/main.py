@@ -42,7 +42,7 @@ FAULTS = (OSError, ValueError, RuntimeError, ImportError, UnsupportedError)
 @click.group(
     cls=LazyGroup,
     epilog=EXIT_CODES,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
 )
 @click.version_option(__version__, message="facezoo %(version)s")
 @debug_option

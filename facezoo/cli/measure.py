@@ -6,18 +6,18 @@ from pathlib import Path
 
 import click
 
-from facezoo.cli.common import PATH, device_option
+from facezoo.cli.common import DIR, FILE, device_option
 
 data_option = click.option(
-    "--data", type=PATH, required=True, metavar="DIR", help="folder with the packs or ICT-3D"
+    "--data", type=DIR, required=True, help="folder with the packs or ICT-3D"
 )
 
 
 @click.command()
 @click.argument("name", metavar="CHECKPOINT")
 @data_option
-@click.option("--json", "json_path", type=PATH, metavar="FILE", help="write the numbers there too")
-@click.option("--card", type=PATH, metavar="FILE", help="put the numbers into this card too")
+@click.option("--json", "json_path", type=FILE, help="write the numbers there too")
+@click.option("--card", type=FILE, help="put the numbers into this card too")
 @device_option
 def evaluate(
     name: str, data: Path, json_path: Path | None, card: Path | None, device: str | None
@@ -49,12 +49,11 @@ def evaluate(
 )
 @click.argument("models", metavar="[MODEL]...", nargs=-1)
 @data_option
-@click.option("--out", type=PATH, required=True, metavar="DIR", help="folder for features")
+@click.option("--out", type=DIR, required=True, help="folder for features")
 @click.option(
     "--json",
     "results",
-    type=PATH,
-    metavar="FILE",
+    type=FILE,
     help="results to add to, with tables in a .md file  [default: benchmark.json in --out]",
 )
 @device_option

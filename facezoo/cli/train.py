@@ -7,16 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from facezoo.cli.common import PATH, LazyGroup, device_option, resolve
+from facezoo.cli.common import DIR, PATH, LazyGroup, device_option, resolve
 from facezoo.hub.families import COMMANDS
 
 if TYPE_CHECKING:
     from facezoo.models.commands import TrainCommand
 
 RESUMES = "Run the same command again to resume an interrupted training."
-out_option = click.option(
-    "--out", type=PATH, required=True, metavar="DIR", help="folder for state, log, weights and card"
-)
 smoke_option = click.option("--smoke", is_flag=True, help="take a few steps to check that it runs")
 
 
@@ -55,25 +52,21 @@ def _train_command(name: str, address: str) -> click.Command:
         print(*([paths] if isinstance(paths, Path) else paths), sep="\n")
         return 0
 
-    command = _SeedsCommand(name, callback=run, help=COMMANDS[f"train {name}"][1], epilog=RESUMES)
-    command = click.option("--data", type=PATH, required=True, metavar="DIR", help=spec.data)(
-        command
-    )
-    command = out_option(command)
-    if spec.recipes:
-        command.params.append(
-            click.Option(
-                ["--recipe"],
-                type=click.Choice(spec.recipes),
-                default=spec.recipes[0],
-                show_default=True,
-            )
-        )
-    command.params += spec.options
-    several = "one checkpoint per seed, such as --seed 0 1 2" if spec.several_seeds else "seed"
-    command = click.option(
-        "--seed", type=int, multiple=True, default=[0], metavar="N", help=f"{several}  [default: 0]"
-    )(command)
+    recipe = click.Choice(spec.recipes)
+    several = "one checkpoint per seed, such as --seed 0 1 2" if spec.several_seeds else None
+    params = [
+        click.Option(["--data"], type=DIR, required=True, help=spec.data),
+        click.Option(["--out"], type=DIR, required=True, help="folder for state, log and card"),
+        *(
+            [click.Option(["--recipe"], type=recipe, default=recipe.choices[0])]
+            if spec.recipes
+            else []
+        ),
+        *spec.options,
+        click.Option(["--seed"], type=int, multiple=True, default=[0], help=several),
+    ]
+    text = COMMANDS[f"train {name}"][1]
+    command = _SeedsCommand(name, params=params, callback=run, help=text, epilog=RESUMES)
     return device_option(smoke_option(command))
 
 
@@ -91,31 +84,21 @@ train.load = _train_command
 
 
 @click.command(epilog=RESUMES)
-@click.option("--model", default="ipd-fer", show_default=True, help="checkpoint to start from")
+@click.option("--model", default="ipd-fer", help="checkpoint to start from")
 @click.option(
-    "--data",
-    type=PATH,
-    required=True,
-    metavar="DIR|TABLE",
-    help="folder with a folder of images per class, or a .csv or .parquet table",
+    "--data", type=PATH, required=True, help="a folder per class, or a .csv or .parquet table"
 )
-@click.option("--out", type=PATH, required=True, metavar="DIR", help="folder that load opens")
+@click.option("--out", type=DIR, required=True, help="folder that load opens")
 @click.option("--label-column", metavar="NAME", help="column of a table  [default: label, ...]")
 @click.option("--classes", metavar="NAMES", help="use these classes only, such as calm,amused")
 @click.option("--aligned", is_flag=True, help="the images are aligned face crops")
-@click.option("--epochs", type=int, metavar="N", help="epochs  [default: 10]")
-@click.option("--batch-size", type=int, metavar="N", help="images per step  [default: 32]")
-@click.option(
-    "--rate", type=float, metavar="LR", help="learning rate of the head  [default: 0.001]"
-)
-@click.option(
-    "--layer-decay", type=float, metavar="X", help="learning rate factor per layer  [default: 0.7]"
-)
-@click.option("--weight-decay", type=float, metavar="X", help="weight decay  [default: 0.05]")
-@click.option(
-    "--warmup", type=float, metavar="X", help="warm-up share of the steps  [default: 0.1]"
-)
-@click.option("--smoothing", type=float, metavar="X", help="label smoothing  [default: 0.1]")
+@click.option("--epochs", type=int, help="epochs  [default: 10]")
+@click.option("--batch-size", type=int, help="images per step  [default: 32]")
+@click.option("--rate", type=float, help="learning rate of the head  [default: 0.001]")
+@click.option("--layer-decay", type=float, help="learning rate factor per layer  [default: 0.7]")
+@click.option("--weight-decay", type=float, help="weight decay  [default: 0.05]")
+@click.option("--warmup", type=float, help="warm-up share of the steps  [default: 0.1]")
+@click.option("--smoothing", type=float, help="label smoothing  [default: 0.1]")
 @click.option(
     "--freeze",
     multiple=True,
@@ -124,7 +107,7 @@ train.load = _train_command
 )
 @click.option("--probe", is_flag=True, help="train the classification head alone")
 @click.option("--from-scratch", is_flag=True, help="start from random weights")
-@click.option("--seed", type=int, default=0, show_default=True, metavar="N")
+@click.option("--seed", type=int, default=0)
 @device_option
 def finetune(
     model: str,
@@ -161,8 +144,8 @@ def finetune(
 
 @click.command(epilog=f"{RESUMES} --smoke needs a new --out each time.")
 @click.argument("name", metavar="CHECKPOINT")
-@click.option("--data", type=PATH, required=True, metavar="DIR", help="DATA in the card's command")
-@out_option
+@click.option("--data", type=DIR, required=True, help="DATA in the card's command")
+@click.option("--out", type=DIR, required=True, help="folder for state, log and card")
 @smoke_option
 @device_option
 def reproduce(name: str, data: Path, out: Path, smoke: bool, device: str | None) -> None:

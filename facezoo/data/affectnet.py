@@ -55,7 +55,7 @@ def read_affectnet(root: str | Path) -> ExpressionData:
     ``data.rows("train", BASIC)``.
 
     Raises:
-        FileNotFoundError: if something is missing; the message says what.
+        FileNotFoundError: if something is missing; the message names it.
         ValueError: if a row is malformed or its label is unknown.
     """
     lists = ("Manually_Annotated_file_lists/training.csv", "training.csv")

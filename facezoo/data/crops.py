@@ -144,7 +144,7 @@ def cut_faces(
     moved = torch.einsum("nij,npj->npi", matrices[..., :2], points[rows])
     moved = moved + matrices[:, None, :, 2]
     chosen = [named[row] for row in rows.tolist()]
-    crops = align_images(chosen, _read, matrices, size + 2 * margin, batch_size=batch_size)
+    crops = align_images(chosen, read_pair, matrices, size + 2 * margin, batch_size=batch_size)
     return Crops(crops, moved, rows, yaw_deg(moved))
 
 
@@ -192,7 +192,8 @@ def read_named(image: ImageSource, name: str) -> NDArray[np.uint8]:
         raise ImageError(f"{name}: {error}") from error
 
 
-def _read(source: tuple[ImageSource, str], _: int | None) -> NDArray[np.uint8]:
+def read_pair(source: tuple[ImageSource, str], _: int | None) -> NDArray[np.uint8]:
+    """Read an image that comes with its name, for ``read_batches``."""
     return read_named(*source)
 
 
@@ -216,7 +217,7 @@ def _detect(
     missing = (~_known(points)).nonzero()[:, 0]
     sources = [images[row] for row in missing.tolist()]
     options = ImageOptions(on_missing="skip", batch_size=batch_size, progress=True)
-    for batch in face_batches(sources, device, options, read=_read):
+    for batch in face_batches(sources, device, options, read=read_pair):
         rows = missing[batch.first : batch.first + len(batch.images)]
         sizes[rows] = torch.tensor([[float(i.shape[1]), float(i.shape[0])] for i in batch.images])
         assert batch.faces is not None

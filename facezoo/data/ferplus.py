@@ -32,7 +32,7 @@ def read_ferplus(root: str | Path) -> ExpressionData:
     last one counts, because the script leaves its pixels in the file.
 
     Raises:
-        FileNotFoundError: if something is missing; the message says what.
+        FileNotFoundError: if something is missing; the message names it.
         ValueError: if a row of votes is malformed, or the label files differ.
         ModuleNotFoundError: if the extra ``[parquet]`` is not installed.
     """

@@ -56,7 +56,7 @@ def read_face_crops(data: Path, preprocessing: Preprocessing, device: torch.devi
     """Read the training images, aligned to a model's template.
 
     Args:
-        data: a folder with ``lfw.parquet``, of which the split ``train`` is used; or a folder of
+        data: a folder with ``lfw.parquet``, whose split ``train`` is used; or a folder of
             images, each in the folder of its person or video at any depth, as in VoxCeleb. Images
             outside of such a folder have no identity.
         preprocessing: preprocessing of the model.

@@ -10,31 +10,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from facezoo.data.packs import majority_labels, read_pack
 from facezoo.evaluate.embedding import ALIGNED, embed_aligned
+from facezoo.evaluate.packs import (
+    FERPLUS,
+    FERPLUS_TRAIN,
+    LFW,
+    LFW_TRAIN,
+    LONDON,
+    NEUTRAL_OR_HAPPY,
+    TRAINING_ROWS,
+    Packs,
+)
 from facezoo.evaluate.probes import linear_probe
-from facezoo.evaluate.verification import Pairs, read_pairs, verification_accuracy
+from facezoo.evaluate.verification import Pairs, verification_accuracy
 from facezoo.hub.card import Metric
 from facezoo.models.base import FaceModel
 from facezoo.results import EXPRESSIONS
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 SPLITS = 5
 """Random halves of each identity's images, and permutations of a control."""
 MIN_IMAGES = 4
 """Images that an identity needs for identification: two to fit, two to test."""
-TRAINING_ROWS = 8000
-"""Labeled training rows that a probe is fitted to at most, the first of the pack."""
-NEUTRAL_OR_HAPPY = ("neutral", "happiness")
-"""The two classes whose labels are reliable on LFW and the London set."""
 
 
 @dataclass(frozen=True)
@@ -238,6 +239,67 @@ def _halves(identities: Tensor, generator: torch.Generator) -> tuple[Tensor, Ten
 
 # --- protocols on the packs -----------------------------------------------------------------------
 
+FITS = ((FERPLUS_TRAIN, EXPRESSIONS, (FERPLUS,)), (LFW_TRAIN, NEUTRAL_OR_HAPPY, (LFW, LONDON)))
+"""Training split, classes and test splits of the expression probes."""
+
+
+@dataclass(frozen=True)
+class ExpressionTask:
+    """Features and labels of one expression probe; the fields are arguments of ``linear_probe``."""
+
+    features: Tensor
+    labels: Tensor
+    train: Tensor
+    tests: list[Tensor]
+    groups: Tensor | None
+
+
+def expression_task(
+    features: dict[str, Tensor],
+    packs: Packs,
+    train: str,
+    words: tuple[str, ...],
+    tests: Sequence[str],
+) -> ExpressionTask:
+    """Select the rows of an expression probe, ``TRAINING_ROWS`` of train at most.
+
+    Args:
+        features: by split, (N, D).
+        packs: the data.
+        train: name of the training split.
+        words: the classes.
+        tests: names of the test splits.
+    """
+    names = (train, *tests)
+    splits = [packs.splits[name] for name in names]
+    rows = [split.rows_with(words) for split in splits]
+    rows[0] = rows[0][:TRAINING_ROWS]
+    joined = torch.cat([features[name][r] for name, r in zip(names, rows, strict=True)])
+    labels = torch.cat([split.labels[r] for split, r in zip(splits, rows, strict=True)])
+    first, *others = torch.arange(len(labels)).split([len(r) for r in rows])
+    known = [s.identities[r] for s, r in zip(splits, rows, strict=True) if s.identities is not None]
+    groups = torch.cat(known) if len(known) == len(splits) else None
+    return ExpressionTask(joined, labels, first, others, groups)
+
+
+def identity_scores(features: dict[str, Tensor], packs: Packs) -> dict[str, Score]:
+    """Score verification, identification, and the same identity with another expression.
+
+    Args:
+        features: by split, (N, D).
+        packs: the data.
+    """
+    lfw, london = packs.splits[LFW], packs.splits[LONDON]
+    assert lfw.identities is not None
+    assert london.identities is not None
+    neutral, smiling = neutral_and_smiling(london.labels, london.identities)
+    of_london = features[LONDON]
+    return {
+        "verification": pairs_from(features[LFW], lfw.files, packs.pairs),
+        "identification": identity_from(features[LFW], lfw.identities),
+        "same identity": same_identity_from(of_london[neutral], of_london[smiling]),
+    }
+
 
 def leakage(model: FaceModel, data: Path, command: str) -> list[Metric]:
     """Measure identity and expression in a model's expression and identity features.
@@ -251,109 +313,56 @@ def leakage(model: FaceModel, data: Path, command: str) -> list[Metric]:
     Returns:
         Metrics in percent.
     """
+    packs = Packs.read(data)
     able = model.capabilities()
     stages = [name for name in ("encode_expression", "encode_identity") if name in able]
-    metrics = []
-    for protocol in (_lfw_identities, _london, _lfw_expressions, _ferplus_expressions):
-        metrics += protocol(model, data, stages, command)
+    results = {k: embed_aligned(model, s.table, stages) for k, s in packs.splits.items()}
+    metrics: list[Metric] = []
+    for stage in stages:
+        name = f"{stage.removeprefix('encode_')} features"
+        features = {split: rows[stage] for split, rows in results.items()}
+        scores = identity_scores(features, packs)
+        for score, title, dataset, split, rule in (
+            (scores["identification"], "identity from", "LFW", "val", _identification_rule(packs)),
+            (scores["verification"], "verification by", "LFW pairs", "val", _pairs_rule(packs)),
+            (scores["same identity"], "identity from", _LONDON, "all", _same_identity_rule(packs)),
+        ):
+            rule = f"{rule}; {ALIGNED}"
+            metrics += score.metrics(f"{title} {name}", dataset, split, rule, command)
+        for (train, words, tests), dataset, split, classes in (
+            (FITS[1], "LFW", "val", "neutral against happiness"),
+            (FITS[0], "FER+", "test", "majority rule, 8 classes"),
+        ):
+            task = expression_task(features, packs, train, words, tests[:1])
+            score = expressions_from(**vars(task))[0]
+            rule = (
+                f"linear probe, {classes}, fitted to {len(task.train)} images of train, "
+                f"{len(task.tests[0])} images; {ALIGNED}"
+            )
+            metrics += score.metrics(f"expression from {name}", dataset, split, rule, command)
     return metrics
 
 
-def _lfw_identities(
-    model: FaceModel, data: Path, stages: Sequence[str], command: str
-) -> list[Metric]:
-    table = read_pack(data / "lfw.parquet", "val")
-    files, identities = table["file"].to_pylist(), numbered(table["identity"].to_pylist())
-    pairs = read_pairs(data / "lfw_pairs_val.csv")
-    enough = identities.bincount()[identities.bincount() >= MIN_IMAGES]
-    rule = (
+_LONDON = "Face Research Lab London Set"
+
+
+def _identification_rule(packs: Packs) -> str:
+    identities = packs.splits[LFW].identities
+    assert identities is not None
+    counts = identities.bincount()
+    enough = counts[counts >= MIN_IMAGES]
+    return (
         f"linear probe, {len(enough)} people with {MIN_IMAGES} photographs or more "
-        f"({int(enough.sum())}), half of each fitted to, {SPLITS} splits; {ALIGNED}"
+        f"({int(enough.sum())}), half of each fitted to, {SPLITS} splits"
     )
-    pair_rule = f"ten folds of {len(pairs.same)} pairs, cosine; {ALIGNED}"
-    metrics = []
-    for stage, features in embed_aligned(model, table, stages).items():
-        name = _features(stage)
-        score = identity_from(features, identities)
-        metrics += score.metrics(f"identity from {name}", "LFW", "val", rule, command)
-        score = pairs_from(features, files, pairs)
-        metrics += score.metrics(f"verification by {name}", "LFW pairs", "val", pair_rule, command)
-    return metrics
 
 
-def _london(model: FaceModel, data: Path, stages: Sequence[str], command: str) -> list[Metric]:
-    table = read_pack(data / "london_expr.parquet").sort_by("identity")
-    identities = numbered(table["identity"].to_pylist())
-    neutral, smiling = neutral_and_smiling(majority_labels(table), identities)
-    rule = (
-        f"the smiling photograph of each of {len(smiling)} people, nearest of their neutral "
-        f"ones by cosine; {ALIGNED}"
+def _pairs_rule(packs: Packs) -> str:
+    return f"ten folds of {len(packs.pairs.same)} pairs, cosine"
+
+
+def _same_identity_rule(packs: Packs) -> str:
+    return (
+        f"the smiling photograph of each of {len(packs.splits[LONDON].files) // 2} people, nearest "
+        "of their neutral ones by cosine"
     )
-    metrics = []
-    for stage, features in embed_aligned(model, table, stages).items():
-        score = same_identity_from(features[neutral], features[smiling])
-        name = f"identity from {_features(stage)}"
-        metrics += score.metrics(name, "Face Research Lab London Set", "all", rule, command)
-    return metrics
-
-
-def _lfw_expressions(
-    model: FaceModel, data: Path, stages: Sequence[str], command: str
-) -> list[Metric]:
-    train, test = (
-        labeled(data / "lfw.parquet", split, NEUTRAL_OR_HAPPY) for split in ("train", "val")
-    )
-    identities = numbered(train["identity"].to_pylist() + test["identity"].to_pylist())
-    rule = f"linear probe, neutral against happiness, {_sizes(train, test)}; {ALIGNED}"
-    scores = _expressions(model, train, test, identities, stages)
-    return [m for n, s in scores.items() for m in s.metrics(n, "LFW", "val", rule, command)]
-
-
-def _ferplus_expressions(
-    model: FaceModel, data: Path, stages: Sequence[str], command: str
-) -> list[Metric]:
-    pack = data / "ferplus.parquet"
-    train, test = (labeled(pack, split, EXPRESSIONS) for split in ("train", "test"))
-    rule = f"linear probe, majority rule, 8 classes, {_sizes(train, test)}; {ALIGNED}"
-    scores = _expressions(model, train, test, None, stages)
-    return [m for n, s in scores.items() for m in s.metrics(n, "FER+", "test", rule, command)]
-
-
-def _expressions(
-    model: FaceModel,
-    train: pa.Table,
-    test: pa.Table,
-    identities: Tensor | None,
-    stages: Sequence[str],
-) -> dict[str, Score]:
-    """Classify expressions from each kind of features; return the scores by metric name."""
-    labels = torch.cat([majority_labels(train), majority_labels(test)])
-    rows, tests = torch.arange(len(labels)).split([len(train), len(test)])
-    of_train, of_test = (embed_aligned(model, table, stages) for table in (train, test))
-    return {
-        f"expression from {_features(stage)}": expressions_from(
-            torch.cat([of_train[stage], of_test[stage]]), labels, rows, [tests], identities
-        )[0]
-        for stage in stages
-    }
-
-
-def labeled(path: Path, split: str, words: tuple[str, ...]) -> pa.Table:
-    """Read the rows of a pack with these expressions, ``TRAINING_ROWS`` of train at most."""
-    table = read_pack(path, split)
-    table = table.filter([word in words for word in table["expression"].to_pylist()])
-    return table.slice(0, TRAINING_ROWS) if split == "train" else table
-
-
-def numbered(names: list[str]) -> Tensor:
-    """Number names from 0 in alphabetical order, int64, (N,)."""
-    number = {name: index for index, name in enumerate(sorted(set(names)))}
-    return torch.tensor([number[name] for name in names])
-
-
-def _sizes(train: pa.Table, test: pa.Table) -> str:
-    return f"fitted to {len(train)} images of train, {len(test)} images"
-
-
-def _features(stage: str) -> str:
-    return f"{stage.removeprefix('encode_')} features"

@@ -33,7 +33,7 @@ class Probe:
     """Predictions of a probe for the test rows."""
 
     probabilities: Tensor
-    """(T, K), rows sum to one."""
+    """float32, (T, K), rows sum to one."""
     setting: float
     """The penalty or number of neighbors."""
 
@@ -79,18 +79,15 @@ def linear_probe(
 
     def fit(rows: Array, classes: Array, penalty: float) -> Any:
         from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
 
         # Two classes share one weight vector, which splits the penalty in half.
         weight = penalty / 2 if len(np.unique(classes)) == 2 else penalty
-        model = LogisticRegression(C=1 / (weight * len(rows)), tol=1e-6, max_iter=1000)
-        return make_pipeline(StandardScaler(), model).fit(rows, classes)
+        return LogisticRegression(C=1 / (weight * len(rows)), max_iter=5000).fit(rows, classes)
 
-    # Rounding leaves traces of what a projection removes; scaled up, they could be read.
-    rounding = ROUNDINGS * torch.finfo(features.dtype).eps * features[train].abs().max()
-    features = features * (features[train].std(0, correction=0) > rounding)
-    return _probe(fit, features, labels, train, test, groups, penalties, seed)
+    _check(features, train, test, groups)
+    return _probe(
+        fit, _principal_scores(features, train), labels, train, test, groups, penalties, seed
+    )
 
 
 def nearest_neighbors(
@@ -120,7 +117,23 @@ def nearest_neighbors(
         )
         return model.fit(rows, classes)
 
+    _check(features, train, test, groups)
     return _probe(fit, features, labels, train, test, groups, neighbors, seed)
+
+
+def _check(features: Tensor, train: Tensor, test: Tensor, groups: Tensor | None) -> None:
+    """Raise an error if scikit-learn is missing, or features or groups cannot be used."""
+    try:
+        import sklearn  # noqa: F401
+    except ImportError as error:
+        raise ImportError("probes need: pip install 'facezoo[evaluate]'") from error
+    if not bool(torch.isfinite(features).all()):
+        raise ValueError("features hold NaN or infinity; leave out the rows without a face")
+    if groups is not None and (shared := torch.isin(groups[train], groups[test])).any():
+        raise ValueError(
+            f"{int(groups[train][shared].unique().numel())} groups have rows in train and in test; "
+            "put each group on one side"
+        )
 
 
 def _probe(
@@ -134,21 +147,11 @@ def _probe(
     seed: int,
 ) -> Probe:
     """Choose a setting on an inner split of train, fit it on train, and predict test."""
-    try:
-        import sklearn  # noqa: F401
-    except ImportError as error:
-        raise ImportError("probes need: pip install 'facezoo[evaluate]'") from error
-    if not bool(torch.isfinite(features).all()):
-        raise ValueError("features hold NaN or infinity; leave out the rows without a face")
-    if groups is not None and (shared := torch.isin(groups[train], groups[test])).any():
-        raise ValueError(
-            f"{int(groups[train][shared].unique().numel())} groups have rows in train and in test; "
-            "put each group on one side"
-        )
     rows, classes = features[train].double().numpy(), labels[train].numpy()
     setting = settings[0]
     if len(settings) > 1:
-        inside, outside = _inner_split(classes, None if groups is None else groups[train], seed)
+        outside = _inner_split(labels[train], None if groups is None else groups[train], seed)
+        inside = ~outside
         fits = [fit(rows[inside], classes[inside], candidate) for candidate in settings]
         accuracies = [candidate.score(rows[outside], classes[outside]) for candidate in fits]
         setting = settings[accuracies.index(max(accuracies))]
@@ -157,14 +160,42 @@ def _probe(
     probabilities = torch.zeros(len(test), int(labels.max()) + 1, dtype=torch.double)
     predicted = model.predict_proba(features[test].double().numpy())
     probabilities[:, torch.from_numpy(model.classes_)] = torch.from_numpy(predicted)
-    return Probe(probabilities.to(features.dtype), setting)
+    return Probe(probabilities.float(), setting)
 
 
-def _inner_split(classes: Array, groups: Tensor | None, seed: int) -> tuple[Array, Array]:
-    """Split training rows into rows to fit candidates and a quarter, in whole groups, to choose."""
-    from sklearn.model_selection import GroupShuffleSplit, ShuffleSplit
+def _principal_scores(features: Tensor, train: Tensor) -> Tensor:
+    """Standardize features, and rotate them onto the principal axes of train.
 
-    splitter = ShuffleSplit if groups is None else GroupShuffleSplit
-    split = splitter(1, test_size=0.25, random_state=seed).split(classes, classes, groups)
-    inside, outside = next(split)
-    return inside, outside
+    The rotation changes neither the penalty nor the minimum. It makes the fit fast, since
+    directions in which train does not vary are left out. Features that vary by rounding only, such
+    as the traces of a projection, count as constant: scaled up, they could be read.
+    """
+    rows = features[train]
+    scale = rows.std(0, correction=0)
+    varies = scale > ROUNDINGS * torch.finfo(features.dtype).eps * rows.abs().max()
+    if not varies.any():
+        return features.new_zeros(len(features), 1)
+    scaled = ((features - rows.mean(0)) / scale)[:, varies].double()
+    _, sizes, axes = torch.linalg.svd(scaled[train], full_matrices=False)
+    return scaled @ axes[sizes > 1e-5 * sizes[0]].T
+
+
+def _inner_split(labels: Tensor, groups: Tensor | None, seed: int) -> Array:
+    """Mark a quarter of the training rows to choose on, bool, (R,).
+
+    These are whole groups, or a quarter of each class and at least one row of each class with two.
+    scikit-learn's stratified splits do not take classes of two or three rows.
+    """
+    outside = np.zeros(len(labels), dtype=bool)
+    if groups is not None:
+        from sklearn.model_selection import GroupShuffleSplit
+
+        split = GroupShuffleSplit(1, test_size=0.25, random_state=seed).split(labels, None, groups)
+        outside[next(split)[1]] = True
+        return outside
+    generator = torch.Generator().manual_seed(seed)
+    for label in labels.unique():
+        rows = (labels == label).nonzero()[:, 0]
+        count = max(len(rows) // 4, min(1, len(rows) - 1))
+        outside[rows[torch.randperm(len(rows), generator=generator)[:count]]] = True
+    return outside

@@ -21,7 +21,7 @@ from facezoo.data.packs import (
 )
 from facezoo.errors import warn_once
 from facezoo.evaluate.embedding import ALIGNED, both_ways
-from facezoo.evaluate.leakage import NEUTRAL_OR_HAPPY, leakage
+from facezoo.evaluate.leakage import leakage
 from facezoo.evaluate.metrics import (
     accuracy_by_yaw,
     confusion,
@@ -30,6 +30,7 @@ from facezoo.evaluate.metrics import (
     scores,
     vote_divergence,
 )
+from facezoo.evaluate.packs import NEUTRAL_OR_HAPPY
 from facezoo.evaluate.verification import read_pairs, verification_accuracy
 from facezoo.hub.card import Metric
 from facezoo.models.base import FaceModel

@@ -1,4 +1,4 @@
-"""A checkpoint trained further on photographs and classes of one's own."""
+"""Fine-tuning of a checkpoint on images and classes of the user."""
 
 from facezoo.finetuning.loop import Finetuning, fit, predict
 from facezoo.finetuning.run import Finetuned, finetune

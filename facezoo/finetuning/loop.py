@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from facezoo.data.augment import augment, centre_crop
+from facezoo.data.augment import augment, center_crop
 from facezoo.evaluate.metrics import scores
 from facezoo.hub.card import Preprocessing
 from facezoo.models.base import FaceModel
@@ -183,7 +183,7 @@ def predict(model: FaceModel, examples: Examples, batch_size: int = 64) -> Tenso
     """Return class probabilities of crops without augmentation, (N, K), on the CPU."""
     parts = []
     for crops in examples.crops.split(batch_size):
-        images = centre_crop(crops, model.preprocessing.size, examples.margin)
+        images = center_crop(crops, model.preprocessing.size, examples.margin)
         images = normalize((images + 1) * 127.5, model.preprocessing).to(model.device)
         logits = model.run(images, "predict_expression", batch_size)
         parts.append(logits.softmax(-1).cpu())

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from facezoo.data.crops import cut_faces, read_named
+from facezoo.data.crops import cut_faces, read_pair
 from facezoo.data.labelled import LabelledImages, read_labelled
 from facezoo.errors import UnsupportedError, warn_once
 from facezoo.evaluate.metrics import SCORES, confusion, predicted_classes
@@ -35,8 +35,7 @@ from facezoo.hub.tensors import read_tensors, save
 from facezoo.models.base import FaceModel, Stage
 from facezoo.models.identity_removal import NAME
 from facezoo.preprocess.alignment import prepare_aligned
-from facezoo.preprocess.images import describe
-from facezoo.preprocess.pipeline import fingerprint, to_device
+from facezoo.preprocess.pipeline import fingerprint, read_batches
 from facezoo.registry import load
 from facezoo.training.processes import Processes
 from facezoo.training.run import begin_run
@@ -198,15 +197,15 @@ def _digest(labelled: LabelledImages) -> dict[str, Any]:
     counts = torch.bincount(labelled.labels, minlength=len(labelled.classes)).tolist()
     points = None if labelled.landmarks is None else labelled.landmarks.tolist()
     columns = labelled.files, labelled.labels.tolist(), labelled.splits, labelled.identities, points
-    photographs = sha256()
+    contents = sha256()
     for image in labelled.images:
         data = image if isinstance(image, bytes) else Path(str(image)).read_bytes()
-        photographs.update(sha256(data).digest())
+        contents.update(sha256(data).digest())
     return {
         "name": labelled.name,
         "classes": dict(zip(labelled.classes, counts, strict=True)),
         "rows": sha256(json.dumps(columns).encode()).hexdigest()[:12],
-        "photographs": photographs.hexdigest()[:12],
+        "images": contents.hexdigest()[:12],
     }
 
 
@@ -242,10 +241,11 @@ def _crop(labelled: LabelledImages, net: FaceModel, aligned: bool) -> tuple[Tens
         )
         return crops.images, crops.rows
     plain = replace(preprocessing, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    parts = []
-    for image, name in zip(labelled.images, names, strict=True):
-        pixels = to_device([read_named(image, name)], torch.device("cpu"))
-        parts.append(prepare_aligned(pixels, plain, [describe(name)]))
+    sources = list(zip(labelled.images, names, strict=True))
+    parts = [
+        prepare_aligned(batch.images, plain, [name for _, name in batch.sources])
+        for batch in read_batches(sources, torch.device("cpu"), read=read_pair, progress=True)
+    ]
     whole = (torch.cat(parts) * 255).round().to(torch.uint8)
     return whole, torch.arange(len(whole))
 

@@ -22,7 +22,7 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 TIMEOUT = 5.0
 """Seconds until the Hub counts as unreachable, unless HF_HUB_ETAG_TIMEOUT is set."""
 RESTARTS = 2
-"""Times that a broken download may start from the beginning before it is given up."""
+"""Number of times that a broken download may start from the beginning."""
 LIBRARY: dict[str, Any] = {"library_name": "facezoo", "library_version": __version__}
 
 

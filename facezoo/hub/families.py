@@ -1,4 +1,4 @@
-"""Model families by name: where each class lives, imported when the first one is built."""
+"""Model families by name; the class is imported when the first model is built."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ FAMILIES = {
 
 
 def model_class(name: str) -> Any:
-    """The class of a model family.
+    """Return the class of a model family.
 
     Args:
         name: a key of ``FAMILIES``, such as ``"ipd-fer"``.
 
     Returns:
-        A subclass of ``facezoo.FaceModel``.
+        A subclass of ``FaceModel`` or ``MeshModel``.
 
     Raises:
         UnknownNameError: if there is no such family; the message lists near matches.

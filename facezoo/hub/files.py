@@ -19,8 +19,8 @@ from facezoo.hub.tensors import reject_pickle, sha256_of
 def find(card: Card, path: str | Path | None = None, options: HubOptions | None = None) -> Path:
     """Return a checkpoint's weights file with the SHA-256 in the card.
 
-    Look at ``path`` only, if given; else in the package, in the Hub cache, on the Hub. A corrupted
-    file in the package or in the cache gives a warning, and the Hub is asked instead.
+    Look at ``path`` only, if it is set; else in the package, in the Hub cache, on the Hub. A
+    corrupted file in the package or in the cache gives a warning, and the Hub is asked instead.
 
     Args:
         card: the card of the checkpoint.
@@ -46,8 +46,8 @@ def find(card: Card, path: str | Path | None = None, options: HubOptions | None 
     except WeightsError as error:
         if not problems:
             raise
-        found = "; ".join(problems)
-        raise WeightsCorruptedError(f"{found}. The Hub cannot replace it: {error}") from error
+        text = "; ".join(problems)
+        raise WeightsCorruptedError(f"{text}. The Hub cannot replace it: {error}") from error
     if problems:
         warn_once(f"{'; '.join(problems)}; fetched it again from the Hub", stacklevel=2)
     return file

@@ -53,7 +53,7 @@ def resolve(
         PickleRefusedError: if it is a pickled file.
         CardError: if the card is missing or malformed.
         WeightsNotFoundError: if the Hub cannot give the card.
-        ValueError: if a revision is given for a name that has none.
+        ValueError: if there is a revision for a name that has none.
     """
     path, text = Path(name), str(name)
     is_text = isinstance(name, str)

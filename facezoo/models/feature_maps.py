@@ -1,4 +1,4 @@
-"""A frozen network whose maps a loss compares."""
+"""Feature maps of a frozen network, for perceptual losses."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from facezoo.hub.families import FAMILIES
 from facezoo.models.base import FaceModel
 
 ENCODER = "identity_encoder.backbone"
-"""Where a model of the zoo has the timm backbone of its identity encoder."""
+"""Path of the timm backbone of the identity encoder in a model of the zoo."""
 
 
 class FeatureMaps(nn.Module):
-    """Maps of some stages of a frozen network, of images in [-1, 1] at their own scale.
+    """Feature maps of some stages of a frozen network, for images in [-1, 1] of any size.
 
     Args:
-        name: a checkpoint of the zoo that has an identity encoder, such as ``"ipd-fer"``, or else a
-            timm model, whose pretrained weights timm fetches.
-        stages: which of timm's feature maps, from 0.
+        name: a checkpoint with an identity encoder, such as ``"ipd-fer"``, or a timm model, whose
+            pretrained weights timm fetches.
+        stages: indices of timm's feature maps.
 
     Raises:
-        RuntimeError: if timm knows no model of that name.
+        RuntimeError: if timm has no model of that name.
     """
 
     mean: Tensor
@@ -42,16 +42,16 @@ class FeatureMaps(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Maps of every stage, (B, C, H', W'), of images (B, 3, H, W)."""
-        normal = (images / 2 + 0.5 - self.mean) / self.std
+        """Compute the maps of every stage, (B, C, H', W'), for images (B, 3, H, W)."""
+        normalized = (images / 2 + 0.5 - self.mean) / self.std
         maps: list[Tensor] = self.backbone.forward_intermediates(
-            normal, indices=self.stages, stop_early=True, intermediates_only=True
+            normalized, indices=self.stages, stop_early=True, intermediates_only=True
         )
         return maps
 
 
 def _backbone(name: str) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
-    """A network, and mean and deviation of the colours that it wants, of values in [0, 1]."""
+    """Return a network with the mean and deviation of its input colors, for values in [0, 1]."""
     if name.partition(".")[0] in FAMILIES:
         model = FaceModel.from_pretrained(name)
         return model.get_submodule(ENCODER), model.preprocessing.mean, model.preprocessing.std

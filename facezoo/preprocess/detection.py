@@ -40,8 +40,8 @@ class DetectionConfig:
     """Longer side of the images that the network takes, pixels. Larger images are reduced; with
     ``min_face``, tiles of this size cover them."""
     rotations: tuple[int, ...] = (0,)
-    """Rotations of the image, multiples of 90 degrees counterclockwise. Detection tries those after
-    the first only for images without a face."""
+    """Rotations of the image at which faces are searched, multiples of 90 degrees counterclockwise.
+    A face is found at the rotation that gives it the highest score."""
     min_side: int = 64
     """Images whose longer side is smaller are enlarged to this, pixels."""
     again_above: int = 96
@@ -125,29 +125,30 @@ def detect(
     """
     config = config or DetectionConfig()
     device = next(detector.parameters()).device
-    first, *rest = config.rotations
     with torch.autocast(device.type, enabled=False), exact(device):
-        faces = _search(detector, list(enumerate(images)), (first,), config)
-        if rest:
-            seen = set(faces.image_index.tolist())
-            others = [(index, image) for index, image in enumerate(images) if index not in seen]
-            faces = _joined([faces, _search(detector, others, rest, config)])
-    faces = faces[faces.image_index.argsort(stable=True)]
-    return faces.to(device)
+        parts = [_search(detector, images, degrees, config) for degrees in config.rotations]
+    faces = parts[0] if len(parts) == 1 else _best_rotations(_joined(parts), config)
+    return faces if device.type == "cpu" else faces.to(device)
+
+
+def _best_rotations(faces: Faces, config: DetectionConfig) -> Faces:
+    """Suppress the faces that have a higher score at another rotation of their image."""
+    parts = [faces[:0]]
+    for index in faces.image_index.unique().tolist():
+        mine = faces[faces.image_index == index]
+        mine = mine[nms(mine.boxes, mine.scores, config.nms_iou)]
+        parts.append(mine[~_around_a_face(mine.boxes)])
+    return _joined(parts)
 
 
 def _search(
-    detector: FaceDetector,
-    images: list[tuple[int, Tensor]],
-    rotations: Sequence[int],
-    config: DetectionConfig,
+    detector: FaceDetector, images: Sequence[Tensor], degrees: int, config: DetectionConfig
 ) -> Faces:
-    """Detect the faces of images by their index, on the CPU."""
+    """Detect the faces of rotated images, on the CPU."""
     views: dict[tuple[int, ...], list[_View]] = {}
-    for number, image in images:
-        for degrees in rotations:
-            for view in _views(image, number, degrees // 90 % 4, config, detector):
-                views.setdefault(tuple(view.pixels.shape), []).append(view)
+    for number, image in enumerate(images):
+        for view in _views(image, number, degrees // 90 % 4, config, detector):
+            views.setdefault(tuple(view.pixels.shape), []).append(view)
     device = next(detector.parameters()).device
     empty = torch.zeros(0, dtype=torch.float32, device=device)
     parts: list[tuple[Tensor, ...]] = [(empty, empty.view(0, 4), empty.view(0, 5, 2), empty.long())]

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from facezoo.data.augment import augment, centre_crop, move_landmarks, random_similarity
+from facezoo.data.augment import augment, center_crop, move_landmarks, random_similarity
 
 STILL = {
     "rotation_deg": 0.0,
     "scaling": 0.0,
     "shift": 0.0,
-    "colour": 0.0,
+    "color": 0.0,
     "grey": 0.0,
     "blur": 0.0,
     "erase": 0.0,
@@ -37,7 +37,7 @@ def middle_of_light(images):
 def test_without_anything_random_the_template_or_its_mirror_remains():
     canvases, margin = crops(count=16, side=48), 8
     images = augment(canvases, 32, draw_from(), zoom=32 / 48, **STILL)
-    plain = centre_crop(canvases, 32, margin)
+    plain = center_crop(canvases, 32, margin)
     mirrored = [
         torch.allclose(image, straight.flip(-1), atol=1e-4)
         for image, straight in zip(images, plain, strict=True)
@@ -78,7 +78,7 @@ def test_grey_crops_stay_grey():
     assert torch.equal(images[:, 0], images[:, 2])
 
 
-def test_grey_takes_the_colour_of_about_its_share():
+def test_grey_takes_the_color_of_about_its_share():
     images = augment(crops(200, side=8), 8, draw_from(), **{**STILL, "grey": 0.3})
     pale = (images[:, 0] == images[:, 1]).flatten(1).all(1)
     assert 30 <= int(pale.sum()) <= 90
@@ -123,15 +123,15 @@ def test_blurred_crops_lose_contrast_between_neighbours():
     assert (blurred.diff(dim=-1).abs().mean() < 0.6 * sharp.diff(dim=-1).abs().mean()).item()
 
 
-def test_the_centre_crop_cuts_the_margin_and_normalises():
+def test_the_center_crop_cuts_the_margin_and_normalises():
     canvases = crops(2, side=20)
     wanted = canvases[..., 4:16, 4:16].float() / 255 * 2 - 1
-    torch.testing.assert_close(centre_crop(canvases, 12, 4), wanted)
-    torch.testing.assert_close(centre_crop(canvases, 20, 0), canvases.float() / 127.5 - 1)
+    torch.testing.assert_close(center_crop(canvases, 12, 4), wanted)
+    torch.testing.assert_close(center_crop(canvases, 20, 0), canvases.float() / 127.5 - 1)
 
 
-def test_the_centre_crop_resizes_and_makes_grey_three_channels():
-    image = centre_crop(torch.full((2, 1, 40, 40), 255, dtype=torch.uint8), 16, 4)
+def test_the_center_crop_resizes_and_makes_grey_three_channels():
+    image = center_crop(torch.full((2, 1, 40, 40), 255, dtype=torch.uint8), 16, 4)
     assert image.shape == (2, 3, 16, 16)
     torch.testing.assert_close(image, torch.ones(2, 3, 16, 16))
 

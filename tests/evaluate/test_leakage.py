@@ -10,8 +10,6 @@ from colors import ColorModel, write_color_packs
 from PIL import Image
 
 from facezoo.evaluate import leakage as leaks
-from facezoo.evaluate.benchmark import scores as benchmark_scores
-from facezoo.evaluate.benchmark.packs import Packs
 from facezoo.evaluate.embedding import embed_aligned
 from facezoo.evaluate.leakage import (
     Score,
@@ -22,6 +20,7 @@ from facezoo.evaluate.leakage import (
     pairs_from,
     same_identity_from,
 )
+from facezoo.evaluate.packs import Packs
 from facezoo.evaluate.verification import Pairs
 
 PEOPLE = torch.arange(6).repeat_interleave(8)
@@ -130,7 +129,7 @@ def test_identities_of_london_without_both_expressions_raise_an_error(packs):
     read = Packs.read(packs)
     features = {key: torch.eye(len(split.files)) for key, split in read.splits.items()}
     with pytest.raises(ValueError, match="one neutral and one smiling image"):
-        benchmark_scores._identity(features, read)
+        leaks.identity_scores(features, read)
 
 
 def test_a_score_becomes_metrics_in_percent_with_chance_and_control():

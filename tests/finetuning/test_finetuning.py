@@ -118,7 +118,7 @@ def test_a_part_that_does_not_exist_cannot_be_frozen():
     with pytest.raises(ValueError, match=r"no part is named 'encoder'.*expression_encoder"):
         small().freeze("encoder")
     for wrong in (["identity_encoder"], None, ""):  # a list instead of names one by one
-        with pytest.raises(ValueError, match=r"no part is named .*; there are identity_encoder"):
+        with pytest.raises(ValueError, match=r"no part is named .*; expected identity_encoder"):
             small().freeze(wrong)
 
 
@@ -400,7 +400,7 @@ def test_the_command_line_does_the_same_and_resumes(tree, base, tmp_path, capsys
     assert "nothing else to freeze" in capsys.readouterr().err
 
 
-def test_photographs_are_aligned_by_the_detector(tmp_path, base):
+def test_images_are_aligned_by_the_detector(tmp_path, base):
     for number, portrait in enumerate(PORTRAITS):
         for split in ("train", "test"):
             folder = tmp_path / "data" / split / CLASSES[number]
@@ -412,7 +412,7 @@ def test_photographs_are_aligned_by_the_detector(tmp_path, base):
     assert all(m.protocol.startswith("2 faces") for m in done.metrics)
 
 
-def test_a_class_without_a_training_photograph_is_named(tree, base, tmp_path):
+def test_a_class_without_a_training_image_is_named(tree, base, tmp_path):
     split = {number: "val" if number < 16 else "train" for number in range(32)}
     path = write_csv(tree / "gap.csv", tree, split=split.get)
     with pytest.raises(ValueError, match="'calm'; add some"):
@@ -422,9 +422,9 @@ def test_a_class_without_a_training_photograph_is_named(tree, base, tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "named"),
-    [("labels", "data.rows"), ("split", "data.rows"), ("photograph", "data.photographs")],
+    [("labels", "data.rows"), ("split", "data.rows"), ("image", "data.images")],
 )
-def test_other_data_of_the_same_name_does_not_continue_a_run(tree, base, tmp_path, change, named):
+def test_other_data_of_the_same_name_do_not_resume_a_run(tree, base, tmp_path, change, named):
     shutil.copytree(tree, tmp_path / "tree")
     options = {"label": lambda r: CLASSES[r // 16], "split": lambda r: "val" if r % 4 else "train"}
 
@@ -435,7 +435,7 @@ def test_other_data_of_the_same_name_does_not_continue_a_run(tree, base, tmp_pat
 
     go()
     for path in (tmp_path / "tree").rglob("*.png"):
-        path.touch()  # the same photographs, copied from elsewhere
+        path.touch()  # the same images, copied from another place
     go()
     if change == "labels":
         options["label"] = lambda r: CLASSES[1 - r // 16]
@@ -447,7 +447,7 @@ def test_other_data_of_the_same_name_does_not_continue_a_run(tree, base, tmp_pat
         go()
 
 
-def test_other_weights_of_the_same_name_do_not_continue_a_run(tree, tmp_path):
+def test_other_weights_of_the_same_name_do_not_resume_a_run(tree, tmp_path):
     recipe, out = Finetuning(epochs=1, probe=True), tmp_path / "out"
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
@@ -468,7 +468,7 @@ def test_other_weights_of_the_same_name_do_not_continue_a_run(tree, tmp_path):
         (Finetuning(epochs=1), False),
     ],
 )
-def test_identity_is_not_removed_from_features_that_it_was_not_sought_in(
+def test_identity_removal_stays_only_with_the_features_that_it_was_fitted_to(
     tree, base, tmp_path, recipe, kept
 ):
     before = facezoo.load(base, device="cpu")
@@ -487,7 +487,7 @@ def test_identity_is_not_removed_from_features_that_it_was_not_sought_in(
         torch.testing.assert_close(was, now)
 
 
-def test_limits_of_the_beginning_are_not_said_of_what_was_trained_from_it(tree, tmp_path):
+def test_limits_of_the_base_checkpoint_carry_its_name(tree, tmp_path):
     model = IPDFER(BACKBONE, 16, pose_backbone=None, decoder_size=None)
     model.save_pretrained(tmp_path / "first")
     config = json.loads((tmp_path / "first" / "config.json").read_text())
@@ -502,7 +502,7 @@ def test_limits_of_the_beginning_are_not_said_of_what_was_trained_from_it(tree, 
         assert facezoo.load(tmp_path / out).card.limits[0] == expected
 
 
-def test_a_model_of_meshes_cannot_be_fine_tuned_on_photographs(tree, tmp_path, capsys):
+def test_a_model_of_meshes_cannot_be_fine_tuned_on_images(tree, tmp_path, capsys):
     words = ["finetune", "--data", str(tree), "--model", "adv3d", "--device", "cpu"]
     assert main([*words, "--out", str(tmp_path / "out")]) == 1
     assert "adv3d takes meshes, and fine-tuning needs images" in capsys.readouterr().err
@@ -532,6 +532,6 @@ def test_a_recipe_that_is_rejected_does_not_use_up_the_folder(tree, base, tmp_pa
         ("smoothing", 2.0),
     ],
 )
-def test_recipes_that_train_nothing_are_refused(name, value):
+def test_recipes_with_impossible_values_are_rejected(name, value):
     with pytest.raises(ValueError, match=name):
         Finetuning(**{name: value})

@@ -62,8 +62,8 @@ def test_a_cached_file_needs_no_request_and_no_server(checkpoint, hub, tmp_path)
 
 def test_the_package_comes_before_the_cache_and_the_hub(hub, tmp_path):
     write_checkpoint(tmp_path / "full")
-    found = client(DOWNLOAD, tmp_path / "full", home=tmp_path, hub=hub)
-    assert found == str(tmp_path / "full" / "tiny-face.first.safetensors")
+    path = client(DOWNLOAD, tmp_path / "full", home=tmp_path, hub=hub)
+    assert path == str(tmp_path / "full" / "tiny-face.first.safetensors")
     assert hub.requests == []
 
 

@@ -92,8 +92,8 @@ def test_int8_is_multiplied_by_the_scale_of_its_output_channel():
         "bias": torch.zeros(3, dtype=torch.float16),
     }
     weights.load_into(layer, stored)
-    wanted = torch.tensor([[1.0, 2.0], [1.5, -2.0], [31.75, 0.0]])
-    torch.testing.assert_close(layer.weight[..., 0, 0], wanted)
+    expected = torch.tensor([[1.0, 2.0], [1.5, -2.0], [31.75, 0.0]])
+    torch.testing.assert_close(layer.weight[..., 0, 0], expected)
     stored["weight.scale"] = torch.ones(2)
     with pytest.raises(WeightsMismatchError, match=r"weight\.scale must hold 3 numbers"):
         weights.load_into(layer, stored)

@@ -209,14 +209,30 @@ def test_landmarks_rotate_with_the_image():
     torch.testing.assert_close(faces.landmarks, size - upright.landmarks)
 
 
-def test_later_rotations_are_tried_only_for_images_without_a_face(detector):
-    images = [photo_of((30, 50, 60)), photo_of()]
-    config = DetectionConfig(rotations=(0, 90, 180, 270))
-    assert detect(detector, images, config).image_index.tolist() == [0]
-    views = len(detector.shown)
-    assert sum(count for count, *_ in detector.shown) == 3 * 2 + 3 * 3
-    detect(detector, images[:1], config)
-    assert len(detector.shown) - views == 3
+class Tilted(SquareDetector):
+    """Sees every square, with the higher score the further down in the view it is."""
+
+    def forward(self, images):
+        candidates = super().forward(images)
+        height = candidates.boxes[..., 1] / images.shape[2]
+        logits = torch.where(candidates.logits > 0, 4 + height, -20.0)
+        return dataclasses.replace(candidates, logits=logits)
+
+
+def test_a_face_has_the_landmarks_of_the_rotation_with_the_highest_score():
+    images = [photo_of((60, 20, 50)), photo_of(), photo_of((70, 120, 60))]
+    faces = detect(Tilted(), images, DetectionConfig(rotations=(0, 180)))
+    assert faces.image_index.tolist() == [0, 2]
+    above = faces.landmarks[:, 2, 1] > faces.landmarks[:, 0, 1]
+    assert above.tolist() == [False, True]
+    boxes = torch.tensor([[60.0, 20, 110, 70], [70, 120, 130, 180]])
+    torch.testing.assert_close(faces.boxes, boxes, atol=1.1, rtol=0)
+
+
+def test_faces_at_several_rotations_of_one_image_are_all_found():
+    image = photo_of((60, 20, 40), (60, 130, 40))
+    assert len(detect(Upright(), [image])) == 1
+    assert len(detect(Upright(), [image], DetectionConfig(rotations=(0, 180)))) == 2
 
 
 def test_a_box_of_lower_score_around_a_face_is_dropped():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from facezoo.data.packs import aligned_crops, read_pack
+from facezoo.evaluate.embedding import embed_aligned
+from facezoo.evaluate.packs import SPLITS, Packs
 from facezoo.hub.card import Card, Preprocessing, bundled_cards
 from facezoo.hub.families import FAMILIES, model_class
 from facezoo.hub.tensors import read_tensors, save, sha256_of
@@ -35,6 +38,8 @@ BASELINES = {
 }
 """Key of each baseline. Unlike its features, the key is the same on every machine."""
 
+Features = dict[str, dict[str, Tensor]]
+"""By space and split, (N, D)."""
 Encode = Callable[[Tensor], Tensor | dict[str, Tensor]]
 """From normalized crops (B, 3, S, S) to features (B, D), or to features for each of ``BOTH``."""
 
@@ -179,6 +184,33 @@ def _collect(card: Card, through: str, texts: dict[str, None], seen: set[str]) -
     for model in dict.fromkeys(card.model for card in bundled_cards().values()):
         if model not in seen and any(model in text for text in own_texts):
             _collect(info(model), f", by way of {model}", texts, seen)
+
+
+# --- features ----------------------------------------------------------------------------------
+
+
+def features_of(
+    entry: Entry, packs: Packs, cache: Path, splits: Iterable[str] = SPLITS
+) -> Features:
+    """Compute the features of splits, or read them from the cache.
+
+    Args:
+        entry: the encoder.
+        packs: the data.
+        cache: folder that gets a file per split when the split is done.
+        splits: names of splits.
+    """
+    folder = cache / re.sub(r"[^\w.-]+", "-", f"{entry.name}-{entry.key[:12]}")
+    folder.mkdir(parents=True, exist_ok=True)
+    features: Features = {space: {} for space in entry.spaces}
+    for key in splits:
+        split = packs.splits[key]
+        path = folder / f"{re.sub(r'[^a-z]+', '-', key.lower())}-{split.digest[:12]}.safetensors"
+        if not path.is_file():
+            save(embed_aligned(entry, split.table, entry.spaces), path)
+        for space, rows in read_tensors(path).items():
+            features[space][key] = rows
+    return features
 
 
 # --- baselines ------------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from facezoo.evaluate.benchmark.packs import FERPLUS, LFW, LONDON
 from facezoo.evaluate.benchmark.scores import PROTOCOLS
+from facezoo.evaluate.packs import FERPLUS, LFW, LONDON
 
 Row = dict[str, str]
 Content = dict[str, Any]

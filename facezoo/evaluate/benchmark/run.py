@@ -15,13 +15,22 @@ import torch
 from tqdm.auto import tqdm
 
 from facezoo.evaluate.benchmark import encoders
-from facezoo.evaluate.benchmark.encoders import BASELINES, PIXELS, UNTRAINED, Encode, Entry, Own
-from facezoo.evaluate.benchmark.packs import LFW_TRAIN, Features, Packs, features_of
+from facezoo.evaluate.benchmark.encoders import (
+    BASELINES,
+    PIXELS,
+    UNTRAINED,
+    Encode,
+    Entry,
+    Features,
+    Own,
+    features_of,
+)
 from facezoo.evaluate.benchmark.report import contamination_of, markdown
 from facezoo.evaluate.benchmark.scores import Numbers, score_features
 from facezoo.evaluate.benchmark.swap import judge_swaps, swaps, transfer_of
 from facezoo.evaluate.ict import as_metrics
 from facezoo.evaluate.ict import benchmark as measure_meshes
+from facezoo.evaluate.packs import LFW_TRAIN, Packs
 from facezoo.hub.card import Card, bundled_cards
 from facezoo.hub.names import resolve
 from facezoo.models.identity_removal import remove_identity

@@ -8,35 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facezoo.evaluate.benchmark.packs import (
-    FERPLUS,
-    FERPLUS_TRAIN,
-    LFW,
-    LFW_TRAIN,
-    LONDON,
-    Packs,
-)
 from facezoo.evaluate.leakage import (
-    NEUTRAL_OR_HAPPY,
-    TRAINING_ROWS,
+    FITS,
     Score,
+    expression_task,
     expressions_from,
-    identity_from,
-    neutral_and_smiling,
-    pairs_from,
-    same_identity_from,
+    identity_scores,
 )
 from facezoo.evaluate.metrics import accuracy_by_yaw, scores
+from facezoo.evaluate.packs import FERPLUS, LFW, LONDON, Packs
 from facezoo.evaluate.probes import nearest_neighbors
-from facezoo.results import EXPRESSIONS
 
 PROTOCOLS = (FERPLUS, LFW, LONDON)
 """Splits on which expressions are classified."""
-FITS = (
-    (FERPLUS_TRAIN, EXPRESSIONS, (FERPLUS,)),
-    (LFW_TRAIN, NEUTRAL_OR_HAPPY, (LFW, LONDON)),
-)
-"""Training split, classes and test splits of each probe."""
 
 Numbers = dict[str, Any]
 
@@ -51,63 +35,42 @@ def score_features(features: dict[str, Tensor], packs: Packs) -> Numbers:
     expression: Numbers = {}
     for train, words, tests in FITS:
         expression |= _expression(features, packs, train, words, tests)
+    identity = identity_scores(features, packs)
     return {
         "dim": next(iter(features.values())).shape[1],
         "expression": expression,
-        "identity": _identity(features, packs),
+        "identity": {name: _numbers(score) for name, score in identity.items()},
     }
 
 
 def _expression(
     features: dict[str, Tensor],
     packs: Packs,
-    train_name: str,
+    train: str,
     words: tuple[str, ...],
-    test_names: tuple[str, ...],
+    tests: tuple[str, ...],
 ) -> Numbers:
     """Score expression on test splits, by two probes that are fitted to a training split."""
-    names = (train_name, *test_names)
-    splits = [packs.splits[name] for name in names]
-    rows = [split.rows_with(words) for split in splits]
-    rows[0] = rows[0][:TRAINING_ROWS]
-    joined = torch.cat([features[name][r] for name, r in zip(names, rows, strict=True)])
-    labels = torch.cat([split.labels[r] for split, r in zip(splits, rows, strict=True)])
-    train, *tests = torch.arange(len(labels)).split([len(r) for r in rows])
-    known = [s.identities[r] for s, r in zip(splits, rows, strict=True) if s.identities is not None]
-    groups = torch.cat(known) if len(known) == len(splits) else None
-    probes = expressions_from(joined, labels, train, tests, groups)
-    neighbors = nearest_neighbors(joined, labels, train, torch.cat(tests), groups)
-    by_neighbors = neighbors.probabilities.split([len(test) for test in tests])
+    task = expression_task(features, packs, train, words, tests)
+    probes = expressions_from(**vars(task))
+    rows = torch.cat(task.tests)
+    neighbors = nearest_neighbors(task.features, task.labels, task.train, rows, task.groups)
+    by_neighbors = neighbors.probabilities.split([len(test) for test in task.tests])
     numbers: Numbers = {}
-    for name, probe, near, split, r in zip(
-        test_names, probes, by_neighbors, splits[1:], rows[1:], strict=True
-    ):
-        truth = split.labels[r]
+    for name, test, probe, near in zip(tests, task.tests, probes, by_neighbors, strict=True):
+        truth, split = task.labels[test], packs.splits[name]
         assert probe.probabilities is not None
-        bins = accuracy_by_yaw(probe.probabilities, truth, split.yaw_deg[r])
+        yaw_deg = split.yaw_deg[split.rows_with(words)]
+        bins = accuracy_by_yaw(probe.probabilities, truth, yaw_deg)
         numbers[name] = {
-            "train_images": len(train),
-            "images": len(r),
+            "train_images": len(task.train),
+            "images": len(test),
             "linear": {k: _percent(v) for k, v in scores(probe.probabilities, truth).items()},
             "neighbors": {k: _percent(v) for k, v in scores(near, truth).items()},
             "probe": _numbers(probe),
             "yaw": [asdict(b) | {"accuracy": _percent(b.accuracy)} for b in bins if b.images],
         }
     return numbers
-
-
-def _identity(features: dict[str, Tensor], packs: Packs) -> Numbers:
-    """Score verification, identification and the same identity with another expression."""
-    lfw, london = packs.splits[LFW], packs.splits[LONDON]
-    assert lfw.identities is not None
-    assert london.identities is not None
-    neutral, smiling = neutral_and_smiling(london.labels, london.identities)
-    of_london = features[LONDON]
-    return {
-        "verification": _numbers(pairs_from(features[LFW], lfw.files, packs.pairs)),
-        "identification": _numbers(identity_from(features[LFW], lfw.identities)),
-        "same identity": _numbers(same_identity_from(of_london[neutral], of_london[smiling])),
-    }
 
 
 def _numbers(score: Score) -> Numbers:

@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from facezoo.data.packs import aligned_crops
-from facezoo.evaluate.benchmark.encoders import Entry
-from facezoo.evaluate.benchmark.packs import LFW_TRAIN, LONDON, Features, Packs, Split
-from facezoo.evaluate.leakage import NEUTRAL_OR_HAPPY
+from facezoo.evaluate.benchmark.encoders import Entry, Features
+from facezoo.evaluate.packs import LFW_TRAIN, LONDON, NEUTRAL_OR_HAPPY, Packs, Split
 from facezoo.evaluate.probes import linear_probe
 from facezoo.hub.card import Preprocessing
 from facezoo.models.base import FaceModel

@@ -57,7 +57,6 @@ CONVERT_STYLEGAN2 = ConvertCommand(
 @click.option(
     "--model",
     default="latent-simclr",
-    show_default=True,
     help="checkpoint whose generator is used without labels",
 )
 @click.option(

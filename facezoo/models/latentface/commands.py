@@ -29,7 +29,6 @@ TRAIN = TrainCommand(
             ["--stage"],
             type=click.Choice(["1", "2"]),
             default="1",
-            show_default=True,
             help="1 trains the autoencoders, 2 the diffusion on their codes",
         ),
     ),

@@ -13,11 +13,17 @@ from packs import write_lfw
 import facezoo
 from facezoo.cli.main import main
 from facezoo.evaluate.benchmark import Own, encoders, run
-from facezoo.evaluate.benchmark.encoders import Entry, baseline, own, training_data
-from facezoo.evaluate.benchmark.packs import LONDON, Packs, features_of
+from facezoo.evaluate.benchmark.encoders import (
+    Entry,
+    baseline,
+    features_of,
+    own,
+    training_data,
+)
 from facezoo.evaluate.benchmark.report import TABLES, contamination_of, table_text
 from facezoo.evaluate.benchmark.scores import PROTOCOLS
 from facezoo.evaluate.benchmark.swap import judge_swaps, partners, swaps
+from facezoo.evaluate.packs import LONDON, Packs
 from facezoo.hub.card import Preprocessing, Training, bundled_cards
 
 CPU = torch.device("cpu")
@@ -260,7 +266,7 @@ def test_it_resumes_after_an_interruption(packs, tmp_path, brief, monkeypatch):
     assert found.content["models"]["mine"]["scores"]["expression"] == entry["scores"]["expression"]
     assert {"scores", "removal", "speed"} <= found.content["models"]["mine"].keys()
     monkeypatch.setattr(
-        "facezoo.evaluate.benchmark.packs.embed_aligned", None
+        "facezoo.evaluate.benchmark.encoders.embed_aligned", None
     )  # features are there
     facezoo.benchmark(own={"mine": two}, data=packs, out=out, device="cpu")
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from facezoo.data.augment import augment, centre_crop, move_landmarks, random_similarity
+from facezoo.data.augment import augment, center_crop, move_landmarks, random_similarity
 from facezoo.data.packs import (
     aligned_crops,
     label_distributions,
@@ -186,7 +186,7 @@ def embed(
     """
     features = []
     for part in crops.split(batch):
-        images = centre_crop(part, size, MARGIN).to(device)
+        images = center_crop(part, size, MARGIN).to(device)
         images = images.flip(-1) if mirrored else images
         with autocast(device):
             features.append(encoder(images.contiguous(memory_format=torch.channels_last)))

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from facezoo.data.augment import centre_crop
+from facezoo.data.augment import center_crop
 from facezoo.models.ipd_fer import losses
 from facezoo.models.ipd_fer.model import IPDFER
 from facezoo.models.ipd_fer.networks import Decoder
@@ -81,7 +81,7 @@ class PairLosses:
 
     def images(self, index: Tensor, size: int) -> Tensor:
         """Return real crops at (row, mirroring) (2, B), normalized, (B, 3, size, size)."""
-        crops = centre_crop(self.data.crops[index[0]], size, MARGIN)
+        crops = center_crop(self.data.crops[index[0]], size, MARGIN)
         mirrored = (index[1] == 1)[:, None, None, None]
         return torch.where(mirrored, crops.flip(-1), crops).to(self.device)
 

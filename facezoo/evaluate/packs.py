@@ -1,10 +1,8 @@
-"""Evaluation data, and the features of an encoder for them, cached in a folder."""
+"""Evaluation data: the splits of the packs, with labels, identities and yaw."""
 
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,11 +12,7 @@ import torch
 from torch import Tensor
 
 from facezoo.data.packs import check_packs, majority_labels, read_pack, yaw_column
-from facezoo.evaluate.benchmark.encoders import Entry
-from facezoo.evaluate.embedding import embed_aligned
-from facezoo.evaluate.leakage import labeled, numbered
 from facezoo.evaluate.verification import Pairs, read_pairs
-from facezoo.hub.tensors import read_tensors, save
 from facezoo.results import EXPRESSIONS
 
 if TYPE_CHECKING:
@@ -34,8 +28,10 @@ FERPLUS_TRAIN, FERPLUS, LFW_TRAIN, LFW, LONDON = SPLITS = (
     "London",
 )
 
-Features = dict[str, dict[str, Tensor]]
-"""By space and split, (N, D)."""
+NEUTRAL_OR_HAPPY = ("neutral", "happiness")
+"""The two classes whose labels are reliable on LFW and the London set."""
+TRAINING_ROWS = 8000
+"""Rows of FER+ train that are used, the first with a label."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +82,8 @@ class Packs:
         check_packs(folder, *PACKS)
         ferplus, lfw = folder / "ferplus.parquet", folder / "lfw.parquet"
         tables = {
-            FERPLUS_TRAIN: labeled(ferplus, "train", EXPRESSIONS),
-            FERPLUS: labeled(ferplus, "test", EXPRESSIONS),
+            FERPLUS_TRAIN: _labeled(read_pack(ferplus, "train")).slice(0, TRAINING_ROWS),
+            FERPLUS: _labeled(read_pack(ferplus, "test")),
             LFW_TRAIN: read_pack(lfw, "train"),
             LFW: read_pack(lfw, "val"),
             LONDON: read_pack(folder / "london_expr.parquet").sort_by("identity"),
@@ -97,9 +93,9 @@ class Packs:
             for key, table in tables.items()
             if "identity" in table.column_names
         }
-        numbers = numbered([name for part in names.values() for name in part])
-        parts = numbers.split([len(part) for part in names.values()])
-        identities = dict(zip(names, parts, strict=True))
+        every = sorted({name for part in names.values() for name in part})
+        number = {name: index for index, name in enumerate(every)}
+        identities = {k: torch.tensor([number[n] for n in part]) for k, part in names.items()}
         splits = {key: _split(table, identities.get(key)) for key, table in tables.items()}
         return cls(splits, read_pairs(folder / PAIRS))
 
@@ -112,31 +108,11 @@ class Packs:
         }
 
 
+def _labeled(table: pa.Table) -> pa.Table:
+    return table.filter([word in EXPRESSIONS for word in table["expression"].to_pylist()])
+
+
 def _split(table: pa.Table, identities: Tensor | None) -> Split:
     unknown = torch.full((len(table),), float("nan"))
     yaw_deg = yaw_column(table) if "yaw" in table.column_names else unknown
     return Split(table, majority_labels(table), identities, yaw_deg)
-
-
-def features_of(
-    entry: Entry, packs: Packs, cache: Path, splits: Iterable[str] = SPLITS
-) -> Features:
-    """Compute the features of splits, or read them from the cache.
-
-    Args:
-        entry: the encoder.
-        packs: the data.
-        cache: folder that gets a file per split when the split is done.
-        splits: names of splits.
-    """
-    folder = cache / re.sub(r"[^\w.-]+", "-", f"{entry.name}-{entry.key[:12]}")
-    folder.mkdir(parents=True, exist_ok=True)
-    features: Features = {space: {} for space in entry.spaces}
-    for key in splits:
-        split = packs.splits[key]
-        path = folder / f"{re.sub(r'[^a-z]+', '-', key.lower())}-{split.digest[:12]}.safetensors"
-        if not path.is_file():
-            save(embed_aligned(entry, split.table, entry.spaces), path)
-        for space, rows in read_tensors(path).items():
-            features[space][key] = rows
-    return features
