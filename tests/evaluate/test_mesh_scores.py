@@ -95,7 +95,7 @@ def test_verification_tells_persons_from_codes_that_hold_them():
 
 
 def test_verification_refuses_fewer_persons_than_folds_need():
-    with pytest.raises(ValueError, match="20 persons or more, got 19"):
+    with pytest.raises(ValueError, match="20 or more identities, got 19"):
         mesh_verification(codes_of(19))
 
 
