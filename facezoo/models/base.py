@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar, NoReturn, cast
 
 import torch
 from torch import Tensor, nn
@@ -192,14 +192,12 @@ class FaceModel(Freezable, Model):
     def encode_identity(self, images: Images, **options: Unpack[ImageKeywords]) -> Tensor:
         """Compute the identity features of the faces in images; see ``encode_expression``."""
         stage = self.stage("encode_identity")
-        features: Tensor = self._encode(images, stage, ImageOptions(**options))[0]
-        return features
+        return cast(Tensor, self._encode(images, stage, ImageOptions(**options))[0])
 
     def encode_pose(self, images: Images, **options: Unpack[ImageKeywords]) -> Tensor:
         """Compute the pose features of the faces in images; see ``encode_expression``."""
         stage = self.stage("encode_pose")
-        features: Tensor = self._encode(images, stage, ImageOptions(**options))[0]
-        return features
+        return cast(Tensor, self._encode(images, stage, ImageOptions(**options))[0])
 
     def encode(self, images: Images, **options: Unpack[ImageKeywords]) -> FaceEncoding:
         """Compute all features of the faces in images; see ``encode_expression``.
@@ -207,7 +205,7 @@ class FaceModel(Freezable, Model):
         Returns:
             Features by name, None for those that this model lacks, and the faces.
         """
-        names = [f"encode_{name}" for name in ("expression", "identity", "pose")]
+        names = ["encode_expression", "encode_identity", "encode_pose"]
         able = [name for name in names if name in self.capabilities()]
         features, faces = self._encode(images, self.stage(able), ImageOptions(**options))
         expression, identity, pose = (features.get(name) for name in names)
