@@ -54,7 +54,7 @@ def _train_command(name: str, address: str) -> click.Command:
 
     recipe = click.Choice(spec.recipes)
     several = "one checkpoint per seed, such as --seed 0 1 2" if spec.several_seeds else None
-    params = [
+    params: list[click.Parameter] = [
         click.Option(["--data"], type=DIR, required=True, help=spec.data),
         click.Option(["--out"], type=DIR, required=True, help="folder for state, log and card"),
         *(
