@@ -242,11 +242,11 @@ def _from_table(
     label = _column(table, (label_column,) if label_column else LABELS)
     images, named = _column(table, ("image", *FILES)), _column(table, FILES)
     if label is None or images is None:
-        kind, names = ("labels", [label_column] if label_column else LABELS)
-        if label is not None:
-            kind, names = "files", ["image", *FILES]
+        kind, names = "files", tuple[str, ...](("image", *FILES))
+        if label is None:
+            kind, names = "labels", (label_column,) if label_column else LABELS
         raise ValueError(
-            f"{path} has no column of {kind} ({' or '.join(map(str, names))}); it has "
+            f"{path} has no column of {kind} ({' or '.join(names)}); it has "
             f"{', '.join(name for name in table if not name.startswith('classes of '))}"
         )
     order = table.get(f"classes of {label}", [])

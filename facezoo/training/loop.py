@@ -170,7 +170,7 @@ class _Stage:
         out: Path | None,
         seed: int,
     ) -> None:
-        from timm.utils import ModelEmaV3
+        from timm.utils.model_ema import ModelEmaV3
 
         if schedule.sizes and schedule.sizes[-1][0] >= schedule.epochs:
             raise ValueError(

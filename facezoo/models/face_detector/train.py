@@ -236,6 +236,7 @@ def _fit(
         return {"loss": loss}
 
     def validate(network: nn.Module, _: Position) -> dict[str, float]:
+        assert isinstance(network, FaceDetector)
         result = compare(partial(detect, network), val)
         return {"recall": result.recall(), "landmark_error": result.error()}
 
