@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from facezoo import errors, plot
+    from facezoo.comparison import similarity, verify
     from facezoo.evaluate.benchmark import benchmark
     from facezoo.extraction import extract
     from facezoo.faces import crops, detect
@@ -83,6 +84,8 @@ __all__ = [
     "register",
     "remove_identity",
     "show",
+    "similarity",
+    "verify",
 ]
 
 _HOMES = {
@@ -103,6 +106,8 @@ _HOMES = {
     "load": "facezoo.registry",
     "register": "facezoo.registration",
     "show": "facezoo.plot",
+    "similarity": "facezoo.comparison",
+    "verify": "facezoo.comparison",
     "remove_identity": "facezoo.models.identity_removal",
 }
 _MODULES = ("errors", "plot")

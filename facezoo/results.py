@@ -316,6 +316,31 @@ def _number(value: Any) -> float | None:
     return None if math.isnan(value) else float(value)
 
 
+@dataclass(frozen=True, repr=False)
+class PosePrediction(Result):
+    """Head poses, one row per face."""
+
+    yaw_deg: Tensor
+    """Positive if the face looks to the image's right, (F,)."""
+    pitch_deg: Tensor
+    """Positive if the face looks up, (F,)."""
+    roll_deg: Tensor
+    """Positive if the head is turned clockwise in the image, or in an aligned crop, (F,)."""
+    faces: Faces | None = None
+    """Positions of the faces; None for aligned crops."""
+
+    def __len__(self) -> int:
+        return len(self.yaw_deg)
+
+    def _line(self) -> str:
+        return counted(len(self), "face")
+
+    def _table(self) -> str:
+        angles = (self.yaw_deg, self.pitch_deg, self.roll_deg)
+        rows = zip(*(angle[:ROWS].tolist() for angle in angles), strict=True)
+        return table(["yaw_deg", "pitch_deg", "roll_deg"], rows, len(self))
+
+
 def counted(count: int, word: str) -> str:
     """Return ``"1 face"``, ``"2 faces"``."""
     return f"{count} {word}" + ("s" if count != 1 else "")

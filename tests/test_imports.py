@@ -33,7 +33,7 @@ ROWS = [
         "models.latentface",
     ],
     ["registry"],
-    ["faces"],
+    ["comparison", "faces"],
     ["evaluate.benchmark", "extraction", "finetuning", "sklearn", "export", "plot", "registration"],
     ["__init__", "__main__", "cli"],
 ]

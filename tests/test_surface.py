@@ -24,6 +24,8 @@ PUBLIC = [
     "register",
     "remove_identity",
     "show",
+    "similarity",
+    "verify",
 ]
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from facezoo.data.packs import (
@@ -31,11 +32,13 @@ from facezoo.evaluate.metrics import (
     vote_divergence,
 )
 from facezoo.evaluate.packs import NEUTRAL_OR_HAPPY
-from facezoo.evaluate.verification import read_pairs, verification_accuracy
-from facezoo.hub.card import Metric
+from facezoo.evaluate.verification import read_pairs, threshold_at, verification_accuracy
+from facezoo.hub.card import Metric, Verification
 from facezoo.models.base import FaceModel
 from facezoo.results import EXPRESSIONS
 
+FALSE_MATCH_RATE = 0.01
+"""Share of pairs of two identities that ``facezoo.verify`` may take for one."""
 FERPLUS = "majority rule, 8 classes"
 PACKS = ("ferplus.parquet", "lfw.parquet", "lfw_pairs_val.csv", "london_expr.parquet")
 
@@ -64,6 +67,8 @@ class Measurements:
     """Metrics for the card."""
     confusion: Confusion | None = None
     """Expressions of FER+ on aligned crops; None if the model does not predict expressions."""
+    verification: Verification | None = None
+    """Threshold for ``facezoo.verify``; None if the model has no identity features."""
 
 
 def evaluate(model: FaceModel, data: Path, command: str) -> Measurements:
@@ -85,7 +90,7 @@ def evaluate(model: FaceModel, data: Path, command: str) -> Measurements:
     """
     check_packs(data, *PACKS)
     metrics: list[Metric] = []
-    matrix = None
+    matrix = verification = None
     able = model.capabilities()
     if "predict_expression" in able:
         if {*model.labels} == {*EXPRESSIONS}:
@@ -99,9 +104,11 @@ def evaluate(model: FaceModel, data: Path, command: str) -> Measurements:
         else:
             _warn_skipped(model, "expression on LFW and London", NEUTRAL_OR_HAPPY)
     if "encode_identity" in able:
-        metrics += lfw_pairs(model, data, command)
+        pairs = lfw_pairs(model, data, command)
+        metrics += pairs.metrics
+        verification = pairs.verification
     metrics += leakage(model, data, command)
-    return Measurements(metrics, matrix)
+    return Measurements(metrics, matrix, verification)
 
 
 def _warn_skipped(model: FaceModel, name: str, classes: tuple[str, ...]) -> None:
@@ -201,15 +208,26 @@ def neutral_or_happy(model: FaceModel, data: Path, pack: str, command: str) -> l
     return metrics
 
 
-def lfw_pairs(model: FaceModel, data: Path, command: str) -> list[Metric]:
-    """Measure verification on LFW val: ten folds, cosine, the threshold of the other nine."""
+def lfw_pairs(model: FaceModel, data: Path, command: str) -> Measurements:
+    """Measure verification on LFW val: ten folds, cosine, the threshold of the other nine.
+
+    The threshold for ``facezoo.verify`` is chosen on all pairs, on whole images.
+    """
     table = read_pack(data / "lfw.parquet", "val")
-    pairs = read_pairs(data / "lfw_pairs_val.csv")
-    metrics = []
+    pairs, files = read_pairs(data / "lfw_pairs_val.csv"), table["file"].to_pylist()
+    metrics, verification = [], None
     for way, features in both_ways(model, table, "encode_identity"):
         # A missing face is a zero vector, which is similar to nobody.
-        values = verification_accuracy(features.nan_to_num(), table["file"].to_pylist(), pairs)
+        features = features.nan_to_num()
+        values = verification_accuracy(features, files, pairs)
         rule = f"ten folds of {len(pairs.same)} pairs, cosine; {way}"
         for name, value in zip(("accuracy", "standard deviation over folds"), values, strict=True):
             metrics.append(Metric(name, 100 * value, "%", "LFW pairs", "val", rule, command))
-    return metrics
+        cosines = F.cosine_similarity(*pairs.rows(features, files))
+        threshold, missed = threshold_at(cosines, pairs.same, FALSE_MATCH_RATE)
+        rate = float((cosines[~pairs.same] > threshold).double().mean())
+        rule = f"{len(pairs.same)} pairs of the validation split, cosine; {way}"
+        verification = Verification(threshold, rate, missed, "LFW pairs", rule)
+        name = f"false non-matches at a false-match rate of {100 * FALSE_MATCH_RATE:g} %"
+        metrics.append(Metric(name, 100 * missed, "%", "LFW pairs", "val", rule, command))
+    return Measurements(metrics, verification=verification)

@@ -75,7 +75,9 @@ def write_card(card_path: Path, measured: Card, measurements: Measurements) -> N
     Raises:
         ValueError: if the card does not describe the measured weights.
     """
-    card = replace(check_card(card_path, measured), metrics=tuple(measurements.metrics))
+    card = check_card(card_path, measured)
+    verification = measurements.verification or card.verification
+    card = replace(card, metrics=tuple(measurements.metrics), verification=verification)
     card_path.write_text(card.to_json(), encoding="utf-8")
 
 

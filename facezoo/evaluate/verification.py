@@ -119,6 +119,26 @@ def learned_accuracy(
     return _over_folds(predict, pairs.same, pairs.fold)
 
 
+def threshold_at(similarity: Tensor, same: Tensor, false_match_rate: float) -> tuple[float, float]:
+    """Return the lowest threshold that keeps the false-match rate, and its false-non-match rate.
+
+    Pairs strictly above the threshold count as the same identity.
+
+    Args:
+        similarity: larger means more alike, (P,).
+        same: ground truth, bool, (P,).
+        false_match_rate: highest share of the different pairs above the threshold, in [0, 1).
+
+    Raises:
+        ValueError: if there is no pair of one kind.
+    """
+    if not bool(same.any()) or bool(same.all()):
+        raise ValueError("a threshold needs pairs of one identity and pairs of two")
+    different = similarity[~same].sort(descending=True).values
+    threshold = float(different[int(false_match_rate * len(different))])
+    return threshold, float((similarity[same] <= threshold).double().mean())
+
+
 def best_threshold(similarity: Tensor, same: Tensor) -> float:
     """Return the threshold of highest accuracy; pairs strictly above it have one identity."""
     order = similarity.argsort()

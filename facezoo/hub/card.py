@@ -139,6 +139,20 @@ class Metric:
     command: str
 
 
+@dataclass(frozen=True)
+class Verification:
+    """Threshold for ``facezoo.verify``, chosen on validation pairs."""
+
+    threshold: float
+    """Cosine between identity features; pairs above it count as the same identity."""
+    false_match_rate: float
+    """Share of pairs of two identities above the threshold, in [0, 1]."""
+    false_non_match_rate: float
+    """Share of pairs of one identity that are not above the threshold, in [0, 1]."""
+    dataset: str
+    protocol: str
+
+
 @dataclass(frozen=True, repr=False)
 class Card:
     """The card of a checkpoint."""
@@ -162,6 +176,8 @@ class Card:
     limits: tuple[str, ...]
     intended_use: str
     citation: str
+    verification: Verification | None = field(default=None, metadata={"optional": True})
+    """None for a checkpoint without identity features, or before it is measured."""
 
     @property
     def name(self) -> str:

@@ -19,7 +19,8 @@ STAGES = {
 """Method on prepared crops behind a capability; ``classify_features`` takes expression features."""
 
 CAPABILITIES = (
-    *("encode", *STAGES, "transfer_expression", "interpolate", "depth", "normals", "albedo"),
+    *("encode", *STAGES, "predict_pose", "transfer_expression", "interpolate"),
+    *("depth", "normals", "albedo"),
     *("relight", "rotate", "to_mesh", "invert", "synthesize", "sample", "edit", "mix_styles"),
 )
 """Capabilities of all families; a model without one raises an error that names models with it."""

@@ -11,7 +11,7 @@ from facezoo.cli.main import main
 from facezoo.evaluate import protocols, report
 from facezoo.evaluate.protocols import Confusion, Measurements
 from facezoo.evaluate.report import as_json, as_table, measure_checkpoint, write_card
-from facezoo.hub.card import Metric, bundled_cards
+from facezoo.hub.card import Metric, Verification, bundled_cards
 from facezoo.results import EXPRESSIONS
 
 CPU = torch.device("cpu")
@@ -133,7 +133,10 @@ def test_everything_is_measured_that_the_model_is_able_to(monkeypatch):
 
     called = []
     monkeypatch.setattr(protocols, "ferplus", lambda *_: called.append("ferplus") or MEASURED)
-    for name in ("neutral_or_happy", "lfw_pairs", "leakage"):
+    threshold = Verification(0.5, 0.01, 0.2, "LFW pairs", "some pairs")
+    pairs = Measurements([METRIC], verification=threshold)
+    monkeypatch.setattr(protocols, "lfw_pairs", lambda *_: called.append("lfw_pairs") or pairs)
+    for name in ("neutral_or_happy", "leakage"):
         monkeypatch.setattr(protocols, name, lambda *_, name=name: called.append(name) or [METRIC])
     monkeypatch.setattr(protocols, "check_packs", lambda *_: None)
     found = protocols.evaluate(Able("predict_expression", "encode_identity"), "D", "c")
@@ -143,6 +146,7 @@ def test_everything_is_measured_that_the_model_is_able_to(monkeypatch):
     alone = protocols.evaluate(Able("encode_identity"), "D", "c")
     assert called == ["lfw_pairs", "leakage"]
     assert alone.confusion is None
+    assert alone.verification == threshold
     for labels, wanted in (
         (EXPRESSIONS[:7], ["neutral_or_happy", "neutral_or_happy", "leakage"]),
         (("calm", "cross"), ["leakage"]),

@@ -147,8 +147,13 @@ def test_lfw_pairs_are_measured_both_ways_and_a_missing_face_matches_nobody(tmp_
     ways = [(ALIGNED, people), (DETECTED, missing)]
     monkeypatch.setattr(protocols, "both_ways", lambda *_: iter(ways))
     model = IPDFER("test_resnet.r160_in1k", 8)
-    metrics = protocols.lfw_pairs(model, tmp_path, "c")
-    values = {(m.name, m.protocol.split("; ")[1]): m.value for m in metrics}
+    measured = protocols.lfw_pairs(model, tmp_path, "c")
+    values = {(m.name, m.protocol.split("; ")[1]): m.value for m in measured.metrics}
     assert values["accuracy", ALIGNED] == 100
     assert values["accuracy", DETECTED] == pytest.approx(100 * (7 / 8 + 1) / 2)
-    assert {m.unit for m in metrics} == {"%"}
+    assert {m.unit for m in measured.metrics} == {"%"}
+    missed = "false non-matches at a false-match rate of 1 %"
+    assert values[missed, ALIGNED] == 0
+    assert values[missed, DETECTED] == pytest.approx(100 / 3)  # the pair with a missing face
+    assert measured.verification.protocol.endswith(DETECTED)
+    assert measured.verification.false_match_rate == 0

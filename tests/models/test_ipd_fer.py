@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import facezoo
@@ -305,3 +306,29 @@ def test_a_model_saved_in_int8_keeps_the_removal_exact(ours, batch, tmp_path):
     before, after = (m.expression_removal.state_dict() for m in (ours, loaded))
     for name, value in before.items():
         torch.testing.assert_close(after[name], value, atol=2e-3, rtol=2e-2)
+
+
+def test_predicted_angles_are_those_of_the_crop_in_degrees(ours):
+    crops = torch.randint(0, 256, (2, 3, 112, 112), dtype=torch.uint8)
+    pose = ours.predict_pose(list(crops), aligned=True)
+    expected = torch.rad2deg(ours.estimate_pose(crops / 127.5 - 1)[:, :3])
+    found = torch.stack([pose.yaw_deg, pose.pitch_deg, pose.roll_deg], 1)
+    torch.testing.assert_close(found, expected, atol=1e-2, rtol=1e-3)
+    assert pose.faces is None
+    assert len(pose) == 2
+
+
+def test_roll_follows_the_rotation_of_the_image(ours):
+    image = Image.open("examples/portraits/grace_hopper.jpg").convert("RGB")
+    # The landmarks and the network's own share differ by a few degrees.
+    pose = ours.predict_pose([image, image.rotate(-15, Image.Resampling.BICUBIC)])
+    assert float(pose.roll_deg[1] - pose.roll_deg[0]) == pytest.approx(15, abs=5)
+    blank = ours.predict_pose([image, Image.new("RGB", (90, 90))], on_missing="nan")
+    assert blank.roll_deg.isnan().tolist() == [False, True]
+
+
+def test_poses_need_a_bottleneck(model, ours):
+    assert "predict_pose" in ours.capabilities()
+    assert "predict_pose" not in model.capabilities()
+    with pytest.raises(UnsupportedError, match="no pose bottleneck"):
+        model.predict_pose(torch.zeros(3, 112, 112), aligned=True)

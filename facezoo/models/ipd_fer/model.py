@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from operator import index
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
@@ -13,9 +14,11 @@ from facezoo.models.base import check_shape
 from facezoo.models.decoding import DecodingModel, check_pairs
 from facezoo.models.identity_removal import IdentityRemoval
 from facezoo.models.ipd_fer.networks import Decoder, Encoder, PoseEncoder
+from facezoo.preprocess.alignment import similarity_transform
 from facezoo.preprocess.images import Images
 from facezoo.preprocess.pipeline import ImageKeywords, ImageOptions
-from facezoo.results import EXPRESSIONS
+from facezoo.preprocess.templates import template_points
+from facezoo.results import EXPRESSIONS, Faces, PosePrediction
 
 POSES = 5
 """K_P: |yaw| of 0 to 10, 10 to 20, 20 to 30, 30 to 40 and over 40 degrees (Table 1)."""
@@ -48,7 +51,7 @@ class IPDFER(DecodingModel):
     model_name: ClassVar[str | None] = "ipd-fer"
     provides = (
         *("encode", "encode_expression", "encode_identity", "encode_pose", "predict_expression"),
-        *("reconstruct", "neutralize", "frontalize", "transfer_expression"),
+        *("predict_pose", "reconstruct", "neutralize", "frontalize", "transfer_expression"),
     )
     networks = ("identity_encoder", "expression_encoder", "pose_encoder", "decoder")
 
@@ -162,6 +165,31 @@ class IPDFER(DecodingModel):
         if not isinstance(self.pose_encoder, PoseEncoder):
             self.reject("predict_pose")
         return self.pose_encoder.pose(images)
+
+    def predict_pose(self, images: Images, **options: Unpack[ImageKeywords]) -> PosePrediction:
+        """Estimate the head poses of the faces in images; see ``encode_expression``.
+
+        Raises:
+            UnsupportedError: if this model has no pose bottleneck.
+        """
+        if "predict_pose" in self.absent:
+            self.reject("predict_pose")
+        poses, faces = self._encode(images, self.estimate_pose, ImageOptions(**options))
+        angles = torch.rad2deg(poses[:, :3])
+        if faces is not None:  # alignment removes the rotation of the face in the image
+            angles[:, 2] -= torch.rad2deg(self._alignment_angle(faces)).to(angles)
+        yaw, pitch, roll = angles.unbind(1)
+        return PosePrediction(yaw, pitch, roll, faces)
+
+    def _alignment_angle(self, faces: Faces) -> Tensor:
+        """Return the rotation of each face by alignment, radians, NaN without a face, (F,)."""
+        points = faces.landmarks.cpu()
+        known = torch.isfinite(points).flatten(1).all(1)
+        target = template_points(self.preprocessing.template, self.preprocessing.size)
+        matrices = similarity_transform(points[known], target.to(points))
+        result = torch.full((len(points),), float("nan"))
+        result[known] = torch.atan2(matrices[:, 1, 0], matrices[:, 0, 0])
+        return result
 
     def classify_pose(self, features: Tensor) -> Tensor:
         """Logits of C_p (Sec. 3.2) over the classes of Table 1, of features (B, D), (B, 5).

@@ -1,0 +1,94 @@
+"""Comparison of faces by identity: similarities, decisions and thresholds."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import facezoo
+from facezoo.evaluate.verification import threshold_at
+from facezoo.hub.card import Card, Verification
+from facezoo.models.ipd_fer import IPDFER
+
+HOPPER = "examples/portraits/grace_hopper.jpg"
+VERIFICATION = Verification(0.5, 0.01, 0.2, "LFW pairs", "some pairs")
+
+
+@pytest.fixture
+def model():
+    return IPDFER("test_resnet.r160_in1k", 16, 8, None, None).eval()
+
+
+@pytest.fixture
+def crops():
+    return list(torch.randint(0, 256, (3, 3, 112, 112), dtype=torch.uint8))
+
+
+def test_similarities_are_cosines_of_identity_features(model, crops):
+    found = facezoo.similarity(crops[:2], crops, model, aligned=True)
+    features = model.encode_identity(crops, aligned=True)
+    expected = torch.cosine_similarity(features[:2, None], features[None], dim=-1)
+    torch.testing.assert_close(found, expected)
+    assert found.shape == (2, 3)
+    torch.testing.assert_close(found.diagonal(), torch.ones(2))
+
+
+def test_two_images_match_above_the_threshold(model, crops):
+    value = float(facezoo.similarity(crops[0], crops[1], model, aligned=True))
+    below = facezoo.verify(*crops[:2], model, threshold=value - 0.01, aligned=True)
+    above = facezoo.verify(*crops[:2], model, threshold=value + 0.01, aligned=True)
+    assert (below.same, above.same) == (True, False)
+    assert bool(below) is True
+    assert bool(above) is False
+    assert below.similarity == pytest.approx(value)
+    assert below.false_match_rate is None
+
+
+def test_the_threshold_and_its_rate_come_from_the_card(model, crops):
+    model.card = replace(facezoo.info("ipd-fer"), verification=VERIFICATION)
+    match = facezoo.verify(crops[0], crops[0], model, aligned=True)
+    assert match.same
+    assert (match.threshold, match.false_match_rate) == (0.5, 0.01)
+
+
+def test_a_card_without_a_threshold_is_an_error_that_names_the_way_out(model, crops):
+    with pytest.raises(ValueError, match=r"no verification threshold; give threshold="):
+        facezoo.verify(*crops[:2], model, aligned=True)
+
+
+def test_the_bundled_checkpoint_recognizes_a_portrait():
+    match = facezoo.verify(HOPPER, HOPPER)
+    assert match.same
+    assert match.similarity == pytest.approx(1, abs=1e-4)
+    assert 0 < match.false_match_rate <= 0.01
+
+
+def test_a_card_keeps_its_threshold_in_json():
+    card = replace(facezoo.info("ipd-fer"), verification=VERIFICATION)
+    assert Card.parse(json.loads(card.to_json())) == card
+    old = json.loads(card.to_json())
+    del old["verification"]
+    assert Card.parse(old).verification is None
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.5])
+def test_the_threshold_keeps_the_false_match_rate(rate):
+    rng = np.random.default_rng(0)
+    same = torch.arange(400) % 2 == 0
+    values = torch.from_numpy(rng.standard_normal(400)) + same
+    threshold, missed = threshold_at(values, same, rate)
+    assert (values[~same] > threshold).double().mean() <= rate
+    assert missed == pytest.approx(float((values[same] <= threshold).double().mean()))
+    # A lower threshold would take more different pairs for one identity.
+    assert (values[~same] > threshold - 0.1).double().mean() > rate
+
+
+def test_equal_similarities_do_not_exceed_the_rate():
+    values, same = torch.tensor([0.1, 0.9, 0.9, 0.9, 0.95]), torch.tensor([0, 0, 0, 0, 1]) > 0
+    threshold, missed = threshold_at(values, same, 0.25)
+    assert (values[~same] > threshold).double().mean() <= 0.25
+    assert missed == 0
+    with pytest.raises(ValueError, match="pairs of one identity and pairs of two"):
+        threshold_at(values, torch.zeros(5, dtype=torch.bool), 0.01)
