@@ -232,15 +232,34 @@ def _write_parquet(path: Path, table: Table) -> int:
     count = 0
     with parquet_writer(path, schema) as writer:
         for columns in chain([first], blocks):
-            arrays = [
-                pa.FixedSizeListArray.from_arrays(value.reshape(-1), value.shape[1])
-                if value.ndim == 2
-                else pa.array(np.ascontiguousarray(value), field.type)
-                for field, value in zip(schema, columns.values(), strict=True)
-            ]
+            arrays = [_arrow(value, schema.field(name).type) for name, value in columns.items()]
             writer.write_table(pa.Table.from_arrays(arrays, schema=schema), row_group_size=BLOCK)
             count += len(columns["face"])
     return count
+
+
+def _arrow(values: NDArray[Any], kind: pa.DataType) -> pa.Array:
+    """Convert a column through its memory: ``pa.array`` would import pandas, 50 MB, if it can."""
+    import pyarrow as pa
+
+    if values.ndim == 2:
+        return pa.FixedSizeListArray.from_arrays(
+            _arrow(values.reshape(-1), kind.value_type), kind.list_size
+        )
+    if values.dtype != object:
+        data = pa.py_buffer(np.ascontiguousarray(values))
+        return pa.Array.from_buffers(kind, len(values), [None, data])
+    if kind == pa.string():
+        texts = [text.encode() for text in values]
+        offsets = pa.py_buffer(np.cumsum([0, *map(len, texts)], dtype=np.int32))
+        return pa.StringArray.from_buffers(len(texts), offsets, pa.py_buffer(b"".join(texts)))
+    words = [*dict.fromkeys(word for word in values if word is not None)]
+    places = {word: place for place, word in enumerate(words)}
+    index = np.array([places.get(word, 0) for word in values], np.int32)
+    known = np.packbits([word is not None for word in values], bitorder="little")
+    buffers = [pa.py_buffer(known), pa.py_buffer(index)]
+    indices = pa.Array.from_buffers(pa.int32(), len(values), buffers)
+    return pa.DictionaryArray.from_arrays(indices, _arrow(np.array(words, object), pa.string()))
 
 
 def _arrow_type(name: str, values: NDArray[Any]) -> pa.DataType:
