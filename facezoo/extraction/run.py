@@ -235,7 +235,7 @@ def extract_each(
         max_side=max_side,
         rotations=rotations,
     )
-    if on_missing == "raise":
+    if options.on_missing == "raise":
         raise ValueError("on_missing must be 'skip' or 'nan' here, got 'raise'")
     if engine not in get_args(Engine):
         raise ValueError(f"engine must be 'local' or 'ray', got {engine!r}")
@@ -373,8 +373,9 @@ def _load(
             loaded.append(load(model, device=device))
         device = loaded[0].device
     with_images = [model for model in loaded if isinstance(model, FaceModel)]  # others raise later
-    for model in with_images if jpeg else []:
-        model.set_jpeg_decoder(jpeg)
+    if jpeg:
+        for model in with_images:
+            model.set_jpeg_decoder(jpeg)
     decoders = sorted({model.jpeg for model in with_images})
     if len(decoders) > 1:
         raise ValueError(

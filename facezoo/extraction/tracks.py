@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torchvision.ops import box_iou  # type: ignore[import-untyped]
+from torchvision.ops import box_iou
 
 from facezoo.extraction.resume import Rows
 from facezoo.extraction.sources import is_frame, split_name

@@ -79,11 +79,12 @@ def rgb(frame: av.VideoFrame) -> NDArray[np.uint8]:
     """Convert a frame to RGB (H, W, 3) with the color matrix and range that it states."""
     if frame.format.chroma_width(2) < 2:  # subsampled chroma
         frame = frame.reformat(format=CONVERSION)
-    return frame.to_ndarray(format="rgb24")
+    return np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
 
 
 def display_matrix(frame: av.VideoFrame) -> tuple[int, int, int, int] | None:
     """Return a, b, c, d of the display matrix: (x, y) is shown at (a x + c y, b x + d y)."""
+    side_data: Any
     for side_data in frame.side_data:
         if side_data.type.name == "DISPLAYMATRIX":
             a, b, _, c, d, *_ = np.frombuffer(side_data, np.int32).tolist()

@@ -140,7 +140,7 @@ class Table:
     def labels(self, probabilities: NDArray[np.float32]) -> list[str | None]:
         """Return the most probable class of each row, None where there are no probabilities, R."""
         best = np.nan_to_num(probabilities).argmax(1)
-        known = np.isfinite(probabilities).all(1)
+        known: NDArray[np.bool_] = np.isfinite(probabilities).all(axis=1, keepdims=True)[:, 0]
         return [self.layout.classes[k] if ok else None for k, ok in zip(best, known, strict=True)]
 
     @staticmethod
@@ -256,7 +256,7 @@ def _arrow(values: NDArray[Any], kind: pa.DataType) -> pa.Array:
     words = [*dict.fromkeys(word for word in values if word is not None)]
     places = {word: place for place, word in enumerate(words)}
     index = np.array([places.get(word, 0) for word in values], np.int32)
-    known = np.packbits([word is not None for word in values], bitorder="little")
+    known = np.packbits(np.array([w is not None for w in values], bool), bitorder="little")
     buffers = [pa.py_buffer(known), pa.py_buffer(index)]
     indices = pa.Array.from_buffers(pa.int32(), len(values), buffers)
     return pa.DictionaryArray.from_arrays(indices, _arrow(np.array(words, object), pa.string()))
