@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
@@ -29,8 +29,6 @@ from facezoo.registry import best_device, load
 from facezoo.training.processes import Processes
 
 Engine = Literal["local", "ray"]
-CPU_BATCH, GPU_BATCH = 8, 32
-"""Default batch sizes: a CPU gains nothing from larger batches, which need more memory."""
 PART_IMAGES = 512
 """A part is written to disk when it covers this many images,"""
 PART_ROWS = 4096
@@ -95,7 +93,7 @@ def extract(
     score_threshold: float | None = None,
     max_side: int | None = None,
     rotations: Sequence[int] | None = None,
-    batch_size: int | None = None,
+    batch_size: int = 32,
     workers: int = 2,
     every: int = 1,
     smooth: float | None = None,
@@ -131,7 +129,7 @@ def extract(
         score_threshold: least score of a face.
         max_side: longest side of an image that the detector sees at once, pixels.
         rotations: degrees to try in turn for images without a face.
-        batch_size: images that are processed at once; None for 8 on a CPU and 32 on a GPU.
+        batch_size: images that are processed at once.
         workers: threads that decode.
         every: take every n-th frame of a video, from the first on.
         smooth: average embeddings and probabilities along the track of a face in a video, with this
@@ -193,7 +191,7 @@ def extract_each(
     score_threshold: float | None = None,
     max_side: int | None = None,
     rotations: Sequence[int] | None = None,
-    batch_size: int | None = None,
+    batch_size: int = 32,
     workers: int = 2,
     every: int = 1,
     smooth: float | None = None,
@@ -229,7 +227,7 @@ def extract_each(
     options = ImageOptions(
         faces,
         on_missing,
-        batch_size=CPU_BATCH if batch_size is None else batch_size,
+        batch_size=batch_size,
         min_face=min_face,
         score_threshold=score_threshold,
         max_side=max_side,
@@ -252,8 +250,6 @@ def extract_each(
         raise ValueError("every and smooth are for videos, and there is no video; leave them out")
     _check_separate(targets, images)
     models = _load(outputs.values(), device or together.device(), jpeg)
-    if batch_size is None and models[0].device.type != "cpu":
-        options = replace(options, batch_size=GPU_BATCH)
     plans = [plan_for(model, what, options, images.videos, smooth) for model in models]
     settings = _settings(targets, plans, options, images)
     mark = sha256(repr([settings, images.names]).encode("utf-8", "surrogateescape")).hexdigest()
