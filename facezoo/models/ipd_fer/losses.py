@@ -1,12 +1,13 @@
 """Losses of IPD-FER, equations (1) to (12).
 
 Source: Jiang & Deng, "Disentangling Identity and Pose for Facial Expression Recognition", Sec. 3.
-Where the paper writes an L1 norm, the mean over its entries is taken, so that no weight depends on
-a size. Where it has one class per image, a distribution may stand, such as the shares of the
-annotators' votes, of which one class is the special case.
+An L1 norm of the paper is a mean over the entries here, so that no weight depends on a size.
+Targets are distributions over the classes, such as the shares of the annotators' votes; the paper's
+single class is a special case.
 
-The paper takes its identity encoder from face recognition on CASIA-WebFace; the three losses that
-train ours from a teacher's embeddings are not in the paper and say so.
+Losses that are not in the paper are marked so. They train the identity encoder from a teacher's
+embeddings, where the paper takes an encoder from face recognition on CASIA-WebFace, and the decoder
+on pairs of images.
 """
 
 from __future__ import annotations
@@ -19,10 +20,9 @@ from torch import Tensor
 def expression_loss(
     logits: Tensor, targets: Tensor, weights: Tensor | None = None, prior: Tensor | None = None
 ) -> Tensor:
-    """Cross-entropy with distributions for targets: L_exp, eq. (5).
+    """Compute the cross-entropy with distributions as targets: L_exp, eq. (5).
 
-    The same serves eq. (8), where D(x) of real crops stands for the logits, and eq. (10), where
-    D(G_dec(f_id + f_pose + f_exp)) does.
+    Equations (8) and (10) are the same loss, with the logits of D on real and on generated crops.
 
     Args:
         logits: C_exp(E_exp(x)), (B, K).
@@ -43,7 +43,7 @@ def expression_loss(
 
 
 def reconstruction_loss(full: Tensor, neutral: Tensor, real: Tensor, is_neutral: Tensor) -> Tensor:
-    """L1 distance of generated crops from the real one: L_recon, eq. (1).
+    """Compute the L1 distance of generated crops from the real one: L_recon, eq. (1).
 
     Args:
         full: G_dec(f_id + f_pose + f_exp), (B, 3, H, W).
@@ -60,7 +60,7 @@ def reconstruction_loss(full: Tensor, neutral: Tensor, real: Tensor, is_neutral:
 
 
 def identity_consistency_loss(full: Tensor, neutral: Tensor, real: Tensor) -> Tensor:
-    """L1 distance between identity features of generated and real crops: L_id, eq. (2).
+    """Compute the L1 distance between f_id of generated and real crops: L_id, eq. (2).
 
     Args:
         full: N(G_dec(f_id + f_pose + f_exp)), (B, D).
@@ -74,7 +74,7 @@ def identity_consistency_loss(full: Tensor, neutral: Tensor, real: Tensor) -> Te
 
 
 def orthogonality_loss(identity: Tensor, expression: Tensor) -> Tensor:
-    """Mean absolute cosine between paired features: L_cos, eq. (3).
+    """Compute the mean absolute cosine between paired features: L_cos, eq. (3).
 
     Args:
         identity: f_id, (B, D).
@@ -87,19 +87,19 @@ def orthogonality_loss(identity: Tensor, expression: Tensor) -> Tensor:
 
 
 def confusion_loss(pose_logits: Tensor) -> Tensor:
-    """Cross-entropy of the uniform distribution: L_confusion, eq. (4).
+    """Compute the cross-entropy of the uniform distribution: L_confusion, eq. (4).
 
     Args:
         pose_logits: C_p(E_exp(x)), (B, K_P).
 
     Returns:
-        Scalar, at least log K_P, which it is when no pose can be told from the expression feature.
+        Scalar, at least log K_P; that much if f_exp does not show the pose.
     """
     return -F.log_softmax(pose_logits.float(), -1).mean()
 
 
 def pose_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of the pose classifier: L_pose, eq. (6).
+    """Compute the cross-entropy of the pose classifier: L_pose, eq. (6).
 
     Args:
         logits: C_p(E_pose(x)), (B, K_P).
@@ -115,12 +115,12 @@ def pose_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def classification_loss(expression: Tensor, pose: Tensor) -> Tensor:
-    """L_c = L_exp + L_pose, eq. (7), of the two scalars."""
+    """Add the two scalars: L_c = L_exp + L_pose, eq. (7)."""
     return expression + pose
 
 
 def discriminator_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of D on real crops: L^r_exp, eq. (8).
+    """Compute the cross-entropy of D on real crops: L^r_exp, eq. (8).
 
     Args:
         logits: D(x) before the softmax, (B, K).
@@ -133,7 +133,7 @@ def discriminator_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def fake_neutral_loss(logits: Tensor, neutral: int) -> Tensor:
-    """How little D takes a neutralised crop for neutral: L^f_neu, eq. (9).
+    """Compute the cross-entropy of neutral on neutralized crops: L^f_neu, eq. (9).
 
     Args:
         logits: D(G_dec(f_id + f_pose)) before the softmax, (B, K).
@@ -146,7 +146,7 @@ def fake_neutral_loss(logits: Tensor, neutral: int) -> Tensor:
 
 
 def fake_expression_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """How little D finds the expression in a reconstructed crop: L^f_exp, eq. (10).
+    """Compute the cross-entropy of D on reconstructed crops: L^f_exp, eq. (10).
 
     Args:
         logits: D(G_dec(f_id + f_pose + f_exp)) before the softmax, (B, K).
@@ -162,11 +162,11 @@ def generative_loss(
     terms: tuple[Tensor, Tensor, Tensor, Tensor],
     lambdas: tuple[float, float, float, float] = (0.001, 0.001, 1.0, 10.0),
 ) -> Tensor:
-    """L'_G = λ1 L^f_neu + λ2 L^f_exp + λ3 L_id + λ4 L_recon, eq. (11).
+    """Compute L'_G = λ1 L^f_neu + λ2 L^f_exp + λ3 L_id + λ4 L_recon, eq. (11).
 
     Args:
         terms: the four losses, in this order.
-        lambdas: their weights; those of Sec. 4.2 unless told.
+        lambdas: their weights; by default those of Sec. 4.2.
     """
     return torch.stack([w * t for w, t in zip(lambdas, terms, strict=True)]).sum()
 
@@ -178,12 +178,12 @@ def generator_loss(
     confusion: Tensor,
     betas: tuple[float, float] = (0.5, 1.0),
 ) -> Tensor:
-    """L_G = L'_G + L_c + β1 L_cos + β2 L_confusion, eq. (12); β of Sec. 4.2."""
+    """Compute L_G = L'_G + L_c + β1 L_cos + β2 L_confusion, eq. (12); β of Sec. 4.2."""
     return generative + classification + betas[0] * orthogonality + betas[1] * confusion
 
 
 def pose_regression_loss(predicted: Tensor, poses: Tensor) -> Tensor:
-    """Mean absolute error of yaw, pitch, roll and size (not in the paper).
+    """Compute the mean absolute error of yaw, pitch, roll and size (not in the paper).
 
     Args:
         predicted: (B, 4).
@@ -198,7 +198,7 @@ def pose_regression_loss(predicted: Tensor, poses: Tensor) -> Tensor:
 
 
 def pair_loss(images: Tensor, targets: Tensor, layers: tuple[list[Tensor], list[Tensor]]) -> Tensor:
-    """Distance of images in pixels and in a network's feature maps (not in the paper).
+    """Compute the distance of images in pixels and in feature maps (not in the paper).
 
     Source: Johnson et al., "Perceptual Losses for Real-Time Style Transfer and Super-Resolution",
     ECCV 2016, on features of unit length as in LPIPS (Zhang et al., CVPR 2018).
@@ -223,7 +223,7 @@ def pair_loss(images: Tensor, targets: Tensor, layers: tuple[list[Tensor], list[
 def swap_loss(
     features: tuple[Tensor, Tensor], sources: tuple[Tensor, Tensor], logits: tuple[Tensor, Tensor]
 ) -> Tensor:
-    """Distance of a swap from the identity of one face and the expression of another (ours).
+    """Compute the distance of a swap from its identity and its expression (not in the paper).
 
     Args:
         features: E_id and E_exp of G_dec(f_id(A) + f_pose(A) + f_exp(B)), each (B, D).
@@ -243,11 +243,11 @@ def swap_loss(
 
 
 def teacher_loss(predicted: Tensor, teacher: Tensor) -> Tensor:
-    """One minus the mean cosine between predicted and teacher embeddings (not in the paper).
+    """Compute one minus the mean cosine with the teacher's embeddings (not in the paper).
 
     Args:
         predicted: (B, D).
-        teacher: centred embeddings of a face recogniser, (B, D).
+        teacher: centered embeddings of a face recognizer, (B, D).
 
     Returns:
         Scalar in [0, 2]; 0 when every pair is parallel.
@@ -258,7 +258,7 @@ def teacher_loss(predicted: Tensor, teacher: Tensor) -> Tensor:
 def similarity_matching_loss(
     features: Tensor, teacher: Tensor, past: tuple[Tensor, Tensor] | None = None
 ) -> Tensor:
-    """Mean squared difference of cosines between a batch and others (not in the paper).
+    """Compute the mean squared difference of cosines with other faces (not in the paper).
 
     What is compared downstream is cosines of the feature itself, not of a projection of it.
     Source: Tung & Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019, with cosines for
@@ -282,7 +282,7 @@ def similarity_ranking_loss(
     past: tuple[Tensor, Tensor] | None = None,
     temperature: float = 0.05,
 ) -> Tensor:
-    """Divergence of the features' nearest faces from the teacher's (not in the paper).
+    """Compute the divergence of the nearest faces from the teacher's (not in the paper).
 
     Source: Fang et al., "SEED: Self-supervised Distillation for Visual Representation", ICLR 2021,
     eq. (4), less the entropy of the teacher, which has no gradient.
@@ -318,7 +318,7 @@ def _cosines(
 
 
 def same_identity_loss(first: Tensor, second: Tensor) -> Tensor:
-    """One minus the mean cosine of two images of each identity (not in the paper).
+    """Compute one minus the mean cosine of two images per identity (not in the paper).
 
     Args:
         first: f_id of one image, (P, D).
@@ -331,15 +331,15 @@ def same_identity_loss(first: Tensor, second: Tensor) -> Tensor:
 
 
 def margin_loss(
-    features: Tensor, centres: Tensor, labels: Tensor, scale: float = 32.0, margin: float = 0.2
+    features: Tensor, centers: Tensor, labels: Tensor, scale: float = 32.0, margin: float = 0.2
 ) -> Tensor:
-    """Large-margin cosine loss over named persons (not in the paper).
+    """Compute the large-margin cosine loss over named identities (not in the paper).
 
     Source: Wang et al., "CosFace", CVPR 2018, eq. (4).
 
     Args:
         features: f_id, (B, D).
-        centres: one weight vector per person, (P, D).
+        centers: one weight vector per identity, (P, D).
         labels: person of each row, -1 for rows that do not count, (B,).
         scale: s.
         margin: m, subtracted from the cosine of the true person.
@@ -350,6 +350,6 @@ def margin_loss(
     known = labels >= 0
     if not bool(known.any()):
         return features.sum() * 0
-    cosines = F.normalize(features[known].float(), dim=-1) @ F.normalize(centres, dim=-1).T
-    shifted = cosines - margin * F.one_hot(labels[known], len(centres))
+    cosines = F.normalize(features[known].float(), dim=-1) @ F.normalize(centers, dim=-1).T
+    shifted = cosines - margin * F.one_hot(labels[known], len(centers))
     return F.cross_entropy(torch.mul(shifted, scale), labels[known])

@@ -35,7 +35,7 @@ class IPDFER(DecodingModel):
     Args:
         backbone: timm model behind E_id and E_exp.
         feature_dim: D of all three features.
-        num_classes: K, expressions to tell apart.
+        num_classes: K, number of expressions.
         pose_backbone: timm model behind E_pose; None leaves the pose branch out, as the paper does
             for CK+, whose faces are frontal.
         decoder_size: side of what the decoder makes, pixels, enlarged to the crops' where smaller;
@@ -103,7 +103,7 @@ class IPDFER(DecodingModel):
         self.labels = _default_labels(num_classes)
 
     def embed_expression(self, images: Tensor) -> Tensor:
-        """Expression features f_exp (Sec. 3.1), keeping gradients.
+        """Compute the expression features f_exp (Sec. 3.1); gradients are kept.
 
         Args:
             images: aligned, normalized crops, (B, 3, 112, 112).
@@ -119,7 +119,7 @@ class IPDFER(DecodingModel):
         return features
 
     def embed_identity(self, images: Tensor) -> Tensor:
-        """Identity features f_id (Sec. 3.1), keeping gradients; compare them by cosine.
+        """Compute the identity features f_id (Sec. 3.1); gradients are kept. Compare by cosine.
 
         Args:
             images: aligned, normalized crops, (B, 3, 112, 112).
@@ -135,7 +135,7 @@ class IPDFER(DecodingModel):
         return features if self.expression_removal is None else self.expression_removal(features)
 
     def embed_pose(self, images: Tensor) -> Tensor:
-        """Pose features f_pose (Sec. 3.1), keeping gradients.
+        """Compute the pose features f_pose (Sec. 3.1); gradients are kept.
 
         Args:
             images: aligned, normalized crops, (B, 3, 112, 112).
@@ -192,7 +192,7 @@ class IPDFER(DecodingModel):
         return result
 
     def classify_pose(self, features: Tensor) -> Tensor:
-        """Logits of C_p (Sec. 3.2) over the classes of Table 1, of features (B, D), (B, 5).
+        """Compute the logits (B, 5) of C_p (Sec. 3.2) from features (B, D).
 
         Raises:
             UnsupportedError: if this model has no pose branch.
@@ -203,7 +203,7 @@ class IPDFER(DecodingModel):
         return logits
 
     def decode(self, features: Tensor) -> Tensor:
-        """Crops that G_dec makes of a sum of features, keeping gradients.
+        """Decode a sum of features with G_dec; gradients are kept.
 
         Args:
             features: f_id, f_id + f_pose or f_id + f_pose + f_exp (Sec. 3.1), (B, D).
@@ -266,26 +266,26 @@ class IPDFER(DecodingModel):
         return self.to_unit(self.decode_batched(mixed, self.decode, checked.batch_size))
 
     def classify_features(self, features: Tensor) -> Tensor:
-        """Logits of C_exp (Sec. 3.2) from expression features (B, D), keeping gradients, (B, K)."""
+        """Compute the logits (B, K) of C_exp (Sec. 3.2) from features (B, D), with gradients."""
         logits: Tensor = self.expression_classifier(features)
         return logits
 
     def classify_expression(self, images: Tensor) -> Tensor:
-        """Logits of C_exp(E_exp(x)) (Sec. 3.2), keeping gradients, (B, K)."""
+        """Compute the logits (B, K) of C_exp(E_exp(x)) (Sec. 3.2); gradients are kept."""
         return self.classify_features(self.embed_expression(images))
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """timm's word for ``embed_expression``."""
+        """Compute ``embed_expression``, by timm's name."""
         return self.embed_expression(images)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Expression logits of prepared crops, (B, K)."""
+        """Compute the expression logits of prepared crops, (B, K)."""
         return self.classify_expression(images)
 
     timm_stages = ("probabilities", "expression", "identity", "pose")
 
     def as_timm(self, stage: str) -> nn.Module:
-        """A stage as one timm model with a linear last layer, which gives the same numbers.
+        """Return a stage as one timm model with a linear last layer and the same results.
 
         Everything behind the backbone is linear in eval mode: the projection, the norm and, for
         classes, C_exp. Their product is the last layer.
@@ -310,7 +310,7 @@ class IPDFER(DecodingModel):
         return self.expression_encoder.as_timm(name, last)
 
     def get_classifier(self) -> nn.Module:
-        """timm's word for C_exp."""
+        """Return C_exp, by timm's name."""
         return self.expression_classifier
 
     def reset_classifier(
@@ -319,7 +319,7 @@ class IPDFER(DecodingModel):
         """Replace C_exp by a new one with random weights.
 
         Args:
-            num_classes: K; None for one class per label.
+            num_classes: number of classes K; None for one class per label.
             labels: names of the classes, K; None for ``class_0`` and so on.
 
         Raises:
@@ -371,7 +371,7 @@ def _numbered(num_classes: int) -> tuple[str, ...]:
 
 
 def _class_names(labels: Sequence[str]) -> tuple[str, ...]:
-    """Labels as plain text, from a list, an array or a column.
+    """Return labels as plain text, from a list, an array or a column.
 
     Raises:
         ValueError: if they are one text, not all text, or not all different.

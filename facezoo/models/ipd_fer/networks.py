@@ -12,10 +12,10 @@ SEED_SIDE = 7
 
 
 class Encoder(nn.Module):
-    """An aligned face crop to one feature vector: E_id, E_pose and E_exp of Fig. 2.
+    """Encoder of an aligned face crop: E_id, E_pose and E_exp of Fig. 2.
 
     The paper's encoders are ResNet-18s with 512-d outputs; any timm backbone serves. The batch
-    norm behind the pooled feature, as in ArcFace, centres it, so that cosines use their full range.
+    norm behind the pooled feature, as in ArcFace, centers it, so that cosines use their full range.
 
     Args:
         backbone: name of a timm model.
@@ -46,14 +46,14 @@ class Encoder(nn.Module):
         self.norm = nn.BatchNorm1d(feature_dim)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features (B, D) of normalised crops (B, 3, H, W)."""
+        """Compute features (B, D) of normalized crops (B, 3, H, W)."""
         projected = self.projection(self.backbone(images))
         features: Tensor = self.norm(projected.to(self.norm.weight.dtype))
         return features
 
     @torch.no_grad()
     def as_timm(self, name: str, last: nn.Module | None = None) -> nn.Module:
-        """This encoder as a timm model whose classifier is all that stands behind the backbone.
+        """Return this encoder as a timm model; its classifier is everything after the backbone.
 
         Args:
             name: of the backbone.
@@ -90,7 +90,7 @@ class Encoder(nn.Module):
         self.backbone.load_state_dict(whole.backbone.state_dict())
         whole.eval()
         features = whole.norm(whole.projection(pooled))
-        centred = features - features.mean(0)
+        centered = features - features.mean(0)
         assert isinstance(self.projection, nn.Sequential)
         inward, outward = self.projection.parameters()
         if len(pooled) < len(inward):
@@ -98,7 +98,7 @@ class Encoder(nn.Module):
                 f"principal axes of {len(pooled)} crops cannot fill {len(inward)} dimensions; "
                 "give more training crops or a lower expression_rank"
             )
-        axes = torch.linalg.svd(centred, full_matrices=False)[2][: len(inward)]
+        axes = torch.linalg.svd(centered, full_matrices=False)[2][: len(inward)]
         variance = whole.norm.running_var
         assert variance is not None
         scaled = axes * whole.norm.weight / (variance + whole.norm.eps).sqrt()
@@ -161,7 +161,7 @@ class PoseEncoder(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """D of Sec. 3.3: tells the K expressions apart, on real crops and on generated ones.
+    """D of Sec. 3.3: a classifier of the K expressions on real and on generated crops.
 
     Args:
         backbone: name of a timm model.
@@ -175,18 +175,18 @@ class Discriminator(nn.Module):
         self.classifier = nn.Linear(feature_dim, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, K) of normalised crops (B, 3, H, W)."""
+        """Compute logits (B, K) of normalized crops (B, 3, H, W)."""
         logits: Tensor = self.classifier(self.encoder(images))
         return logits
 
 
 class Decoder(nn.Module):
-    """G_dec of Sec. 4.2: a feature vector to a face crop.
+    """G_dec of Sec. 4.2: a decoder from a feature vector to a face crop.
 
     Five stages of transposed convolution, instance norm, ReLU and residual block, through maps of
     7, 14, 28, 56 and 112 pixels. The paper gives neither widths nor the step from the last map to
-    colours; here a stage has half the width of the one before, and a 3x3 convolution and a tanh
-    end it.
+    colors; here a stage has half the width of the one before, and a 3x3 convolution and a tanh
+    follow.
 
     Args:
         feature_dim: D.
@@ -262,7 +262,7 @@ def _stage(inward: int, outward: int, *, first: bool) -> nn.Sequential:
 
 
 def _backbone(name: str, size: int, classes: int = 0) -> nn.Module:
-    """A timm model with a classifier or without; transformers are told the size of their input."""
+    """Create a timm model; transformers need the size of their input."""
     try:
         return timm.create_model(name, pretrained=False, num_classes=classes, img_size=size)
     except TypeError:  # convolutional networks take any size and no such argument
