@@ -65,9 +65,7 @@ class IctFaces:
         FileNotFoundError: if a file is missing; the message names the source.
     """
 
-    def __init__(
-        self, folder: str | Path, adaptive: bool = False, *, full: bool = False
-    ) -> None:
+    def __init__(self, folder: str | Path, adaptive: bool = False, *, full: bool = False) -> None:
         folder = Path(folder)
         missing = [
             name

@@ -1,17 +1,17 @@
 """Probes of features: logistic regression and nearest neighbors, with a setting chosen on train.
 
-scikit-learn fits both. The setting (penalty or number of neighbors) of highest accuracy on an inner
-split of the training rows is used; test rows have no part in the choice.
+The setting (penalty or number of neighbors) of highest accuracy on an inner split of the training
+rows is used; test rows have no part in the choice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 PENALTIES = (1.0, 0.1, 0.01, 0.001)
@@ -23,9 +23,8 @@ TEMPERATURE = 0.07
 ROUNDINGS = 10
 """Tolerance, in machine epsilons of the largest number, below which a feature is constant."""
 
-Array = np.ndarray[Any, Any]
-Fit = Callable[[Array, Array, float], Any]
-"""From rows, their labels and a setting to a fitted classifier."""
+Predict = Callable[[Tensor, Tensor, float], Tensor]
+"""From rows to fit, rows to predict and a setting to probabilities of the latter rows."""
 
 
 @dataclass(frozen=True)
@@ -72,22 +71,19 @@ def linear_probe(
         Probabilities of the test rows and the penalty.
 
     Raises:
-        ImportError: if scikit-learn is not installed.
         ValueError: if features are not finite, a group is in train and test, or train is too small
             to choose a penalty.
     """
-
-    def fit(rows: Array, classes: Array, penalty: float) -> Any:
-        from sklearn.linear_model import LogisticRegression
-
-        # Two classes share one weight vector, which splits the penalty in half.
-        weight = penalty / 2 if len(np.unique(classes)) == 2 else penalty
-        return LogisticRegression(C=1 / (weight * len(rows)), max_iter=5000).fit(rows, classes)
-
     _check(features, train, test, groups)
-    return _probe(
-        fit, _principal_scores(features, train), labels, train, test, groups, penalties, seed
-    )
+    classes = int(labels.max()) + 1
+
+    def predict(fit: Tensor, rows: Tensor, penalty: float) -> Tensor:
+        mean, scale = _standardization(features[fit])
+        weight, bias = fit_logistic((features[fit] - mean) / scale, labels[fit], classes, penalty)
+        return ((features[rows] - mean) / scale @ weight + bias).softmax(1)
+
+    penalty = _choose(penalties, predict, labels, train, groups, seed)
+    return Probe(predict(train, test, penalty).float(), penalty)
 
 
 def nearest_neighbors(
@@ -106,27 +102,119 @@ def nearest_neighbors(
     (2018), Sec. 3.4. Arguments and errors are those of ``linear_probe``; ``neighbors`` are the
     numbers to choose from, at most all training rows.
     """
-
-    def fit(rows: Array, classes: Array, count: float) -> Any:
+    try:
         from sklearn.neighbors import KNeighborsClassifier
+    except ImportError as error:
+        raise ImportError("nearest_neighbors needs: pip install 'facezoo[evaluate]'") from error
+    _check(features, train, test, groups)
 
+    def predict(fit: Tensor, rows: Tensor, count: float) -> Tensor:
         model = KNeighborsClassifier(
-            min(int(count), len(rows)),
+            min(int(count), len(fit)),
             metric="cosine",
             weights=lambda distances: np.exp(-distances / TEMPERATURE),
         )
-        return model.fit(rows, classes)
+        model.fit(features[fit].double().numpy(), labels[fit].numpy())
+        # A class that does not occur among the rows to fit has probability 0.
+        probabilities = torch.zeros(len(rows), int(labels.max()) + 1, dtype=torch.double)
+        predicted = model.predict_proba(features[rows].double().numpy())
+        probabilities[:, torch.from_numpy(model.classes_)] = torch.from_numpy(predicted)
+        return probabilities
 
-    _check(features, train, test, groups)
-    return _probe(fit, features, labels, train, test, groups, neighbors, seed)
+    count = _choose(neighbors, predict, labels, train, groups, seed)
+    return Probe(predict(train, test, count).float(), count)
+
+
+def fit_logistic(
+    features: Tensor, labels: Tensor, classes: int, penalty: float
+) -> tuple[Tensor, Tensor]:
+    """Minimize the mean cross-entropy + penalty / 2 * the sum of squared weights.
+
+    L-BFGS starts from zero on preconditioned principal axes, so the result is deterministic.
+    scikit-learn's solver needs thousands of steps on features of low rank with many classes.
+
+    Args:
+        features: (N, D).
+        labels: int64, (N,).
+        classes: number of classes K.
+        penalty: L2 penalty above 0; the bias is not penalized.
+
+    Returns:
+        Weights (D, K) and bias (K,).
+    """
+    variance, axes = _principal_axes(features)
+    # At zero weights the Hessian is variance / K + penalty along each axis. In these units it is
+    # about one in every direction, so few steps are enough; the minimum is the same.
+    scale = (variance / classes + penalty).rsqrt()
+    inputs = features @ (axes * scale)
+    weight = torch.zeros(inputs.shape[1], classes, dtype=features.dtype, requires_grad=True)
+    bias = torch.zeros(classes, dtype=features.dtype, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [weight, bias],
+        max_iter=200,
+        history_size=20,
+        tolerance_grad=1e-5,
+        tolerance_change=1e-9,
+        line_search_fn="strong_wolfe",
+    )
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        squared = (weight * scale[:, None]).square().sum()
+        value = F.cross_entropy(inputs @ weight + bias, labels) + penalty / 2 * squared
+        value.backward()
+        return value
+
+    with torch.enable_grad():
+        optimizer.step(loss)
+    return (axes * scale) @ weight.detach(), bias.detach()
+
+
+def _choose(
+    settings: Sequence[float],
+    predict: Predict,
+    labels: Tensor,
+    train: Tensor,
+    groups: Tensor | None,
+    seed: int,
+) -> float:
+    """Return the setting of highest accuracy on an inner split of the training rows."""
+    if len(settings) == 1:
+        return settings[0]
+    outside = _inner_split(labels[train], None if groups is None else groups[train], seed)
+    fit, rows = train[~outside], train[outside]
+    correct = [int((predict(fit, rows, s).argmax(1) == labels[rows]).sum()) for s in settings]
+    return settings[correct.index(max(correct))]
+
+
+def _standardization(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute mean and standard deviation of each feature, 1 for a constant feature.
+
+    Features that vary by rounding only, such as the traces of a projection, count as constant:
+    scaled up, they could be read.
+    """
+    scale = features.std(0, correction=0)
+    rounding = ROUNDINGS * torch.finfo(features.dtype).eps * features.abs().max()
+    return features.mean(0), torch.where(scale > rounding, scale, torch.ones_like(scale))
+
+
+def _principal_axes(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute mean squares along the principal axes, (P,), and the axes as columns, (D, P).
+
+    The minimum lies in the span of the features, so other directions are left out.
+    """
+    exact = features.double()
+    tall = exact.shape[0] >= exact.shape[1]
+    variance, axes = torch.linalg.eigh((exact.T @ exact if tall else exact @ exact.T) / len(exact))
+    large = variance > 1e-10 * variance[-1]
+    variance, axes = variance[large], axes[:, large]
+    if not tall:
+        axes = exact.T @ axes / (variance * len(exact)).sqrt()
+    return variance.to(features.dtype), axes.to(features.dtype)
 
 
 def _check(features: Tensor, train: Tensor, test: Tensor, groups: Tensor | None) -> None:
-    """Raise an error if scikit-learn is missing, or features or groups cannot be used."""
-    try:
-        import sklearn  # noqa: F401
-    except ImportError as error:
-        raise ImportError("probes need: pip install 'facezoo[evaluate]'") from error
+    """Raise an error if features are not finite or a group is in train and in test."""
     if not bool(torch.isfinite(features).all()):
         raise ValueError("features hold NaN or infinity; leave out the rows without a face")
     if groups is not None and (shared := torch.isin(groups[train], groups[test])).any():
@@ -136,66 +224,29 @@ def _check(features: Tensor, train: Tensor, test: Tensor, groups: Tensor | None)
         )
 
 
-def _probe(
-    fit: Fit,
-    features: Tensor,
-    labels: Tensor,
-    train: Tensor,
-    test: Tensor,
-    groups: Tensor | None,
-    settings: Sequence[float],
-    seed: int,
-) -> Probe:
-    """Choose a setting on an inner split of train, fit it on train, and predict test."""
-    rows, classes = features[train].double().numpy(), labels[train].numpy()
-    setting = settings[0]
-    if len(settings) > 1:
-        outside = _inner_split(labels[train], None if groups is None else groups[train], seed)
-        inside = ~outside
-        fits = [fit(rows[inside], classes[inside], candidate) for candidate in settings]
-        accuracies = [candidate.score(rows[outside], classes[outside]) for candidate in fits]
-        setting = settings[accuracies.index(max(accuracies))]
-    model = fit(rows, classes, setting)
-    # A class that does not occur in train has probability 0.
-    probabilities = torch.zeros(len(test), int(labels.max()) + 1, dtype=torch.double)
-    predicted = model.predict_proba(features[test].double().numpy())
-    probabilities[:, torch.from_numpy(model.classes_)] = torch.from_numpy(predicted)
-    return Probe(probabilities.float(), setting)
-
-
-def _principal_scores(features: Tensor, train: Tensor) -> Tensor:
-    """Standardize features, and rotate them onto the principal axes of train.
-
-    The rotation changes neither the penalty nor the minimum. It makes the fit fast, since
-    directions in which train does not vary are left out. Features that vary by rounding only, such
-    as the traces of a projection, count as constant: scaled up, they could be read.
-    """
-    rows = features[train]
-    scale = rows.std(0, correction=0)
-    varies = scale > ROUNDINGS * torch.finfo(features.dtype).eps * rows.abs().max()
-    if not varies.any():
-        return features.new_zeros(len(features), 1)
-    scaled = ((features - rows.mean(0)) / scale)[:, varies].double()
-    _, sizes, axes = torch.linalg.svd(scaled[train], full_matrices=False)
-    return scaled @ axes[sizes > 1e-5 * sizes[0]].T
-
-
-def _inner_split(labels: Tensor, groups: Tensor | None, seed: int) -> Array:
-    """Mark a quarter of the training rows to choose on, bool, (R,).
+def _inner_split(labels: Tensor, groups: Tensor | None, seed: int) -> Tensor:
+    """Mark about a quarter of the training rows to choose on, bool, (R,).
 
     These are whole groups, or a quarter of each class and at least one row of each class with two.
-    scikit-learn's stratified splits do not take classes of two or three rows.
-    """
-    outside = np.zeros(len(labels), dtype=bool)
-    if groups is not None:
-        from sklearn.model_selection import GroupShuffleSplit
 
-        split = GroupShuffleSplit(1, test_size=0.25, random_state=seed).split(labels, None, groups)
-        outside[next(split)[1]] = True
-        return outside
+    Raises:
+        ValueError: if no row is left on one side.
+    """
     generator = torch.Generator().manual_seed(seed)
-    for label in labels.unique():
-        rows = (labels == label).nonzero()[:, 0]
-        count = max(len(rows) // 4, min(1, len(rows) - 1))
-        outside[rows[torch.randperm(len(rows), generator=generator)[:count]]] = True
+    outside = torch.zeros(len(labels), dtype=torch.bool)
+    if groups is not None:
+        names = groups.unique()
+        count = max(1, len(names) // 4)
+        outside = torch.isin(groups, names[torch.randperm(len(names), generator=generator)[:count]])
+    else:
+        for label in labels.unique():
+            rows = (labels == label).nonzero()[:, 0]
+            count = max(len(rows) // 4, min(1, len(rows) - 1))
+            outside[rows[torch.randperm(len(rows), generator=generator)[:count]]] = True
+    if bool(outside.all()) or not bool(outside.any()):
+        needed = "two groups" if groups is not None else "two rows of one class"
+        raise ValueError(
+            f"{len(labels)} training rows are too few to choose a setting on; pass {needed} or "
+            "more, or a single setting"
+        )
     return outside

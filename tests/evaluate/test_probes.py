@@ -95,11 +95,11 @@ def test_the_scale_of_a_feature_does_not_matter_to_the_linear_probe():
     torch.testing.assert_close(first.probabilities, second.probabilities, rtol=0, atol=1e-3)
 
 
-def test_a_class_that_is_not_in_train_has_probability_0():
+def test_a_class_that_is_not_in_train_has_hardly_any_probability():
     features, labels = clusters()
     train = (labels != 1).nonzero()[:, 0][:30]
     probe = linear_probe(features, labels, train, torch.arange(50, 60))
-    assert (probe.probabilities[:, 1] == 0).all()
+    assert probe.probabilities[:, 1].max() < 1e-6
     assert (probe.predicted == labels[50:])[labels[50:] != 1].all()
 
 
