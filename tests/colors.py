@@ -1,4 +1,4 @@
-"""Packs whose red is the identity and whose green is the expression, and a model of these colors."""
+"""Packs whose red is the identity and whose green is the expression, and a model for them."""
 
 import numpy as np
 import pyarrow as pa

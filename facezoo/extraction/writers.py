@@ -140,7 +140,7 @@ class Table:
     def labels(self, probabilities: NDArray[np.float32]) -> list[str | None]:
         """Return the most probable class of each row, None where there are no probabilities, R."""
         best = np.nan_to_num(probabilities).argmax(1)
-        known: NDArray[np.bool_] = np.isfinite(probabilities).all(axis=1, keepdims=True)[:, 0]
+        known = np.logical_and.reduce(np.isfinite(probabilities), axis=1)
         return [self.layout.classes[k] if ok else None for k, ok in zip(best, known, strict=True)]
 
     @staticmethod

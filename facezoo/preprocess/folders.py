@@ -25,7 +25,7 @@ SHOWN = 5
 
 
 def image_suffixes() -> frozenset[str]:
-    """Return the suffixes of the formats that Pillow opens, with the plug-ins that are registered."""
+    """Return the suffixes of the formats that Pillow opens, with the registered plug-ins."""
     Image.init()
     openable = {*Image.OPEN, "MPO"} - NOT_IMAGES  # the JPEG plug-in opens MPO
     return frozenset(suffix for suffix, name in Image.EXTENSION.items() if name in openable)

@@ -205,8 +205,8 @@ def orientation_note(source: object) -> str:
         return ""
     use = "applied" if orientation_of(source) != 1 else "ignored, as its sides look swapped"
     return (
-        f"its EXIF orientation tag {tag} was {use}; if its pixels were rotated or mirrored after it "
-        "was taken, delete the tag or pass an array"
+        f"its EXIF orientation tag {tag} was {use}; if its pixels were rotated or mirrored after "
+        "it was taken, delete the tag or pass an array"
     )
 
 
