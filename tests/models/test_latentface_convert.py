@@ -156,7 +156,7 @@ def test_a_published_file_becomes_a_folder_that_loads(tmp_path, capsys):
     assert again.architecture == model.architecture
     assert again.card.tag == "published"
     assert again.card.limits == (
-        "Converted from checkpoint.pth: what it was trained on, and how, is not on record here.",
+        "Converted from checkpoint.pth; data and training are not on record here.",
     )
     assert checkpoint("theirs", again).trained_on is None  # not known, which is not: on nothing
     crops = torch.rand(2, 3, 64, 64)
