@@ -27,7 +27,7 @@ def run(code, names, place):
 
 
 def shown(value):
-    """What a notebook displays of a value."""
+    """Return the display of a value in a notebook."""
     ways = (getattr(value, way, lambda: None) for way in ("_repr_html_", "_repr_png_", "__repr__"))
     return next(filter(None, (way() for way in ways)))
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 
 
 class Page(HTMLParser):
-    """What a page links to and shows, and what can be linked to in it."""
+    """Parser of the links, images and anchors of a page."""
 
     def __init__(self, path):
         super().__init__()
@@ -74,7 +74,7 @@ def test_the_reference_has_every_public_name(site):
 
 
 def moved(known):
-    """Where a name that a package offers is defined: its module ``run``."""
+    """Insert the module ``run``, where a package defines the names that it offers."""
     parts = known.split(".")
     return ".".join([*parts[:2], "run", *parts[2:]])
 

@@ -51,7 +51,7 @@ class ImageList:
     """The folder that the names are relative to."""
     names: list[str]
     videos: bool = False
-    """Whether frames of videos are among them."""
+    """True if the list holds frames of videos."""
     skipped: tuple[str, ...] = ()
     """Files in the folders that look like images and that Pillow cannot open."""
 

@@ -50,7 +50,7 @@ class Layout:
     classes: tuple[str, ...]
     """The K expression classes; empty for a model without classes."""
     videos: bool = False
-    """Whether rows have a time and a track, see ``facezoo.extraction.tracks``."""
+    """Rows have a time and a track; see ``facezoo.extraction.tracks``."""
     smooth: float | None = None
     """Time constant of the smoothing along a track, seconds."""
 

@@ -55,7 +55,7 @@ class Finetuned:
     metrics: tuple[Metric, ...]
     """Scores on the validation and the test split; only those on the test split are in the card."""
     note: str = ""
-    """How to read the scores, or why there are none."""
+    """Reading of the scores, or the reason for having none."""
 
     def __repr__(self) -> str:
         lines = [f"{self.folder}: {len(self.classes)} classes: {', '.join(self.classes)}"]

@@ -26,9 +26,9 @@ class TrainCommand:
     data: str = "folder with the training packs"
     """Help of ``--data``."""
     several_seeds: bool = False
-    """Whether one command trains several seeds."""
+    """One command can train several seeds."""
     several_processes: bool = False
-    """Whether ``accelerate launch`` may start several processes."""
+    """``accelerate launch`` may start several processes."""
 
 
 @dataclass(frozen=True)

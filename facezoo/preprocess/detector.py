@@ -49,7 +49,7 @@ class _Residual(nn.Module):
 
 @dataclass(frozen=True)
 class Candidates:
-    """What every cell of every level says, A cells in all."""
+    """Outputs of the A cells of all levels."""
 
     logits: Tensor
     """How likely the cell's box is a face and fits it, before the sigmoid, (B, A)."""
@@ -96,7 +96,7 @@ class FaceDetector(nn.Module):
         self.box_output.bias = nn.Parameter(torch.tensor([-4.0, 0.0, 0.0, 0.0, 0.0]))
 
     def forward(self, images: Tensor) -> Candidates:
-        """What every cell says.
+        """Compute the outputs of every cell.
 
         Args:
             images: RGB in [-1, 1], sides multiples of 64, (B, 3, H, W).

@@ -70,14 +70,14 @@ class ImageOptions:
     faces: Which = "largest"
     """``"largest"`` for one face per image, ``"all"`` for every face."""
     on_missing: OnMissing = "raise"
-    """What to do with an image without a face: ``"raise"`` an error, ``"skip"`` it, or keep its
+    """Action for an image without a face: ``"raise"`` an error, ``"skip"`` it, or keep its
     place with a row of ``"nan"``."""
     aligned: bool = False
-    """Whether the images are crops in the model's template already."""
+    """The images are crops in the model's template already."""
     batch_size: int = 64
     """Number of images, and then of faces, that are processed at once."""
     progress: bool = False
-    """Whether to show a progress bar."""
+    """Show a progress bar."""
     min_face: float | None = None
     """Setting of the detector, see ``DetectionConfig``, like those below; None for its default."""
     score_threshold: float | None = None

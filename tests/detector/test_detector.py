@@ -40,7 +40,7 @@ def targets_of(*images, ignored=()):
 
 
 def naive_answers(cell, box, margin):
-    """Whether a cell answers for a box, or with a margin above 1 nearly does."""
+    """Test if a cell is assigned to a box, within a margin."""
     x, y, base = cell
     x0, y0, x1, y1 = box
     side = math.sqrt((x1 - x0) * (y1 - y0))

@@ -1,4 +1,4 @@
-"""What a measurement writes down: the table, the JSON file and the card."""
+"""Output of a measurement: the table, the JSON file and the card."""
 
 import json
 from dataclasses import replace

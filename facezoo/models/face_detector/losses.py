@@ -1,4 +1,4 @@
-"""Which cell answers for which face, and what a wrong answer costs."""
+"""Assignment of faces to cells, and the losses of the detector."""
 
 from __future__ import annotations
 

@@ -347,7 +347,7 @@ class IPDFER(DecodingModel):
 
 
 def _absent(*, pose: bool, angles: bool, decoder: bool) -> dict[str, str]:
-    """What a configuration cannot do, and why."""
+    """List the capabilities that a configuration lacks, with the reason."""
     reasons = {}
     if not pose:
         reasons["encode_pose"] = "it was built without a pose branch (pose_backbone=None)"

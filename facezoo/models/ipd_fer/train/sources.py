@@ -38,7 +38,7 @@ class Sources:
     val: dict[str, Rows]
     """Validation splits of the same data sets."""
     descriptions: tuple[str, ...]
-    """What the data sets are, for the card."""
+    """Descriptions of the data sets, for the card."""
     digest: dict[str, Any]
     """Fingerprint of the data, see ``facezoo.training.run.check_data``."""
     faces: dict[str, Rows] = field(default_factory=dict)

@@ -153,7 +153,7 @@ def _read_sources(
 
 
 class Beginning(NamedTuple):
-    """What Algorithm 1 starts from."""
+    """Initial weights of Algorithm 1."""
 
     identity: dict[str, Tensor]
     """Tensors of E_id and of the removal of expression, named as in ``IPDFER``."""
