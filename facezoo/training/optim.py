@@ -14,13 +14,11 @@ from facezoo.training.processes import Processes
 
 
 def autocast(device: torch.device) -> torch.autocast:
-    """Autocast to bfloat16 where that is faster: on GPUs, and on processors with AMX tiles.
-
-    Other processors train convolutions faster in float32, even those with bfloat16 vectors.
-    """
+    """Autocast to bfloat16 where that is faster: on GPUs and on CPUs with bfloat16 instructions."""
     if device.type == "cpu":
         capabilities = getattr(torch.cpu, "get_capabilities", None)  # not in torch 2.4
-        fast = bool(capabilities and capabilities().get("amx_bf16"))
+        supported = capabilities() if capabilities else {}
+        fast = any(supported.get(name) for name in ("amx_bf16", "avx512_bf16"))
     else:
         fast = device.type != "mps"
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast)
