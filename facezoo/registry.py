@@ -93,7 +93,7 @@ def load(
         pretrained: False for random weights, in the architecture of the checkpoint if there is one.
         device: None for CUDA, else MPS, else the CPU.
         dtype: None for float32, whatever torch's default is; ``torch.float64``;
-            ``torch.bfloat16`` or ``torch.float16`` for speed, see docs/performance.md for the cost.
+            ``torch.bfloat16`` or ``torch.float16`` for speed at a small loss of precision.
         compile: compile the networks by ``torch.compile`` when they first run. This takes about a
             minute, and again for the first other batch size.
         jpeg: decoder of JPEG files: ``"pillow"``, in threads, with the same pixels everywhere, or

@@ -104,7 +104,7 @@ def onnx_runtime(path):
 
 
 def openvino(path):
-    """Open a file in float32 as docs/export.md does; some CPUs compute in bfloat16 by default."""
+    """Open a file in float32 as the export guide does; some CPUs compute in bfloat16 by default."""
     core = pytest.importorskip("openvino").Core()
     network = core.compile_model(str(path), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return lambda images: torch.from_numpy(network([images.numpy()])[0])

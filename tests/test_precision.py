@@ -1,4 +1,4 @@
-"""Promises of docs/performance.md for reduced precision, on the portraits of the examples."""
+"""Promises of the performance guide for reduced precision, on the portraits of the examples."""
 
 from contextlib import contextmanager
 from pathlib import Path

@@ -1,8 +1,8 @@
 """Readers of expression data sets in the folders that their authors distribute.
 
 Nothing is downloaded: request the sets from their authors, and give the folder of the unpacked
-set. docs/datasets.md shows the folders. If two places or two label files fit, the reader raises
-an error.
+set. docs/reference/datasets.md shows the folders. If two places or two label files fit, the reader
+raises an error.
 """
 
 from __future__ import annotations
