@@ -29,7 +29,8 @@ Finder = Callable[[list[Tensor]], Faces]
 SIDES = tuple(range(40, 641, 8))
 """Sides of the tight crops, pixels."""
 ROTATIONS_DEG = (-45, -30, -15, 15, 30, 45)
-_TIGHT = slice(33, 117)  # the part of a crop of ``faces_wild`` that the face fills
+TIGHT = slice(33, 117)
+"""Part of a crop of ``faces_wild`` that the face fills."""
 _AT_ONCE = 32
 # Largest landmark error of a tight or rotated face that counts as detected, in eye distances.
 _NEAR = 0.25
@@ -200,10 +201,10 @@ def tight_crops(find: Finder, table: pa.Table, sides: Iterable[int] = SIDES) -> 
     Returns:
         Share of the crops in which the landmarks are nearer than a quarter of the eye distance.
     """
-    crops = torch.stack([decode(image.as_py()) for image in table["image"]])[:, _TIGHT, _TIGHT]
+    crops = torch.stack([decode(image.as_py()) for image in table["image"]])[:, TIGHT, TIGHT]
     pixels = crops.permute(0, 3, 1, 2).float()
     extent = crops.shape[1]
-    truth = as_points(table["landmarks"].to_pylist(), 5) - _TIGHT.start
+    truth = as_points(table["landmarks"].to_pylist(), 5) - TIGHT.start
     shares = {}
     for side in sides:
         points = list((truth + 0.5) * side / extent - 0.5)

@@ -44,9 +44,6 @@ class DetectionConfig:
     A face is found at the rotation that gives it the highest score."""
     min_side: int = 64
     """Images whose longer side is smaller are enlarged to this, pixels."""
-    again_above: int = 96
-    """Images with a longer side also enter in half size, and again, so that a face may fill
-    them; pixels."""
     nms_iou: float = 0.4
     """NMS IoU threshold."""
     vote_iou: float = 0.6
@@ -196,14 +193,10 @@ def _views(
                     size=size,
                 )
             detailed /= _COARSER
-    while True:
-        shape = [max(1, round(s * side / longest)) for s in (height, width)]
-        shown = _resized(pixels, shape)
-        scale_xy = (shape[1] / width, shape[0] / height)
-        yield _View(index, _padded(shown[0], detector.multiple), scale_xy, (0, 0), quarters, size)
-        if side <= config.again_above:
-            return
-        side //= 2
+    shape = [max(1, round(s * side / longest)) for s in (height, width)]
+    shown = _resized(pixels, shape)
+    scale_xy = (shape[1] / width, shape[0] / height)
+    yield _View(index, _padded(shown[0], detector.multiple), scale_xy, (0, 0), quarters, size)
 
 
 def _tiles(pixels: Tensor, scale: float, side: int) -> Iterator[_View]:

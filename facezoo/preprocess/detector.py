@@ -1,9 +1,10 @@
 """A small single-shot face detector with five landmarks, of our own design.
 
-A residual trunk of plain 3 x 3 convolutions, a top-down path, and one head shared by four levels,
-each of which sees faces of an octave or two. Every cell of a level says how sure it is that a face
-is centred near it, where the box is, and where the landmarks are. In the manner of FCOS (Tian et
-al., ICCV 2019) for the levels and of RetinaFace (Deng et al., CVPR 2020) for the landmarks.
+A trunk of plain and depthwise separable convolutions, a top-down path, and a head per level. One
+pass covers faces from 16 pixels to the whole image; a level covers faces of an octave or two. Every
+cell of a level predicts the score, box and landmarks of a face near it. The levels follow FCOS
+(Tian et al., ICCV 2019), the landmarks RetinaFace (Deng et al., CVPR 2020), and the light head
+YuNet (Wu et al., 2023).
 """
 
 from __future__ import annotations
@@ -23,28 +24,45 @@ BASES = (40.0, 80.0, 160.0, 320.0)
 
 
 def _conv(
-    inputs: int, outputs: int, stride: int = 1, groups: int = 1, kernel: int = 3
-) -> nn.Module:
-    return nn.Sequential(
+    inputs: int, outputs: int, stride: int = 1, groups: int = 1, kernel: int = 3, relu: bool = True
+) -> nn.Sequential:
+    layers: list[nn.Module] = [
         nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
         nn.BatchNorm2d(outputs),
-        nn.ReLU(inplace=True),
-    )
+    ]
+    return nn.Sequential(*layers, nn.ReLU(inplace=True)) if relu else nn.Sequential(*layers)
 
 
-def _tower(width: int) -> nn.Module:
-    """Two depthwise separable convolutions."""
-    pairs = [(_conv(width, width, groups=width), _conv(width, width, kernel=1)) for _ in range(2)]
-    return nn.Sequential(*[layer for pair in pairs for layer in pair])
+class _Separable(nn.Module):
+    """A residual depthwise separable convolution."""
 
-
-class _Residual(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(_conv(width, width), _conv(width, width))
+        self.body = nn.Sequential(
+            _conv(width, width, groups=width, relu=False), _conv(width, width, kernel=1)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.body(x)
+
+
+class _Head(nn.Module):
+    """Score, box and landmarks of the cells of one level."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.tower = nn.Sequential(_Separable(width), _Separable(width))
+        self.output = nn.Linear(width, 1 + 4 + 10)
+        nn.init.normal_(self.output.weight, std=0.01)
+        # Most cells hold no face.
+        self.output.bias = nn.Parameter(torch.tensor([-4.0] + 14 * [0.0]))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Compute the numbers of every cell, (B, A, 15), in float32 as they become pixels."""
+        x = self.tower(features).permute(0, 2, 3, 1).flatten(1, 2)
+        with torch.autocast(x.device.type, enabled=False):
+            numbers: Tensor = self.output(x.to(self.output.weight.dtype))
+        return numbers.float()
 
 
 @dataclass(frozen=True)
@@ -60,40 +78,33 @@ class Candidates:
 
 
 class FaceDetector(nn.Module):
-    """Faces of some 12 to 300 pixels in a batch of equally large images.
+    """Faces from 16 pixels to the whole image in a batch of equally large images.
 
     Args:
-        width: channels of the trunk and the head.
+        width: channels of the finest level and of the heads.
     """
 
     multiple: ClassVar[int] = 64
     """Sides of the images are multiples of this, pixels."""
-    smallest_face: ClassVar[float] = 20.0
+    smallest_face: ClassVar[float] = 16.0
     """Least length of the longer side of a face, pixels."""
 
-    def __init__(self, width: int = 64) -> None:
+    def __init__(self, width: int = 48) -> None:
         super().__init__()
-        half = width // 2
-        self.stem = nn.Sequential(
-            _conv(3, half // 2, 2), _conv(half // 2, half, 2), _conv(half, half)
-        )
+        stem, coarse = width * 2 // 3, width * 2
+        self.stem = nn.Sequential(_conv(3, stem // 2, 2), _conv(stem // 2, stem, 2))
         self.stages = nn.ModuleList(
             [
-                nn.Sequential(_conv(half, width, 2), _Residual(width)),
-                nn.Sequential(_conv(width, width, 2), _Residual(width)),
-                nn.Sequential(_conv(width, width, 2), _Residual(width)),
-                nn.Sequential(_conv(width, width, 2), _Residual(width)),
+                nn.Sequential(_conv(stem, width, 2), _Separable(width), _Separable(width)),
+                nn.Sequential(_conv(width, coarse, 2), _conv(coarse, coarse), _Separable(coarse)),
+                nn.Sequential(_conv(coarse, coarse, 2), _Separable(coarse), _Separable(coarse)),
+                nn.Sequential(_conv(coarse, coarse, 2), _Separable(coarse), _Separable(coarse)),
             ]
         )
-        self.laterals = nn.ModuleList(_conv(width, width, kernel=1) for _ in STRIDES)
-        self.box_tower = _tower(width)
-        self.landmark_tower = _tower(width)
-        self.box_output = nn.Conv2d(width, 1 + 4, 1)
-        self.landmark_output = nn.Conv2d(width, 10, 1)
-        nn.init.normal_(self.box_output.weight, std=0.01)
-        nn.init.normal_(self.landmark_output.weight, std=0.01)
-        # Most cells hold no face.
-        self.box_output.bias = nn.Parameter(torch.tensor([-4.0, 0.0, 0.0, 0.0, 0.0]))
+        self.laterals = nn.ModuleList(
+            _conv(inputs, width, kernel=1) for inputs in (width, coarse, coarse, coarse)
+        )
+        self.heads = nn.ModuleList(_Head(width) for _ in STRIDES)
 
     def forward(self, images: Tensor) -> Candidates:
         """Compute the outputs of every cell.
@@ -124,7 +135,7 @@ class FaceDetector(nn.Module):
             if above is not None:
                 merged = merged + F.interpolate(above, scale_factor=2.0, mode="nearest")
             above = merged
-            outputs.append(self._read(merged))
+            outputs.append(self.heads[level](merged))
         raw = torch.cat(outputs[::-1], 1)
         centres, bases = cells(height, width, raw.device)
         return decode(raw, centres, bases)
@@ -136,20 +147,11 @@ class FaceDetector(nn.Module):
         What comes out changes by rounding alone. The norms' own weights are gone.
         """
         for layer in list(self.modules()):
-            if isinstance(layer, nn.Sequential) and isinstance(layer[0], nn.Conv2d):
+            if isinstance(layer, nn.Sequential) and isinstance(layer[1], nn.BatchNorm2d):
                 convolution, norm = layer[0].eval(), layer[1].eval()
-                assert isinstance(norm, nn.BatchNorm2d)
                 layer[0] = fuse_conv_bn_eval(convolution, norm)
                 del layer[1]
         return self.eval()
-
-    def _read(self, features: Tensor) -> Tensor:
-        """A level's features as numbers per cell, (B, A, 15), in float32 as they become pixels."""
-        box, landmark = self.box_tower(features), self.landmark_tower(features)
-        with torch.autocast(features.device.type, enabled=False):
-            dtype = self.box_output.weight.dtype
-            numbers = [self.box_output(box.to(dtype)), self.landmark_output(landmark.to(dtype))]
-        return torch.cat(numbers, 1).float().flatten(2).transpose(1, 2)
 
 
 @lru_cache(maxsize=64)

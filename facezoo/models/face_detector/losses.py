@@ -2,118 +2,134 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.ops import box_area, generalized_box_iou_loss
 
-from facezoo.preprocess.boxes import area, paired_iou
+from facezoo.preprocess.boxes import paired_iou
 from facezoo.preprocess.detector import BASES, Candidates
 
-# Side of a face, the root of its box's area, that a level answers for, in units of its base. Levels
-# are an octave apart and the ranges wider than that, so that no size falls on an edge.
+# Side of a face, the root of its box's area, that a level detects, in units of its base. Levels
+# are an octave apart and the ranges wider than that, so that a face between two levels is in both.
 _SMALLEST, _LARGEST = 0.45, 1.6
-# Share of a box, to either side of its middle, whose cells answer, and how far at least, in units
-# of the level's base; strides are a fifth of that, so that some cell always does.
+# Share of a box, to either side of its center, whose cells are positive, and the least reach, in
+# units of the level's base; strides are a fifth of that, so that some cell always is.
 _REACH, _LEAST_REACH = 0.22, 0.13
-# Cells that nearly answer, by place or by size, are neither asked nor blamed.
+# Cells that are nearly positive, by place or by size, are left out of the loss.
 _MARGIN = 1.5
+_BOX, _LANDMARK = 1.0, 12.0
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """The G faces of one image."""
+
+    boxes: Tensor
+    """x0, y0, x1, y1 in pixels, (G, 4)."""
+    landmarks: Tensor
+    """(G, 5, 2)."""
+    weights: Tensor
+    """Weight of each landmark in the loss, 0 where it is unknown, (G, 5)."""
+    ignored: Tensor
+    """Regions that are left out of the loss, (R, 4)."""
 
 
 @dataclass(frozen=True)
 class Targets:
-    """The faces of a batch, padded to the same number G per image."""
+    """The cells of a batch and the faces of its P positive cells."""
 
+    positive: Tensor
+    """Cells that detect a face, bool, (B, A)."""
+    counts: Tensor
+    """Cells that enter the loss of the score, bool, (B, A)."""
     boxes: Tensor
-    """x0, y0, x1, y1 in pixels, (B, G, 4)."""
+    """(P, 4)."""
     landmarks: Tensor
-    """(B, G, 5, 2)."""
-    is_face: Tensor
-    """False for padding, bool, (B, G)."""
-    ignored: Tensor
-    """Regions where nothing counts, all zero for padding, (B, R, 4)."""
+    """(P, 5, 2)."""
+    weights: Tensor
+    """(P, 5)."""
+
+    def to(self, device: torch.device) -> Targets:
+        """Return the targets on another device."""
+        return Targets(*(value.to(device) for value in vars(self).values()))
 
 
-def assign(targets: Targets, centres: Tensor, bases: Tensor) -> tuple[Tensor, Tensor]:
-    """The face that each cell answers for.
+def assign(image: Annotation, centers: Tensor, bases: Tensor) -> tuple[Tensor, Tensor]:
+    """Assign the faces of one image to cells.
 
-    A cell answers if its level suits the face's size and its centre lies in the middle of the box,
-    or is among the nearest where the box is smaller than the cells. Of two faces the smaller one
-    wins. Cells a little outside of that do not count.
+    A cell is positive if its level suits the size of the face and its center lies in the middle of
+    the box, or is among the nearest where the box is smaller than the cells. Of two faces the
+    smaller one wins. Cells a little outside of that are left out.
 
     Args:
-        targets: the faces.
-        centres: cell centres, (A, 2).
+        image: the faces.
+        centers: cell centers, (A, 2).
         bases: cell units, (A, 1).
 
     Returns:
-        Index of the face or -1, (B, A); whether a cell without a face counts, bool, (B, A).
+        Index of the face or -1, (A,), and True where the cell enters the loss, bool, (A,).
     """
-    boxes = targets.boxes
-    middle = (boxes[..., :2] + boxes[..., 2:]) / 2
-    extent = boxes[..., 2:] - boxes[..., :2]
-    size = area(boxes).sqrt()
-    unit = bases[:, 0][None, :, None]
-    low = torch.where(unit == BASES[0], 0.0, _SMALLEST * unit)
-    high = torch.where(unit == BASES[-1], float("inf"), _LARGEST * unit)
-    reach = torch.maximum(extent[:, None] * _REACH, unit[..., None] * _LEAST_REACH)
-    distance = (centres[None, :, None] - middle[:, None]).abs()
-
-    def answering(margin: float) -> Tensor:
-        suits = (size[:, None] >= low / margin) & (size[:, None] <= high * margin)
-        return suits & (distance <= reach * margin).all(-1) & targets.is_face[:, None]
-
-    best, face = torch.where(answering(1.0), size[:, None], float("inf")).min(-1)
-    face = torch.where(torch.isfinite(best), face, -1)
-    nearly = answering(_MARGIN).any(-1)
-    point = centres[None, :, None]
-    hidden = (point >= targets.ignored[:, None, :, :2]) & (point <= targets.ignored[:, None, :, 2:])
-    counts = ~(hidden.all(-1) & (area(targets.ignored) > 0)[:, None]).any(-1)
-    return face, (counts & ~nearly) | (face >= 0)
+    if not len(image.boxes):
+        face = torch.full((len(centers),), -1)
+        return face, ~_inside(centers, image.ignored)
+    middle = (image.boxes[:, :2] + image.boxes[:, 2:]) / 2
+    extent = image.boxes[:, 2:] - image.boxes[:, :2]
+    size = box_area(image.boxes).sqrt()
+    low = torch.where(bases == BASES[0], 0.0, _SMALLEST * bases)
+    high = torch.where(bases == BASES[-1], float("inf"), _LARGEST * bases)
+    reach = torch.maximum(extent * _REACH, bases[..., None] * _LEAST_REACH)  # (A, G, 2)
+    distance = ((centers[:, None] - middle).abs() / reach).amax(-1)
+    positive = (size >= low) & (size <= high) & (distance <= 1)
+    nearly = (size >= low / _MARGIN) & (size <= high * _MARGIN) & (distance <= _MARGIN)
+    smallest, face = torch.where(positive, size, float("inf")).min(1)
+    face = torch.where(torch.isfinite(smallest), face, -1)
+    return face, ~(nearly.any(1) | _inside(centers, image.ignored)) | (face >= 0)
 
 
-def detection_loss(
-    candidates: Candidates, targets: Targets, centres: Tensor, bases: Tensor
-) -> Tensor:
-    """Quality focal loss, generalised IoU and landmark distance, each per answering cell.
+def _inside(points: Tensor, boxes: Tensor) -> Tensor:
+    """Find the points (A, 2) inside of any of the boxes (R, 4), bool, (A,)."""
+    inside = (points[:, None] >= boxes[:, :2]) & (points[:, None] <= boxes[:, 2:])
+    return inside.all(-1).any(1)
+
+
+def targets_of(images: Sequence[Annotation], centers: Tensor, bases: Tensor) -> Targets:
+    """Assign the faces of a batch to cells."""
+    assigned = [assign(image, centers, bases) for image in images]
+    faces = [(image, face[face >= 0]) for image, (face, _) in zip(images, assigned, strict=True)]
+    return Targets(
+        torch.stack([face >= 0 for face, _ in assigned]),
+        torch.stack([counts for _, counts in assigned]),
+        torch.cat([image.boxes[index] for image, index in faces]),
+        torch.cat([image.landmarks[index] for image, index in faces]),
+        torch.cat([image.weights[index] for image, index in faces]),
+    )
+
+
+def detection_loss(candidates: Candidates, targets: Targets) -> dict[str, Tensor]:
+    """Compute quality focal loss, generalized IoU loss and landmark loss per positive cell.
 
     The score learns the overlap of the cell's own box with the face, so that it ranks boxes by how
     well they fit (Li et al., "Generalized Focal Loss", NeurIPS 2020, eq. (5)).
 
-    Args:
-        candidates: what the cells say.
-        targets: the faces.
-        centres: cell centres, (A, 2).
-        bases: cell units, (A, 1).
-
     Returns:
-        Scalar.
+        Weighted parts of the loss by name, scalars.
     """
-    face, counts = assign(targets, centres, bases)
-    positive = face >= 0
     quality = torch.zeros_like(candidates.logits)
-    batch = positive.nonzero()[:, 0]
-    truth = targets.boxes[batch, face[positive]]
-    boxes = candidates.boxes[positive]
-    overlap = paired_iou(boxes, truth)
-    quality[positive] = overlap.detach().clamp(min=0.1)
-    probability = candidates.logits.sigmoid()
+    boxes = candidates.boxes[targets.positive]
+    overlap = paired_iou(boxes.detach(), targets.boxes)
+    quality[targets.positive] = overlap.clamp(min=0.1)
+    difference = (candidates.logits.sigmoid() - quality).square()
     entropy = F.binary_cross_entropy_with_logits(candidates.logits, quality, reduction="none")
-    score = ((probability - quality).square() * entropy * counts).sum()
-    unit = area(truth).sqrt().clamp(min=1)[:, None, None]
-    points = targets.landmarks[batch, face[positive]]
-    distance = (candidates.landmarks[positive] - points) / unit
-    landmark = F.smooth_l1_loss(distance, torch.zeros_like(distance), beta=0.02, reduction="none")
-    number = positive.sum().clamp(min=1)
-    box = _generalised_iou_loss(boxes, truth, overlap).sum()
-    return (2 * score + 2 * box + 12 * landmark.mean((1, 2)).sum()) / number
-
-
-def _generalised_iou_loss(boxes: Tensor, truth: Tensor, overlap: Tensor) -> Tensor:
-    """One minus generalised IoU (Rezatofighi et al., CVPR 2019), (P,)."""
-    hull = torch.cat(
-        [torch.minimum(boxes[:, :2], truth[:, :2]), torch.maximum(boxes[:, 2:], truth[:, 2:])], -1
-    )
-    union = (area(boxes) + area(truth)) / (1 + overlap)  # from IoU = I / U and I + U = sum
-    return 1 - overlap + (area(hull) - union) / area(hull).clamp(min=1e-6)
+    unit = box_area(targets.boxes).sqrt().clamp(min=1)[:, None, None]
+    distance = (candidates.landmarks[targets.positive] - targets.landmarks) / unit
+    landmark = F.smooth_l1_loss(distance, torch.zeros_like(distance), beta=0.01, reduction="none")
+    number = targets.positive.sum().clamp(min=1)
+    return {
+        "score": (difference * entropy * targets.counts).sum() / number,
+        "box": _BOX * generalized_box_iou_loss(boxes, targets.boxes, reduction="sum") / number,
+        "landmark": _LANDMARK * (landmark.mean(2) * targets.weights).mean(1).sum() / number,
+    }

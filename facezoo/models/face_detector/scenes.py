@@ -1,269 +1,249 @@
-"""Scenes to train the detector on: photographs turned, scaled, tiled, relit and partly covered."""
+"""Scenes to train the detector on: photographs scaled, rotated, tiled, relit and partly covered."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
+import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Generator, Tensor
+from numpy.random import Generator
+from PIL import Image
 
-from facezoo.models.face_detector.losses import Targets
+from facezoo.data.detection import LabeledImage
+from facezoo.models.face_detector.losses import Annotation
 
-CANVAS = 256
-"""Side of a scene, pixels."""
-SMALLEST = 18.0
-"""Least side of the face that a photograph is scaled by, pixels."""
-
-
-@dataclass(frozen=True)
-class Photos:
-    """Photographs of one size with the faces on them."""
-
-    images: list[Tensor]
-    """uint8 RGB, the whole photographs at sides H, H / 2, H / 4 and H / 8, each (N, 3, side, side).
-    """
-    boxes: list[Tensor]
-    """Faces of each photograph, N of (G, 4)."""
-    landmarks: list[Tensor]
-    """Their landmarks, N of (G, 5, 2)."""
-    unsure: list[Tensor]
-    """Regions to leave out of account, N of (R, 4)."""
+SMALLEST = 13.0
+"""Least length of the longer side of a face, pixels; smaller ones are left out of the loss."""
+_TEACHER = 0.5  # weight of landmarks by a teacher, next to 1 for marks set by hand
+_GREY = 127  # the padding of detection
+_MIRRORED = [1, 0, 2, 4, 3]  # right and left of a mirrored face change places
 
 
 @dataclass(frozen=True)
-class _Tile:
-    photo: int
-    scene: int
-    grid: int
-    """How many tiles a side of the scene has."""
-    cell: int
-    matrix: Tensor
-    """Photograph pixels to scene pixels, (2, 3)."""
+class Source:
+    """Images of one kind."""
+
+    images: Sequence[LabeledImage]
+    share: float
+    """Share of the tiles that show such an image."""
+    tight: tuple[float, float] | None = None
+    """For crops that show one face: begin and end of the square that the face fills, pixels."""
 
 
-def scenes(
-    photos: Photos, chosen: Tensor, extra: Tensor, generator: Generator, natural: float = 0.0
-) -> tuple[Tensor, Targets]:
-    """Compose one scene per chosen photograph.
+def scene(sources: Sequence[Source], side: int, rng: Generator) -> tuple[np.ndarray, Annotation]:
+    """Compose one scene of 1, 4 or 9 tiles.
 
-    A scene is one photograph, or 2 x 2 or 3 x 3 of them; each is turned by up to 30
-    degrees, sometimes mirrored, and scaled so that one of its faces takes any size from 18 pixels
-    to more than its tile.
-
-    Args:
-        photos: everything there is.
-        chosen: the first photograph of each scene, (B,).
-        extra: photographs that fill the other tiles are drawn from these, (M,).
-        generator: source of every random number.
-        natural: share of the scenes that show their photograph whole and nearly as it is, so that
-            small faces are as rare beside other small things as they are in photographs.
+    A tile shows an image nearly whole, or one of its faces at any size. Few tiles are rotated by
+    more than 20 degrees; faces of tiles that lie sideways or upside down are no faces.
 
     Returns:
-        Scenes in [-1, 1], (B, 3, 256, 256), and their faces.
+        Pixels, uint8 (side, side, 3), and the faces.
     """
-    tiles = [
-        t
-        for scene, photo in enumerate(chosen)
-        for t in (
-            [_Tile(int(photo), scene, 1, 0, _as_it_is(photos, generator))]
-            if natural and _uniform(generator) < natural
-            else _layout(photos, scene, int(photo), extra, generator)
-        )
-    ]
-    images = torch.zeros(len(chosen), 3, CANVAS, CANVAS)
-    for grid in {tile.grid for tile in tiles}:
-        _paint(images, photos, [tile for tile in tiles if tile.grid == grid], generator)
-    targets = _targets(photos, tiles, len(chosen))
-    return _degrade(_occlude(images, targets, generator), generator), targets
-
-
-def _uniform(generator: Generator, low: float = 0.0, high: float = 1.0) -> float:
-    return low + (high - low) * float(torch.rand((), generator=generator))
-
-
-def _layout(
-    photos: Photos, scene: int, first: int, extra: Tensor, generator: Generator
-) -> list[_Tile]:
-    """Tiles of one scene, the first of them showing ``first``."""
-    grid = int(torch.multinomial(torch.tensor([0.55, 0.3, 0.15]), 1, generator=generator)) + 1
-    others = extra[torch.randint(len(extra), (grid * grid - 1,), generator=generator)]
-    cells = torch.randperm(grid * grid, generator=generator)
-    return [
-        _Tile(photo, scene, grid, int(cell), _place(photos, photo, grid, int(cell), generator))
-        for photo, cell in zip([first, *others.tolist()], cells, strict=True)
-    ]
-
-
-def _as_it_is(photos: Photos, generator: Generator) -> Tensor:
-    """A similarity that shows a photograph whole, more or less, (2, 3)."""
-    side = photos.images[0].shape[-1]
-    scale = CANVAS / side * math.exp(_uniform(generator, -0.5, 0.35))
-    angle = math.radians(_uniform(generator, -15, 15)) * (_uniform(generator) < 0.5)
-    where = torch.tensor([_uniform(generator, 0.4, 0.6) for _ in range(2)]) * CANVAS
-    mirror = -1.0 if _uniform(generator) < 0.5 else 1.0
-    return _similarity(scale, angle, mirror, torch.full((2,), (side - 1) / 2), where)
-
-
-def _similarity(scale: float, angle: float, mirror: float, centre: Tensor, where: Tensor) -> Tensor:
-    """Scale, turn and perhaps mirror about ``centre``, which goes to ``where``, (2, 3)."""
-    cosine, sine = scale * math.cos(angle), scale * math.sin(angle)
-    linear = torch.tensor([[cosine * mirror, -sine], [sine * mirror, cosine]])
-    return torch.cat([linear, (where - linear @ centre)[:, None]], 1)
-
-
-def _place(photos: Photos, photo: int, grid: int, cell: int, generator: Generator) -> Tensor:
-    """A random similarity that puts a photograph into its tile, (2, 3)."""
-    side, extent = photos.images[0].shape[-1], CANVAS / grid
-    boxes = photos.boxes[photo]
-    if len(boxes):
-        box = boxes[int(torch.randint(len(boxes), (), generator=generator))]
-        centre = (box[:2] + box[2:]) / 2
-        face = float((box[2:] - box[:2]).prod().sqrt())
-        largest = min(1.15 * extent, 3.2 * face) if grid == 1 else 0.9 * extent
-        wanted = _uniform(generator, math.log(SMALLEST), math.log(max(largest, SMALLEST + 1)))
-        scale = math.exp(wanted) / face
-        scale = max(scale, 0.6 * extent / side)  # a photograph fills most of its tile
-    else:
-        centre = torch.tensor([_uniform(generator, 0.2, 0.8) * side for _ in range(2)])
-        scale = extent / side * math.exp(_uniform(generator, -0.2, 0.9))
-    angle = math.radians(_uniform(generator, -30, 30)) * (_uniform(generator) < 0.7)
-    mirror = -1.0 if _uniform(generator) < 0.5 else 1.0
-    row, column = divmod(cell, grid)
-    where = torch.tensor([_uniform(generator, 0.2, 0.8) for _ in range(2)]) * extent
-    where = where + torch.tensor([column, row]) * extent
-    return _similarity(scale, angle, mirror, centre, where)
-
-
-def _paint(images: Tensor, photos: Photos, tiles: list[_Tile], generator: Generator) -> None:
-    """Sample the photographs of equally large tiles into their scenes."""
-    grid = tiles[0].grid
-    edges = [round(CANVAS * i / grid) for i in range(grid + 1)]
-    side = photos.images[0].shape[-1]
-    extent = max(b - a for a, b in pairwise(edges))
-    border = "border" if _uniform(generator) < 0.5 else "zeros"
-    levels: dict[int, list[_Tile]] = {}
-    for tile in tiles:
-        scale = float(tile.matrix[:, 0].norm())
-        levels.setdefault(min(3, max(0, round(math.log2(1 / scale)))), []).append(tile)
-    for level, members in levels.items():
-        corners = torch.tensor([[edges[t.cell % grid], edges[t.cell // grid]] for t in members])
-        inverse = torch.linalg.inv(torch.stack([t.matrix[:, :2] for t in members]))
-        shift = torch.stack([t.matrix[:, 2] for t in members])
-        # Output pixel -> photograph pixel, then both to [-1, 1] for affine_grid.
-        middle = corners + (extent - 1) / 2
-        origin = torch.einsum("tij,tj->ti", inverse, middle - shift)
-        theta = torch.cat(
-            [inverse * (extent / side), ((origin + 0.5) * 2 / side - 1)[..., None]], -1
-        )
-        source = photos.images[level][[t.photo for t in members]].float() / 127.5 - 1
-        where = F.affine_grid(theta, [len(members), 3, extent, extent], align_corners=False)
-        pixels = F.grid_sample(source, where, padding_mode=border, align_corners=False)
-        for tile, (x, y), patch in zip(members, corners.tolist(), pixels, strict=True):
-            x1, y1 = edges[tile.cell % grid + 1], edges[tile.cell // grid + 1]
-            images[tile.scene, :, y:y1, x:x1] = patch[:, : y1 - y, : x1 - x]
-
-
-def _targets(photos: Photos, tiles: list[_Tile], count: int) -> Targets:
-    """Faces of the photographs where they ended up; those cut off or tiny are regions to ignore."""
-    found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(count)]
-    ignored: list[list[Tensor]] = [[] for _ in range(count)]
-    for tile in tiles:
-        row, column = divmod(tile.cell, tile.grid)
-        extent = CANVAS / tile.grid
-        low = torch.tensor([column, row]) * extent
-        boxes = torch.cat([photos.boxes[tile.photo], photos.unsure[tile.photo]])
-        if not len(boxes):
-            continue
-        boxes = _turned(boxes, tile.matrix)
-        seen = torch.cat(
-            [torch.maximum(boxes[:, :2], low), torch.minimum(boxes[:, 2:], low + extent)], 1
-        )
-        visible = (seen[:, 2:] - seen[:, :2]).clamp(min=0).prod(1)
-        share = visible / (boxes[:, 2:] - boxes[:, :2]).prod(1)
-        points = photos.landmarks[tile.photo] @ tile.matrix[:, :2].T + tile.matrix[:, 2]
-        if float(torch.linalg.det(tile.matrix[:, :2])) < 0:
-            points = points[:, [1, 0, 2, 4, 3]]  # mirrored: right and left change places
-        for index, box in enumerate(boxes):
-            side = float((box[2:] - box[:2]).prod().sqrt())
-            if index < len(points) and share[index] > 0.7 and side >= 12:
-                found[tile.scene].append((box, points[index]))
-            elif share[index] > 0.15:
-                ignored[tile.scene].append(seen[index])
-    width = max(1, *(len(f) for f in found))
-    depth = max(1, *(len(i) for i in ignored))
-    targets = Targets(
-        torch.zeros(count, width, 4),
-        torch.zeros(count, width, 5, 2),
-        torch.zeros(count, width, dtype=torch.bool),
-        torch.zeros(count, depth, 4),
+    grids = [0.75, 0.25, 0.0] if side < 256 else [0.6, 0.3, 0.1] if side < 400 else [0.4, 0.4, 0.2]
+    grid = int(rng.choice(3, p=grids)) + 1
+    canvas = np.full((side, side, 3), _GREY, np.uint8)
+    edges = [round(side * i / grid) for i in range(grid + 1)]
+    shares = np.array([source.share for source in sources])
+    parts = []
+    for row in range(grid):
+        for column in range(grid):
+            source = sources[int(rng.choice(len(sources), p=shares / shares.sum()))]
+            x, y = edges[column], edges[row]
+            width, height = edges[column + 1] - x, edges[row + 1] - y
+            if grid == 1 and rng.random() < 0.25:  # an image that fills a part of the input
+                width, height = (round(side * share) for share in rng.uniform(0.5, 1, 2))
+            pixels, faces = _tile(source, width, height, rng)
+            canvas[y : y + height, x : x + width] = pixels
+            offset = np.array([x, y], np.float32)
+            parts.append((faces[0] + np.tile(offset, 2), faces[1] + offset, *faces[2:3]))
+            parts[-1] += (faces[3] + np.tile(offset, 2),)
+    boxes, points, weights, ignored = (
+        np.concatenate(column).astype(np.float32) for column in zip(*parts, strict=True)
     )
-    for scene, (faces, regions) in enumerate(zip(found, ignored, strict=True)):
-        for slot, (box, points) in enumerate(faces):
-            targets.boxes[scene, slot], targets.landmarks[scene, slot] = box, points
-            targets.is_face[scene, slot] = True
-        for slot, region in enumerate(regions):
-            targets.ignored[scene, slot] = region
-    return targets
+    for box in boxes[rng.random(len(boxes)) < 0.12]:
+        _cover(canvas, box, rng)
+    return canvas, Annotation(*map(torch.from_numpy, (boxes, points, weights, ignored)))
 
 
-def _turned(boxes: Tensor, matrix: Tensor) -> Tensor:
-    """Upright boxes around ellipses that filled the boxes before the similarity."""
-    middle = (boxes[:, :2] + boxes[:, 2:]) / 2 @ matrix[:, :2].T + matrix[:, 2]
-    half = ((boxes[:, 2:] - boxes[:, :2]).square() @ matrix[:, :2].square().T).sqrt() / 2
-    return torch.cat([middle - half, middle + half], 1)
+def _tile(
+    source: Source, width: int, height: int, rng: Generator
+) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """Return pixels (height, width, 3) and boxes, landmarks, weights and ignored regions."""
+    image = source.images[int(rng.integers(len(source.images)))]
+    angle, is_sideways = _angle(rng)
+    scale, center, place = _placement(image, source.tight, width, height, rng)
+    mirror = rng.random() < 0.5
+    pixels = _painted(image.pixels.numpy(), scale, center, place, angle, width, height, rng)
+    cosine, sine = math.cos(angle), math.sin(angle)
+    matrix = scale * np.array([[cosine, sine], [-sine, cosine]])
+    boxes = torch.cat([image.boxes, image.unsure]).numpy()
+    middle = ((boxes[:, :2] + boxes[:, 2:]) / 2 - center) @ matrix.T + place
+    # The box around the ellipse that filled the box before.
+    half = np.sqrt(((boxes[:, 2:] - boxes[:, :2]) ** 2) @ (matrix**2).T) / 2
+    points = (image.landmarks.numpy() - center) @ matrix.T + place
+    weights = image.weights.numpy() * np.where(image.marked.numpy()[:, None], 1.0, _TEACHER)
+    if mirror:
+        pixels = pixels[:, ::-1]
+        middle[:, 0] = width - 1 - middle[:, 0]
+        points[..., 0] = width - 1 - points[..., 0]
+        points, weights = points[:, _MIRRORED], weights[:, _MIRRORED]
+    boxes = np.concatenate([middle - half, middle + half], 1)
+    limits = np.array([width, height, width, height]) - 0.5
+    seen = boxes.clip(-0.5, limits)
+    visible = (seen[:, 2:] - seen[:, :2]).prod(1) / (boxes[:, 2:] - boxes[:, :2]).prod(1)
+    is_face = (visible > 0.5) & ((boxes[:, 2:] - boxes[:, :2]).max(1) >= SMALLEST)
+    is_face[len(points) :] = False
+    ignored = seen[~is_face & (visible > 0.1)]
+    if is_sideways:
+        is_face[:] = False
+    is_face = is_face[: len(points)]
+    return _degraded(pixels, rng), (
+        boxes[: len(points)][is_face],
+        points[is_face],
+        weights[is_face],
+        ignored,
+    )
 
 
-def _occlude(images: Tensor, targets: Targets, generator: Generator) -> Tensor:
-    """Cover a part of some faces with a piece of another scene or with one colour."""
-    for scene, slot in targets.is_face.nonzero().tolist():
-        if _uniform(generator) > 0.2:
-            continue
-        x0, y0, x1, y1 = targets.boxes[scene, slot].tolist()
-        width, height = (
-            (x1 - x0) * _uniform(generator, 0.3, 1),
-            (y1 - y0) * _uniform(generator, 0.1, 0.4),
-        )
-        left = max(0, int(x0 + _uniform(generator) * (x1 - x0 - width)))
-        top = max(0, int(y0 + _uniform(generator) * (y1 - y0 - height)))
-        right, bottom = min(CANVAS, int(left + width)), min(CANVAS, int(top + height))
-        if right <= left or bottom <= top:
-            continue
-        if _uniform(generator) < 0.5:
-            patch = images[scene - 1, :, : bottom - top, : right - left].clone()
-        else:
-            patch = torch.rand(3, 1, 1, generator=generator) * 2 - 1
-        images[scene, :, top:bottom, left:right] = patch
-    return images
+def _angle(rng: Generator) -> tuple[float, bool]:
+    """Sample a rotation, radians; True if the faces in it are too far from upright to be found."""
+    kind = rng.random()
+    if kind < 0.05:
+        return math.radians(rng.choice([90.0, 180.0, 270.0]) + rng.uniform(-15, 15)), True
+    largest = 48 if kind < 0.15 else 20 if kind < 0.4 else 0
+    return math.radians(rng.uniform(-largest, largest)), False
 
 
-def _degrade(images: Tensor, generator: Generator) -> Tensor:
-    """Colour casts, grey, contrast, low light, blur and noise, each on some of the scenes."""
-    pixels = (images + 1) / 2
+def _placement(
+    image: LabeledImage,
+    tight: tuple[float, float] | None,
+    width: int,
+    height: int,
+    rng: Generator,
+) -> tuple[float, np.ndarray, np.ndarray]:
+    """Sample a scale, a point of the image, and its place in the tile."""
+    rows, columns = image.pixels.shape[:2]
+    fit = min(width / columns, height / rows)
+    share = rng.random()
+    if tight is not None and share < 0.6:
+        scale = min(width, height) / (tight[1] - tight[0]) * math.exp(rng.uniform(-0.1, 0.1))
+        center = np.full(2, sum(tight) / 2 - 0.5) + rng.normal(0, 3, 2)
+        return scale, center, np.array([width - 1, height - 1]) / 2
+    if share < 0.5 or not len(image.boxes):
+        scale = fit * math.exp(rng.uniform(-0.1, 0.8))
+        room = (np.array([columns, rows]) - np.array([width, height]) / scale) / 2
+        shift = rng.uniform(-1, 1, 2) * np.maximum(room, 0)
+        center = np.array([columns - 1, rows - 1]) / 2 + shift
+        return scale, center, np.array([width - 1, height - 1]) / 2
+    box = image.boxes[int(rng.integers(len(image.boxes)))].numpy()
+    side = math.sqrt(float((box[2:] - box[:2]).prod()))
+    largest = min(1.1 * min(width, height), 3 * side)
+    size = math.exp(rng.uniform(math.log(SMALLEST), math.log(max(largest, SMALLEST + 1))))
+    scale = max(size / side, 0.85 * fit)
+    place = rng.uniform(0.15, 0.85, 2) * np.array([width, height])
+    return scale, (box[:2] + box[2:]) / 2, place
 
-    def some(share: float) -> Tensor:
-        return (torch.rand(len(pixels), generator=generator) < share).nonzero()[:, 0]
 
-    def amount(rows: Tensor, low: float, high: float, channels: int = 1) -> Tensor:
-        return low + (high - low) * torch.rand(len(rows), channels, 1, 1, generator=generator)
+def _painted(
+    pixels: np.ndarray,
+    scale: float,
+    center: np.ndarray,
+    place: np.ndarray,
+    angle: float,
+    width: int,
+    height: int,
+    rng: Generator,
+) -> np.ndarray:
+    """Show an image so that ``center`` is at ``place``, rotated counterclockwise around it."""
+    fill = _GREY if rng.random() < 0.5 else int(rng.integers(256))
+    if angle == 0:
+        return _window(pixels, scale, center - place / scale, width, height, fill)
+    # An upright window around the rotated tile; its middle is the tile's middle.
+    cosine, sine = math.cos(angle), math.sin(angle)
+    offset = np.array([(width - 1) / 2, (height - 1) / 2]) - place
+    middle = center + np.array([[cosine, -sine], [sine, cosine]]) @ offset / scale
+    wide = math.ceil(width * abs(cosine) + height * abs(sine)) + 2
+    high = math.ceil(width * abs(sine) + height * abs(cosine)) + 2
+    corner = middle - np.array([(wide - 1) / 2, (high - 1) / 2]) / scale
+    upright = Image.fromarray(_window(pixels, scale, corner, wide, high, fill))
+    # PIL wants the map from tile to window; its pixel centers are at halves.
+    x = wide / 2 - cosine * width / 2 + sine * height / 2
+    y = high / 2 - sine * width / 2 - cosine * height / 2
+    rotated = upright.transform(
+        (width, height),
+        Image.Transform.AFFINE,
+        (cosine, -sine, x, sine, cosine, y),
+        Image.Resampling.BILINEAR,
+        fillcolor=(fill, fill, fill),
+    )
+    return np.asarray(rotated)
 
-    rows = some(0.3)
-    pixels[rows] = pixels[rows] * amount(rows, 0.75, 1.25, 3)
-    rows = some(0.2)
-    pixels[rows] = pixels[rows].mean(1, keepdim=True).expand(-1, 3, -1, -1)
-    rows = some(0.5)
-    contrast, brightness = amount(rows, 0.6, 1.4), amount(rows, -0.2, 0.2)
-    pixels[rows] = (pixels[rows] - 0.5) * contrast + 0.5 + brightness
-    rows = some(0.15)
-    pixels[rows] = pixels[rows] * amount(rows, 0.1, 0.6)  # low light
-    rows = some(0.2)
-    if len(rows):
-        size = int(CANVAS * _uniform(generator, 0.4, 0.9))
-        small = F.interpolate(pixels[rows], size=(size, size), mode="bilinear", antialias=True)
-        pixels[rows] = F.interpolate(small, size=(CANVAS, CANVAS), mode="bilinear")
-    rows = some(0.2)
-    noise = torch.randn(len(rows), *pixels.shape[1:], generator=generator)
-    pixels[rows] = pixels[rows] + noise * amount(rows, 0.0, 0.06)
-    return pixels.clamp_(0, 1) * 2 - 1
+
+def _window(
+    pixels: np.ndarray, scale: float, corner: np.ndarray, width: int, height: int, fill: int
+) -> np.ndarray:
+    """Resize the part of an image whose first pixel center is at ``corner``."""
+    rows, columns = pixels.shape[:2]
+    left, top = (corner + 0.5) - 0.5 / scale  # edges, with pixel edges at whole numbers
+    # Whole pixels of the window that the image covers.
+    x0, y0 = max(0, math.ceil(-left * scale)), max(0, math.ceil(-top * scale))
+    x1 = min(width, math.floor((columns - left) * scale))
+    y1 = min(height, math.floor((rows - top) * scale))
+    window = np.full((height, width, 3), fill, np.uint8)
+    if x1 <= x0 or y1 <= y0:
+        return window
+    box = (left + x0 / scale, top + y0 / scale, left + x1 / scale, top + y1 / scale)
+    # Copy what is needed alone, with a border for the filter.
+    border = math.ceil(2 / min(scale, 1)) + 1
+    first = max(0, int(box[0]) - border), max(0, int(box[1]) - border)
+    last = min(columns, math.ceil(box[2]) + border), min(rows, math.ceil(box[3]) + border)
+    part = Image.fromarray(np.ascontiguousarray(pixels[first[1] : last[1], first[0] : last[0]]))
+    local = (
+        max(0.0, box[0] - first[0]),
+        max(0.0, box[1] - first[1]),
+        min(part.width, box[2] - first[0]),
+        min(part.height, box[3] - first[1]),
+    )
+    shown = part.resize((x1 - x0, y1 - y0), Image.Resampling.BILINEAR, box=local)
+    window[y0:y1, x0:x1] = np.asarray(shown)
+    return window
+
+
+def _degraded(pixels: np.ndarray, rng: Generator) -> np.ndarray:
+    """Change color and light; sometimes remove color and detail, or add noise."""
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    size, chance = image.size, rng.random(5)
+    if chance[0] < 0.2:
+        image = image.convert("L").convert("RGB")
+    if chance[1] < 0.25:
+        share = rng.uniform(0.25, 0.8)
+        small = (max(1, round(size[0] * share)), max(1, round(size[1] * share)))
+        image = image.resize(small, Image.Resampling.BILINEAR)
+        image = image.resize(size, Image.Resampling.BILINEAR)
+    if chance[2] < 0.6:
+        gain = rng.uniform(0.6, 1.4) * (rng.uniform(0.85, 1.15, 3) if chance[3] < 0.5 else 1.0)
+        shift, power = rng.uniform(-40, 40), math.exp(rng.uniform(-0.4, 0.4))
+        levels = 255 * (np.arange(256) / 255) ** power
+        table = (levels - 127.5) * np.broadcast_to(gain, 3)[:, None] + 127.5 + shift
+        image = image.point(table.clip(0, 255).round().astype(int).flatten().tolist())
+    result = np.asarray(image)
+    if chance[4] < 0.1:
+        noise = rng.integers(-24, 25, result.shape, np.int16)
+        result = (result + noise).clip(0, 255).astype(np.uint8)
+    return result
+
+
+def _cover(canvas: np.ndarray, box: np.ndarray, rng: Generator) -> None:
+    """Cover a part of a face with another part of the scene or with one color."""
+    extent = box[2:] - box[:2]
+    width, height = np.maximum(1, extent * rng.uniform([0.3, 0.1], [1.0, 0.4])).astype(int)
+    x, y = np.maximum(0, box[:2] + rng.random(2) * (extent - (width, height))).astype(int)
+    place = canvas[y : y + height, x : x + width]
+    if rng.random() < 0.5:
+        place[:] = rng.integers(0, 256, 3)
+    else:
+        room = np.array(canvas.shape[:2])[::-1] - np.array(place.shape[:2])[::-1]
+        left, top = rng.integers(0, room + 1)
+        place[:] = canvas[top : top + place.shape[0], left : left + place.shape[1]].copy()

@@ -1,77 +1,79 @@
-"""Training of the face detector and its measurement on whole photographs."""
+"""Training of the face detector."""
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from facezoo.data.detection import LabeledImage, labeled_images
-from facezoo.data.packs import as_points, check_packs, decode, read_pack
-from facezoo.evaluate.detection import compare
+from facezoo.data.detection import BoxRegression, face_crops, labeled_images
+from facezoo.data.packs import as_points, check_packs, read_pack
+from facezoo.evaluate.detection import TIGHT, compare
 from facezoo.hub.card import Licenses, Preprocessing
-from facezoo.models.face_detector.losses import Targets, detection_loss
-from facezoo.models.face_detector.scenes import CANVAS, Photos, scenes
-from facezoo.preprocess.detection import detect
+from facezoo.models.face_detector.losses import Targets, detection_loss, targets_of
+from facezoo.models.face_detector.scenes import Source, scene
+from facezoo.preprocess.detection import DetectionConfig, detect
 from facezoo.preprocess.detector import FaceDetector, cells
 from facezoo.training.loop import Position, Schedule, fit
-from facezoo.training.optim import autocast, layer_groups
+from facezoo.training.optim import autocast, descend, layer_groups
+from facezoo.training.processes import Processes
 from facezoo.training.run import begin_run, check_data, digest_of_files, shortened, write_checkpoint
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_SIDE = 250
-_WATCHED = 400  # validation photographs that are looked at after every epoch
-
-
-@dataclass(frozen=True)
-class StageConfig:
-    """One of the stages of training."""
-
-    name: str
-    epochs: int
-    """Passes over the photographs; each is the first of one scene."""
-    rate: float
-    natural: float
-    """Share of the scenes that show a photograph nearly as it is."""
+CPU = torch.device("cpu")
+PACKS = ("lfw.parquet", "groups.parquet", "faces_wild.parquet", "negatives.parquet")
+_SOURCES = {
+    "webfaces": 0.38,
+    "groups": 0.15,
+    "crowds": 0.14,
+    "LFW": 0.10,
+    "crops": 0.15,
+    "negatives": 0.08,
+}
+"""Share of the tiles by source; about a third of the faces wear masks."""
+_WATCHED = 80  # validation images of each kind that are measured after every epoch
 
 
 @dataclass(frozen=True)
 class DetectorConfig:
     """The recipe of the detector."""
 
-    width: int = 64
-    tiled: StageConfig = StageConfig("tiled", epochs=28, rate=3e-3, natural=0.0)
-    """Scenes of many sizes, begun by the photographs of people."""
-    natural: StageConfig = StageConfig("natural", epochs=5, rate=1e-3, natural=0.7)
-    """Scenes with the clutter of real photographs, begun by scenery too."""
-    batch_size: int = 32
-    warmup: float = 0.05
+    width: int = 48
+    epochs: int = 37
+    steps_per_epoch: int = 1000
+    lr: float = 3e-3
+    warmup: float = 0.02
     weight_decay: float = 0.02
-    average: float = 0.998
-    scenery: float = 0.15
-    """Share of the scenes' other tiles that show scenery."""
+    average: float = 0.999
+    pixels: int = 2**20
+    """Pixels of a batch; the number of scenes follows from their side."""
+    sides: tuple[int, ...] = (128, 192, 256, 320, 448, 640)
+    """Sides of the scenes, pixels; every batch has one side."""
+    side_shares: tuple[float, ...] = (0.06, 0.14, 0.18, 0.22, 0.26, 0.14)
+    images: int = 4000
+    """Images of LFW that are used; training holds all images in memory."""
+    crops: int = 10000
+    """Face crops that are used."""
 
 
 def run(data: Path, out: Path, *, seed: int, device: torch.device, smoke: bool = False) -> Path:
     """Train by the default recipe and write weights and card; returns the card's path.
 
-    With ``smoke`` every stage is one epoch of small batches, to see that it runs.
+    With ``smoke`` training takes two small steps, to see that it runs.
     """
     config = DetectorConfig()
     if smoke:
-        config = shortened(config, epochs=1, batch_size=4)
-    packs = ("lfw.parquet", "backgrounds.parquet")
-    check_packs(data, *packs)
+        config = shortened(config, epochs=1, steps_per_epoch=2, pixels=2**16, images=20, crops=20)
+    check_packs(data, *PACKS)
     record = begin_run(out, seed=seed, recipe=asdict(config))
-    check_data(out, digest_of_files(data, [data / name for name in packs]))
+    check_data(out, digest_of_files(data, [data / name for name in PACKS]))
     detector = FaceDetector(config.width)
     detector.load_state_dict(train(config, data, out, seed=seed, device=device))
     return write_checkpoint(
@@ -79,7 +81,7 @@ def run(data: Path, out: Path, *, seed: int, device: torch.device, smoke: bool =
         out,
         record,
         model="face-detector",
-        tag="lfw",
+        tag="wild",
         architecture={"width": config.width},
         preprocessing=Preprocessing(),
         labels=(),
@@ -90,63 +92,56 @@ def run(data: Path, out: Path, *, seed: int, device: torch.device, smoke: bool =
             data="research-only",
         ),
         data=(
-            "LFW (deep-funneled) train: 8,408 photographs, boxes and landmarks by YuNet",
-            "backgrounds: 500 photographs of ImageNet classes, boxes and landmarks by YuNet",
+            "groups and crowds train: 3,356 images, boxes by hand and by YuNet, marks by hand",
+            "LFW (deep-funneled) train: 4,000 images, boxes and landmarks by YuNet",
+            "faces_wild train: 10,000 face crops, landmarks by YuNet",
+            "negatives: 1,000 images of objects and clothes",
         ),
-        intended_use="Finding faces and aligning them for the models of this package.",
+        intended_use="Detecting faces and aligning them for the models of this package.",
         citation="",
         smoke=smoke,
     )
 
 
-def read_photos(table: pa.Table) -> Photos:
-    """Photographs with their faces, each cut to its middle square and brought to 250 pixels."""
-    images = torch.empty(len(table), 3, _SIDE, _SIDE, dtype=torch.uint8)
-    boxes: list[Tensor] = []
-    landmarks: list[Tensor] = []
-    unsure: list[Tensor] = []
-    rows = zip(*(table[c] for c in ("image", "faces", "unsure")), strict=True)
-    for index, (image, faces, regions) in enumerate(tqdm(rows, total=len(table), desc="reading")):
-        pixels = decode(image.as_py())
-        height, width = pixels.shape[:2]
-        scale = _SIDE / min(height, width)
-        corner = torch.tensor([width - min(height, width), height - min(height, width)]) // 2
-        x, y = corner.tolist()
-        square = pixels[y : y + min(height, width), x : x + min(height, width)]
-        square = square.permute(2, 0, 1)[None]
-        if square.shape[-1] != _SIDE:
-            square = F.interpolate(
-                square.float(), size=(_SIDE, _SIDE), mode="bilinear", antialias=True
-            )
-        images[index] = square[0].round().to(torch.uint8)
-        found = faces.as_py()
-        box = as_points([f["box"] for f in found], 2)
-        point = as_points([f["landmarks"] for f in found], 5)
-        region = as_points(regions.as_py(), 2)
-        for store, value in ((boxes, box), (landmarks, point), (unsure, region)):
-            store.append((value - corner + 0.5) * scale - 0.5)
-    sizes = [images, *(_shrunk(images, _SIDE >> level) for level in (1, 2, 3))]
-    return Photos(sizes, [b.flatten(1) for b in boxes], landmarks, [r.flatten(1) for r in unsure])
-
-
-def _shrunk(images: Tensor, side: int) -> Tensor:
-    """All photographs at another size, uint8, (N, 3, side, side)."""
-    small = images.new_empty(len(images), 3, side, side)
-    for begin in range(0, len(images), 256):
-        pixels = images[begin : begin + 256].float()
-        resized = F.interpolate(pixels, size=(side, side), mode="bilinear", antialias=True)
-        small[begin : begin + 256] = resized.round().to(torch.uint8)
-    return small
-
-
-def join(first: Photos, second: Photos) -> Photos:
-    """Two sets of photographs as one."""
-    return Photos(
-        [torch.cat(pair) for pair in zip(first.images, second.images, strict=True)],
-        first.boxes + second.boxes,
-        first.landmarks + second.landmarks,
-        first.unsure + second.unsure,
+def read_sources(data: Path, config: DetectorConfig) -> list[Source]:
+    """Decode all training images."""
+    groups = read_pack(data / "groups.parquet", "train")
+    people = read_pack(data / "lfw.parquet", "train")
+    regression = BoxRegression.fit(
+        torch.from_numpy(np.array(people["box"].to_pylist(), np.float32)),
+        as_points(people["landmarks"].to_pylist(), 5),
     )
+    crops = read_pack(data / "faces_wild.parquet", "train")
+    tables = {
+        name: groups.filter(np.array(groups["source"].to_pylist()) == name)
+        for name in ("webfaces", "groups", "crowds")
+    }
+    images = {name: labeled_images(table) for name, table in tables.items()}
+    images["LFW"] = labeled_images(_spread(people, config.images))
+    images["negatives"] = labeled_images(read_pack(data / "negatives.parquet"))
+    sources = [Source(rows, _SOURCES[name]) for name, rows in images.items() if rows]
+    tight = (float(TIGHT.start), float(TIGHT.stop))
+    rows = face_crops(_spread(crops, config.crops), regression)
+    return [*sources, Source(rows, _SOURCES["crops"], tight)]
+
+
+def _spread(table: pa.Table, count: int) -> pa.Table:
+    """Take rows at equal distances."""
+    return table.take(np.unique(np.linspace(0, len(table) - 1, count).astype(int)))
+
+
+def compose(
+    sources: list[Source], config: DetectorConfig, seed: int, step: int
+) -> tuple[Tensor, Targets]:
+    """Compose the batch of one step, uint8 (B, 3, side, side), and its targets.
+
+    It depends on the arguments alone, so that a thread may prepare it.
+    """
+    rng = np.random.default_rng([seed, step, Processes.present().rank])
+    side = int(rng.choice(config.sides, p=config.side_shares))
+    scenes = [scene(sources, side, rng) for _ in range(max(1, config.pixels // side**2))]
+    pixels = torch.from_numpy(np.stack([pixels for pixels, _ in scenes])).permute(0, 3, 1, 2)
+    return pixels, targets_of([faces for _, faces in scenes], *cells(side, side, CPU))
 
 
 def train(
@@ -162,95 +157,63 @@ def train(
 
     Args:
         config: the recipe.
-        data: folder with ``lfw.parquet`` and ``backgrounds.parquet``.
+        data: folder with the packs.
         out: folder for the run's state and log.
-        seed: of initial weights, order and scenes.
+        seed: of initial weights and scenes.
         device: where to train.
         save_every: seconds between saved states.
 
     Returns:
         Averaged tensors by name, float32, on the CPU.
     """
-    people = read_photos(read_pack(data / "lfw.parquet", "train"))
-    scenery = read_photos(read_pack(data / "backgrounds.parquet"))
-    count, total = len(people.boxes), len(people.boxes) + len(scenery.boxes)
-    # Drawing from this list shows scenery as often as the recipe says.
-    times = round(config.scenery / (1 - config.scenery) * count / len(scenery.boxes))
-    extra = torch.cat([torch.arange(count), torch.arange(count, total).repeat(times)])
-    source = _Source(join(people, scenery), extra)
-    val = labeled_images(read_pack(data / "lfw.parquet", "val").slice(0, _WATCHED))
+    sources = read_sources(data, config)
+    groups = read_pack(data / "groups.parquet", "val")
+    is_everyday = np.array(groups["source"].to_pylist()) == "webfaces"
+    watched = {
+        name: labeled_images(groups.filter(rows).slice(0, _WATCHED))
+        for name, rows in (("everyday", is_everyday), ("groups", ~is_everyday))
+    }
     torch.manual_seed(seed)
     detector = FaceDetector(config.width).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    stages = ((config.tiled, torch.arange(count)), (config.natural, extra))
-    for number, (stage, rows) in enumerate(stages):
-        state = _fit(
-            detector, stage, config, source, rows, val, out / stage.name, seed + number, save_every
-        )
-        detector.load_state_dict(state)
-    return state
-
-
-@dataclass(frozen=True)
-class _Source:
-    photos: Photos
-    extra: Tensor
-    """Photographs that fill the tiles of a scene, and how often each counts, (M,)."""
-
-
-def _fit(
-    detector: FaceDetector,
-    stage: StageConfig,
-    config: DetectorConfig,
-    source: _Source,
-    rows: Tensor,
-    val: list[LabeledImage],
-    out: Path,
-    seed: int,
-    save_every: float,
-) -> dict[str, Tensor]:
-    """Train one stage; return the averaged state."""
-    device = next(detector.parameters()).device
     optimizer = torch.optim.AdamW(
-        layer_groups(detector), lr=stage.rate, weight_decay=config.weight_decay
+        layer_groups(detector), lr=config.lr, weight_decay=config.weight_decay
     )
-    centers, bases = cells(CANVAS, CANVAS, device)
     schedule = Schedule(
-        stage.epochs,
-        config.batch_size,
-        stage.rate,
-        "cosine",
-        config.warmup,
-        average=config.average,
+        config.epochs, 1, config.lr, "cosine", config.warmup, average=config.average
     )
+    total = config.epochs * config.steps_per_epoch
+    prepared: dict[int, Future[tuple[Tensor, Targets]]] = {}
 
-    def step(batch: Tensor, at: Position) -> dict[str, Tensor]:
-        images, targets = scenes(source.photos, batch, source.extra, at.generator, stage.natural)
-        images = images.to(device, memory_format=torch.channels_last)
+    def step(_: Tensor, at: Position) -> dict[str, Tensor]:
+        for number in range(at.step, min(at.step + 3, total)):
+            if number not in prepared:
+                prepared[number] = pool.submit(compose, sources, config, seed, number)
+        pixels, targets = prepared.pop(at.step).result()
+        images = pixels.to(device).float() / 127.5 - 1  # channels_last, as they were composed
         with autocast(device):
-            outputs = detector(images)
-        loss = detection_loss(outputs, _moved(targets, device), centers, bases)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(detector.parameters(), 10.0)
-        optimizer.step()
-        return {"loss": loss}
+            candidates = detector(images)
+        losses = detection_loss(candidates, targets.to(device))
+        descend(optimizer, torch.stack(list(losses.values())).sum(), 10.0)
+        return losses
 
     def validate(network: nn.Module, _: Position) -> dict[str, float]:
         assert isinstance(network, FaceDetector)
-        result = compare(partial(detect, network), val)
-        return {"recall": result.recall(), "landmark_error": result.error()}
+        row = {}
+        for name, images in watched.items():
+            result = compare(
+                lambda pixels: detect(network, pixels, DetectionConfig(score_threshold=0.2)),
+                images,
+                marks=name == "everyday",
+            )
+            for percent in (1.5, 5):
+                row[f"{name}_recall_{percent}"] = result.recall_at(percent / 100)[0]
+            row[f"{name}_error"] = result.error()
+        return row
 
-    return fit(
-        *(detector, [optimizer], step, schedule, rows, out, seed),
-        validate=validate,
-        save_every=save_every,
-    ).state
-
-
-def _moved(targets: Targets, device: torch.device) -> Targets:
-    return Targets(
-        targets.boxes.to(device),
-        targets.landmarks.to(device),
-        targets.is_face.to(device),
-        targets.ignored.to(device),
-    )
+    with ThreadPoolExecutor(1) as pool:
+        rows = torch.arange(config.steps_per_epoch)
+        return fit(
+            *(detector, [optimizer], step, schedule, rows, out, seed),
+            validate=validate,
+            save_every=save_every,
+        ).state
