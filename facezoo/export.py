@@ -1,7 +1,8 @@
 """Stages of a checkpoint in other formats: ONNX, programs of ``torch.export``, and timm.
 
 A stage maps prepared crops to features, probabilities or images, or aligned meshes to codes or
-meshes. ``facezoo.json`` describes the preparation. Detection and alignment are not exported.
+meshes. ``facezoo.json`` describes the preparation. The face detector is exported apart from them;
+alignment is not exported.
 """
 
 from __future__ import annotations
@@ -16,16 +17,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from facezoo.errors import UnsupportedError
+from facezoo.hub.card import card_named
 from facezoo.hub.tensors import digest_of
 from facezoo.models.base import FaceModel
 from facezoo.models.capabilities import STAGES
 from facezoo.models.identity_removal import NAME
 from facezoo.models.mesh_base import MeshModel
-from facezoo.preprocess.fingerprint import fingerprint
+from facezoo.preprocess.detector import FaceDetector, cells_of, decode
+from facezoo.preprocess.fingerprint import DETECTOR, fingerprint
+from facezoo.preprocess.pipeline import DEFAULT, load_detector
 from facezoo.results import Result, flatten_rows
 from facezoo.version import __version__
 
@@ -143,6 +148,80 @@ def export(
     return paths
 
 
+class DetectorStage(nn.Module):
+    """The face detector with its decoding, for images of any size."""
+
+    def __init__(self, detector: FaceDetector) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Map images (B, 3, H, W) to scores (B, A), boxes (B, A, 4), landmarks (B, A, 5, 2)."""
+        centers, bases = cells_of(images.shape[-2], images.shape[-1], images.device)
+        candidates = decode(self.detector.raw(images), centers, bases)
+        return candidates.logits.sigmoid(), candidates.boxes, candidates.landmarks
+
+
+def export_detector(out: str | Path) -> list[Path]:
+    """Write the bundled face detector as ONNX, and compare it with the model.
+
+    Boxes and landmarks are decoded to pixels of the input; NMS is left to the caller.
+
+    Args:
+        out: a folder for ``detections.onnx`` and ``facezoo.json``, which describes inputs, outputs
+            and thresholds.
+
+    Raises:
+        ImportError: if the extra ``[export]`` is missing.
+        ValueError: if ``out`` holds another checkpoint.
+        RuntimeError: if the result differs from the model by more than ``TOLERANCE``, as a share of
+            the side of the image.
+    """
+    detector, card, config = load_detector(torch.device("cpu")), card_named(DETECTOR), DEFAULT
+    stage = DetectorStage(deepcopy(detector).to(memory_format=torch.contiguous_format)).eval()
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = ["scores", "boxes", "landmarks"]
+    description = {
+        "checkpoint": card.name,
+        "weights_sha256": card.weights.sha256,
+        "licenses": asdict(card.licenses),
+        "input": {"name": INPUT, "colors": "RGB", "range": [-1, 1], "padding": 0, "sides": 64},
+        "outputs": names,
+        "score_threshold": config.score_threshold,
+        "nms_iou": config.nms_iou,
+    }
+    formats = _formats_in(folder, description)
+    generator = torch.Generator().manual_seed(0)
+    batch, height, width = (torch.export.Dim(name, min=1, max=64) for name in "bhw")
+    inputs = torch.randn(3, 3, 192, 320, generator=generator)
+    sides = FaceDetector.multiple
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as scratch:
+        path, session = _session(
+            *(stage, "detections", Path(scratch), inputs[:2], names),
+            {0: batch, 2: sides * height, 3: sides * width},
+        )
+        images = inputs[..., :128, :256].contiguous()  # of another size than those traced
+        with torch.inference_mode():
+            expected = stage(images)
+        results = session.run(None, {INPUT: images.numpy()})
+        difference = max(
+            float(np.abs(result - value.numpy()).max()) / (1 if name == "scores" else 256)
+            for name, result, value in zip(names, results, expected, strict=True)
+        )
+        if not difference <= TOLERANCE:
+            raise RuntimeError(
+                f"the exported detector differs from the model by {difference:.2e} of the side of "
+                f"the image, more than {TOLERANCE}"
+            )
+        path = path.replace(folder / path.name)
+    entry = {"file": path.name, "largest_difference": difference}
+    formats["onnx"] = {"stages": {"detections": entry}, "versions": VERSIONS}
+    text = json.dumps({**description, "formats": formats}, indent=1)
+    (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+    return [path]
+
+
 def _requested(model: Model, kind: str, stages: Sequence[str] | None) -> dict[str, str]:
     names = stage_names(model)
     if isinstance(model, MeshModel) and kind != "torch-export":
@@ -231,7 +310,15 @@ def _formats_in(folder: Path, description: dict[str, Any]) -> dict[str, Any]:
     return formats
 
 
-def _write_onnx(stage: Stage, name: str, folder: Path, inputs: Tensor) -> tuple[Path, Run]:
+def _session(
+    module: nn.Module,
+    name: str,
+    folder: Path,
+    inputs: Tensor,
+    outputs: list[str],
+    shapes: dict[int, Any],
+) -> tuple[Path, Any]:
+    """Write a module as ONNX and open it in ONNX Runtime."""
     try:
         import onnxruntime
         import onnxscript  # noqa: F401
@@ -241,18 +328,23 @@ def _write_onnx(stage: Stage, name: str, folder: Path, inputs: Tensor) -> tuple[
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter about its own parts
         torch.onnx.export(
-            stage,
+            module,
             (inputs,),
             path,
             input_names=[INPUT],
-            output_names=[name],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            output_names=outputs,
+            dynamic_shapes=(shapes,),
             opset_version=OPSET,
             external_data=False,
             dynamo=True,
             verbose=False,
         )
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return path, onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+def _write_onnx(stage: Stage, name: str, folder: Path, inputs: Tensor) -> tuple[Path, Run]:
+    shapes = {0: torch.export.Dim("batch")}
+    path, session = _session(stage, name, folder, inputs, [name], shapes)
     return path, lambda crops: torch.from_numpy(session.run(None, {INPUT: crops.numpy()})[0])
 
 

@@ -148,31 +148,6 @@ def write_negatives(folder, count=3, side=80):
     pq.write_table(pa.Table.from_pylist(rows), folder / "negatives.parquet")
 
 
-def write_backgrounds(folder, count=3, side=64):
-    """Photographs without faces, of which one has an unsure region."""
-    rng = np.random.default_rng(3)
-    kinds = pa.schema(
-        {
-            "image": pa.binary(),
-            "file": pa.string(),
-            "faces": pa.list_(
-                pa.struct({"box": pa.list_(pa.float32()), "landmarks": pa.list_(pa.float32())})
-            ),
-            "unsure": pa.list_(pa.list_(pa.float32())),
-        }
-    )
-    rows = [
-        {
-            "image": png(noise(side, rng)),
-            "file": f"scenery{index}.png",
-            "faces": [],
-            "unsure": [[1.0, 2.0, 30.0, 40.0]] if index == 0 else [],
-        }
-        for index in range(count)
-    ]
-    pq.write_table(pa.Table.from_pylist(rows, kinds), folder / "backgrounds.parquet")
-
-
 def write_london(folder, people=2, side=48):
     """Write a neutral and a smiling image of several people, without a teacher's embeddings."""
     rng = np.random.default_rng(5)
@@ -198,7 +173,6 @@ def write_packs(folder):
     write_lfw(folder)
     write_london(folder)
     write_pairs(folder)
-    write_backgrounds(folder)
     write_groups(folder)
     write_faces_wild(folder)
     write_negatives(folder)

@@ -129,9 +129,20 @@ def convert(
     "--stages", metavar="NAMES", help="such as probabilities,expression  [default: all stages]"
 )
 def export(model: str, kind: Any, out: Path, stages: str | None) -> None:
-    """Export stages of a model as ONNX, torch.export programs or timm folders."""
+    """Export stages of a model as ONNX, torch.export programs or timm folders.
+
+    MODEL may be face-detector, which is exported to ONNX with its decoding.
+    """
     from facezoo.export import export as write
+    from facezoo.export import export_detector
+    from facezoo.preprocess.fingerprint import DETECTOR
     from facezoo.registry import load
+
+    if model == DETECTOR:
+        if kind != "onnx" or stages:
+            raise click.UsageError(f"{DETECTOR} is exported by --format onnx, without --stages")
+        print(*export_detector(out), sep="\n")
+        return
 
     names = [name.strip() for name in stages.split(",")] if stages else None
     print(*write(load(model, device="cpu"), out, kind, names), sep="\n")

@@ -32,7 +32,7 @@ class DetectionConfig:
     """Scale and thresholds of detection."""
 
     min_face: float | None = None
-    """Least side of a face to detect, pixels of the image. By default that is 20 pixels at the
+    """Least side of a face to detect, pixels of the image. By default that is 16 pixels at the
     scale that ``max_side`` gives. A smaller face makes detection slower in large images."""
     score_threshold: float = 0.955
     """Least score of a face."""
@@ -102,6 +102,13 @@ class _View:
     """Edges that boxes must not cross, x0, y0, x1, y1, pixels of the view."""
     largest: float = inf
     """Largest longer side of a box, pixels of the view."""
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """All but the pixels: limits, largest, scale, offset, width and height, quarters, image."""
+        height, width = self.size
+        place = (*self.scale, *self.offset, width, height)
+        return (*self.limits, self.largest, *place, self.quarters, self.image)
 
 
 @torch.no_grad()
@@ -242,40 +249,33 @@ def _likely(
     candidates: Candidates = detector(batch.contiguous(memory_format=torch.channels_last))
     scores, boxes = candidates.logits.sigmoid(), candidates.boxes
     extent = (boxes[..., 2:] - boxes[..., :2]).amax(-1)
-    limits = boxes.new_tensor([view.limits for view in views])[:, None]
-    inside = (boxes[..., :2] >= limits[..., :2]) & (boxes[..., 2:] <= limits[..., 2:])
-    largest = boxes.new_tensor([view.largest for view in views])[:, None]
+    table = boxes.new_tensor([view.numbers for view in views])  # (V, 13)
+    inside = (boxes[..., :2] >= table[:, None, :2]) & (boxes[..., 2:] <= table[:, None, 2:4])
     likely = (scores > config.score_threshold / 2) & (extent >= detector.smallest_face)
-    likely &= (extent <= largest) & inside.all(-1)
+    likely &= (extent <= table[:, 4:5]) & inside.all(-1)
     which, cell = likely.nonzero(as_tuple=True)
     points = torch.cat([boxes.unflatten(-1, (2, 2)), candidates.landmarks], -2)[which, cell]
+    scale, offset, size, quarters, index = table[which, None, 5:].split((2, 2, 2, 1, 1), -1)
     # Pixel centers are at whole numbers: half a pixel is added before scaling and removed after.
-    scale = boxes.new_tensor([view.scale for view in views])[which, None]
-    offset = boxes.new_tensor([view.offset for view in views])[which, None]
     points = (points + 0.5) / scale - 0.5 + offset
-    quarters = torch.tensor([view.quarters for view in views], device=batch.device)[which]
-    size = boxes.new_tensor([view.size for view in views])[which, None]
-    points = _unrotated(points, quarters[:, None], size)
+    points = _unrotated(points, quarters[:, 0].long(), size)
     corners = torch.stack([points[:, :2].amin(1), points[:, :2].amax(1)], 1)
-    index = torch.tensor([view.image for view in views], device=batch.device)[which]
-    keep = _fits(points[:, 2:], corners[:, 1] - corners[:, 0], quarters)
+    keep = _fits(points[:, 2:], corners[:, 1] - corners[:, 0], quarters[:, 0, 0])
     if config.min_face is not None:
         keep &= (corners[:, 1] - corners[:, 0]).amax(1) >= config.min_face
-    return scores[which, cell][keep], corners.flatten(1)[keep], points[:, 2:][keep], index[keep]
+    rows = scores[which, cell], corners.flatten(1), points[:, 2:], index[:, 0, 0].long()
+    return tuple(row[keep] for row in rows)
 
 
 def _unrotated(points: Tensor, quarters: Tensor, size: Tensor) -> Tensor:
-    """Map points (N, P, 2) of an image rotated by quarter turns (N, 1) back to the image."""
+    """Map points (N, P, 2) of an image rotated by quarter turns (N, 1) back to the image.
+
+    ``size`` is the width and height of the image, (N, 1, 2).
+    """
     x, y = points.unbind(-1)
-    height, width = size.unbind(-1)
-    turned = torch.stack(
-        [
-            torch.stack([x, y], -1),
-            torch.stack([width - 1 - y, x], -1),
-            torch.stack([width - 1 - x, height - 1 - y], -1),
-            torch.stack([y, height - 1 - x], -1),
-        ]
-    )
+    right, below = (size - 1).unbind(-1)
+    turns = [(x, y), (right - y, x), (right - x, below - y), (y, below - x)]
+    turned = torch.stack([torch.stack(pair, -1) for pair in turns])
     return turned[quarters[:, 0], torch.arange(len(points), device=points.device)]
 
 

@@ -84,7 +84,7 @@ class FaceDetector(nn.Module):
         width: channels of the finest level and of the heads.
     """
 
-    multiple: ClassVar[int] = 64
+    multiple: ClassVar[int] = STRIDES[-1]
     """Sides of the images are multiples of this, pixels."""
     smallest_face: ClassVar[float] = 16.0
     """Least length of the longer side of a face, pixels."""
@@ -119,32 +119,34 @@ class FaceDetector(nn.Module):
             ValueError: if a side is not a multiple of 64.
         """
         height, width = images.shape[-2:]
-        if height % STRIDES[-1] or width % STRIDES[-1]:
+        if height % self.multiple or width % self.multiple:
             raise ValueError(
-                f"images must have sides that are multiples of {STRIDES[-1]}, got "
+                f"images must have sides that are multiples of {self.multiple}, got "
                 f"{height} x {width}; pad them with zeros on the right and below"
             )
+        return decode(self.raw(images), *cells(height, width, images.device))
+
+    def raw(self, images: Tensor) -> Tensor:
+        """Compute the numbers that ``decode`` takes, (B, A, 15), from images (B, 3, H, W)."""
         features = []
         x = self.stem(images)
         for stage in self.stages:
             x = stage(x)
             features.append(x)
-        outputs, above = [], None
+        outputs: list[Tensor] = []
+        merged = self.laterals[-1](features[-1])
         for level in reversed(range(len(STRIDES))):
-            merged = self.laterals[level](features[level])
-            if above is not None:
-                merged = merged + F.interpolate(above, scale_factor=2.0, mode="nearest")
-            above = merged
+            if outputs:
+                above = F.interpolate(merged, scale_factor=2.0, mode="nearest")
+                merged = self.laterals[level](features[level]) + above
             outputs.append(self.heads[level](merged))
-        raw = torch.cat(outputs[::-1], 1)
-        centres, bases = cells(height, width, raw.device)
-        return decode(raw, centres, bases)
+        return torch.cat(outputs[::-1], 1)
 
     @torch.no_grad()
     def fold_norms(self) -> FaceDetector:
-        """Take every batch norm into the convolution before it, in place; eval mode only after.
+        """Fold every batch norm into the convolution before it, in place; eval mode only after.
 
-        What comes out changes by rounding alone. The norms' own weights are gone.
+        Outputs change by rounding alone. The weights of the norms are gone.
         """
         for layer in list(self.modules()):
             if isinstance(layer, nn.Sequential) and isinstance(layer[1], nn.BatchNorm2d):
@@ -154,25 +156,29 @@ class FaceDetector(nn.Module):
         return self.eval()
 
 
-@lru_cache(maxsize=64)
-def cells(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def cells_of(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return center x, y (A, 2) and unit (A, 1) of every cell of an input of this size, pixels."""
     centers, bases = [], []
-    # The tensors are cached, so that they must not depend on the state of the first caller.
+    for stride, base in zip(STRIDES, BASES, strict=True):
+        y = torch.arange(height // stride, dtype=torch.float32, device=device)
+        x = torch.arange(width // stride, dtype=torch.float32, device=device)
+        y, x = y * stride + (stride - 1) / 2, x * stride + (stride - 1) / 2
+        grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], -1).reshape(-1, 2)
+        centers.append(grid)
+        bases.append(torch.full_like(grid[:, :1], base))
+    return torch.cat(centers), torch.cat(bases)
+
+
+@lru_cache(maxsize=64)
+def cells(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return ``cells_of``, from a cache that does not depend on the state of the first caller."""
     with torch.inference_mode(False):
-        for stride, base in zip(STRIDES, BASES, strict=True):
-            y = torch.arange(height // stride, dtype=torch.float32, device=device)
-            x = torch.arange(width // stride, dtype=torch.float32, device=device)
-            y, x = y * stride + (stride - 1) / 2, x * stride + (stride - 1) / 2
-            grid = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], -1).reshape(-1, 2)
-            centers.append(grid)
-            bases.append(grid.new_full((len(grid), 1), base))
-        return torch.cat(centers), torch.cat(bases)
+        return cells_of(height, width, device)
 
 
-def decode(raw: Tensor, centres: Tensor, bases: Tensor) -> Candidates:
-    """The head's numbers (B, A, 15) as boxes and landmarks in pixels."""
-    middle = centres + raw[..., 1:3] * bases
+def decode(raw: Tensor, centers: Tensor, bases: Tensor) -> Candidates:
+    """Convert the numbers of the network (B, A, 15) to boxes and landmarks in pixels."""
+    middle = centers + raw[..., 1:3] * bases
     half = bases * raw[..., 3:5].clamp(-4, 4).exp() / 2
-    points = centres[:, None] + raw[..., 5:].unflatten(-1, (5, 2)) * bases[:, None]
+    points = centers[:, None] + raw[..., 5:].unflatten(-1, (5, 2)) * bases[:, None]
     return Candidates(raw[..., 0], torch.cat([middle - half, middle + half], -1), points)

@@ -1,222 +1,120 @@
-"""Training scenes: what is drawn on a photograph must lie where the scene's targets say."""
+"""Training scenes: a mark on an image must lie where the scene's targets say."""
 
 import math
 
+import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
+from facezoo.data.detection import LabeledImage
 from facezoo.models.face_detector import scenes as scenery
-from facezoo.models.face_detector.scenes import CANVAS, Photos, scenes
+from facezoo.models.face_detector.scenes import SMALLEST, Source, scene
 
-SIDE = 250
-SWAPPED = [1, 0, 2, 4, 3]
-"""Landmarks of a mirrored face: right and left change places."""
-# A lopsided face far from the photograph's middle, so that no mistake cancels out.
-LANDMARKS = torch.tensor(
-    [[165.0, 150.0], [205.0, 152.0], [190.0, 175.0], [170.0, 200.0], [203.0, 196.0]]
-)
-BOX = torch.tensor([140.0, 110.0, 230.0, 230.0])
+# A lopsided face far from the middle of the image, so that no mistake cancels out.
+POINTS = torch.tensor([[165.0, 150], [205, 152], [190, 175], [170, 200], [203, 196]])
+BOX = torch.tensor([140.0, 110, 230, 230])
+MIRRORED = [1, 0, 2, 4, 3]
 
 
-def draw_from(seed):
-    return torch.Generator().manual_seed(seed)
-
-
-def ellipse(box):
-    """A white ellipse that fills a box, on black, antialiased, uint8 (3, SIDE, SIDE)."""
-    fine = 4
-    place = (torch.arange(SIDE * fine) + 0.5) / fine - 0.5
-    middle, half = (box[:2] + box[2:]) / 2, (box[2:] - box[:2]) / 2
-    x = ((place - middle[0]) / half[0])[None, :].square()
-    y = ((place - middle[1]) / half[1])[:, None].square()
-    inside = F.avg_pool2d((x + y <= 1).float()[None], fine)
-    return (inside * 255).round().to(torch.uint8).expand(3, -1, -1)
-
-
-def shrunk(images, side):
-    small = F.interpolate(images.float(), size=(side, side), mode="bilinear", antialias=True)
-    return small.round().to(torch.uint8)
-
-
-def in_all_sizes(images):
-    """Photographs at their own side, a half, a quarter and an eighth of it."""
-    sides = [SIDE >> level for level in (1, 2, 3)]
-    return [images, *(shrunk(images, s) for s in sides)]
-
-
-def photos_showing(drawn, faces=True, unsure=False):
-    """One photograph with the face that shows ``drawn``, and a black one without faces."""
-    images = in_all_sizes(torch.stack([drawn, torch.zeros_like(drawn)]))
-    box, none = BOX[None], torch.zeros(0, 4)
-    return Photos(
-        images,
-        [box if faces else none, none],
-        [LANDMARKS[None] if faces else torch.zeros(0, 5, 2), torch.zeros(0, 5, 2)],
-        [box if unsure else none, none],
+def image(faces=1, unsure=False, marked=False):
+    """A black image with a white dot of 9 px at every landmark."""
+    pixels = torch.zeros(240, 260, 3, dtype=torch.uint8)
+    for x, y in POINTS.int().tolist():
+        pixels[y - 4 : y + 5, x - 4 : x + 5] = 255
+    return LabeledImage(
+        pixels,
+        BOX[None][:faces],
+        POINTS[None][:faces],
+        torch.ones(1, 5)[:faces],
+        torch.full((1,), marked)[:faces],
+        BOX[None] if unsure else torch.zeros(0, 4),
     )
-
-
-def one_scene(photos, seed):
-    """A scene whose first photograph is the one with the face; the rest is black."""
-    return scenes(photos, torch.tensor([0]), torch.tensor([1]), draw_from(seed))
-
-
-def light(scene):
-    """How much light there is and where its middle is, pixels."""
-    bright = (scene.mean(0) + 1) / 2
-    x = (bright.sum(0) * torch.arange(CANVAS)).sum() / bright.sum()
-    y = (bright.sum(1) * torch.arange(CANVAS)).sum() / bright.sum()
-    return float(bright.sum()), torch.stack([x, y])
-
-
-def scale_of(box):
-    """Scene pixels per photograph pixel; a turned ellipse keeps the sum of its squared sides."""
-    return float((box[2:] - box[:2]).norm() / (BOX[2:] - BOX[:2]).norm())
 
 
 @pytest.fixture
 def clean(monkeypatch):
-    """Scenes without noise, colour casts and covers."""
-    monkeypatch.setattr(scenery, "_degrade", lambda images, generator: images)
-    monkeypatch.setattr(scenery, "_occlude", lambda images, targets, generator: images)
+    """Scenes without noise and changes of color, on black."""
+    monkeypatch.setattr(scenery, "_degraded", lambda pixels, rng: pixels)
+    monkeypatch.setattr(scenery, "_cover", lambda canvas, box, rng: None)
+    monkeypatch.setattr(scenery, "_GREY", 0)
 
 
-def test_landmarks_lie_on_the_dots_that_were_drawn_there_and_swap_in_a_mirror(clean):
-    radius, checked, mirrored, turned = 6.0, 0, set(), set()
-    dots = [ellipse(torch.cat([p - radius, p + radius])) for p in LANDMARKS]
-    for seed in range(25):
-        seen = [one_scene(photos_showing(dot), seed) for dot in dots]
-        targets = seen[0][1]
-        if not targets.is_face[0, 0]:
-            continue
-        scale = scale_of(targets.boxes[0, 0])
-        lights = [light(images[0]) for images, _ in seen]
-        whole = [abs(m / (math.pi * (radius * scale) ** 2) - 1) < 0.03 for m, _ in lights]
-        if not all(whole):  # a dot beyond the edge of its tile
-            continue
-        found = torch.stack([place for _, place in lights])
-        across, down = found[1] - found[0], found[3] - found[0]
-        flipped = bool(across[0] * down[1] - across[1] * down[0] < 0)
-        wanted = targets.landmarks[0, 0]
-        wanted = wanted[SWAPPED] if flipped else wanted
-        apart = (found - wanted).norm(dim=1).max()
-        assert apart < 0.3, f"seed {seed}: {apart:.2f} px at scale {scale:.3f}"
-        assert targets.landmarks[0, 0, 0, 0] < targets.landmarks[0, 0, 1, 0]
-        checked += 1
-        mirrored.add(flipped)
-        turned.add(abs(float(across[1] / across[0])) > 0.2)
-    assert checked >= 10
-    assert mirrored == {True, False}
-    assert turned == {True, False}
+def scenes(source, count, side=256):
+    for seed in range(count):
+        yield scene([source], side, np.random.default_rng(seed))
 
 
-def test_boxes_enclose_the_ellipse_that_filled_them(clean):
+def test_landmarks_are_at_the_dots_that_the_scene_shows(clean):
     checked = 0
-    for seed in range(30):
-        images, targets = one_scene(photos_showing(ellipse(BOX)), seed)
-        if not targets.is_face[0, 0]:
-            continue
-        box = targets.boxes[0, 0]
-        mass, _ = light(images[0])
-        extent = (BOX[2:] - BOX[:2]) * scale_of(box)
-        if abs(mass / float(math.pi / 4 * extent.prod()) - 1) > 0.004:  # not all of it is seen
-            continue
-        rows, columns = (images[0].mean(0) > 0).nonzero().T
-        edges = torch.stack([columns.min(), rows.min(), columns.max(), rows.max()]) + torch.tensor(
-            [-0.5, -0.5, 0.5, 0.5]
-        )
-        assert (edges - box).abs().max() < 1.5, f"seed {seed}"
-        checked += 1
-    assert checked >= 10
+    for pixels, faces in scenes(Source([image()], 1.0), 60):
+        for points in faces.landmarks:
+            eyes = points[1] - points[0]
+            assert eyes[0] > 0  # mirrored landmarks change places
+            radius = 4 * float(eyes.norm()) / 40
+            for x, y in points.tolist():
+                inside = 2 < x < 253 and 2 < y < 253
+                if not inside or radius < 2:
+                    continue
+                reach = math.ceil(2 * radius)
+                top, left = max(0, round(y) - reach), max(0, round(x) - reach)
+                patch = pixels[top : round(y) + reach + 1, left : round(x) + reach + 1, 0] / 255.0
+                if patch.max() < 0.2 or min(x, y) < reach or max(x, y) > 255 - reach:
+                    continue  # the tile ends here
+                rows, columns = np.indices(patch.shape)
+                place = [left + (columns * patch).sum() / patch.sum()]
+                place += [top + (rows * patch).sum() / patch.sum()]
+                assert np.hypot(place[0] - x, place[1] - y) < 0.25 * radius + 0.6
+                checked += 1
+    assert checked > 100
 
 
-def test_unsure_regions_are_ignored_where_they_end_up_and_are_no_faces(clean):
-    checked = 0
-    for seed in range(30):
-        photos = photos_showing(ellipse(BOX), faces=False, unsure=True)
-        images, targets = one_scene(photos, seed)
-        assert not targets.is_face.any()
-        x0, y0, x1, y1 = targets.ignored[0, 0].tolist()
-        if x1 == 0:  # nearly nothing of it is to be seen
-            continue
-        rows, columns = (images[0].mean(0) > 0).nonzero().T
-        assert x0 - 2 <= columns.min() <= columns.max() <= x1 + 2, f"seed {seed}"
-        assert y0 - 2 <= rows.min() <= rows.max() <= y1 + 2, f"seed {seed}"
-        checked += 1
-    assert checked >= 15
-
-
-def test_a_face_that_is_mostly_cut_off_is_ignored_and_not_wanted(clean):
-    # Two faces far apart: a scene that is centred on one often cuts the other off.
-    photos = photos_showing(ellipse(BOX))
-    photos.boxes[0] = torch.stack([BOX, torch.tensor([10.0, 10.0, 60.0, 60.0])])
-    photos.landmarks[0] = torch.stack([LANDMARKS, LANDMARKS * 0.5 - 60])
-    wanted = ignored = 0
-    for seed in range(40):
-        _, targets = one_scene(photos, seed)
-        boxes = targets.boxes[targets.is_face]
-        regions = targets.ignored[targets.ignored.any(-1)]
-        assert len(boxes) + len(regions) <= 2
-        low, high = boxes[:, :2].clamp(min=0), boxes[:, 2:].clamp(max=CANVAS)
-        share = (high - low).prod(1) / (boxes[:, 2:] - boxes[:, :2]).prod(1)
-        assert (share > 0.69).all()
-        assert ((regions >= 0) & (regions <= CANVAS)).all()
-        wanted, ignored = wanted + len(boxes), ignored + len(regions)
-    assert wanted > 40
-    assert ignored > 3
-
-
-def test_scenes_are_decided_by_the_generator_alone():
-    photos = photos_showing(ellipse(BOX))
-    chosen, extra = torch.tensor([0, 1, 0]), torch.tensor([0, 1])
-    before = [images.clone() for images in photos.images]
-    first, targets = scenes(photos, chosen, extra, draw_from(3))
-    torch.manual_seed(12345)
-    again, same = scenes(photos, chosen, extra, draw_from(3))
-    assert torch.equal(first, again)
-    for name in ("boxes", "landmarks", "is_face", "ignored"):
-        assert torch.equal(getattr(targets, name), getattr(same, name))
-    other, _ = scenes(photos, chosen, extra, draw_from(4))
-    assert not torch.equal(first, other)
-    assert all(map(torch.equal, photos.images, before))
-
-
-def test_scenes_are_pixels_in_range_with_targets_padded_alike():
-    photos = photos_showing(ellipse(BOX))
-    chosen = torch.zeros(12, dtype=torch.long)
-    images, targets = scenes(photos, chosen, torch.tensor([0, 1]), draw_from(0))
-    assert images.shape == (12, 3, CANVAS, CANVAS)
-    assert images.min() >= -1
-    assert images.max() <= 1
-    width = targets.boxes.shape[1]
-    assert targets.landmarks.shape == (12, width, 5, 2)
-    assert targets.is_face.shape == (12, width)
-    assert not targets.boxes[~targets.is_face].any()
-    assert (targets.is_face.sum(1) > 1).any(), "no scene of several photographs"
-
-
-def test_faces_come_in_all_sizes():
-    photos = photos_showing(ellipse(BOX))
+def test_boxes_contain_their_landmarks_and_are_not_too_small():
     sides = []
-    for seed in range(6):
-        _, targets = scenes(photos, torch.zeros(8).long(), torch.tensor([0]), draw_from(seed))
-        boxes = targets.boxes[targets.is_face]
-        sides += (boxes[:, 2:] - boxes[:, :2]).prod(1).sqrt().tolist()
-    assert min(sides) >= 10
-    assert min(sides) < 40
+    for _, faces in scenes(Source([image()], 1.0), 60):
+        low, high = faces.boxes[:, None, :2], faces.boxes[:, None, 2:]
+        assert ((faces.landmarks > low) & (faces.landmarks < high)).all()
+        sides += (faces.boxes[:, 2:] - faces.boxes[:, :2]).amax(1).tolist()
+    assert min(sides) >= SMALLEST
+    assert min(sides) < 30
     assert max(sides) > 150
 
 
-def test_photographs_without_any_face_make_scenes_without_faces():
-    none = torch.zeros(0, 4)
-    photos = Photos(
-        in_all_sizes(torch.randint(0, 256, (2, 3, SIDE, SIDE), dtype=torch.uint8)),
-        [none, none],
-        [torch.zeros(0, 5, 2)] * 2,
-        [none, none],
-    )
-    images, targets = scenes(photos, torch.tensor([0, 1]), torch.tensor([0, 1]), draw_from(0))
-    assert images.std() > 0.1
-    assert not targets.is_face.any()
-    assert not targets.ignored.any()
+def test_marks_by_hand_weigh_more_than_a_teacher():
+    weights = {}
+    for marked in (False, True):
+        parts = [f.weights for _, f in scenes(Source([image(marked=marked)], 1.0), 5)]
+        weights[marked] = torch.cat(parts).unique().tolist()
+    assert weights == {False: [0.5], True: [1.0]}
+
+
+def test_unsure_regions_and_small_faces_are_ignored(clean):
+    for _, faces in scenes(Source([image(faces=0, unsure=True)], 1.0), 10):
+        assert len(faces.boxes) == 0
+    counts = [len(f.ignored) for _, f in scenes(Source([image(faces=0, unsure=True)], 1.0), 20)]
+    assert sum(counts) > 10
+
+
+def test_sideways_faces_are_no_faces(monkeypatch):
+    monkeypatch.setattr(scenery, "_angle", lambda rng: (math.pi / 2, True))
+    for _, faces in scenes(Source([image()], 1.0), 10):
+        assert len(faces.boxes) == 0
+
+
+def test_tight_crops_fill_their_tiles():
+    shares = []
+    for _, faces in scenes(Source([image()], 1.0, tight=(140.0, 230.0)), 40, side=128):
+        shares += ((faces.boxes[:, 2:] - faces.boxes[:, :2]).amax(1) / 128).tolist()
+    assert sum(share > 0.9 for share in shares) > 5
+
+
+def test_scenes_repeat_with_their_seed():
+    source = Source([image()], 1.0)
+    first, second = (scene([source], 192, np.random.default_rng(3)) for _ in range(2))
+    assert np.array_equal(first[0], second[0])
+    assert torch.equal(first[1].boxes, second[1].boxes)
+
+
+def test_objects_alone_make_scenes_without_faces():
+    pixels, faces = scene([Source([image(faces=0)], 1.0)], 256, np.random.default_rng(0))
+    assert pixels.shape == (256, 256, 3)
+    assert len(faces.boxes) == len(faces.ignored) == 0

@@ -29,10 +29,10 @@ from facezoo.evaluate.detection import (
     share_with_face,
     tight_crops,
 )
-from facezoo.preprocess.detection import DetectionConfig, detect
+from facezoo.preprocess.detection import detect
 from facezoo.results import Faces
 
-find = partial(detect, SquareDetector(), config=DetectionConfig(again_above=1000))
+find = partial(detect, SquareDetector())
 
 
 def image_of(squares, faces, unsure=(), marks=None):

@@ -19,8 +19,8 @@ def detector():
     return SquareDetector()
 
 
-EASY = DetectionConfig(score_threshold=0.5, min_side=160, again_above=256)
-SIZES = DetectionConfig(min_side=160, again_above=256)
+EASY = DetectionConfig(score_threshold=0.5, min_side=160)
+SIZES = DetectionConfig(min_side=160)
 
 
 class Fixed(nn.Module):
@@ -70,8 +70,7 @@ def test_a_square_comes_back_exactly_in_a_photograph_that_is_shown_as_it_is(dete
     [
         (64, 48, (10, 20, 16)),  # enlarged
         (100, 100, (30, 30, 40)),  # enlarged
-        (300, 260, (100, 120, 80)),  # shown again in half size
-        (480, 640, (350, 200, 150)),  # shown three times
+        (480, 640, (350, 200, 150)),
         (1500, 1100, (600, 700, 300)),  # reduced
         (90, 1500, (800, 20, 60)),  # a strip
     ],
@@ -80,8 +79,7 @@ def test_boxes_are_in_pixels_of_the_photograph_whatever_its_size(detector, heigh
     faces = detect(detector, [photo_of(square, height=height, width=width)], SIZES)
     assert len(faces) == 1
     longest = max(height, width)
-    # Half a pixel of the coarsest view that may share in the box's position, and a little.
-    coarse = max(1.0, longest / 160) if longest > 256 else 0.5
+    coarse = max(0.5, longest / 640)  # pixels of the reduced image, and a little
     error = (faces.boxes[0] - torch.tensor(edges_of(*square))).abs().max()
     assert error < 1.1 * coarse, f"{error:.2f} px off"
     x0, y0, x1, y1 = faces.boxes[0].tolist()
@@ -90,12 +88,12 @@ def test_boxes_are_in_pixels_of_the_photograph_whatever_its_size(detector, heigh
     torch.testing.assert_close(points, wanted, atol=1e-2, rtol=0)
 
 
-def test_photographs_are_shown_enlarged_reduced_and_again_in_half_size(detector):
+def test_images_are_enlarged_or_reduced_and_shown_once(detector):
     detect(detector, [photo_of(height=40, width=80)], SIZES)
     assert detector.shown == [(1, 3, 128, 192)]  # 80 x 160, padded
     detector.shown.clear()
     detect(detector, [photo_of(height=1280, width=640)], SIZES)
-    assert detector.shown == [(1, 3, 640, 320), (1, 3, 320, 192), (1, 3, 192, 128)]
+    assert detector.shown == [(1, 3, 640, 320)]
 
 
 def test_views_of_one_size_are_shown_together_up_to_the_batch_size(detector):
@@ -264,10 +262,11 @@ def test_a_detection_whose_landmarks_fit_no_face_is_rejected(fault):
 def network():
     """A network with random weights that sees faces, and an image."""
     torch.manual_seed(0)
-    detector = FaceDetector(16).eval()
-    torch.nn.init.constant_(detector.box_output.bias[:1], 1.0)
-    torch.nn.init.zeros_(detector.landmark_output.weight)
-    detector.landmark_output.bias.data.copy_((FACE / 112 - 0.5).flatten())
+    detector = FaceDetector(12).eval()
+    for head in detector.heads:
+        head.output.weight.data[5:] = 0.0
+        head.output.bias.data[0] = 1.0
+        head.output.bias.data[5:] = (FACE / 112 - 0.5).flatten()
     return detector, torch.randint(0, 256, (200, 180, 3), dtype=torch.uint8)
 
 

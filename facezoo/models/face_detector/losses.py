@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import box_area, generalized_box_iou_loss
 
-from facezoo.preprocess.boxes import paired_iou
+from facezoo.preprocess.boxes import area, paired_iou
 from facezoo.preprocess.detector import BASES, Candidates
 
 # Side of a face, the root of its box's area, that a level detects, in units of its base. Levels
@@ -78,7 +77,7 @@ def assign(image: Annotation, centers: Tensor, bases: Tensor) -> tuple[Tensor, T
         return face, ~_inside(centers, image.ignored)
     middle = (image.boxes[:, :2] + image.boxes[:, 2:]) / 2
     extent = image.boxes[:, 2:] - image.boxes[:, :2]
-    size = box_area(image.boxes).sqrt()
+    size = area(image.boxes).sqrt()
     low = torch.where(bases == BASES[0], 0.0, _SMALLEST * bases)
     high = torch.where(bases == BASES[-1], float("inf"), _LARGEST * bases)
     reach = torch.maximum(extent * _REACH, bases[..., None] * _LEAST_REACH)  # (A, G, 2)
@@ -124,12 +123,25 @@ def detection_loss(candidates: Candidates, targets: Targets) -> dict[str, Tensor
     quality[targets.positive] = overlap.clamp(min=0.1)
     difference = (candidates.logits.sigmoid() - quality).square()
     entropy = F.binary_cross_entropy_with_logits(candidates.logits, quality, reduction="none")
-    unit = box_area(targets.boxes).sqrt().clamp(min=1)[:, None, None]
+    unit = area(targets.boxes).sqrt().clamp(min=1)[:, None, None]
     distance = (candidates.landmarks[targets.positive] - targets.landmarks) / unit
     landmark = F.smooth_l1_loss(distance, torch.zeros_like(distance), beta=0.01, reduction="none")
     number = targets.positive.sum().clamp(min=1)
     return {
         "score": (difference * entropy * targets.counts).sum() / number,
-        "box": _BOX * generalized_box_iou_loss(boxes, targets.boxes, reduction="sum") / number,
+        "box": _BOX * _generalized_iou_loss(boxes, targets.boxes) / number,
         "landmark": _LANDMARK * (landmark.mean(2) * targets.weights).mean(1).sum() / number,
     }
+
+
+def _generalized_iou_loss(boxes: Tensor, truth: Tensor) -> Tensor:
+    """Sum one minus generalized IoU (Rezatofighi et al., CVPR 2019) over boxes (P, 4)."""
+    hull = area(
+        torch.cat(
+            [torch.minimum(boxes[:, :2], truth[:, :2]), torch.maximum(boxes[:, 2:], truth[:, 2:])],
+            -1,
+        )
+    )
+    overlap = paired_iou(boxes, truth)
+    union = (area(boxes) + area(truth)) / (1 + overlap)  # from IoU = I / U and I + U = sum
+    return (1 - overlap + (hull - union) / hull.clamp(min=1e-6)).sum()
