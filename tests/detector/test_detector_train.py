@@ -8,12 +8,18 @@ import torch
 from packs import write_faces_wild, write_groups, write_lfw, write_negatives
 
 from facezoo.models.face_detector import train as training
-from facezoo.models.face_detector.train import DetectorConfig, read_sources, train
+from facezoo.models.face_detector.train import DetectorConfig, StageConfig, read_sources, train
 from facezoo.preprocess.detector import FaceDetector
 
 CPU = torch.device("cpu")
 CONFIG = DetectorConfig(
-    width=6, epochs=2, steps_per_epoch=2, pixels=2**14, sides=(64,), side_shares=(1.0,)
+    width=6,
+    boxes=StageConfig("boxes", epochs=2, lr=3e-3, full_iou=1.0),
+    scores=StageConfig("scores", epochs=1, lr=1e-3, full_iou=0.65),
+    steps_per_epoch=2,
+    pixels=2**14,
+    sides=(64,),
+    side_shares=(1.0,),
 )
 
 
@@ -55,14 +61,14 @@ def test_training_gives_weights_that_a_detector_takes_and_a_row_per_epoch(packs)
     state = train(CONFIG, packs, packs / "run", seed=0, device=CPU)
     FaceDetector(CONFIG.width).load_state_dict(state)
     assert all(torch.isfinite(value).all() for value in state.values())
-    with (packs / "run" / "log.csv").open(newline="") as file:
+    with (packs / "run" / "boxes" / "log.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert rows[0].keys() >= {"score", "box", "landmark", "everyday_error", "groups_recall_5"}
 
 
 def test_training_changes_every_parameter(packs):
-    config = replace(CONFIG, epochs=3, lr=0.02)
+    config = replace(CONFIG, boxes=replace(CONFIG.boxes, epochs=3, lr=0.02))
     torch.manual_seed(0)
     before = FaceDetector(config.width).state_dict()
     after = train(config, packs, packs / "run", seed=0, device=CPU)
@@ -75,7 +81,7 @@ def test_an_interrupted_run_ends_at_the_same_weights(packs, monkeypatch):
         interrupt_after(patch, 3)
         with pytest.raises(KeyboardInterrupt):
             train(CONFIG, packs, packs / "run", seed=1, device=CPU, save_every=0.0)
-    interrupt_after(monkeypatch, 1)  # no more than one step remains
+    interrupt_after(monkeypatch, 3)  # the first stage has one step left, the second two
     resumed = train(CONFIG, packs, packs / "run", seed=1, device=CPU)
     assert differing(whole, resumed) == []
 

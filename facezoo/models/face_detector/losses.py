@@ -108,11 +108,14 @@ def targets_of(images: Sequence[Annotation], centers: Tensor, bases: Tensor) -> 
     )
 
 
-def detection_loss(candidates: Candidates, targets: Targets) -> dict[str, Tensor]:
+def detection_loss(
+    candidates: Candidates, targets: Targets, full_iou: float = 1.0
+) -> dict[str, Tensor]:
     """Compute quality focal loss, generalized IoU loss and landmark loss per positive cell.
 
     The score learns the overlap of the cell's own box with the face, so that it ranks boxes by how
-    well they fit (Li et al., "Generalized Focal Loss", NeurIPS 2020, eq. (5)).
+    well they fit (Li et al., "Generalized Focal Loss", NeurIPS 2020, eq. (5)). From ``full_iou`` on
+    the target is 1.
 
     Returns:
         Weighted parts of the loss by name, scalars.
@@ -120,7 +123,7 @@ def detection_loss(candidates: Candidates, targets: Targets) -> dict[str, Tensor
     quality = torch.zeros_like(candidates.logits)
     boxes = candidates.boxes[targets.positive]
     overlap = paired_iou(boxes.detach(), targets.boxes)
-    quality[targets.positive] = overlap.clamp(min=0.1)
+    quality[targets.positive] = (overlap / full_iou).clamp(0.1, 1.0)
     difference = (candidates.logits.sigmoid() - quality).square()
     entropy = F.binary_cross_entropy_with_logits(candidates.logits, quality, reduction="none")
     unit = area(targets.boxes).sqrt().clamp(min=1)[:, None, None]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from facezoo.data.detection import BoxRegression, face_crops, labeled_images
+from facezoo.data.detection import BoxRegression, LabeledImage, face_crops, labeled_images
 from facezoo.data.packs import as_points, check_packs, read_pack
 from facezoo.evaluate.detection import TIGHT, compare
 from facezoo.hub.card import Licenses, Preprocessing
@@ -42,13 +42,26 @@ _WATCHED = 80  # validation images of each kind that are measured after every ep
 
 
 @dataclass(frozen=True)
+class StageConfig:
+    """One of the stages of training."""
+
+    name: str
+    epochs: int
+    lr: float
+    full_iou: float
+    """IoU from which on the target of the score is 1; below, it grows with the IoU."""
+
+
+@dataclass(frozen=True)
 class DetectorConfig:
     """The recipe of the detector."""
 
     width: int = 48
-    epochs: int = 37
+    boxes: StageConfig = StageConfig("boxes", epochs=37, lr=3e-3, full_iou=1.0)
+    """The score ranks boxes by how well they fit."""
+    scores: StageConfig = StageConfig("scores", epochs=8, lr=8e-4, full_iou=0.65)
+    """The score of a small face, whose box never fits as well, becomes that of a large one."""
     steps_per_epoch: int = 1000
-    lr: float = 3e-3
     warmup: float = 0.02
     weight_decay: float = 0.02
     average: float = 0.999
@@ -175,13 +188,31 @@ def train(
     }
     torch.manual_seed(seed)
     detector = FaceDetector(config.width).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for number, stage in enumerate((config.boxes, config.scores)):
+        state = _fit(
+            detector, stage, config, sources, watched, out / stage.name, seed + number, save_every
+        )
+        detector.load_state_dict(state)
+    return state
+
+
+def _fit(
+    detector: FaceDetector,
+    stage: StageConfig,
+    config: DetectorConfig,
+    sources: list[Source],
+    watched: dict[str, list[LabeledImage]],
+    out: Path,
+    seed: int,
+    save_every: float,
+) -> dict[str, Tensor]:
+    """Train one stage; return the averaged state."""
+    device = next(detector.parameters()).device
     optimizer = torch.optim.AdamW(
-        layer_groups(detector), lr=config.lr, weight_decay=config.weight_decay
+        layer_groups(detector), lr=stage.lr, weight_decay=config.weight_decay
     )
-    schedule = Schedule(
-        config.epochs, 1, config.lr, "cosine", config.warmup, average=config.average
-    )
-    total = config.epochs * config.steps_per_epoch
+    schedule = Schedule(stage.epochs, 1, stage.lr, "cosine", config.warmup, average=config.average)
+    total = stage.epochs * config.steps_per_epoch
     prepared: dict[int, Future[tuple[Tensor, Targets]]] = {}
 
     def step(_: Tensor, at: Position) -> dict[str, Tensor]:
@@ -192,7 +223,7 @@ def train(
         images = pixels.to(device).float() / 127.5 - 1  # channels_last, as they were composed
         with autocast(device):
             candidates = detector(images)
-        losses = detection_loss(candidates, targets.to(device))
+        losses = detection_loss(candidates, targets.to(device), stage.full_iou)
         descend(optimizer, torch.stack(list(losses.values())).sum(), 10.0)
         return losses
 
