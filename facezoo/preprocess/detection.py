@@ -135,6 +135,12 @@ def detect(
     return faces if device.type == "cpu" else faces.to(device)
 
 
+def second_pass_points(side: int) -> Tensor:
+    """Return where the second pass places the landmarks of a face in its input, (5, 2)."""
+    points = template_points("arcface112", 112).float()
+    return (points - points.mean(0)) * (0.32 * side / 35.2) + (side - 1) / 2
+
+
 def _best_rotations(faces: Faces, config: DetectionConfig) -> Faces:
     """Suppress the faces that have a higher score at another rotation of their image."""
     parts = [faces[:0]]

@@ -8,7 +8,7 @@ import torch
 
 from facezoo.data.detection import LabeledImage
 from facezoo.models.face_detector import scenes as scenery
-from facezoo.models.face_detector.scenes import SMALLEST, Source, scene
+from facezoo.models.face_detector.scenes import SMALLEST, Source, close_up, scene
 
 # A lopsided face far from the middle of the image, so that no mistake cancels out.
 POINTS = torch.tensor([[165.0, 150], [205, 152], [190, 175], [170, 200], [203, 196]])
@@ -115,3 +115,15 @@ def test_objects_alone_make_scenes_without_faces():
     pixels, faces = scene([Source([image(faces=0)], 1.0)], 256, np.random.default_rng(0))
     assert pixels.shape == (256, 256, 3)
     assert len(faces.boxes) == len(faces.ignored) == 0
+
+
+def test_close_ups_show_one_face_in_the_middle(clean):
+    for seed in range(30):
+        pixels, faces = close_up([Source([image()], 1.0)], 128, np.random.default_rng(seed))
+        assert pixels.shape == (128, 128, 3)
+        points = faces.landmarks[0]
+        assert (points.mean(0) - 63.5).abs().max() < 25
+        assert 20 < (points[0] - points[1]).norm() < 70
+        assert (points[1] - points[0])[0] > 0
+        x, y = points[2].round().int().tolist()
+        assert pixels[y, x, 0] > 200  # the dot of the nose

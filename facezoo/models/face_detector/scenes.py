@@ -13,11 +13,15 @@ from PIL import Image
 
 from facezoo.data.detection import LabeledImage
 from facezoo.models.face_detector.losses import Annotation
+from facezoo.preprocess.alignment import similarity_transform
+from facezoo.preprocess.detection import second_pass_points
 
 SMALLEST = 13.0
 """Least length of the longer side of a face, pixels; smaller ones are left out of the loss."""
 _TEACHER = 0.5  # weight of landmarks by a teacher, next to 1 for marks set by hand
 _GREY = 127  # the padding of detection
+CLOSE_UP_SIDES = (64, 128)
+"""Sides of close-ups, pixels."""
 _MIRRORED = [1, 0, 2, 4, 3]  # right and left of a mirrored face change places
 
 
@@ -67,6 +71,27 @@ def scene(sources: Sequence[Source], side: int, rng: Generator) -> tuple[np.ndar
     return canvas, Annotation(*map(torch.from_numpy, (boxes, points, weights, ignored)))
 
 
+def close_up(sources: Sequence[Source], side: int, rng: Generator) -> tuple[np.ndarray, Annotation]:
+    """Show one face nearly as the second pass of detection does: large, upright and centered."""
+    shares = np.array([source.share for source in sources])
+    while True:
+        source = sources[int(rng.choice(len(sources), p=shares / shares.sum()))]
+        image = source.images[int(rng.integers(len(source.images)))]
+        known = image.weights.all(1).nonzero()[:, 0].tolist()
+        if known:
+            break
+    points = image.landmarks[known[int(rng.integers(len(known)))]].numpy()
+    matrix = similarity_transform(torch.from_numpy(points)[None], second_pass_points(side))[
+        0
+    ].numpy()
+    scale = float(np.hypot(*matrix[:, 0])) * math.exp(rng.normal(0, 0.12))
+    angle = math.atan2(-matrix[1, 0], matrix[0, 0]) + math.radians(rng.normal(0, 7))
+    place = np.full(2, (side - 1) / 2) + rng.normal(0, 0.04 * side, 2)
+    view = image, scale, points.mean(0), place, angle, False
+    pixels, faces = _shown(*view, side, side, rng)
+    return pixels, Annotation(*(torch.from_numpy(part.astype(np.float32)) for part in faces))
+
+
 def _tile(
     source: Source, width: int, height: int, rng: Generator
 ) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
@@ -74,6 +99,21 @@ def _tile(
     image = source.images[int(rng.integers(len(source.images)))]
     angle, is_sideways = _angle(rng)
     scale, center, place = _placement(image, source.tight, width, height, rng)
+    return _shown(image, scale, center, place, angle, is_sideways, width, height, rng)
+
+
+def _shown(
+    image: LabeledImage,
+    scale: float,
+    center: np.ndarray,
+    place: np.ndarray,
+    angle: float,
+    is_sideways: bool,
+    width: int,
+    height: int,
+    rng: Generator,
+) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """Show an image so that ``center`` is at ``place``, perhaps mirrored; see ``_tile``."""
     mirror = rng.random() < 0.5
     pixels = _painted(image.pixels.numpy(), scale, center, place, angle, width, height, rng)
     cosine, sine = math.cos(angle), math.sin(angle)

@@ -16,7 +16,7 @@ from facezoo.data.packs import as_points, check_packs, read_pack
 from facezoo.evaluate.detection import TIGHT, compare
 from facezoo.hub.card import Licenses, Preprocessing
 from facezoo.models.face_detector.losses import Targets, detection_loss, targets_of
-from facezoo.models.face_detector.scenes import Source, scene
+from facezoo.models.face_detector.scenes import CLOSE_UP_SIDES, Source, close_up, scene
 from facezoo.preprocess.detection import DetectionConfig, detect
 from facezoo.preprocess.detector import FaceDetector, cells
 from facezoo.training.loop import Position, Schedule, fit
@@ -50,6 +50,10 @@ class StageConfig:
     lr: float
     full_iou: float
     """IoU from which on the target of the score is 1; below, it grows with the IoU."""
+    close_ups: float
+    """Share of the batches that show aligned faces, as the second pass of detection does."""
+    fixed_norms: bool
+    """Keep the statistics of the norms, which do not fit batches of close-ups."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +61,11 @@ class DetectorConfig:
     """The recipe of the detector."""
 
     width: int = 48
-    boxes: StageConfig = StageConfig("boxes", epochs=37, lr=3e-3, full_iou=1.0)
+    boxes: StageConfig = StageConfig("boxes", 37, 3e-3, 1.0, 0.0, False)
     """The score ranks boxes by how well they fit."""
-    scores: StageConfig = StageConfig("scores", epochs=8, lr=8e-4, full_iou=0.65)
-    """The score of a small face, whose box never fits as well, becomes that of a large one."""
+    refine: StageConfig = StageConfig("refine", 9, 6e-4, 0.65, 0.25, True)
+    """Small faces, whose boxes never fit as well, get the scores of large ones; and the network
+    learns to improve landmarks on aligned faces."""
     steps_per_epoch: int = 1000
     warmup: float = 0.02
     weight_decay: float = 0.02
@@ -144,15 +149,21 @@ def _spread(table: pa.Table, count: int) -> pa.Table:
 
 
 def compose(
-    sources: list[Source], config: DetectorConfig, seed: int, step: int
+    sources: list[Source], config: DetectorConfig, stage: StageConfig, seed: int, step: int
 ) -> tuple[Tensor, Targets]:
     """Compose the batch of one step, uint8 (B, 3, side, side), and its targets.
 
     It depends on the arguments alone, so that a thread may prepare it.
     """
     rng = np.random.default_rng([seed, step, Processes.present().rank])
-    side = int(rng.choice(config.sides, p=config.side_shares))
-    scenes = [scene(sources, side, rng) for _ in range(max(1, config.pixels // side**2))]
+    # Without close-ups no number is taken for this choice.
+    if stage.close_ups and rng.random() < stage.close_ups:
+        side = int(rng.choice(CLOSE_UP_SIDES))
+        count = max(1, config.pixels // 4 // side**2)
+        scenes = [close_up(sources, side, rng) for _ in range(count)]
+    else:
+        side = int(rng.choice(config.sides, p=config.side_shares))
+        scenes = [scene(sources, side, rng) for _ in range(max(1, config.pixels // side**2))]
     pixels = torch.from_numpy(np.stack([pixels for pixels, _ in scenes])).permute(0, 3, 1, 2)
     return pixels, targets_of([faces for _, faces in scenes], *cells(side, side, CPU))
 
@@ -188,7 +199,7 @@ def train(
     }
     torch.manual_seed(seed)
     detector = FaceDetector(config.width).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    for number, stage in enumerate((config.boxes, config.scores)):
+    for number, stage in enumerate((config.boxes, config.refine)):
         state = _fit(
             detector, stage, config, sources, watched, out / stage.name, seed + number, save_every
         )
@@ -218,9 +229,11 @@ def _fit(
     def step(_: Tensor, at: Position) -> dict[str, Tensor]:
         for number in range(at.step, min(at.step + 3, total)):
             if number not in prepared:
-                prepared[number] = pool.submit(compose, sources, config, seed, number)
+                prepared[number] = pool.submit(compose, sources, config, stage, seed, number)
         pixels, targets = prepared.pop(at.step).result()
         images = pixels.to(device).float() / 127.5 - 1  # channels_last, as they were composed
+        if stage.fixed_norms:
+            detector.eval()
         with autocast(device):
             candidates = detector(images)
         losses = detection_loss(candidates, targets.to(device), stage.full_iou)
