@@ -63,7 +63,7 @@ class DetectorConfig:
     width: int = 48
     boxes: StageConfig = StageConfig("boxes", 37, 3e-3, 1.0, 0.0, False)
     """The score ranks boxes by how well they fit."""
-    refine: StageConfig = StageConfig("refine", 9, 6e-4, 0.65, 0.25, True)
+    refine: StageConfig = StageConfig("refine", 7, 6e-4, 0.65, 0.25, True)
     """Small faces, whose boxes never fit as well, get the scores of large ones; and the network
     learns to improve landmarks on aligned faces."""
     steps_per_epoch: int = 1000
