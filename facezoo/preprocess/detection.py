@@ -13,6 +13,8 @@ from torch import Tensor
 from torchvision.ops import box_area, box_iou, nms
 
 from facezoo.inference import exact
+from facezoo.preprocess.alignment import align, similarity_transform
+from facezoo.preprocess.boxes import paired_iou
 from facezoo.preprocess.detector import Candidates, FaceDetector
 from facezoo.preprocess.templates import template_points
 from facezoo.results import Faces
@@ -25,6 +27,9 @@ _CONTAINED = 0.8
 # Largest roll and largest distance between landmarks and template, in eye distances, of a face,
 # and the least eye distance, as a share of the longer side of the box.
 _ROLL_DEG, _MISFIT, _LEAST_EYES = 75.0, 0.6, 0.1
+# Crops of the second pass: side, distance of the eyes as a share of it, and crops per forward pass;
+# the share of the second pass in the landmarks, and the largest change, in eye distances.
+_CROP, _CROP_EYES, _CROPS_AT_ONCE, _BLEND, _MOVED = 128, 0.32, 64, 0.7, 0.5
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,8 @@ class DetectionConfig:
     """Boxes that overlap the best one by more than this IoU contribute to its position."""
     batch_size: int = 32
     """Images per forward pass."""
+    second_pass: bool = True
+    """Detect each face again, in an aligned crop, for better landmarks."""
 
     def __post_init__(self) -> None:
         if not 0 < self.score_threshold < 1:
@@ -131,14 +138,50 @@ def detect(
     device = next(detector.parameters()).device
     with torch.autocast(device.type, enabled=False), exact(device):
         parts = [_search(detector, images, degrees, config) for degrees in config.rotations]
-    faces = parts[0] if len(parts) == 1 else _best_rotations(_joined(parts), config)
+        faces = parts[0] if len(parts) == 1 else _best_rotations(_joined(parts), config)
+        if config.second_pass and len(faces.scores):
+            faces = _improved(detector, images, faces, config)
     return faces if device.type == "cpu" else faces.to(device)
 
 
 def second_pass_points(side: int) -> Tensor:
     """Return where the second pass places the landmarks of a face in its input, (5, 2)."""
     points = template_points("arcface112", 112).float()
-    return (points - points.mean(0)) * (0.32 * side / 35.2) + (side - 1) / 2
+    scale = _CROP_EYES * side / (points[1] - points[0]).norm()
+    return (points - points.mean(0)) * scale + (side - 1) / 2
+
+
+def _improved(
+    detector: FaceDetector, images: Sequence[Tensor], faces: Faces, config: DetectionConfig
+) -> Faces:
+    """Replace landmarks by those that the network predicts for the aligned face.
+
+    A face is dropped if its landmarks move by more than ``_MOVED``.
+    """
+    matrices = similarity_transform(faces.landmarks, second_pass_points(_CROP))
+    device = next(detector.parameters()).device
+    crops = align(images, faces.image_index, matrices, _CROP).to(device) / 127.5 - 1
+    parts = [_central_landmarks(detector, part, config) for part in crops.split(_CROPS_AT_ONCE)]
+    points = torch.cat(parts).cpu() - matrices[:, None, :, 2]
+    points = points @ torch.linalg.inv(matrices[..., :2]).mT
+    distance = (points - faces.landmarks).norm(dim=-1).mean(1)
+    scale = torch.linalg.det(matrices[..., :2]).sqrt()
+    near = distance * scale <= _MOVED * _CROP_EYES * _CROP
+    return replace(faces, landmarks=(1 - _BLEND) * faces.landmarks + _BLEND * points)[near]
+
+
+def _central_landmarks(detector: FaceDetector, crops: Tensor, config: DetectionConfig) -> Tensor:
+    """Return the landmarks of the face in the middle of each crop (F, 3, S, S), (F, 5, 2)."""
+    candidates: Candidates = detector(crops.contiguous(memory_format=torch.channels_last))
+    boxes, side = candidates.boxes, crops.shape[-1]
+    offset = (boxes[..., :2] + boxes[..., 2:] - (side - 1)).abs().amax(-1) / 2
+    scores = candidates.logits.sigmoid() * (offset < side / 5)
+    best = scores.argmax(1)
+    rows = torch.arange(len(crops), device=crops.device)
+    agree = paired_iou(boxes, boxes[rows, best, None]) > config.vote_iou
+    weights = scores * (agree & (scores >= scores[rows, best, None] / 2))
+    weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-6)
+    return torch.einsum("fa,fapc->fpc", weights, candidates.landmarks)
 
 
 def _best_rotations(faces: Faces, config: DetectionConfig) -> Faces:

@@ -8,7 +8,8 @@ import torch
 from packs import FACE, SquareDetector, edges_of, photo_of
 from torch import nn
 
-from facezoo.preprocess.detection import DetectionConfig, detect
+from facezoo.preprocess import detection
+from facezoo.preprocess.detection import DetectionConfig
 from facezoo.preprocess.detector import Candidates, FaceDetector
 
 CPU = torch.device("cpu")
@@ -17,6 +18,12 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def detector():
     return SquareDetector()
+
+
+def detect(detector, images, config=None):
+    """Detect with the first pass alone."""
+    config = dataclasses.replace(config or DetectionConfig(), second_pass=False)
+    return detection.detect(detector, images, config)
 
 
 EASY = DetectionConfig(score_threshold=0.5, min_side=160)
@@ -354,3 +361,44 @@ def test_scores_stay_between_the_threshold_and_one(detector):
     faces = detect(detector, [photo_of((10, 10, 40), (120, 10, 40, 180))])
     assert ((faces.scores > 0.9) & (faces.scores <= 1)).all()
     assert not math.isnan(float(faces.landmarks.sum()))
+
+
+class Imprecise(SquareDetector):
+    """Landmarks are too far right, by a share of the side of the face, other in crops."""
+
+    def __init__(self, shift, crop_shift=0.0):
+        super().__init__()
+        self.shift, self.crop_shift = shift, crop_shift
+
+    def forward(self, images):
+        right = torch.tensor([1.0, 0.0])
+        if images.shape[-2:] != (detection._CROP, detection._CROP):
+            candidates = super().forward(images)
+            sides = (candidates.boxes[..., 2] - candidates.boxes[..., 0])[..., None, None]
+            landmarks = candidates.landmarks + self.shift * sides * right
+            return dataclasses.replace(candidates, landmarks=landmarks)
+        points = detection.second_pass_points(detection._CROP)
+        side = 112 * (points[1] - points[0]).norm() / (FACE[1] - FACE[0]).norm()
+        points = points + (self.crop_shift - self.shift) * side * right
+        box = torch.tensor([20.0, 20.0, 107.0, 107.0])
+        count = len(images)
+        return Candidates(
+            torch.full((count, 1), 4.0), box.expand(count, 1, 4), points.expand(count, 1, 5, 2)
+        )
+
+
+def test_the_second_pass_improves_landmarks():
+    images = [photo_of((30, 50, 60), height=180, width=220), photo_of((90, 40, 50))]
+    exact = detect(SquareDetector(), images)
+    faces = detection.detect(Imprecise(0.08), images)
+    before = (detect(Imprecise(0.08), images).landmarks - exact.landmarks).norm(dim=-1)
+    after = (faces.landmarks - exact.landmarks).norm(dim=-1)
+    assert len(faces) == 2
+    torch.testing.assert_close(after, (1 - detection._BLEND) * before, atol=0.05, rtol=0)
+    assert same(dataclasses.replace(faces, landmarks=exact.landmarks), exact)
+
+
+def test_a_face_whose_landmarks_move_far_in_the_second_pass_is_rejected():
+    images = [photo_of((30, 50, 60), height=180, width=220)]
+    assert len(detection.detect(Imprecise(0.0, crop_shift=0.1), images)) == 1
+    assert len(detection.detect(Imprecise(0.0, crop_shift=0.5), images)) == 0
