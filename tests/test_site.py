@@ -5,6 +5,7 @@ import subprocess
 import sys
 import zlib
 from html.parser import HTMLParser
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -56,6 +57,13 @@ def test_every_link_of_the_site_leads_somewhere(site):
             assert there.exists(), f"{path.relative_to(site)} links to {link}"
             if anchor and there in pages:
                 assert anchor in pages[there].anchors, f"{path.relative_to(site)} links to {link}"
+
+
+def test_charts_show_the_numbers_of_the_results():
+    spec = spec_from_file_location("charts", ROOT / "docs" / "charts.py")
+    charts = module_from_spec(spec)
+    spec.loader.exec_module(charts)
+    assert not charts.stale(), "run python docs/charts.py"
 
 
 def test_nothing_is_fetched_from_elsewhere(site):
