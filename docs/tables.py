@@ -54,6 +54,13 @@ NUMBERS = {
     "Leakage: expression from identity features (FER+ test), %": ("identity", PROBE),
 }
 """Features and place in a results file by title, for models of images."""
+RENAMED = {
+    "people told": "identification",
+    "person": "identity",
+    "photograph": "image",
+    "picture": "image",
+}
+"""Words of older results files in column names, and the field's words."""
 MESH_NUMBERS = {
     "E_rec": "Reconstruction error (E_rec), mm",
     "AVD_neu": "Error of the neutral face (AVD_neu), mm",
@@ -83,15 +90,15 @@ def value(path: str, results: Path = ROOT / "docs" / "results") -> float:
 
     Args:
         path: ``file:key/key/...``. ``@ipd-fer`` is the default checkpoint of a model, and
-            ``[name=E_rec]`` the first row of a list with this value.
+            ``[name=E_rec & protocol=shuffled]`` the first row of a list with these values.
         results: the folder.
     """
     file, _, keys = path.partition(":")
     found: Any = json.loads((results / f"{file}.json").read_text(encoding="utf-8"))
     for key in keys.split("/"):
         if isinstance(found, list):
-            column, _, wanted = key.strip("[]").partition("=")
-            found = next(row for row in found if str(row[column]) == wanted)
+            wanted = dict(part.split("=") for part in key.strip("[]").split(" & "))
+            found = next(r for r in found if all(str(r[c]) == v for c, v in wanted.items()))
         elif key.startswith("@"):
             found = found[_default(key[1:])]
         else:
@@ -225,7 +232,10 @@ def results_text(file: str, table: str, results: Path = ROOT / "docs" / "results
     content = json.loads(path.read_text(encoding="utf-8"))
     rows = content["tables"][table]
     cells = [[_cell(value) for value in row.values()] for row in rows]
-    return _table(list(rows[0]), cells)
+    header = list(rows[0])
+    for old, new in RENAMED.items():
+        header = [column.replace(old, new) for column in header]
+    return _table(header, cells)
 
 
 def benchmark_text(table: str, results: Path = ROOT / "docs" / "results") -> str:
@@ -330,8 +340,8 @@ def _card_text(card: Card) -> str:
     }
     lines = [f"- {key}: {text}" for key, text in facts.items() if text]
     limits = [f"- {limit}" for limit in card.limits] or ["None on record."]
-    parts = [f"### {card.name}", "\n".join(lines), "Limits:\n\n" + "\n".join(limits)]
-    return "\n\n".join([*parts, _metrics_text(card.metrics)])
+    parts = ["\n".join(lines), "Limits:\n\n" + "\n".join(limits), _metrics_text(card.metrics)]
+    return f"### {card.name}\n\n" + folded("Model card", "\n\n".join(parts))
 
 
 def _metrics_text(metrics: Sequence[Metric]) -> str:
@@ -340,7 +350,7 @@ def _metrics_text(metrics: Sequence[Metric]) -> str:
     rows = [[m.dataset, m.split, m.name, _value(m), m.protocol] for m in metrics]
     commands = ", ".join(f"`{command}`" for command in dict.fromkeys(m.command for m in metrics))
     table = _table(["data", "split", "metric", "value", "protocol"], rows)
-    return f"Printed by {commands}:\n\n{folded(f'All {len(rows)} metrics', table)}"
+    return f"Metrics, printed by {commands}:\n\n{table}"
 
 
 def folded(title: str, text: str) -> str:

@@ -154,7 +154,7 @@ def test_every_metric_of_a_card_stands_on_its_models_page():
     votes = Metric("KL from votes", 0.4321, "nats", "FER+", "test", "a | b", "facezoo evaluate x")
     text = tables().card_text([card(metrics=[votes])], "ipd-fer")
     assert "| FER+ | test | KL from votes | 0.432 nats | a / b |" in text
-    assert "Printed by `facezoo evaluate x`" in text
+    assert "printed by `facezoo evaluate x`" in text
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)

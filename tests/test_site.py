@@ -91,9 +91,9 @@ def moved(known):
 def test_the_page_of_a_family_says_what_a_reader_wants_to_know(family):
     text = (ROOT / "docs" / "models" / f"{family}.md").read_text(encoding="utf-8")
     assert "\n## What it is for\n" in text
-    assert "\n## Licence and citation\n" in text
+    assert "\n## License and citation\n" in text
     assert re.search(r"!\[[^\]]+\]\(\.\./images/", text), "a picture"
     assert f'facezoo.load("{family}")' in text
     assert f"facezoo train {family}" in text
-    assert "\nLimits:\n" in text
+    assert "\n## Limits\n" in text
     assert info(family).citation.strip() in text
