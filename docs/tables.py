@@ -1,14 +1,20 @@
-"""Write what the cards say into the README and the pages of this folder.
+"""Write numbers of cards and results into the README and the pages of this folder.
 
     python docs/tables.py            rewrites the regions between markers
-    python docs/tables.py --check    exits with 1 if one of them differs from the cards
+    python docs/tables.py --check    exits with 1 if a page is out of date
 
-A region stands between ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``. NAME is ``models`` for
-the table of the README, ``card-<model>`` for everything about a model's checkpoints,
-``comparison-<checkpoint>`` for a checkpoint beside its baseline, ``finetuning``,
-``benchmark-<table>`` for a table of ``facezoo benchmark``, ``results-<file>.<table>`` for a table
-of numbers as a script of ``benchmarks`` wrote it, or ``stamp-<file>`` for what they were measured
-on; the last five from ``docs/results``.
+A region lies between ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``. NAME is one of
+
+    models                      checkpoints for the README
+    card-<model>                everything about the checkpoints of a model
+    numbers-<model>             the headline numbers of a model
+    comparison-<checkpoint>     a checkpoint compared with its baseline
+    finetuning                  balanced accuracy by labels per class
+    benchmark-<table>           a table of ``facezoo benchmark``
+    results-<file>.<table>      a table that a script of ``benchmarks`` wrote
+    stamp-<file>                date, hardware and command of such a file
+
+A number in a sentence lies between ``<!-- value PATH -->`` and ``<!-- end -->``; see ``value``.
 """
 
 from __future__ import annotations
@@ -35,6 +41,33 @@ HEADLINES = ("accuracy", "balanced accuracy")
 REGION = re.compile(
     r"<!-- (?P<name>[\w.-]+):begin -->\n(?P<text>.*?)<!-- (?P=name):end -->", re.DOTALL
 )
+VALUE = re.compile(r"<!-- value (?P<path>.+?) -->[^<]*<!-- end -->")
+SCORES = "benchmark:models/{}/scores/{}/"
+PROBE = "expression/FER+ test/probe"
+NUMBERS = {
+    "Expression, 8 classes (FER+ test), %": ("expression", PROBE),
+    "Same identity or not (LFW pairs), %": ("identity", "identity/verification"),
+    "Leakage: identity from expression features (LFW val), %": (
+        "expression",
+        "identity/identification",
+    ),
+    "Leakage: expression from identity features (FER+ test), %": ("identity", PROBE),
+}
+"""Features and place in a results file by title, for models of images."""
+RENAMED = {
+    "people told": "identification",
+    "person": "identity",
+    "photograph": "image",
+    "picture": "image",
+}
+"""Words of older results files in column names, and the field's words."""
+MESH_NUMBERS = {
+    "E_rec": "Reconstruction error (E_rec), mm",
+    "AVD_neu": "Error of the neutral face (AVD_neu), mm",
+    "E_dis": "Spread of the neutral faces of one identity (E_dis), mm",
+    "rank-1": "Identity of an expressive mesh (rank-1), %",
+    "expression": "Expression, 20 classes (linear probe), %",
+}
 
 
 def pages(root: Path = ROOT) -> list[Path]:
@@ -43,12 +76,79 @@ def pages(root: Path = ROOT) -> list[Path]:
 
 
 def regenerated(text: str, cards: Sequence[Card]) -> str:
-    """A page with its regions written anew from the cards; the rest is left as it is.
+    """Return a page with its regions and values written again; the rest is unchanged.
 
     Raises:
-        ValueError: if a region has a name that is not known.
+        ValueError: if the name of a region is unknown.
     """
+    text = VALUE.sub(lambda match: _valued(match["path"]), text)
     return REGION.sub(lambda match: _region(match["name"], cards), text)
+
+
+def value(path: str, results: Path = ROOT / "docs" / "results") -> float:
+    """Read one number of ``docs/results``.
+
+    Args:
+        path: ``file:key/key/...``. ``@ipd-fer`` is the default checkpoint of a model, and
+            ``[name=E_rec & protocol=shuffled]`` the first row of a list with these values.
+        results: the folder.
+    """
+    file, _, keys = path.partition(":")
+    found: Any = json.loads((results / f"{file}.json").read_text(encoding="utf-8"))
+    for key in keys.split("/"):
+        if isinstance(found, list):
+            wanted = dict(part.split("=") for part in key.strip("[]").split(" & "))
+            found = next(r for r in found if all(str(r[c]) == v for c, v in wanted.items()))
+        elif key.startswith("@"):
+            found = found[_default(key[1:])]
+        else:
+            found = found[key]
+    return float(found.split()[0] if isinstance(found, str) else found)
+
+
+def numbers_text(model: str) -> str:
+    """Format the headline numbers of a model next to a baseline."""
+    if model == "adv3d":
+        header = ["measure", "`adv3d.ict`", "`adv3d.ict-neutral`", "copy of the input"]
+        rows = [
+            [
+                title,
+                *(
+                    _short(value(f"benchmark:meshes/adv3d.{tag}/metrics/[name={name}]/value"))
+                    for tag in ("ict", "ict-neutral")
+                ),
+                _short(value(f"ict:tables/faces/[method=copy of the input]/{name}"))
+                if name.isupper() or "_" in name
+                else "–",
+            ]
+            for name, title in MESH_NUMBERS.items()
+        ]
+        return _table(header, rows)
+    header = ["measure", f"`{model}`", "pixels (baseline)", "chance"]
+    rows = []
+    for title, (space, place) in NUMBERS.items():
+        mine = SCORES.format(f"@{model}", space) + place
+        theirs = SCORES.format("pixels", "features") + place
+        row = (f"{mine}/accuracy", f"{theirs}/accuracy", f"{mine}/chance")
+        rows.append([title, *(_short(value(path)) for path in row)])
+    speed = _short(value(f"benchmark:models/@{model}/speed/images_per_second"))
+    rows.append(["Speed, crops per second on one CPU thread", speed, "–", "–"])
+    return _table(header, rows)
+
+
+def _valued(path: str) -> str:
+    return f"<!-- value {path} -->{_short(value(path))}<!-- end -->"
+
+
+def _short(number: float) -> str:
+    digits = 2 if abs(number) < 10 else 1
+    return f"{number:.{digits}f}" if abs(number) < 100 else f"{number:.0f}"
+
+
+def _default(model: str) -> str:
+    return next(
+        card.name for card in bundled_cards().values() if card.model == model and card.default
+    )
 
 
 def stale(root: Path = ROOT) -> list[Path]:
@@ -67,7 +167,7 @@ def models_table(cards: Iterable[Card]) -> str:
         [f"`{card.name}`", _parameters(card), _bytes(card), card.licenses.weights]
         for card in of_models
     ]
-    table = _table(["checkpoint", "parameters", "file", "licence of the weights"], rows)
+    table = _table(["checkpoint", "parameters", "file", "license of the weights"], rows)
     return f"{table}\n\n{_accuracies(of_models)}"
 
 
@@ -80,6 +180,8 @@ def card_text(cards: Iterable[Card], model: str) -> str:
 def _region(name: str, cards: Sequence[Card]) -> str:
     if name == "models":
         text = models_table(cards)
+    elif name.startswith("numbers-"):
+        text = numbers_text(name.removeprefix("numbers-"))
     elif name.startswith("card-"):
         text = card_text(cards, name.removeprefix("card-"))
     elif name.startswith("comparison-"):
@@ -94,8 +196,9 @@ def _region(name: str, cards: Sequence[Card]) -> str:
         text = finetuning_text(ROOT / "docs" / "results" / "finetune.lfw.json")
     else:
         raise ValueError(
-            f"no region is named {name!r}; wanted models, finetuning, card-<model>, "
-            "comparison-<checkpoint>, benchmark-<table>, results-<file>.<table> or stamp-<file>"
+            f"no region is named {name!r}; expected models, finetuning, card-<model>, "
+            "numbers-<model>, comparison-<checkpoint>, benchmark-<table>, results-<file>.<table> "
+            "or stamp-<file>"
         )
     return f"<!-- {name}:begin -->\n{text}\n<!-- {name}:end -->"
 
@@ -129,7 +232,10 @@ def results_text(file: str, table: str, results: Path = ROOT / "docs" / "results
     content = json.loads(path.read_text(encoding="utf-8"))
     rows = content["tables"][table]
     cells = [[_cell(value) for value in row.values()] for row in rows]
-    return _table(list(rows[0]), cells)
+    header = list(rows[0])
+    for old, new in RENAMED.items():
+        header = [column.replace(old, new) for column in header]
+    return _table(header, cells)
 
 
 def benchmark_text(table: str, results: Path = ROOT / "docs" / "results") -> str:
@@ -224,7 +330,7 @@ def _card_text(card: Card) -> str:
         "weights": f"{_parameters(card)} parameters, {_bytes(card)} in {card.weights.dtype}",
         "input": _input(card) if card.model in FAMILIES else "",
         "classes": ", ".join(card.labels),
-        "licences": f"code {card.licenses.code}; weights {card.licenses.weights}; "
+        "licenses": f"code {card.licenses.code}; weights {card.licenses.weights}; "
         f"training data {card.licenses.data}",
         "trained on": "; ".join(training.data),
         "trained by": f"`{training.command}`" if training.command else "",
@@ -232,10 +338,10 @@ def _card_text(card: Card) -> str:
         "on hardware": training.hardware,
         "intended use": card.intended_use,
     }
-    lines = [f"- {key}: {value}" for key, value in facts.items() if value]
+    lines = [f"- {key}: {text}" for key, text in facts.items() if text]
     limits = [f"- {limit}" for limit in card.limits] or ["None on record."]
-    parts = [f"### {card.name}", "\n".join(lines), "Limits:\n\n" + "\n".join(limits)]
-    return "\n\n".join([*parts, _metrics_text(card.metrics)])
+    parts = ["\n".join(lines), "Limits:\n\n" + "\n".join(limits), _metrics_text(card.metrics)]
+    return f"### {card.name}\n\n" + folded("Model card", "\n\n".join(parts))
 
 
 def _metrics_text(metrics: Sequence[Metric]) -> str:
@@ -244,7 +350,12 @@ def _metrics_text(metrics: Sequence[Metric]) -> str:
     rows = [[m.dataset, m.split, m.name, _value(m), m.protocol] for m in metrics]
     commands = ", ".join(f"`{command}`" for command in dict.fromkeys(m.command for m in metrics))
     table = _table(["data", "split", "metric", "value", "protocol"], rows)
-    return f"Metrics, as printed by {commands}:\n\n{table}"
+    return f"Metrics, printed by {commands}:\n\n{table}"
+
+
+def folded(title: str, text: str) -> str:
+    """Fold a part of a page; both GitHub and the site show it as a line to click on."""
+    return f"<details markdown>\n<summary>{title}</summary>\n\n{text}\n\n</details>"
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

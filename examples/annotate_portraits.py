@@ -18,7 +18,9 @@ HEIGHT = 480
 def main(output: Path, photos: list[Path], pretrained: bool = True) -> None:
     model = facezoo.load("ipd-fer", pretrained=pretrained)
     prediction = model.predict_expression(photos, faces="all", on_missing="skip")
-    pictures = [annotate(photo, prediction, image_index=i) for i, photo in enumerate(photos)]
+    pictures = [
+        annotate(photo, prediction, image_index=i, landmarks=True) for i, photo in enumerate(photos)
+    ]
     shown = [p.resize((round(p.width * HEIGHT / p.height), HEIGHT)) for p in pictures]
     row = Image.new("RGB", (sum(p.width for p in shown), HEIGHT))
     left = 0

@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from facezoo.errors import UnsupportedError
 from facezoo.models.base import FaceModel
+from facezoo.preprocess.detection import DetectionConfig
 from facezoo.preprocess.fingerprint import fingerprint
 from facezoo.preprocess.images import as_list, no_face, read_image
+from facezoo.preprocess.pipeline import DETECTION
 from facezoo.registry import load
 
 try:
@@ -44,6 +46,11 @@ class FaceFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         on_missing: ``"raise"`` an error for an image without a face, or give a row of ``"nan"``.
         batch_size: images that are processed at once.
         device: device of the model; None for the best one.
+        min_face: setting of the detector, see ``DetectionConfig``, like those below; None for its
+            default.
+        score_threshold: see there.
+        max_side: see there.
+        rotations: see there.
         memory: a folder or a ``joblib.Memory`` that stores the row of every image, so that
             cross-validation encodes an image once; None for no cache.
     """
@@ -58,6 +65,10 @@ class FaceFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         batch_size: int = 64,
         device: str | None = None,
         memory: Any = None,
+        min_face: float | None = None,
+        score_threshold: float | None = None,
+        max_side: int | None = None,
+        rotations: Sequence[int] | None = None,
     ) -> None:
         self.model = model
         self.what = what
@@ -66,6 +77,10 @@ class FaceFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         self.batch_size = batch_size
         self.device = device
         self.memory = memory
+        self.min_face = min_face
+        self.score_threshold = score_threshold
+        self.max_side = max_side
+        self.rotations = rotations
 
     def fit(self, X: Any, y: Any = None) -> FaceFeatures:  # noqa: ARG002 (scikit-learn's names)
         """Check the parameters and that there are images.
@@ -150,6 +165,9 @@ class FaceFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {self.batch_size}")
 
+    def _detection(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in DETECTION}
+
     def _model(self) -> FaceModel:
         return _load(self.model, self.device, _card_hash(self.model))
 
@@ -157,7 +175,11 @@ class FaceFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         """Compute the rows of all images; NaN where there is no face."""
         encode = "predict_expression" if self.what == "probabilities" else f"encode_{self.what}"
         result = getattr(self._model(), encode)(
-            images, on_missing="nan", aligned=self.aligned, batch_size=self.batch_size
+            images,
+            on_missing="nan",
+            aligned=self.aligned,
+            batch_size=self.batch_size,
+            **self._detection(),
         )
         rows: torch.Tensor = result.probabilities if self.what == "probabilities" else result
         return rows.cpu().numpy()
@@ -166,7 +188,9 @@ class FaceFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         """Return rows from the cache, after the images that it lacks are encoded together."""
         cached, model = memory.cache(_row, ignore=["row"]), self._model()
         weights = model.card.weights.sha256 if model.card else self.model
-        mark = fingerprint(model.preprocessing, model.jpeg)
+        mark = fingerprint(
+            model.preprocessing, model.jpeg, DetectionConfig.override(**self._detection())
+        )
         keys = []
         for index, image in enumerate(images):
             pixels = read_image(image, index)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import zlib
 from html.parser import HTMLParser
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -58,6 +59,13 @@ def test_every_link_of_the_site_leads_somewhere(site):
                 assert anchor in pages[there].anchors, f"{path.relative_to(site)} links to {link}"
 
 
+def test_charts_show_the_numbers_of_the_results():
+    spec = spec_from_file_location("charts", ROOT / "docs" / "charts.py")
+    charts = module_from_spec(spec)
+    spec.loader.exec_module(charts)
+    assert not charts.stale(), "run python docs/charts.py"
+
+
 def test_nothing_is_fetched_from_elsewhere(site):
     loaded = re.compile(r'<(?:script|img|iframe)[^>]+src="(?:https?:)?//|<link[^>]+href="https?://')
     for path in site.rglob("*.html"):
@@ -83,9 +91,9 @@ def moved(known):
 def test_the_page_of_a_family_says_what_a_reader_wants_to_know(family):
     text = (ROOT / "docs" / "models" / f"{family}.md").read_text(encoding="utf-8")
     assert "\n## What it is for\n" in text
-    assert "\n## Licence and citation\n" in text
+    assert "\n## License and citation\n" in text
     assert re.search(r"!\[[^\]]+\]\(\.\./images/", text), "a picture"
     assert f'facezoo.load("{family}")' in text
     assert f"facezoo train {family}" in text
-    assert "\nLimits:\n" in text
+    assert "\n## Limits\n" in text
     assert info(family).citation.strip() in text

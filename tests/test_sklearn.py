@@ -114,6 +114,8 @@ def test_photographs_are_aligned(base):
     blank = np.zeros((80, 80, 3), np.uint8)
     with pytest.raises(NoFaceError, match='pass on_missing="nan" to keep their place') as caught:
         FaceFeatures(model=base, device="cpu").transform([blank])
+    with pytest.raises(NoFaceError):
+        FaceFeatures(model=base, device="cpu", score_threshold=0.9999).transform(PORTRAITS)
     assert "skip" not in str(caught.value)  # this transformer does not accept it
     gap = FaceFeatures(model=base, device="cpu", on_missing="nan").transform([PORTRAITS[0], blank])
     assert np.isfinite(gap[0]).all()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -27,6 +27,42 @@ debug_option = click.option(
 device_option = click.option(
     "--device", metavar="NAME", help="cpu, cuda, cuda:1 or mps  [default: the best available]"
 )
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _degrees(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    try:
+        return tuple(int(part) for part in value.split(",")) if value else None
+    except ValueError:
+        raise click.BadParameter(f"expected degrees such as 0,90,180,270, got {value!r}") from None
+
+
+def detection_options(command: Command) -> Command:
+    """Add the settings of face detection to a command."""
+    for option in (
+        click.option(
+            "--rotations",
+            metavar="DEGREES",
+            callback=_degrees,
+            help="also search the rotated image, such as 0,90,180,270  [default: 0]",
+        ),
+        click.option(
+            "--max-side",
+            type=int,
+            metavar="PIXELS",
+            help="longest side of what the detector sees at once  [default: 640]",
+        ),
+        click.option("--score-threshold", type=float, help="least score of a face"),
+        click.option(
+            "--min-face",
+            type=float,
+            metavar="PIXELS",
+            help="least side of a face; small values are slow in large images",
+        ),
+    ):
+        command = option(command)
+    return command
 
 
 def resolve(address: str) -> Any:

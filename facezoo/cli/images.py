@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from facezoo.cli.common import FILE, PATH, device_option
+from facezoo.cli.common import FILE, PATH, detection_options, device_option
 from facezoo.errors import ImageError
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ faces_option = click.option("--faces", type=click.Choice(["all", "largest"]), de
     default="skip",
     help="if no face is found, continue or stop with an error",
 )
+@detection_options
 @device_option
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 @click.option("--csv", "as_csv", is_flag=True, help="print a CSV table with a row per face")
@@ -49,6 +50,7 @@ def predict(
     as_json: bool,
     as_csv: bool,
     save: Path | None,
+    **detection: Any,
 ) -> int:
     """Predict the expression of each face in images, folders or patterns such as "*.jpg"."""
     from facezoo.plot.annotate import picture_paths
@@ -63,7 +65,9 @@ def predict(
     table: list[dict[str, Any]] = []
     for file in files:
         try:
-            prediction = loaded.predict_expression(file, faces=faces, on_missing=on_missing)
+            prediction = loaded.predict_expression(
+                file, faces=faces, on_missing=on_missing, **detection
+            )
         except ImageError as error:
             print(f"facezoo: error: {error}", file=sys.stderr)
             entries.append({"file": str(file), "error": str(error)})
@@ -168,6 +172,7 @@ def _prediction_text(entry: dict[str, Any]) -> str:
     default="skip",
     help="if no face is found, write no row or a row of NaN",
 )
+@detection_options
 @device_option
 @click.option(
     "--jpeg",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from facezoo.cli.common import DIR, PATH, LazyGroup, device_option, resolve
+from facezoo.cli.common import DIR, PATH, LazyGroup, detection_options, device_option, resolve
 from facezoo.hub.families import COMMANDS
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ train.load = _train_command
 @click.option("--probe", is_flag=True, help="train the classification head alone")
 @click.option("--from-scratch", is_flag=True, help="start from random weights")
 @click.option("--seed", type=int, default=0)
+@detection_options
 @device_option
 def finetune(
     model: str,
@@ -119,14 +120,16 @@ def finetune(
     seed: int,
     device: str | None,
     from_scratch: bool,
-    **recipe: Any,
+    **options: Any,
 ) -> None:
     """Fine-tune a checkpoint on your own images and classes."""
     from facezoo.finetuning import Finetuning
     from facezoo.finetuning import finetune as run
+    from facezoo.preprocess.pipeline import DETECTION
     from facezoo.training.processes import Processes
 
-    overrides = {name: value for name, value in recipe.items() if value is not None}
+    detection = {name: options.pop(name) for name in DETECTION}
+    overrides = {name: value for name, value in options.items() if value is not None}
     result = run(
         data,
         out,
@@ -137,6 +140,7 @@ def finetune(
         aligned=aligned,
         seed=seed,
         device=device,
+        **detection,
     )
     if Processes.present().first:
         print(result)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -99,6 +99,7 @@ def cut_faces(
     device: torch.device | str = "cpu",
     batch_size: int = 32,
     names: Sequence[str] | None = None,
+    detection: Mapping[str, Any] | None = None,
 ) -> Crops:
     """Crop the face in each of several images; see ``load_crops``.
 
@@ -113,6 +114,7 @@ def cut_faces(
         device: device of the detector.
         batch_size: images at a time.
         names: name of each image in an error, N; None for its own.
+        detection: settings of the detector, see ``DetectionConfig``; None for the defaults.
 
     Returns:
         Crops in the order of the images; ``rows`` are indices of ``images``.
@@ -125,7 +127,7 @@ def cut_faces(
     if landmarks is not None:
         points = landmarks.clone()
     named = list(zip(images, names or [""] * len(images), strict=True))
-    sizes = _detect(named, points, torch.device(device), batch_size)
+    sizes = _detect(named, points, torch.device(device), batch_size, detection or {})
     places = points.clone()
     if cropped:
         missing = ~_known(points)
@@ -207,6 +209,7 @@ def _detect(
     points: Tensor,
     device: torch.device,
     batch_size: int,
+    detection: Mapping[str, Any],
 ) -> Tensor:
     """Fill in missing landmarks by the detector.
 
@@ -216,7 +219,7 @@ def _detect(
     sizes = torch.full((len(images), 2), float("nan"))
     missing = (~_known(points)).nonzero()[:, 0]
     sources = [images[row] for row in missing.tolist()]
-    options = ImageOptions(on_missing="skip", batch_size=batch_size, progress=True)
+    options = ImageOptions(on_missing="skip", batch_size=batch_size, progress=True, **detection)
     for batch in face_batches(sources, device, options, read=read_pair):
         rows = missing[batch.first : batch.first + len(batch.images)]
         sizes[rows] = torch.tensor([[float(i.shape[1]), float(i.shape[0])] for i in batch.images])

@@ -35,7 +35,8 @@ from facezoo.hub.tensors import read_tensors, save
 from facezoo.models.base import FaceModel, Stage
 from facezoo.models.identity_removal import NAME
 from facezoo.preprocess.alignment import prepare_aligned
-from facezoo.preprocess.pipeline import fingerprint, read_batches
+from facezoo.preprocess.detection import DetectionConfig
+from facezoo.preprocess.pipeline import DETECTION, ImageOptions, fingerprint, read_batches
 from facezoo.registry import load
 from facezoo.training.processes import Processes
 from facezoo.training.run import begin_run
@@ -79,6 +80,10 @@ def finetune(
     aligned: bool = False,
     seed: int = 0,
     device: str | torch.device | None = None,
+    min_face: float | None = None,
+    score_threshold: float | None = None,
+    max_side: int | None = None,
+    rotations: Sequence[int] | None = None,
 ) -> Finetuned:
     """Train a checkpoint further on labeled images.
 
@@ -102,6 +107,11 @@ def finetune(
         aligned: the images are crops in the model's template.
         seed: seed of the new classifier, order and augmentation.
         device: where to train; None for the best device.
+        min_face: setting of the detector, see ``DetectionConfig``, like those below; None for its
+            default.
+        score_threshold: see there.
+        max_side: see there.
+        rotations: see there.
 
     Returns:
         The folder and the scores.
@@ -113,6 +123,13 @@ def finetune(
         UnsupportedError: if the model has no classifier, or takes meshes.
     """
     recipe, target, together = recipe or Finetuning(), Path(out), Processes.present()
+    options = ImageOptions(
+        min_face=min_face,
+        score_threshold=score_threshold,
+        max_side=max_side,
+        rotations=rotations,
+    )
+    detection = {name: v for name in DETECTION if (v := getattr(options, name)) is not None}
     labelled = read_labelled(data, label_column=label_column, classes=classes)
     _check_classes(labelled, labelled.labels[labelled.rows("train")])
     net = _network(model, recipe, labelled, seed, device or together.device())
@@ -123,10 +140,13 @@ def finetune(
         "weights": net.card.weights.sha256[:12] if net.card else None,
         "data": _digest(labelled),
         "aligned": aligned,
+        **detection,
     }
     with together.first_alone():  # the other processes read the crops that the first one wrote
         record = begin_run(target / STATE, seed=seed, recipe=settings)
-        examples, rows = _examples(labelled, settings["data"], net, target / STATE, aligned)
+        examples, rows = _examples(
+            labelled, settings["data"], net, target / STATE, aligned, detection
+        )
     parts = {name: _part(examples, rows, labelled.rows(name)) for name in ("train", "val", "test")}
     note = _validation_note(labelled, parts["val"])
     if not selects_epoch(parts["val"]):
@@ -135,7 +155,7 @@ def finetune(
         del parts["val"]
     _check_classes(labelled, parts["train"].labels)
     fit(net, parts["train"], parts.get("val"), recipe, target / STATE, seed=seed)
-    command = _command(data, out, model, recipe, label_column, classes, aligned, seed)
+    command = _command(data, out, model, recipe, label_column, classes, aligned, seed, detection)
     metrics = tuple(
         metric
         for split in ("val", "test")
@@ -210,22 +230,30 @@ def _digest(labelled: LabelledImages) -> dict[str, Any]:
 
 
 def _examples(
-    labelled: LabelledImages, digest: Mapping[str, Any], net: FaceModel, folder: Path, aligned: bool
+    labelled: LabelledImages,
+    digest: Mapping[str, Any],
+    net: FaceModel,
+    folder: Path,
+    aligned: bool,
+    detection: Mapping[str, Any],
 ) -> tuple[Examples, Tensor]:
     """Return the crops of all images, cached in ``folder``, and the data row of each crop."""
     cache, key = folder / "crops.safetensors", folder / "crops.json"
-    requested = {"fingerprint": fingerprint(net.preprocessing), "data": digest}
+    config = DetectionConfig.override(**detection)
+    requested = {"fingerprint": fingerprint(net.preprocessing, detection=config), "data": digest}
     if key.is_file() and cache.is_file() and json.loads(key.read_text()) == requested:
         stored = read_tensors(cache)
         crops, rows = stored["crops"], stored["rows"]
     else:
-        crops, rows = _crop(labelled, net, aligned)
+        crops, rows = _crop(labelled, net, aligned, detection)
         save({"crops": crops, "rows": rows}, cache)
         key.write_text(json.dumps(requested))
     return Examples(crops, labelled.labels[rows], 0 if aligned else MARGIN), rows
 
 
-def _crop(labelled: LabelledImages, net: FaceModel, aligned: bool) -> tuple[Tensor, Tensor]:
+def _crop(
+    labelled: LabelledImages, net: FaceModel, aligned: bool, detection: Mapping[str, Any]
+) -> tuple[Tensor, Tensor]:
     preprocessing = net.preprocessing
     names = [f"{labelled.name}, {file}" for file in labelled.files]
     if not aligned:
@@ -238,6 +266,7 @@ def _crop(labelled: LabelledImages, net: FaceModel, aligned: bool) -> tuple[Tens
             margin=MARGIN,
             device=net.device,
             names=names,
+            detection=detection,
         )
         return crops.images, crops.rows
     plain = replace(preprocessing, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -303,6 +332,7 @@ def _command(
     classes: Sequence[str] | None,
     aligned: bool,
     seed: int,
+    detection: Mapping[str, Any],
 ) -> str:
     """Return the command line that does the same, with paths cut to their last names."""
     words = ["facezoo", "finetune", "--model", _last(model), "--data", _last(data)]
@@ -319,6 +349,9 @@ def _command(
     words += ["--label-column", label_column] if label_column else []
     words += ["--classes", ",".join(classes)] if classes else []
     words += ["--aligned"] if aligned else []
+    for name, value in detection.items():
+        text = ",".join(map(str, value)) if name == "rotations" else str(value)
+        words += [f"--{name.replace('_', '-')}", text]
     return shlex.join([*words, "--seed", str(seed)])
 
 

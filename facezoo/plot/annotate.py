@@ -1,24 +1,42 @@
-"""Draw results on images: boxes, landmarks, labels and probabilities."""
+"""Draw results on images: boxes, landmarks, labels and bars of probabilities.
+
+Colors mean classes: the color-blind safe ones of Okabe and Ito, with gray instead of black.
+Text grows with the face, and covers neither faces nor other text.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Literal, get_args
 
-from PIL import Image, ImageDraw, ImageFont
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from facezoo.preprocess.images import ImageSource, read_image
 from facezoo.results import ExpressionPrediction, Faces
 
-SMALLEST_SIDE = 480
-"""Images with a shorter longer side are enlarged to it, so that labels have room, pixels."""
+COLORS = (
+    *("#bbbbbb", "#f0e442", "#e69f00", "#0072b2"),
+    *("#d55e00", "#009e73", "#cc79a7", "#56b4e9"),
+)
+"""Color of each class, in the order of the classes."""
+SMALLEST_SIDE, SMALLEST_FACE, LARGEST_SIDE = 480, 64, 2000
+"""An image is enlarged until its longer side and its median face have this many pixels; for the
+face only up to the largest side."""
 BARS = 3
 """Classes in the panel of a face."""
-COLORS = ("#ffd166", "#06d6a0", "#4cc9f0", "#f78c6b", "#c77dff", "#f15bb5")
+FEW = 4
+"""Limit on the faces that get bars if no style is chosen."""
+SMALLEST_TEXT = 9.0
+"""Pixels; a label that needs smaller text is left out."""
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
+Style = Literal["box", "label", "bars"]
 Box = tuple[float, ...]
 
 
@@ -29,28 +47,47 @@ class _Mark:
     box: Box
     points: list[tuple[float, ...]]
     title: str
-    bars: list[tuple[str, float]]
+    bars: list[tuple[str, float, str]]
+    """Name, probability and color of the most probable classes."""
     color: str
 
 
 def annotate(
-    image: ImageSource, result: ExpressionPrediction | Faces, *, image_index: int = 0
+    image: ImageSource,
+    result: ExpressionPrediction | Faces,
+    *,
+    image_index: int = 0,
+    style: Style | None = None,
+    landmarks: bool = False,
+    names: Sequence[object] | None = None,
+    scale: int | None = None,
 ) -> Image.Image:
     """Draw faces on a copy of an image.
+
+    >>> prediction = model.predict_expression("group.jpg", faces="all")
+    >>> annotate("group.jpg", prediction, style="label").save("annotated.png")
 
     Args:
         image: an image, see ``facezoo.preprocess.images.read_image``.
         result: faces, with or without their expressions.
         image_index: index of this image among the images of ``result``.
+        style: ``"box"``; ``"label"`` for the class and its probability; ``"bars"`` for the three
+            most probable classes; None for bars with up to four faces, else labels. Text that
+            finds no place is replaced by the next smaller style.
+        landmarks: whether to draw the five landmarks.
+        names: a name per face of ``result``, written before its label, such as its track.
+        scale: whole number to enlarge the image by; None to enlarge small images and small faces.
 
     Returns:
-        An RGB picture of the size of the image, or enlarged by a whole number if it is small.
+        An RGB picture of the size of the image, times ``scale``.
 
     Raises:
         ImageError: if the image cannot be read.
-        ValueError: if ``result`` has no faces because its images were aligned, or if a face lies
-            outside the image.
+        ValueError: if ``result`` has no faces because its images were aligned, if a face lies
+            outside the image, or if ``style`` is unknown.
     """
+    if style is not None and style not in get_args(Style):
+        raise ValueError(f"style must be 'box', 'label', 'bars' or None, got {style!r}")
     faces = result.faces if isinstance(result, ExpressionPrediction) else result
     if faces is None:
         raise ValueError(
@@ -58,25 +95,29 @@ def annotate(
             "original image, without aligned=True"
         )
     picture = Image.fromarray(read_image(image))
-    _check_inside(faces, image_index, picture.size)
-    factor = max(1, math.ceil(SMALLEST_SIDE / max(picture.size)))
+    rows = ((faces.image_index == image_index) & faces.boxes.isfinite().all(1)).nonzero()[:, 0]
+    boxes = faces.boxes[rows].cpu().numpy()
+    _check_inside(boxes, image_index, picture.size)
+    factor = scale or _enlargement(boxes, picture.size)
     if factor > 1:
         size = (picture.width * factor, picture.height * factor)
         picture = picture.resize(size, Image.Resampling.BICUBIC)
     overlay = Image.new("RGBA", picture.size)
     draw = ImageDraw.Draw(overlay)
-    marks = _marks(result, faces, image_index, factor)
+    marks = [_mark(result, faces, row, factor, names) for row in rows.tolist()]
     for mark in marks:
-        _draw_outline(draw, mark, picture.size)
+        _draw_outline(draw, mark, landmarks)
+    lines = BARS if (style or ("bars" if len(marks) <= FEW else "label")) == "bars" else 0
     occupied = [mark.box for mark in marks]
-    for mark in marks:
-        occupied.append(_draw_panel(draw, mark, picture.size, occupied))
+    for mark in sorted(marks, key=lambda mark: mark.box[0] - mark.box[2]):  # the largest first
+        if style != "box" and mark.title:
+            occupied += _draw_text(draw, mark, picture.size, occupied, lines)
     return Image.alpha_composite(picture.convert("RGBA"), overlay).convert("RGB")
 
 
-def _check_inside(faces: Faces, image_index: int, size: tuple[int, int]) -> None:
+def _check_inside(boxes: NDArray[np.float32], image_index: int, size: tuple[int, int]) -> None:
     """Reject the image of another result: the center of a face lies inside its image."""
-    for x0, y0, x1, y1 in faces.boxes[faces.image_index == image_index].tolist():
+    for x0, y0, x1, y1 in boxes.tolist():
         x, y = (x0 + x1) / 2, (y0 + y1) / 2
         if min(x, y) < -1 or x > size[0] or y > size[1]:
             raise ValueError(
@@ -118,85 +159,124 @@ def picture_paths(files: Sequence[Path], out: Path) -> dict[Path, Path]:
     return paths
 
 
-def _marks(
-    result: ExpressionPrediction | Faces, faces: Faces, image_index: int, factor: int
-) -> list[_Mark]:
-    """Collect the faces of one image; rows of NaN are left out."""
-    marks: list[_Mark] = []
-    for row in (faces.image_index == image_index).nonzero()[:, 0].tolist():
-        if not bool(faces.boxes[row].isfinite().all()):
-            continue
-        # Pixel centers are whole numbers in the image and in the enlarged picture.
-        box = ((faces.boxes[row] + 0.5) * factor - 0.5).tolist()
-        points = [tuple(p) for p in ((faces.landmarks[row] + 0.5) * factor - 0.5).tolist()]
-        title, bars = f"face {float(faces.scores[row]):.2f}", []
-        if isinstance(result, ExpressionPrediction):
-            pairs = zip(result.classes, result.probabilities[row].tolist(), strict=True)
-            bars = sorted(pairs, key=lambda pair: -pair[1])[:BARS]
-            title = f"{result.labels[row]} {bars[0][1]:.0%}"
-        marks.append(_Mark(tuple(box), points, title, bars, COLORS[len(marks) % len(COLORS)]))
-    return marks
+def _enlargement(boxes: NDArray[np.float32], size: tuple[int, int]) -> int:
+    """Choose the whole number by which an image is enlarged, so that text has room."""
+    longest = max(size)
+    face = float(np.median(boxes[:, 2] - boxes[:, 0])) if len(boxes) else math.inf
+    for_faces = min(math.ceil(SMALLEST_FACE / max(face, 1.0)), LARGEST_SIDE // longest)
+    return max(1, math.ceil(SMALLEST_SIDE / longest), for_faces)
 
 
-def _draw_outline(draw: ImageDraw.ImageDraw, mark: _Mark, size: tuple[int, int]) -> None:
-    width = max(2, round(max(size) / 320))
-    draw.rectangle(mark.box, outline="#000000c0", width=width + 2)
+def _mark(
+    result: ExpressionPrediction | Faces,
+    faces: Faces,
+    row: int,
+    factor: int,
+    names: Sequence[object] | None,
+) -> _Mark:
+    """Collect what is drawn of a face."""
+    # Pixel centers are whole numbers in the image and in the enlarged picture.
+    box = ((faces.boxes[row] + 0.5) * factor - 0.5).tolist()
+    points = [tuple(p) for p in ((faces.landmarks[row] + 0.5) * factor - 0.5).tolist()]
+    title, bars, color = "", list[tuple[str, float, str]](), COLORS[-1]
+    if isinstance(result, ExpressionPrediction):
+        colors = (COLORS[n % len(COLORS)] for n in range(len(result.classes)))
+        triples = zip(result.classes, result.probabilities[row].tolist(), colors, strict=True)
+        bars = sorted(triples, key=lambda triple: -triple[1])[:BARS]
+        color = bars[0][2]
+        title = f"{result.labels[row]} {bars[0][1]:.0%}"
+    if names is not None:
+        title = f"{names[row]} {title}".strip()
+    return _Mark(tuple(box), points, title, bars, color)
+
+
+def _draw_outline(draw: ImageDraw.ImageDraw, mark: _Mark, landmarks: bool) -> None:
+    face = mark.box[2] - mark.box[0]
+    width = min(max(2, round(face / 40)), 6)
+    draw.rectangle([v + d for v, d in zip(mark.box, (-1, -1, 1, 1), strict=True)], outline="#000a")
     draw.rectangle(mark.box, outline=mark.color, width=width)
-    radius = max(2.0, (mark.box[2] - mark.box[0]) / 50)
-    for x, y in mark.points:
+    radius = max(1.5, face / 50)
+    for x, y in mark.points if landmarks else ():
         corners = (x - radius, y - radius, x + radius, y + radius)
-        draw.ellipse(corners, fill=mark.color, outline="#000000c0")
+        draw.ellipse(corners, fill=mark.color, outline="#000a")
+
+
+def _draw_text(
+    draw: ImageDraw.ImageDraw,
+    mark: _Mark,
+    size: tuple[int, int],
+    occupied: Sequence[Box],
+    lines: int,
+) -> list[Box]:
+    """Write label and bars next to a face, as large as fits; return the place, if there is one."""
+    face = mark.box[2] - mark.box[0]
+    largest = min(max(face / 7, min(max(size) / 60, face / 3)), max(size) / 24)
+    heights = [h for h in (largest * 0.85**k for k in range(8)) if h >= SMALLEST_TEXT]
+    heights = heights or [SMALLEST_TEXT]
+    for bars in dict.fromkeys((tuple(mark.bars[:lines]), ())):
+        for height in heights:
+            extent = _extent(mark.title, bars, height)
+            if place := next(_free_places(mark.box, extent, size, occupied), None):
+                _draw_panel(draw, mark, bars, height, place)
+                return [place]
+    if len(occupied) > 1:
+        return []
+    width, height = _extent(mark.title, (), heights[-1])  # a face that fills the image
+    left, bottom = max(mark.box[0], 0.0), min(mark.box[3], size[1] - 1.0)
+    _draw_panel(draw, mark, (), heights[-1], (left, bottom - height, left + width, bottom))
+    return []
+
+
+@cache
+def _font(height: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size=height)
+
+
+def _extent(title: str, bars: Sequence[tuple[str, float, str]], height: float) -> Box:
+    """Return width and height of a panel: a line of text, and a line per bar."""
+    font = _font(height)
+    column = max((font.getlength(name) for name, *_ in bars), default=0.0)
+    inside = max(font.getlength(title), column + 3.3 * height if bars else 0.0)
+    return inside + 0.6 * height, (1 + len(bars)) * 1.25 * height + bool(bars) * 0.1 * height
+
+
+def _free_places(
+    box: Box, extent: Box, size: tuple[int, int], occupied: Sequence[Box]
+) -> Iterator[Box]:
+    """Yield places at the four sides of a face, inside the picture, that cover nothing."""
+    (x0, y0, x1, y1), (width, height) = box, extent
+    above, below, middle = y0 - height - 2, y1 + 2, (x0 + x1 - width) / 2
+    places = [
+        *((x, y) for y in (above, below) for x in (x0, x1 - width, middle)),
+        *((x, y) for x in (x1 + 2, x0 - width - 2) for y in (y0, y1 - height)),
+    ]
+    if height > width / 3:  # a panel with bars
+        places = places[6:] + places[:6]
+    for x, y in places:
+        x, y = min(max(x, 0.0), size[0] - width), min(max(y, 0.0), size[1] - height)
+        right, bottom = x + width, y + height
+        if min(x, y) >= 0 and not any(
+            x < o[2] and o[0] < right and y < o[3] and o[1] < bottom for o in occupied
+        ):
+            yield x, y, right, bottom
 
 
 def _draw_panel(
-    draw: ImageDraw.ImageDraw, mark: _Mark, size: tuple[int, int], occupied: Sequence[Box]
-) -> Box:
-    """Write label and probabilities next to the face, where they cover least; return the panel."""
-    # Text grows with the face, within limits that are readable and leave room.
-    longest = max(size)
-    height = min(max((mark.box[2] - mark.box[0]) / 8, longest / 40, 12.0), longest / 24)
-    font = ImageFont.load_default(size=height)
-    pad, step, bar = height / 3, height * 1.25, height * 3
-    column = max((draw.textlength(name, font=font) for name, _ in mark.bars), default=0.0)
-    inside = max(draw.textlength(mark.title, font=font), column + pad + bar if mark.bars else 0)
-    extent = (inside + 2 * pad, (1 + len(mark.bars)) * step + 2 * pad)
-    left, top = _place(mark.box, extent, size, occupied)
-    panel = (left, top, left + extent[0], top + extent[1])
-    draw.rectangle(panel, fill="#000000b0")
-    draw.text((left + pad, top + pad), mark.title, fill=mark.color, font=font)
-    x = left + pad + column + pad
-    for line, (name, value) in enumerate(mark.bars, 1):
-        y = top + pad + line * step
-        draw.text((left + pad, y), name, fill="#ffffff", font=font)
-        draw.rectangle((x, y + 0.2 * height, x + bar, y + height), fill="#ffffff40")
-        draw.rectangle((x, y + 0.2 * height, x + bar * value, y + height), fill=mark.color)
-    return panel
-
-
-def _place(
-    box: Box, extent: tuple[float, float], size: tuple[int, int], occupied: Sequence[Box]
-) -> tuple[float, float]:
-    """Choose the upper left corner of a panel: right, left, below or above the face, in view."""
-    width, height = extent
-    places = [
-        (box[2] + 4, box[1]),
-        (box[0] - width - 4, box[1]),
-        (box[0], box[3] + 4),
-        (box[0], box[1] - height - 4),
-    ]
-
-    def covered(place: tuple[float, float]) -> float:
-        x, y = place
-        sides = (
-            (
-                min(x + width, other[2]) - max(x, other[0]),
-                min(y + height, other[3]) - max(y, other[1]),
-            )
-            for other in occupied
-        )
-        return sum(max(0.0, across) * max(0.0, down) for across, down in sides)
-
-    visible = [
-        (max(0.0, min(x, size[0] - width)), max(0.0, min(y, size[1] - height))) for x, y in places
-    ]
-    return min(visible, key=covered)
+    draw: ImageDraw.ImageDraw,
+    mark: _Mark,
+    bars: Sequence[tuple[str, float, str]],
+    height: float,
+    place: Box,
+) -> None:
+    left, top, right, _ = place
+    font, pad, step = _font(height), 0.3 * height, 1.25 * height
+    draw.rectangle(place, fill="#000c")
+    draw.rectangle((left, top, right, top + step), fill=mark.color)
+    dark = sum(ImageColor.getrgb(mark.color)) < 300
+    draw.text((left + pad, top), mark.title, fill="#fff" if dark else "#000", font=font)
+    x, full = right - pad - 3 * height, 3 * height
+    for line, (name, value, color) in enumerate(bars, 1):
+        y = top + line * step
+        draw.text((left + pad, y), name, fill="#fff", font=font)
+        draw.rectangle((x, y + 0.2 * height, x + full, y + height), fill="#555")
+        draw.rectangle((x, y + 0.2 * height, x + full * value, y + height), fill=color)

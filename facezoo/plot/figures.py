@@ -29,7 +29,7 @@ from facezoo.errors import UnsupportedError
 from facezoo.faces import crops as cut_out
 from facezoo.models.base import FaceModel
 from facezoo.models.mesh_base import MeshEncoding
-from facezoo.plot.annotate import annotate
+from facezoo.plot.annotate import COLORS, Style, annotate
 from facezoo.preprocess.images import Images, as_list
 from facezoo.results import ExpressionPrediction, FaceEncoding, Faces
 
@@ -90,12 +90,20 @@ def show(result: Any, images: Images | None = None) -> Picture:
     )
 
 
-def faces(images: Images, result: ExpressionPrediction | Faces) -> Picture:
-    """Draw images with boxes, landmarks and, for a prediction, labels; twelve images at most.
+def faces(
+    images: Images,
+    result: ExpressionPrediction | Faces,
+    *,
+    style: Style | None = None,
+    landmarks: bool = False,
+) -> Picture:
+    """Draw images with boxes and, for a prediction, labels; twelve images at most.
 
     Args:
         images: all images of ``result``, in the same order.
         result: faces, with or without their expressions.
+        style: see ``facezoo.plot.annotate.annotate``, as the next.
+        landmarks: whether to draw the five landmarks.
 
     Raises:
         ValueError: if there is no image, or the faces are not in these images.
@@ -110,7 +118,10 @@ def faces(images: Images, result: ExpressionPrediction | Faces) -> Picture:
             f"the result has faces of {needed} images or more, and images has {len(sources)}; pass "
             "all images of the result"
         )
-    pictures = [annotate(s, result, image_index=n) for n, s in enumerate(sources[:MOST])]
+    pictures = [
+        annotate(source, result, image_index=n, style=style, landmarks=landmarks)
+        for n, source in enumerate(sources[:MOST])
+    ]
     columns = min(len(pictures), 3)
     rows = -(-len(pictures) // columns)
     figure = _figure(4.5 * columns, 4.5 * rows)
@@ -132,7 +143,7 @@ def bars(prediction: ExpressionPrediction) -> Picture:
     for axes in panels[len(probabilities) :]:
         axes.set_axis_off()
     for index, (axes, row) in enumerate(zip(panels, probabilities, strict=False)):
-        axes.barh(prediction.classes, row.nan_to_num().tolist(), color=COLOR)
+        axes.barh(prediction.classes, row.nan_to_num().tolist(), color=_colors(len(row)))
         title = f"{index}: {prediction.labels[index] or 'no face'}"
         axes.set(title=title, xlim=(0, 1), xticks=[0, 0.5, 1])
         axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
@@ -291,13 +302,21 @@ def scatter(
     """Draw points (F, 2) on axes, a color per name; more than ten names have no legend."""
     labels = _as_list(names) if names is not None else [""] * len(points)
     kinds = sorted(set(labels))
+    colors = _colors(len(kinds))
     for number, kind in enumerate(kinds):
         x, y = points.numpy()[[label == kind for label in labels]].T
-        color = colormaps["turbo"]((number + 0.5) / len(kinds)) if names is not None else COLOR
+        color = colors[number] if names is not None else COLOR
         axes.scatter(x, y, s=12, color=color, label=kind)
     axes.set(title=title, xticks=[], yticks=[])
     if names is not None and len(kinds) <= MOST_NAMES:
         axes.legend()
+
+
+def _colors(count: int) -> list[Any]:
+    """Return a color per class or name; more than eight cannot be told apart by all."""
+    if count <= len(COLORS):
+        return list(COLORS[:count])
+    return [colormaps["viridis"](number / (count - 1)) for number in range(count)]
 
 
 def _as_list(names: Sequence[str]) -> list[str]:

@@ -9,10 +9,19 @@ from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
-from fake_faces import DETECT, replace_detector, stop_at, tiny_model, write_folder, write_image
+from fake_faces import (
+    DETECT,
+    fake_detect,
+    replace_detector,
+    stop_at,
+    tiny_model,
+    write_folder,
+    write_image,
+)
 from PIL import Image
 
 from facezoo.cli.main import main
+from facezoo.preprocess.detection import DetectionConfig
 
 
 @pytest.fixture
@@ -61,6 +70,33 @@ def test_predict_prints_a_csv_row_per_face(tiny, tmp_path, capsys):
     assert [row["file"] for row in rows] == names
     assert [row["face"] for row in rows] == ["0", "0", "1"]
     assert {"label", "score", "x0", *(f"p_{name}" for name in tiny.labels)} <= rows[0].keys()
+
+
+@pytest.mark.parametrize("command", ["predict", "extract"])
+def test_settings_of_the_detector_reach_it(tiny, tmp_path, monkeypatch, command):
+    write_image(tmp_path / "two.png", 2)
+    configs = []
+
+    def detect(detector, images, config):
+        configs.append(config)
+        return fake_detect(detector, images, config)
+
+    monkeypatch.setattr(DETECT, detect)
+    output = ["-o", str(tmp_path / "features.csv")] if command == "extract" else []
+    words = ["--min-face", "30", "--score-threshold", "0.5", "--max-side", "400"]
+    words += ["--rotations", "0,180"]
+    assert main([command, str(tmp_path / "two.png"), *output, *words]) == 0
+    assert configs == [
+        DetectionConfig(min_face=30.0, score_threshold=0.5, max_side=400, rotations=(0, 180))
+    ]
+
+
+def test_settings_of_the_detector_out_of_range_are_errors(tiny, tmp_path, capsys):
+    write_image(tmp_path / "two.png", 2)
+    assert main(["predict", str(tmp_path / "two.png"), "--rotations", "left"]) == 2
+    assert "expected degrees such as 0,90,180,270, got 'left'" in capsys.readouterr().err
+    assert main(["predict", str(tmp_path / "two.png"), "--rotations", "45"]) == 1
+    assert "multiples of 90 degrees" in capsys.readouterr().err
 
 
 def test_predict_takes_folders_and_patterns(tiny, tmp_path, capsys):

@@ -18,7 +18,7 @@ from two_processes import launch
 
 import facezoo
 from facezoo.cli.main import main
-from facezoo.errors import ImageError
+from facezoo.errors import ImageError, NoFaceError
 from facezoo.evaluate.metrics import accuracy, scores
 from facezoo.finetuning import Finetuning, finetune, fit, loop, predict
 from facezoo.finetuning.loop import Examples
@@ -407,9 +407,13 @@ def test_images_are_aligned_by_the_detector(tmp_path, base):
             folder.mkdir(parents=True)
             shutil.copy(portrait, folder)
     recipe = Finetuning(epochs=1)
-    done = finetune(tmp_path / "data", tmp_path / "out", model=base, recipe=recipe, device="cpu")
+    options = {"model": base, "recipe": recipe, "device": "cpu"}
+    done = finetune(tmp_path / "data", tmp_path / "out", **options, max_side=400, rotations=(0, 90))
     assert {m.split for m in done.metrics} == {"test"}
     assert all(m.protocol.startswith("2 faces") for m in done.metrics)
+    assert "--max-side 400 --rotations 0,90" in done.metrics[0].command
+    with pytest.raises(NoFaceError):
+        finetune(tmp_path / "data", tmp_path / "none", **options, score_threshold=0.9999)
 
 
 def test_a_class_without_a_training_image_is_named(tree, base, tmp_path):

@@ -1,5 +1,6 @@
 """Faces and labels drawn on images."""
 
+import sys
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from PIL import Image
 from facezoo.plot.annotate import annotate, picture_paths
 from facezoo.results import EXPRESSIONS, ExpressionPrediction, Faces
 
+annotating = sys.modules[annotate.__module__]
 LANDMARKS = torch.tensor([[0.3, 0.4], [0.7, 0.4], [0.5, 0.6], [0.35, 0.8], [0.65, 0.8]])
 
 
@@ -42,8 +44,10 @@ def test_a_box_is_drawn_where_the_face_is_and_the_input_stays_as_it_was():
     drawn = changed(photo, picture)
     assert drawn[150:401, 100].all()
     assert drawn[150, 100:301].all()
-    assert drawn[250, 160]  # the right eye
-    assert not drawn[:140].any()
+    assert not drawn[250, 160]  # the right eye
+    with_points = annotate(photo, prediction_of(faces_at([100, 150, 300, 400])), landmarks=True)
+    assert changed(photo, with_points)[250, 160]
+    assert not drawn[:100].any()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (24, 32), (250, 250), (3000, 2000), (40, 4000)])
@@ -57,31 +61,68 @@ def test_any_size_of_image_can_be_drawn_on(size):
     assert np.asarray(picture).any()
 
 
-def test_writing_takes_a_readable_share_of_a_small_and_of_a_large_image():
-    shares = []
-    for side in (60, 480, 3000):
-        box = [side * 0.30, side * 0.1, side * 0.32, side * 0.12]
-        plain = annotate(Image.new("RGB", (side, side)), faces_at())
-        drawn = annotate(Image.new("RGB", (side, side)), prediction_of(faces_at(box)))
-        rows = changed(plain, drawn).any(1).nonzero()[0]
-        shares.append((rows.max() - rows.min()) / drawn.height)
-    assert min(shares) > 0.12
-    assert max(shares) < 0.25
+def panels_of(picture, faces, **options):
+    """Return the boxes of the texts that ``annotate`` draws."""
+    places, draw = [], annotating._draw_panel
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(annotating, "_draw_panel", lambda *a: places.append(a[-1]) or draw(*a))
+        annotate(picture, prediction_of(faces), scale=1, **options)
+    return places
 
 
-def test_faces_alone_are_drawn_without_bars():
-    photo = Image.new("RGB", (500, 500))
-    box = [100, 100, 300, 300]
-    plain, labeled = annotate(photo, faces_at(box)), annotate(photo, prediction_of(faces_at(box)))
-    assert 0 < changed(photo, plain).sum() < changed(photo, labeled).sum()
+def overlap(a, b):
+    return min(a[2], b[2]) - max(a[0], b[0]) > 0 and min(a[3], b[3]) - max(a[1], b[1]) > 0
+
+
+@pytest.mark.parametrize("style", ["label", "bars"])
+@pytest.mark.parametrize(("count", "side"), [(1, 300), (4, 200), (40, 60), (150, 40)])
+def test_text_covers_neither_faces_nor_other_text_and_stays_inside(style, count, side):
+    generator = torch.Generator().manual_seed(count)
+    corners = torch.rand(count, 2, generator=generator) * (1000 - side)
+    boxes = torch.cat([corners, corners + side], 1).tolist()
+    places = panels_of(Image.new("RGB", (1000, 1000)), faces_at(*boxes), style=style)
+    assert len(places) > count / 3
+    for n, place in enumerate(places):
+        assert min(place[:2]) >= 0
+        assert max(place[2:]) <= 1000
+        assert not any(overlap(place, other) for other in [*boxes, *places[:n]])
+
+
+def test_text_grows_with_the_face():
+    boxes = [[100, 100, 170, 170], [400, 100, 540, 240], [700, 300, 980, 580]]
+    places = panels_of(Image.new("RGB", (1200, 1000)), faces_at(*boxes), style="label")
+    heights = [bottom - top for _, top, _, bottom in places]
+    assert heights[0] > 1.5 * heights[1] >= 1.5 * heights[2]  # the largest face comes first
+
+
+def test_a_face_that_fills_the_image_has_its_label_at_the_lower_edge():
+    picture = annotate(Image.new("RGB", (500, 500)), prediction_of(faces_at([0, 0, 499, 499])))
+    rows = changed(Image.new("RGB", (500, 500)), picture)[:, 20:480].any(1).nonzero()[0]
+    assert (rows[rows > 10] > 440).all()
+
+
+def test_each_style_draws_more_than_the_one_before():
+    photo, faces = Image.new("RGB", (500, 500)), prediction_of(faces_at([100, 100, 300, 300]))
+    drawn = [
+        changed(photo, annotate(photo, faces, style=s)).sum() for s in ("box", "label", "bars")
+    ]
+    assert 0 < drawn[0] < drawn[1] < drawn[2]
+    with pytest.raises(ValueError, match="'box', 'label', 'bars' or None, got 'dots'"):
+        annotate(photo, faces, style="dots")
+
+
+def test_names_are_drawn_also_for_faces_without_a_prediction():
+    photo, faces = Image.new("RGB", (500, 500)), faces_at([100, 100, 300, 300])
+    plain, named = annotate(photo, faces), annotate(photo, faces, names=["left"])
+    assert changed(plain, named).any()
 
 
 def test_faces_of_other_images_and_rows_of_nan_are_left_out():
     photo = Image.new("RGB", (500, 500))
     nan = float("nan")
     faces = faces_at([10, 10, 60, 60], [nan] * 4, image_index=[0, 1])
-    assert not changed(photo, annotate(photo, prediction_of(faces), image_index=1)).any()
-    assert changed(photo, annotate(photo, prediction_of(faces), image_index=0)).any()
+    assert not changed(photo, annotate(photo, prediction_of(faces), image_index=1, scale=1)).any()
+    assert changed(photo, annotate(photo, prediction_of(faces), image_index=0, scale=1)).any()
 
 
 def test_a_box_that_leaves_the_image_is_drawn_as_far_as_it_is_inside():

@@ -120,8 +120,8 @@ def _overview_row(
     return {
         "model": name,
         **{f"expression, {key}": _n(v) for key, v in zip(PROTOCOLS, expression, strict=True)},
-        "same person, LFW pairs": _n(others[0]),
-        "person from expression features": _n(others[1]),
+        "same identity, LFW pairs": _n(others[0]),
+        "identity from expression features": _n(others[1]),
         "expression from identity features": _n(others[2]),
         "parameters": _millions(entry["parameters"]) if entry else "",
         "images/s": _n(speed["images_per_second"]) if speed else "",
@@ -132,8 +132,8 @@ def _overview_row(
 SHORT = (
     "model",
     f"expression, {FERPLUS}",
-    "same person, LFW pairs",
-    "person from expression features",
+    "same identity, LFW pairs",
+    "identity from expression features",
     "expression from identity features",
     "parameters",
 )
@@ -164,7 +164,7 @@ def expression(content: Content) -> Iterator[Row]:
 
 
 IDENTITY = {
-    "verification": "same person, LFW pairs",
+    "verification": "same identity, LFW pairs",
     "identification": "identification, LFW val",
     "same identity": "smiling to neutral, London",
 }
@@ -267,11 +267,11 @@ def swap(content: Content) -> Iterator[Row]:
                 "judge": f"`{judge}`",
                 "the model was trained with the judge": "yes" if family in texts else "no",
                 "identity kept": _n(part["identity kept"]),
-                "decoded unswapped": _n(part["identity, decoded"]),
-                "photographs": _n(part["identity, photographs"]),
+                "identity kept, unswapped": _n(part["identity, decoded"]),
+                "identity kept, original": _n(part["identity, photographs"]),
                 "expression taken": _n(part["expression taken"]),
-                "decoded unswapped ": _n(part["expression, decoded"]),
-                "photographs ": _n(part["expression, photographs"]),
+                "expression taken, unswapped": _n(part["expression, decoded"]),
+                "expression taken, original": _n(part["expression, photographs"]),
             }
 
 

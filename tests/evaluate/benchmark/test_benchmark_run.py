@@ -328,7 +328,7 @@ def test_three_lines_of_the_documentation_add_an_encoder(packs, tmp_path, brief,
     monkeypatch.chdir(tmp_path)
     names = {}
     exec(compile(lines, "docs/benchmark.md", "exec"), names)
-    assert "| `mine` |" in str(names["found"])
+    assert "| `mine` |" in str(names["report"])
 
 
 # --- entries --------------------------------------------------------------------------------------

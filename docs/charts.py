@@ -1,0 +1,189 @@
+"""Draw the charts of this folder from ``docs/results``.
+
+    python docs/charts.py            draws ``docs/images/charts/*.svg``
+    python docs/charts.py --check    exits with 1 if a chart was drawn from other numbers
+
+Colors are readable on white and on dark pages; the background is transparent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from math import sqrt
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "docs" / "results"
+CHARTS = ROOT / "docs" / "images" / "charts"
+TEXT, MODEL, LEAK, BASELINE = "#7f8794", "#4f7cd8", "#d9822b", "#a9adb5"
+LFW_PAIRS, IDENTIFIED = 1973, 346
+"""Pairs of LFW, and tested images of one split of the identification."""
+PROBE = ("expression", "FER+ test", "probe")
+PANELS = (
+    (
+        "Expression\nFER+ test, 8 classes",
+        "expression",
+        ("expression", "FER+ test", "probe"),
+        "higher",
+    ),
+    ("Same identity or not\nLFW pairs", "identity", ("identity", "verification"), "higher"),
+    (
+        "Leakage: identity from\nexpression features, LFW val",
+        "expression",
+        ("identity", "identification"),
+        "lower",
+    ),
+    (
+        "Leakage: expression from\nidentity features, FER+ test",
+        "identity",
+        PROBE,
+        "lower",
+    ),
+)
+
+
+def interval(accuracy: float, count: int) -> tuple[float, float]:
+    """Compute the 95 % Wilson interval of an accuracy in per cent, of ``count`` images."""
+    z, share = 1.96, accuracy / 100
+    middle = (share + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z * sqrt(share * (1 - share) / count + z**2 / (4 * count**2)) / (1 + z**2 / count)
+    return 100 * (middle - half), 100 * (middle + half)
+
+
+def benchmark_numbers() -> dict[str, Any]:
+    """Collect accuracy, interval and chance by panel and model."""
+    models = _read("benchmark")["models"]
+    panels = {}
+    for title, space, place, better in PANELS:
+        rows = []
+        for name, entry in models.items():
+            scores = entry["scores"].get(space) or entry["scores"]["features"]
+            found: Any = scores
+            for key in place:
+                found = found[key]
+            if place[0] == "expression":
+                count = scores["expression"][place[1]]["images"]
+            else:
+                count = LFW_PAIRS if place[1] == "verification" else IDENTIFIED
+            low, high = interval(found["accuracy"], count)
+            short = entry["family"] or name
+            rows.append([short, found["accuracy"], low, high, found["chance"]])
+        panels[title] = {"better": better, "rows": rows}
+    return panels
+
+
+def draw_benchmark(panels: dict[str, Any]) -> Any:
+    """Draw one panel of bars for each measure."""
+    figure, axes = plt.subplots(
+        2, 2, figsize=(8, 5.4), sharey=True, sharex=True, layout="constrained"
+    )
+    for axis, (title, panel) in zip(axes.flat, panels.items(), strict=True):
+        for row, (name, accuracy, low, high, _) in enumerate(panel["rows"]):
+            color = MODEL if panel["better"] == "higher" else LEAK
+            color = BASELINE if name in ("pixels", "random-network") else color
+            axis.barh(row, accuracy, color=color, height=0.62)
+            axis.plot([low, high], [row, row], color=TEXT, linewidth=1.6)
+            axis.text(high + 1.5, row, f"{accuracy:.0f}", va="center", color=TEXT, fontsize=9)
+        chance = panel["rows"][0][4]
+        axis.axvline(chance, color=TEXT, linestyle=":", linewidth=1.4)
+        axis.set_title(f"{title} ({panel['better']} is better)", fontsize=9.5, color=TEXT)
+        axis.set_yticks(range(len(panel["rows"])), [row[0] for row in panel["rows"]])
+        axis.set_xlim(0, 108)
+    axes[0, 0].invert_yaxis()
+    figure.supxlabel("accuracy in %; dotted: chance; lines on bars: 95 % intervals", fontsize=9)
+    return figure
+
+
+def encode_numbers() -> list[list[Any]]:
+    """Collect the speed of ``encode`` by precision and batch."""
+    rows = _read("encode")["tables"]["encode"]
+    return [[row["dtype"], row["batch"], row["encode, images/s"]] for row in rows]
+
+
+def draw_encode(rows: list[list[Any]]) -> Any:
+    """Draw crops per second over the batch size, one line per precision."""
+    figure, axis = plt.subplots(figsize=(6.4, 3.2), layout="constrained")
+    colors = dict(zip(dict.fromkeys(row[0] for row in rows), (BASELINE, MODEL), strict=True))
+    for dtype, color in colors.items():
+        batches, speeds = zip(*[row[1:] for row in rows if row[0] == dtype], strict=True)
+        axis.plot(batches, speeds, marker="o", color=color)
+        axis.annotate(
+            dtype, (batches[-1], speeds[-1]), (6, 0), textcoords="offset points", color=TEXT
+        )
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(batches, map(str, batches))
+    axis.set_xlim(None, batches[-1] * 2.4)
+    axis.set_ylim(0, 1.08 * max(row[2] for row in rows))
+    axis.set_xlabel("batch size")
+    axis.set_ylabel("face crops per second")
+    return figure
+
+
+CHART: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+    "benchmark": (benchmark_numbers, draw_benchmark),
+    "encode": (encode_numbers, draw_encode),
+}
+
+
+def digest(numbers: Any) -> str:
+    """Hash the numbers of a chart."""
+    return hashlib.sha256(json.dumps(numbers).encode()).hexdigest()[:16]
+
+
+def stale(charts: Path = CHARTS) -> list[str]:
+    """List the charts that were drawn from other numbers."""
+    wanted = {name: digest(numbers()) for name, (numbers, _) in CHART.items()}
+    drawn = {path.stem: path.read_text(encoding="utf-8") for path in charts.glob("*.svg")}
+    return [name for name, mark in wanted.items() if mark not in drawn.get(name, "")]
+
+
+def _read(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def _style() -> None:
+    keys = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+    plt.rcParams.update(dict.fromkeys(keys, TEXT))
+    plt.rcParams.update(
+        {
+            "svg.fonttype": "none",
+            "svg.hashsalt": "facezoo",
+            "font.family": "sans-serif",
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "font.size": 9,
+        }
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Draw the charts, or print those that are out of date."""
+    parser = argparse.ArgumentParser(description="Draw the charts of the documentation.")
+    parser.add_argument("--check", action="store_true", help="only print the charts that differ")
+    options = parser.parse_args(arguments)
+    _style()
+    differing = stale()
+    for name in differing:
+        print(name)
+        if not options.check:
+            numbers, draw = CHART[name]
+            content = numbers()
+            figure = draw(content)
+            CHARTS.mkdir(parents=True, exist_ok=True)
+            figure.savefig(
+                CHARTS / f"{name}.svg",
+                transparent=True,
+                bbox_inches="tight",
+                metadata={"Date": None, "Description": f"numbers {digest(content)}"},
+            )
+    return 1 if options.check and differing else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
