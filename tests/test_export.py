@@ -336,6 +336,32 @@ def test_the_model_itself_does_not_change(model, tmp_path):
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
 
 
+def test_the_detector_is_exported_with_its_decoding(tmp_path, capsys):
+    import onnxruntime
+
+    assert main(["export", "face-detector", "--format", "onnx", "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.split() == [str(tmp_path / "detections.onnx")]
+    description = json.loads((tmp_path / "facezoo.json").read_text())
+    assert description["formats"]["onnx"]["stages"]["detections"]["largest_difference"] < 1e-5
+    pixels = torch.from_numpy(read_image(PORTRAITS[0])).permute(2, 0, 1)[None] / 127.5 - 1
+    height, width = pixels.shape[2:]
+    padded = torch.nn.functional.pad(pixels, (0, -width % 64, 0, -height % 64))
+    session = onnxruntime.InferenceSession(tmp_path / "detections.onnx")
+    scores, boxes, landmarks = session.run(None, {"images": padded.numpy()})
+    best = scores[0].argmax()
+    faces = facezoo.detect(PORTRAITS[0], max_side=max(height, width), faces="largest")
+    np.testing.assert_allclose(scores[0, best], faces.scores[0], atol=1e-3)
+    side = float(faces.boxes[0, 2] - faces.boxes[0, 0])
+    assert np.abs(boxes[0, best] - faces.boxes[0].numpy()).max() < 0.1 * side
+    assert np.abs(landmarks[0, best] - faces.landmarks[0].numpy()).max() < 0.1 * side
+
+
+def test_the_detector_has_no_stages(tmp_path, capsys):
+    words = ["export", "face-detector", "--format", "timm", "--out", str(tmp_path)]
+    assert main(words) == 2
+    assert "exported by --format onnx" in capsys.readouterr().err
+
+
 def test_unknown_formats_and_stages_are_errors(model, tmp_path):
     with pytest.raises(ValueError, match="one of onnx, torch-export, timm"):
         export(model, tmp_path, "coreml")
