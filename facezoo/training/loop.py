@@ -43,6 +43,8 @@ class Schedule:
     """Crop side from an epoch on: ((0, 64), (4, 112)) is four epochs at 64 px, then 112 px."""
     steps: int = 0
     """Number of steps, for a stage that does not count epochs."""
+    share: float = 1.0
+    """Share of the schedule that the stage runs, for one that another stage continues."""
 
     def lr_factor(self, progress: float, epoch: int) -> float:
         """Return the factor on the learning rate after a share ``progress`` of the stage."""
@@ -232,7 +234,8 @@ class _Stage:
                 order = self._order(epoch)
                 self.parts.train()
             progress = self.done / self.total
-            set_lr(self.optimizers, self.schedule.lr_factor(progress, epoch))
+            scheduled = self.schedule.share * progress
+            set_lr(self.optimizers, self.schedule.lr_factor(scheduled, epoch))
             torch.manual_seed(generator(self.seed, epoch, batch, 1).initial_seed())
             chance = generator(self.seed, epoch, batch, *self.together.path)
             place = self.done, epoch, batch, progress, self.schedule.size(epoch), chance

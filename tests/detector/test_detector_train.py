@@ -14,8 +14,8 @@ from facezoo.preprocess.detector import FaceDetector
 CPU = torch.device("cpu")
 CONFIG = DetectorConfig(
     width=6,
-    boxes=StageConfig("boxes", 2, 3e-3, 1.0, 0.0, False),
-    refine=StageConfig("refine", 1, 1e-3, 0.65, 0.5, True),
+    boxes=StageConfig("boxes", 2, 3e-3, 1.0, 0.8, 0.0, False),
+    refine=StageConfig("refine", 1, 1e-3, 0.65, 1.0, 0.5, True),
     steps_per_epoch=2,
     pixels=2**14,
     sides=(64,),

@@ -50,6 +50,8 @@ class StageConfig:
     lr: float
     full_iou: float
     """IoU from which on the target of the score is 1; below, it grows with the IoU."""
+    share: float
+    """Share of the cosine schedule that the stage runs."""
     close_ups: float
     """Share of the batches that show aligned faces, as the second pass of detection does."""
     fixed_norms: bool
@@ -61,9 +63,9 @@ class DetectorConfig:
     """The recipe of the detector."""
 
     width: int = 48
-    boxes: StageConfig = StageConfig("boxes", 37, 3e-3, 1.0, 0.0, False)
+    boxes: StageConfig = StageConfig("boxes", 31, 3e-3, 1.0, 31 / 37, 0.0, False)
     """The score ranks boxes by how well they fit."""
-    refine: StageConfig = StageConfig("refine", 7, 6e-4, 0.65, 0.25, True)
+    refine: StageConfig = StageConfig("refine", 6, 6e-4, 0.65, 1.0, 0.25, True)
     """Small faces, whose boxes never fit as well, get the scores of large ones; and the network
     learns to improve landmarks on aligned faces."""
     steps_per_epoch: int = 1000
@@ -222,7 +224,11 @@ def _fit(
     optimizer = torch.optim.AdamW(
         layer_groups(detector), lr=stage.lr, weight_decay=config.weight_decay
     )
-    schedule = Schedule(stage.epochs, 1, stage.lr, "cosine", config.warmup, average=config.average)
+    schedule = Schedule(
+        *(stage.epochs, 1, stage.lr, "cosine", config.warmup),
+        average=config.average,
+        share=stage.share,
+    )
     total = stage.epochs * config.steps_per_epoch
     prepared: dict[int, Future[tuple[Tensor, Targets]]] = {}
 
