@@ -63,7 +63,7 @@ class DetectorConfig:
     """The recipe of the detector."""
 
     width: int = 48
-    boxes: StageConfig = StageConfig("boxes", 31, 3e-3, 1.0, 31 / 37, 0.0, False)
+    boxes: StageConfig = StageConfig("boxes", 32, 3e-3, 1.0, 32 / 37, 0.0, False)
     """The score ranks boxes by how well they fit."""
     refine: StageConfig = StageConfig("refine", 6, 6e-4, 0.65, 1.0, 0.25, True)
     """Small faces, whose boxes never fit as well, get the scores of large ones; and the network
