@@ -51,7 +51,8 @@ def test_show_disentanglement_draws_a_column_per_method(name, columns, tmp_path)
     small = "test_resnet.r160_in1k"
     sizes = {
         "ipd-fer": {
-            "expression_backbone": small,
+            "backbone": small,
+            "feature_dim": 8,
             "pose_backbone": small,
             "decoder_size": 14,
             "decoder_width": 4,
