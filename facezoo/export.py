@@ -107,6 +107,11 @@ def export(
         UnsupportedError: if the model or the format has no such stage.
         ValueError: if the format is unknown, or ``out`` holds another checkpoint.
         RuntimeError: if an exported stage differs from the model by more than ``TOLERANCE``.
+
+    Examples:
+        >>> from facezoo.export import export
+        >>> [path.name for path in export(model, tmp / "onnx", stages=["expression"])]
+        ['expression.onnx']
     """
     if kind not in FORMATS:
         raise ValueError(f"unknown format {kind!r}; expected one of {', '.join(FORMATS)}")

@@ -30,6 +30,12 @@ def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
 
     Returns:
         Names in alphabetical order, for ``load``.
+
+    Examples:
+        >>> facezoo.list_models()
+        ['adv3d', 'ipd-fer', 'latent-simclr', 'latentface']
+        >>> facezoo.list_models("*fer*", pretrained=True)
+        ['ipd-fer.ferplus-lfw']
     """
     names: Iterable[str] = FAMILIES
     if pretrained:
@@ -45,6 +51,10 @@ def info(name: str) -> Card:
 
     Raises:
         UnknownNameError: if there is no such name; the message lists near matches.
+
+    Examples:
+        >>> facezoo.info("ipd-fer").licenses.code
+        'Apache-2.0'
     """
     return card_named(name, FAMILIES)
 
@@ -61,6 +71,10 @@ def download(names: str | Iterable[str]) -> dict[str, Path]:
     Raises:
         UnknownNameError: if a name is unknown, before the first download.
         WeightsError: if weights are missing, unreachable or corrupted.
+
+    Examples:
+        >>> facezoo.download("adv3d")["adv3d"].name
+        'adv3d.ict.safetensors'
     """
     from facezoo.hub.files import find
     from facezoo.hub.names import resolve
@@ -110,6 +124,11 @@ def load(
         RuntimeError: if ``device`` does not exist on this machine.
         ValueError: if ``dtype`` or ``jpeg`` is unknown.
         WeightsError: if the weights are missing, corrupted or of another shape.
+
+    Examples:
+        >>> model = facezoo.load("ipd-fer", device="cpu")
+        >>> model.predict_expression("grace_hopper.jpg").labels
+        ['neutral']
     """
     import torch
 

@@ -108,6 +108,11 @@ class FaceModel(Freezable, Model):
 
     The images may be anything that ``facezoo.preprocess.images.as_list`` takes: paths, bytes, file
     objects, PIL images, arrays, tensors, or several of these. Colors are RGB.
+
+    Examples:
+        >>> model = facezoo.load("ipd-fer")
+        >>> model.encode("grace_hopper.jpg").expression.shape
+        torch.Size([1, 512])
     """
 
     preprocessing: Preprocessing = Preprocessing()
@@ -174,6 +179,10 @@ class FaceModel(Freezable, Model):
             NoFaceError: if an image has no face and ``on_missing`` is ``"raise"``. All images are
                 searched before, and ``missing`` holds every such index.
             UnsupportedError: if this model has no expression features.
+
+        Examples:
+            >>> model.encode_expression(["eileen_collins.jpg", "grace_hopper.jpg"]).shape
+            torch.Size([2, 512])
         """
         options = ImageOptions(
             faces,
@@ -218,6 +227,10 @@ class FaceModel(Freezable, Model):
 
         Returns:
             Labels, probabilities and faces.
+
+        Examples:
+            >>> model.predict_expression("grace_hopper.jpg").labels
+            ['neutral']
         """
         stage = self.stage("predict_expression")
         logits, faces = self._encode(images, stage, ImageOptions(**options))
