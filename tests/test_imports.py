@@ -168,3 +168,19 @@ print(seconds)
         assert result.returncode == 0, result.stderr
         seconds.append(float(result.stdout))
     assert min(seconds) < 0.3
+
+
+def test_encoding_loads_neither_timm_nor_the_compiler_of_torch():
+    code = """
+import sys
+import numpy as np
+import facezoo
+model = facezoo.load("ipd-fer", device="cpu")
+model.encode(np.zeros((64, 64, 3), np.uint8), on_missing="nan")
+heavy = {"timm", "torchvision", "torch._dynamo", "sympy"} & set(sys.modules)
+assert not heavy, f"encoding loaded {heavy}"
+"""
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
