@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from facezoo.folding import convolve
+
 DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet10t": (1, 1, 1, 1)}
 """Blocks per stage of the networks that this module builds."""
 WIDTHS = (64, 128, 256, 512)
@@ -53,7 +55,7 @@ class ResNet(nn.Module):
         """Compute the maps of the stem (0) and of stages (1 to 4), by timm's name."""
         if not (stop_early and intermediates_only):
             raise ValueError("this ResNet returns the intermediate maps only; leave the flags out")
-        x, maps = self.bn1(self.conv1(images)).relu_(), []
+        x, maps = convolve(images, self.conv1, self.bn1), []
         for index in range(max(indices) + 1):
             if index:
                 x = self.get_submodule(f"layer{index}")(self.maxpool(x) if index == 1 else x)
@@ -84,13 +86,25 @@ class _Block(nn.Module):
         if stride > 1:
             pool = [nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)] if pooled else []
             convolution = nn.Conv2d(inward, outward, 1, 1 if pooled else stride, bias=False)
-            self.downsample = nn.Sequential(*pool, convolution, nn.BatchNorm2d(outward))
+            self.downsample = _Folding(*pool, convolution, nn.BatchNorm2d(outward))
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
-        y = self.bn1(self.conv1(x)).relu_()
-        result: Tensor = self.bn2(self.conv2(y)).add_(shortcut).relu_()
-        return result
+        return convolve(convolve(x, self.conv1, self.bn1), self.conv2, self.bn2, add=shortcut)
+
+
+class _Folding(nn.Sequential):
+    """Layers in a row, of which convolutions and their norms may be one step."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        layers = list(self)
+        while layers:
+            layer = layers.pop(0)
+            if layers and isinstance(layers[0], nn.BatchNorm2d):
+                x = convolve(x, layer, layers.pop(0), relu=False)
+            else:
+                x = layer(x)
+        return x
 
 
 def _deep_stem() -> nn.Sequential:
@@ -101,4 +115,4 @@ def _deep_stem() -> nn.Sequential:
         layers.append(nn.Conv2d(widths[index], widths[index + 1], 3, stride, 1, bias=False))
         if index < 2:
             layers += [nn.BatchNorm2d(widths[index + 1]), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers)
+    return _Folding(*layers)
