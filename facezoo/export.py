@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import asdict
@@ -27,14 +26,13 @@ from facezoo.models.identity_removal import NAME
 from facezoo.models.mesh_base import MeshModel
 from facezoo.preprocess.fingerprint import fingerprint
 from facezoo.results import Result, flatten_rows
+from facezoo.runtimes import open_onnx, write_onnx
 from facezoo.version import __version__
 
 FORMATS = ("onnx", "torch-export", "timm")
 TOLERANCE = 1e-4
 """Largest accepted difference between an exported stage and the model, in any number."""
 DESCRIPTION = "facezoo.json"
-OPSET = 18
-"""ONNX operator set. Stay at 20 or below: from 21 on, group norm loses precision in runtimes."""
 INPUT = "images"
 """Name of the input, also for meshes."""
 VERSIONS = {"facezoo": __version__, "torch": str(torch.__version__)}
@@ -122,6 +120,8 @@ def export(
         )
     plain = deepcopy(model).to("cpu", torch.float32).to(memory_format=torch.contiguous_format)
     plain = plain.eval().requires_grad_(False)
+    if isinstance(plain, FaceModel):
+        plain.set_runtime("torch")
     requested = _requested(plain, kind, stages)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -238,27 +238,13 @@ def _formats_in(folder: Path, description: dict[str, Any]) -> dict[str, Any]:
 
 def _write_onnx(stage: Stage, name: str, folder: Path, inputs: Tensor) -> tuple[Path, Run]:
     try:
-        import onnxruntime
+        import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError("exporting ONNX needs an extra: pip install 'facezoo[export]'") from error
     path = folder / f"{name}.onnx"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter about its own parts
-        torch.onnx.export(
-            stage,
-            (inputs,),
-            path,
-            input_names=[INPUT],
-            output_names=[name],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            opset_version=OPSET,
-            external_data=False,
-            dynamo=True,
-            verbose=False,
-        )
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return path, lambda crops: torch.from_numpy(session.run(None, {INPUT: crops.numpy()})[0])
+    write_onnx(stage, path, inputs, INPUT, name, (0,))
+    return path, open_onnx(path, "onnxruntime")
 
 
 def _write_program(stage: Stage, name: str, folder: Path, inputs: Tensor) -> tuple[Path, Run]:

@@ -21,6 +21,7 @@ PACKAGE = Path(facezoo.errors.__file__).parent
 ROWS = [
     ["version", "errors", "inference", "folding", "results", "display"],
     ["hub", "geometry"],
+    ["runtimes"],
     ["preprocess", "training"],
     ["data"],
     ["models"],

@@ -45,6 +45,7 @@ from facezoo.results import (
     tensors_in,
     titled,
 )
+from facezoo.runtimes import Runtime, check_runtime, use_runtime
 
 Stage = Callable[[Tensor], Any]
 """A function of prepared crops (B, 3, S, S); it returns a tensor, a result or a dict of these."""
@@ -122,6 +123,8 @@ class FaceModel(Freezable, Model):
     """Capabilities with a stage that cannot be exported as a fixed graph, such as rasterization."""
     jpeg: JpegDecoder = "pillow"
     """Decoder of JPEG files; see ``facezoo.load``."""
+    runtime: Runtime = "torch"
+    """Runtime of the networks and the detector; see ``facezoo.load``."""
     identity_removal: IdentityRemoval
     """Projection after ``encode_expression``, if set; see ``facezoo.remove_identity``."""
 
@@ -139,6 +142,20 @@ class FaceModel(Freezable, Model):
         """
         check_decoder(decoder, self.device)
         self.jpeg = decoder
+
+    def set_runtime(self, runtime: Runtime) -> None:
+        """Choose what computes the networks of images and the detector, see ``facezoo.load``.
+
+        Raises:
+            ImportError: if the runtime is missing.
+            UnsupportedError: if it does not support the model's device or precision.
+            ValueError: if it does not exist.
+        """
+        check_runtime(runtime, self.device, self.dtype)
+        for name, module in self.named_modules():
+            if name in self.networks:
+                use_runtime(module, runtime)
+        self.runtime = runtime
 
     def encode_expression(
         self,
@@ -409,7 +426,7 @@ class FaceModel(Freezable, Model):
                 crops = prepare_aligned(batch.images, self.preprocessing, names)
                 results.append(self.in_batches(stage, crops, size))
             return concatenate(results), None
-        for batch in face_batches(sources, device, options, jpeg=self.jpeg):
+        for batch in face_batches(sources, device, options, jpeg=self.jpeg, runtime=self.runtime):
             assert batch.faces is not None
             results.append(self._encode_faces(batch.images, batch.faces, stage, options.batch_size))
             index = batch.faces.image_index + batch.first

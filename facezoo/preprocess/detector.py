@@ -113,6 +113,12 @@ class FaceDetector(nn.Module):
                 f"images must have sides that are multiples of {STRIDES[-1]}, got "
                 f"{height} x {width}; pad them with zeros on the right and below"
             )
+        raw = self.raw(images)
+        centres, bases = cells(height, width, raw.device)
+        return decode(raw, centres, bases)
+
+    def raw(self, images: Tensor) -> Tensor:
+        """Compute the numbers of every cell, (B, A, 15); see ``forward``."""
         features = []
         x = self.stem(images)
         for stage in self.stages:
@@ -125,9 +131,7 @@ class FaceDetector(nn.Module):
                 merged = merged + F.interpolate(above, scale_factor=2.0, mode="nearest")
             above = merged
             outputs.append(self._read(merged))
-        raw = torch.cat(outputs[::-1], 1)
-        centres, bases = cells(height, width, raw.device)
-        return decode(raw, centres, bases)
+        return torch.cat(outputs[::-1], 1)
 
     @torch.no_grad()
     def fold_norms(self) -> FaceDetector:

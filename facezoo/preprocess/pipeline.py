@@ -30,6 +30,7 @@ from facezoo.preprocess.images import describe, no_face, read_image
 from facezoo.preprocess.jpeg import Jpeg, JpegDecoder, decode, read_or_keep
 from facezoo.preprocess.prefetch import DECODERS, prefetch
 from facezoo.results import Faces
+from facezoo.runtimes import Runtime, use_runtime
 
 Which = Literal["largest", "all"]
 OnMissing = Literal["raise", "skip", "nan"]
@@ -204,6 +205,7 @@ def face_batches(
     device: torch.device,
     options: ImageOptions,
     *,
+    runtime: Runtime = "torch",
     clock: Clock | None = None,
     **reading: Any,
 ) -> Iterator[ImageBatch]:
@@ -213,6 +215,7 @@ def face_batches(
         sources: see ``read_batches``.
         device: device of the images and of the detector.
         options: choice of faces, batch size and progress bar.
+        runtime: runtime of the detector.
         clock: measures the time of reading and detection.
         **reading: further arguments of ``read_batches``.
 
@@ -232,7 +235,7 @@ def face_batches(
         **reading,
     ):
         with timed("detect"):
-            faces = _detect(batch.images, device, options.faces, options.detection)
+            faces = _detect(batch.images, device, options.faces, options.detection, runtime)
         lacking = _without_face(faces, len(batch.images))
         if options.on_missing == "raise":
             missing += [batch.first + batch.index[place] for place in lacking]
@@ -344,8 +347,8 @@ def to_device(images: Sequence[Loaded], device: torch.device) -> list[Any]:
 
 
 @cache
-def load_detector(device: torch.device) -> FaceDetector:
-    """Load the bundled face detector; all models on a device share it.
+def load_detector(device: torch.device, runtime: Runtime = "torch") -> FaceDetector:
+    """Load the bundled face detector; all models on a device and in a runtime share it.
 
     Raises:
         WeightsError: if its weights cannot be found or trusted.
@@ -356,6 +359,7 @@ def load_detector(device: torch.device) -> FaceDetector:
         detector = FaceDetector(**card.architecture).float()
         load_into(detector, read_tensors(find(card)))
         detector.fold_norms()
+        use_runtime(detector, runtime, method="raw", free=(0, 2, 3), like=(1, 3, 256, 192))
         return detector.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
@@ -396,11 +400,12 @@ def _detect(
     device: torch.device,
     which: Which,
     config: DetectionConfig | None = None,
+    runtime: Runtime = "torch",
 ) -> Faces:
     if not images:
         empty = torch.zeros(0, dtype=torch.float32, device=device)
         return Faces(empty.view(0, 4), empty.view(0, 5, 2), empty, empty.long())
-    faces = detect(load_detector(device), images, config)
+    faces = detect(load_detector(device, runtime), images, config)
     if which == "all" or len(faces.scores) < 2:
         return faces
     extent = (faces.boxes[:, 2:] - faces.boxes[:, :2]).prod(1)
