@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from math import prod
@@ -347,8 +348,8 @@ def to_device(images: Sequence[Loaded], device: torch.device) -> list[Any]:
 
 
 @cache
-def load_detector(device: torch.device, runtime: Runtime = "torch") -> FaceDetector:
-    """Load the bundled face detector; all models on a device and in a runtime share it.
+def load_detector(device: torch.device) -> FaceDetector:
+    """Load the bundled face detector; all models on a device share it.
 
     Raises:
         WeightsError: if its weights cannot be found or trusted.
@@ -359,8 +360,15 @@ def load_detector(device: torch.device, runtime: Runtime = "torch") -> FaceDetec
         detector = FaceDetector(**card.architecture).float()
         load_into(detector, read_tensors(find(card)))
         detector.fold_norms()
-        use_runtime(detector, runtime, method="raw", free=(0, 2, 3), like=(1, 3, 256, 192))
         return detector.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+@cache
+def _detector_in(runtime: Runtime) -> FaceDetector:
+    """Return the bundled face detector in a runtime on the CPU."""
+    detector = deepcopy(load_detector(torch.device("cpu")))
+    use_runtime(detector, runtime, method="raw", free=(0, 2, 3), like=(1, 3, 256, 192))
+    return detector
 
 
 def _bytes_of(image: Loaded) -> int:
@@ -405,7 +413,9 @@ def _detect(
     if not images:
         empty = torch.zeros(0, dtype=torch.float32, device=device)
         return Faces(empty.view(0, 4), empty.view(0, 5, 2), empty, empty.long())
-    faces = detect(load_detector(device, runtime), images, config)
+    faces = detect(
+        load_detector(device) if runtime == "torch" else _detector_in(runtime), images, config
+    )
     if which == "all" or len(faces.scores) < 2:
         return faces
     extent = (faces.boxes[:, 2:] - faces.boxes[:, :2]).prod(1)
