@@ -26,7 +26,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from facezoo.cli import main as cli
+from facezoo.cli import main as run_facezoo
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(
@@ -121,7 +121,7 @@ def _console(line: str) -> str:
     words = shlex.split(line, comments=True)[1:]
     arguments = [path for word in words for path in (sorted(glob(word)) or [word])]  # noqa: PTH207
     with redirect_stdout(io.StringIO()) as printed, redirect_stderr(printed):
-        cli.main(arguments)
+        run_facezoo(arguments)
     return printed.getvalue()
 
 

@@ -58,6 +58,10 @@ def similarity(
         ImageError: if an image cannot be read.
         NoFaceError: if an image has no face and ``on_missing`` is "raise".
         UnsupportedError: if the model has no identity features.
+
+    Examples:
+        >>> facezoo.similarity("grace_hopper.jpg", "eileen_collins.jpg").shape
+        torch.Size([1, 1])
     """
     network = _model(model)
     first, second = (
@@ -96,6 +100,10 @@ def verify(
         NoFaceError: if an image has no face.
         UnsupportedError: if the model has no identity features.
         ValueError: if ``threshold`` is None and the card has none.
+
+    Examples:
+        >>> facezoo.verify("grace_hopper.jpg", "eileen_collins.jpg").same
+        False
     """
     network, rate = _model(model), None
     if threshold is None:

@@ -1,6 +1,13 @@
 """Errors of facezoo, apart from plain ``ValueError`` and ``TypeError``, and its warnings.
 
 Each error derives from the built-in exception that a caller would catch without knowing it.
+
+Examples:
+    >>> try:
+    ...     facezoo.load("resnet")
+    ... except facezoo.errors.UnknownNameError as error:
+    ...     print(type(error).__name__)
+    UnknownNameError
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import asdict
@@ -32,14 +31,13 @@ from facezoo.preprocess.detector import FaceDetector, cells_of, decode
 from facezoo.preprocess.fingerprint import DETECTOR, fingerprint
 from facezoo.preprocess.pipeline import DEFAULT, load_detector
 from facezoo.results import Result, flatten_rows
+from facezoo.runtimes import open_onnx, write_onnx
 from facezoo.version import __version__
 
 FORMATS = ("onnx", "torch-export", "timm")
 TOLERANCE = 1e-4
 """Largest accepted difference between an exported stage and the model, in any number."""
 DESCRIPTION = "facezoo.json"
-OPSET = 18
-"""ONNX operator set. Stay at 20 or below: from 21 on, group norm loses precision in runtimes."""
 INPUT = "images"
 """Name of the input, also for meshes."""
 VERSIONS = {"facezoo": __version__, "torch": str(torch.__version__)}
@@ -112,6 +110,11 @@ def export(
         UnsupportedError: if the model or the format has no such stage.
         ValueError: if the format is unknown, or ``out`` holds another checkpoint.
         RuntimeError: if an exported stage differs from the model by more than ``TOLERANCE``.
+
+    Examples:
+        >>> from facezoo.export import export
+        >>> [path.name for path in export(model, tmp / "onnx", stages=["expression"])]
+        ['expression.onnx']
     """
     if kind not in FORMATS:
         raise ValueError(f"unknown format {kind!r}; expected one of {', '.join(FORMATS)}")
@@ -122,6 +125,8 @@ def export(
         )
     plain = deepcopy(model).to("cpu", torch.float32).to(memory_format=torch.contiguous_format)
     plain = plain.eval().requires_grad_(False)
+    if isinstance(plain, FaceModel):
+        plain.set_runtime("torch")
     requested = _requested(plain, kind, stages)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -177,6 +182,9 @@ def export_detector(out: str | Path) -> list[Path]:
         RuntimeError: if the result differs from the model by more than ``TOLERANCE``, as a share of
             the side of the image.
     """
+    _check_onnx()
+    import onnxruntime
+
     detector, card, config = load_detector(torch.device("cpu")), card_named(DETECTOR), DEFAULT
     stage = DetectorStage(deepcopy(detector).to(memory_format=torch.contiguous_format)).eval()
     folder = Path(out)
@@ -193,14 +201,11 @@ def export_detector(out: str | Path) -> list[Path]:
     }
     formats = _formats_in(folder, description)
     generator = torch.Generator().manual_seed(0)
-    batch, height, width = (torch.export.Dim(name, min=1, max=64) for name in "bhw")
     inputs = torch.randn(3, 3, 192, 320, generator=generator)
-    sides = FaceDetector.multiple
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as scratch:
-        path, session = _session(
-            *(stage, "detections", Path(scratch), inputs[:2], names),
-            {0: batch, 2: sides * height, 3: sides * width},
-        )
+        path = Path(scratch) / "detections.onnx"
+        write_onnx(stage, path, inputs[:2], INPUT, names, (0, 2, 3), FaceDetector.multiple)
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         images = inputs[..., :128, :256].contiguous()  # of another size than those traced
         with torch.inference_mode():
             expected = stage(images)
@@ -310,42 +315,19 @@ def _formats_in(folder: Path, description: dict[str, Any]) -> dict[str, Any]:
     return formats
 
 
-def _session(
-    module: nn.Module,
-    name: str,
-    folder: Path,
-    inputs: Tensor,
-    outputs: list[str],
-    shapes: dict[int, Any],
-) -> tuple[Path, Any]:
-    """Write a module as ONNX and open it in ONNX Runtime."""
+def _write_onnx(stage: Stage, name: str, folder: Path, inputs: Tensor) -> tuple[Path, Run]:
+    _check_onnx()
+    path = folder / f"{name}.onnx"
+    write_onnx(stage, path, inputs, INPUT, [name], (0,))
+    return path, open_onnx(path, "onnxruntime")
+
+
+def _check_onnx() -> None:
     try:
-        import onnxruntime
+        import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError("exporting ONNX needs an extra: pip install 'facezoo[export]'") from error
-    path = folder / f"{name}.onnx"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter about its own parts
-        torch.onnx.export(
-            module,
-            (inputs,),
-            path,
-            input_names=[INPUT],
-            output_names=outputs,
-            dynamic_shapes=(shapes,),
-            opset_version=OPSET,
-            external_data=False,
-            dynamo=True,
-            verbose=False,
-        )
-    return path, onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-
-
-def _write_onnx(stage: Stage, name: str, folder: Path, inputs: Tensor) -> tuple[Path, Run]:
-    shapes = {0: torch.export.Dim("batch")}
-    path, session = _session(stage, name, folder, inputs, [name], shapes)
-    return path, lambda crops: torch.from_numpy(session.run(None, {INPUT: crops.numpy()})[0])
 
 
 def _write_program(stage: Stage, name: str, folder: Path, inputs: Tensor) -> tuple[Path, Run]:

@@ -42,6 +42,10 @@ def detect(
     Raises:
         ImageError: if an image cannot be read.
         NoFaceError: if an image has no face and ``on_missing`` is ``"raise"``.
+
+    Examples:
+        >>> facezoo.detect("grace_hopper.jpg")
+        Faces(1 face in 1 image)
     """
     defaults: ImageKeywords = {"faces": "all", "on_missing": "skip"}
     settings = ImageOptions(**(defaults | options))
@@ -88,6 +92,10 @@ def crops(
         ImageError: if an image cannot be read.
         NoFaceError: if an image has no face and ``on_missing`` is ``"raise"``.
         ValueError: if ``on_missing`` is ``"nan"``, since pixels cannot be NaN.
+
+    Examples:
+        >>> facezoo.crops("grace_hopper.jpg", template="arcface112").shape
+        torch.Size([1, 3, 112, 112])
     """
     settings = ImageOptions(**options)
     if settings.on_missing == "nan":

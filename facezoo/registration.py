@@ -37,6 +37,10 @@ def register(
     Raises:
         FileNotFoundError: if the file is missing.
         ValueError: if no face is found, or the mesh does not fit the template.
+
+    Examples:
+        >>> registration = facezoo.register("head.glb")  # doctest: +SKIP
+        >>> registration.mesh  # doctest: +SKIP
     """
     registration: Registration = load(model, device=device).register(
         mesh, units=units, landmarks=landmarks

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import torch
 
     from facezoo.preprocess.jpeg import JpegDecoder
+    from facezoo.runtimes import Runtime
 
 
 def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
@@ -30,6 +31,12 @@ def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
 
     Returns:
         Names in alphabetical order, for ``load``.
+
+    Examples:
+        >>> facezoo.list_models()
+        ['adv3d', 'ipd-fer', 'latent-simclr', 'latentface']
+        >>> facezoo.list_models("*fer*", pretrained=True)
+        ['ipd-fer.ferplus-lfw']
     """
     names: Iterable[str] = FAMILIES
     if pretrained:
@@ -45,6 +52,10 @@ def info(name: str) -> Card:
 
     Raises:
         UnknownNameError: if there is no such name; the message lists near matches.
+
+    Examples:
+        >>> facezoo.info("ipd-fer").licenses.code
+        'Apache-2.0'
     """
     return card_named(name, FAMILIES)
 
@@ -61,6 +72,10 @@ def download(names: str | Iterable[str]) -> dict[str, Path]:
     Raises:
         UnknownNameError: if a name is unknown, before the first download.
         WeightsError: if weights are missing, unreachable or corrupted.
+
+    Examples:
+        >>> facezoo.download("adv3d")["adv3d"].name
+        'adv3d.ict.safetensors'
     """
     from facezoo.hub.files import find
     from facezoo.hub.names import resolve
@@ -77,6 +92,7 @@ def load(
     dtype: torch.dtype | str | None = None,
     compile: bool = False,
     jpeg: JpegDecoder = "pillow",
+    runtime: Runtime = "torch",
     licenses: Sequence[str] | None = None,
     strict: bool = True,
     **overrides: Any,
@@ -98,6 +114,10 @@ def load(
             minute, and again for the first other batch size.
         jpeg: decoder of JPEG files: ``"pillow"``, in threads, with the same pixels everywhere, or
             ``"nvjpeg"``, on the NVIDIA GPU of the model, with slightly different pixels.
+        runtime: what computes the networks of images and the face detector: ``"torch"``,
+            ``"onnxruntime"`` in float32, or ``"openvino"`` in float32 or bfloat16. The others run
+            on the CPU and need the extra of their name. They prepare the networks when these are
+            first used, compare them with PyTorch, and keep them in ``~/.cache/facezoo``.
         licenses: acceptable licenses of code, weights and training data; None for any.
         strict: raise an error for a missing or unexpected tensor.
         **overrides: architecture arguments that differ from the card's.
@@ -105,11 +125,17 @@ def load(
     Raises:
         UnknownNameError: if there is no such name; the message lists near matches.
         UnsupportedError: if the model cannot be compiled, or loses its features in ``dtype``, or
-            the device cannot decode by ``jpeg``.
+            the device cannot decode by ``jpeg``, or the runtime cannot compute it.
+        ImportError: if the runtime is missing.
         LicenseError: if a license in the card is not in ``licenses``.
         RuntimeError: if ``device`` does not exist on this machine.
-        ValueError: if ``dtype`` or ``jpeg`` is unknown.
+        ValueError: if ``dtype``, ``jpeg`` or ``runtime`` is unknown.
         WeightsError: if the weights are missing, corrupted or of another shape.
+
+    Examples:
+        >>> model = facezoo.load("ipd-fer", device="cpu")
+        >>> model.predict_expression("grace_hopper.jpg").labels
+        ['neutral']
     """
     import torch
 
@@ -118,6 +144,10 @@ def load(
     from facezoo.hub.tensors import as_dtype
     from facezoo.models.pretrained import build
 
+    if runtime != "torch":
+        device = device or "cpu"
+        if compile:
+            raise ValueError("compile=True is for runtime='torch'; leave one of them out")
     target, precision = best_device(device), as_dtype(dtype) or torch.float32
     if precision not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         raise ValueError(
@@ -145,6 +175,13 @@ def load(
                 f"{model.model_name} takes meshes and no images; leave out jpeg={jpeg!r}"
             )
         model.set_jpeg_decoder(jpeg)
+    if runtime != "torch":
+        if not hasattr(model, "set_runtime"):
+            raise UnsupportedError(
+                f"{model.model_name} takes meshes and runs in PyTorch; leave out "
+                f"runtime={runtime!r}"
+            )
+        model.set_runtime(runtime)
     return model
 
 

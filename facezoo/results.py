@@ -170,6 +170,11 @@ class Faces(Result):
     """Faces in a list of images, in the order of the images.
 
     The row of an image without a face (``on_missing="nan"``) holds NaN.
+
+    Examples:
+        >>> faces = facezoo.detect("grace_hopper.jpg")
+        >>> faces.boxes.shape, faces.landmarks.shape
+        (torch.Size([1, 4]), torch.Size([1, 5, 2]))
     """
 
     boxes: Tensor
@@ -231,7 +236,13 @@ class Faces(Result):
 
 @dataclass(frozen=True, repr=False)
 class FaceEncoding(Result):
-    """All features of faces; None for a feature that the model lacks."""
+    """All features of faces; None for a feature that the model lacks.
+
+    Examples:
+        >>> encoding = model.encode(["eileen_collins.jpg", "grace_hopper.jpg"])
+        >>> encoding.expression.shape, encoding.identity.shape
+        (torch.Size([2, 512]), torch.Size([2, 512]))
+    """
 
     expression: Tensor | None
     """(F, D)."""
@@ -245,7 +256,13 @@ class FaceEncoding(Result):
 
 @dataclass(frozen=True, repr=False)
 class ExpressionPrediction(Result):
-    """Expression classes, one row per face."""
+    """Expression classes, one row per face.
+
+    Examples:
+        >>> prediction = model.predict_expression("eileen_collins.jpg")
+        >>> prediction.labels, prediction.probabilities.shape
+        (['happiness'], torch.Size([1, 8]))
+    """
 
     labels: list[str | None]
     """Most probable class of each face; None for an image without a face, F."""

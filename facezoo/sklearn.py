@@ -53,6 +53,11 @@ class FaceFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         rotations: see there.
         memory: a folder or a ``joblib.Memory`` that stores the row of every image, so that
             cross-validation encodes an image once; None for no cache.
+
+    Examples:
+        >>> from facezoo.sklearn import FaceFeatures
+        >>> FaceFeatures("ipd-fer", what="expression").fit_transform(["grace_hopper.jpg"]).shape
+        (1, 512)
     """
 
     def __init__(

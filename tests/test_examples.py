@@ -46,6 +46,25 @@ def test_take_apart_portraits_draws_five_columns_of_every_face(tmp_path, capsys)
     assert "2 faces, 5 columns" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("name", "columns"), [("ipd-fer", 4), ("latentface", 7)])
+def test_show_disentanglement_draws_a_column_per_method(name, columns, tmp_path):
+    small = "test_resnet.r160_in1k"
+    sizes = {
+        "ipd-fer": {
+            "backbone": small,
+            "feature_dim": 8,
+            "pose_backbone": small,
+            "decoder_size": 14,
+            "decoder_width": 4,
+        },
+        "latentface": {"width": 4, "number_width": 4, "code_dim": 8, "unet_width": 8},
+    }
+    model = facezoo.load(name, pretrained=False, **sizes[name])
+    example("show_disentanglement").main(tmp_path / "a.png", model)
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.width == columns * 180
+
+
 def test_turn_portraits_draws_a_grid_a_turntable_and_meshes(tmp_path, capsys):
     from facezoo.models.latentface import LatentFace
 

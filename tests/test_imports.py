@@ -19,8 +19,9 @@ PACKAGE = Path(facezoo.errors.__file__).parent
 # The lowest row first. An entry covers a module, or a folder with everything in it, unless a longer
 # entry names a part of it. "__init__" is facezoo/__init__.py.
 ROWS = [
-    ["version", "errors", "inference", "results", "display"],
+    ["version", "errors", "inference", "folding", "results", "display"],
     ["hub", "geometry"],
+    ["runtimes"],
     ["preprocess", "training"],
     ["data"],
     ["models"],
@@ -168,3 +169,19 @@ print(seconds)
         assert result.returncode == 0, result.stderr
         seconds.append(float(result.stdout))
     assert min(seconds) < 0.3
+
+
+def test_encoding_loads_neither_timm_nor_the_compiler_of_torch():
+    code = """
+import sys
+import numpy as np
+import facezoo
+model = facezoo.load("ipd-fer", device="cpu")
+model.encode(np.zeros((64, 64, 3), np.uint8), on_missing="nan")
+heavy = {"timm", "torchvision", "torch._dynamo", "sympy"} & set(sys.modules)
+assert not heavy, f"encoding loaded {heavy}"
+"""
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

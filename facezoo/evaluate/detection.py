@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from torchvision.ops import box_area, box_iou
 
 from facezoo.data.detection import LabeledImage, labeled_image, labeled_images
 from facezoo.data.packs import as_points, decode, read_pack
 from facezoo.hub.card import Metric
+from facezoo.preprocess.boxes import area, iou
 from facezoo.results import Faces
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def _compare(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     sizes = (image.boxes[:, 2:] - image.boxes[:, :2]).amax(1)
     large = sizes >= min_face
-    overlap = box_iou(image.boxes, faces.boxes)  # (G, D)
+    overlap = iou(image.boxes, faces.boxes)  # (G, D)
     on_face = (overlap[large] >= 0.5).any(0)
     ignored = torch.cat([image.boxes[~large], image.unsure])
     unexplained = ~on_face & ~_lies_on(faces.boxes, ignored)
@@ -133,7 +133,7 @@ def _lies_on(boxes: Tensor, regions: Tensor) -> Tensor:
     low = torch.maximum(boxes[:, None, :2], regions[None, :, :2])
     high = torch.minimum(boxes[:, None, 2:], regions[None, :, 2:])
     shared = (high - low).clamp(min=0).prod(-1)
-    smaller = torch.minimum(box_area(boxes)[:, None], box_area(regions)[None]).clamp(min=1e-6)
+    smaller = torch.minimum(area(boxes)[:, None], area(regions)[None]).clamp(min=1e-6)
     return (shared / smaller > 0.5).any(1)
 
 

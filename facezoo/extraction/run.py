@@ -151,6 +151,11 @@ def extract(
             support ``jpeg``.
         ValueError: if there are no images, the output is one of them, or an option has no such
             value.
+
+    Examples:
+        >>> report = facezoo.extract(".", tmp / "features.parquet", progress=False)
+        >>> report.rows
+        2
     """
     (report,) = extract_each(
         source,

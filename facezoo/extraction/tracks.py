@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torchvision.ops import box_iou
 
 from facezoo.extraction.resume import Rows
 from facezoo.extraction.sources import is_frame, split_name
+from facezoo.preprocess.boxes import iou
 
 OVERLAP = 0.3
 """Least intersection over union of the boxes of one face in two frames."""
@@ -94,7 +94,7 @@ class Tracker:
         matches: dict[int, _Track] = {}
         if self._tracks:
             known = np.stack([track.box for track in self._tracks])
-            overlaps = box_iou(torch.from_numpy(boxes), torch.from_numpy(known))  # (A, B)
+            overlaps = iou(torch.from_numpy(boxes), torch.from_numpy(known))  # (A, B)
             for pair in overlaps.flatten().argsort(descending=True, stable=True).tolist():
                 face, place = divmod(pair, len(self._tracks))
                 if overlaps[face, place] < OVERLAP:

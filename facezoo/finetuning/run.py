@@ -121,6 +121,10 @@ def finetune(
             or ``out`` holds a run of another recipe, seed, data or checkpoint.
         NoFaceError: if no image has a face.
         UnsupportedError: if the model has no classifier, or takes meshes.
+
+    Examples:
+        >>> result = facezoo.finetune("images", "my-model")  # doctest: +SKIP
+        >>> model = facezoo.load("my-model")  # doctest: +SKIP
     """
     recipe, target, together = recipe or Finetuning(), Path(out), Processes.present()
     options = ImageOptions(

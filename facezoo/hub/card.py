@@ -155,7 +155,13 @@ class Verification:
 
 @dataclass(frozen=True, repr=False)
 class Card:
-    """The card of a checkpoint."""
+    """The card of a checkpoint.
+
+    Examples:
+        >>> card = facezoo.info("adv3d")
+        >>> card.name, card.licenses.weights
+        ('adv3d.ict', 'mit')
+    """
 
     model: Slug
     """The family, a key of ``families.FAMILIES``, or ``face-detector``."""

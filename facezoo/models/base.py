@@ -45,6 +45,7 @@ from facezoo.results import (
     tensors_in,
     titled,
 )
+from facezoo.runtimes import Runtime, check_runtime, use_runtime
 
 Stage = Callable[[Tensor], Any]
 """A function of prepared crops (B, 3, S, S); it returns a tensor, a result or a dict of these."""
@@ -108,6 +109,11 @@ class FaceModel(Freezable, Model):
 
     The images may be anything that ``facezoo.preprocess.images.as_list`` takes: paths, bytes, file
     objects, PIL images, arrays, tensors, or several of these. Colors are RGB.
+
+    Examples:
+        >>> model = facezoo.load("ipd-fer")
+        >>> model.encode("grace_hopper.jpg").expression.shape
+        torch.Size([1, 512])
     """
 
     preprocessing: Preprocessing = Preprocessing()
@@ -117,6 +123,8 @@ class FaceModel(Freezable, Model):
     """Capabilities with a stage that cannot be exported as a fixed graph, such as rasterization."""
     jpeg: JpegDecoder = "pillow"
     """Decoder of JPEG files; see ``facezoo.load``."""
+    runtime: Runtime = "torch"
+    """Runtime of the networks and the detector; see ``facezoo.load``."""
     identity_removal: IdentityRemoval
     """Projection after ``encode_expression``, if set; see ``facezoo.remove_identity``."""
 
@@ -134,6 +142,20 @@ class FaceModel(Freezable, Model):
         """
         check_decoder(decoder, self.device)
         self.jpeg = decoder
+
+    def set_runtime(self, runtime: Runtime) -> None:
+        """Choose what computes the networks of images and the detector, see ``facezoo.load``.
+
+        Raises:
+            ImportError: if the runtime is missing.
+            UnsupportedError: if it does not support the model's device or precision.
+            ValueError: if it does not exist.
+        """
+        check_runtime(runtime, self.device, self.dtype)
+        for name, module in self.named_modules():
+            if name in self.networks:
+                use_runtime(module, runtime)
+        self.runtime = runtime
 
     def encode_expression(
         self,
@@ -174,6 +196,10 @@ class FaceModel(Freezable, Model):
             NoFaceError: if an image has no face and ``on_missing`` is ``"raise"``. All images are
                 searched before, and ``missing`` holds every such index.
             UnsupportedError: if this model has no expression features.
+
+        Examples:
+            >>> model.encode_expression(["eileen_collins.jpg", "grace_hopper.jpg"]).shape
+            torch.Size([2, 512])
         """
         options = ImageOptions(
             faces,
@@ -218,6 +244,10 @@ class FaceModel(Freezable, Model):
 
         Returns:
             Labels, probabilities and faces.
+
+        Examples:
+            >>> model.predict_expression("grace_hopper.jpg").labels
+            ['neutral']
         """
         stage = self.stage("predict_expression")
         logits, faces = self._encode(images, stage, ImageOptions(**options))
@@ -396,7 +426,7 @@ class FaceModel(Freezable, Model):
                 crops = prepare_aligned(batch.images, self.preprocessing, names)
                 results.append(self.in_batches(stage, crops, size))
             return concatenate(results), None
-        for batch in face_batches(sources, device, options, jpeg=self.jpeg):
+        for batch in face_batches(sources, device, options, jpeg=self.jpeg, runtime=self.runtime):
             assert batch.faces is not None
             results.append(self._encode_faces(batch.images, batch.faces, stage, options.batch_size))
             index = batch.faces.image_index + batch.first

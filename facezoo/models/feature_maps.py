@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -55,5 +54,7 @@ def _backbone(name: str) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...
     if name.partition(".")[0] in FAMILIES:
         model = FaceModel.from_pretrained(name)
         return model.get_submodule(ENCODER), model.preprocessing.mean, model.preprocessing.std
+    import timm
+
     network: Any = timm.create_model(name, pretrained=True)
     return network, network.pretrained_cfg["mean"], network.pretrained_cfg["std"]

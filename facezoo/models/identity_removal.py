@@ -91,6 +91,15 @@ def remove_identity(
     Raises:
         ValueError: if shapes disagree, features are not finite, fewer than two identities have two
             images, all rows are the same, or ``directions`` is below 0.
+
+    Examples:
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> identities = torch.arange(50).repeat_interleave(6)
+        >>> features = torch.randn(300, 32, generator=generator)
+        >>> features[:, :3] += 3 * torch.randn(50, 3, generator=generator)[identities]
+        >>> removal = facezoo.remove_identity(features, identities)
+        >>> removal(features).shape
+        torch.Size([300, 32])
     """
     if directions is not None and directions < 0:
         raise ValueError(f"directions must be 0 or more, or None, got {directions}")

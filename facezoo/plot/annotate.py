@@ -64,9 +64,6 @@ def annotate(
 ) -> Image.Image:
     """Draw faces on a copy of an image.
 
-    >>> prediction = model.predict_expression("group.jpg", faces="all")
-    >>> annotate("group.jpg", prediction, style="label").save("annotated.png")
-
     Args:
         image: an image, see ``facezoo.preprocess.images.read_image``.
         result: faces, with or without their expressions.
@@ -85,6 +82,11 @@ def annotate(
         ImageError: if the image cannot be read.
         ValueError: if ``result`` has no faces because its images were aligned, if a face lies
             outside the image, or if ``style`` is unknown.
+
+    Examples:
+        >>> from facezoo.plot.annotate import annotate
+        >>> prediction = model.predict_expression("grace_hopper.jpg", faces="all")
+        >>> annotate("grace_hopper.jpg", prediction, style="label").save(tmp / "annotated.png")
     """
     if style is not None and style not in get_args(Style):
         raise ValueError(f"style must be 'box', 'label', 'bars' or None, got {style!r}")

@@ -67,6 +67,10 @@ def show(result: Any, images: Images | None = None) -> Picture:
         TypeError: if no figure exists for such a result.
         ValueError: if the result has faces only and ``images`` is missing, if the faces are not in
             these images, or if there is no face.
+
+    Examples:
+        >>> prediction = model.predict_expression("grace_hopper.jpg")
+        >>> facezoo.show(prediction, "grace_hopper.jpg").savefig(tmp / "prediction.png")
     """
     if isinstance(result, Faces) and images is None:
         raise ValueError("faces are drawn on their images; pass them: show(faces, images)")
@@ -107,6 +111,10 @@ def faces(
 
     Raises:
         ValueError: if there is no image, or the faces are not in these images.
+
+    Examples:
+        >>> faces = facezoo.detect("grace_hopper.jpg")
+        >>> figure = facezoo.plot.faces("grace_hopper.jpg", faces)
     """
     sources = as_list(images)
     if not sources:
@@ -134,7 +142,11 @@ def faces(
 
 
 def bars(prediction: ExpressionPrediction) -> Picture:
-    """Draw the probabilities of the classes of each face; twelve faces at most."""
+    """Draw the probabilities of the classes of each face; twelve faces at most.
+
+    Examples:
+        >>> figure = facezoo.plot.bars(model.predict_expression("grace_hopper.jpg"))
+    """
     probabilities = prediction.probabilities[:MOST].detach().float().cpu()
     columns = min(len(probabilities), 3) or 1
     rows = -(-len(probabilities) // columns) or 1
@@ -163,6 +175,9 @@ def grid(pictures: Mapping[str, Tensor] | None = None, **columns: Tensor) -> Pic
 
     Raises:
         ValueError: if a shape is none of these, numbers of faces differ, or there is no face.
+
+    Examples:
+        >>> figure = facezoo.plot.grid(crop=facezoo.plot.crops(model, "grace_hopper.jpg"))
     """
     named = {**(pictures or {}), **columns}
     shapes = {title: tuple(p.shape) for title, p in named.items()}
@@ -202,6 +217,9 @@ def parts(model: FaceModel, images: Images) -> Picture:
 
     Raises:
         UnsupportedError: if the model has no decoder, or takes meshes.
+
+    Examples:
+        >>> figure = facezoo.plot.parts(model, "grace_hopper.jpg")
     """
     sources = as_list(images)[:MOST]
     decoders = [name for name in DECODED if name in model.capabilities()]
@@ -219,6 +237,10 @@ def crops(model: FaceModel, images: Images) -> Tensor:
 
     Raises:
         UnsupportedError: if the model takes meshes.
+
+    Examples:
+        >>> facezoo.plot.crops(model, "grace_hopper.jpg").shape
+        torch.Size([1, 3, 112, 112])
     """
     if not isinstance(model, FaceModel):
         raise UnsupportedError(f"{type(model).__name__} takes meshes, and has no crops to draw")
@@ -230,6 +252,9 @@ def features(named: Mapping[str, Tensor | None]) -> Picture:
     """Draw features by name: cosines between up to twelve faces, or the plane of more.
 
     A single face is drawn as its numbers.
+
+    Examples:
+        >>> figure = facezoo.plot.features({"identity": torch.randn(5, 32)})
     """
     known = {name: rows.detach().float().cpu() for name, rows in named.items() if rows is not None}
     if not known:
@@ -260,6 +285,9 @@ def embedding(
         names: a name per face, F; None for one color.
         method: ``"pca"`` or ``"tsne"``, see ``plane``.
         title: title of the plot.
+
+    Examples:
+        >>> figure = facezoo.plot.embedding(torch.randn(20, 32), names=["a", "b"] * 10)
     """
     if names is not None and len(names) != len(rows):
         raise ValueError(f"names must be one per face: {len(rows)}, got {len(names)}")
@@ -278,6 +306,10 @@ def plane(rows: Tensor, method: str = "pca") -> Tensor:
         rows: features, (F, D), of three faces or more.
         method: ``"pca"`` for the two principal components; ``"tsne"`` for t-SNE with a fixed seed,
             which needs scikit-learn.
+
+    Examples:
+        >>> facezoo.plot.plane(torch.randn(20, 32)).shape
+        torch.Size([20, 2])
     """
     if rows.ndim != 2 or len(rows) < 3 or rows.shape[1] < 2:
         raise ValueError(
@@ -299,7 +331,12 @@ def plane(rows: Tensor, method: str = "pca") -> Tensor:
 def scatter(
     axes: Axes, points: Tensor, names: Sequence[str] | None = None, title: str = ""
 ) -> None:
-    """Draw points (F, 2) on axes, a color per name; more than ten names have no legend."""
+    """Draw points (F, 2) on axes, a color per name; more than ten names have no legend.
+
+    Examples:
+        >>> axes = facezoo.plot.Picture().subplots()
+        >>> facezoo.plot.scatter(axes, torch.randn(20, 2), names=["a", "b"] * 10)
+    """
     labels = _as_list(names) if names is not None else [""] * len(points)
     kinds = sorted(set(labels))
     colors = _colors(len(kinds))

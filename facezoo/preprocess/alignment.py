@@ -7,12 +7,10 @@ of the crop.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
-from math import ceil
+from itertools import product
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from facezoo.errors import ImageError
@@ -21,7 +19,6 @@ from facezoo.preprocess.templates import template_points
 from facezoo.results import Faces
 
 _MAX_SAMPLES = 4  # per axis and output pixel; larger images are box-reduced first
-_FRAME = 2  # pixels of black around an image: both columns of a sample may lie outside
 # Samples that are processed at once: they fit a processor's cache, or fill a GPU.
 _SAMPLES_ON_CPU, _SAMPLES_ELSEWHERE = 1 << 17, 1 << 22
 
@@ -143,7 +140,7 @@ def align(images: Sequence[Tensor], image_index: Tensor, matrices: Tensor, size:
 
     Each output pixel is the mean of bilinear samples spread over its footprint, at most one source
     pixel apart, so a face of 3,000 pixels shrinks as cleanly as one of 100. Pixels outside the
-    image are black. One gather samples all crops from the pixels of all images.
+    image are black.
 
     Args:
         images: uint8 RGB, each (H, W, 3), all on one device.
@@ -168,96 +165,71 @@ def align(images: Sequence[Tensor], image_index: Tensor, matrices: Tensor, size:
     linear = torch.linalg.inv(matrices[..., :2])
     inverse = torch.cat([linear, -linear @ matrices[..., 2:]], -1)
     # The scale of a similarity is the square root of its determinant.
-    shrink = torch.linalg.det(linear).abs().sqrt().tolist()
-    groups: dict[int, list[int]] = {}
-    reduced: list[tuple[Tensor, Tensor]] = []
-    for face, (index, ratio) in enumerate(zip(image_index.tolist(), shrink, strict=True)):
-        factor = max(1, int(ratio / _MAX_SAMPLES * 2)) if ratio > _MAX_SAMPLES else 1
-        source = images[index], inverse[face]
-        reduced.append(source if factor == 1 else _reduce(*source, factor))
-        groups.setdefault(max(1, ceil(ratio / factor - 1e-6)), []).append(face)
-    for samples, members in groups.items():
-        crops[members] = _gather([reduced[m] for m in members], size, samples)
+    shrink = torch.linalg.det(linear).abs().sqrt()
+    factors = (shrink / _MAX_SAMPLES * 2).int().where(shrink > _MAX_SAMPLES, 1).clamp(min=1)
+    samples = torch.ceil(shrink / factors - 1e-6).int().clamp(min=1)
+    places = zip(image_index.tolist(), _footprints(inverse, size), factors.tolist(), strict=True)
+    parts = [_part(images[index], *place) for index, *place in places]
+    offsets = torch.tensor([offset for _, offset in parts], dtype=torch.float64).view(-1, 2)
+    # Pixel centers are at whole numbers in the image and in its reduced part.
+    inverse[..., 2] += 0.5 - offsets
+    inverse /= factors[:, None, None]
+    inverse[..., 2] -= 0.5
+    at_once = _SAMPLES_ON_CPU if device.type == "cpu" else _SAMPLES_ELSEWHERE
+    for count in samples.unique().tolist():
+        members = (samples == count).nonzero()[:, 0]
+        for some in members.split(max(1, at_once // size**2)):
+            pixels = [parts[face][0] for face in some.tolist()]
+            crops[some.to(device)] = _sample(pixels, inverse[some], size, count)
     return crops
 
 
-def _reduce(image: Tensor, inverse: Tensor, factor: int) -> tuple[Tensor, Tensor]:
-    """Shrink an image by whole blocks and adapt its crop-to-image matrix."""
-    pixels = rearrange(image, "h w c -> 1 c h w").float()
-    pad_h, pad_w = -pixels.shape[2] % factor, -pixels.shape[3] % factor
-    pixels = F.avg_pool2d(F.pad(pixels, (0, pad_w, 0, pad_h)), factor)
-    scaled = inverse.clone() / factor
-    scaled[:, 2] += 0.5 / factor - 0.5  # pixel centers at whole numbers in both
-    return rearrange(pixels[0], "c h w -> h w c").round().to(torch.uint8), scaled
+def _footprints(inverse: Tensor, size: int) -> list[list[int]]:
+    """Return the parts of images that crops see, x0, y0, x1, y1, pixels, with a margin."""
+    corners = torch.tensor([[-1, -1, 1], [size, -1, 1], [-1, size, 1], [size, size, 1]])
+    points = corners.to(inverse) @ inverse.transpose(1, 2)  # (F, 4, 2)
+    # Samples lie within the corners; bilinear ones need a pixel more.
+    low, high = points.amin(1).floor() - 1, points.amax(1).ceil() + 2
+    limits: list[list[int]] = torch.cat([low, high], 1).clamp(-(2**30), 2**30).long().tolist()
+    return limits
 
 
-def _gather(crops: list[tuple[Tensor, Tensor]], size: int, samples: int) -> Tensor:
-    """Average bilinear samples of many images at once to (F, 3, size, size)."""
-    device = crops[0][0].device
-    flat, offsets = _concatenate([image for image, _ in crops])
-    out = torch.empty(len(crops), 3, size, size, dtype=torch.float32, device=device)
-    at_once = _SAMPLES_ON_CPU if device.type == "cpu" else _SAMPLES_ELSEWHERE
-    step = max(1, at_once // (size * samples) ** 2)
-    grid = torch.arange(size * samples, dtype=torch.float32, device=device)
-    grid = (grid + 0.5) / samples - 0.5
-    for begin in range(0, len(crops), step):
-        part = crops[begin : begin + step]
-        matrices = torch.stack([m for _, m in part]).float().to(device)[..., None, None]
-        extents = torch.tensor(
-            [[offsets[id(p)], p.shape[0], p.shape[1]] for p, _ in part],
-            dtype=torch.int32,
-            device=device,
-        )
-        x = matrices[:, 0, 0] * grid + matrices[:, 0, 1] * grid[:, None] + matrices[:, 0, 2]
-        y = matrices[:, 1, 0] * grid + matrices[:, 1, 1] * grid[:, None] + matrices[:, 1, 2]
-        sampled = _bilinear(flat, x, y, *extents.T[:, :, None, None])
-        sampled = rearrange(sampled, "c f h w -> f c h w")
-        out[begin : begin + step] = F.avg_pool2d(sampled, samples) if samples > 1 else sampled
-    return out
+def _part(image: Tensor, limits: list[int], factor: int) -> tuple[Tensor, tuple[int, int]]:
+    """Return the part (H, W, 3) of an image, shrunk by whole blocks, and its place x, y."""
+    height, width = image.shape[:2]
+    x0, y0 = (
+        max(0, min(v, side - 1)) // factor * factor
+        for v, side in zip(limits, (width, height), strict=False)
+    )
+    x1, y1 = max(x0 + 1, limits[2]), max(y0 + 1, limits[3])
+    part = image[y0:y1, x0:x1]
+    if factor > 1:
+        pixels = part.permute(2, 0, 1)[None].float()
+        pad_h, pad_w = -pixels.shape[2] % factor, -pixels.shape[3] % factor
+        pixels = F.avg_pool2d(F.pad(pixels, (0, pad_w, 0, pad_h)), factor)
+        part = pixels[0].permute(1, 2, 0).round()
+    return part, (x0, y0)
 
 
-def _concatenate(images: list[Tensor]) -> tuple[Tensor, dict[int, int]]:
-    """Concatenate the pixels of images in black frames of two pixels.
-
-    Returns:
-        The pixels, the four bytes of each in one int32, (P,), and the position of each image's
-        pixel (0, 0), by its id.
-    """
-    frame = 2 * _FRAME
-    images = list({id(image): image for image in images}.values())
-    areas = [(image.shape[0] + frame) * (image.shape[1] + frame) for image in images]
-    pixels = torch.zeros(sum(areas), 4, dtype=torch.uint8, device=images[0].device)
-    offsets = {}
-    for image, area, begin in zip(images, areas, accumulate(areas, initial=0), strict=False):
-        height, width = image.shape[:2]
-        framed = pixels[begin : begin + area].view(height + frame, width + frame, 4)
-        framed[_FRAME:-_FRAME, _FRAME:-_FRAME, :3] = image
-        offsets[id(image)] = begin + _FRAME * (width + frame) + _FRAME
-    return pixels.view(torch.int32)[:, 0], offsets
-
-
-def _bilinear(
-    flat: Tensor, x: Tensor, y: Tensor, start: Tensor, height: Tensor, width: Tensor
-) -> Tensor:
-    """Sample the result of ``_concatenate`` bilinearly at x, y (F, H, W); black outside.
-
-    Returns:
-        Channels first, so that the innermost loop is a long one, (3, F, H, W).
-    """
-    x0, y0 = x.floor(), y.floor()
-    fraction_x, fraction_y = x - x0, y - y0
-    # Samples outside an image fall on its frame, however far away they are.
-    column = torch.minimum(x0.clamp_(min=-_FRAME).int(), width)
-    row = torch.minimum(y0.clamp_(min=-_FRAME).int(), height)
-    line = width + 2 * _FRAME
-    corner = start + row * line + column
-
-    def at(index: Tensor) -> Tensor:
-        pixels = flat.index_select(0, index.flatten()).view(torch.uint8)
-        planes = rearrange(pixels.view(*index.shape, 4), "f h w c -> c f h w")
-        return planes[:3].to(torch.float32, memory_format=torch.contiguous_format)
-
-    top = torch.lerp(at(corner), at(corner + 1), fraction_x)
-    corner += line
-    bottom = torch.lerp(at(corner), at(corner + 1), fraction_x)
-    return torch.lerp(top, bottom, fraction_y)
+def _sample(parts: list[Tensor], inverse: Tensor, size: int, samples: int) -> Tensor:
+    """Average bilinear samples of parts of images, (F, 3, size, size); black outside of them."""
+    height = max(part.shape[0] for part in parts)
+    width = max(part.shape[1] for part in parts)
+    pixels = torch.zeros(len(parts), 3, height, width, device=parts[0].device)
+    for target, part in zip(pixels, parts, strict=True):
+        target[:, : part.shape[0], : part.shape[1]] = part.permute(2, 0, 1)
+    # grid_sample counts from -1 to 1 between the outer edges of the pixels.
+    extent = inverse.new_tensor([width, height])
+    matrices = inverse * (2 / extent)[:, None]
+    matrices[..., 2] += 1 / extent - 1
+    scaled = matrices.float().to(pixels.device)[:, None, None]  # (F, 1, 1, 2, 3)
+    steps = torch.arange(size, dtype=torch.float32, device=pixels.device)
+    grid = scaled[..., 0] * steps[:, None] + (
+        scaled[..., 1] * steps[:, None, None] + scaled[..., 2]
+    )
+    offsets = ((torch.arange(samples) + 0.5) / samples - 0.5).tolist()
+    total = pixels.new_zeros(len(parts), 3, size, size)
+    for y, x in product(offsets, offsets):
+        shifted = grid + (scaled[..., 0] * x + scaled[..., 1] * y)
+        total += F.grid_sample(pixels, shifted, align_corners=False)
+    return total / samples**2

@@ -33,26 +33,21 @@ def area(boxes: Tensor) -> Tensor:
     return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1)
 
 
-def suppress(overlaps: Tensor, scores: Tensor, threshold: float) -> Tensor:
-    """Greedy non-maximum suppression without a loop over boxes.
-
-    A box survives if no surviving box of higher score overlaps it by more than ``threshold``.
-    Starting from all boxes and applying that rule to everything at once settles on the greedy
-    answer after as many rounds as the longest chain of suppressions, which is a few.
+def nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
+    """Suppress each box that overlaps a surviving box of higher score.
 
     Args:
-        overlaps: pairwise IoU, (N, N).
+        boxes: (N, 4).
         scores: (N,).
         threshold: IoU above which the lower score goes.
 
     Returns:
-        Whether each box survives, bool, (N,).
+        Indices of the boxes that survive, in falling order of their scores, (K,).
     """
-    rank = scores.argsort(descending=True, stable=True).argsort()
-    beaten_by = (overlaps > threshold) & (rank[:, None] > rank[None, :])
-    keep = torch.ones(len(scores), dtype=torch.bool, device=scores.device)
-    while True:
-        settled = ~(beaten_by & keep).any(1)
-        if torch.equal(settled, keep):
-            return keep
-        keep = settled
+    rest = scores.argsort(descending=True, stable=True)
+    best = []
+    while len(rest):
+        best.append(rest[:1])
+        rest = rest[1:]
+        rest = rest[paired_iou(boxes[best[-1]], boxes[rest]) <= threshold]
+    return torch.cat(best) if best else rest

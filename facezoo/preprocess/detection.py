@@ -10,11 +10,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import box_area, box_iou, nms
 
 from facezoo.inference import exact
 from facezoo.preprocess.alignment import align, similarity_transform
-from facezoo.preprocess.boxes import paired_iou
+from facezoo.preprocess.boxes import area, iou, nms, paired_iou
 from facezoo.preprocess.detector import Candidates, FaceDetector
 from facezoo.preprocess.templates import template_points
 from facezoo.results import Faces
@@ -357,7 +356,7 @@ def _merge(faces: Faces, config: DetectionConfig) -> Faces:
     best = nms(faces.boxes, faces.scores, config.nms_iou)
     best = best[faces.scores[best] > config.score_threshold]
     best = best[~_around_a_face(faces.boxes[best])]
-    weights = (box_iou(faces.boxes[best], faces.boxes) > config.vote_iou) * faces.scores
+    weights = (iou(faces.boxes[best], faces.boxes) > config.vote_iou) * faces.scores
     weights = weights / weights.sum(1, keepdim=True)
     return Faces(
         weights @ faces.boxes,
@@ -372,5 +371,5 @@ def _around_a_face(boxes: Tensor) -> Tensor:
     low = torch.maximum(boxes[:, None, :2], boxes[None, :, :2])
     high = torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
     shared = (high - low).clamp(min=0).prod(-1)
-    contains = shared > _CONTAINED * box_area(boxes)[None]
+    contains = shared > _CONTAINED * area(boxes)[None]
     return contains.tril(-1).any(1)

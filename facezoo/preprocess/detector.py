@@ -18,19 +18,33 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from facezoo.folding import convolve
+
 STRIDES = (8, 16, 32, 64)
 BASES = (40.0, 80.0, 160.0, 320.0)
 """Typical side of a level's faces in pixels; the head's outputs are in this unit."""
 
 
-def _conv(
-    inputs: int, outputs: int, stride: int = 1, groups: int = 1, kernel: int = 3, relu: bool = True
-) -> nn.Sequential:
-    layers: list[nn.Module] = [
-        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
-        nn.BatchNorm2d(outputs),
-    ]
-    return nn.Sequential(*layers, nn.ReLU(inplace=True)) if relu else nn.Sequential(*layers)
+class _Conv(nn.Sequential):
+    """A convolution, its batch norm until that is folded, and a ReLU."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        stride: int = 1,
+        groups: int = 1,
+        kernel: int = 3,
+        relu: bool = True,
+    ) -> None:
+        super().__init__(
+            nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        self.relu = relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        return convolve(x, self[0], self[1] if len(self) > 1 else None, relu=self.relu)
 
 
 class _Separable(nn.Module):
@@ -39,7 +53,7 @@ class _Separable(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            _conv(width, width, groups=width, relu=False), _conv(width, width, kernel=1)
+            _Conv(width, width, groups=width, relu=False), _Conv(width, width, kernel=1)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -92,17 +106,17 @@ class FaceDetector(nn.Module):
     def __init__(self, width: int = 48) -> None:
         super().__init__()
         stem, coarse = width * 2 // 3, width * 2
-        self.stem = nn.Sequential(_conv(3, stem // 2, 2), _conv(stem // 2, stem, 2))
+        self.stem = nn.Sequential(_Conv(3, stem // 2, 2), _Conv(stem // 2, stem, 2))
         self.stages = nn.ModuleList(
             [
-                nn.Sequential(_conv(stem, width, 2), _Separable(width), _Separable(width)),
-                nn.Sequential(_conv(width, coarse, 2), _conv(coarse, coarse), _Separable(coarse)),
-                nn.Sequential(_conv(coarse, coarse, 2), _Separable(coarse), _Separable(coarse)),
-                nn.Sequential(_conv(coarse, coarse, 2), _Separable(coarse), _Separable(coarse)),
+                nn.Sequential(_Conv(stem, width, 2), _Separable(width), _Separable(width)),
+                nn.Sequential(_Conv(width, coarse, 2), _Conv(coarse, coarse), _Separable(coarse)),
+                nn.Sequential(_Conv(coarse, coarse, 2), _Separable(coarse), _Separable(coarse)),
+                nn.Sequential(_Conv(coarse, coarse, 2), _Separable(coarse), _Separable(coarse)),
             ]
         )
         self.laterals = nn.ModuleList(
-            _conv(inputs, width, kernel=1) for inputs in (width, coarse, coarse, coarse)
+            _Conv(inputs, width, kernel=1) for inputs in (width, coarse, coarse, coarse)
         )
         self.heads = nn.ModuleList(_Head(width) for _ in STRIDES)
 
@@ -149,9 +163,8 @@ class FaceDetector(nn.Module):
         Outputs change by rounding alone. The weights of the norms are gone.
         """
         for layer in list(self.modules()):
-            if isinstance(layer, nn.Sequential) and isinstance(layer[1], nn.BatchNorm2d):
-                convolution, norm = layer[0].eval(), layer[1].eval()
-                layer[0] = fuse_conv_bn_eval(convolution, norm)
+            if isinstance(layer, _Conv) and len(layer) > 1:
+                layer[0] = fuse_conv_bn_eval(layer[0].eval(), layer[1].eval())
                 del layer[1]
         return self.eval()
 

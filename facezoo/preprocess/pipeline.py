@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from math import prod
@@ -30,6 +31,7 @@ from facezoo.preprocess.images import describe, no_face, read_image
 from facezoo.preprocess.jpeg import Jpeg, JpegDecoder, decode, read_or_keep
 from facezoo.preprocess.prefetch import DECODERS, prefetch
 from facezoo.results import Faces
+from facezoo.runtimes import Runtime, use_runtime
 
 Which = Literal["largest", "all"]
 OnMissing = Literal["raise", "skip", "nan"]
@@ -204,6 +206,7 @@ def face_batches(
     device: torch.device,
     options: ImageOptions,
     *,
+    runtime: Runtime = "torch",
     clock: Clock | None = None,
     **reading: Any,
 ) -> Iterator[ImageBatch]:
@@ -213,6 +216,7 @@ def face_batches(
         sources: see ``read_batches``.
         device: device of the images and of the detector.
         options: choice of faces, batch size and progress bar.
+        runtime: runtime of the detector.
         clock: measures the time of reading and detection.
         **reading: further arguments of ``read_batches``.
 
@@ -232,7 +236,7 @@ def face_batches(
         **reading,
     ):
         with timed("detect"):
-            faces = _detect(batch.images, device, options.faces, options.detection)
+            faces = _detect(batch.images, device, options.faces, options.detection, runtime)
         lacking = _without_face(faces, len(batch.images))
         if options.on_missing == "raise":
             missing += [batch.first + batch.index[place] for place in lacking]
@@ -359,6 +363,14 @@ def load_detector(device: torch.device) -> FaceDetector:
         return detector.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
+@cache
+def _detector_in(runtime: Runtime) -> FaceDetector:
+    """Return the bundled face detector in a runtime on the CPU."""
+    detector = deepcopy(load_detector(torch.device("cpu")))
+    use_runtime(detector, runtime, method="raw", free=(0, 2, 3), like=(1, 3, 256, 192))
+    return detector
+
+
 def _bytes_of(image: Loaded) -> int:
     """Count the bytes of an image once it is decoded."""
     if isinstance(image, Tensor):
@@ -396,11 +408,14 @@ def _detect(
     device: torch.device,
     which: Which,
     config: DetectionConfig | None = None,
+    runtime: Runtime = "torch",
 ) -> Faces:
     if not images:
         empty = torch.zeros(0, dtype=torch.float32, device=device)
         return Faces(empty.view(0, 4), empty.view(0, 5, 2), empty, empty.long())
-    faces = detect(load_detector(device), images, config)
+    faces = detect(
+        load_detector(device) if runtime == "torch" else _detector_in(runtime), images, config
+    )
     if which == "all" or len(faces.scores) < 2:
         return faces
     extent = (faces.boxes[:, 2:] - faces.boxes[:, :2]).prod(1)

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from facezoo.preprocess.boxes import area, iou, paired_iou, suppress
+from facezoo.preprocess.boxes import area, iou, nms, paired_iou
 
 corner, extent = st.integers(0, 20), st.integers(0, 15)
 box = st.tuples(corner, corner, extent, extent).map(
@@ -45,16 +45,8 @@ def test_iou_of_two_boxes_is_intersection_over_union(a, b):
 def test_suppression_keeps_what_greedy_suppression_keeps(found, threshold):
     boxes = torch.tensor([b for b, _ in found]).float().reshape(-1, 4)
     scores = torch.tensor([s for _, s in found]).float()
-    kept = suppress(iou(boxes, boxes), scores, threshold)
-    wanted = greedy([b for b, _ in found], scores.tolist(), threshold)
-    assert kept.nonzero()[:, 0].tolist() == sorted(wanted)
-
-
-def test_suppression_follows_chains():
-    # Each box overlaps its neighbours only: every second one survives.
-    overlaps = torch.eye(7) + torch.diag(torch.ones(6), 1) + torch.diag(torch.ones(6), -1)
-    kept = suppress(overlaps, torch.arange(7, 0, -1).float(), 0.5)
-    assert kept.tolist() == [True, False] * 3 + [True]
+    expected = greedy([b for b, _ in found], scores.tolist(), threshold)
+    assert nms(boxes, scores, threshold).tolist() == expected
 
 
 def test_iou_is_of_every_pair_and_keeps_leading_dimensions():
@@ -79,4 +71,4 @@ def test_a_box_turned_inside_out_has_no_area_and_overlaps_nothing():
 def test_no_boxes_have_no_overlaps_and_nothing_survives():
     none = torch.zeros(0, 4)
     assert iou(none, torch.zeros(3, 4)).shape == (0, 3)
-    assert suppress(iou(none, none), torch.zeros(0), 0.4).shape == (0,)
+    assert nms(none, torch.zeros(0), 0.4).shape == (0,)

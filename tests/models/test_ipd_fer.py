@@ -2,14 +2,17 @@
 
 import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
+from timm.models import group_parameters
 from torch import nn
 
 import facezoo
 from facezoo.errors import UnsupportedError
 from facezoo.models.ipd_fer import IPDFER
 from facezoo.models.ipd_fer.networks import Decoder, Encoder
+from facezoo.models.resnet import ResNet
 from facezoo.results import EXPRESSIONS
 
 BACKBONE = "test_resnet.r160_in1k"
@@ -153,6 +156,24 @@ def test_a_step_on_the_logits_leaves_the_identity_encoder_alone(model, batch):
     assert {k.split(".")[0] for k in changed} == {"expression_encoder", "expression_classifier"}
     parameters = {n for n, _ in model.named_parameters() if n.startswith("expression_")}
     assert parameters <= changed
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet10t"])
+def test_the_small_resnets_are_those_of_timm(name):
+    torch.manual_seed(0)
+    expected = timm.create_model(name, num_classes=0).eval()
+    torch.manual_seed(0)
+    network = ResNet(name).eval()
+    assert list(network.state_dict()) == list(expected.state_dict())
+    torch.testing.assert_close(network.state_dict(), expected.state_dict(), atol=0, rtol=0)
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(network(images), expected(images))
+        options = {"indices": [0, 2], "stop_early": True, "intermediates_only": True}
+        maps = [n.forward_intermediates(images, **options) for n in (network, expected)]
+    torch.testing.assert_close(*maps)
+    layers = [group_parameters(n, n.group_matcher(), reverse=True) for n in (network, expected)]
+    assert layers[0] == layers[1]
 
 
 @pytest.mark.parametrize("backbone", ["mobilenetv3_small_050", "test_vit.r160_in1k"])

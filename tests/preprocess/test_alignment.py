@@ -188,7 +188,8 @@ def test_shrinking_and_enlarging_crops_share_a_batch():
     )
     together = align(images, index, matrices, 20)
     for crop, i, matrix in zip(together, index, matrices, strict=True):
-        torch.testing.assert_close(crop, align([images[i]], ONE, matrix[None], 20)[0])
+        alone = align([images[i]], ONE, matrix[None], 20)[0]
+        torch.testing.assert_close(crop, alone, atol=0.002, rtol=0)
 
 
 def test_outside_the_photograph_is_black():

@@ -97,6 +97,10 @@ def benchmark(
         UnknownNameError: if there is no such model.
         ValueError: if the file ends in ``.md`` or holds numbers of other data, or a callable
             returns no features or has the name of another line.
+
+    Examples:
+        >>> report = facezoo.benchmark("ipd-fer", data="DATA", out="runs")  # doctest: +SKIP
+        >>> print(report)  # doctest: +SKIP
     """
     path = Path(results) if results else Path(out) / FILE
     if path.suffix == ".md":

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import timm
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from facezoo.models.resnet import DEPTHS, ResNet
 
 SEED_SIDE = 7
 """Side of the decoder's first map, pixels; every later stage doubles it."""
@@ -263,6 +264,10 @@ def _stage(inward: int, outward: int, *, first: bool) -> nn.Sequential:
 
 def _backbone(name: str, size: int, classes: int = 0) -> nn.Module:
     """Create a timm model; transformers need the size of their input."""
+    if name in DEPTHS and not classes:
+        return ResNet(name)
+    import timm
+
     try:
         return timm.create_model(name, pretrained=False, num_classes=classes, img_size=size)
     except TypeError:  # convolutional networks take any size and no such argument

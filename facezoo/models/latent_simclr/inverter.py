@@ -61,6 +61,11 @@ class StyleGANInverter(nn.Module):
 
     Raises:
         ValueError: if the encoder's feature does not fit layer K.
+
+    Examples:
+        >>> inverter = facezoo.StyleGANInverter.from_pretrained("latent-simclr")
+        >>> inverter.invert(torch.zeros(1, 3, 64, 64)).w_plus.shape
+        torch.Size([1, 10, 128])
     """
 
     def __init__(

@@ -1,0 +1,46 @@
+"""The public names have an example in their docstring, and it prints what it shows."""
+
+import doctest
+import importlib
+from pathlib import Path
+
+import pytest
+import torch
+
+import facezoo
+from facezoo.models.base import FaceModel
+from facezoo.plot.annotate import annotate
+
+PORTRAITS = Path(__file__).parent.parent / "examples" / "portraits"
+NAMES = {
+    **{
+        name: getattr(facezoo, name)
+        for name in sorted({*facezoo.__all__} - {"__version__", "plot"})
+    },
+    **{
+        f"plot.{name}": getattr(facezoo.plot, name)
+        for name in sorted({*facezoo.plot.__all__} - {"MOST", "Picture"})
+    },
+    "plot.annotate": annotate,
+    "sklearn.FaceFeatures": importlib.import_module("facezoo.sklearn").FaceFeatures,
+    "export.export": importlib.import_module("facezoo.export").export,
+    "FaceModel.encode_expression": FaceModel.encode_expression,
+    "FaceModel.predict_expression": FaceModel.predict_expression,
+}
+FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+
+
+@pytest.fixture(scope="module")
+def model():
+    return facezoo.load("ipd-fer", device="cpu")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_example_in_a_docstring_prints_what_it_shows(name, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(PORTRAITS)
+    names = {"facezoo": facezoo, "torch": torch, "model": model, "tmp": tmp_path}
+    test = doctest.DocTestParser().get_doctest(NAMES[name].__doc__, names, name, None, None)
+    assert test.examples, f"{name} has no example"
+    messages = []
+    doctest.DocTestRunner(optionflags=FLAGS).run(test, out=messages.append)
+    assert not messages, "".join(messages)
