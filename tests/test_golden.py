@@ -19,8 +19,9 @@ from facezoo.hub.tensors import load_into, read_tensors
 from facezoo.models.capabilities import STAGES
 from facezoo.models.mesh_base import MeshModel
 from facezoo.preprocess.detector import FaceDetector
+from facezoo.preprocess.fingerprint import fingerprint
 from facezoo.preprocess.images import read_image
-from facezoo.preprocess.pipeline import find_faces, fingerprint, to_device
+from facezoo.preprocess.pipeline import find_faces, to_device
 from facezoo.results import flatten_rows
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -135,7 +135,7 @@ def export(model: str, kind: Any, out: Path, stages: str | None) -> None:
     """
     from facezoo.export import export as write
     from facezoo.export import export_detector
-    from facezoo.preprocess.fingerprint import DETECTOR
+    from facezoo.preprocess.detector import DETECTOR
     from facezoo.registry import load
 
     if model == DETECTOR:

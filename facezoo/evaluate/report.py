@@ -20,8 +20,7 @@ from facezoo.hub.tensors import load_into, read_tensors
 from facezoo.models.base import FaceModel
 from facezoo.models.mesh_base import MeshModel
 from facezoo.preprocess.detection import detect
-from facezoo.preprocess.detector import FaceDetector
-from facezoo.preprocess.fingerprint import DETECTOR
+from facezoo.preprocess.detector import DETECTOR, FaceDetector
 
 
 def measure_checkpoint(name: str, data: Path, device: torch.device) -> tuple[Card, Measurements]:

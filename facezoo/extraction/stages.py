@@ -22,8 +22,9 @@ from facezoo.extraction.videos import CONVERSION
 from facezoo.extraction.writers import Layout
 from facezoo.hub.tensors import digest_of
 from facezoo.models.base import FaceModel
+from facezoo.preprocess.fingerprint import fingerprint
 from facezoo.preprocess.jpeg import Photo, check_decoder
-from facezoo.preprocess.pipeline import ImageBatch, ImageOptions, face_batches, fingerprint
+from facezoo.preprocess.pipeline import ImageBatch, ImageOptions, face_batches
 from facezoo.results import flatten_rows
 
 STAGES = ("decode", "wait", "detect", "align", "encode", "write")

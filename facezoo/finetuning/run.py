@@ -36,7 +36,8 @@ from facezoo.models.base import FaceModel, Stage
 from facezoo.models.identity_removal import NAME
 from facezoo.preprocess.alignment import prepare_aligned
 from facezoo.preprocess.detection import DetectionConfig
-from facezoo.preprocess.pipeline import DETECTION, ImageOptions, fingerprint, read_batches
+from facezoo.preprocess.fingerprint import fingerprint
+from facezoo.preprocess.pipeline import DETECTION, ImageOptions, read_batches
 from facezoo.registry import load
 from facezoo.training.processes import Processes
 from facezoo.training.run import begin_run

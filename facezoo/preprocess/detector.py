@@ -20,6 +20,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from facezoo.folding import convolve
 
+DETECTOR = "face-detector"
+"""Name of the family in ``hub.card``."""
 STRIDES = (8, 16, 32, 64)
 BASES = (40.0, 80.0, 160.0, 320.0)
 """Typical side of a level's faces in pixels; the head's outputs are in this unit."""

@@ -8,10 +8,10 @@ from dataclasses import asdict
 
 from facezoo.hub.card import Preprocessing, card_named
 from facezoo.preprocess.detection import DetectionConfig
+from facezoo.preprocess.detector import DETECTOR
 from facezoo.preprocess.jpeg import JpegDecoder
 from facezoo.preprocess.templates import template_points
 
-DETECTOR = "face-detector"
 REVISION = 1
 """Increase this whenever reading, detection or alignment change pixels by more than rounding."""
 

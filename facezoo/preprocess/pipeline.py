@@ -24,9 +24,7 @@ from facezoo.hub.tensors import load_into, read_tensors
 from facezoo.preprocess import images as reading
 from facezoo.preprocess.alignment import prepare
 from facezoo.preprocess.detection import DetectionConfig, detect
-from facezoo.preprocess.detector import FaceDetector
-from facezoo.preprocess.fingerprint import DETECTOR
-from facezoo.preprocess.fingerprint import fingerprint as fingerprint
+from facezoo.preprocess.detector import DETECTOR, FaceDetector
 from facezoo.preprocess.images import describe, no_face, read_image
 from facezoo.preprocess.jpeg import Jpeg, JpegDecoder, decode, read_or_keep
 from facezoo.preprocess.prefetch import DECODERS, prefetch

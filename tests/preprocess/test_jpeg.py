@@ -18,9 +18,10 @@ from facezoo.extraction import extract, run, stages
 from facezoo.models import base
 from facezoo.models.base import FaceModel
 from facezoo.preprocess import jpeg
+from facezoo.preprocess.fingerprint import fingerprint
 from facezoo.preprocess.images import read_image
 from facezoo.preprocess.jpeg import Jpeg, check_decoder, decode, read_or_keep
-from facezoo.preprocess.pipeline import fingerprint, to_device
+from facezoo.preprocess.pipeline import to_device
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda")
