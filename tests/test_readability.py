@@ -41,7 +41,7 @@ AVOID = {
     r"but for": "except for",
     r"wanted is|what goes in|asked for": "say who does what",
     r"photographs?|photos?|pictures?": "image",
-    r"persons?": "identity, subject",
+    r"(?<!same )persons?": "identity, subject",
     r"by hand": "manually, or name the function",
     r"reader of features|people told": "probe, identification accuracy",
 }

@@ -1,5 +1,6 @@
 """The documentation as a site: it builds strictly, links lead somewhere, no name is left out."""
 
+import json
 import re
 import subprocess
 import sys
@@ -57,6 +58,15 @@ def test_every_link_of_the_site_leads_somewhere(site):
             assert there.exists(), f"{path.relative_to(site)} links to {link}"
             if anchor and there in pages:
                 assert anchor in pages[there].anchors, f"{path.relative_to(site)} links to {link}"
+
+
+@pytest.mark.parametrize(
+    "word", ["same person", "webcam", "GPU", "batch", "license", "HEIC", "crowd", "ONNX"]
+)
+def test_search_finds_what_people_look_for(site, word):
+    index = json.loads((site / "search" / "search_index.json").read_text(encoding="utf-8"))["docs"]
+    pages = [page for page in index if not page["location"].startswith("changelog")]
+    assert any(word.lower() in f"{page['title']} {page['text']}".lower() for page in pages)
 
 
 def test_charts_show_the_numbers_of_the_results():
