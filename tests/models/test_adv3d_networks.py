@@ -158,6 +158,26 @@ def test_gradients_through_the_winning_points_are_those_through_all():
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
 
 
+class Adapter(torch.nn.Module):
+    """A layer with a change of its output, which shows the weights of the layer."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.weight, self.bias = layer, layer.weight, layer.bias
+
+    def forward(self, hidden):
+        return self.layer(hidden) + 1
+
+
+def test_an_adapter_on_the_last_shared_layer_acts_in_eval_mode():
+    network, points = VAE(40, 3, 2).eval(), torch.randn(2, 40, 3)
+    before = network.responses(points)
+    network.conv5 = Adapter(network.conv5)
+    norm = network.bn5
+    change = norm.weight / (norm.running_var + norm.eps).sqrt()
+    torch.testing.assert_close(network.responses(points), before + change)
+
+
 def test_the_order_of_the_points_changes_nothing():
     network = VAE(40, 3, 2).eval()
     points = torch.randn(2, 40, 3)
