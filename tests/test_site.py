@@ -63,7 +63,7 @@ def test_every_link_of_the_site_leads_somewhere(site):
 @pytest.mark.parametrize(
     "word", ["same person", "webcam", "GPU", "batch", "license", "HEIC", "crowd", "ONNX"]
 )
-def test_search_finds_what_people_look_for(site, word):
+def test_search_finds_common_queries(site, word):
     index = json.loads((site / "search" / "search_index.json").read_text(encoding="utf-8"))["docs"]
     pages = [page for page in index if not page["location"].startswith("changelog")]
     assert any(word.lower() in f"{page['title']} {page['text']}".lower() for page in pages)
@@ -98,7 +98,7 @@ def moved(known):
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_the_page_of_a_family_says_what_a_reader_wants_to_know(family):
+def test_the_page_of_a_family_is_complete(family):
     text = (ROOT / "docs" / "models" / f"{family}.md").read_text(encoding="utf-8")
     assert "\n## What it is for\n" in text
     assert "\n## License and citation\n" in text

@@ -113,7 +113,7 @@ def said_near(targets, centres, bases, generator):
     return decode(raw, centres, bases)
 
 
-def test_cells_stand_in_the_middle_of_their_pixels():
+def test_cells_are_in_the_middle_of_their_pixels():
     centres, bases = cells(64, 128, torch.device("cpu"))
     wanted = [
         ((column + 0.5) * stride - 0.5, (row + 0.5) * stride - 0.5, base)
@@ -140,7 +140,7 @@ def test_absurd_sizes_stay_finite():
     assert torch.isfinite(decode(raw, torch.zeros(1, 2), torch.ones(1, 1)).boxes).all()
 
 
-def test_the_network_says_something_for_every_cell_and_believes_in_no_face_at_first():
+def test_the_network_has_an_output_for_every_cell_and_low_scores_at_first():
     said = FaceDetector(16)(torch.randn(2, 3, 64, 128))
     count = len(cells(64, 128, torch.device("cpu"))[0])
     assert said.logits.shape == (2, count)
@@ -149,7 +149,7 @@ def test_the_network_says_something_for_every_cell_and_believes_in_no_face_at_fi
     assert said.logits.sigmoid().max() < 0.2
 
 
-def test_images_of_uneven_sides_are_refused_with_the_remedy():
+def test_images_that_are_not_square_raise_an_error_with_the_remedy():
     with pytest.raises(ValueError, match="multiples of 64, got 64 x 100; pad"):
         FaceDetector(16)(torch.zeros(1, 3, 64, 100))
 
@@ -269,7 +269,7 @@ def test_the_right_answer_costs_next_to_nothing():
     assert detection_loss(Candidates(logits, boxes, points), targets, centres, bases) < 1e-4
 
 
-def test_a_detector_with_folded_norms_says_the_same_and_has_none_left():
+def test_a_detector_with_folded_norms_gives_the_same_output_without_norms():
     detector = FaceDetector(16)
     images = torch.randn(4, 3, 64, 128)
     for _ in range(3):

@@ -60,7 +60,7 @@ def table_of(pixels, faces, unsure=()):
     return pa.Table.from_pylist([row])
 
 
-def test_photographs_are_cut_to_their_middle_square_and_faces_move_along():
+def test_images_are_cut_to_their_middle_square_and_faces_move_along():
     # A white square in a wide photograph; 100 of its 180 columns are kept and enlarged 2.5 times.
     pixels = photo_of((70, 30, 40), height=100, width=180).numpy()
     box = {"box": [69.5, 29.5, 109.5, 69.5], "landmarks": face_at(70, 30, 40)["landmarks"]}
@@ -77,13 +77,13 @@ def test_photographs_are_cut_to_their_middle_square_and_faces_move_along():
     torch.testing.assert_close(photos.landmarks[0][0], wanted)
 
 
-def test_photographs_of_the_right_size_keep_their_pixels():
+def test_images_of_the_right_size_keep_their_pixels():
     pixels = np.random.default_rng(0).integers(0, 256, (250, 250, 3), np.uint8)
     photos = read_photos(table_of(pixels, [face_at(10, 10, 50)]))
     assert torch.equal(photos.images[0][0].permute(1, 2, 0), torch.from_numpy(pixels))
 
 
-def test_joined_photographs_keep_their_faces(tmp_path):
+def test_joined_images_keep_their_faces(tmp_path):
     packs(tmp_path)
     people = read_photos(training.read_pack(tmp_path / "lfw.parquet"))
     scenery = read_photos(training.read_pack(tmp_path / "backgrounds.parquet"))
@@ -160,7 +160,7 @@ def test_a_finished_run_is_not_trained_again(tmp_path, small, monkeypatch):
     assert differing(first, train(CONFIG, tmp_path, tmp_path / "run", seed=2, device=CPU)) == []
 
 
-def test_other_photographs_are_no_continuation(tmp_path, monkeypatch):
+def test_a_run_with_other_images_does_not_resume(tmp_path, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 

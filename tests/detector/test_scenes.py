@@ -131,7 +131,7 @@ def test_boxes_enclose_the_ellipse_that_filled_them(clean):
     assert checked >= 10
 
 
-def test_unsure_regions_are_ignored_where_they_end_up_and_are_no_faces(clean):
+def test_uncertain_regions_are_ignored_after_augmentation_and_do_not_count_as_faces(clean):
     checked = 0
     for seed in range(30):
         photos = photos_showing(ellipse(BOX), faces=False, unsure=True)
@@ -208,7 +208,7 @@ def test_faces_come_in_all_sizes():
     assert max(sides) > 150
 
 
-def test_photographs_without_any_face_make_scenes_without_faces():
+def test_images_without_any_face_make_scenes_without_faces():
     none = torch.zeros(0, 4)
     photos = Photos(
         in_all_sizes(torch.randint(0, 256, (2, 3, SIDE, SIDE), dtype=torch.uint8)),

@@ -46,7 +46,7 @@ def test_an_obj_without_polygons_is_a_cloud_of_points(tmp_path):
 
 
 @pytest.mark.parametrize("units", [None, "inches", ""])
-def test_units_are_stated_or_the_file_is_refused(tmp_path, units):
+def test_a_file_without_units_raises_an_error(tmp_path, units):
     path = write_mesh(tmp_path / "square.obj", square())
     with pytest.raises(ValueError, match="units must be one of mm, cm, m"):
         read_mesh(path, units)

@@ -195,14 +195,14 @@ def test_the_discriminator_drops_features_only_where_the_published_one_does():
     torch.testing.assert_close(plain(pairs).exp().sum(1), torch.ones(3))
 
 
-def test_a_tensor_alone_is_no_checkpoint():
+def test_a_single_tensor_is_not_a_checkpoint():
     template = Mesh(torch.rand(4, 3), "mm", torch.tensor([[0, 1, 2]]))
     with pytest.raises(WeightsMismatchError, match="not an autoencoder of adv3d"):
         from_published(torch.zeros(3), template, scale=573.0)
 
 
 @pytest.mark.parametrize("scale", [0.0, -573.0, float("nan")])
-def test_a_scale_that_is_none_is_refused(scale):
+def test_a_scale_that_is_none_raises_an_error(scale):
     template = Mesh(torch.rand(4, 3), "mm", torch.tensor([[0, 1, 2]]))
     tensors = VAE(4, 2, 2).state_dict()
     with pytest.raises(ValueError, match="scale must be above 0"):
