@@ -105,6 +105,13 @@ def test_words_are_those_of_the_field(page):
             pytest.fail(f"'{match[0]}' in '… {near} …'; write: {better}")
 
 
+@pytest.mark.parametrize("page", REWRITTEN, ids=named)
+def test_no_line_starts_with_a_comment_that_would_end_its_list(page):
+    assert not re.search(
+        r"^ +<!-- value|\n\w.*\n<!-- value", page.read_text(encoding="utf-8"), re.M
+    )
+
+
 def misspelled(*arguments):
     command = [sys.executable, "-m", "codespell_lib", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
