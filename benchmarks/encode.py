@@ -1,10 +1,10 @@
-"""What encoding a prepared batch costs beside the bare timm backbone, in the same run.
+"""Measure the speed of ``encode`` on a prepared batch, compared with the bare timm backbone.
 
     python benchmarks/encode.py [--batch 1 64] [--dtype float32 bfloat16] [--json encode.json]
 
-Beside the images per second of either stands the best that the device could do: what one image
-needs, counted, over what a matrix product or a wide convolution, whichever is faster here, reaches
-in the same precision, measured.
+Both are timed in the same run. A roofline gives the best that the device could do: the operations
+of one image, over the speed of a matrix product or a wide convolution (the faster one) in the same
+precision.
 """
 
 import argparse
@@ -21,9 +21,9 @@ from torch import nn
 import facezoo
 
 SIDE = 2048
-"""Rows and columns of the matrices whose product tells what the device can do."""
+"""Rows and columns of the matrices whose product measures the speed of the device."""
 FEW = 64
-"""Crops: a smaller batch is timed so many times more often as it is smaller."""
+"""Crops per measurement; smaller batches run more often."""
 
 
 def measure(
@@ -34,7 +34,7 @@ def measure(
     device: str = "cpu",
     compiled: bool = False,
 ) -> dict:
-    """Images per second of each way, and its time over that of the bare backbone."""
+    """Measure images per second of each alternative, relative to the bare backbone."""
     options = {"device": device, "dtype": dtype, "pretrained": pretrained}
     model = facezoo.load("ipd-fer", **options)
     bare = timm.create_model(model.architecture["backbone"], num_classes=0).eval()
@@ -67,7 +67,7 @@ def measure(
 
 
 def needs(backbone: str, size: int = 112) -> dict[str, float]:
-    """Multiplications and additions, and bytes of float32, that one image and all weights are."""
+    """Count the operations of one image, and the bytes of activations and weights in float32."""
     network = timm.create_model(backbone, num_classes=0).eval()
     counted = {"operations": 0, "activations": 3 * size * size}
 
@@ -90,7 +90,7 @@ def needs(backbone: str, size: int = 112) -> dict[str, float]:
 
 
 def limits(dtype: torch.dtype, device: str = "cpu", side: int = SIDE, repeats: int = 5) -> dict:
-    """Operations per second of one large layer, and bytes per second of a copy, at best."""
+    """Measure the best operations per second of a large layer, and bytes per second of a copy."""
     left = torch.randn(side, side, device=device, dtype=dtype)
     right = torch.randn(side, side, device=device, dtype=dtype)
     wide = side // 4
@@ -113,7 +113,7 @@ def limits(dtype: torch.dtype, device: str = "cpu", side: int = SIDE, repeats: i
 
 
 def roofline(runs: list[dict], device: str = "cpu", side: int = SIDE) -> list[dict]:
-    """What the device could do at best with the largest batch, and what is reached of it."""
+    """Compare the largest batch with the bounds of the device."""
     need = needs("resnet18")
     rows = []
     for dtype in dict.fromkeys(run["dtype"] for run in runs):
@@ -142,7 +142,7 @@ def roofline(runs: list[dict], device: str = "cpu", side: int = SIDE) -> list[di
 
 
 def main(batches: list[int], dtypes: list[str], **options) -> dict:
-    """Every batch size in every precision, with what they ran on."""
+    """Measure every batch size in every precision."""
     device, side = options.get("device", "cpu"), options.pop("side", SIDE)
     runs = [measure(b, getattr(torch, d), **options) for d in dtypes for b in batches]
     command = shlex.join(["python", "benchmarks/encode.py", *sys.argv[1:]])
@@ -158,7 +158,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--compile", action="store_true", help="also the compiled model")
+    parser.add_argument("--compile", action="store_true", help="also time the compiled model")
     parser.add_argument("--json", type=Path, metavar="FILE")
     given = parser.parse_args()
     result = main(

@@ -1,11 +1,11 @@
-"""How much pretraining is worth: fine-tuning, training from scratch and a linear probe on LFW.
+"""Compare fine-tuning, training from scratch and a linear probe on LFW.
 
     OMP_NUM_THREADS=1 python benchmarks/finetune.py DATA --out docs/results/finetune.lfw.json
 
-DATA holds lfw.parquet. Neutral against happiness, the two classes of LFW whose machine-made labels
-can be trusted, from 10, 100 and all training photographs per class, on the validation people. The
-last epoch counts, so nothing is chosen on what is measured. Crops and finished runs are kept in
---cache; interrupted, the same command goes on there.
+DATA holds lfw.parquet. The classes are neutral and happiness, whose labels are reliable, with 10,
+100 and all training images per class. Validation identities are tested after the last epoch, so
+nothing is chosen on them. Crops and finished runs are stored in --cache, and the same command
+resumes an interrupted run.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ TRAINED = ("fine-tuned", "from scratch")
 
 
 def probes_of(per_class: str, seeds: int) -> int:
-    """How many probes there are: of all labels one each, since nothing else is drawn."""
+    """Number of probes; one for all labels, because nothing else is random."""
     return len(PROBED) * (1 if per_class == "all" else seeds)
 
 
 def recipe_of(arm: str, tuned: Finetuning) -> Finetuning:
-    """What an arm is trained by, from the recipe of fine-tuning."""
+    """Return the recipe of an arm."""
     values = asdict(tuned)
     if arm == "from scratch":
         values |= {"epochs": 2 * tuned.epochs, "layer_decay": 1.0, "pretrained": False}
@@ -59,7 +59,7 @@ def recipe_of(arm: str, tuned: Finetuning) -> Finetuning:
 
 
 def crops_of(data: Path, split: str, cache: Path) -> Examples:
-    """Aligned crops of the two classes, cut once."""
+    """Return aligned crops of the two classes, cached."""
     path = cache / f"{split}.safetensors"
     if not path.is_file():
         table = read_pack(data / "lfw.parquet", split)
@@ -73,7 +73,7 @@ def crops_of(data: Path, split: str, cache: Path) -> Examples:
 
 
 def drawn(labels: Tensor, per_class: str, seed: int) -> Tensor:
-    """Rows of some photographs of each class, or of all."""
+    """Select rows of some images of each class, or of all."""
     if per_class == "all":
         return torch.arange(len(labels))
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
@@ -90,7 +90,7 @@ def features_of(part: Examples, model: facezoo.FaceModel, what: str) -> Tensor:
 
 
 def probe(part: Examples, val: Examples, features: dict[str, Tensor], rows: Tensor) -> Tensor:
-    """Probabilities of the validation faces, from a linear probe of the rows' features."""
+    """Predict the validation faces with a linear probe on the features of the rows."""
     joined = torch.cat([features["train"][rows], features["val"]])
     labels = torch.cat([part.labels[rows], val.labels])
     fitted, told = torch.arange(len(rows)), torch.arange(len(rows), len(joined))
@@ -124,7 +124,7 @@ def measure(data: Path, out: Path, cache: Path, smoke: bool) -> None:
         for seed in range(seeds):
             rows = drawn(train.labels, per_class, seed)
             for arm, what in arms.items():
-                same_rows = what and per_class == "all" and seed  # a probe draws nothing else
+                same_rows = what and per_class == "all" and seed  # probes have no seed
                 if same_rows or (arm, per_class, seed) in done:
                     continue
                 begin = time.perf_counter()
@@ -150,7 +150,7 @@ def write(
     recipes: dict[str, tuple[Finetuning, int]],
     count: int,
 ) -> None:
-    """The runs so far, as docs/tables.py reads them."""
+    """Return the finished runs in the format of docs/tables.py."""
     said = {
         "what": "neutral against happiness on the validation people of LFW, balanced accuracy in %",
         "checkpoint": model.card.name,
@@ -171,7 +171,7 @@ def write(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Fine-tuning against scratch and a linear probe.")
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cache", type=Path, default=Path("runs/finetune"))

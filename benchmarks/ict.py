@@ -1,9 +1,9 @@
-"""The table of ICT-3D: models of meshes beside methods that need correspondence, in millimetres.
+"""Compare mesh models on ICT-3D with methods that need correspondence, in millimetres.
 
     python benchmarks/ict.py DATA docs/results/ict.json adv3d.ict adv3d.ict-neutral
 
-DATA is the folder of ICT-3D. A checkpoint is a name, or a ``.safetensors`` file with its card
-beside it. The linear methods are given vertices in known correspondence, and the data are linear.
+DATA is the folder of ICT-3D. A checkpoint is a name, or a ``.safetensors`` file with its card in
+the same folder. The linear methods use corresponding vertices, and the data are linear.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NONE = "–"
 
 
 def linear_methods(train: Tensor, test: Tensor) -> dict[str, tuple[Tensor, Tensor | None]]:
-    """Predicted identity and reconstruction of test meshes by each method, (Q, E, D) each.
+    """Predict identity and reconstruction of test meshes by each method, (Q, E, D) each.
 
     Args:
         train: coordinates of training meshes, expression 0 neutral, float64, (P, E, D).
@@ -55,14 +55,14 @@ def linear_methods(train: Tensor, test: Tensor) -> dict[str, tuple[Tensor, Tenso
 
 
 def principal(rows: Tensor, count: int, centre: bool = True) -> tuple[Tensor, Tensor]:
-    """Mean (D,) and up to ``count`` principal axes (C, D) of rows (R, D)."""
+    """Compute the mean (D,) and up to ``count`` principal axes (C, D) of rows (R, D)."""
     middle = rows.mean(0) if centre else torch.zeros_like(rows[0])
     _, sizes, axes = torch.linalg.svd(rows - middle, full_matrices=False)
     return middle, axes[: min(count, int((sizes > 1e-6 * sizes[0]).sum()))]
 
 
 def regressed(inputs: Tensor, targets: Tensor, test: Tensor, penalty: float = 1e-6) -> Tensor:
-    """Ridge regression of targets (R, D) on inputs (R, D), applied to test (Q, E, D)."""
+    """Fit ridge regression of targets (R, D) on inputs (R, D), and apply it to test (Q, E, D)."""
     centre, mean = inputs.mean(0), targets.mean(0)
     rows = inputs - centre
     gram = rows.T @ rows + penalty * torch.eye(rows.shape[1], dtype=rows.dtype)
@@ -70,7 +70,7 @@ def regressed(inputs: Tensor, targets: Tensor, test: Tensor, penalty: float = 1e
 
 
 def person_effect(train: Tensor, test: Tensor) -> Tensor:
-    """Posterior mean of what a person's meshes share, in a Gaussian model of two levels."""
+    """Compute the posterior mean of an identity in a two-level Gaussian model."""
     means, count = train.mean(1), train.shape[1]
     within = torch.cov((train - means[:, None]).flatten(0, 1).T) * count / (count - 1)
     between = torch.cov(means.T) - within / count
@@ -81,7 +81,7 @@ def person_effect(train: Tensor, test: Tensor) -> Tensor:
 
 
 def face_row(name: str, needs: str, scores: MeshScores, rebuilt: bool) -> dict[str, object]:
-    """A row of the table of distances."""
+    """Return a row of the table of distances."""
     rec = (f"{scores.e_rec.mean:.3f}", f"{scores.e_rec_face:.3f}") if rebuilt else (NONE, NONE)
     avd, dis = scores.avd_neu, scores.e_dis
     return {
@@ -97,7 +97,7 @@ def face_row(name: str, needs: str, scores: MeshScores, rebuilt: bool) -> dict[s
 
 
 def code_row(name: str, input_: str, result: tuple[MeshScores, object]) -> dict[str, object]:
-    """A row of the table of codes, in per cent, and of what decoding loses, in mm."""
+    """Return a row of the table of codes, in percent; AVD_neu in mm."""
     meshes, codes = result
     shares = {
         "rank-1": codes.recognition,
@@ -111,7 +111,7 @@ def code_row(name: str, input_: str, result: tuple[MeshScores, object]) -> dict[
 
 
 def speed(model: MeshModel, meshes: Tensor, batch: int, repeats: int = 7) -> dict[str, object]:
-    """Median meshes per second of ``encode``, and of the bare networks on prepared points."""
+    """Measure median meshes per second of ``encode``, and of the bare networks."""
     chosen = meshes[:batch]
 
     def clock(work) -> float:
@@ -168,7 +168,7 @@ def main() -> None:
 
 
 def linear_rows(train: Tensor, test: Tensor, narrow: Tensor) -> list[dict[str, object]]:
-    """The methods that need correspondence."""
+    """Return the rows of the methods that need correspondence."""
     middle = train.flatten(0, 1).mean(0)
     flat = (train - middle).flatten(2).double()
     draw = torch.Generator().manual_seed(0)

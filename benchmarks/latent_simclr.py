@@ -1,12 +1,12 @@
-"""What latent-simclr's generator, inversion and features are worth, beside what needs less.
+"""Measure the generator, inversion and features of latent-simclr, compared with baselines.
 
     python benchmarks/latent_simclr.py latent-simclr --data DATA --early FILE [--json FILE]
 
-Tables: the generator beside itself after a tenth of the training; inversion by w alone, w and f,
-and refined; expression by an SVM on the raw codes and on h, and by the paper's two CNNs, with how
-far each tells people; and the identity features. All on crops by the packs' landmarks. FILE of
-``--early`` is what ``facezoo train stylegan2`` leaves after a tenth. Tables go into the JSON
-beside those of the same weights that it has.
+Tables: the generator, also after a tenth of its training; inversion by w, by w and f, and refined;
+expression and leakage by an SVM on raw codes and on h, and by the two CNNs of the paper; the
+identity features. Crops are aligned by the landmarks of the packs. FILE of ``--early`` is what
+``facezoo train stylegan2`` writes after a tenth of the training. Tables are added to the JSON file
+if it is of the same weights.
 """
 
 import argparse
@@ -45,19 +45,19 @@ from facezoo.results import EXPRESSIONS
 from facezoo.training.loop import Schedule
 
 FITTED = 8000
-"""Rows of FER+ that are fitted to at most."""
+"""Largest number of training rows of FER+."""
 SAMPLES, LOOKED_AT, REFINED = 4000, 64, 128
-"""Images of the distances; samples that are looked up among the training images; photographs whose
-inversion is refined."""
+"""Images for the distances; samples compared with the training images; images with refined
+inversion."""
 SEEDS = 3
 PAPERS = Schedule(15, batch_size=128, lr=1e-3, schedule="cosine")
-"""Of the two CNNs."""
+"""Seeds of the two CNNs."""
 REFINE_STEPS = 100
 
 
 @dataclass(frozen=True)
 class Pack:
-    """Some rows of a pack, aligned for the model."""
+    """Rows of a pack, aligned for the model."""
 
     crops: Tensor
     """In [-1, 1], (N, 3, S, S)."""
@@ -95,7 +95,7 @@ def codes_of(model: LatentSimCLR, crops: Tensor) -> Tensor:
 
 
 class Recogniser:
-    """E_id of crops of any size in its own template."""
+    """Compute E_id of crops of any size, in its template."""
 
     def __init__(self) -> None:
         self.model = facezoo.load("ipd-fer", device="cpu")
@@ -121,7 +121,7 @@ def samples(generator: StyleGANGenerator, count: int, psi: float = 1.0) -> Tenso
 def generator_table(
     model: LatentSimCLR, early: Path, real: Tensor, know: Recogniser, inception: Path | None
 ) -> list[dict]:
-    """Distances, variety and copies, of generators and of one half of the real crops."""
+    """Measure distance, diversity and copies of generators, and of half of the real crops."""
     generator = model.inverter.generator
     young = StyleGANGenerator(
         generator.size,
@@ -164,7 +164,7 @@ def generator_table(
 def standard(
     images: Tensor, real: Tensor, order: Tensor, halves: bool, inception: Path | None
 ) -> dict[str, float]:
-    """The FID of Inception's features, where its weights are at hand."""
+    """Compute the FID of Inception features, if its weights are given."""
     if inception is None:
         return {}
     others = real[order[SAMPLES : 2 * SAMPLES]] if halves else real[:SAMPLES]
@@ -192,7 +192,7 @@ def quality(drawn: Tensor, crops: Tensor, know: Recogniser) -> dict[str, float]:
 
 
 def inversion_table(model: LatentSimCLR, crops: Tensor, know: Recogniser) -> list[dict]:
-    """How well photographs of unseen people are drawn again."""
+    """Measure the reconstruction of images of unseen identities."""
     inverter = model.inverter
     with torch.inference_mode():
         parts = [inverter.encode(part) for part in crops.split(128)]
@@ -233,7 +233,7 @@ def scored(predicted: Tensor, truth: Tensor) -> dict[str, float]:
 
 
 def with_labels(pack: Pack, words) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows with one of the words, and the numbers of these."""
+    """Select rows with one of the labels, and their class indices."""
     wanted = [EXPRESSIONS.index(word) for word in words]
     rows = torch.isin(pack.labels, torch.tensor(wanted)).nonzero()[:, 0]
     numbers = torch.tensor([wanted.index(int(label)) for label in pack.labels[rows]])
@@ -241,7 +241,7 @@ def with_labels(pack: Pack, words) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class CNN:
-    """One of the paper's CNNs with one seed: how it classifies, and its h."""
+    """Train a CNN of the paper with one seed; return its classifier and its h."""
 
     def __init__(
         self, model: LatentSimCLR, codes: Tensor, labels: Tensor, seed: int, sliders
@@ -265,7 +265,7 @@ class CNN:
 
 
 def expression_table(model: LatentSimCLR, packs: dict) -> list[dict]:
-    """A row per method and task; who is on the photographs of LFW val is told from its features."""
+    """Return a row per method and task, with the identification accuracy on LFW val."""
     tasks = {
         "LFW val": (("lfw", "train"), ("lfw", "val"), ("neutral", "happiness")),
         "London": (("lfw", "train"), ("london_expr", ""), ("neutral", "happiness")),
@@ -313,7 +313,7 @@ def told(features: Tensor, people: Pack) -> dict[str, float]:
 
 
 def identity_table(model: LatentSimCLR, people: Pack, data: Path) -> list[dict]:
-    """Verification by the features that should hold the person, and by those that should not."""
+    """Measure verification by identity features, expression features and raw codes."""
     pairs = read_pairs(data / "lfw_pairs_val.csv")
     kinds = {
         "raw W+ code": people.codes.flatten(1) - people.codes.flatten(1).mean(0),

@@ -1,12 +1,11 @@
-"""What LatentFace's features, pictures and parts are worth, beside what needs none of it.
+"""Measure the features, decoded images and parts of LatentFace, compared with baselines.
 
     python benchmarks/latentface.py latentface --data DATA [--part features] [--json FILE]
 
-Five tables: what can be read from the features (Tables 1 and 2 of the paper, at small scale), and
-what could be if the diffusion gave exactly what it is taught; and of pictures, how well faces are
-drawn again, how much of the identity the frontal view keeps, and how far identity depends on the
-noise that the sampler starts from. All on crops by the packs' landmarks. Tables go into the file
-beside those of the same weights that it has.
+Five tables: probes on the features (Tables 1 and 2 of the paper, at small scale); the same for a
+perfect diffusion model; reconstruction; identity in the frontal view; and how identity depends on
+the noise of the sampler. Crops are aligned by the landmarks of the packs. Tables are added to the
+file if it is of the same weights.
 """
 
 import argparse
@@ -33,10 +32,10 @@ from facezoo.models.latentface.networks import AutoEncoder
 from facezoo.results import EXPRESSIONS
 
 FITTED = 8000
-"""Training rows of a probe at most, as in ``facezoo.evaluate.leakage``."""
+"""Largest number of training rows of a probe, as in ``facezoo.evaluate.leakage``."""
 COMPONENTS = 512
 OFTEN = 5
-"""Photographs of a person from which on the mean of the others is taken for the truth."""
+"""Least number of images of an identity, to use the mean of the others as target."""
 TURNED_DEG = 15.0
 SEEDS = 8
 PARTS = ("texture", "shape")
@@ -44,13 +43,13 @@ PACKS = (("ferplus", "train"), ("ferplus", "test"), ("lfw", "train"), ("lfw", "v
 SAID = {"ferplus": "FER+", "lfw": "LFW"}
 
 Features = Callable[[Latents, Latents, Tensor], tuple[Tensor, Tensor]]
-"""From latents, the same with identity codes, and crops to what stands for the expression and for
-the identity, each (N, D)."""
+"""Function from latents, identity codes and crops to expression and identity features, (N, D)
+each."""
 
 
 @dataclass(frozen=True)
 class Pack:
-    """Some rows of a pack, aligned for the model."""
+    """Rows of a pack, aligned for the model."""
 
     crops: Tensor
     """In [-1, 1], (N, 3, S, S)."""
@@ -92,7 +91,7 @@ def codes(latents: Latents) -> Tensor:
 
 
 def taken_apart(latents: Latents, identity: Latents, parts=PARTS) -> tuple[Tensor, Tensor]:
-    """γ_exp and Z_id; a part that is not among ``parts`` stays whole in both."""
+    """Return γ_exp and Z_id; parts outside ``parts`` stay whole in both."""
     whose = [getattr(identity if part in parts else latents, part) for part in PARTS]
     rest = [
         getattr(latents, part) - (who if part in parts else 0)
@@ -102,7 +101,7 @@ def taken_apart(latents: Latents, identity: Latents, parts=PARTS) -> tuple[Tenso
 
 
 def of_others(every: Tensor, persons: list[str], often: int = 2) -> tuple[Tensor, Tensor]:
-    """The mean code of each person's other photographs, and the rows of whom there are enough."""
+    """Return the mean code of each identity's other images, and the rows with enough images."""
     people = {name: index for index, name in enumerate(sorted(set(persons)))}
     numbers = torch.tensor([people[name] for name in persons])
     counts = numbers.bincount()[numbers]
@@ -112,7 +111,7 @@ def of_others(every: Tensor, persons: list[str], often: int = 2) -> tuple[Tensor
 
 
 class EncoderBased:
-    """Identity codes straight from the image, the alternative to diffusion of Table 2.
+    """Encoder of identity codes from the image, the alternative to diffusion in Table 2.
 
     The encoders are those of the autoencoders; the paper's is a ResNet.
     """
@@ -147,7 +146,7 @@ class EncoderBased:
 
 
 def principal(train: Tensor) -> Callable[[Tensor], Tensor]:
-    """Pixels of crops on the principal axes of those of the training crops."""
+    """Project pixels of crops on the principal axes of the training crops."""
     flat = train.flatten(1)
     torch.manual_seed(0)
     axes = torch.pca_lowrank(flat - flat.mean(0), COMPONENTS, center=False)[2]
@@ -171,7 +170,7 @@ def variants(model: LatentFace, train: Pack, steps: int) -> dict[str, Features]:
 
 
 def features_table(model: LatentFace, data: Path, steps: int) -> list[dict]:
-    """A row per variant: FER by linear probe on expression, verification by identity features."""
+    """Return a row per variant: expression by linear probe, verification by identity features."""
     packs = {(name, split): read(data, name, split, model) for name, split in PACKS}
     pairs = read_pairs(data / "lfw_pairs_val.csv")
     latents = {key: factors(model, pack.crops) for key, pack in packs.items()}
@@ -196,10 +195,10 @@ def features_table(model: LatentFace, data: Path, steps: int) -> list[dict]:
 
 
 def targets_table(model: LatentFace, data: Path) -> list[dict]:
-    """How well expression is read from codes less what the diffusion is taught, of LFW's people.
+    """Measure expression in codes minus the target of a perfect diffusion model, on LFW.
 
-    The targets are the true ones, the mean codes of a person's other photographs, and the same with
-    the mean of its class of expression taken from each photograph. Nothing is guessed.
+    The targets are the mean codes of the other images of an identity, and the same after
+    subtracting the mean of the expression class from each image.
     """
     packs = [read(data, "lfw", split, model) for split in ("train", "val")]
     latents = [factors(model, pack.crops) for pack in packs]
@@ -235,7 +234,7 @@ def targets_table(model: LatentFace, data: Path) -> list[dict]:
 
 
 def probed(features: list[Tensor], labels: list[Tensor], words) -> dict[str, float]:
-    """Accuracy and macro F1 of a linear probe from the first pack to the second, per cent."""
+    """Train a linear probe on the first pack; return the scores on the second, in percent."""
     wanted = torch.tensor([EXPRESSIONS.index(word) for word in words])
     kept = [torch.isin(each, wanted).nonzero()[:, 0][:FITTED] for each in labels]
     features = [f[rows] for f, rows in zip(features, kept, strict=True)]
@@ -252,7 +251,7 @@ def probed(features: list[Tensor], labels: list[Tensor], words) -> dict[str, flo
 
 @torch.inference_mode()
 def reconstruction_table(model: LatentFace, crops: Tensor) -> list[dict]:
-    """How far drawn faces are from the crops, where a face is drawn, with other depth maps too."""
+    """Measure the error of drawn faces inside the face, also with other depth maps."""
     latents = factors(model, crops)
     parts = [latents[i : i + 128] for i in range(0, len(latents), 128)]
     mean = torch.cat([model.decode_depth(z) for z in parts]).mean(0)
@@ -288,7 +287,7 @@ def reconstruction_table(model: LatentFace, crops: Tensor) -> list[dict]:
 
 @torch.inference_mode()
 def frontal_table(model: LatentFace, recogniser, pack: Pack) -> list[dict]:
-    """Cosine between E_id of each crop and of the picture that stands for its frontal view."""
+    """Measure the cosine between E_id of each crop and of its frontal view."""
     frontal = torch.cat([model.frontalize_crops(part) for part in pack.crops.split(128)])
     drawn = torch.cat([model(part) for part in pack.crops.split(128)]).clamp(-1, 1)
     pictures = {
@@ -322,7 +321,7 @@ def nearest(pictures: Tensor, own: Tensor) -> Tensor:
 
 
 def known(recogniser, crops: Tensor) -> Tensor:
-    """E_id of loose crops, whose middle is the recogniser's own template."""
+    """Compute E_id of loose crops; their middle is the recognizer's template."""
     side = recogniser.preprocessing.size
     theta = torch.tensor([[[1 / 1.5, 0, 0], [0, 1 / 1.5, 0]]]).expand(len(crops), 2, 3)
     grid = F.affine_grid(theta, [len(crops), 3, side, side], align_corners=False)
@@ -332,7 +331,7 @@ def known(recogniser, crops: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def spread_table(model: LatentFace, crops: Tensor) -> list[dict]:
-    """How far identity moves with the noise, beside how far it moves with the face."""
+    """Compare the variation of identity over noise with the variation over faces."""
     latents = factors(model, crops)
     drawn = []
     for seed in range(SEEDS):
@@ -378,7 +377,7 @@ if __name__ == "__main__":
     parser.add_argument("name", help="a checkpoint of latentface")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--part", choices=["features", "targets", "pictures", "all"], default="all")
-    parser.add_argument("--steps", type=int, default=1000, help="of the encoder-based rival")
+    parser.add_argument("--steps", type=int, default=1000, help="of the encoder-based variant")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     found = main(options.name, options.data, options.part, options.steps)

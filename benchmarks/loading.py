@@ -1,11 +1,11 @@
-"""What loading a checkpoint costs beside building the same networks by timm and reading a file.
+"""Compare the time to load a checkpoint with building the same networks by timm.
 
     python benchmarks/loading.py [--json loading.json]
 
-The rival, ``timm.create_model`` and safetensors' ``load_file``, is given every backbone of
-``ipd-fer`` in float32. ``facezoo.load`` also checks the SHA-256 of its file, undoes the
-quantisation, builds the heads and the decoder, and arranges the memory. Peak memory is that of a
-process of its own, above what it had when everything was imported.
+The baseline is ``timm.create_model`` and safetensors' ``load_file`` for every backbone of
+``ipd-fer`` in float32. ``facezoo.load`` also checks the SHA-256 of its file, dequantizes, builds
+heads and decoder, and arranges the memory. Peak memory is measured in a separate process, above
+the memory after all imports.
 """
 
 import argparse
@@ -28,7 +28,7 @@ MB = 2**20
 
 
 def save_backbones(folder: Path) -> dict[str, str]:
-    """A file of float32 per encoder; the names of the backbones by those of the files."""
+    """Write a float32 file per encoder; return backbone names by file."""
     model = facezoo.load("ipd-fer", device="cpu")
     named = {}
     for name in ENCODERS:
@@ -40,7 +40,7 @@ def save_backbones(folder: Path) -> dict[str, str]:
 
 
 def bare(folder: Path, named: dict[str, str]) -> list:
-    """The backbones as one would load them without this package."""
+    """Load the backbones without facezoo."""
     networks = []
     for file, backbone in named.items():
         network = timm.create_model(backbone, num_classes=0).eval()
@@ -50,7 +50,7 @@ def bare(folder: Path, named: dict[str, str]) -> list:
 
 
 def peak(name: str) -> tuple[float, float]:
-    """MB that loading needs at most in a process of its own, and MB of the parameters."""
+    """Measure the peak memory of loading in a separate process, and the parameters, in MB."""
     done = subprocess.run(
         [sys.executable, __file__, "--inner", name], capture_output=True, text=True, check=True
     )
@@ -59,25 +59,25 @@ def peak(name: str) -> tuple[float, float]:
 
 
 def inner(name: str) -> None:
-    """Load in this process and print what it needed beyond the imports."""
+    """Load in this process and print the memory beyond the imports."""
     for family in ("adv3d", "ipd_fer", "latent_simclr", "latentface"):
         import_module(f"facezoo.models.{family}")
     before = memory("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of the imports
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak after the imports
     model = facezoo.load(name, device="cpu")
     parameters = sum(p.numel() * p.element_size() for p in model.parameters())
     print(memory("VmHWM") - before, parameters / MB)
 
 
 def memory(kind: str) -> float:
-    """MB of this process by Linux's word for them."""
+    """Read a memory value of this process from Linux, in MB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     (line,) = (line for line in lines if line.startswith(kind))
     return int(line.split()[1]) / 1024
 
 
 def main(repeats: int) -> dict:
-    """Seconds of both, and of every other checkpoint."""
+    """Time both, and every other checkpoint."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         named = save_backbones(folder)

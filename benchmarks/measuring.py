@@ -1,8 +1,7 @@
-"""What the benchmarks share: ways of doing a thing timed in turn, and what they were measured on.
+"""Time several alternatives in turn, and record the hardware and versions.
 
-On a GPU and with several threads seconds are those of the wall clock, which wants an idle machine.
-With one thread on a CPU they are the processor's own, which other work on the machine lengthens
-little: what an idle machine's clock would show.
+On a GPU and with several threads, times are wall-clock times and need an idle machine. With one
+thread on a CPU they are processor times, which other work on the machine changes little.
 """
 
 import json
@@ -27,7 +26,7 @@ PACKAGES = (
 
 @dataclass
 class Timed:
-    """Seconds of one way, an entry per repeat."""
+    """Seconds of one alternative, one entry per repeat."""
 
     seconds: list[float] = field(default_factory=list)
 
@@ -35,21 +34,18 @@ class Timed:
         return count / median(self.seconds)
 
     def spread(self, count: int = 1) -> str:
-        """Slowest and fastest repeat, in items per second."""
+        """Return the slowest and fastest repeat, in items per second."""
         return f"{count / max(self.seconds):.1f} to {count / min(self.seconds):.1f}"
 
     def over(self, other: "Timed") -> float:
-        """How many times as long as another way this one takes, the fastest repeat of each.
-
-        What else happens on the machine only ever adds to a time.
-        """
+        """Return the ratio of the fastest repeats; other work only adds to a time."""
         return min(self.seconds) / min(other.seconds)
 
 
 def in_turn(
     ways: Mapping[str, Callable[[], object]], repeats: int, device: str = "cpu", warm_up: int = 1
 ) -> dict[str, Timed]:
-    """Time several ways in turn, so that the machine's moods fall on all alike."""
+    """Time several alternatives in turn, so that disturbances affect all."""
     timed = {name: Timed() for name in ways}
     gpu = device.startswith("cuda")
     clock = time.perf_counter if gpu or torch.get_num_threads() > 1 else time.process_time
@@ -65,7 +61,7 @@ def in_turn(
 
 
 def stamp(command: str, device: str = "cpu") -> dict[str, object]:
-    """What the numbers of a run were measured on, and by what."""
+    """Record command, date, commit, hardware and versions of a run."""
     return {
         "command": command,
         "date": date.today().isoformat(),
@@ -79,7 +75,7 @@ def stamp(command: str, device: str = "cpu") -> dict[str, object]:
 
 
 def processor() -> str:
-    """The processor's name, as far as the system tells it, and what helps it with bfloat16."""
+    """Return the name of the processor and its vector instructions."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     found = {line.partition(":")[0].strip(): line.partition(":")[2].strip() for line in lines}
@@ -90,7 +86,7 @@ def processor() -> str:
 
 
 def write(content: Mapping[str, object], path: Path | None) -> None:
-    """Print results, and write them as JSON where a path is given."""
+    """Print results, and write them as JSON if a path is given."""
     text = json.dumps(content, indent=2, ensure_ascii=False)
     print(text)
     if path:
@@ -108,7 +104,7 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> str:
-    """The commit that is checked out, marked where files differ from it."""
+    """Return the current commit, marked ``-dirty`` if files differ from it."""
     here = Path(__file__).parent
     said = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     done = subprocess.run(said, cwd=here, capture_output=True, text=True, check=False)

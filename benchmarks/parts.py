@@ -1,10 +1,10 @@
-"""PointNet and the sampler of identity codes, each beside the plain way, in the same run.
+"""Time PointNet and the sampler of identity codes, compared with plain implementations.
 
     python benchmarks/parts.py [--json parts.json]
 
-PointNet: the encoder of ``adv3d`` beside the layers one after the other, as the paper writes them,
-with the same weights. DDIM: identity codes of many faces at once beside one face after the other.
-The difference between both ways' results is reported.
+PointNet: the encoder of ``adv3d``, compared with its layers applied one after the other, with the
+same weights. DDIM: identity codes of many faces at once, compared with one face at a time. The
+difference between the results is reported.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from facezoo.results import flatten_rows
 
 
 def plain_pointnet(vae, points: torch.Tensor) -> torch.Tensor:
-    """Convolutions, batch norms and ReLUs over all points, and the maximum, (B, 1024)."""
+    """Apply convolutions, batch norms and ReLUs to all points; return the maximum, (B, 1024)."""
     hidden = points.transpose(1, 2)
     for number in range(1, 6):
         layer, norm = getattr(vae, f"conv{number}"), getattr(vae, f"bn{number}")

@@ -1,16 +1,15 @@
-"""How fast photographs become features, beside a pipeline that one would write by hand.
+"""Measure how fast images become features, compared with a manually written pipeline.
 
     python benchmarks/pipeline.py FOLDER_OR_PARQUET [--yunet FILE.onnx] [--json pipeline.json]
 
-By hand: OpenCV reads a file, a detector finds the face and its landmarks, a similarity and
-warpAffine cut it out, and the bare timm backbone encodes. Detectors are those that are at hand:
-OpenCV's YuNet, whose file is the caller's to bring; ``yuface``, libfacedetection in C++ by YuNet's
-authors; the MTCNN of ``facenet-pytorch``. A further pipeline is given the landmarks for nothing:
-what one could do at best. All work on the largest face of each photograph, in batches and one
-photograph at a time.
+In the manual pipelines, OpenCV reads a file, a detector finds the face and its landmarks, a
+similarity and warpAffine crop it, and the bare timm backbone encodes it. Installed detectors are
+used: OpenCV's YuNet (pass its file), ``yuface`` (libfacedetection in C++ by YuNet's authors) and
+the MTCNN of ``facenet-pytorch``. One more pipeline gets the landmarks at no cost, as an upper
+bound. All process the largest face of each image, in batches and one image at a time.
 
-A Parquet pack must have a column ``image`` of encoded bytes, which are unpacked to a temporary
-folder first. The shares of the stages are those of ``facezoo extract``, by the wall clock.
+A Parquet pack must have a column ``image`` of encoded bytes, which are written to a temporary
+folder first. The shares of the stages are wall-clock times of ``facezoo extract``.
 """
 
 import argparse
@@ -38,13 +37,13 @@ from facezoo.preprocess.pipeline import find_faces, to_device
 from facezoo.preprocess.templates import template_points
 
 Pictures = list[np.ndarray]
-"""Photographs, BGR."""
+"""Images, BGR."""
 Points = Callable[[Pictures, list[str]], list[np.ndarray | None]]
-"""From photographs and their names to five landmarks (5, 2) of the largest face of each."""
+"""Function from images and their names to five landmarks (5, 2) of the largest face of each."""
 
 
 class ByHand:
-    """The pipeline that one would write without this package."""
+    """A pipeline written without facezoo."""
 
     def __init__(self, backbone: str, points: Points, device: str) -> None:
         network = timm.create_model(backbone, num_classes=0).eval()
@@ -66,7 +65,7 @@ class ByHand:
         return torch.cat(parts)
 
     def crop(self, picture: np.ndarray, points: np.ndarray | None) -> np.ndarray:
-        """A face, or black where none was found, whose row is NaN."""
+        """Crop a face; without a face, return black and NaN."""
         if points is None:
             return np.zeros((112, 112, 3), np.uint8)
         matrix, _ = cv2.estimateAffinePartial2D(points.astype(np.float32), self.target)
@@ -74,7 +73,7 @@ class ByHand:
 
 
 def by_yunet(model: Path) -> Points:
-    """OpenCV's."""
+    """Detect with OpenCV's YuNet."""
     detector = cv2.FaceDetectorYN.create(str(model), "", (320, 320))
 
     def points(picture: np.ndarray) -> np.ndarray | None:
@@ -88,7 +87,7 @@ def by_yunet(model: Path) -> Points:
 
 
 def by_yuface(pictures: Pictures, _: list[str]) -> list[np.ndarray | None]:
-    """libfacedetection, faces of half its certainty or more."""
+    """Detect with libfacedetection, faces with a score of 0.5 or more."""
     import yuface
 
     def points(picture: np.ndarray) -> np.ndarray | None:
@@ -101,10 +100,10 @@ def by_yuface(pictures: Pictures, _: list[str]) -> list[np.ndarray | None]:
 
 
 def by_mtcnn(device: str) -> Points:
-    """facenet-pytorch's, as it comes; photographs of one size go through it together."""
+    """Detect with facenet-pytorch's MTCNN; images of one size are processed together."""
     from facenet_pytorch import MTCNN
 
-    detector = MTCNN(device=device)  # its first face is the largest
+    detector = MTCNN(device=device)  # the first face is the largest
 
     def points(pictures: Pictures, _: list[str]) -> list[np.ndarray | None]:
         several = [np.ascontiguousarray(picture[:, :, ::-1]) for picture in pictures]
@@ -118,7 +117,7 @@ def by_mtcnn(device: str) -> Points:
 
 
 def given(files: list[str]) -> Points:
-    """Landmarks that were found before, at no cost."""
+    """Return stored landmarks, at no cost."""
     photos = to_device([read_image(file) for file in files], torch.device("cpu"))
     faces = find_faces(photos, on_missing="nan")
     known = {
@@ -129,7 +128,7 @@ def given(files: list[str]) -> Points:
 
 
 def rivals(files: list[str], options: argparse.Namespace) -> dict[str, Points]:
-    """The detectors that are at hand."""
+    """Return the installed detectors."""
     found: dict[str, Points] = {"by hand, landmarks given": given(files)}
     if options.yunet:
         found["by hand, OpenCV's YuNet"] = by_yunet(options.yunet)
@@ -141,14 +140,14 @@ def rivals(files: list[str], options: argparse.Namespace) -> dict[str, Points]:
 
 
 def compare(files: list[str], options: argparse.Namespace) -> list[dict]:
-    """Photographs per second of every way, and milliseconds of one alone."""
+    """Measure images per second of every pipeline, and milliseconds of a single image."""
     loaded = {
         "facezoo": facezoo.load(options.model, device=options.device),
         "facezoo, bfloat16": facezoo.load(
             options.model, device=options.device, dtype=torch.bfloat16
         ),
     }
-    with suppress(UnsupportedError):  # on other devices, and where torchvision cannot
+    with suppress(UnsupportedError):  # on other devices, or without torchvision support
         loaded["facezoo, bfloat16, nvJPEG"] = facezoo.load(
             options.model, device=options.device, dtype=torch.bfloat16, jpeg="nvjpeg"
         )
@@ -182,7 +181,7 @@ def compare(files: list[str], options: argparse.Namespace) -> list[dict]:
 
 
 def stages(files: list[str], scratch: Path, options: argparse.Namespace) -> list[dict]:
-    """Milliseconds and shares by stage of an extraction of expression features."""
+    """Measure milliseconds and shares of the stages of an extraction."""
     model = facezoo.load(options.model, device=options.device)
     reports = [
         extract(
@@ -209,7 +208,7 @@ def stages(files: list[str], scratch: Path, options: argparse.Namespace) -> list
 
 
 def unpack(pack: Path, folder: Path, limit: int) -> Path:
-    """Write the first photographs of a pack as files."""
+    """Write the first images of a pack as files."""
     import pyarrow.parquet as pq
 
     folder.mkdir()
@@ -224,7 +223,7 @@ def unpack(pack: Path, folder: Path, limit: int) -> Path:
 
 
 def main(options: argparse.Namespace) -> dict:
-    """Both tables, with what they were measured on."""
+    """Return both tables."""
     cv2.setNumThreads(torch.get_num_threads())
     with TemporaryDirectory() as scratch:
         folder = options.source
@@ -244,14 +243,14 @@ def main(options: argparse.Namespace) -> dict:
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("source", type=Path, help="a folder of photographs, or a .parquet pack")
+    parser.add_argument("source", type=Path, help="a folder of images, or a .parquet pack")
     parser.add_argument("--yunet", type=Path, metavar="FILE", help="YuNet's .onnx file")
-    parser.add_argument("--limit", type=int, default=128, metavar="N", help="photographs")
+    parser.add_argument("--limit", type=int, default=128, metavar="N", help="images")
     parser.add_argument("--repeats", type=int, default=5, metavar="N")
     parser.add_argument("--model", default="ipd-fer")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file for the numbers")
     return parser.parse_args(arguments)
 
 

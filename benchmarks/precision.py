@@ -1,9 +1,9 @@
-"""How far features in reduced precision turn away from those in float32, per checkpoint.
+"""Measure how far features in reduced precision differ from those in float32.
 
     python benchmarks/precision.py FOLDER [--limit 100] [--json precision.json]
 
-FOLDER holds photographs. Faces are found and aligned once; then every feature is computed in every
-precision, and compared by its cosine with the one in float32.
+FOLDER holds images. Faces are detected and aligned once. Then every feature is computed in every
+precision, and compared with float32 by its cosine.
 """
 
 import argparse
@@ -26,7 +26,7 @@ DTYPES = (torch.bfloat16, torch.float16)
 
 
 def compare(name: str, photos: list, faces, device: str) -> list[dict]:
-    """Rows of one checkpoint, one per precision and feature."""
+    """Return the rows of one checkpoint, one per precision and feature."""
     exact = facezoo.load(name, device=device)
     wanted = [f for f in exact.capabilities() if f.startswith("encode_")]
     crops = prepare(photos, faces, exact.preprocessing)
@@ -51,7 +51,7 @@ def compare(name: str, photos: list, faces, device: str) -> list[dict]:
 
 
 def refused(name: str) -> bool:
-    """Whether a checkpoint says that it cannot be loaded in reduced precision."""
+    """Return True if a checkpoint cannot be loaded in reduced precision."""
     try:
         facezoo.load(name, device="cpu", dtype=DTYPES[0])
     except UnsupportedError:
@@ -60,7 +60,7 @@ def refused(name: str) -> bool:
 
 
 def main(folder: Path, limit: int, device: str = "cpu") -> dict:
-    """All checkpoints of the package; those that refuse are named."""
+    """Measure all bundled checkpoints; list those without reduced precision."""
     listed = list_images(folder)
     read = [read_image(listed.root / name) for name in listed.names[:limit]]
     photos = to_device(read, torch.device(device))
@@ -77,7 +77,7 @@ def main(folder: Path, limit: int, device: str = "cpu") -> dict:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--limit", type=int, default=100, metavar="N", help="photographs")
+    parser.add_argument("--limit", type=int, default=100, metavar="N", help="images")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, metavar="FILE")
     options = parser.parse_args()

@@ -1,12 +1,11 @@
-"""How long the meshes of depth maps take to draw: torch, and PyTorch3D where it is installed.
+"""Time the rasterization of depth maps with torch, and with PyTorch3D if it is installed.
 
     python benchmarks/rasterize.py [--batch 16] [--size 128] [--device cpu] [--json rasterize.json]
 
-The meshes are those of one depth map of a face's rough shape, turned by -45 to 45 degrees.
-Searching (which triangle does a pixel see) and interpolating three colours are both in the time;
-the gradients' time is listed apart. The renderers are timed in turn. Seconds are those of the wall
-clock; on a CPU the processor's own are given too, which other work on the machine does not
-lengthen.
+The meshes are one depth map of the rough shape of a face, turned by -45 to 45 degrees. Times
+include the search (the triangle of each pixel) and the interpolation of three colors; gradients
+are listed separately. The renderers are timed in turn. Times are wall-clock times; on a CPU,
+processor times are reported too, because other work on the machine does not change them.
 """
 
 import argparse
@@ -24,7 +23,7 @@ from facezoo.geometry.rasterize import has_pytorch3d, interpolate, rasterize
 
 
 def depth_map(size: int) -> torch.Tensor:
-    """A head and a nose, with the border columns of Unsup3D, (1, size, size)."""
+    """Make a head and a nose, with the border columns of Unsup3D, (1, size, size)."""
     axis = torch.linspace(-1, 1, size)
     x, y = axis, axis[:, None]
     head = 0.11 * torch.exp(-((x / 0.55) ** 2) - (y / 0.7) ** 2)
@@ -71,7 +70,7 @@ def main(
             else:
                 loss.backward()
             wait()
-            if repeat:  # the first is to warm up
+            if repeat:  # warm up
                 wall[name].append(time.perf_counter() - begin[0])
                 cpu[name].append(time.process_time() - begin[1])
     seconds = {name: statistics.median(times) for name, times in wall.items()}
@@ -90,7 +89,7 @@ def main(
 
 
 def table(results: list[dict]) -> list[dict]:
-    """A row per size and renderer; milliseconds of the processor for a batch."""
+    """Return a row per size and renderer, in milliseconds per batch."""
     return [
         {
             "meshes": f"{result['batch']} of {result['triangles']} triangles",

@@ -1,18 +1,21 @@
 """Automatic registration of meshes in other topologies, poses and units: accuracy and time.
 
-    python benchmarks/registration.py DATA docs/results/registration.json adv3d --meshes 10
-    python benchmarks/registration.py DATA out.json adv3d --heads head.obj body.glb
+    python benchmarks/registration.py DATA docs/results/registration.json adv3d --meshes 50
+    python benchmarks/registration.py DATA out.json adv3d --meshes 5 --only rotated "10 % holes"
+    python benchmarks/registration.py DATA out.json adv3d --only sizes --heads head.obj body.glb
 
 DATA is the folder of ICT-3D. Test meshes in full resolution are resampled, so the corresponding
-vertices are known. ``--heads`` adds other meshes, of which only the surface distance is known.
+vertices are known. ``--heads`` adds other meshes, for which only the surface distance is known.
+The results are written after each row. An interrupted run resumes: rows that are in the file, of
+the same checkpoint and number of meshes, are not measured again.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
-import resource
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from measuring import stamp
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -84,6 +88,21 @@ def without(mask: NDArray[np.bool_], vertices, triangles):
 def cut_at_the_neck(vertices, triangles, _):
     """Remove everything below the chin."""
     return without(vertices[:, 1] < -95, vertices, triangles)
+
+
+def front_half(vertices, triangles, _):
+    """Remove the back half of the head."""
+    return without(vertices[:, 2] < np.median(vertices[:, 2]), vertices, triangles)
+
+
+def face_mask(landmarks: NDArray[np.int64]) -> Change:
+    """Keep the surface within 20 mm of the 68 landmarks."""
+
+    def change(vertices, triangles, _):
+        distances = np.linalg.norm(vertices[:, None] - vertices[landmarks], axis=2).min(1)
+        return without(distances > 20, vertices, triangles)
+
+    return change
 
 
 def with_holes(vertices, triangles, generator):
@@ -162,14 +181,13 @@ def measure(
 ) -> dict[str, Any]:
     """Register and encode samples; returns one row of the table."""
     errors, neutral_errors, surface, seconds, codes, kept = [], [], [], [], [], []
-    reasons = []
     for item in items:
         begin = time.process_time()
         try:
             found = model.register(write_mesh(folder / "scan.ply", item.mesh))  # in unknown units
             encoding = model.encode(found.mesh)
         except ValueError as error:
-            reasons.append(str(error)[:120])
+            print(f"rejected: {error}", flush=True)
             continue
         seconds.append(time.process_time() - begin)
         pose = item.to_mm.after(found.pose)
@@ -181,9 +199,9 @@ def measure(
         codes.append((encoding.identity, encoding.expression))
         kept.append(item)
     good = [error < 3 for error in errors]
-    row: dict[str, Any] = {"meshes": len(items), "success": sum(good) / len(items)}
+    row: dict[str, Any] = {"meshes": len(items), "success, %": 100 * sum(good) / len(items)}
     if not codes:
-        return {**row, "rejected": reasons}
+        return row
     identities = torch.tensor([item.identity for item in kept])
     labels = torch.tensor([item.expression for item in kept])
     expression = torch.cat([code for _, code in codes])
@@ -202,12 +220,42 @@ def measure(
         "correspondence, mm": float(np.mean(errors)),
         "worst, mm": float(np.max(errors)),
         "surface, mm": float(np.mean(surface)),
-        "rank-1": rank_one(gallery, torch.cat([code for code, _ in codes]), identities),
-        "expression": float((probe.predicted == labels).double().mean()),
+        "rank-1, %": 100 * rank_one(gallery, torch.cat([code for code, _ in codes]), identities),
+        "expression, %": 100 * float((probe.predicted == labels).double().mean()),
         "AVD_neu, mm": float(np.mean(neutral_errors)),
         "CPU s": float(np.mean(seconds)),
-        "rejected": reasons,
     }
+
+
+def sizes(checkpoint: str, full: IctFaces, folder: Path) -> list[dict[str, Any]]:
+    """Register a mesh of growing size, each in a process of its own; returns time and memory."""
+    import trimesh
+
+    vertices, triangles = full.meshes(np.array([2]))[0][3], full.topology.triangles
+    rows = []
+    for _ in range(4):
+        mesh = Mesh(torch.from_numpy(vertices), "mm", torch.from_numpy(triangles))
+        path = write_mesh(folder / "head.ply", mesh)
+        script = [sys.executable, "-c", ONE, checkpoint, str(path)]
+        output = subprocess.run(script, check=True, capture_output=True, text=True).stdout
+        rows.append({"vertices": len(vertices), **json.loads(output)})
+        vertices, triangles = trimesh.remesh.subdivide(vertices, triangles)
+    return rows
+
+
+ONE = """
+import json, resource, sys, time
+import torch
+import facezoo
+torch.set_num_threads(1)
+model = facezoo.load(sys.argv[1], device="cpu")
+begin, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+found = model.register(sys.argv[2])
+seconds, peak = time.process_time() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+row = {"CPU s": seconds, "memory, MiB": (peak - before) / 1024}
+print(json.dumps({**row, "surface, mm": found.residuals_mm["surface"]}))
+"""
+"""The first registration of a process; its memory is the peak above the loaded model."""
 
 
 def heads(model: MeshModel, paths: list[Path]) -> list[dict[str, Any]]:
@@ -242,7 +290,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("checkpoint")
     parser.add_argument("--meshes", type=int, default=10, help="per resampling")
-    parser.add_argument("--only", nargs="+", help="names of resamplings")
+    parser.add_argument("--only", nargs="+", help="names of resamplings, or sizes")
     parser.add_argument("--heads", nargs="*", type=Path, default=[])
     options = parser.parse_args()
     model = MeshModel.from_pretrained(options.checkpoint)
@@ -260,35 +308,48 @@ def main() -> None:
         "in meters": unchanged,
         "0.5 mm noise": noisy,
         "10 % holes": with_holes,
+        "front half": front_half,
+        "face mask": face_mask(full.topology.landmarks),
     }
-    test = np.array([i for i in range(300) if i % 10 in (2, 5, 8)])[: options.meshes]
-    neutral = torch.cat(
-        [torch.from_numpy(faces.meshes(test[i : i + 1])[:, 0]) for i in range(len(test))]
-    )
-    gallery = model.encode(neutral, units="mm").identity
-    others = np.array([i for i in range(300) if i % 10 not in (2, 5, 8)])[::10]
-    train = torch.from_numpy(faces.meshes(others))
-    train_codes = model.encode(train.flatten(0, 1), units="mm").expression
-    train_codes = train_codes.unflatten(0, train.shape[:2])
-    rows, folder = [], Path(tempfile.mkdtemp())
-    for name, change in changes.items():
-        if options.only and name not in options.only:
-            continue
-        items = samples(faces, full, kept, name, change, options.meshes)
-        rows.append({"input": name, **measure(model, items, gallery, train_codes, folder)})
-        print(json.dumps(rows[-1], ensure_ascii=False), flush=True)
-    table = heads(model, options.heads)
-    for row in table:
-        print(json.dumps(row, ensure_ascii=False), flush=True)
-    content = {
-        "command": f"python benchmarks/registration.py DATA OUT {options.checkpoint} "
-        f"--meshes {options.meshes}",
+    command = f"python benchmarks/registration.py DATA OUT {options.checkpoint}"
+    content: dict[str, Any] = {
+        **stamp(f"{command} --meshes {options.meshes}"),
         "checkpoints": {model.card.name: model.card.weights.sha256},
-        "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "peak memory, MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "tables": {"resampled": rows, "heads": table},
+        "tables": {"resampled": [], "sizes": [], "heads": []},
     }
-    options.out.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    if options.out.is_file():
+        old = json.loads(options.out.read_text("utf-8"))
+        if all(old[key] == content[key] for key in ("command", "checkpoints")):
+            content["tables"] |= old["tables"]
+    tables = content["tables"]
+
+    def save() -> None:
+        options.out.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+    names = [name for name in changes if name not in {row["input"] for row in tables["resampled"]}]
+    if options.only:
+        names = [name for name in names if name in options.only]
+    folder = Path(tempfile.mkdtemp())
+    if names:
+        test = np.array([i for i in range(300) if i % 10 in (2, 5, 8)])[: options.meshes]
+        neutral = [torch.from_numpy(faces.meshes(test[i : i + 1])[:, 0]) for i in range(len(test))]
+        gallery = model.encode(torch.cat(neutral), units="mm").identity
+        others = np.array([i for i in range(300) if i % 10 not in (2, 5, 8)])[::10]
+        train = torch.from_numpy(faces.meshes(others))
+        train_codes = model.encode(train.flatten(0, 1), units="mm").expression
+        train_codes = train_codes.unflatten(0, train.shape[:2])
+    for name in names:
+        items = samples(faces, full, kept, name, changes[name], options.meshes)
+        row = {"input": name, **measure(model, items, gallery, train_codes, folder)}
+        print(json.dumps(row, ensure_ascii=False), flush=True)
+        order = list(changes).index
+        tables["resampled"] = sorted([*tables["resampled"], row], key=lambda r: order(r["input"]))
+        save()
+    if not tables["sizes"] and (not options.only or "sizes" in options.only):
+        tables["sizes"] = sizes(options.checkpoint, full, folder)
+    tables["heads"] = heads(model, options.heads) or tables["heads"]
+    print(json.dumps([tables["sizes"], tables["heads"]], indent=2, ensure_ascii=False))
+    save()
 
 
 if __name__ == "__main__":

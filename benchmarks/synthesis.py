@@ -1,12 +1,11 @@
-"""How fast StyleGAN2 draws faces, beside a plain implementation in the same run.
+"""Measure how fast StyleGAN2 draws faces, compared with a plain implementation.
 
     python benchmarks/synthesis.py [--sizes 64 256] [--checkpoint latent-simclr] [--json FILE]
 
-The plain one follows the equations of the paper: it loops over the batch, and modulates and
-demodulates the weights of every convolution for every sample. Both have the same weights, and the
-difference of their images is reported. They are timed in turn, so that the machine's moods fall on
-both alike. Of a checkpoint, inversion is timed too: photographs to codes and features, and back;
-plain, one photograph after another.
+The plain implementation follows the equations of the paper: it loops over the batch, and modulates
+and demodulates the weights of every convolution for every sample. Both have the same weights, are
+timed in turn, and the difference of their images is reported. With a checkpoint, inversion is
+timed too, in batches and one image at a time.
 """
 
 import argparse
@@ -58,7 +57,7 @@ def main(options: argparse.Namespace) -> dict:
 
 @torch.inference_mode()
 def compare(generator, plain, batch, options) -> dict:
-    """Images per second of both, the ratio of their times, and how far their images differ."""
+    """Compare speed and images of both implementations."""
     codes = torch.randn(batch, generator.num_codes, generator.style_dim, device=options.device)
     noise = generator.stored_noise()
     ways = {"facezoo": lambda: generator(codes, noise), "plain": lambda: plain(codes, noise)}
@@ -66,7 +65,7 @@ def compare(generator, plain, batch, options) -> dict:
 
 
 def of_checkpoint(options, device) -> list[dict]:
-    """Synthesis and inversion by a trained generator."""
+    """Time synthesis and inversion of a trained generator."""
     inverter = StyleGANInverter.from_pretrained(options.checkpoint).to(device)
     inverter = inverter.to(memory_format=torch.channels_last)
     generator, plain = inverter.generator, Plain(inverter.generator)
@@ -83,7 +82,7 @@ def of_checkpoint(options, device) -> list[dict]:
 
 @torch.inference_mode()
 def invert(inverter, plain, batch, options) -> dict:
-    """Photographs to w and f and back, a batch at once and one after another."""
+    """Time inversion and synthesis, in batches and one image at a time."""
     side = inverter.generator.size
     images = torch.rand(batch, 3, side, side, device=options.device) * 2 - 1
     noise = inverter.generator.stored_noise()
@@ -111,7 +110,7 @@ def outcome(ways, batch, options) -> dict:
 
 
 class Plain:
-    """StyleGAN2 synthesis without any of the package's layers."""
+    """StyleGAN2 synthesis without the layers of facezoo."""
 
     def __init__(self, generator: StyleGANGenerator) -> None:
         state = {name: t.contiguous() for name, t in generator.state_dict().items()}
@@ -121,7 +120,7 @@ class Plain:
         return torch.cat([self.draw(row, noise) for row in codes])
 
     def draw(self, code, noise, swapped=None) -> torch.Tensor:
-        """One image of one code (L, D), with features that stand in for those of some layers."""
+        """Draw one image of one code (L, D), with replaced features of some layers."""
         features, colours = self.state["input.input"], None
         for k in range(self.layers):
             name = "conv1" if k == 0 else f"convs.{k - 1}"
@@ -143,7 +142,7 @@ class Plain:
         return colours
 
     def modulated(self, name, style, demodulate=True) -> torch.Tensor:
-        """Weights of one convolution for one style (D,), (out, in, k, k)."""
+        """Modulate the weights of one convolution by a style (D,), (out, in, k, k)."""
         stored, width = self.state[f"{name}.weight"][0], len(style)
         factors = self.state[f"{name}.modulation.weight"] @ style / math.sqrt(width)
         factors = factors + self.state[f"{name}.modulation.bias"]
@@ -174,6 +173,6 @@ if __name__ == "__main__":
     parser.add_argument("--max-channels", type=int, default=512, metavar="C")
     parser.add_argument("--repeats", type=int, default=5, metavar="N")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file for the numbers")
     arguments = parser.parse_args()
     write(main(arguments), arguments.json)

@@ -81,7 +81,7 @@ def benchmark_numbers() -> dict[str, Any]:
 def draw_benchmark(panels: dict[str, Any]) -> Any:
     """Draw one panel of bars for each measure."""
     figure, axes = plt.subplots(
-        2, 2, figsize=(8, 5.4), sharey=True, sharex=True, layout="constrained"
+        2, 2, figsize=(6.2, 5.8), sharey=True, sharex=True, layout="constrained"
     )
     for axis, (title, panel) in zip(axes.flat, panels.items(), strict=True):
         for row, (name, accuracy, low, high, _) in enumerate(panel["rows"]):
@@ -92,7 +92,7 @@ def draw_benchmark(panels: dict[str, Any]) -> Any:
             axis.text(high + 1.5, row, f"{accuracy:.0f}", va="center", color=TEXT, fontsize=9)
         chance = panel["rows"][0][4]
         axis.axvline(chance, color=TEXT, linestyle=":", linewidth=1.4)
-        axis.set_title(f"{title} ({panel['better']} is better)", fontsize=9.5, color=TEXT)
+        axis.set_title(f"{title}\n({panel['better']} is better)", fontsize=9.5, color=TEXT)
         axis.set_yticks(range(len(panel["rows"])), [row[0] for row in panel["rows"]])
         axis.set_xlim(0, 108)
     axes[0, 0].invert_yaxis()

@@ -1,7 +1,7 @@
-"""What MkDocs is told beyond ``mkdocs.yml``: pages made of files that stand outside of docs/.
+"""Hooks of MkDocs: add pages for files outside of docs/, and rewrite links to them.
 
-The examples, ``CHANGELOG.md`` and ``CONTRIBUTING.md`` become pages of the site, and links to them
-are turned round, so that the same link works here and in the repository.
+The examples, ``CHANGELOG.md`` and ``CONTRIBUTING.md`` become pages of the site. The same link works
+in the repository and on the site.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ LINK = re.compile(r"(?<!\!)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s:#]+)(?P<anchor
 
 
 def pages() -> dict[str, str]:
-    """Pages of the site by the file of the repository that they are made of."""
-    made = {
+    """List the pages for files outside of docs/, by file."""
+    result = {
         "CHANGELOG.md": "changelog.md",
         "CONTRIBUTING.md": "contributing.md",
         "examples/README.md": "examples/index.md",
     }
     for file in sorted((ROOT / EXAMPLES).iterdir()):
         if file.suffix in (".py", ".ipynb"):
-            made[EXAMPLES + file.name] = f"{EXAMPLES}{file.stem}.md"
-    return made
+            result[EXAMPLES + file.name] = f"{EXAMPLES}{file.stem}.md"
+    return result
 
 
-def text_of(source: str) -> str:
-    """The Markdown of a page that is made of a file: itself, a script, or a notebook's cells."""
+def to_markdown(source: str) -> str:
+    """Convert a file to Markdown: a script to a code block, a notebook to its cells."""
     text = (ROOT / source).read_text(encoding="utf-8")
     if source.endswith(".py"):
         return f"# {Path(source).name}\n\n{_fenced(text)}"
@@ -43,43 +43,43 @@ def text_of(source: str) -> str:
     return text
 
 
-def turned(markdown: str, source: str, page: str) -> str:
-    """A page's text with its links turned to the pages that are made of what they point at.
+def rewrite_links(markdown: str, source: str, page: str) -> str:
+    """Point the links of a page at the pages of the site.
 
     Args:
         markdown: the text.
-        source: the file of the repository that it stands in.
-        page: its place in the site.
+        source: its file in the repository.
+        page: its page in the site.
     """
-    made = pages()
+    known = pages()
 
-    def turn(match: re.Match[str]) -> str:
-        there = posixpath.normpath(posixpath.join(posixpath.dirname(source), match["target"]))
-        if there.startswith("docs/"):
-            place = there.removeprefix("docs/")
-        elif there in made:
-            place = made[there]
+    def rewrite(match: re.Match[str]) -> str:
+        target = posixpath.normpath(posixpath.join(posixpath.dirname(source), match["target"]))
+        if target.startswith("docs/"):
+            place = target.removeprefix("docs/")
+        elif target in known:
+            place = known[target]
         else:
-            return match["text"]  # a folder or a file that is no page
+            return match["text"]  # a folder, or a file without a page
         link = posixpath.relpath(place, posixpath.dirname(page) or ".")
         return f"[{match['text']}]({link}{match['anchor'] or ''})"
 
     parts = re.split(r"(^```.*?^```$)", markdown, flags=re.M | re.S)
-    return "".join(part if part.startswith("```") else LINK.sub(turn, part) for part in parts)
+    return "".join(part if part.startswith("```") else LINK.sub(rewrite, part) for part in parts)
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the pages that are made of other files."""
+    """Add the pages for other files."""
     for source, page in pages().items():
-        files.append(File.generated(config, page, content=text_of(source)))
+        files.append(File.generated(config, page, content=to_markdown(source)))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Turn the links of every page."""
+    """Rewrite the links of every page."""
     place = page.file.src_uri
-    made_of = {page: source for source, page in pages().items()}
-    return turned(markdown, made_of.get(place, f"docs/{place}"), place)
+    sources = {page: source for source, page in pages().items()}
+    return rewrite_links(markdown, sources.get(place, f"docs/{place}"), place)
 
 
 def _fenced(code: str) -> str:

@@ -17,13 +17,14 @@ PORTRAITS = sorted((Path(__file__).parent / "portraits").glob("*.jpg"))
 
 def columns(model, images: list[Path]) -> dict[str, torch.Tensor]:
     """Compute the faces by the name of the method, RGB in [0, 1], (F, 3, S, S) each."""
-    shown = {"image": facezoo.plot.crops(model, images), "reconstruct": model.reconstruct(images)}
     able = model.capabilities()
+    shown = {"image": facezoo.plot.crops(model, images)}
+    if "rotate" not in able:
+        shown["reconstruct"] = model.reconstruct(images)
     if "neutralize" in able:
         shown["neutralize"] = model.neutralize(images)
     shown["transfer_expression"] = model.transfer_expression(images[1:] + images[:1], images)
     if "rotate" in able:
-        shown["frontalize"] = model.frontalize(images)
         shown["rotate"] = model.rotate(images, yaw=0.5)
         shown["relight"] = model.relight(images, torch.tensor([-0.6, 0.8, 0.9, 0.2]))
     if "edit" in able:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from facezoo.comparison import similarity, verify
     from facezoo.evaluate.benchmark import benchmark
     from facezoo.extraction import extract
+    from facezoo.extraction.frames import video
     from facezoo.faces import crops, detect
     from facezoo.finetuning import finetune
     from facezoo.hub.card import Card
@@ -86,6 +87,7 @@ __all__ = [
     "show",
     "similarity",
     "verify",
+    "video",
 ]
 
 _HOMES = {
@@ -108,6 +110,7 @@ _HOMES = {
     "show": "facezoo.plot",
     "similarity": "facezoo.comparison",
     "verify": "facezoo.comparison",
+    "video": "facezoo.extraction.frames",
     "remove_identity": "facezoo.models.identity_removal",
 }
 _MODULES = ("errors", "plot")

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
     from torch import Tensor
     from typing_extensions import Self
 
@@ -356,6 +358,30 @@ class PosePrediction(Result):
         angles = (self.yaw_deg, self.pitch_deg, self.roll_deg)
         rows = zip(*(angle[:ROWS].tolist() for angle in angles), strict=True)
         return table(["yaw_deg", "pitch_deg", "roll_deg"], rows, len(self))
+
+
+@dataclass(frozen=True, repr=False)
+class VideoFrame(Result):
+    """Faces of one frame of a video, and their expressions."""
+
+    number: int
+    """Number of the frame in its video, from 0."""
+    time: float
+    """Time at which the frame is shown, seconds; since the first frame for a camera."""
+    image: NDArray[np.uint8]
+    """RGB, (H, W, 3)."""
+    faces: Faces
+    """Positions of the faces in ``image``."""
+    prediction: ExpressionPrediction
+    """Expressions of the faces."""
+    track: Tensor
+    """Number of each face, the same from frame to frame, int64, (F,)."""
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        """Return one plain dict per face: frame, time, track, and those of the prediction."""
+        place = {"frame": self.number, "time": self.time}
+        rows = zip(self.track.tolist(), self.prediction.to_dict(), strict=True)
+        return [{**place, "track": track, **row} for track, row in rows]
 
 
 def counted(count: int, word: str) -> str:

@@ -19,6 +19,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 LOCAL = ("127.0.0.1", "::1", "localhost")
 
 
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+
+
 @pytest.fixture(autouse=True)
 def _fixed_seeds():
     random.seed(0)

@@ -63,7 +63,7 @@ def test_the_extraction_benchmark_measures_memory_and_stages(tmp_path):
 STAMPED = {"command", "date", "commit", "hardware", "cores", "threads", "load", "versions"}
 
 
-def test_results_say_what_they_were_measured_on():
+def test_results_record_the_hardware():
     stamp = benchmark("measuring").stamp("python x.py")
     assert stamp.keys() == STAMPED
     assert stamp["versions"]["torch"]
@@ -97,7 +97,7 @@ def test_encoding_is_measured_in_every_precision_with_a_roofline():
     assert all(row["share"] > 0 for row in result["tables"]["roofline"])
 
 
-def test_photographs_are_measured_beside_a_pipeline_by_hand(tmp_path):
+def test_images_are_timed_against_a_manual_pipeline(tmp_path):
     pytest.importorskip("cv2")
     small = IPDFER("test_resnet.r160_in1k", 8, pose_backbone=None, decoder_size=None)
     small.save_pretrained(tmp_path / "base")
@@ -114,7 +114,7 @@ def test_photographs_are_measured_beside_a_pipeline_by_hand(tmp_path):
     assert {row["stage"] for row in result["tables"]["stages"]} >= {"decode", "detect", "encode"}
 
 
-def test_loading_and_parts_say_how_far_repeats_differ(monkeypatch):
+def test_loading_and_parts_report_the_spread_of_repeats(monkeypatch):
     loading, parts = benchmark("loading"), benchmark("parts")
     monkeypatch.setattr(loading, "names", lambda: [])
     (row,) = loading.main(1)["tables"]["loading"]

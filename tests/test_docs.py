@@ -86,7 +86,7 @@ def test_tables_in_the_pages_are_those_of_the_cards():
     assert not pages, f"{', '.join(pages)} differ from the cards; run python docs/tables.py"
 
 
-def test_a_region_is_written_anew_and_the_rest_left_alone():
+def test_a_region_is_rewritten_and_the_rest_unchanged():
     page = "before\n<!-- models:begin -->\nold\n<!-- models:end -->\nafter\n"
     written = tables().regenerated(page, [card()])
     assert written.startswith("before\n<!-- models:begin -->\n| checkpoint |")
@@ -104,7 +104,7 @@ def test_a_table_of_results_has_the_columns_of_its_rows(tmp_path):
     assert tables().results_text("none", "first", tmp_path) == "Not measured."
 
 
-def test_a_stamp_says_when_on_what_and_by_which_command(tmp_path):
+def test_a_stamp_has_date_hardware_and_command(tmp_path):
     content = {
         "command": "python benchmarks/x.py",
         "date": "2026-01-02",
@@ -122,22 +122,22 @@ def test_a_stamp_says_when_on_what_and_by_which_command(tmp_path):
     )
 
 
-def test_a_region_of_unknown_name_is_refused():
+def test_a_region_of_unknown_name_raises_an_error():
     with pytest.raises(ValueError, match="no region is named 'mdoels'"):
         tables().regenerated("<!-- mdoels:begin -->\n<!-- mdoels:end -->", [])
 
 
-def test_a_card_without_metrics_says_none_measured():
+def test_a_card_without_metrics_shows_none_measured():
     assert "none measured" in tables().models_table([card()])
     assert "none measured" in tables().card_text([card()], "ipd-fer")
 
 
-def test_no_card_at_all_says_so():
+def test_a_missing_card_is_reported():
     assert tables().models_table([card("face-detector")]) == "No checkpoint is in the package yet."
     assert tables().card_text([], "ipd-fer") == "No checkpoint of `ipd-fer` is in the package."
 
 
-def test_accuracies_on_given_crops_and_on_whole_images_stand_in_one_row():
+def test_accuracies_on_given_crops_and_on_whole_images_are_in_one_row():
     rule = "majority; 8 classes"
     both = [
         Metric("accuracy", value, "%", "FER+", "test", f"{rule}; {how}", "facezoo evaluate x")
@@ -150,7 +150,7 @@ def test_accuracies_on_given_crops_and_on_whole_images_stand_in_one_row():
     )
 
 
-def test_every_metric_of_a_card_stands_on_its_models_page():
+def test_every_metric_of_a_card_is_on_the_page_of_its_model():
     votes = Metric("KL from votes", 0.4321, "nats", "FER+", "test", "a | b", "facezoo evaluate x")
     text = tables().card_text([card(metrics=[votes])], "ipd-fer")
     assert "| FER+ | test | KL from votes | 0.432 nats | a / b |" in text
@@ -181,7 +181,7 @@ def test_shown_outputs_may_differ_in_the_last_digit_and_at_dots(shown, printed, 
 
 
 @pytest.mark.parametrize("page", [*PAGES, *BESIDES], ids=named)
-def test_links_and_pictures_of_a_page_exist(page):
+def test_links_and_images_of_a_page_exist(page):
     for match in LINK.finditer(page.read_text(encoding="utf-8")):
         target, _, anchor = match["target"].partition("#")
         if re.match(r"[a-z]+:", target):

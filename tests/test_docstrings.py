@@ -2,10 +2,13 @@
 
 import doctest
 import importlib
+import shutil
 from pathlib import Path
 
+import av
 import pytest
 import torch
+from PIL import Image
 
 import facezoo
 from facezoo.models.base import FaceModel
@@ -35,9 +38,26 @@ def model():
     return facezoo.load("ipd-fer", device="cpu")
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The portraits, and a video of half a second with one of them."""
+    folder = shutil.copytree(PORTRAITS, tmp_path_factory.mktemp("examples") / "portraits")
+    with av.open(str(folder / "clip.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=2)
+        stream.width, stream.height, stream.pix_fmt = 256, 256, "yuv420p"
+        portrait = Image.open(PORTRAITS / "eileen_collins.jpg").convert("RGB").resize((256, 256))
+        for frame in [av.VideoFrame.from_image(portrait)] * 2:
+            frame.pts = None
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return folder
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_the_example_in_a_docstring_prints_what_it_shows(name, model, tmp_path, monkeypatch):
-    monkeypatch.chdir(PORTRAITS)
+def test_the_example_in_a_docstring_prints_what_it_shows(
+    name, model, folder, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(folder)
     names = {"facezoo": facezoo, "torch": torch, "model": model, "tmp": tmp_path}
     test = doctest.DocTestParser().get_doctest(NAMES[name].__doc__, names, name, None, None)
     assert test.examples, f"{name} has no example"

@@ -23,14 +23,14 @@ def example(name):
     return module
 
 
-def test_encode_portraits_tells_an_expression_per_portrait(capsys):
+def test_encode_portraits_predicts_an_expression_per_portrait(capsys):
     example("encode_portraits").main(PORTRAITS)
     told = capsys.readouterr().out
     assert all(f"{portrait.name}: " in told for portrait in PORTRAITS)
     assert "cosines of identity features" in told
 
 
-def test_annotate_portraits_writes_one_picture_of_all(tmp_path, capsys):
+def test_annotate_portraits_writes_one_image_of_all(tmp_path, capsys):
     example("annotate_portraits").main(tmp_path / "row.jpg", PORTRAITS)
     with Image.open(tmp_path / "row.jpg") as picture:
         assert picture.width > picture.height
@@ -46,7 +46,7 @@ def test_take_apart_portraits_draws_five_columns_of_every_face(tmp_path, capsys)
     assert "2 faces, 5 columns" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("name", "columns"), [("ipd-fer", 4), ("latentface", 7)])
+@pytest.mark.parametrize(("name", "columns"), [("ipd-fer", 4), ("latentface", 5)])
 def test_show_disentanglement_draws_a_column_per_method(name, columns, tmp_path):
     small = "test_resnet.r160_in1k"
     sizes = {
@@ -91,7 +91,7 @@ def test_edit_portraits_draws_samples_mixtures_and_edits(tmp_path, capsys):
     assert "2 faces, 8 columns" in capsys.readouterr().out
 
 
-def test_take_meshes_apart_draws_two_persons_and_what_lies_between(tmp_path, capsys):
+def test_take_meshes_apart_draws_two_identities_and_their_interpolation(tmp_path, capsys):
     example("take_meshes_apart").main(write_full_ict(tmp_path), tmp_path / "meshes.png")
     with Image.open(tmp_path / "meshes.png") as picture:
         assert picture.size == (5 * 224, 3 * 224)
@@ -147,7 +147,7 @@ def test_a_fine_tuning_example_leaves_a_folder_that_loads(name, tmp_path, monkey
 
 @pytest.mark.parametrize("name", ["finetune_pytorch", "finetune_accelerate", "finetune_trainer"])
 @pytest.mark.filterwarnings("default")  # of accelerate and Transformers, which are not ours
-def test_a_fine_tuning_example_does_not_train_on_test_photographs(name, tmp_path, monkeypatch):
+def test_a_fine_tuning_example_does_not_train_on_test_images(name, tmp_path, monkeypatch):
     if name == "finetune_trainer":
         pytest.importorskip("transformers")
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")

@@ -87,14 +87,14 @@ def _small_limit(monkeypatch):
 @soon
 @given(st.binary(max_size=300))
 @example(b"")
-def test_bytes_of_any_kind_are_read_or_refused(data):
+def test_random_bytes_are_read_or_raise_an_error(data):
     read_or_refused(data)
 
 
 @pytest.mark.usefixtures("_small_limit")
 @soon
 @given(damaged_files())
-def test_damaged_files_are_read_or_refused(data):
+def test_damaged_files_are_read_or_raise_an_error(data):
     read_or_refused(data)
 
 
@@ -105,7 +105,7 @@ def test_damaged_files_are_read_or_refused(data):
         hnp.array_shapes(min_dims=0, max_dims=5, min_side=0, max_side=6),
     )
 )
-def test_arrays_of_any_kind_are_read_or_refused(array):
+def test_random_arrays_are_read_or_raise_an_error(array):
     read_or_refused(array)
 
 
@@ -116,7 +116,7 @@ def test_arrays_of_any_kind_are_read_or_refused(array):
         st.tuples(st.integers(1, 9), st.integers(1, 9), st.sampled_from((1, 3, 4))),
     )
 )
-def test_arrays_of_pictures_are_read_or_refused(array):
+def test_arrays_of_images_are_read_or_raise_an_error(array):
     read_or_refused(array)
 
 
@@ -176,13 +176,13 @@ def parsed_or_refused(parse):
 
 @soon
 @given(altered_cards())
-def test_altered_cards_are_parsed_or_refused(mapping):
+def test_altered_cards_are_parsed_or_raise_an_error(mapping):
     parsed_or_refused(lambda: Card.parse(mapping))
 
 
 @soon
 @given(JSON)
-def test_json_of_any_kind_is_no_card(value):
+def test_random_json_is_not_a_card(value):
     with pytest.raises(CardError):
         Card.parse(value)
 
@@ -192,7 +192,7 @@ def test_json_of_any_kind_is_no_card(value):
 @example(b"[" * 100_000)
 @example(b"1" * 5000)
 @example(b'{"schema": 1, "model": "\\ud800"}')
-def test_files_of_any_bytes_are_no_card(tmp_path, data):
+def test_random_bytes_are_not_a_card(tmp_path, data):
     path = tmp_path / "card.json"
     path.write_bytes(data)
     with pytest.raises(CardError):

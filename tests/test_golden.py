@@ -36,13 +36,14 @@ def pattern(size):
     return np.uint8(127.5 + 120 * np.stack(waves, -1))
 
 
-def outputs_of_model(name):
-    model = facezoo.load(name, device="cpu")
+def outputs_of_model(name, device="cpu"):
+    model = facezoo.load(name, device=device)
     if isinstance(model, MeshModel):
         return outputs_of_meshes(model)
     stored = {"fingerprint": fingerprint(model.preprocessing), "labels": list(model.labels)}
     wanted = [name for name in model.capabilities() if name in STAGES]
     crop = torch.from_numpy(pattern(model.preprocessing.size)).permute(2, 0, 1)[None] / 127.5 - 1
+    crop = crop.to(model.device)
     for key, value in model.run(crop, wanted).items():
         stored[f"pattern.{key}"] = thinned(rows_of(value))
     photos = to_device([read_image(path) for path in PORTRAITS], model.device)

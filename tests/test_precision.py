@@ -53,7 +53,7 @@ def test_features_on_a_gpu_stay_close_to_those_of_the_processor(name, dtype):
     assert min(turned(name, dtype, "cuda").values()) > LEAST_COSINE
 
 
-def test_every_checkpoint_is_compared_or_refuses_half_precision():
+def test_every_checkpoint_is_compared_or_rejects_half_precision():
     for name in facezoo.list_models(pretrained=True):
         if name.split(".")[0] not in NAMES:
             with pytest.raises(UnsupportedError, match="works in float32 only: its codes"):
@@ -157,7 +157,7 @@ def test_a_gpu_as_the_default_device_changes_nothing(name):
 
 
 @pytest.mark.gpu
-def test_photographs_give_the_same_features_on_a_gpu():
+def test_images_give_the_same_features_on_a_gpu():
     here, there = (facezoo.load("ipd-fer", device=place) for place in ("cpu", "cuda"))
     paths = PORTRAITS * 3
     close = F.cosine_similarity(

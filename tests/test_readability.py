@@ -41,7 +41,7 @@ AVOID = {
     r"but for": "except for",
     r"wanted is|what goes in|asked for": "say who does what",
     r"photographs?|photos?|pictures?": "image",
-    r"persons?": "identity, subject",
+    r"(?<!same )persons?": "identity, subject",
     r"by hand": "manually, or name the function",
     r"reader of features|people told": "probe, identification accuracy",
 }
@@ -103,6 +103,13 @@ def test_words_are_those_of_the_field(page):
         for match in re.finditer(rf"\b({pattern})\b", text, re.I):
             near = " ".join(text[max(0, match.start() - 40) : match.end() + 40].split())
             pytest.fail(f"'{match[0]}' in '… {near} …'; write: {better}")
+
+
+@pytest.mark.parametrize("page", REWRITTEN, ids=named)
+def test_no_line_starts_with_a_comment_that_would_end_its_list(page):
+    assert not re.search(
+        r"^ +<!-- value|\n\w.*\n<!-- value", page.read_text(encoding="utf-8"), re.M
+    )
 
 
 def misspelled(*arguments):

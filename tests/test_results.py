@@ -207,7 +207,7 @@ def test_a_model_is_one_line_with_its_checkpoint(model):
     assert len(repr(model)) < 100
 
 
-def test_a_model_in_a_notebook_says_what_it_can_do_and_its_licence(model):
+def test_a_model_in_a_notebook_shows_capabilities_and_license(model):
     shown = model._repr_html_()
     assert ", ".join(model.capabilities()) in shown
     assert model.card.licenses.weights in shown
@@ -224,7 +224,7 @@ def test_the_layers_are_still_to_be_had(model):
     assert torch.nn.Module.__repr__(model).count("\n") > 10
 
 
-def test_an_encoding_tells_shapes_and_no_numbers(model):
+def test_the_repr_of_an_encoding_has_shapes_and_no_numbers(model):
     encoding = encoded(model)
     assert f"expression {tuple(encoding.expression.shape)}" in repr(encoding)
     assert "tensor(" not in repr(encoding)
@@ -260,7 +260,7 @@ def test_faces_count_those_that_were_found():
     assert repr(faces[:0]) == "Faces(0 faces in 0 images)"
 
 
-def test_a_mesh_tells_its_size_and_units():
+def test_the_repr_of_a_mesh_has_size_and_units():
     mesh = Mesh(torch.zeros(7, 3), "mm")
     assert repr(mesh) == "Mesh(vertices (7, 3), units mm)"
 
@@ -271,7 +271,7 @@ def test_a_report_does_not_list_a_million_files():
     assert "9 unreadable" in repr(report)
 
 
-def test_a_warning_is_said_once():
+def test_a_warning_is_issued_once():
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         for _ in range(3):

@@ -1,5 +1,6 @@
 """The documentation as a site: it builds strictly, links lead somewhere, no name is left out."""
 
+import json
 import re
 import subprocess
 import sys
@@ -59,6 +60,15 @@ def test_every_link_of_the_site_leads_somewhere(site):
                 assert anchor in pages[there].anchors, f"{path.relative_to(site)} links to {link}"
 
 
+@pytest.mark.parametrize(
+    "word", ["same person", "webcam", "GPU", "batch", "license", "HEIC", "crowd", "ONNX"]
+)
+def test_search_finds_common_queries(site, word):
+    index = json.loads((site / "search" / "search_index.json").read_text(encoding="utf-8"))["docs"]
+    pages = [page for page in index if not page["location"].startswith("changelog")]
+    assert any(word.lower() in f"{page['title']} {page['text']}".lower() for page in pages)
+
+
 def test_charts_show_the_numbers_of_the_results():
     spec = spec_from_file_location("charts", ROOT / "docs" / "charts.py")
     charts = module_from_spec(spec)
@@ -88,7 +98,7 @@ def moved(known):
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_the_page_of_a_family_says_what_a_reader_wants_to_know(family):
+def test_the_page_of_a_family_is_complete(family):
     text = (ROOT / "docs" / "models" / f"{family}.md").read_text(encoding="utf-8")
     assert "\n## What it is for\n" in text
     assert "\n## License and citation\n" in text

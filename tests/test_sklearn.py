@@ -46,12 +46,12 @@ def crops(tmp_path_factory):
     return sorted(map(str, folder.iterdir()))
 
 
-def test_a_model_of_meshes_is_refused(monkeypatch):
+def test_a_model_of_meshes_raises_an_error(monkeypatch):
     with pytest.raises(UnsupportedError, match="takes meshes, not images"):
         FaceFeatures("adv3d", device="cpu").fit(PORTRAITS)
 
 
-def test_a_batch_of_nothing_is_refused_before_transform(base):
+def test_a_batch_of_nothing_raises_an_error_before_transform(base):
     with pytest.raises(ValueError, match="batch_size must be 1 or more"):
         features(base, batch_size=0).fit(PORTRAITS)
 
@@ -108,7 +108,7 @@ def test_rows_are_those_of_the_model(base, crops, what):
     assert rows.dtype == np.float32
 
 
-def test_photographs_are_aligned(base):
+def test_images_are_aligned(base):
     rows = FaceFeatures(model=base, device="cpu").transform(PORTRAITS)
     assert rows.shape == (2, 8)
     blank = np.zeros((80, 80, 3), np.uint8)
@@ -229,12 +229,12 @@ def test_columns_that_there_are_not_have_no_names(base):
         FaceFeatures("latent-simclr", "probabilities", device="cpu").get_feature_names_out()
 
 
-def test_a_model_that_is_loaded_already_is_refused_with_what_to_do(base, crops):
+def test_a_model_that_is_loaded_already_raises_an_error_with_what_to_do(base, crops):
     with pytest.raises(ValueError, match=r"model must be a name or a folder.*got IPDFER; write"):
         features(facezoo.load(base, device="cpu")).transform(crops)
 
 
-def test_what_does_not_exist_is_refused_when_it_is_fitted(base, crops):
+def test_unknown_parameters_raise_an_error_in_fit(base, crops):
     with pytest.raises(ValueError, match="what must be one of"):
         features(base, what="mood").fit(crops)
     with pytest.raises(ValueError, match="every image has a row"):
@@ -253,7 +253,7 @@ def test_what_does_not_exist_is_refused_when_it_is_fitted(base, crops):
         (np.array([["a", "b"]]), "one column"),
     ],
 )
-def test_what_is_no_sequence_of_images_is_refused(base, given, match):
+def test_other_objects_than_image_sequences_raise_an_error(base, given, match):
     with pytest.raises(ValueError, match=match):
         features(base).transform(given)
 

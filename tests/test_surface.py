@@ -26,6 +26,7 @@ PUBLIC = [
     "show",
     "similarity",
     "verify",
+    "video",
 ]
 
 

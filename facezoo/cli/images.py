@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,11 @@ faces_option = click.option("--faces", type=click.Choice(["all", "largest"]), de
 @device_option
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 @click.option("--csv", "as_csv", is_flag=True, help="print a CSV table with a row per face")
-@click.option("--save", type=PATH, help="annotated image (.png or .jpg), or a folder for several")
+@click.option(
+    "--save",
+    type=PATH,
+    help="annotated image (.png, .jpg) or video (.mp4), or a folder for several",
+)
 def predict(
     sources: tuple[str, ...],
     model: str,
@@ -52,38 +57,44 @@ def predict(
     save: Path | None,
     **detection: Any,
 ) -> int:
-    """Predict the expression of each face in images, folders or patterns such as "*.jpg"."""
+    """Predict the expression of each face in images, videos, folders or patterns ("*.jpg")."""
+    from facezoo.extraction.sources import is_video
     from facezoo.plot.annotate import picture_paths
     from facezoo.registry import load
 
     if as_json and as_csv:
         raise click.UsageError("--json and --csv exclude each other")
     files = list(_image_files(sources))
-    pictures = picture_paths(files, save) if save else {}
+    videos = {file for file in files if is_video(str(file))}
+    pictures = picture_paths(files, save, videos) if save else {}
     loaded = load(model, device=device)
     entries: list[dict[str, Any]] = []
     table: list[dict[str, Any]] = []
     for file in files:
+        draw = pictures.get(file)
         try:
-            prediction = loaded.predict_expression(
-                file, faces=faces, on_missing=on_missing, **detection
-            )
+            if file in videos:
+                results = _predict_video(file, loaded, draw, faces=faces, **detection)
+            else:
+                results = _predict_image(
+                    file, loaded, draw, faces=faces, on_missing=on_missing, **detection
+                )
+            for name, prediction, places in results:
+                found = [a | b for a, b in zip(places, _faces(prediction), strict=True)]
+                entries.append({"file": name, "faces": found})
+                for index, row in enumerate(prediction.to_dict()):
+                    del row["image_index"]
+                    table.append({"file": name, "face": index, **places[index], **row})
+                if not as_json and not as_csv and (found or file not in videos):
+                    print(_prediction_text(entries[-1]))
         except ImageError as error:
             print(f"facezoo: error: {error}", file=sys.stderr)
             entries.append({"file": str(file), "error": str(error)})
-            continue
-        if file in pictures:
-            _draw(file, prediction, pictures[file])
-        entries.append({"file": str(file), "faces": _faces(prediction)})
-        for index, row in enumerate(prediction.to_dict()):
-            del row["image_index"]
-            table.append({"file": str(file), "face": index, **row})
-        if not as_json and not as_csv:
-            print(_prediction_text(entries[-1]))
     if as_json:
         print(json.dumps(entries, indent=2))
     if as_csv and table:
-        writer = csv.DictWriter(sys.stdout, table[0], lineterminator="\n")
+        names = dict.fromkeys(name for row in table for name in row)
+        writer = csv.DictWriter(sys.stdout, names, lineterminator="\n")
         writer.writeheader()
         writer.writerows(table)
     unreadable = any("error" in entry for entry in entries)
@@ -91,31 +102,49 @@ def predict(
 
 
 def _image_files(sources: tuple[str, ...]) -> Iterator[Path]:
-    """List image files: folders are searched, patterns are expanded, and the rest is unchanged."""
-    from facezoo.extraction.sources import expand, is_video, list_images
+    """List files: folders are searched for images, and patterns are expanded."""
+    from facezoo.extraction.sources import expand, list_images
 
     for source in sources:
         path = Path(source)
         if path.is_dir():
-            files = [path / name for name in list_images(path).names]
+            yield from (path / name for name in list_images(path).names)
         else:
-            files = [Path(file) for file in expand(source)]
-        if videos := [file for file in files if is_video(str(file))]:
-            raise ValueError(
-                f"{videos[0]} is a video, and predict takes images; write the features of its "
-                f"frames with: facezoo extract {videos[0]} -o features.csv"
-            )
-        yield from files
+            yield from map(Path, expand(source))
 
 
-def _draw(file: Path, prediction: ExpressionPrediction, picture: Path) -> None:
+Result = tuple[str, "ExpressionPrediction", list[dict[str, Any]]]
+"""Name of an image or frame, its prediction, and time and track of each face of a frame."""
+
+
+def _predict_image(
+    file: Path, loaded: FaceModel, picture: Path | None, **options: Any
+) -> Iterator[Result]:
+    """Predict an image, and write the annotated image if ``picture`` is set."""
     from facezoo.plot.annotate import annotate
 
-    if not len(prediction):
+    prediction = loaded.predict_expression(file, **options)
+    if picture and len(prediction):
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        annotate(file, prediction).save(picture, quality=92)
+    elif picture:
         print(f"facezoo: no face in {file}, {picture} is not written", file=sys.stderr)
-        return
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    annotate(file, prediction).save(picture, quality=92)
+    yield str(file), prediction, [{} for _ in prediction.labels]
+
+
+def _predict_video(
+    file: Path, loaded: FaceModel, picture: Path | None, **options: Any
+) -> Iterator[Result]:
+    """Predict the frames of a video, and write the annotated video if ``picture`` is set."""
+    from facezoo.extraction.frames import video
+    from facezoo.plot.video import VideoWriter
+
+    with VideoWriter(picture) if picture else nullcontext() as writer:
+        for frame in video(file, loaded, **options):
+            if writer:
+                writer.write(frame)
+            places = [{"time": frame.time, "track": track} for track in frame.track.tolist()]
+            yield f"{file}::{frame.number:08d}", frame.prediction, places
 
 
 def _faces(prediction: ExpressionPrediction) -> list[dict[str, Any]]:
@@ -140,7 +169,8 @@ def _prediction_text(entry: dict[str, Any]) -> str:
     lines = [entry["file"] + ("" if entry["faces"] else ": no face found")]
     for index, face in enumerate(entry["faces"]):
         box = " ".join(f"{value:.0f}" for value in face["box"])
-        lines.append(f"  face {index}: {face['label']}  box {box}  score {face['score']:.2f}")
+        name = f"track {face['track']}" if "track" in face else f"face {index}"
+        lines.append(f"  {name}: {face['label']}  box {box}  score {face['score']:.2f}")
         ranked = sorted(face["probabilities"].items(), key=lambda item: -item[1])
         lines.append("    " + "  ".join(f"{name} {value:.3f}" for name, value in ranked))
     return "\n".join(lines)

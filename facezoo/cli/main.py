@@ -23,6 +23,8 @@ COMMANDS = {
     "predict": ("facezoo.cli.images:predict", "Predict the expression of each face."),
     "extract": ("facezoo.cli.images:extract", "Write the features of all faces to a file."),
     "join": ("facezoo.cli.images:join", "Join feature files."),
+    "live": ("facezoo.cli.live:live", "Show the expressions of a camera in a window."),
+    "demo": ("facezoo.cli.live:demo", "Open a page to try the models in a browser."),
     "download": ("facezoo.cli.checkpoints:download", "Download weights for use without network."),
     "finetune": ("facezoo.cli.train:finetune", "Fine-tune a checkpoint on your own images."),
     "register": ("facezoo.cli.meshes:register", "Fit the template of a mesh model to a mesh."),

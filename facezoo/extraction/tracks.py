@@ -58,12 +58,17 @@ class Tracker:
 
     def follow(self, names: Sequence[str], rows: Rows, columns: Sequence[str]) -> Rows:
         """Add the column ``track`` to the rows of the next images, and smooth ``columns``."""
+        videos = [split_name(name)[0] if is_frame(name) else "" for name in names]
+        return self.follow_videos(videos, rows, columns)
+
+    def follow_videos(self, videos: Sequence[str], rows: Rows, columns: Sequence[str]) -> Rows:
+        """As ``follow``, with the name of the video of each image, empty for none."""
         columns = columns if self._smooth else ()
         rows = {**rows, **{name: rows[name].copy() for name in columns}}
         rows["track"] = np.full(len(rows["image"]), -1, np.int32)
-        bounds = np.searchsorted(rows["image"], np.arange(len(names) + 1))
-        for place, name in enumerate(names):
-            self._next_frame(split_name(name)[0] if is_frame(name) else "")
+        bounds = np.searchsorted(rows["image"], np.arange(len(videos) + 1))
+        for place, video in enumerate(videos):
+            self._next_frame(video)
             faces = np.arange(bounds[place], bounds[place + 1])
             faces = faces[rows["face"][faces] >= 0]
             if self._video and len(faces):

@@ -68,11 +68,13 @@ def write_mesh(path: str | Path, mesh: Mesh) -> Path:
         The path.
 
     Raises:
-        ValueError: if the format is unknown.
+        ValueError: if the format is unknown, or ``.gltf``, whose further files have fixed names.
         ImportError: if the format needs trimesh and it is not installed.
     """
     path = Path(path)
     suffix = _known_suffix(path)
+    if suffix == ".gltf":
+        raise ValueError(f"cannot write {path}: a .gltf mesh is several files; write .glb instead")
     path.parent.mkdir(parents=True, exist_ok=True)
     vertices = mesh.vertices.detach().cpu().float().numpy()
     triangles = None if mesh.triangles is None else mesh.triangles.cpu().long().numpy()

@@ -23,6 +23,8 @@ Mask = NDArray[np.bool_]
 
 CANDIDATES = 6
 """Triangles with the nearest centroids that may hold the closest point."""
+CHUNK = 16_384
+"""Points per search, which limits the memory."""
 MIN_COSINE = 0.7
 """Smallest cosine between the normals of matching points."""
 SIGMAS_MM = (6.0, 4.0, 3.0, 2.0, 1.5, 1.0, 0.7, 0.5, 0.3, 0.3)
@@ -91,14 +93,20 @@ def vertex_normals(vertices: Array, triangles: Indices) -> Array:
     return normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
 
 
+def _edges(triangles: Indices) -> tuple[Indices, Indices]:
+    """List every edge once, (E, 2), with its number of triangles, (E,)."""
+    pairs = np.sort(triangles[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2), axis=1)
+    unique, counts = np.unique(pairs, axis=0, return_counts=True)
+    return unique, counts
+
+
 def boundary_loops(triangles: Indices) -> list[Indices]:
     """List the vertices of each boundary loop of a mesh, largest loop first."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    edges = np.sort(triangles[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2), axis=1)
-    unique, counts = np.unique(edges, axis=0, return_counts=True)
-    border = unique[counts == 1]
+    edges, counts = _edges(triangles)
+    border = edges[counts == 1]
     if not len(border):
         return []
     count = int(triangles.max()) + 1
@@ -148,6 +156,11 @@ class Surface:
 
     def closest(self, points: Array) -> Closest:
         """Find the closest point of the surface to each point (P, 3)."""
+        parts = [self._closest(points[i : i + CHUNK]) for i in range(0, len(points), CHUNK)]
+        columns = zip(*(vars(part).values() for part in parts), strict=True)
+        return Closest(*(np.concatenate(column) for column in columns))
+
+    def _closest(self, points: Array) -> Closest:
         count = min(CANDIDATES, len(self.triangles))
         candidates = self.tree.query(points, count)[1].reshape(len(points), count)
         weights = _barycentric(points[:, None], self.corners[candidates])  # (P, K, 3)
@@ -323,6 +336,8 @@ def _fit_shape(
     model: ShapeModel, surface: Surface, pose: Similarity, start: Array
 ) -> tuple[Array, Similarity, Array]:
     """Fit the shape parameters and the pose; the prior is a unit Gaussian."""
+    from scipy.spatial.transform import Rotation
+
     size = len(model.basis)
     parameters = start
     shape = model.mean + np.tensordot(start, model.basis, 1)
@@ -346,17 +361,11 @@ def _fit_shape(
         prior[6:] = sigma**2
         solution = np.linalg.solve(gram + np.diag(prior + 1e-9), right)
         parameters = solution[6:]
-        step = Similarity(1.0, _rotation(solution[:3]), solution[3:6])
+        turned = Rotation.from_rotvec(solution[:3]).as_matrix()
+        step = Similarity(1.0, turned, solution[3:6])
         pose = pose.after(step)
         shape = model.mean + np.tensordot(parameters, model.basis, 1)
     return shape, pose, parameters
-
-
-def _rotation(vector: Array) -> Array:
-    from scipy.spatial.transform import Rotation
-
-    matrix: Array = Rotation.from_rotvec(vector).as_matrix()
-    return matrix
 
 
 def _fit_displacements(
@@ -367,9 +376,7 @@ def _fit_displacements(
     from scipy.sparse.linalg import splu
 
     count = len(shape)
-    edges = np.unique(
-        np.sort(model.triangles[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2), axis=1), axis=0
-    )
+    edges, _ = _edges(model.triangles)
     rows = np.repeat(np.arange(len(edges)), 2)
     signs = np.tile([1.0, -1.0], len(edges))
     incidence: Any = coo_array((signs, (rows, edges.ravel())), shape=(len(edges), count))

@@ -6,7 +6,7 @@ Letters: V vertices, T triangles, S pixels, K landmarks.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
@@ -21,11 +21,14 @@ from facezoo.geometry.registration import (
     fit_similarity,
     vertex_normals,
 )
-from facezoo.preprocess.detection import detect
+from facezoo.preprocess.detection import DetectionConfig, detect
 from facezoo.preprocess.pipeline import load_detector
 
-SIZES = (256, 640)
-"""Pixels of the renderings; the second size is for meshes with a small face."""
+ROUNDS = ((256, 1.0), (640, 1.0), (256, 0.5))
+"""Pixels of the renderings, and factor on the score threshold of the detector. A later round starts
+if no face was found: small faces need large renderings, and unusual faces have low scores."""
+CLOSE_UP = 256
+"""Pixels of a close-up."""
 CLOSE_UP_MM = 300.0
 """Extent of the rendering that refines the landmarks."""
 GOOD_MM, BAD_MM = 1.2, 8.0
@@ -113,9 +116,11 @@ def directions() -> Iterator[Array]:
     yield from (m for m in rotations if not any(np.array_equal(m, known) for known in likely))
 
 
-def detect_landmarks(view: View) -> Array | None:
+def detect_landmarks(view: View, leniency: float = 1.0) -> Array | None:
     """Detect the best face of a rendering and lift its five landmarks, (5, 3); None without one."""
-    faces = detect(load_detector(torch.device("cpu")), [view.image])
+    config = DetectionConfig()
+    config = replace(config, score_threshold=leniency * config.score_threshold)
+    faces = detect(load_detector(torch.device("cpu")), [view.image], config)
     if not len(faces.scores):
         return None
     return view.lift(faces.landmarks[int(faces.scores.argmax())].double().numpy())
@@ -127,7 +132,7 @@ def template_landmarks(vertices: Array, triangles: Indices) -> Array:
     Raises:
         ValueError: if the template does not show a face.
     """
-    view = render(vertices, triangles, np.eye(3), vertices.mean(0), CLOSE_UP_MM, SIZES[0])
+    view = render(vertices, triangles, np.eye(3), vertices.mean(0), CLOSE_UP_MM, CLOSE_UP)
     landmarks = detect_landmarks(view)
     if landmarks is None:
         raise ValueError("no face was detected on the template of this model; pass landmarks=")
@@ -154,11 +159,11 @@ def find_poses(
     middle = (vertices.max(0) + vertices.min(0)) / 2
     extent = 1.05 * float(np.linalg.norm(vertices.max(0) - vertices.min(0)))
     poses: list[tuple[float, Similarity]] = []
-    for size, rotation in product(SIZES, directions()):
-        if size != SIZES[0] and any(error < BAD_MM for error, _ in poses):
+    for (size, leniency), rotation in product(ROUNDS, directions()):
+        if (size, leniency) != ROUNDS[0] and any(error < BAD_MM for error, _ in poses):
             break
         view = render(vertices, triangles, rotation, middle, extent, size)
-        points = detect_landmarks(view)
+        points = detect_landmarks(view, leniency)
         if points is None:
             continue
         pose = fit_similarity(reference, points)
@@ -168,8 +173,8 @@ def find_poses(
                 break
             center = pose.apply(reference.mean(0)[None])[0]
             frontal, close_up = pose.rotation.T, CLOSE_UP_MM * pose.scale
-            view = render(vertices, triangles, frontal, center, close_up, SIZES[0])
-            points = detect_landmarks(view)
+            view = render(vertices, triangles, frontal, center, close_up, CLOSE_UP)
+            points = detect_landmarks(view, leniency)
             if points is None:
                 break
             pose = fit_similarity(reference, points)
@@ -179,8 +184,7 @@ def find_poses(
         poses.append((error, pose))
     if not poses:
         raise ValueError(
-            "no face was found in renderings from 24 directions; pass landmarks=, or check that "
-            "the mesh shows a face with eyes, nose and mouth"
+            f"no face was found in renderings from 24 directions; {_advice(vertices, triangles)}"
         )
     distinct: list[tuple[float, Similarity]] = []
     for error, pose in sorted(poses, key=lambda entry: entry[0]):
@@ -190,9 +194,20 @@ def find_poses(
     if distinct[0][0] > BAD_MM:
         raise ValueError(
             f"a face was found, but its landmarks are {distinct[0][0]:.0f} mm from a face's after "
-            "alignment; the surface may be concave, seen from inside, or not a face"
+            f"alignment; {_advice(vertices, triangles)}"
         )
     return [entry for entry in distinct if entry[0] < BAD_MM][:MAX_POSES]
+
+
+def _advice(vertices: Array, triangles: Indices) -> str:
+    """Suggest what to do about a missing face; inward triangles have a negative volume."""
+    a, b, c = (vertices[triangles[:, corner]] - vertices.mean(0) for corner in range(3))
+    if np.einsum("tx,tx->", a, np.cross(b, c)) < 0:
+        return (
+            "its triangles face inwards: reverse the order of their vertices, or negate one "
+            "coordinate if the mesh is mirrored"
+        )
+    return "pass landmarks=, or check that the mesh shows a face with eyes, nose and mouth"
 
 
 def _misfit(pose: Similarity, reference: Array, points: Array) -> float:

@@ -16,7 +16,7 @@ from torch import Tensor
 from typing_extensions import TypedDict, Unpack
 
 from facezoo.geometry.meshes import Mesh, millimetres
-from facezoo.geometry.registration import ShapeModel
+from facezoo.geometry.registration import Array, ShapeModel
 from facezoo.models.base import Model
 from facezoo.models.face_finding import template_landmarks
 from facezoo.models.mesh_inputs import (
@@ -115,7 +115,7 @@ class MeshModel(Model):
             "code_axes", torch.zeros(code_dims, code_dims), persistent=code_dims > 0
         )
         self.register_buffer("code_limit", torch.zeros(min(1, code_dims)), persistent=code_dims > 0)
-        self._shape_model: tuple[ShapeModel, Tensor | None] | None = None
+        self._shape_model: tuple[ShapeModel, Array | None] | None = None
 
     @property
     def template_mm(self) -> Tensor:
@@ -218,10 +218,9 @@ class MeshModel(Model):
             own = landmark_positions(mesh, landmarks).double().cpu().numpy()
             pairs = own, self.template.landmark_points(len(own)).double().cpu().numpy()
         elif reference is None:
-            reference = torch.from_numpy(template_landmarks(model.mean, model.triangles))
+            reference = template_landmarks(model.mean, model.triangles)
             self._shape_model = model, reference
-        points = None if reference is None else reference.numpy()
-        return register(mesh, model, points, units=stated, landmarks=pairs)
+        return register(mesh, model, reference, units=stated, landmarks=pairs)
 
     @abstractmethod
     def decode_samples(self, codes: Tensor) -> Tensor:

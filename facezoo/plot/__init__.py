@@ -1,6 +1,6 @@
 """Draw figures of results, and faces on images.
 
-Names are imported on first use, so that ``annotate`` needs no matplotlib.
+Names are imported on first use, so that drawing on images and videos needs no matplotlib.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
         plane,
         scatter,
         show,
+        timeline,
     )
+    from facezoo.plot.video import save_video
 
 __all__ = [
     "MOST",
@@ -35,8 +37,10 @@ __all__ = [
     "grid",
     "parts",
     "plane",
+    "save_video",
     "scatter",
     "show",
+    "timeline",
 ]
 
 
@@ -44,4 +48,5 @@ def __getattr__(name: str) -> Any:
     """Import ``name`` on first use (PEP 562)."""
     if name not in __all__:
         raise AttributeError(f"module 'facezoo.plot' has no attribute {name!r}")
-    return getattr(import_module("facezoo.plot.figures"), name)
+    home = "video" if name == "save_video" else "figures"
+    return getattr(import_module(f"facezoo.plot.{home}"), name)

@@ -7,7 +7,7 @@ Text grows with the face, and covers neither faces nor other text.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -35,6 +35,7 @@ FEW = 4
 SMALLEST_TEXT = 9.0
 """Pixels; a label that needs smaller text is left out."""
 SUFFIXES = (".jpg", ".jpeg", ".png")
+VIDEO_SUFFIXES = (".mkv", ".mov", ".mp4", ".webm")
 
 Style = Literal["box", "label", "bars"]
 Box = tuple[float, ...]
@@ -128,26 +129,33 @@ def _check_inside(boxes: NDArray[np.float32], image_index: int, size: tuple[int,
             )
 
 
-def picture_paths(files: Sequence[Path], out: Path) -> dict[Path, Path]:
+def picture_paths(
+    files: Sequence[Path], out: Path, videos: Collection[Path] = ()
+) -> dict[Path, Path]:
     """Choose the file of the annotated picture of each image, never an image itself.
 
     Args:
-        files: images.
-        out: a ``.png`` or ``.jpg`` file for one image, or a folder, which need not exist.
+        files: images and videos.
+        out: a ``.png`` or ``.jpg`` file for one image, a file such as ``.mp4`` for one video, or a
+            folder, which need not exist.
+        videos: those of ``files`` that are videos.
 
     Raises:
         ValueError: if ``out`` does not fit, or a picture would overwrite an image.
     """
     into_folder = out.is_dir() or (out.suffix == "" and not out.exists()) or len(files) > 1
-    if not into_folder and out.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"--save writes {', '.join(SUFFIXES)}, or into a folder; got {out}")
-    if into_folder and (out.is_file() or out.suffix.lower() in SUFFIXES):
+    allowed = VIDEO_SUFFIXES if files[0] in videos else SUFFIXES
+    if not into_folder and out.suffix.lower() not in allowed:
+        kind = "of a video writes" if files[0] in videos else "writes"
+        raise ValueError(f"--save {kind} {', '.join(allowed)}, or into a folder; got {out}")
+    if into_folder and (out.is_file() or out.suffix.lower() in SUFFIXES + VIDEO_SUFFIXES):
         raise ValueError(f"--save needs a folder for {len(files)} images, got {out}")
     paths: dict[Path, Path] = {}
     names: set[str] = set()  # without case, as on some file systems
     numbers: dict[str, int] = {}
     for file in dict.fromkeys(files):
-        suffix = file.suffix if file.suffix.lower() in SUFFIXES else ".png"
+        allowed, other = (VIDEO_SUFFIXES, ".mp4") if file in videos else (SUFFIXES, ".png")
+        suffix = file.suffix if file.suffix.lower() in allowed else other
         path = out / f"{file.stem}{suffix}" if into_folder else out
         first = path.name.casefold()
         while path.name.casefold() in names:

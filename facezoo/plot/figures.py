@@ -9,11 +9,12 @@ Letters: F faces, D features, K classes, S side of a crop in pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,7 +32,7 @@ from facezoo.models.base import FaceModel
 from facezoo.models.mesh_base import MeshEncoding
 from facezoo.plot.annotate import COLORS, Style, annotate
 from facezoo.preprocess.images import Images, as_list
-from facezoo.results import ExpressionPrediction, FaceEncoding, Faces
+from facezoo.results import EXPRESSIONS, ExpressionPrediction, FaceEncoding, Faces, VideoFrame
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -155,13 +156,70 @@ def bars(prediction: ExpressionPrediction) -> Picture:
     for axes in panels[len(probabilities) :]:
         axes.set_axis_off()
     for index, (axes, row) in enumerate(zip(panels, probabilities, strict=False)):
-        axes.barh(prediction.classes, row.nan_to_num().tolist(), color=_colors(len(row)))
+        axes.barh(prediction.classes, row.nan_to_num().tolist(), color=_colors(prediction.classes))
         title = f"{index}: {prediction.labels[index] or 'no face'}"
         axes.set(title=title, xlim=(0, 1), xticks=[0, 0.5, 1])
         axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
         axes.spines[["top", "right"]].set_visible(False)
     if len(probabilities):
         figure.axes[0].invert_yaxis()  # shared by all panels: the first class is on top
+    return figure
+
+
+def timeline(frames: Iterable[VideoFrame] | Any) -> Picture:
+    """Draw the expression probabilities of each track of a video over time, as stacked areas.
+
+    The twelve longest tracks are drawn at most. A track that was lost for a while has a gap.
+
+    Args:
+        frames: results of ``facezoo.video``, or a table of one video by ``facezoo.extract``: a
+            data frame of pandas or polars, or a table of pyarrow.
+
+    Raises:
+        ValueError: if there is no face, or the table has no columns ``time``, ``track`` and
+            ``p_<class>``.
+
+    Examples:
+        >>> frames = facezoo.video("clip.mp4", model, smooth=0.5)
+        >>> facezoo.plot.timeline(frames).savefig(tmp / "timeline.png")
+    """
+    table: Any = frames
+    names = getattr(table, "column_names", getattr(table, "columns", None))
+    if names is not None:
+        columns = {str(name): list(table[name]) for name in names}
+    else:
+        rows = [row for frame in frames for row in frame.to_dict()]
+        columns = {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
+        if not rows:
+            raise ValueError(NO_FACE)
+    classes = [name for name in columns if name.startswith("p_")]
+    if not classes or not {"time", "track"} <= set(columns):
+        raise ValueError(
+            "a timeline needs columns time, track and p_<class>; pass the results of "
+            f"facezoo.video, or the features of a video, got the columns {', '.join(columns)}"
+        )
+    times, track, *shares = (
+        np.array([float(value) for value in columns[name]]) for name in ("time", "track", *classes)
+    )
+    words = [name.removeprefix("p_") for name in classes]
+    numbers, lengths = np.unique(track[track >= 0], return_counts=True)
+    numbers = np.sort(numbers[np.argsort(-lengths, kind="stable")][:MOST])
+    if not len(numbers):
+        raise ValueError(NO_FACE)
+    figure = _figure(9, 0.6 + 1.3 * len(numbers))
+    step = np.median(np.diff(np.unique(times))) if len(np.unique(times)) > 1 else 1.0
+    panels = figure.subplots(len(numbers), 1, squeeze=False, sharex=True, sharey=True)[:, 0]
+    for axes, number in zip(panels, numbers, strict=True):
+        own = track == number
+        breaks = np.flatnonzero(np.diff(times[own]) > 1.5 * step) + 1
+        for part in np.split(np.flatnonzero(own), breaks):
+            moments = np.append(times[part], times[part[-1]] + step)
+            values = [np.append(share[part], share[part[-1]]) for share in shares]
+            areas = axes.stackplot(moments, values, colors=_colors(words), step="post")
+        axes.set(ylabel=f"#{number:.0f}", ylim=(0, 1), yticks=[0, 1], yticklabels=["0", "100%"])
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[-1].set(xlabel="time, seconds", xlim=(times.min(), times.max() + step))
+    figure.legend(areas, words, loc="outside right upper", reverse=True)
     return figure
 
 
@@ -339,7 +397,7 @@ def scatter(
     """
     labels = _as_list(names) if names is not None else [""] * len(points)
     kinds = sorted(set(labels))
-    colors = _colors(len(kinds))
+    colors = _colors(kinds)
     for number, kind in enumerate(kinds):
         x, y = points.numpy()[[label == kind for label in labels]].T
         color = colors[number] if names is not None else COLOR
@@ -349,11 +407,13 @@ def scatter(
         axes.legend()
 
 
-def _colors(count: int) -> list[Any]:
+def _colors(names: Sequence[str]) -> list[Any]:
     """Return a color per class or name; more than eight cannot be told apart by all."""
-    if count <= len(COLORS):
-        return list(COLORS[:count])
-    return [colormaps["viridis"](number / (count - 1)) for number in range(count)]
+    if set(names) <= set(EXPRESSIONS):
+        return [COLORS[EXPRESSIONS.index(name)] for name in names]
+    if len(names) <= len(COLORS):
+        return list(COLORS[: len(names)])
+    return [colormaps["viridis"](number / (len(names) - 1)) for number in range(len(names))]
 
 
 def _as_list(names: Sequence[str]) -> list[str]:

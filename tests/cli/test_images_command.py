@@ -108,10 +108,10 @@ def test_predict_takes_folders_and_patterns(tiny, tmp_path, capsys):
     assert main(["predict", "--json", str(folder / "in [brackets].png")]) == 0
 
 
-def test_predict_names_what_to_do_with_videos_and_patterns_without_a_match(tiny, tmp_path, capsys):
+def test_predict_names_broken_videos_and_patterns_without_a_match(tiny, tmp_path, capsys):
     (tmp_path / "clip.mp4").touch()
     assert main(["predict", str(tmp_path / "clip.mp4")]) == 1
-    assert "facezoo extract" in capsys.readouterr().err
+    assert "clip.mp4 is not a video" in capsys.readouterr().err
     assert main(["predict", str(tmp_path / "*.jpg")]) == 1
     assert "no file matches" in capsys.readouterr().err
 

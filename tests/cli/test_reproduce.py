@@ -132,7 +132,7 @@ def test_a_command_that_fails_is_an_error(tmp_path):
         reproduce("face-detector", empty, tmp_path / "out", smoke=True)
 
 
-def test_a_rehearsal_does_not_pass_off_what_stands_there_already(monkeypatch, tmp_path):
+def test_a_smoke_test_does_not_accept_an_existing_checkpoint(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "_run", lambda words: pytest.fail("it ran"))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "state.pt").touch()

@@ -19,14 +19,14 @@ def test_a_smaller_set_is_a_prefix_of_a_larger_one(tmp_path):
     assert few.dtype == np.float32
 
 
-def test_no_person_is_in_both_parts_of_the_split(tmp_path):
+def test_no_identity_is_in_both_parts_of_the_split(tmp_path):
     train, test = IctFaces(write_ict(tmp_path)).split("tiny")
     assert sorted([*train.identities, *test.identities]) == list(range(SIZES["tiny"]))
     assert [p % 10 for p in test.identities] == [2, 5, 8, 2, 5, 8]
     assert train.expressions == EXPRESSIONS
 
 
-def test_the_neutral_is_the_mean_face_and_the_persons_own_modes(tmp_path):
+def test_the_neutral_is_the_mean_face_and_the_identities_own_modes(tmp_path):
     faces = IctFaces(write_ict(tmp_path))
     stored = np.load(tmp_path / "ict_face.npz")
     weights, _ = faces.coefficients(3)
@@ -62,7 +62,7 @@ def test_a_missing_file_is_named_with_its_source(tmp_path):
         IctFaces(tmp_path, adaptive=True)
 
 
-def test_an_unknown_size_is_refused(tmp_path):
+def test_an_unknown_size_raises_an_error(tmp_path):
     with pytest.raises(ValueError, match="tiny, standard, facescape, got 'huge'"):
         IctFaces(write_ict(tmp_path)).split("huge")
 

@@ -114,7 +114,7 @@ def test_labels_without_votes_are_certain_and_no_label_is_zero():
     assert len(EXPRESSIONS) == shares.shape[1]
 
 
-def test_a_face_that_stands_in_the_template_is_cut_out_unchanged():
+def test_a_face_in_the_template_is_cropped_unchanged():
     pixels = noise(160)
     table = crop_table((pixels, (FACE + 24).flatten().tolist()))
     crops = aligned_crops(table, "arcface112", 112)

@@ -41,7 +41,7 @@ def test_coma_tests_on_ten_of_every_hundred_frames_in_alphabetical_order(tmp_pat
     assert (data.rows[60].identity, data.rows[60].expression) == ("FaceTalk_a_TA", "y")
 
 
-def test_bu3dfe_tests_on_the_first_ten_persons(tmp_path):
+def test_bu3dfe_tests_on_the_first_ten_identities(tmp_path):
     people = [f"{sex}00{n:02d}" for sex in "FM" for n in range(1, 8)]
     names = [f"{p}/{p}_{e}WH_F3D.obj" for p in people for e in ("NE00", "HA03")]
     data = read_bu3dfe(touch(tmp_path, *names))
@@ -51,7 +51,7 @@ def test_bu3dfe_tests_on_the_first_ten_persons(tmp_path):
     assert set(neutral_of(data.part("train"))) == set(people[10:])
 
 
-def test_facescape_draws_its_test_persons_once(tmp_path):
+def test_facescape_draws_its_test_identities_once(tmp_path):
     names = [f"{p}/models_reg/{n}" for p in range(1, 21) for n in ("1_neutral.obj", "2_smile.obj")]
     data = read_facescape(touch(tmp_path, *names))
     assert len(data.part("test")) == 12
@@ -61,7 +61,7 @@ def test_facescape_draws_its_test_persons_once(tmp_path):
 
 
 @pytest.mark.parametrize("reader", [read_coma, read_bu3dfe, read_facescape])
-def test_a_folder_of_something_else_is_refused_with_an_example(tmp_path, reader):
+def test_a_folder_of_something_else_raises_an_error_with_an_example(tmp_path, reader):
     with pytest.raises(FileNotFoundError, match="expected files such as"):
         reader(touch(tmp_path, "photo.jpg"))
 
@@ -73,7 +73,7 @@ def test_a_name_that_is_not_of_the_set_is_named(tmp_path):
         read_facescape(touch(tmp_path / "fs", "1/models_reg/smile.obj"))
 
 
-def test_a_person_without_a_neutral_is_named(tmp_path):
+def test_a_identity_without_a_neutral_is_named(tmp_path):
     names = ["1/models_reg/1_neutral.obj", "2/models_reg/2_smile.obj"]
     rows = list(read_facescape(touch(tmp_path, *names)).rows)
     with pytest.raises(
@@ -82,7 +82,7 @@ def test_a_person_without_a_neutral_is_named(tmp_path):
         neutral_of(rows)
 
 
-def test_an_empty_part_is_refused():
+def test_an_empty_part_raises_an_error():
     with pytest.raises(ValueError, match="no meshes in the split 'val'"):
         MeshSet((), "mm").part("val")
 
@@ -97,13 +97,13 @@ def test_simplified_vertices_are_snap_to_original_ones():
     assert corners.tolist() == [[0, 1, 2], [0, 2, 3], [2, 1, 4], [3, 2, 4]]
 
 
-def test_simplification_without_its_package_says_what_to_install(monkeypatch):
+def test_simplification_without_its_package_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "fast_simplification", None)
     with pytest.raises(ImportError, match=r"fast-simplification.*facezoo\[mesh\]"):
         simplification(grid(), 20)
 
 
-def test_simplification_refuses_what_it_cannot_simplify():
+def test_simplification_rejects_unsuitable_input():
     with pytest.raises(ValueError, match="must have triangles"):
         simplification(Mesh(grid().vertices, "m"), 20)
     with pytest.raises(ValueError, match="from 4 to 35, got 36"):

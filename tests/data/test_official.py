@@ -113,12 +113,12 @@ def test_aligned_images_of_raf_db_have_no_landmarks_but_are_crops(tmp_path):
     assert data.cropped
 
 
-def test_a_label_of_the_compound_subset_is_refused_with_its_line(tmp_path):
+def test_a_label_of_the_compound_subset_raises_an_error_with_its_line(tmp_path):
     with pytest.raises(ValueError, match=r"line 2 of .*label.txt has the label '11'; expected 1,"):
         read_raf_db(raf_db(tmp_path, labels=["1", "11"]))
 
 
-def test_a_line_that_names_no_split_is_refused(tmp_path):
+def test_a_line_that_names_no_split_raises_an_error(tmp_path):
     raf_db(tmp_path)
     write(tmp_path / "EmoLabel" / "list_patition_label.txt", "img_1.jpg 3\n")
     with pytest.raises(ValueError, match=r"line 1 of .* must be like 'train_00001.jpg 5', got"):
@@ -133,7 +133,7 @@ def test_images_that_are_listed_but_not_there_are_counted_and_the_first_is_named
         read_raf_db(tmp_path)
 
 
-def test_a_set_with_crops_alone_is_said_to_look_like_the_aligned_one(tmp_path):
+def test_the_error_for_a_set_of_crops_suggests_the_aligned_set(tmp_path):
     raf_db(tmp_path)
     (tmp_path / "Image" / "original").rename(tmp_path / "elsewhere")
     with pytest.raises(FileNotFoundError, match=r"no Image/original, .* or raf-db-aligned"):
@@ -204,7 +204,7 @@ def test_the_folder_data_of_the_ferplus_repository_is_found(tmp_path):
     assert len(read_ferplus(tmp_path)) == 5
 
 
-def test_label_files_that_differ_are_refused_with_how_many(tmp_path):
+def test_differing_label_files_raise_an_error_with_the_number(tmp_path):
     ferplus(tmp_path, parts=True)
     write_rows(
         tmp_path / "FER2013Test" / "label.csv", [["fer0032220.png", 10, 0, 0, 0, 0, 0, 0, 0, 0, 0]]
@@ -213,7 +213,7 @@ def test_label_files_that_differ_are_refused_with_how_many(tmp_path):
         read_ferplus(tmp_path)
 
 
-def test_ferplus_without_votes_says_where_they_are(tmp_path):
+def test_ferplus_without_votes_raises_an_error_with_their_source(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"neither fer2013new.csv nor .*microsoft/FERPlus"):
         read_ferplus(ferplus(tmp_path, whole=False))
 
@@ -226,7 +226,7 @@ def test_ferplus_without_votes_says_where_they_are(tmp_path):
         (["Training", "a.png", "many", *[1] * 9], "must have whole numbers of votes"),
     ],
 )
-def test_malformed_votes_are_refused_with_their_line(tmp_path, row, message):
+def test_malformed_votes_raise_an_error_with_their_line(tmp_path, row, message):
     ferplus(tmp_path)
     write_rows(tmp_path / "fer2013new.csv", [row])
     with pytest.raises(ValueError, match=rf"line 1 of .*fer2013new.csv {message}"):
@@ -328,7 +328,7 @@ def test_the_folders_of_affectnet_give_labels_whether_they_are_words_or_numbers(
     assert data.landmarks is None
 
 
-def test_images_of_affectnet_without_a_label_file_are_refused(tmp_path):
+def test_images_of_affectnet_without_a_label_file_raise_an_error(tmp_path):
     folders(tmp_path, [0, 3])
     folders(tmp_path, [6], "val_set")
     (tmp_path / "train_set" / "annotations" / "1_exp.npy").unlink()
@@ -336,7 +336,7 @@ def test_images_of_affectnet_without_a_label_file_are_refused(tmp_path):
         read_affectnet(tmp_path)
 
 
-def test_both_releases_of_affectnet_in_one_folder_are_refused(tmp_path):
+def test_both_releases_of_affectnet_in_one_folder_raise_an_error(tmp_path):
     affectnet(tmp_path)
     folders(tmp_path, [0])
     with pytest.raises(ValueError, match=r"training.csv and .*annotations exist, and only one"):
@@ -344,12 +344,12 @@ def test_both_releases_of_affectnet_in_one_folder_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("label", [11, "happy", 1.5])
-def test_an_unknown_label_of_affectnet_is_refused(tmp_path, label):
+def test_an_unknown_label_of_affectnet_raises_an_error(tmp_path, label):
     with pytest.raises(ValueError, match=r"line 2 of .*training.csv has the label '.*'; expected"):
         read_affectnet(affectnet(tmp_path, [label]))
 
 
-def test_a_list_of_affectnet_with_other_columns_is_refused(tmp_path):
+def test_a_list_of_affectnet_with_other_columns_raises_an_error(tmp_path):
     affectnet(tmp_path)
     write_rows(tmp_path / "validation.csv", [["image", "label"]])
     with pytest.raises(
@@ -385,21 +385,21 @@ def test_sfew_takes_labels_from_folders(tmp_path, name, train, val):
     assert data.cropped == (name == "sfew-aligned")
 
 
-def test_stills_and_aligned_faces_of_sfew_may_stand_side_by_side(tmp_path):
+def test_stills_and_aligned_faces_of_sfew_may_be_in_one_folder(tmp_path):
     sfew(tmp_path)
     sfew(tmp_path, "Train/Train_Aligned_Faces", "Val/Val_Aligned_Faces")
     assert read_sfew(tmp_path).files[0].parent == tmp_path / "Train" / "Angry"
     assert "Aligned" in str(read_sfew(tmp_path, aligned=True).files[0])
 
 
-def test_two_folders_of_aligned_faces_are_refused(tmp_path):
+def test_two_folders_of_aligned_faces_raise_an_error(tmp_path):
     sfew(tmp_path, "Train_Aligned_Faces", "Val_Aligned_Faces")
     sfew(tmp_path, "Train/Train_Aligned_Faces", "Val_Aligned_Faces_new")
     with pytest.raises(ValueError, match="exist, and only one is expected"):
         read_sfew(tmp_path, aligned=True)
 
 
-def test_folders_of_another_expression_or_none_are_refused(tmp_path):
+def test_folders_of_another_expression_or_none_raise_an_error(tmp_path):
     sfew(tmp_path)
     (tmp_path / "Val" / "Bored").mkdir()
     with pytest.raises(ValueError, match=r"Val has folders that are not expressions: Bored"):
@@ -453,7 +453,7 @@ def hide_beside(root):
 
 
 @pytest.mark.parametrize("name", ["ck+", "sfew", "affectnet"])
-def test_hidden_files_are_no_part_of_a_data_set(name, tmp_path):
+def test_hidden_files_are_not_part_of_a_data_set(name, tmp_path):
     writers = {"ck+": ck_plus, "sfew": sfew, "affectnet": affectnet_folders}
     writers[name](tmp_path)
     files = read_official(name, tmp_path).files
@@ -461,7 +461,7 @@ def test_hidden_files_are_no_part_of_a_data_set(name, tmp_path):
     assert read_official(name, tmp_path).files == files
 
 
-def test_no_person_of_ck_plus_is_in_two_folds_and_the_folds_are_even(tmp_path):
+def test_no_identity_of_ck_plus_is_in_two_folds_and_the_folds_are_even(tmp_path):
     data = read_ck_plus(ck_plus(tmp_path))
     folds = {}
     for person, fold in zip(data.identities, data.fold.tolist(), strict=True):
@@ -480,12 +480,12 @@ def test_a_label_about_a_frame_that_is_not_there_is_named(tmp_path):
         read_ck_plus(tmp_path)
 
 
-def test_a_sequence_too_short_for_neutral_and_peak_is_refused(tmp_path):
+def test_a_sequence_too_short_for_neutral_and_peak_raises_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"has 3 frames, too few"):
         read_ck_plus(ck_plus(tmp_path, 1, frames=3))
 
 
-def test_ck_plus_without_any_label_is_refused(tmp_path):
+def test_ck_plus_without_any_label_raises_an_error(tmp_path):
     ck_plus(tmp_path, 1)
     next((tmp_path / "Emotion").glob("*/*/*.txt")).unlink()
     with pytest.raises(FileNotFoundError, match="has no file like S005/001/"):
@@ -495,12 +495,12 @@ def test_ck_plus_without_any_label_is_refused(tmp_path):
 # --- all of them -------------------------------------------------------------------------------
 
 
-def test_an_unknown_data_set_is_refused_with_near_matches(tmp_path):
+def test_an_unknown_data_set_raises_an_error_with_near_matches(tmp_path):
     with pytest.raises(UnknownNameError, match=r"no data set named 'RAFDB'; did you mean raf-db"):
         read_official("RAFDB", tmp_path)
 
 
-def test_a_missing_root_says_that_nothing_is_downloaded(tmp_path):
+def test_the_error_for_a_missing_root_states_that_nothing_is_downloaded(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"gone; facezoo does not download ck\+"):
         read_official("ck+", tmp_path / "gone")
 
@@ -520,7 +520,7 @@ def test_the_folder_of_another_set_is_recognised(tmp_path, plant, name, looks):
         read_official(name, plant(tmp_path))
 
 
-def test_splits_and_classes_that_do_not_exist_are_refused(tmp_path):
+def test_splits_and_classes_that_do_not_exist_raise_an_error(tmp_path):
     data = read_sfew(sfew(tmp_path))
     with pytest.raises(ValueError, match="sfew has no split 'test'; it has train, val"):
         data.rows("test")
@@ -552,7 +552,7 @@ def stills(root, *pictures):
     return read_sfew(root)
 
 
-def test_faces_are_found_and_stand_in_the_template_with_a_margin(tmp_path, squares):
+def test_faces_are_found_and_aligned_to_the_template_with_a_margin(tmp_path, squares):
     data = stills(tmp_path, [(30, 50, 60)], [(10, 10, 40)])
     crops = load_crops(data, torch.tensor([1, 0]), size=56, margin=4, batch_size=1)
     assert crops.images.shape == (2, 3, 64, 64)
@@ -621,7 +621,7 @@ def test_no_face_at_all_is_an_error(tmp_path, squares):
         load_crops(data, torch.tensor([0, 1]))
 
 
-def test_a_file_that_is_no_image_is_named(tmp_path, squares):
+def test_the_error_names_a_file_that_is_not_an_image(tmp_path, squares):
     data = stills(tmp_path, [(30, 50, 60)])
     data.files[1].write_text("not a picture")
     with pytest.raises(ImageError, match=r"Film_0001.png.* is empty, or not an image"):

@@ -111,7 +111,7 @@ def test_ict_comes_in_the_same_form(tmp_path):
     assert np.array_equal(meshes.neutral, part.vertices[:, 0])
 
 
-def test_an_interrupted_reading_goes_on(tmp_path, monkeypatch):
+def test_interrupted_reading_resumes(tmp_path, monkeypatch):
     root, cache = write_facescape(tmp_path / "set"), tmp_path / "cache"
     whole = read_registered("facescape", root)
     monkeypatch.setattr(registered, "CHUNK", 5)
@@ -131,7 +131,7 @@ def test_an_interrupted_reading_goes_on(tmp_path, monkeypatch):
     assert torch.equal(again.vertices, whole.vertices)
 
 
-def test_a_cache_of_other_meshes_is_read_anew(tmp_path):
+def test_a_cache_of_other_meshes_is_replaced(tmp_path):
     first, second = (write_facescape(tmp_path / name) for name in ("first", "second"))
     for path in second.rglob("*.obj"):
         write_mesh(path, face(9, 1))

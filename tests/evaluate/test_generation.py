@@ -76,7 +76,7 @@ def test_the_standard_distance_is_that_of_torch_fidelity(tmp_path, monkeypatch):
     assert frechet_distance(*sides) == pytest.approx(wanted, rel=1e-3)
 
 
-def test_the_standard_distance_wants_its_network(tmp_path):
+def test_the_standard_distance_needs_its_network(tmp_path):
     pytest.importorskip("torch_fidelity")
     with pytest.raises(FileNotFoundError, match="inception"):
         inception_features(torch.zeros(2, 3, 8, 8), tmp_path / "inception.pth")

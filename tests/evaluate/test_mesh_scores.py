@@ -52,7 +52,7 @@ def test_the_face_columns_look_at_the_narrow_area_only():
     assert scores.e_rec.mean == pytest.approx(7 * 3 / 5)
 
 
-def test_a_method_that_always_says_the_same_has_no_disentanglement_error():
+def test_a_constant_method_has_no_disentanglement_error():
     meshes = torch.randn(2, 3, 5, 3)
     constant = torch.zeros(2, 3, 5, 3)
     scores = score_meshes(meshes, constant, meshes, meshes[:, 0], NARROW)
@@ -66,7 +66,7 @@ def test_scores_become_one_flat_row():
     assert {"e_rec_mean", "e_rec_face", "avd_neu_std", "e_dis_median", "spread"} <= set(row)
 
 
-def test_other_shapes_are_refused():
+def test_other_shapes_raise_an_error():
     meshes = torch.randn(2, 3, 5, 3)
     with pytest.raises(ValueError, match=r"\(P, E, N, 3\)"):
         score_meshes(meshes, meshes[:1], meshes, meshes[:, 0], NARROW)
@@ -89,12 +89,12 @@ def codes_of(persons=40, expressions=5, dim=16, noise=0.1):
     return identity + noise * torch.randn(persons, expressions, dim, generator=draw)
 
 
-def test_verification_tells_persons_from_codes_that_hold_them():
+def test_verification_finds_identities_in_codes_that_contain_them():
     assert mesh_verification(codes_of())[0] == 1
     assert mesh_verification(torch.randn(40, 5, 16))[0] == pytest.approx(0.5, abs=0.1)
 
 
-def test_verification_refuses_fewer_persons_than_folds_need():
+def test_verification_rejects_fewer_identities_than_folds_need():
     with pytest.raises(ValueError, match="20 or more identities, got 19"):
         mesh_verification(codes_of(19))
 

@@ -27,7 +27,7 @@ def card():
     return next(card for card in bundled_cards().values() if card.model == "ipd-fer")
 
 
-def test_the_confusion_matrix_stands_in_the_json_beside_the_metrics(card):
+def test_the_json_file_contains_the_confusion_matrix_and_the_metrics(card):
     content = json.loads(as_json(card, MEASURED))
     assert [metric["name"] for metric in content["metrics"]] == ["accuracy"]
     assert content["confusion"] == {
@@ -40,7 +40,7 @@ def test_the_confusion_matrix_stands_in_the_json_beside_the_metrics(card):
     }
 
 
-def test_a_checkpoint_that_tells_no_expressions_has_no_confusion_in_its_json(card):
+def test_a_checkpoint_without_expressions_has_no_confusion_matrix_in_its_json(card):
     content = json.loads(as_json(card, Measurements([METRIC])))
     assert set(content) == {"checkpoint", "sha256", "commit", "seed", "metrics"}
 
@@ -97,7 +97,7 @@ def test_the_command_writes_the_confusion_to_the_json_file(card, tmp_path, monke
         (["--card", "{}/none.json"], "none.json"),
     ],
 )
-def test_what_cannot_be_written_is_told_before_anything_is_measured(
+def test_unwritable_output_raises_an_error_before_the_measurement(
     card, tmp_path, monkeypatch, capsys, words, said
 ):
     other = replace(card, weights=replace(card.weights, sha256="0" * 64))
@@ -108,7 +108,7 @@ def test_what_cannot_be_written_is_told_before_anything_is_measured(
     assert said.format(tmp_path) in capsys.readouterr().err
 
 
-def test_packs_that_are_missing_are_told_before_anything_is_measured(tmp_path, monkeypatch):
+def test_missing_packs_raise_an_error_before_the_measurement(tmp_path, monkeypatch):
     write_lfw(tmp_path)
     write_ferplus(tmp_path)
     monkeypatch.setattr(protocols, "ferplus", lambda *_: pytest.fail("it measured"))

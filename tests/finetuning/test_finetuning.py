@@ -332,7 +332,7 @@ def test_test_faces_are_reported_with_their_number_and_an_interval(tree, base, t
     assert "split: test" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_scores_of_the_selection_are_no_metrics_of_the_card(base, tmp_path):
+def test_scores_of_the_model_selection_are_not_metrics_of_the_card(base, tmp_path):
     tree = write_tree(tmp_path / "many", 130)
     done = tune(tree, tmp_path / "out", base)
     assert {m.split for m in done.metrics} == {"val"}

@@ -127,7 +127,7 @@ def test_the_triangles_of_a_grid_cover_it_once():
         (lambda: grid_triangles(1, 5), "2 rows and 2 columns or more, got 1 and 5"),
     ],
 )
-def test_what_does_not_fit_is_refused(call, message):
+def test_mismatches_raise_an_error(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 

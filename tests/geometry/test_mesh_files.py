@@ -46,7 +46,7 @@ def test_an_obj_without_polygons_is_a_cloud_of_points(tmp_path):
 
 
 @pytest.mark.parametrize("units", [None, "inches", ""])
-def test_units_are_stated_or_the_file_is_refused(tmp_path, units):
+def test_a_file_without_units_raises_an_error(tmp_path, units):
     path = write_mesh(tmp_path / "square.obj", square())
     with pytest.raises(ValueError, match="units must be one of mm, cm, m"):
         read_mesh(path, units)
@@ -195,6 +195,18 @@ def test_polygons_of_a_binary_ply_become_triangles(tmp_path, polygons, order):
     assert all(quad in found for quad in quads)
 
 
+def test_a_text_ply_may_have_colors_and_mixed_polygons(tmp_path):
+    pytest.importorskip("trimesh")
+    colors = "".join(f"property uchar {name}\n" for name in ("red", "green", "blue"))
+    text = ply(vertex=colors, uv=" 255 0 7").replace("face 2", "face 3")
+    path = tmp_path / "face.ply"
+    path.write_text(text + "5 0 1 2 3 4\n")
+    mesh = read_mesh(path, "mm")
+    assert mesh.vertices[:, 0].tolist() == [9, 0, 1, 1, 0]
+    triangles = [[1, 2, 3], [1, 3, 4], [0, 1, 2], [0, 2, 3], [0, 3, 4]]
+    assert mesh.triangles.tolist() == triangles
+
+
 OBJ_VARIANTS = {
     "byte order mark": lambda text: "\ufeff" + text,
     "comments": lambda text: text.replace("v 1 0 0", "v 1 0 0 # corner"),
@@ -204,6 +216,7 @@ OBJ_VARIANTS = {
     "colors": lambda text: text.replace("v 1 0 0", "v 1 0 0 0.5 0.5 0.5"),
     "several objects": lambda text: text.replace("v 1 1 0", "o lid\nusemtl skin\nv 1 1 0"),
     "seams": lambda text: text.replace("f 1 2 3 4", "vt 0 0\nvt 1 1\nf 1/1 2/1 3/1\nf 1/2 3/2 4/2"),
+    "triangles": lambda text: text.replace("f 1 2 3 4", "f 1 2 3\nf 1 3 4"),
     "relative indices": lambda text: text.replace("f 1 2 3 4", "f -4 -3 -2 -1"),
 }
 
@@ -229,6 +242,18 @@ def test_every_format_keeps_count_and_order_of_the_vertices(tmp_path, suffix):
         mesh = Mesh(mesh.vertices[order], "cm", torch.tensor(order.argsort())[mesh.triangles])
     torch.testing.assert_close(again.vertices.float(), mesh.vertices, atol=1e-5, rtol=0)
     assert torch.equal(again.triangles, mesh.triangles)
+
+
+def test_a_gltf_with_its_buffers_is_read_but_not_written(tmp_path):
+    trimesh = pytest.importorskip("trimesh")
+    ball = trimesh.creation.icosphere(2)
+    for name, content in ball.export(file_type="gltf").items():
+        (tmp_path / name).write_bytes(content)
+    mesh = read_mesh(tmp_path / "model.gltf", "m")
+    torch.testing.assert_close(mesh.vertices.float(), torch.tensor(ball.vertices).float())
+    assert mesh.triangles.tolist() == ball.faces.tolist()
+    with pytest.raises(ValueError, match=r"new\.gltf: a \.gltf mesh is several files; write \.glb"):
+        write_mesh(tmp_path / "new.gltf", mesh)
 
 
 def test_nodes_of_a_gltf_are_placed_by_their_transforms(tmp_path):

@@ -43,7 +43,7 @@ def test_batches_are_aligned_each_by_itself():
     torch.testing.assert_close(aligned, apply_motion(points, turns, shift))
 
 
-def test_too_few_or_unpaired_points_are_refused():
+def test_too_few_or_unpaired_points_raise_an_error():
     with pytest.raises(ValueError, match="three or more corresponding points"):
         rigid_motion(torch.zeros(2, 3), torch.zeros(2, 3))
     with pytest.raises(ValueError, match=r"\(4, 3\) and \(5, 3\)"):
@@ -61,7 +61,7 @@ def test_too_few_or_unpaired_points_are_refused():
         (torch.zeros(4, 3), torch.tensor([[0, 1, 4]]), "there are 4"),
     ],
 )
-def test_what_is_no_mesh_is_refused(vertices, triangles, reason):
+def test_invalid_meshes_raise_an_error(vertices, triangles, reason):
     with pytest.raises(ValueError, match=reason):
         Mesh(vertices, "mm", triangles)
 

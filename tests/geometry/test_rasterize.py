@@ -125,7 +125,7 @@ def test_edges_and_corners_belong_to_a_triangle():
     assert mask.tolist() == wanted
 
 
-def test_a_pixel_is_covered_up_to_the_tolerance_beside_an_edge():
+def test_a_pixel_is_covered_up_to_the_tolerance_near_an_edge():
     def covers(beside):
         corners = torch.tensor([[[1 + beside, -3, 1], [1 + beside, 5, 1], [9, 1, 1]]])
         return bool(rasterize(corners.double(), ONE, (3, 3)).mask[0, 1, 1])
@@ -134,7 +134,7 @@ def test_a_pixel_is_covered_up_to_the_tolerance_beside_an_edge():
     assert not covers(1.1e-4)
 
 
-def test_weights_beside_an_edge_stay_in_the_triangle():
+def test_weights_near_an_edge_stay_in_the_triangle():
     projected = torch.tensor([[[1.00005, 0.5, 1], [1.00005, 1.5, 1], [1.0003, 1, 9]]])
     fragments = rasterize(projected.double(), ONE, (3, 3))
     assert fragments.mask[0].nonzero().tolist() == [[1, 1]]
@@ -249,13 +249,13 @@ def test_gradients_reach_depth_and_view_through_the_camera():
         ({"renderer": "opengl"}, "'auto', 'torch' or 'pytorch3d', got 'opengl'"),
     ],
 )
-def test_what_does_not_fit_is_refused(change, message):
+def test_mismatches_raise_an_error(change, message):
     arguments = {"projected": torch.ones(1, 3, 3), "triangles": ONE, "size": (4, 4), **change}
     with pytest.raises(ValueError, match=message):
         rasterize(**arguments)
 
 
-def test_attributes_of_another_batch_are_refused():
+def test_attributes_of_another_batch_raise_an_error():
     fragments = rasterize(torch.rand(2, 3, 3), ONE, (4, 4))
     with pytest.raises(ValueError, match=r"\(2, N, C\), got \(1, 3, 1\); repeat"):
         interpolate(fragments, torch.rand(1, 3, 1))

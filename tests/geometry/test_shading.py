@@ -26,7 +26,7 @@ def test_a_wall_has_normals_away_from_the_camera():
     torch.testing.assert_close(normals, wanted, atol=1e-3, rtol=0)
 
 
-def test_the_normal_of_a_slope_stands_on_it():
+def test_the_normal_of_a_slope_is_perpendicular_to_it():
     normals = grid_normals(slope(0.5))[0, 1:-1, 1:-1]
     wanted = torch.tensor([0.5, 0, 1]) / math.hypot(0.5, 1)
     torch.testing.assert_close(normals, wanted.expand_as(normals), atol=1e-6, rtol=0)
@@ -96,7 +96,7 @@ def test_shading_has_the_right_gradients():
     )
 
 
-def test_a_light_of_other_numbers_is_refused():
+def test_a_light_of_other_numbers_raises_an_error():
     with pytest.raises(ValueError, match=r"\(B, 4\), ambient, diffuse, dx, dy, got \(4,\)"):
         Light.from_parameters(torch.zeros(4))
 

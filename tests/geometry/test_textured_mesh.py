@@ -25,7 +25,7 @@ def lines(path, word):
     return [values for head, values in zip(heads, found, strict=True) if head == word]
 
 
-def test_an_obj_names_its_material_and_the_texture_is_the_picture(mesh, tmp_path):
+def test_an_obj_names_its_material_and_the_texture_is_the_image(mesh, tmp_path):
     path = mesh.save(tmp_path / "new" / "face.obj")
     assert lines(path, "mtllib") == [["face.mtl"]]
     assert lines(path.with_suffix(".mtl"), "map_Kd") == [["face_texture.png"]]
@@ -40,7 +40,7 @@ def test_an_obj_names_its_material_and_the_texture_is_the_picture(mesh, tmp_path
     np.testing.assert_allclose(np.array(lines(path, "vt"), float)[3], [2.5 / 3, 0.25], atol=1e-6)
 
 
-def test_the_photograph_that_a_mesh_is_named_after_stays_as_it_is(mesh, tmp_path):
+def test_the_image_that_a_mesh_is_named_after_stays_as_it_is(mesh, tmp_path):
     photo = tmp_path / "portrait.png"
     Image.new("RGB", (9, 7), "red").save(photo)
     before = photo.read_bytes()
@@ -64,6 +64,6 @@ def test_suffixes_may_be_in_capitals(mesh, tmp_path):
     assert mesh.save(tmp_path / "FACE.OBJ").read_text().startswith("mtllib FACE.mtl\n")
 
 
-def test_another_suffix_is_refused(mesh, tmp_path):
+def test_another_suffix_raises_an_error(mesh, tmp_path):
     with pytest.raises(ValueError, match=r"cannot save as 'face\.stl'; expected \.obj or \.ply"):
         mesh.save(tmp_path / "face.stl")

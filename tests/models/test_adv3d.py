@@ -49,7 +49,7 @@ def test_codes_are_moved_and_given_as_arrays_like_any_result(model, meshes):
     }
 
 
-def test_units_are_stated_or_refused(model, meshes):
+def test_missing_units_raise_an_error(model, meshes):
     with pytest.raises(ValueError, match="mesh 0: units must be one of mm, cm, m, got None"):
         model.encode_identity(meshes)
     in_metres = model.encode_identity(meshes / 1000, units="m")
@@ -58,7 +58,7 @@ def test_units_are_stated_or_refused(model, meshes):
     )
 
 
-def test_a_mesh_in_the_wrong_units_or_place_is_refused(model, meshes):
+def test_a_mesh_in_the_wrong_units_or_place_raises_an_error(model, meshes):
     with pytest.raises(ValueError, match="times as large as the template; check units"):
         model.encode_identity(meshes, units="m")
     with pytest.raises(ValueError, match="mesh 1: its center is"):
@@ -103,12 +103,12 @@ def test_a_scan_of_another_topology_is_encoded_as_points_and_decoded_in_the_temp
         ("eyes", None, "'vertices' or 'landmarks', got 'eyes'"),
     ],
 )
-def test_alignment_that_cannot_be_done_is_refused(model, meshes, align, landmarks, reason):
+def test_alignment_that_cannot_be_done_raises_an_error(model, meshes, align, landmarks, reason):
     with pytest.raises(ValueError, match=reason):
         model.encode_identity(meshes, units="mm", align=align, landmarks=landmarks)
 
 
-def test_nothing_to_encode_is_refused(model):
+def test_nothing_to_encode_raises_an_error(model):
     with pytest.raises(ValueError, match="meshes is empty"):
         model.encode([], units="mm")
     with pytest.raises(ValueError, match="batch_size must be 1 or more"):
@@ -176,7 +176,7 @@ def test_interpolation_moves_one_code_from_end_to_end(model, meshes, what):
     assert not torch.equal(frames[1].vertices, frames[0].vertices)
 
 
-def test_codes_of_no_mesh_are_refused(model, meshes):
+def test_codes_of_no_mesh_raise_an_error(model, meshes):
     codes = model.encode(meshes, units="mm")
     for wrong in (codes.identity[0], codes.expression):
         with pytest.raises(ValueError, match=r"identity must be codes \(M, 6\), got"):
@@ -193,7 +193,7 @@ def test_codes_of_no_mesh_are_refused(model, meshes):
     assert torch.equal(made[2].vertices, wanted[2].vertices)
 
 
-def test_interpolation_refuses_what_it_cannot_do(model, meshes):
+def test_interpolation_rejects_unsuitable_input(model, meshes):
     with pytest.raises(ValueError, match="2 or more"):
         model.interpolate(meshes[0], meshes[1], 1, units="mm")
     with pytest.raises(ValueError, match="'expression' or 'identity', got 'pose'"):
@@ -216,7 +216,7 @@ def test_encoding_keeps_the_training_mode_and_stages_keep_gradients(model, meshe
     assert points.grad.abs().sum() > 0
 
 
-def test_what_meshes_have_not_is_refused_and_other_models_named(model, meshes):
+def test_methods_that_mesh_models_lack_raise_an_error_that_names_other_models(model, meshes):
     able = ["encode", "encode_expression", "encode_identity", "reconstruct", "neutralize"]
     assert model.capabilities() == [*able, "transfer_expression", "interpolate", "synthesize"]
     with pytest.raises(UnsupportedError, match=r"adv3d does not support predict_expr.*ipd-fer"):
@@ -240,7 +240,7 @@ def test_the_template_survives_any_precision_on_disk(model, tmp_path, dtype):
     assert np.array_equal(again.triangles, model.triangles)
 
 
-def test_a_model_without_a_template_says_so(meshes):
+def test_a_model_without_a_template_raises_an_error(meshes):
     bare = Adv3D(COUNT, 98, 5)
     with pytest.raises(ValueError, match=r"adv3d has random weights and no template.*set_template"):
         bare.encode(meshes, units="mm")
@@ -264,7 +264,7 @@ def test_landmarks_are_numbers_of_vertices_that_the_mesh_has(model, meshes, land
 
 
 @pytest.mark.parametrize("align", [None, "vertices"])
-def test_landmarks_that_would_not_be_used_are_refused(model, meshes, align):
+def test_landmarks_that_would_not_be_used_raise_an_error(model, meshes, align):
     with pytest.raises(ValueError, match=f"landmarks need align='landmarks', got align={align!r}"):
         model.encode(meshes, units="mm", align=align, landmarks=model.landmark_vertices)
 
@@ -298,7 +298,7 @@ def test_a_mesh_that_is_being_learned_is_encoded_without_its_gradients(model, me
 
 
 @pytest.mark.parametrize("what", [None, object(), [[0.0, 0.0, 0.0]], b"face.obj"])
-def test_what_is_no_mesh_is_named(model, what):
+def test_the_error_names_an_invalid_mesh(model, what):
     with pytest.raises(
         TypeError, match=r"expected a mesh file, .* got (NoneType|object|float|int)"
     ):
@@ -306,9 +306,7 @@ def test_what_is_no_mesh_is_named(model, what):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_model_that_was_put_in_half_precision_says_that_its_codes_would_be_noise(
-    model, meshes, dtype
-):
+def test_a_mesh_model_in_half_precision_raises_an_error(model, meshes, dtype):
     model.to(dtype)
     with pytest.raises(UnsupportedError, match="adv3d works in float32 only"):
         model.encode(meshes, units="mm")

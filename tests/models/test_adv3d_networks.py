@@ -158,6 +158,26 @@ def test_gradients_through_the_winning_points_are_those_through_all():
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
 
 
+class Adapter(torch.nn.Module):
+    """A layer with a change of its output, which shows the weights of the layer."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer, self.weight, self.bias = layer, layer.weight, layer.bias
+
+    def forward(self, hidden):
+        return self.layer(hidden) + 1
+
+
+def test_an_adapter_on_the_last_shared_layer_acts_in_eval_mode():
+    network, points = VAE(40, 3, 2).eval(), torch.randn(2, 40, 3)
+    before = network.responses(points)
+    network.conv5 = Adapter(network.conv5)
+    norm = network.bn5
+    change = norm.weight / (norm.running_var + norm.eps).sqrt()
+    torch.testing.assert_close(network.responses(points), before + change)
+
+
 def test_the_order_of_the_points_changes_nothing():
     network = VAE(40, 3, 2).eval()
     points = torch.randn(2, 40, 3)
@@ -175,14 +195,14 @@ def test_the_discriminator_drops_features_only_where_the_published_one_does():
     torch.testing.assert_close(plain(pairs).exp().sum(1), torch.ones(3))
 
 
-def test_a_tensor_alone_is_no_checkpoint():
+def test_a_single_tensor_is_not_a_checkpoint():
     template = Mesh(torch.rand(4, 3), "mm", torch.tensor([[0, 1, 2]]))
     with pytest.raises(WeightsMismatchError, match="not an autoencoder of adv3d"):
         from_published(torch.zeros(3), template, scale=573.0)
 
 
 @pytest.mark.parametrize("scale", [0.0, -573.0, float("nan")])
-def test_a_scale_that_is_none_is_refused(scale):
+def test_a_scale_that_is_none_raises_an_error(scale):
     template = Mesh(torch.rand(4, 3), "mm", torch.tensor([[0, 1, 2]]))
     tensors = VAE(4, 2, 2).state_dict()
     with pytest.raises(ValueError, match="scale must be above 0"):

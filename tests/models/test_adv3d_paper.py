@@ -78,7 +78,7 @@ def test_a_recipe_leaves_weights_and_a_card_that_load(name, folders, tmp_path, m
 
 
 @pytest.mark.parametrize("source", ["ict", "bu-3dfe"])
-def test_other_meshes_are_no_continuation(source, folders, tmp_path, monkeypatch):
+def test_a_run_with_other_meshes_does_not_resume(source, folders, tmp_path, monkeypatch):
     name = {"ict": "ict-paper"}.get(source, source)
     monkeypatch.setattr(command, "recipe", lambda _: small(name))
 
@@ -99,7 +99,7 @@ def test_other_meshes_are_no_continuation(source, folders, tmp_path, monkeypatch
         again(folders(source))
 
 
-def test_a_recipe_that_is_not_there_is_refused_before_anything_is_written(tmp_path):
+def test_a_recipe_that_is_not_there_raises_an_error_before_anything_is_written(tmp_path):
     with pytest.raises(ValueError, match="no recipe named 'coma-neutral'; did you mean"):
         run("coma-neutral", tmp_path, tmp_path / "out", seed=0, device=CPU)
     assert not (tmp_path / "out").exists()
@@ -222,7 +222,7 @@ def test_every_loss_reaches_the_layers_it_is_for(meshes):
     assert "judge.feature_network.stn.conv1.weight" in names
 
 
-def test_the_neutral_of_a_batch_is_that_of_its_persons(meshes):
+def test_the_neutral_of_a_batch_is_that_of_its_identities(meshes):
     joint = joint_of(meshes, "ict-paper-neutral")
     rows = torch.tensor([0, 5, 23, 40, 41, 55])
     batch = joint.batch(rows, generator(0))
@@ -231,7 +231,7 @@ def test_the_neutral_of_a_batch_is_that_of_its_persons(meshes):
     torch.testing.assert_close(batch.neutral * scale, meshes.vertices[rows // 4 * 4])
 
 
-def test_rates_fall_and_kl_fades_as_the_recipe_says(meshes):
+def test_rates_fall_and_kl_fades_as_in_the_recipe(meshes):
     assert joint_of(meshes, "coma").weights(35)["kl"] == pytest.approx(0.9 * 5e-7)
     weights = joint_of(meshes, "bu-3dfe-neutral").weights(200)
     assert weights["kl"] == 3e-5
@@ -271,14 +271,14 @@ def test_partners_are_drawn_evenly_and_never_the_mesh_itself():
 
 
 @pytest.mark.parametrize("persons", [[0, 0, 0], [0, 0, 1]])
-def test_pairs_need_two_persons_with_two_meshes(persons):
+def test_pairs_need_two_identities_with_two_meshes(persons):
     with pytest.raises(
         ValueError, match="pairs need two or more identities with two or more meshes each"
     ):
         PairSampler(torch.tensor(persons))
 
 
-def test_the_discriminator_learns_to_tell_pairs(meshes, tmp_path):
+def test_the_discriminator_learns_to_distinguish_pairs(meshes, tmp_path):
     """Persons that lie far apart, so that a few steps do."""
     people = meshes.identities % 2
     offsets = torch.tensor([-200.0, 200.0])[people][:, None, None]

@@ -85,7 +85,7 @@ def test_a_recipe_leaves_weights_and_a_card_that_load(folder, tmp_path, recipe, 
     assert model.encode_identity(meshes, units="mm").shape == (4, 6)
 
 
-def test_other_modes_are_no_continuation(folder, tmp_path, monkeypatch):
+def test_a_run_with_other_modes_does_not_resume(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "recipe", lambda _: SMALL)
 
     def interrupted(*_, **__):

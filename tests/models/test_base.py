@@ -103,7 +103,7 @@ def called(*modules):
 # One photograph or many, of any kind.
 
 
-def test_one_photograph_gives_one_row_and_a_list_a_row_each(model):
+def test_one_image_gives_one_row_and_a_list_a_row_each(model):
     assert model.encode_expression(PORTRAITS[0]).shape == (1, 24)
     assert model.encode_identity(PORTRAITS).shape == (5, 24)
 
@@ -164,7 +164,7 @@ def test_a_crowd_is_cut_out_in_slices_of_whole_batches(model, monkeypatch, batch
     torch.testing.assert_close(features, wanted, atol=1e-6, rtol=1e-6)
 
 
-def test_all_faces_of_a_photograph_get_a_row(model):
+def test_all_faces_of_a_image_get_a_row(model):
     assert model.encode_expression([CROWD, PORTRAITS[0]], faces="all").shape == (3, 24)
     assert model.encode_expression([CROWD, PORTRAITS[0]]).shape == (2, 24)
 
@@ -183,19 +183,19 @@ def test_the_batch_size_does_not_change_the_result(model, batch_size):
     assert torch.equal(result.faces.image_index, wanted.faces.image_index)
 
 
-def test_no_photographs_and_no_batch_are_refused(model):
+def test_zero_images_and_batch_size_zero_raise_an_error(model):
     with pytest.raises(ValueError, match="images is empty"):
         model.encode_expression([])
     with pytest.raises(ValueError, match="batch_size must be 1 or more, got 0"):
         model.encode_expression(PORTRAITS, batch_size=0)
 
 
-def test_options_that_do_not_exist_are_refused_before_anything_is_read(model):
+def test_options_that_do_not_exist_raise_an_error_before_anything_is_read(model):
     with pytest.raises(ValueError, match="faces must be"):
         model.encode_expression("no such file.jpg", faces="first")
 
 
-def test_an_unreadable_photograph_is_named(model, tmp_path):
+def test_an_unreadable_image_is_named(model, tmp_path):
     with pytest.raises(ImageError, match=r"gone\.jpg"):
         model.encode_expression([PORTRAITS[0], tmp_path / "gone.jpg"], batch_size=1)
 
@@ -203,19 +203,19 @@ def test_an_unreadable_photograph_is_named(model, tmp_path):
 # Photographs without a face.
 
 
-def test_a_photograph_without_a_face_is_an_error_that_names_it(model):
+def test_a_image_without_a_face_is_an_error_that_names_it(model):
     with pytest.raises(NoFaceError, match="no face found in image 1 ") as caught:
         model.encode_expression([PORTRAITS[0], EMPTY])
     assert caught.value.missing == [1]
 
 
-def test_the_error_counts_photographs_over_all_batches(model):
+def test_the_error_counts_images_over_all_batches(model):
     with pytest.raises(NoFaceError, match="image 4") as caught:
         model.encode_expression([*PORTRAITS[:4], EMPTY], batch_size=2)
     assert caught.value.missing == [4]
 
 
-def test_the_error_holds_every_photograph_without_a_face_and_encodes_no_more(model):
+def test_the_error_holds_every_image_without_a_face_and_encodes_no_more(model):
     photos = [PORTRAITS[0], EMPTY, PORTRAITS[1], *[EMPTY] * 6]
     with (
         called(model.expression_encoder) as encoded,
@@ -232,13 +232,13 @@ def test_a_file_without_a_face_is_named_by_its_path(model, tmp_path):
         model.encode_identity(tmp_path / "nobody.png")
 
 
-def test_skipping_gives_rows_for_the_rest_and_says_which(model):
+def test_skipping_returns_rows_and_indices_of_the_rest(model):
     encoding = model.encode([EMPTY, PORTRAITS[0], EMPTY, PORTRAITS[1]], on_missing="skip")
     assert encoding.expression.shape == (2, 24)
     assert encoding.faces.image_index.tolist() == [1, 3]
 
 
-def test_nan_rows_keep_the_place_of_photographs_without_a_face(model):
+def test_nan_rows_keep_the_place_of_images_without_a_face(model):
     features = model.encode_expression([EMPTY, PORTRAITS[0], EMPTY], on_missing="nan")
     assert torch.isnan(features).all(1).tolist() == [True, False, True]
     torch.testing.assert_close(features[1:2], model.encode_expression(PORTRAITS[0]))
@@ -344,7 +344,7 @@ def test_expression_features_and_classes_share_one_pass(model):
     torch.testing.assert_close(rows["predict_expression"], alone["predict_expression"])
 
 
-def test_photographs_are_encoded_in_eval_mode_and_training_goes_on_after(model):
+def test_images_are_encoded_in_eval_mode_and_training_mode_is_restored(model):
     wanted = model.encode_expression(PORTRAITS)
     model.train()
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -385,7 +385,7 @@ def test_run_gives_float32_by_name_in_batches(model):
 
 
 @pytest.mark.parametrize("family", sorted(TINY))
-def test_pairs_of_which_some_were_skipped_are_refused(family):
+def test_pairs_with_skipped_images_raise_an_error(family):
     model = model_class(family)(**TINY[family]).eval()
     first, second, third = PORTRAITS[:3]
     pairs = [model.transfer_expression, getattr(model, "mix_styles", model.transfer_expression)]
@@ -407,7 +407,7 @@ def test_pairs_of_which_some_were_skipped_are_refused(family):
 # What a model cannot do.
 
 
-def test_a_model_says_what_it_can_do():
+def test_the_repr_of_a_model_lists_its_capabilities():
     assert OnlyIdentity().capabilities() == ["encode", "encode_identity"]
     able = ["encode", "encode_expression", "encode_identity", "encode_pose", "predict_expression"]
     crops = ["reconstruct", "neutralize", "frontalize", "transfer_expression"]
@@ -439,7 +439,7 @@ def test_a_method_of_other_models_names_these_models():
 
 
 @pytest.mark.parametrize("method", ["encode_expression", "predict_expression"])
-def test_what_a_model_cannot_do_is_refused_with_models_that_can(method):
+def test_unsupported_methods_raise_an_error_that_names_models_with_them(method):
     with pytest.raises(
         UnsupportedError, match=rf"only-identity does not support {method}\(\); .*ipd-fer"
     ):
@@ -456,7 +456,7 @@ def test_run_names_what_it_can_be_asked_for(wanted):
         OnlyIdentity().run(torch.rand(1, 3, 112, 112), ["encode_identity"], batch_size=0)
 
 
-def test_run_refuses_what_a_model_cannot_do():
+def test_run_rejects_what_a_model_cannot_do():
     with pytest.raises(UnsupportedError, match="does not support encode_expression"):
         OnlyIdentity().run(torch.rand(1, 3, 112, 112), ["encode_identity", "encode_expression"])
 
@@ -467,7 +467,7 @@ def test_a_path_given_to_forward_is_an_error_that_names_the_method_for_images(mo
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 3, 8, 9), (1, 8, 8, 3), (0,)])
-def test_a_batch_of_another_shape_is_refused(shape):
+def test_a_batch_of_another_shape_raises_an_error(shape):
     with pytest.raises(ValueError, match=r"crops must be \(B, 3, 8, 8\), got "):
         check_shape(torch.zeros(shape), (3, 8, 8), name="crops")
     check_shape(torch.zeros(0, 3, 8, 8), (3, 8, 8))
@@ -531,7 +531,7 @@ def test_a_familys_stages_are_deterministic_and_rows_independent(family):
             torch.testing.assert_close(single, features[1:], atol=1e-4, rtol=1e-4)
 
 
-def test_a_familys_stages_refuse_other_shapes(family):
+def test_a_familys_stages_reject_other_shapes(family):
     model, batch = family
     for stage in stages_of(model):
         with pytest.raises(ValueError, match="got "):
@@ -564,7 +564,7 @@ def test_a_family_encodes_in_other_precisions_and_gives_float32(family, dtype):
         assert close.float().mean() > 0.999
 
 
-def test_a_family_encodes_photographs(family):
+def test_a_family_encodes_images(family):
     model, _ = family
     for name in stage_names(model):
         result = getattr(model, name)(PORTRAITS[:2])
@@ -603,7 +603,7 @@ def test_an_expression_goes_to_no_face_and_comes_from_none(family):
     assert made.isnan().flatten(1).all(1).tolist() == [False, True]
 
 
-def test_pictures_are_made_in_eval_mode(model):
+def test_images_are_made_in_eval_mode(model):
     modes = []
     model.train().decoder.register_forward_hook(lambda part, *_: modes.append(part.training))
     model.transfer_expression(PORTRAITS[0], PORTRAITS[1])

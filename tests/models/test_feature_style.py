@@ -96,12 +96,12 @@ def test_the_feature_is_read_from_the_third_stage():
 
 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (2, 1, 32, 32), (2, 3, 32, 24)])
-def test_what_is_no_batch_of_square_images_is_refused(shape):
+def test_other_shapes_than_square_batches_raise_an_error(shape):
     with pytest.raises(ValueError, match=r"must be square, \(B, 3, H, H\), got"):
         inverter_of().encode(torch.zeros(shape))
 
 
-def test_an_encoder_of_another_generator_is_refused():
+def test_an_encoder_of_another_generator_raises_an_error():
     generator = StyleGANGenerator(32, DIM, 1, max_channels=8)
     other = encoder_for(StyleGANGenerator(64, DIM, 1, max_channels=8), depths=(1, 1, 1, 1), width=2)
     with pytest.raises(ValueError, match=r"\(10, 6, 8, 16, 16\), but layer 5.*\(8, 6, 8, 16, 16\)"):
@@ -197,7 +197,7 @@ def test_refinement_minimises_the_distance_that_it_is_given():
     assert (means[0] < means[1]).all()
 
 
-def test_refinement_of_nothing_and_of_other_sizes_is_refused():
+def test_refinement_of_nothing_and_of_other_sizes_raises_an_error():
     inverter = inverter_of()
     with pytest.raises(ValueError, match="refine_steps must be 0 or more, got -1"):
         inverter.invert(torch.zeros(1, 3, 32, 32), -1)
@@ -265,7 +265,7 @@ def test_an_edit_has_gradients_to_its_strength_and_direction():
     assert strength.grad.abs().min() > 0
 
 
-def test_a_direction_that_does_not_fit_is_refused():
+def test_a_direction_that_does_not_fit_raises_an_error():
     inverter = inverter_of()
     with pytest.raises(ValueError, match=r"must be \(1, 6\) or \(8, 6\), got \(18, 6\)"):
         inverter.edit(images_of(inverter), torch.zeros(18, 6), 1.0)

@@ -43,7 +43,7 @@ def expressed(features):
     return told(features, LABELS)
 
 
-def test_people_can_no_longer_be_told_and_expressions_still_can():
+def test_identities_are_removed_and_expressions_remain():
     features = made()
     removal = remove_identity(features, PEOPLE)
     left = removal(features)
@@ -54,7 +54,7 @@ def test_people_can_no_longer_be_told_and_expressions_still_can():
     assert expressed(left) > 0.9
 
 
-def test_other_photographs_of_other_people_lose_theirs_too():
+def test_images_of_other_identities_lose_their_identity_too():
     removal, others = remove_identity(made(), PEOPLE), made(seed=1)
     assert named(others) > 0.6
     assert named(removal(others)) < 0.15
@@ -80,12 +80,12 @@ def test_unknown_classes_alone_keep_nothing():
     torch.testing.assert_close(removal.read, remove_identity(features, PEOPLE).read)
 
 
-def test_a_number_of_directions_below_none_is_refused():
+def test_a_number_of_directions_below_none_raises_an_error():
     with pytest.raises(ValueError, match="directions must be 0 or more, or None"):
         remove_identity(made(), PEOPLE, directions=-1)
 
 
-def test_shuffled_people_have_no_direction():
+def test_permuted_identities_have_no_direction():
     draw = torch.Generator().manual_seed(3)
     shuffled = PEOPLE[torch.randperm(len(PEOPLE), generator=draw)]
     features = made()
@@ -107,7 +107,7 @@ def test_what_the_directions_do_not_correlate_with_is_left_as_it_was():
     assert cross.abs().max() < 1e-3
 
 
-def test_classes_that_are_kept_stay_readable_where_they_share_a_direction_with_people():
+def test_classes_that_are_kept_stay_readable_where_they_share_a_direction_with_identities():
     features = made(correlated=True)
     without = remove_identity(features, PEOPLE)(features)
     kept = remove_identity(features, PEOPLE, keep=LABELS)(features)
@@ -123,7 +123,7 @@ def test_labels_that_are_not_known_are_left_out_of_what_is_kept():
     assert expressed(removal(features)) >= expressed(features) - 0.05
 
 
-def test_directions_that_do_not_vary_and_people_of_one_photograph_do_no_harm():
+def test_directions_that_do_not_vary_and_identities_of_one_image_do_no_harm():
     features = torch.cat([made(), torch.ones(192, 2), made()[:, :1]], 1)
     people = [f"person {p}" for p in PEOPLE.tolist()]
     people[::8] = [f"stranger {i}" for i in range(24)]
@@ -150,7 +150,7 @@ def test_as_many_directions_as_asked_for_and_rows_of_nan_stay():
         (torch.zeros(4, 2), [0, 0, 1, 2], "1 identities have two images"),
     ],
 )
-def test_what_does_not_suit_is_refused(features, identities, message):
+def test_unsuitable_input_raises_an_error(features, identities, message):
     with pytest.raises(ValueError, match=message):
         remove_identity(features, identities)
 
@@ -167,7 +167,7 @@ def test_lists_and_arrays_are_taken_as_tensors_are():
         torch.testing.assert_close(again(features), wanted(features))
 
 
-def test_features_that_are_all_the_same_are_refused():
+def test_features_that_are_all_the_same_raise_an_error():
     with pytest.raises(ValueError, match="features are the same in every row"):
         remove_identity(torch.ones(4, 3), [0, 0, 1, 1])
 
@@ -214,7 +214,7 @@ def test_a_removal_of_no_direction_is_saved_in_any_precision(model, crops, tmp_p
     assert again.identity_removal.directions == 0
 
 
-def test_a_removal_for_another_model_is_refused(model, crops):
+def test_a_removal_for_another_model_raises_an_error(model, crops):
     model.identity_removal = remove_identity(made()[:, :7], PEOPLE)
     with pytest.raises(ValueError, match="expects 7 features, and this ipd-fer computes 16"):
         model.run(crops, ["encode_expression"])
@@ -231,7 +231,7 @@ def test_a_checkpoint_that_gets_a_removal_loses_the_metrics_of_its_card(model, t
     assert card.weights.sha256 != changed.card.weights.sha256
 
 
-def test_pictures_are_made_of_the_whole_expression():
+def test_images_are_made_of_the_whole_expression():
     model = IPDFER(BACKBONE, 16, pose_backbone=None, decoder_size=28, decoder_width=8).eval()
     photo = torch.randint(0, 256, (3, 112, 112), dtype=torch.uint8)
     before = model.transfer_expression(photo, photo, aligned=True)

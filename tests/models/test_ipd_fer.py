@@ -81,7 +81,7 @@ def test_stages_keep_gradients_to_the_pixels(model, batch, stage):
 @pytest.mark.parametrize(
     "shape", [(3, 112, 112), (2, 1, 112, 112), (2, 3, 112, 96), (2, 112, 112, 3)]
 )
-def test_other_shapes_are_refused_with_what_was_wanted(model, stage, shape):
+def test_other_shapes_raise_an_error_with_the_expected_shape(model, stage, shape):
     with pytest.raises(ValueError, match=r"must be \(B, 3, 112, 112\), got .*encode_expression"):
         getattr(model, stage)(torch.zeros(shape))
 
@@ -117,7 +117,7 @@ def test_a_new_classifier_is_of_the_models_precision(model):
     assert model.expression_classifier.weight.dtype == torch.float64
 
 
-def test_labels_that_do_not_fit_the_classes_are_refused(model):
+def test_labels_that_do_not_fit_the_classes_raise_an_error(model):
     with pytest.raises(ValueError, match="num_classes=3 and 2 labels"):
         model.reset_classifier(3, ("yes", "no"))
     assert model.labels == EXPRESSIONS
@@ -182,19 +182,19 @@ def test_backbones_with_a_wider_head_or_a_fixed_input_size_work(backbone):
     assert encoder(torch.randn(2, 3, 112, 112)).shape == (2, 16)
 
 
-def test_a_classifier_without_classes_is_refused():
+def test_a_classifier_without_classes_raises_an_error():
     with pytest.raises(ValueError, match="num_classes=0"):
         IPDFER(BACKBONE, 16).reset_classifier(0)
 
 
-def test_a_pose_encoder_of_its_own_tells_five_classes(model, batch):
+def test_a_separate_pose_encoder_predicts_five_classes(model, batch):
     features = model.embed_pose(batch)
     assert features.shape == (3, 24)
     assert model.classify_pose(features).shape == (3, 5)
     assert not torch.allclose(features, model.embed_identity(batch))
 
 
-def test_pictures_are_decoded_from_the_sums_that_section_3_1_names(model, batch):
+def test_images_are_decoded_from_the_sums_that_section_3_1_names(model, batch):
     identity, pose = model.embed_identity(batch), model.embed_pose(batch)
     expression = model.embed_expression(batch)
     torch.testing.assert_close(model.frontalize_crops(batch), model.decode(identity))
@@ -219,7 +219,7 @@ def test_a_decoder_has_one_stage_for_each_doubling(size, stages):
     assert decoder(torch.randn(2, 24)).shape == (2, 3, 112, 112)
 
 
-def test_a_decoder_of_a_size_that_doubling_does_not_reach_is_refused():
+def test_a_decoder_of_a_size_that_doubling_does_not_reach_raises_an_error():
     with pytest.raises(ValueError, match=r"14, 28, 56, 112, \.\.\. pixels, got 60"):
         Decoder(24, 60)
     with pytest.raises(ValueError, match="width 4 cannot be halved 4 times"):
@@ -253,7 +253,7 @@ def test_without_a_pose_branch_a_neutral_face_is_identity_alone(batch):
         model.embed_pose(batch)
 
 
-def test_public_pictures_are_rgb_in_the_models_template(model):
+def test_public_images_are_rgb_in_the_models_template(model):
     crops = torch.randint(0, 256, (2, 3, 112, 112), dtype=torch.uint8)
     images = list(crops)
     unit = (model.reconstruct_crops(crops / 127.5 - 1) + 1) / 2

@@ -108,7 +108,7 @@ def test_generation_leaves_the_discriminator_as_it_was_norms_included():
     ("part", "silent"),
     [("confusion", ["confusion"]), ("id", ["id"]), ("discriminator", ["fake_neutral"])],
 )
-def test_a_part_that_is_left_out_says_nothing(part, silent, monkeypatch):
+def test_a_part_that_is_left_out_prints_nothing(part, silent, monkeypatch):
     objective = recipe("paper", (part,)).objective
     changes = {"lambdas": objective.lambdas, "betas": objective.betas}
     whole = built(PAPER, discriminator=objective.discriminator, **changes)
@@ -126,7 +126,7 @@ def test_without_a_pose_branch_faces_are_identity_and_expression(monkeypatch):
 
 
 @pytest.mark.parametrize("tiny", [PAPER, COMPACT], ids=["paper", "compact"])
-def test_the_objective_is_the_sum_that_equations_11_and_12_say(tiny, monkeypatch):
+def test_the_objective_is_the_sum_of_equations_11_and_12(tiny, monkeypatch):
     whole = built(tiny)
     _, terms = updates(whole, monkeypatch)
     lambdas, betas = whole.objective.lambdas, whole.objective.betas
@@ -138,7 +138,7 @@ def test_the_objective_is_the_sum_that_equations_11_and_12_say(tiny, monkeypatch
     assert (terms["confusion"] == 0) == (tiny is COMPACT)
 
 
-def test_the_decoder_and_d_start_as_the_paper_says():
+def test_the_decoder_and_d_start_as_in_the_paper():
     torch.manual_seed(0)
     identity = Encoder(BACKBONE, PAPER.feature_dim).state_dict()
     whole = built(PAPER)

@@ -87,7 +87,7 @@ def test_orthogonality_loss_is_equation_3():
     assert orthogonality_loss(torch.eye(2)[:1], torch.eye(2)[1:]) == 0
 
 
-def test_confusion_loss_is_equation_4_and_least_where_no_pose_can_be_told():
+def test_confusion_loss_is_equation_4_and_minimal_for_uniform_poses():
     logits = torch.randn(4, 5)
     wanted = mean(-sum(math.log(p) / 5 for p in softmax(row)) for row in logits.tolist())
     torch.testing.assert_close(confusion_loss(logits), wanted)
@@ -151,7 +151,7 @@ def test_expression_loss_weighs_rows_by_trust():
     torch.testing.assert_close(expression_loss(logits, votes, trust), torch.tensor(wanted))
 
 
-def test_equal_trust_is_no_trust_given():
+def test_equal_weights_change_nothing():
     logits, votes = torch.randn(4, 8), torch.full((4, 8), 1 / 8)
     torch.testing.assert_close(
         expression_loss(logits, votes, torch.full((4,), 0.3)), expression_loss(logits, votes)

@@ -201,7 +201,7 @@ def test_an_official_set_trains_from_the_identity_encoder_of_a_checkpoint(
     assert contamination_of(training_data(trained.card))["LFW val"] == "train split"
 
 
-def test_a_set_whose_name_is_no_tag_ends_with_a_checkpoint_too(tmp_path, monkeypatch):
+def test_a_data_set_whose_name_is_not_a_tag_gives_a_checkpoint_too(tmp_path, monkeypatch):
     fold = torch.arange(20) % 10
     small_set(tmp_path, monkeypatch, splits=[""] * 20, fold=fold)
     IPDFER(BACKBONE, 16, 8, BACKBONE, 14, 8).save_pretrained(tmp_path / "its start")
@@ -221,7 +221,7 @@ def test_a_set_whose_name_is_no_tag_ends_with_a_checkpoint_too(tmp_path, monkeyp
     assert str(tmp_path) not in path.read_text()  # folders of this machine are nobody's business
 
 
-def test_other_packs_are_no_continuation(folder, tmp_path, tiny_recipes, monkeypatch):
+def test_a_run_with_other_packs_does_not_resume(folder, tmp_path, tiny_recipes, monkeypatch):
     interrupt_after(monkeypatch, 1)
     with pytest.raises(KeyboardInterrupt):
         run(folder, tmp_path / "out", seeds=[0], device=CPU, name="compact")
@@ -236,7 +236,7 @@ def test_other_packs_are_no_continuation(folder, tmp_path, tiny_recipes, monkeyp
         run(folder, tmp_path / "out", seeds=[0], device=CPU, name="compact")
 
 
-def test_another_official_set_is_no_continuation(tmp_path, monkeypatch):
+def test_a_run_with_another_official_set_does_not_resume(tmp_path, monkeypatch):
     data = small_set(tmp_path, monkeypatch)
     IPDFER(BACKBONE, 16, 8, BACKBONE, 14, 8).save_pretrained(tmp_path / "begun")
     monkeypatch.setattr(training, "recipe", lambda *_: replace(PAPER, lfw_trust=0.0))
@@ -267,7 +267,7 @@ def test_another_official_set_is_no_continuation(tmp_path, monkeypatch):
         again()
 
 
-def test_a_fold_of_the_packs_is_refused(folder, tmp_path, tiny_recipes):
+def test_a_fold_of_the_packs_raises_an_error(folder, tmp_path, tiny_recipes):
     with pytest.raises(ValueError, match="the packs have no folds, got fold 3"):
         run(folder, tmp_path, seeds=[0], device=CPU, name="compact", fold=3)
 
@@ -275,7 +275,7 @@ def test_a_fold_of_the_packs_is_refused(folder, tmp_path, tiny_recipes):
 @pytest.mark.parametrize(
     ("start", "said"), [("adv3d", "is a checkpoint of"), ("ipd-fer", "encoders of resnet18")]
 )
-def test_a_start_that_does_not_suit_is_refused_before_the_data_are_read(
+def test_a_start_that_does_not_suit_raises_an_error_before_the_data_are_read(
     tmp_path, monkeypatch, tiny_recipes, capsys, start, said
 ):
     monkeypatch.setattr(sources, "read_official", lambda *_: pytest.fail("it read"))
@@ -285,7 +285,7 @@ def test_a_start_that_does_not_suit_is_refused_before_the_data_are_read(
     assert said in capsys.readouterr().err
 
 
-def test_an_official_set_without_a_start_is_refused(tmp_path, tiny_recipes):
+def test_an_official_set_without_a_start_raises_an_error(tmp_path, tiny_recipes):
     with pytest.raises(ValueError, match="--start CHECKPOINT"):
         run(tmp_path, tmp_path, seeds=[0], device=CPU, dataset="raf-db")
 
@@ -312,6 +312,6 @@ def test_folds_leave_one_for_testing_and_one_for_validation(tmp_path, monkeypatc
         split_rows(data, 10)
 
 
-def test_sources_say_what_they_are(data):
+def test_sources_describe_themselves(data):
     assert isinstance(data, Sources)
     assert data.descriptions[0].startswith("FER+ train")

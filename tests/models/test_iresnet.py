@@ -63,14 +63,14 @@ def test_only_the_first_block_of_a_stage_has_a_shortcut_with_weights():
 
 
 @pytest.mark.parametrize("size", [112, 64])
-def test_a_recogniser_gives_embeddings_of_its_own_size_of_images(size):
+def test_a_recognizer_gives_embeddings_of_its_own_size_of_images(size):
     model = IResNet(IRESNET18, width=2, num_features=12, size=size).eval()
     assert model(torch.randn(2, 3, size, size)).shape == (2, 12)
     with pytest.raises(ValueError, match=rf"\(B, 3, {size}, {size}\), got \(2, 3, 80, 80\)"):
         model(torch.zeros(2, 3, 80, 80))
 
 
-def test_the_embedding_of_a_new_recogniser_is_standardised_in_training():
+def test_the_embedding_of_a_new_recognizer_is_standardized_in_training():
     model = IResNet((1, 1, 1, 1), width=2, num_features=6, size=16)
     embeddings = model(torch.randn(32, 3, 16, 16))
     torch.testing.assert_close(embeddings.mean(0), torch.zeros(6), atol=1e-4, rtol=0)
@@ -78,7 +78,7 @@ def test_the_embedding_of_a_new_recogniser_is_standardised_in_training():
 
 
 @pytest.mark.parametrize("size", [112, 64])
-def test_a_published_recogniser_tells_its_architecture(size):
+def test_the_architecture_of_a_published_recognizer_is_inferred(size):
     model = IResNet((1, 2, 1, 3), width=4, num_features=10, size=size).eval()
     architecture, tensors = iresnet_from(model.state_dict())
     again = IResNet(**architecture).eval()
@@ -87,7 +87,7 @@ def test_a_published_recogniser_tells_its_architecture(size):
     torch.testing.assert_close(again(images), model(images))
 
 
-def test_a_trunk_takes_a_recogniser_without_its_head():
+def test_a_trunk_takes_a_recognizer_without_its_head():
     model = IResNet((1, 2, 1, 1), width=4, num_features=10).eval()
     architecture, tensors = iresnet_from(model.state_dict())
     trunk = IResNetTrunk(architecture["depths"], architecture["width"]).eval()
@@ -98,7 +98,7 @@ def test_a_trunk_takes_a_recogniser_without_its_head():
     assert alone == {"depths": (1, 2, 1, 1), "width": 4}
 
 
-def test_what_is_no_recogniser_is_refused_with_its_keys():
+def test_files_without_a_recognizer_raise_an_error_with_their_keys():
     with pytest.raises(WeightsError, match="not an iresnet: the keys are 'a', 'b'"):
         iresnet_from({"a": torch.zeros(1), "b": torch.zeros(1)})
 

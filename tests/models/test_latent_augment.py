@@ -58,7 +58,7 @@ def test_mixing_can_replace_the_structure_instead():
 
 
 @pytest.mark.parametrize("bank", [torch.zeros(0, 10, 3), torch.zeros(2, 18, 3)])
-def test_a_bank_that_does_not_fit_is_refused(bank):
+def test_a_bank_that_does_not_fit_raises_an_error(bank):
     with pytest.raises(ValueError, match=r"bank must be \(M, 10, 3\) with M of 1 or more, got"):
         mix_with_bank(torch.zeros(2, 10, 3), bank, range(4, 10), draw_from())
 
@@ -80,7 +80,7 @@ def test_sliders_move_codes_along_their_directions_within_the_strength():
     assert torch.corrcoef(torch.stack([moved[:, 0, 0], moved[:, 2, 1]]))[0, 1].abs() < 0.3
 
 
-def test_a_direction_of_another_generator_is_refused():
+def test_a_direction_of_another_generator_raises_an_error():
     with pytest.raises(ValueError, match=r"must be \(1, 3\) or \(4, 3\), got \(5, 3\)"):
         slide(torch.zeros(2, 4, 3), [torch.zeros(5, 3)], 1.0, draw_from())
     assert check_direction(torch.zeros(3), 4, 3).shape == (1, 3)
@@ -126,7 +126,7 @@ def test_any_number_of_directions_is_read_from_safetensors(tmp_path):
         assert torch.equal(again[name], direction)
 
 
-def test_files_without_directions_are_refused(tmp_path):
+def test_files_without_directions_raise_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="no file"):
         load_directions(tmp_path / "none.npy")
     (tmp_path / "a.txt").write_text("1 2 3")
@@ -194,7 +194,7 @@ def test_a_fit_is_the_same_every_time_and_opposite_for_opposite_labels():
     torch.testing.assert_close(turned.direction, -plane.direction, atol=1e-4, rtol=1e-3)
 
 
-def test_labels_that_cannot_be_told_apart_are_refused():
+def test_ambiguous_labels_raise_an_error():
     codes = torch.randn(5, 4, 3)
     with pytest.raises(ValueError, match="all 5 labels are equal"):
         fit_direction(codes, torch.ones(5))
@@ -242,7 +242,7 @@ def test_signs_of_principal_directions_are_fixed():
         assert direction[direction.abs().argmax()] > 0
 
 
-def test_layers_and_counts_that_do_not_exist_are_refused():
+def test_layers_and_counts_that_do_not_exist_raise_an_error():
     for layers in (range(4, 7), range(-1, 2), range(3, 3)):
         with pytest.raises(ValueError, match="indices of W\\+, 0 to 5"):
             principal_directions(generator_of(), 1, layers)

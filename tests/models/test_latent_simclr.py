@@ -42,7 +42,7 @@ PHOTOS = [photo_of((40, 50, 80)).numpy(), photo_of((60, 40, 90)).numpy()]
 EMPTY = photo_of().numpy()
 
 
-def test_features_of_codes_are_those_of_the_photographs_that_gave_them(model):
+def test_features_of_codes_are_those_of_the_images_that_gave_them(model):
     codes = model.encode_factors(PHOTOS).w_plus
     assert codes.shape == (2, 10, 16)
     for name in ("encode_expression", "encode_identity"):
@@ -80,12 +80,12 @@ def test_the_two_encoders_differ(model):
 
 
 @pytest.mark.parametrize("given", [{}, {"images": PHOTOS, "w_plus": torch.zeros(2, 10, 16)}])
-def test_photographs_and_codes_exclude_each_other(model, given):
+def test_images_and_codes_exclude_each_other(model, given):
     with pytest.raises(ValueError, match="expects images or w_plus"):
         model.encode_expression(**given)
 
 
-def test_a_photograph_without_a_face_keeps_its_row(model):
+def test_a_image_without_a_face_keeps_its_row(model):
     inversion = model.invert([PHOTOS[0], EMPTY], on_missing="nan")
     assert torch.isfinite(inversion.w_plus).all((1, 2)).tolist() == [True, False]
     pictures = model.edit([PHOTOS[0], EMPTY], "smile", 1.0, on_missing="nan")
@@ -93,7 +93,7 @@ def test_a_photograph_without_a_face_keeps_its_row(model):
     assert torch.isnan(pictures[1]).all()
 
 
-def test_refinement_brings_pictures_closer(model):
+def test_refinement_brings_images_closer(model):
     crops = torch.rand(2, 3, 64, 64)
     far, near = (
         (model.synthesize(model.invert(crops, steps, aligned=True)) - crops).square().mean()
@@ -135,7 +135,7 @@ def test_mixing_a_face_with_itself_changes_nothing(model):
         model.mix_styles(PHOTOS, PHOTOS[:1])
 
 
-def test_pictures_and_features_can_be_learned_from(model):
+def test_images_and_features_can_be_learned_from(model):
     inversion = model.encode_factors(PHOTOS)
     codes = inversion.w_plus
     made = [model.synthesize(inversion), model.sample(1), model.edit(PHOTOS, "smile", 1.0)]
@@ -245,7 +245,7 @@ def test_directions_without_labels_want_a_generator_and_a_count(tmp_path, capsys
         ("smile\n1\n1,0\n", "more values than the header has names"),
     ],
 )
-def test_labels_that_do_not_fit_are_refused(tmp_path, capsys, text, said):
+def test_labels_that_do_not_fit_raise_an_error(tmp_path, capsys, text, said):
     from facezoo.cli.main import main
 
     np.save(tmp_path / "codes.npy", np.zeros((2, 4, 3), np.float32))
@@ -255,7 +255,7 @@ def test_labels_that_do_not_fit_are_refused(tmp_path, capsys, text, said):
     assert said in capsys.readouterr().err
 
 
-def test_codes_that_are_no_array_and_no_directions_at_all_are_refused(tmp_path, capsys):
+def test_codes_without_an_array_and_missing_directions_raise_an_error(tmp_path, capsys):
     from facezoo.cli.main import main
 
     np.savez(tmp_path / "codes.npz", codes=np.zeros((2, 4, 3), np.float32))

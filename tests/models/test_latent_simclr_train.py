@@ -87,7 +87,7 @@ def test_a_part_wants_those_before_it(tmp_path, part):
         train(tmp_path, part)
 
 
-def test_too_few_photographs_for_a_batch_are_refused(tmp_path):
+def test_too_few_images_for_a_batch_raise_an_error(tmp_path):
     few = torch.zeros(3, 3, 68, 68, dtype=torch.uint8)
     with pytest.raises(ValueError, match="3 rows to train on, too few for a batch of 4"):
         adversarial.train_generator(TINY.generator, few, tmp_path, 0, CPU)
@@ -96,7 +96,7 @@ def test_too_few_photographs_for_a_batch_are_refused(tmp_path):
         train_classifier(encoder, torch.zeros(3, 10, 6), torch.arange(3), SHORT, tmp_path, 0)
 
 
-def test_an_unknown_part_is_refused(tmp_path):
+def test_an_unknown_part_raises_an_error(tmp_path):
     with pytest.raises(ValueError, match="part must be one of stylegan2"):
         train(tmp_path, "gan")
 
@@ -148,7 +148,7 @@ def test_an_interrupted_part_ends_at_the_same_weights(tmp_path, monkeypatch, par
     assert first == second
 
 
-def test_other_photographs_are_no_continuation(tmp_path, monkeypatch):
+def test_a_run_with_other_images_does_not_resume(tmp_path, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
@@ -167,7 +167,7 @@ def test_other_photographs_are_no_continuation(tmp_path, monkeypatch):
         train(begun, "feature-style")
 
 
-def test_the_last_part_takes_labels_of_other_photographs_and_the_card_says_so(tmp_path):
+def test_the_last_stage_accepts_labels_of_other_images_and_records_it_in_the_card(tmp_path):
     for part in PARTS[:2]:
         train(tmp_path, part)
     write_lfw(tmp_path, train=12, val=4)

@@ -71,7 +71,7 @@ def test_other_noise_gives_another_identity_and_the_generator_decides_it(model, 
 
 
 @pytest.mark.parametrize("name", PICTURES)
-def test_pictures_have_the_size_of_the_crops_and_keep_gradients(model, batch, name):
+def test_images_have_the_size_of_the_crops_and_keep_gradients(model, batch, name):
     batch.requires_grad_()
     image = getattr(model, name)(batch)
     assert image.shape == (2, 3, 64, 64)
@@ -93,7 +93,7 @@ def test_maps_have_the_documented_ranges(model, batch):
     assert 0.99 < lengths.min() <= lengths.max() <= 1.001
 
 
-def test_a_frontal_face_is_turned_by_nothing_and_fills_the_picture(model, batch):
+def test_a_frontal_face_is_turned_by_nothing_and_fills_the_image(model, batch):
     frontal = model.frontalize_crops(batch)
     torch.testing.assert_close(frontal, model.rotate_crops(batch, yaw=0.0))
     left, right = (model.rotate_crops(batch, yaw=yaw) for yaw in (0.4, -0.4))
@@ -182,7 +182,7 @@ def test_crops_of_128_pixels_work(batch):
 
 
 @pytest.mark.parametrize("stage", ["embed_identity", "embed_pose", "confidence", "forward"])
-def test_other_shapes_are_refused_with_what_was_wanted(model, stage):
+def test_other_shapes_raise_an_error_with_the_expected_shape(model, stage):
     with pytest.raises(ValueError, match=r"must be \(B, 3, 64, 64\), got \(3, 64, 64\)"):
         getattr(model, stage)(torch.zeros(3, 64, 64))
 
@@ -199,7 +199,7 @@ def test_half_precision_draws_in_full_precision(model, batch):
     assert torch.isfinite(drawn).all()
 
 
-def test_photographs_go_through_every_public_method(model):
+def test_images_go_through_every_public_method(model):
     crops = [torch.randint(0, 256, (64, 64, 3), dtype=torch.uint8) for _ in range(3)]
     encoding = model.encode([crop.numpy() for crop in crops], aligned=True)
     assert encoding.expression.shape == encoding.identity.shape == (3, 24)
@@ -242,14 +242,14 @@ def test_random_weights_of_another_size_take_crops_of_that_size():
     assert large.depth(crop, aligned=True).shape == (1, 128, 128)
 
 
-def test_what_was_measured_by_another_sampler_is_not_said_of_a_saved_model(tmp_path):
+def test_a_saved_model_drops_metrics_of_another_sampler(tmp_path):
     other = facezoo.load("latentface", sampler="diffusers-0.14", device="cpu")
     card = Card.load(other.save_pretrained(tmp_path) / "config.json")
     assert card.architecture["sampler"] == "diffusers-0.14"
     assert (card.name, card.metrics) == ("latentface.custom", ())
 
 
-def test_no_faces_are_drawn_as_no_pictures(model, batch):
+def test_zero_faces_give_zero_images(model, batch):
     assert model(batch[:0]).shape == (0, 3, 64, 64)
     none = model.embed_latents(batch)[torch.zeros(2, dtype=torch.bool)]
     drawn = model.draw(none)
@@ -259,7 +259,7 @@ def test_no_faces_are_drawn_as_no_pictures(model, batch):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_factors_of_photographs_are_drawn_again_in_any_precision(model, dtype):
+def test_factors_of_images_are_drawn_again_in_any_precision(model, dtype):
     model.to(dtype)
     crop = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
     factors = model.encode_factors(crop, aligned=True)

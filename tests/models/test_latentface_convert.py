@@ -101,12 +101,12 @@ def test_names_of_parallel_training_are_cleaned():
 
 
 @pytest.mark.parametrize("checkpoint", [{}, {"netD": {}, "epoch": 3}])
-def test_another_kind_of_checkpoint_is_refused(checkpoint):
+def test_another_kind_of_checkpoint_raises_an_error(checkpoint):
     with pytest.raises(WeightsError, match=r"not a checkpoint of Unsup3D .* netV missing, got"):
         convert_checkpoint(checkpoint)
 
 
-def test_a_layout_for_larger_images_is_refused():
+def test_a_layout_for_larger_images_raises_an_error():
     tensors = convert_checkpoint(published(LatentFace(size=128, **SMALL)))
     with pytest.raises(WeightsError, match="expected a checkpoint for 64 x 64"):
         architecture_of(tensors)
@@ -182,7 +182,7 @@ def test_a_published_file_becomes_a_folder_that_loads(tmp_path, capsys):
     ],
     ids=["a tensor", "a number", "nothing", "numbers", "other layers"],
 )
-def test_a_file_of_something_else_is_no_checkpoint(tmp_path, content):
+def test_another_file_is_not_a_checkpoint(tmp_path, content):
     torch.save(content, tmp_path / "other.pth")
     with pytest.raises(WeightsError, match="not a checkpoint of Unsup3D or LatentFace"):
         convert_file(tmp_path / "other.pth")

@@ -35,7 +35,7 @@ def test_the_schedule_is_the_running_product_of_linear_betas():
     torch.testing.assert_close(alphas_cumprod(), torch.tensor(naive_alphas()), rtol=1e-4, atol=0)
 
 
-def test_noise_is_added_as_equation_3_says():
+def test_noise_is_added_as_in_equation_3():
     clean, noise, steps = torch.randn(3, 4), torch.randn(3, 4), torch.tensor([0, 500, 999])
     alphas = naive_alphas()
     wanted = [
@@ -136,7 +136,7 @@ def test_on_one_pixel_only_the_middle_of_each_kernel_matters():
     torch.testing.assert_close(model(codes), before)
 
 
-def test_on_three_by_three_the_code_stands_in_the_middle_of_zeros():
+def test_on_three_by_three_maps_the_code_is_surrounded_by_zeros():
     model = small(map_size=3)
     noisy, condition, steps = torch.randn(2, 8), torch.rand(2, 8), torch.tensor([3, 900])
     maps = torch.zeros(2, 16, 3, 3)
@@ -159,7 +159,7 @@ def test_sampling_keeps_gradients_to_the_condition():
         ({"limit": 0}, "above 0, got 0"),
     ],
 )
-def test_other_settings_are_refused(changes, message):
+def test_other_settings_raise_an_error(changes, message):
     with pytest.raises(ValueError, match=message):
         small(**changes)
 

@@ -52,7 +52,7 @@ def test_confidence_loss_is_least_where_sigma_is_the_error_times_root_2():
     assert min(losses) == losses[1]
 
 
-def test_pixels_beside_the_mask_do_not_count():
+def test_pixels_outside_the_mask_do_not_count():
     predicted, target, sigma, mask = scene()
     elsewhere = torch.where(mask, predicted, 100.0)
     torch.testing.assert_close(

@@ -90,7 +90,7 @@ def test_time_features_are_cosines_then_sines():
         (lambda: UNet(width=12), "multiple of 8 channels, got 12"),
     ],
 )
-def test_other_sizes_and_widths_are_refused(build, message):
+def test_other_sizes_and_widths_raise_an_error(build, message):
     with pytest.raises(ValueError, match=message):
         build()
 

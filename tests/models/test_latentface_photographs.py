@@ -106,7 +106,7 @@ def test_a_mesh_is_the_depth_map_seen_from_the_front(model, crops):
         model.to_mesh(list(crops), aligned=True, on_missing="nan")
 
 
-def test_photographs_without_a_face_keep_their_row_or_have_none(model):
+def test_images_without_a_face_keep_their_row_or_have_none(model):
     empty = torch.zeros(3, 64, 64, dtype=torch.uint8)
     both = [empty, PORTRAITS[0]]
     depth = model.depth(both, on_missing="nan")

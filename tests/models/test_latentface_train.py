@@ -122,7 +122,7 @@ def test_an_interrupted_stage_ends_at_the_same_weights(chosen, data, tmp_path, m
     assert len(calls) == 4
 
 
-def test_other_photographs_are_no_continuation(chosen, data, tmp_path, monkeypatch):
+def test_a_run_with_other_images_does_not_resume(chosen, data, tmp_path, monkeypatch):
     out, other = tmp_path / "runs", tmp_path / "other"
     other.mkdir()
     write_lfw(other, train=10, val=4)
@@ -143,7 +143,7 @@ def test_other_photographs_are_no_continuation(chosen, data, tmp_path, monkeypat
         train(other, stage=2)
 
 
-def test_a_folder_of_photographs_is_told_from_another(chosen, tmp_path, monkeypatch):
+def test_folders_of_images_are_distinguished(chosen, tmp_path, monkeypatch):
     folders = [tmp_path / name for name in ("some", "more")]
     for folder, count in zip(folders, (3, 4), strict=True):
         for number in range(count):
@@ -189,7 +189,7 @@ def test_equalised_codes_have_unit_spread_and_the_maps_stay():
 
 
 @pytest.mark.parametrize("others", [False, True])
-def test_the_identity_is_the_mean_code_of_the_person(others):
+def test_the_identity_is_the_mean_code_of_the_identity(others):
     codes = torch.randn(4, 1, 2, 3).expand(4, 2, 2, 3)  # mirror images have the same
     config = Disentangling(RECIPES["compact"].disentangling.schedule, frames=3, others=others)
     faces, identities = sample_pairs([codes], config, torch.Generator().manual_seed(0))
@@ -199,7 +199,7 @@ def test_the_identity_is_the_mean_code_of_the_person(others):
         torch.testing.assert_close(identities[row], rest.mean(0))
 
 
-def test_only_people_with_two_photographs_have_an_identity():
+def test_only_identities_with_two_images_have_an_identity():
     codes = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 2, 2, 1)
     named = FaceCrops(torch.zeros(4, 3, 68, 68, dtype=torch.uint8), ["b", "a", "b", "c"], "", "")
     (both,) = group_by_identity(codes, named)
@@ -208,7 +208,7 @@ def test_only_people_with_two_photographs_have_an_identity():
         group_by_identity(codes[1:], replace(named, identities=["a", "b", "c"]))
 
 
-def test_codes_of_crops_stand_beside_those_of_their_mirror_images():
+def test_codes_of_crops_are_next_to_the_codes_of_their_mirror_images():
     model = LatentFace(**SMALL, diffusion=False)
     crops = torch.randint(0, 256, (3, 3, 68, 68), dtype=torch.uint8)
     codes, mirrored = codes_of(model, crops, CPU, 2), codes_of(model, crops.flip(-1), CPU, 2)
@@ -237,7 +237,7 @@ def test_augmented_crops_are_crops_moved_mirrored_or_made_grey():
     assert 10 < mirrored < 30
 
 
-def test_a_folder_of_folders_is_read_as_people(tmp_path, monkeypatch):
+def test_a_folder_of_folders_is_read_as_identities(tmp_path, monkeypatch):
     from facezoo.data import crops as found
 
     tmp_path, elsewhere = tmp_path / "people", tmp_path / "id2"

@@ -140,7 +140,7 @@ def test_the_encoder_gives_h_and_the_head_gives_z():
     assert codes.grad.abs().sum((0, 2)).min() > 0  # every style is read
 
 
-def test_codes_are_standardised_by_those_of_training():
+def test_codes_are_standardized_by_those_of_training():
     encoder = encoder_of()
     codes = 7 + 3 * torch.randn(500, 10, 6)
     encoder.fit_scale(codes)
@@ -158,7 +158,7 @@ def test_a_code_that_never_varies_stays_finite():
     assert torch.isfinite(encoder.eval()(torch.ones(2, 10, 6))).all()
 
 
-def test_other_codes_are_refused():
+def test_other_codes_raise_an_error():
     with pytest.raises(ValueError, match=r"\(B, 10, 6\) of W\+, got \(2, 18, 6\)"):
         encoder_of()(torch.zeros(2, 18, 6))
     with pytest.raises(ValueError, match="at least 2 codes, got 1"):

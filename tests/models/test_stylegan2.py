@@ -191,7 +191,7 @@ def test_a_generator_has_two_styles_for_every_doubling(size, codes):
 
 
 @pytest.mark.parametrize("size", [0, 4, 48, 65])
-def test_sizes_that_stylegan2_cannot_have_are_refused(size):
+def test_sizes_that_stylegan2_cannot_have_raise_an_error(size):
     with pytest.raises(ValueError, match=f"power of 2 of at least 8.*got {size}"):
         StyleGANGenerator(size, 4, 1, max_channels=4)
     with pytest.raises(ValueError, match=f"power of 2 of at least 8.*got {size}"):
@@ -312,7 +312,7 @@ def test_gradients_reach_codes_noise_and_a_replaced_feature():
         assert value.grad.flatten(1).abs().sum(1).min() > 0
 
 
-def test_shapes_that_do_not_fit_are_refused_with_what_was_wanted():
+def test_wrong_shapes_raise_an_error_with_the_expected_shape():
     generator = slim()
     codes = codes_of(generator)
     with pytest.raises(
@@ -383,7 +383,7 @@ def test_a_change_of_resolution_is_stored_with_outputs_first():
     assert torch.equal(again.weight, layer.weight)
 
 
-def test_weights_of_another_shape_are_refused():
+def test_weights_of_another_shape_raise_an_error():
     state = slim().state_dict()
     state["conv1.conv.weight"] = torch.zeros(2, 10, 10, 3, 3)
     with pytest.raises(RuntimeError, match=r"size mismatch for conv1.conv.weight"):
@@ -443,7 +443,7 @@ def test_a_discriminator_gives_one_logit_with_gradients_to_the_pixels(size):
     assert images.grad.flatten(1).abs().sum(1).min() > 0
 
 
-def test_a_discriminator_refuses_images_of_another_size():
+def test_a_discriminator_rejects_images_of_another_size():
     with pytest.raises(ValueError, match=r"must be \(B, 3, 32, 32\), got \(2, 3, 16, 16\)"):
         StyleGANDiscriminator(32, max_channels=4)(torch.zeros(2, 3, 16, 16))
 
@@ -452,7 +452,7 @@ def test_a_discriminator_refuses_images_of_another_size():
 
 
 @pytest.mark.parametrize("settings", [{}, {"size": 64, "channel_multiplier": 0.03125}])
-def test_a_published_checkpoint_tells_its_architecture(tmp_path, settings):
+def test_the_architecture_of_a_published_checkpoint_is_inferred(tmp_path, settings):
     generator = slim(**settings)
     centre = torch.randn(12)
     torch.save({"g_ema": generator.state_dict(), "latent_avg": centre}, tmp_path / "ffhq.pt")
@@ -473,7 +473,7 @@ def test_a_converted_checkpoint_is_read_too(tmp_path):
     StyleGANGenerator(**published.architecture).load_state_dict(published.tensors)
 
 
-def test_a_checkpoint_without_a_generator_is_refused_with_its_keys():
+def test_a_checkpoint_without_a_generator_raises_an_error_with_its_keys():
     with pytest.raises(WeightsError, match=r"no StyleGAN2 generator under 'g_ema'.*'d', 'epoch'"):
         stylegan2_from({"d": {}, "epoch": 3})
     for content, held in (([1, 2], "list"), (torch.zeros(3), "Tensor")):

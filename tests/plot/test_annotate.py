@@ -143,7 +143,7 @@ def test_a_prediction_of_aligned_crops_cannot_be_drawn():
         annotate(Image.new("RGB", (112, 112)), prediction)
 
 
-def test_pictures_of_several_images_go_into_a_folder_under_different_names(tmp_path):
+def test_images_of_several_images_go_into_a_folder_under_different_names(tmp_path):
     files = [Path("a/x.jpg"), Path("b/x.jpg"), Path("c/y.tiff")]
     paths = picture_paths(files, tmp_path / "out")
     assert [paths[f].name for f in files] == ["x.jpg", "x-2.jpg", "y.png"]
@@ -156,22 +156,22 @@ def test_one_image_can_be_saved_to_a_file_or_into_a_folder(tmp_path):
 
 
 @pytest.mark.parametrize("out", ["y.gif", "y.txt"])
-def test_a_picture_of_another_kind_is_refused(tmp_path, out):
+def test_a_image_of_another_kind_raises_an_error(tmp_path, out):
     with pytest.raises(ValueError, match=r"\.png"):
         picture_paths([Path("x.jpg")], tmp_path / out)
 
 
-def test_a_file_for_several_images_is_refused(tmp_path):
+def test_a_file_for_several_images_raises_an_error(tmp_path):
     with pytest.raises(ValueError, match="folder"):
         picture_paths([Path("x.jpg"), Path("y.jpg")], tmp_path / "out.png")
 
 
-def test_a_picture_never_overwrites_a_image(tmp_path):
+def test_a_image_never_overwrites_a_image(tmp_path):
     with pytest.raises(ValueError, match="overwrite"):
         picture_paths([tmp_path / "x.jpg"], tmp_path)
 
 
-def test_pictures_of_many_images_of_one_name_are_named_apart_everywhere(tmp_path):
+def test_images_of_many_images_of_one_name_are_named_apart_everywhere(tmp_path):
     names = ("face.jpg", "Face.JPG", "face-2.jpg")
     files = [Path(f"{folder}/{name}") for folder in range(600) for name in names]
     start = time.perf_counter()

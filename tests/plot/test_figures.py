@@ -33,7 +33,7 @@ def titles(figure):
     return [axes.get_title() for axes in figure.axes]
 
 
-def test_a_picture_is_shown_by_a_notebook(prediction):
+def test_a_image_is_shown_by_a_notebook(prediction):
     assert plot.bars(prediction)._repr_png_().startswith(b"\x89PNG")
 
 
@@ -55,14 +55,14 @@ def test_bars_leave_panels_without_a_face_empty(count):
     assert len(shown) == min(count, plot.MOST)
 
 
-def test_a_photograph_without_a_face_has_empty_bars(model):
+def test_a_image_without_a_face_has_empty_bars(model):
     shares = torch.tensor([[float("nan")] * 2, [0.25, 0.75]])
     figure = plot.bars(facezoo.ExpressionPrediction([None, "b"], shares, ("a", "b")))
     assert titles(figure) == ["0: no face", "1: b"]
     assert [patch.get_width() for patch in figure.axes[0].patches] == [0, 0]
 
 
-def test_with_photographs_faces_are_drawn_on_them(model, prediction):
+def test_with_images_faces_are_drawn_on_them(model, prediction):
     for what in (prediction, prediction.faces, model.encode(PORTRAITS)):
         figure = facezoo.show(what, PORTRAITS)
         pictures = [axes.images[0].get_array() for axes in figure.axes]
@@ -81,7 +81,7 @@ def test_other_images_than_those_of_the_result_are_an_error(model, prediction):
             facezoo.show(what, PORTRAITS[:1])
 
 
-def test_faces_without_photographs_are_refused(prediction):
+def test_faces_without_images_raise_an_error(prediction):
     with pytest.raises(ValueError, match="pass them: show"):
         facezoo.show(prediction.faces)
 
@@ -119,14 +119,14 @@ def test_no_face_at_all_cannot_be_drawn():
             facezoo.show(nothing)
 
 
-def test_what_has_no_picture_is_refused():
+def test_results_without_a_figure_raise_an_error():
     with pytest.raises(TypeError, match="got str"):
         facezoo.show("portrait.jpg")
     with pytest.raises(ValueError, match="no features"):
         facezoo.show(facezoo.FaceEncoding(None, None))
 
 
-def test_what_is_decoded_stands_beside_the_crop(model):
+def test_decoded_images_are_drawn_next_to_the_crop(model):
     figure = plot.parts(model, PORTRAITS)
     assert titles(figure)[:4] == ["crop", "reconstruct", "neutralize", "frontalize"]
     assert len(figure.axes) == 8
@@ -134,19 +134,19 @@ def test_what_is_decoded_stands_beside_the_crop(model):
     torch.testing.assert_close(shown, plot.crops(model, PORTRAITS)[1].permute(1, 2, 0))
 
 
-def test_a_model_without_a_decoder_is_refused():
+def test_a_model_without_a_decoder_raises_an_error():
     model = IPDFER("test_resnet.r160_in1k", 8, pose_backbone=None, decoder_size=None)
     with pytest.raises(UnsupportedError, match="reconstruct"):
         plot.parts(model, PORTRAITS)
 
 
-def test_a_model_of_meshes_is_refused():
+def test_a_model_of_meshes_raises_an_error():
     for draw in (plot.parts, plot.crops):
         with pytest.raises(UnsupportedError, match="Adv3D takes meshes"):
             draw(Adv3D(4, 2, 0), PORTRAITS)
 
 
-def test_no_photographs_cannot_be_drawn(prediction):
+def test_no_images_cannot_be_drawn(prediction):
     with pytest.raises(ValueError, match="images is an empty list"):
         facezoo.show(prediction, [])
 
@@ -180,7 +180,7 @@ def test_a_grid_draws_depth_with_its_whole_range():
         {"a": torch.rand(1, 3, 4, 4), "b": torch.rand(2, 3, 4, 4)},
     ],
 )
-def test_a_grid_of_other_shapes_is_refused(pictures):
+def test_a_grid_of_other_shapes_raises_an_error(pictures):
     with pytest.raises(ValueError, match="as many in each column"):
         plot.grid(pictures)
 

@@ -38,7 +38,7 @@ def people(tmp_path):
     return tmp_path
 
 
-def test_a_folder_per_person_is_drawn_in_two_panels(example, people, capsys):
+def test_a_folder_per_identity_is_drawn_in_two_panels(example, people, capsys):
     example.main(people, people / "space.png")
     with Image.open(people / "space.png") as picture:
         assert picture.width == 2 * picture.height
@@ -62,7 +62,7 @@ def test_a_pack_is_drawn_with_the_expressions_that_it_knows(example, people, mon
     assert panels[1] == [PORTRAITS[0].stem] * 2 + [PORTRAITS[1].stem] * 2
 
 
-def test_too_few_faces_are_refused(example, tmp_path):
+def test_too_few_faces_raise_an_error(example, tmp_path):
     (tmp_path / "one").mkdir()
     shutil.copy(PORTRAITS[0], tmp_path / "one")
     with pytest.raises(ValueError, match="1 faces are found in"):

@@ -117,14 +117,14 @@ def test_mirrored_points_give_no_reflection():
         np.testing.assert_allclose(transformed(matrix, points), reference(points), atol=1e-3)
 
 
-def test_points_that_coincide_are_refused():
+def test_points_that_coincide_raise_an_error():
     source = torch.stack([torch.rand(5, 2), torch.full((5, 2), 7.0)])
     with pytest.raises(ValueError, match="coincide"):
         similarity_transform(source, torch.rand(5, 2))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_points_that_are_not_finite_are_refused(value):
+def test_points_that_are_not_finite_raise_an_error(value):
     source = torch.rand(2, 5, 2)
     source[1, 3, 0] = value
     with pytest.raises(ValueError, match="NaN or infinite"):
@@ -132,7 +132,7 @@ def test_points_that_are_not_finite_are_refused(value):
 
 
 @pytest.mark.parametrize("shape", [(5, 2), (1, 5, 3), (1, 4, 2)])
-def test_points_of_another_shape_are_refused(shape):
+def test_points_of_another_shape_raise_an_error(shape):
     with pytest.raises(ValueError, match=r"\(F, P, 2\)"):
         similarity_transform(torch.rand(shape), torch.rand(5, 2))
 
@@ -163,7 +163,7 @@ def test_crops_that_do_not_shrink_are_bilinear_samples(matrix):
     assert_close(crop, sampled_by_scipy(image, matrix[0], 32))
 
 
-def test_photographs_of_different_sizes_share_a_batch_in_any_order():
+def test_images_of_different_sizes_share_a_batch_in_any_order():
     images = [noise(20, 90, 1), noise(64, 33, 2), noise(300, 200, 3)]
     image_index = torch.tensor([2, 0, 0, 1, 2])
     matrices = torch.cat(
@@ -192,7 +192,7 @@ def test_shrinking_and_enlarging_crops_share_a_batch():
         torch.testing.assert_close(crop, alone, atol=0.002, rtol=0)
 
 
-def test_outside_the_photograph_is_black():
+def test_outside_the_image_is_black():
     white = torch.full((10, 10, 3), 255, dtype=torch.uint8)
     (crop,) = align([white], ONE, similarity(shift=(5, 8)), 30)
     assert (crop[:, 8:18, 5:15] == 255).all()
@@ -201,7 +201,7 @@ def test_outside_the_photograph_is_black():
     assert (empty == 0).all()
 
 
-def test_neighbouring_photographs_do_not_bleed_into_each_other():
+def test_neighboring_images_do_not_bleed_into_each_other():
     white, black = torch.full((8, 8, 3), 255, dtype=torch.uint8), torch.zeros(8, 8, 3).byte()
     matrices = similarity(shift=(4, 4)).repeat(2, 1, 1)
     crops = align([white, black], torch.tensor([1, 0]), matrices, 16)
@@ -275,7 +275,7 @@ def test_aligning_puts_landmarks_on_the_template():
             assert (near * rows).sum() / near.sum() == pytest.approx(py.item(), abs=0.1)
 
 
-def test_there_and_back_gives_the_photograph_again():
+def test_there_and_back_gives_the_image_again():
     y, x = np.mgrid[:60, :60]
     smooth = 127 + 80 * np.sin(x / 9) * np.cos(y / 7)
     image = torch.tensor(smooth.round().astype(np.uint8))[..., None].repeat(1, 1, 3)
@@ -289,7 +289,7 @@ def test_there_and_back_gives_the_photograph_again():
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.0, 3.0, 11.0])
-def test_a_mirrored_photograph_gives_a_mirrored_crop(factor):
+def test_a_mirrored_image_gives_a_mirrored_crop(factor):
     size = 20
     side = max(40, math.ceil(size * factor) * 2)
     image = noise(side, side)
@@ -316,7 +316,7 @@ def test_no_faces_give_no_crops():
 
 
 @pytest.mark.parametrize("image", [torch.zeros(8, 8, 3), torch.zeros(3, 8, 8).byte()])
-def test_photographs_of_another_kind_are_refused(image):
+def test_images_of_another_kind_raise_an_error(image):
     with pytest.raises(ValueError, match=r"uint8 images \(H, W, 3\)"):
         align([image], ONE, similarity(), 8)
 

@@ -63,7 +63,7 @@ def same(first, second):
     )
 
 
-def test_a_square_comes_back_exactly_in_a_photograph_that_is_shown_as_it_is(detector):
+def test_a_square_comes_back_exactly_in_a_image_that_is_shown_as_it_is(detector):
     faces = detect(detector, [photo_of((30, 50, 60), height=180, width=220)], SIZES)
     torch.testing.assert_close(faces.boxes, torch.tensor([edges_of(30, 50, 60)]))
     wanted = torch.tensor([29.5, 49.5]) + (FACE + 0.5) * 60 / 112
@@ -82,7 +82,7 @@ def test_a_square_comes_back_exactly_in_a_photograph_that_is_shown_as_it_is(dete
         (90, 1500, (800, 20, 60)),  # a strip
     ],
 )
-def test_boxes_are_in_pixels_of_the_photograph_whatever_its_size(detector, height, width, square):
+def test_boxes_are_in_pixels_of_the_image_whatever_its_size(detector, height, width, square):
     faces = detect(detector, [photo_of(square, height=height, width=width)], SIZES)
     assert len(faces) == 1
     longest = max(height, width)
@@ -110,7 +110,7 @@ def test_views_of_one_size_are_shown_together_up_to_the_batch_size(detector):
     assert faces.image_index.tolist() == [0, 1, 2, 3, 4]
 
 
-def test_what_is_found_does_not_depend_on_the_other_photographs(detector):
+def test_detections_do_not_depend_on_the_other_images(detector):
     photos = [
         photo_of((30, 50, 60), (120, 20, 40)),
         photo_of((10, 20, 16), height=64, width=48),
@@ -126,7 +126,7 @@ def test_what_is_found_does_not_depend_on_the_other_photographs(detector):
         assert same(mine, dataclasses.replace(alone, image_index=mine.image_index))
 
 
-def test_no_photographs_and_photographs_without_faces_give_no_faces(detector):
+def test_no_images_and_images_without_faces_give_no_faces(detector):
     for photos in ([], [photo_of()], [photo_of(), photo_of(height=500, width=300)]):
         faces = detect(detector, photos)
         assert len(faces) == 0
@@ -138,7 +138,7 @@ def test_no_photographs_and_photographs_without_faces_give_no_faces(detector):
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (2000, 10), (10, 2000), (1, 3000), (64, 1)])
 @pytest.mark.parametrize("brightness", [0, 255])
-def test_photographs_of_any_shape_are_looked_at(detector, height, width, brightness):
+def test_images_of_any_shape_are_looked_at(detector, height, width, brightness):
     photo = torch.full((height, width, 3), brightness, dtype=torch.uint8)
     faces = detect(detector, [photo])
     # The landmarks in a wide strip fit no face.
@@ -146,7 +146,7 @@ def test_photographs_of_any_shape_are_looked_at(detector, height, width, brightn
     assert torch.isfinite(faces.boxes).all()
 
 
-def test_faces_are_ordered_by_photograph_and_then_by_falling_score(detector):
+def test_faces_are_ordered_by_image_and_then_by_falling_score(detector):
     photos = [
         photo_of((10, 10, 40, 180), (120, 10, 40, 255), (10, 120, 40, 220)),
         photo_of((50, 50, 40, 200), (130, 130, 40, 240)),

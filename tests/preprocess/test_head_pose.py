@@ -72,7 +72,7 @@ def test_mirroring_changes_the_sign():
     assert left == pytest.approx(-right, abs=0.2)
 
 
-def test_place_size_and_roll_in_the_picture_do_not_matter():
+def test_place_size_and_roll_in_the_image_do_not_matter():
     points = head_at(22.0)
     cosine, sine = np.cos(0.7), np.sin(0.7)
     roll = torch.tensor([[cosine, -sine], [sine, cosine]])
@@ -98,7 +98,7 @@ def test_no_rows_give_no_angles():
 
 
 @pytest.mark.parametrize("shape", [(5, 2), (1, 68, 2), (1, 5, 3)])
-def test_landmarks_of_another_shape_are_refused(shape):
+def test_landmarks_of_another_shape_raise_an_error(shape):
     with pytest.raises(ValueError, match=r"landmarks must be \(N, 5, 2\), got"):
         yaw_deg(torch.zeros(shape))
 

@@ -129,7 +129,7 @@ def test_a_possible_decompression_bomb_is_not_kept(monkeypatch):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_decoded_files_stand_upright_as_they_do_elsewhere(orientation):
+def test_decoded_files_are_upright_as_in_other_libraries(orientation):
     data = turned(orientation)
     (decoded,) = decode([keep(data)], CPU)
     expected = read_image(data)
@@ -145,7 +145,7 @@ def test_arrays_and_files_come_back_in_their_order():
     assert [tuple(photo.shape[:2]) for photo in moved] == sizes
 
 
-def test_what_the_gpu_refuses_pillow_decodes(monkeypatch, tmp_path):
+def test_pillow_decodes_what_the_gpu_cannot(monkeypatch, tmp_path):
     def refuse(files, device):
         raise RuntimeError("nvjpegDecode failed: 6")
 
@@ -160,7 +160,7 @@ def test_what_the_gpu_refuses_pillow_decodes(monkeypatch, tmp_path):
     assert str(broken) in str(bad)
 
 
-def test_a_decoder_that_does_not_work_is_refused(monkeypatch):
+def test_a_decoder_that_does_not_work_raises_an_error(monkeypatch):
     check_decoder("pillow", CPU)
     with pytest.raises(ValueError, match="jpeg must be 'pillow' or 'nvjpeg', got 'turbo'"):
         check_decoder("turbo", CPU)
@@ -180,14 +180,14 @@ def test_a_decoder_that_does_not_work_is_refused(monkeypatch):
     jpeg._failure.cache_clear()
 
 
-def test_load_refuses_nvjpeg_where_there_is_no_gpu_and_where_there_are_no_photographs():
+def test_load_rejects_nvjpeg_without_a_gpu_and_for_mesh_models():
     with pytest.raises(UnsupportedError, match="jpeg='nvjpeg' decodes on NVIDIA GPUs"):
         facezoo.load("ipd-fer", device="cpu", jpeg="nvjpeg")
     with pytest.raises(UnsupportedError, match="takes meshes and no images"):
         facezoo.load("adv3d", device="cpu", jpeg="nvjpeg")
 
 
-def test_the_fingerprint_says_which_decoder_it_was():
+def test_the_fingerprint_depends_on_the_decoder():
     plain = fingerprint(FaceModel.preprocessing)
     assert fingerprint(FaceModel.preprocessing, "pillow") == plain
     assert fingerprint(FaceModel.preprocessing, "nvjpeg") != plain
@@ -235,7 +235,7 @@ def test_models_of_one_pass_share_a_decoder(any_device, tmp_path):
         run.extract_each(PORTRAITS, outputs, progress=False)
 
 
-def test_extraction_refuses_nvjpeg_where_there_is_no_gpu(tmp_path):
+def test_extraction_rejects_nvjpeg_without_a_gpu(tmp_path):
     with pytest.raises(UnsupportedError, match="jpeg='nvjpeg' decodes on NVIDIA GPUs"):
         extract(PORTRAITS, tmp_path / "a.npz", device="cpu", jpeg="nvjpeg", progress=False)
 

@@ -54,7 +54,7 @@ def left_edges(faces):
     return [None if box.isnan().all() else round(float(box[0]) + 0.5) for box in faces.boxes]
 
 
-def test_the_largest_face_of_each_photograph_is_found():
+def test_the_largest_face_of_each_image_is_found():
     faces = find_faces([TWO, ONE, TWO])
     assert faces.image_index.tolist() == [0, 1, 2]
     assert left_edges(faces) == [100, 30, 100]
@@ -67,26 +67,26 @@ def test_all_faces_are_found_by_falling_score():
     assert left_edges(faces) == [30, 10, 100]
 
 
-def test_photographs_without_a_face_are_all_named():
+def test_images_without_a_face_are_all_named():
     names = ["'a.jpg'", "'b.jpg'", "'c.jpg'", "'d.jpg'"]
     with pytest.raises(NoFaceError, match=r"in 'b.jpg', 'd.jpg'; pass on_missing") as e:
         find_faces([ONE, NONE, TWO, NONE], names=names)
     assert e.value.missing == [1, 3]
 
 
-def test_photographs_without_a_name_are_numbered_and_many_are_counted():
+def test_images_without_a_name_are_numbered_and_many_are_counted():
     with pytest.raises(NoFaceError, match=r"image 0, .*image 4 and 2 more; pass") as caught:
         find_faces([NONE] * 7 + [ONE])
     assert caught.value.missing == list(range(7))
 
 
 @pytest.mark.parametrize("which", ["largest", "all"])
-def test_skipping_leaves_out_photographs_without_a_face(which):
+def test_skipping_leaves_out_images_without_a_face(which):
     faces = find_faces([NONE, ONE, NONE, ONE], faces=which, on_missing="skip")
     assert faces.image_index.tolist() == [1, 3]
 
 
-def test_nan_rows_hold_the_place_of_photographs_without_a_face():
+def test_nan_rows_hold_the_place_of_images_without_a_face():
     faces = find_faces([NONE, ONE, NONE], on_missing="nan")
     assert faces.image_index.tolist() == [0, 1, 2]
     assert left_edges(faces) == [None, 30, None]
@@ -95,7 +95,7 @@ def test_nan_rows_hold_the_place_of_photographs_without_a_face():
         assert torch.isfinite(tensor[1]).all()
 
 
-def test_nan_rows_stand_among_all_faces_in_order():
+def test_nan_rows_keep_their_order_among_all_faces():
     faces = find_faces([TWO, NONE, ONE], faces="all", on_missing="nan")
     assert faces.image_index.tolist() == [0, 0, 1, 2]
     assert left_edges(faces) == [10, 100, None, 30]
@@ -109,7 +109,7 @@ def test_no_face_anywhere_does_not_lose_the_batch(on_missing, rows):
     assert faces.image_index.dtype == torch.int64
 
 
-def test_no_photographs_have_no_faces():
+def test_no_images_have_no_faces():
     faces = find_faces([])
     assert len(faces) == 0
     assert faces.boxes.shape == (0, 4)
@@ -122,7 +122,7 @@ def test_no_photographs_have_no_faces():
         ({"on_missing": "ignore"}, "on_missing must be 'raise', 'skip' or 'nan', got 'ignore'"),
     ],
 )
-def test_options_that_do_not_exist_are_refused(options, message):
+def test_options_that_do_not_exist_raise_an_error(options, message):
     with pytest.raises(ValueError, match=message):
         find_faces([ONE], **options)
 
@@ -149,7 +149,7 @@ def test_a_prepared_crop_is_what_the_template_covers_normalised():
     torch.testing.assert_close(crops, wanted, atol=1e-2, rtol=0)
 
 
-def test_every_face_is_cut_from_its_own_photograph():
+def test_every_face_is_cut_from_its_own_image():
     faces = find_faces([TWO, ONE], faces="all")
     crops = prepare([TWO, ONE], faces, PLAIN)
     middles = crops[:, 0, 60, 56] * 255
@@ -185,13 +185,13 @@ def test_aligned_crops_of_other_sizes_are_resized_without_aliasing():
     assert (crops[..., 2:-2] - 0.5).abs().max() < 0.01
 
 
-def test_aligned_crops_that_are_not_square_are_refused_by_name():
+def test_aligned_crops_that_are_not_square_raise_an_error_by_name():
     square, wide = torch.zeros(8, 8, 3).byte(), torch.zeros(8, 9, 3).byte()
     with pytest.raises(ImageError, match=r"image 1 is 9 x 8, .*square crops .*'arcface112'"):
         prepare_aligned([square, wide], Preprocessing())
 
 
-def test_decoded_photographs_become_tensors_without_a_change():
+def test_decoded_images_become_tensors_without_a_change():
     photo = ONE.numpy().copy()
     (tensor,) = to_device([photo], CPU)
     assert torch.equal(tensor, ONE)
@@ -348,7 +348,7 @@ def test_settings_of_the_detector_are_options():
 
 
 @pytest.mark.gpu
-def test_photographs_of_many_sizes_reach_a_gpu_unchanged():
+def test_images_of_many_sizes_reach_a_gpu_unchanged():
     photos = [np.full((3 + n, 5, 3), n, np.uint8) for n in range(6)]
     moved = to_device(photos, torch.device("cuda"))
     assert all(photo.is_cuda for photo in moved)

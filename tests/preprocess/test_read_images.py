@@ -279,7 +279,7 @@ def test_a_float_pil_image_must_be_in_0_1():
         read_image(Image.new("F", (2, 2), 200.0))
 
 
-def test_a_32_bit_pil_image_is_refused():
+def test_a_32_bit_pil_image_raises_an_error():
     with pytest.raises(ImageError, match=r"mode I.*no known range"):
         read_image(Image.new("I", (2, 2), 200))
 
@@ -357,7 +357,7 @@ def test_rounding_errors_at_the_ends_of_0_1_are_forgiven():
 
 
 @pytest.mark.parametrize("values", [(-1.0, 1.0), (0.0, 255.0), (0.0, 1.001), (-0.01, 1.0)])
-def test_float_pixels_outside_0_1_are_refused(values):
+def test_float_pixels_outside_0_1_raise_an_error(values):
     array = np.array([[values[0], values[1]]], np.float32)
     for source in (array, torch.tensor(array)[None]):
         with pytest.raises(ImageError, match=r"must be in \[0, 1\], got values from"):
@@ -365,7 +365,7 @@ def test_float_pixels_outside_0_1_are_refused(values):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_float_pixels_that_are_not_finite_are_refused(value):
+def test_float_pixels_that_are_not_finite_raise_an_error(value):
     array = np.full((3, 5), 0.5, np.float32)
     array[1, 2] = value
     for source in (array, torch.tensor(array)[None]):
@@ -374,14 +374,14 @@ def test_float_pixels_that_are_not_finite_are_refused(value):
 
 
 @pytest.mark.parametrize("dtype", ["bool", "int32", "int64", "int8", "uint32", "complex64"])
-def test_other_number_types_are_refused(dtype):
+def test_other_number_types_raise_an_error(dtype):
     with pytest.raises(ImageError, match=f"type {dtype} have no known range"):
         read_image(np.ones((4, 4, 3), dtype))
     with pytest.raises(ImageError, match=f"type {dtype} have no known range"):
         read_image(torch.ones(3, 4, 4).to(getattr(torch, dtype)))
 
 
-def test_channels_in_the_wrong_place_are_refused_with_the_remedy():
+def test_channels_in_the_wrong_place_raise_an_error_with_the_remedy():
     with pytest.raises(ImageError, match=r"transpose\(1, 2, 0\)"):
         read_image(np.zeros((3, 32, 32), np.uint8))
     with pytest.raises(ImageError, match=r"permute\(2, 0, 1\)"):
@@ -393,7 +393,7 @@ def test_channels_in_the_wrong_place_are_refused_with_the_remedy():
 
 
 @pytest.mark.parametrize("shape", [(5,), (5, 4, 2), (1, 1, 4, 4, 3), ()])
-def test_shapes_that_are_no_image_are_refused(shape):
+def test_shapes_that_are_not_images_raise_an_error(shape):
     with pytest.raises(ImageError, match="arrays are"):
         read_image(np.zeros(shape, np.uint8))
     with pytest.raises(ImageError, match="tensors are"):
@@ -410,7 +410,7 @@ def test_shapes_that_are_no_image_are_refused(shape):
         Image.new("L", (5, 0)),
     ],
 )
-def test_images_without_pixels_are_refused(source):
+def test_images_without_pixels_raise_an_error(source):
     with pytest.raises(ImageError, match="no pixels"):
         read_image(source)
 
@@ -502,14 +502,14 @@ def test_the_tensor_of_a_batch_that_cannot_be_read_has_the_error():
         (torch.zeros(3, 4, 4, device="meta"), "is on the meta device"),
     ],
 )
-def test_tensors_without_plain_pixels_are_refused(tensor, reason):
+def test_tensors_without_plain_pixels_raise_an_error(tensor, reason):
     with pytest.raises(ImageError, match=reason):
         read_image(tensor)
     for error in read_tensors([tensor, tensor], torch.device("cpu")):
         assert re.search(reason, str(error))
 
 
-def test_a_batch_is_refused_where_one_image_is_wanted():
+def test_a_batch_raises_an_error_where_one_image_is_wanted():
     with pytest.raises(ImageError, match=r"for a batch pass list\(batch\)"):
         read_image(torch.zeros(2, 3, 4, 4))
 
@@ -537,7 +537,7 @@ def test_a_missing_file_a_folder_and_a_text_file_are_named(tmp_path):
 
 @pytest.mark.parametrize("cut", [1, 3, 20, 80, 95])
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP"])
-def test_truncated_files_are_refused_and_named(tmp_path, kind, cut):
+def test_truncated_files_raise_an_error_that_names_them(tmp_path, kind, cut):
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
     data = encode(noise, kind)
     path = tmp_path / "cut"
@@ -559,12 +559,12 @@ def test_a_very_long_string_is_shortened_in_the_message():
     assert len(str(caught.value)) < 1000
 
 
-def test_a_path_with_a_zero_byte_is_refused():
+def test_a_path_with_a_zero_byte_raises_an_error():
     with pytest.raises(ImageError):
         read_image("a\0b.jpg")
 
 
-def test_a_text_file_object_is_refused_with_the_remedy(tmp_path):
+def test_a_text_file_object_raises_an_error_with_the_remedy(tmp_path):
     (tmp_path / "a.txt").write_text("x")
     with (
         (tmp_path / "a.txt").open() as file,
@@ -574,7 +574,7 @@ def test_a_text_file_object_is_refused_with_the_remedy(tmp_path):
 
 
 @pytest.mark.parametrize("source", [None, 3, {"path": "a.jpg"}, [[1, 2]], iter([])])
-def test_other_objects_are_refused_by_their_type(source):
+def test_other_objects_raise_an_error_with_their_type(source):
     with pytest.raises(ImageError, match=r"type .*; expected a path|flat list"):
         read_image(source)
 
@@ -604,7 +604,7 @@ def test_an_upload_of_a_web_framework_is_read():
         read_image(UploadFile())
 
 
-def test_a_drawing_is_refused_before_another_program_draws_it():
+def test_a_drawing_raises_an_error_before_another_program_draws_it():
     eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 5 5\n%%EndComments\n%%EOF\n"
     with pytest.raises(ImageError, match="drawing"):
         read_image(eps)
@@ -612,7 +612,7 @@ def test_a_drawing_is_refused_before_another_program_draws_it():
 
 @pytest.mark.parametrize("side", [9_500, 14_000, 65_000])
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_decompression_bombs_are_refused_by_their_header(tmp_path, side):
+def test_decompression_bombs_raise_an_error_by_their_header(tmp_path, side):
     bomb = tmp_path / "bomb.png"
     bomb.write_bytes(png(side, side, 8, 2, b"\0" * 100))
     with pytest.raises(ImageError, match=r"bomb\.png.*decompression bomb.*MAX_IMAGE_PIXELS"):
@@ -670,7 +670,7 @@ SEEDS = [
 @settings(
     max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
-def test_mutated_files_are_read_or_refused_with_an_image_error(seed, edits, keep, junk):
+def test_mutated_files_are_read_or_raise_an_image_error(seed, edits, keep, junk):
     data = bytearray(seed)
     for place, value in edits:
         data[int(place * len(data))] = value

@@ -43,7 +43,7 @@ def test_batches_hold_every_row_once_and_drop_the_short_rest():
     assert sorted(torch.cat(batches(8, 4, 0, 0)).tolist()) == list(range(8))
 
 
-def test_batches_are_shuffled_anew_in_every_epoch():
+def test_batches_are_shuffled_in_every_epoch():
     first, again = (torch.cat(batches(32, 8, 5, 2)) for _ in range(2))
     assert torch.equal(first, again)
     assert not torch.equal(first, torch.cat(batches(32, 8, 5, 3)))

@@ -49,7 +49,7 @@ def test_ipd_fer_is_ahead_on_images():
 
 
 @measured(LATENT, PIXELS)
-def test_latentface_is_no_better_than_pixels_at_expression_and_better_at_identity():
+def test_latentface_beats_pixels_at_identity_but_not_at_expression():
     assert abs(expression(LATENT, "FER+ test")[0] - expression(PIXELS, "FER+ test")[0]) < 3
     assert expression(LATENT, "LFW val")[0] < expression(PIXELS, "LFW val")[0]
     assert identity(LATENT, "verification")[0] > identity(PIXELS, "verification")[0] + 5
