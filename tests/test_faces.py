@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from packs import FACE, SquareDetector, photo_of
+from packs import FACE, photo_of, use_square_detector
 
 import facezoo
 from facezoo.errors import NoFaceError
@@ -15,7 +15,7 @@ ONE, TWO, NONE = photo_of((30, 50, 60)), photo_of((20, 20, 40), (100, 100, 64)),
 
 @pytest.fixture(autouse=True)
 def _squares(monkeypatch):
-    monkeypatch.setattr(pipeline, "load_detector", lambda device: SquareDetector())
+    use_square_detector(monkeypatch)
 
 
 def test_detect_returns_every_face_and_the_place_of_its_image():

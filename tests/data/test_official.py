@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from packs import FACE, SquareDetector, photo_of
+from packs import FACE, photo_of, use_square_detector
 from PIL import Image
 
 from facezoo.data.affectnet import COLUMNS, read_affectnet
@@ -541,7 +541,7 @@ def test_swapped_eyes_or_mouth_corners_are_put_in_order_even_in_a_rolled_face():
 @pytest.fixture
 def squares(monkeypatch):
     """White squares are faces."""
-    monkeypatch.setattr(pipeline, "load_detector", lambda device: SquareDetector())
+    use_square_detector(monkeypatch)
 
 
 def stills(root, *pictures):

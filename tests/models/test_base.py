@@ -6,7 +6,7 @@ from dataclasses import is_dataclass
 import numpy as np
 import pytest
 import torch
-from packs import SquareDetector, photo_of, png
+from packs import photo_of, png, use_square_detector
 from PIL import Image
 from torch import nn
 
@@ -47,7 +47,7 @@ TINY = {
 
 @pytest.fixture(autouse=True)
 def _squares_are_faces(monkeypatch):
-    monkeypatch.setattr(pipeline, "load_detector", lambda device: SquareDetector())
+    use_square_detector(monkeypatch)
 
 
 @pytest.fixture

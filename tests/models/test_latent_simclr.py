@@ -3,14 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from packs import SquareDetector, photo_of
+from packs import photo_of, use_square_detector
 
 import facezoo
 from facezoo.errors import UnknownNameError, WeightsMismatchError
 from facezoo.models.latent_simclr import LatentSimCLR, StyleGANInverter
 from facezoo.models.latent_simclr.convert import convert_generator, load_generator
 from facezoo.models.latent_simclr.directions import load_directions
-from facezoo.preprocess import pipeline
 
 TINY = {
     "style_dim": 16,
@@ -27,7 +26,7 @@ TINY = {
 
 @pytest.fixture(autouse=True)
 def _squares_are_faces(monkeypatch):
-    monkeypatch.setattr(pipeline, "load_detector", lambda device: SquareDetector())
+    use_square_detector(monkeypatch)
 
 
 @pytest.fixture
@@ -38,7 +37,7 @@ def model():
     return made
 
 
-PHOTOS = [photo_of((40, 50, 80)).numpy(), photo_of((60, 40, 90)).numpy()]
+PHOTOS = [photo_of((40, 50, 80)).numpy(), photo_of((60, 40, 90, 200)).numpy()]
 EMPTY = photo_of().numpy()
 
 

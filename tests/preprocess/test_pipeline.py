@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from packs import FACE, SquareDetector, edges_of, photo_of
+from packs import FACE, edges_of, photo_of, use_square_detector
 from PIL import ExifTags, Image
 
 from facezoo.errors import ImageError, NoFaceError
@@ -39,7 +39,7 @@ ONE, NONE = photo_of((30, 50, 60)), photo_of()
 
 @pytest.fixture(autouse=True)
 def _squares_are_faces(monkeypatch):
-    monkeypatch.setattr(pipeline, "load_detector", lambda device: SquareDetector())
+    use_square_detector(monkeypatch)
 
 
 @pytest.fixture
