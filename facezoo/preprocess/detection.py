@@ -26,9 +26,15 @@ _CONTAINED = 0.8
 # Largest roll and largest distance between landmarks and template, in eye distances, of a face,
 # and the least eye distance, as a share of the longer side of the box.
 _ROLL_DEG, _MISFIT, _LEAST_EYES = 75.0, 0.6, 0.1
-# Crops of the second pass: side, distance of the eyes as a share of it, and crops per forward pass;
-# the share of the second pass in the landmarks, and the largest change, in eye distances.
-_CROP, _CROP_EYES, _CROPS_AT_ONCE, _BLEND, _MOVED = 128, 0.32, 64, 0.7, 0.5
+# Crops of the second pass: side, distance of the eyes as a share of it, and crops per forward pass.
+_CROP, _CROP_EYES, _CROPS_AT_ONCE = 128, 0.32, 64
+# The first pass keeps faces whose score is lower than the threshold by this.
+_BELOW = 0.25
+# Faces of fewer pixels in the first pass get the landmarks of the second, others a mean of both.
+_SMALL, _SHARE = 64.0, 0.5
+# A face of lower score in the first pass is also shown upside down, and rejected if its score in
+# the second pass is higher then.
+_CERTAIN = 0.8
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class DetectionConfig:
     min_face: float | None = None
     """Least side of a face to detect, pixels of the image. By default that is 16 pixels at the
     scale that ``max_side`` gives. A smaller face makes detection slower in large images."""
-    score_threshold: float = 0.955
+    score_threshold: float = 0.65
     """Least score of a face."""
     max_side: int = 640
     """Longer side of the images that the network takes, pixels. Larger images are reduced; with
@@ -46,16 +52,16 @@ class DetectionConfig:
     rotations: tuple[int, ...] = (0,)
     """Rotations of the image at which faces are searched, multiples of 90 degrees counterclockwise.
     A face is found at the rotation that gives it the highest score."""
-    min_side: int = 64
+    min_side: int = 96
     """Images whose longer side is smaller are enlarged to this, pixels."""
     nms_iou: float = 0.4
     """NMS IoU threshold."""
-    vote_iou: float = 0.6
+    vote_iou: float = 0.7
     """Boxes that overlap the best one by more than this IoU contribute to its position."""
     batch_size: int = 32
     """Images per forward pass."""
     second_pass: bool = True
-    """Detect each face again, in an aligned crop, for better landmarks."""
+    """Detect each face again, in an aligned crop, for better landmarks and scores."""
 
     def __post_init__(self) -> None:
         if not 0 < self.score_threshold < 1:
@@ -135,8 +141,11 @@ def detect(
     """
     config = config or DetectionConfig()
     device = next(detector.parameters()).device
+    first = config
+    if config.second_pass:
+        first = replace(config, score_threshold=max(0.05, config.score_threshold - _BELOW))
     with torch.autocast(device.type, enabled=False), exact(device):
-        parts = [_search(detector, images, degrees, config) for degrees in config.rotations]
+        parts = [_search(detector, images, degrees, first) for degrees in config.rotations]
         faces = parts[0] if len(parts) == 1 else _best_rotations(_joined(parts), config)
         if config.second_pass and len(faces.scores):
             faces = _improved(detector, images, faces, config)
@@ -153,34 +162,55 @@ def second_pass_points(side: int) -> Tensor:
 def _improved(
     detector: FaceDetector, images: Sequence[Tensor], faces: Faces, config: DetectionConfig
 ) -> Faces:
-    """Replace landmarks by those that the network predicts for the aligned face.
+    """Detect each face again in an aligned crop, for its landmarks and its score.
 
-    A face is dropped if its landmarks move by more than ``_MOVED``.
+    The score is the mean of both passes.
     """
     matrices = similarity_transform(faces.landmarks, second_pass_points(_CROP))
     device = next(detector.parameters()).device
     crops = align(images, faces.image_index, matrices, _CROP).to(device) / 127.5 - 1
-    parts = [_central_landmarks(detector, part, config) for part in crops.split(_CROPS_AT_ONCE)]
-    points = torch.cat(parts).cpu() - matrices[:, None, :, 2]
-    points = points @ torch.linalg.inv(matrices[..., :2]).mT
-    distance = (points - faces.landmarks).norm(dim=-1).mean(1)
-    scale = torch.linalg.det(matrices[..., :2]).sqrt()
-    near = distance * scale <= _MOVED * _CROP_EYES * _CROP
-    return replace(faces, landmarks=(1 - _BLEND) * faces.landmarks + _BLEND * points)[near]
+    scores, points = _central_faces(detector, crops, config)
+    points = (points - matrices[:, None, :, 2]) @ torch.linalg.inv(matrices[..., :2]).mT
+    longest = torch.tensor([max(image.shape) for image in images])[faces.image_index]
+    sides = (faces.boxes[:, 2:] - faces.boxes[:, :2]).amax(1)
+    is_small = sides * (config.max_side / longest).clamp(max=1) < _SMALL
+    share = torch.where(is_small, 1.0, _SHARE)[:, None, None]
+    keep = (faces.scores + scores) / 2 > config.score_threshold
+    doubtful = (keep & (faces.scores < _CERTAIN)).nonzero()[:, 0]
+    if len(doubtful):
+        flipped, _ = _central_faces(detector, crops[doubtful.to(device)].flip(2, 3), config)
+        keep[doubtful] &= flipped <= scores[doubtful]
+    better = replace(
+        faces,
+        landmarks=(1 - share) * faces.landmarks + share * points,
+        scores=(faces.scores + scores) / 2,
+    )[keep]
+    order = better.scores.argsort(descending=True, stable=True)
+    return better[order[better.image_index[order].argsort(stable=True)]]
 
 
-def _central_landmarks(detector: FaceDetector, crops: Tensor, config: DetectionConfig) -> Tensor:
-    """Return the landmarks of the face in the middle of each crop (F, 3, S, S), (F, 5, 2)."""
+def _central_faces(
+    detector: FaceDetector, crops: Tensor, config: DetectionConfig
+) -> tuple[Tensor, Tensor]:
+    """Return score (F,) and landmarks (F, 5, 2) of the face in the middle of each crop."""
+    parts = [_central(detector, part, config) for part in crops.split(_CROPS_AT_ONCE)]
+    return torch.cat([scores for scores, _ in parts]), torch.cat([points for _, points in parts])
+
+
+def _central(
+    detector: FaceDetector, crops: Tensor, config: DetectionConfig
+) -> tuple[Tensor, Tensor]:
     candidates: Candidates = detector(crops.contiguous(memory_format=torch.channels_last))
-    boxes, side = candidates.boxes, crops.shape[-1]
-    offset = (boxes[..., :2] + boxes[..., 2:] - (side - 1)).abs().amax(-1) / 2
-    scores = candidates.logits.sigmoid() * (offset < side / 5)
-    best = scores.argmax(1)
+    boxes = candidates.boxes
+    offset = (boxes[..., :2] + boxes[..., 2:] - (_CROP - 1)).abs().amax(-1) / 2
+    scores = candidates.logits.sigmoid() * (offset < _CROP / 5)
+    highest, best = scores.max(1)
     rows = torch.arange(len(crops), device=crops.device)
     agree = paired_iou(boxes, boxes[rows, best, None]) > config.vote_iou
-    weights = scores * (agree & (scores >= scores[rows, best, None] / 2))
+    weights = scores * (agree & (scores >= highest[:, None] / 2))
     weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-6)
-    return torch.einsum("fa,fapc->fpc", weights, candidates.landmarks)
+    points = torch.einsum("fa,fapc->fpc", weights, candidates.landmarks)
+    return highest.cpu(), points.cpu()
 
 
 def _best_rotations(faces: Faces, config: DetectionConfig) -> Faces:
