@@ -14,7 +14,6 @@ TODO = {
     "docs/guides/encode.md",
     "docs/guides/meshes.md",
     "docs/guides/verify.md",
-    "docs/guides/video.md",
 }
 """Pages that are not rewritten yet."""
 PAGES = sorted(
