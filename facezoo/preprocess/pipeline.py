@@ -38,7 +38,7 @@ OnMissing = Literal["raise", "skip", "nan"]
 Loaded = NDArray[np.uint8] | Jpeg | Tensor | ImageError
 """An image in memory, or the reason why it cannot be read."""
 
-BATCH_BYTES = 256 * 2**20
+BATCH_BYTES = 128 * 2**20
 """Limit on the pixels of a batch, however large ``batch_size`` is, bytes."""
 FACES_AT_ONCE = 256
 """Limit on the faces that are cut out together, so that a crowd fits into memory."""
