@@ -119,7 +119,7 @@ def by_mtcnn(device: str) -> Points:
 def given(files: list[str]) -> Points:
     """Return stored landmarks, at no cost."""
     photos = to_device([read_image(file) for file in files], torch.device("cpu"))
-    faces = find_faces(photos, on_missing="nan")
+    faces = find_faces(photos, faces="largest", on_missing="nan")
     known = {
         file: None if np.isnan(points).any() else points
         for file, points in zip(files, faces.landmarks.numpy(), strict=True)
