@@ -204,10 +204,16 @@ def _part(image: Tensor, limits: list[int], factor: int) -> tuple[Tensor, tuple[
     x1, y1 = max(x0 + 1, limits[2]), max(y0 + 1, limits[3])
     part = image[y0:y1, x0:x1]
     if factor > 1:
-        pixels = part.permute(2, 0, 1)[None].float()
-        pad_h, pad_w = -pixels.shape[2] % factor, -pixels.shape[3] % factor
-        pixels = F.avg_pool2d(F.pad(pixels, (0, pad_w, 0, pad_h)), factor)
-        part = pixels[0].permute(1, 2, 0).round()
+        pad_h, pad_w = -part.shape[0] % factor, -part.shape[1] % factor
+        part = F.pad(part, (0, 0, 0, pad_w, 0, pad_h)) if pad_h or pad_w else part
+        # Sums of integers, rows first, take a fraction of the time of avg_pool2d.
+        rows = part[::factor].to(torch.int16 if factor <= 128 else torch.int32)
+        for n in range(1, factor):
+            rows += part[n::factor]
+        part = rows[:, ::factor].float()
+        for n in range(1, factor):
+            part += rows[:, n::factor]
+        part = (part / factor**2).round_()
     return part, (x0, y0)
 
 
