@@ -21,6 +21,7 @@ import torch
 PACKAGES = (
     *("torch", "timm", "numpy", "pillow"),
     *("opencv-python-headless", "pytorch3d", "yuface", "facenet-pytorch"),
+    *("onnxruntime", "openvino"),
 )
 
 

@@ -119,7 +119,7 @@ def by_mtcnn(device: str) -> Points:
 def given(files: list[str]) -> Points:
     """Return stored landmarks, at no cost."""
     photos = to_device([read_image(file) for file in files], torch.device("cpu"))
-    faces = find_faces(photos, on_missing="nan")
+    faces = find_faces(photos, faces="largest", on_missing="nan")
     known = {
         file: None if np.isnan(points).any() else points
         for file, points in zip(files, faces.landmarks.numpy(), strict=True)
@@ -151,6 +151,12 @@ def compare(files: list[str], options: argparse.Namespace) -> list[dict]:
         loaded["facezoo, bfloat16, nvJPEG"] = facezoo.load(
             options.model, device=options.device, dtype=torch.bfloat16, jpeg="nvjpeg"
         )
+    for runtime in options.runtimes:
+        loaded[f"facezoo, {runtime}"] = facezoo.load(options.model, runtime=runtime)
+        with suppress(UnsupportedError):
+            loaded[f"facezoo, {runtime}, bfloat16"] = facezoo.load(
+                options.model, runtime=runtime, dtype=torch.bfloat16
+            )
     ways = {
         n: lambda f, b, m=m: m.encode_expression(f, batch_size=b, on_missing="nan")
         for n, m in loaded.items()
@@ -250,6 +256,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", default="ipd-fer")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--batch-size", type=int, default=32, metavar="N")
+    parser.add_argument("--runtimes", nargs="*", default=[], metavar="NAME", help="also in these")
     parser.add_argument("--json", type=Path, metavar="FILE", help="file for the numbers")
     return parser.parse_args(arguments)
 

@@ -64,7 +64,7 @@ def main(folder: Path, limit: int, device: str = "cpu") -> dict:
     listed = list_images(folder)
     read = [read_image(listed.root / name) for name in listed.names[:limit]]
     photos = to_device(read, torch.device(device))
-    faces = find_faces(photos, on_missing="skip")
+    faces = find_faces(photos, faces="largest", on_missing="skip")
     names = facezoo.list_models(pretrained=True)
     without = [name for name in names if refused(name)]
     rows = [

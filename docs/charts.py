@@ -125,9 +125,35 @@ def draw_encode(rows: list[list[Any]]) -> Any:
     return figure
 
 
+def detector_numbers() -> list[dict[str, Any]]:
+    """Collect the recall of each detector by share of unexplained detections; may be empty."""
+    return _read("detectors")["tables"].get("curves", [])
+
+
+def draw_detectors(rows: list[dict[str, Any]]) -> Any:
+    """Draw one panel per set of images and one line per detector."""
+    sets = list(dict.fromkeys(row["images"] for row in rows))
+    names = list(dict.fromkeys(row["detector"] for row in rows))
+    colors = dict(zip(names, (MODEL, LEAK, "#4a9d6f", BASELINE), strict=False))
+    figure, axes = plt.subplots(1, len(sets), figsize=(6.4, 3), sharey=True, layout="tight")
+    for axis, images in zip(axes, sets, strict=True):
+        for row in (row for row in rows if row["images"] == images):
+            keys = [key for key in row if key.startswith("recall at ")]
+            shares = [float(key.split()[2]) for key in keys]
+            color = colors[row["detector"]]
+            axis.plot(shares, [row[key] for key in keys], color=color, marker="o", markersize=3)
+        axis.set_title(images, fontsize=9.5, color=TEXT)
+        axis.set_xlabel("unexplained detections, %")
+    axes[0].set_ylabel("recall, %")
+    lines = [plt.Line2D([], [], color=colors[name], label=name) for name in names]
+    axes[-1].legend(handles=lines, frameon=False, labelcolor=TEXT)
+    return figure
+
+
 CHART: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "benchmark": (benchmark_numbers, draw_benchmark),
     "encode": (encode_numbers, draw_encode),
+    "detectors": (detector_numbers, draw_detectors),
 }
 
 
@@ -138,7 +164,7 @@ def digest(numbers: Any) -> str:
 
 def stale(charts: Path = CHARTS) -> list[str]:
     """List the charts that were drawn from other numbers."""
-    wanted = {name: digest(numbers()) for name, (numbers, _) in CHART.items()}
+    wanted = {name: digest(rows) for name, (numbers, _) in CHART.items() if (rows := numbers())}
     drawn = {path.stem: path.read_text(encoding="utf-8") for path in charts.glob("*.svg")}
     return [name for name, mark in wanted.items() if mark not in drawn.get(name, "")]
 

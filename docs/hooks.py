@@ -38,8 +38,7 @@ def to_markdown(source: str) -> str:
     if source.endswith(".py"):
         return f"# {Path(source).name}\n\n{_fenced(text)}"
     if source.endswith(".ipynb"):
-        cells = ((cell["cell_type"], "".join(cell["source"])) for cell in json.loads(text)["cells"])
-        return "\n\n".join(_fenced(part) if kind == "code" else part for kind, part in cells)
+        return "\n\n".join(part for cell in json.loads(text)["cells"] for part in _cell_parts(cell))
     return text
 
 
@@ -80,6 +79,26 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     place = page.file.src_uri
     sources = {page: source for source, page in pages().items()}
     return rewrite_links(markdown, sources.get(place, f"docs/{place}"), place)
+
+
+def _cell_parts(cell: dict[str, Any]) -> list[str]:
+    """The text of a notebook's cell, and what it shows."""
+    source = "".join(cell["source"])
+    if cell["cell_type"] == "markdown":
+        return [source]
+    parts = [_fenced(source)]
+    for output in cell["outputs"]:
+        data = {kind: "".join(value) for kind, value in output.get("data", {}).items()}
+        images = [kind for kind in data if kind.startswith("image/")]
+        if images:
+            uri = f"data:{images[0]};base64,{data[images[0]].strip()}"
+            parts.append(f'<img alt="output" src="{uri}">')
+        elif "text/html" in data:
+            parts.append("".join(data["text/html"].splitlines()))
+        else:
+            text = data.get("text/plain") or "".join(output.get("text", ""))
+            parts.append(f"```text\n{text.rstrip()}\n```")
+    return parts
 
 
 def _fenced(code: str) -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from facezoo import errors, plot
-    from facezoo.comparison import similarity, verify
+    from facezoo.comparison import cluster, similarity, verify
     from facezoo.evaluate.benchmark import benchmark
     from facezoo.extraction import extract
     from facezoo.extraction.frames import video
@@ -72,6 +72,7 @@ __all__ = [
     "StyleGANInverter",
     "__version__",
     "benchmark",
+    "cluster",
     "crops",
     "detect",
     "download",
@@ -98,6 +99,7 @@ _HOMES = {
     "Faces": "facezoo.results",
     "StyleGANInverter": "facezoo.models.latent_simclr.inverter",
     "benchmark": "facezoo.evaluate.benchmark",
+    "cluster": "facezoo.comparison",
     "crops": "facezoo.faces",
     "detect": "facezoo.faces",
     "download": "facezoo.registry",

@@ -1,17 +1,21 @@
-"""Compare faces by identity: similarities, and whether two images show one identity."""
+"""Compare faces by identity: similarities, verification and clusters."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import Unpack
 
+from facezoo.hub.card import Card, Verification, card_named
 from facezoo.preprocess.images import Images, ImageSource
-from facezoo.preprocess.pipeline import ImageKeywords
+from facezoo.preprocess.pipeline import ONE_FACE, ImageKeywords
 from facezoo.registry import load
 
 if TYPE_CHECKING:
@@ -32,6 +36,8 @@ class Match:
     false_match_rate: float | None
     """Share of validation pairs of two identities above the threshold; None for a threshold of
     your own."""
+    false_non_match_rate: float | None = None
+    """Share of validation pairs of one identity that are not above the threshold; None likewise."""
 
     def __bool__(self) -> bool:
         return self.same
@@ -81,8 +87,8 @@ def verify(
 ) -> Match:
     """Decide if two images show the same identity.
 
-    Compare the largest face of each. Use it for research: errors are common, and rates on other
-    images than those of the card can be much higher.
+    Compare the largest face of each image. Use it for research: errors are common, and rates on
+    other images than those of the card can be much higher.
 
     Args:
         a: an image.
@@ -105,17 +111,89 @@ def verify(
         >>> facezoo.verify("grace_hopper.jpg", "eileen_collins.jpg").same
         False
     """
-    network, rate = _model(model), None
+    network = _model(model)
+    rates: tuple[float | None, float | None] = (None, None)
     if threshold is None:
-        verification = network.card.verification if network.card else None
-        if verification is None:
-            raise ValueError(
-                f"the card of this {network.model_name} has no verification threshold; give "
-                "threshold=, or measure one with facezoo evaluate --card"
-            )
-        threshold, rate = verification.threshold, verification.false_match_rate
-    value = float(similarity([a], [b], network, **options))
-    return Match(value > threshold, value, threshold, rate)
+        measured = _verification(network.card, network.model_name)
+        threshold = measured.threshold
+        rates = measured.false_match_rate, measured.false_non_match_rate
+    value = float(similarity([a], [b], network, **(ONE_FACE | options)))
+    return Match(value > threshold, value, threshold, *rates)
+
+
+def cluster(
+    features: Tensor | NDArray[Any],
+    *,
+    threshold: float | None = None,
+    model: str = _DEFAULT,
+    method: Literal["average", "hdbscan"] = "average",
+) -> Tensor:
+    """Group faces by identity. Needs the extra ``[sklearn]``.
+
+    Memory and time grow with the square of the number of faces: use it for up to about 20,000.
+
+    Args:
+        features: identity features of ``encode_identity``, (N, D); rows of NaN are left out.
+        threshold: least mean cosine between two groups that are merged; None for the verification
+            threshold in the card of ``model``. ``"hdbscan"`` has none.
+        model: checkpoint that computed the features; only its card is read.
+        method: ``"average"`` for agglomerative clustering with average linkage, which gives every
+            face a group; ``"hdbscan"`` for groups of two or more faces in dense regions (Campello
+            et al. 2013), without a threshold.
+
+    Returns:
+        Number of each face's group, the largest group first; -1 for rows of NaN, and for faces in
+        no group of ``"hdbscan"``; int64, (N,).
+
+    Raises:
+        ImportError: if scikit-learn is not installed.
+        ValueError: if ``features`` is not (N, D), ``method`` is unknown, or the card has no
+            threshold and none is given.
+
+    Examples:
+        >>> features = model.encode_identity(["eileen_collins.jpg", "grace_hopper.jpg"])
+        >>> facezoo.cluster(features)
+        tensor([0, 1])
+    """
+    if method not in ("average", "hdbscan"):
+        raise ValueError(f"method must be 'average' or 'hdbscan', got {method!r}")
+    rows = torch.as_tensor(features).detach().float().cpu()
+    if rows.ndim != 2:
+        raise ValueError(f"features must be (N, D), got {tuple(rows.shape)}")
+    try:
+        from scipy.cluster.hierarchy import fcluster, linkage
+        from scipy.spatial.distance import squareform
+        from sklearn.cluster import HDBSCAN
+    except ImportError as error:
+        raise ImportError("cluster needs scikit-learn: pip install 'facezoo[sklearn]'") from error
+    known = torch.isfinite(rows).all(1)
+    result = torch.full((len(rows),), -1)
+    unit = F.normalize(rows[known], dim=1)
+    if method == "hdbscan":
+        groups = HDBSCAN(2, copy=True).fit_predict(unit) if len(unit) > 1 else -np.ones(len(unit))
+    else:
+        if threshold is None:
+            threshold = _verification(card_named(model), model).threshold
+        distances = squareform(
+            (1 - unit @ unit.T).clamp(min=0).fill_diagonal_(0).numpy(), checks=False
+        )
+        groups = np.arange(len(unit))
+        if len(unit) > 1:
+            groups = fcluster(linkage(distances, "average"), 1 - threshold, "distance")
+    names, places, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    sizes[names < 0] = 0  # no group
+    ranks = np.argsort(np.argsort(-sizes, kind="stable"))
+    result[known] = torch.from_numpy(np.where(names < 0, -1, ranks)[places])
+    return result
+
+
+def _verification(card: Card | None, name: str) -> Verification:
+    if card is None or card.verification is None:
+        raise ValueError(
+            f"the card of this {name} has no verification threshold; give "
+            "threshold=, or measure one with facezoo evaluate --card"
+        )
+    return card.verification
 
 
 def _model(model: str | FaceModel) -> Any:

@@ -107,6 +107,7 @@ def export(
 
     Raises:
         ImportError: if the extra ``[export]`` is missing.
+        TypeError: if ``model`` is not a model.
         UnsupportedError: if the model or the format has no such stage.
         ValueError: if the format is unknown, or ``out`` holds another checkpoint.
         RuntimeError: if an exported stage differs from the model by more than ``TOLERANCE``.

@@ -17,10 +17,12 @@ from facezoo.preprocess.pipeline import (
     ImageOptions,
     cut_batches,
     face_batches,
+    join_faces,
+    no_faces,
     read_batches,
 )
 from facezoo.registry import best_device
-from facezoo.results import Faces, concatenate
+from facezoo.results import Faces
 
 
 def detect(
@@ -32,8 +34,8 @@ def detect(
         images: one image or several, see ``facezoo.preprocess.images.read_image``.
         device: device of the detector; None for the best one.
         **options: settings of the detector and others, see
-            ``facezoo.preprocess.pipeline.ImageOptions``. By default all faces are returned, and
-            images without a face have no row.
+            ``facezoo.preprocess.pipeline.ImageOptions``. By default an image without a face has no
+            row.
 
     Returns:
         Boxes, landmarks and scores in pixels of the images, ordered by image, then by falling
@@ -47,20 +49,18 @@ def detect(
         >>> facezoo.detect("grace_hopper.jpg")
         Faces(1 face in 1 image)
     """
-    defaults: ImageKeywords = {"faces": "all", "on_missing": "skip"}
+    defaults: ImageKeywords = {"on_missing": "skip"}
     settings = ImageOptions(**(defaults | options))
     target = best_device(device)
     sources = as_list(images)
     if not sources:
-        empty = torch.zeros(0, dtype=torch.float32, device=target)
-        return Faces(empty.view(0, 4), empty.view(0, 5, 2), empty, empty.long())
+        return no_faces(target)
     parts = [
         replace(batch.faces, image_index=batch.faces.image_index + batch.first)
         for batch in face_batches(sources, target, settings)
         if batch.faces is not None
     ]
-    faces: Faces = concatenate(parts)
-    return faces
+    return join_faces(parts, sources)
 
 
 def crops(
@@ -82,8 +82,8 @@ def crops(
             detect them.
         device: device of detector and crops; None for the best one.
         **options: settings of the detector and others, see
-            ``facezoo.preprocess.pipeline.ImageOptions``. By default the largest face of each
-            image is cut out, and an image without a face is an error.
+            ``facezoo.preprocess.pipeline.ImageOptions``. By default an image without a face is an
+            error.
 
     Returns:
         RGB in 0..255, uint8, (F, 3, S, S). Models take them with ``aligned=True``.

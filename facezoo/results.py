@@ -10,8 +10,9 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from html import escape
+from importlib import import_module
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,6 +36,11 @@ EXPRESSIONS = (
 )
 
 LANDMARK_NAMES = ("right_eye", "left_eye", "nose_tip", "right_mouth_corner", "left_mouth_corner")
+
+# Columns of tables and feature files.
+BOX = ("x0", "y0", "x1", "y1")
+LANDMARKS = tuple(f"{name}_{axis}" for name in LANDMARK_NAMES for axis in "xy")
+POSE = ("yaw_deg", "pitch_deg", "roll_deg")
 
 WORDS = 5
 """Number of faces in a line of text."""
@@ -167,8 +173,51 @@ def as_rows(index: Any, count: int) -> Any:
     return slice(index, index + 1 or None)
 
 
+class FaceTable(Result):
+    """Base of results with one row per face that convert to tables."""
+
+    def _columns(self) -> dict[str, Any]:
+        """Return the columns of a table with one row per face: arrays or lists by name."""
+        raise NotImplementedError
+
+    def to_dict(self) -> list[dict[str, Any]]:
+        """Return one plain dict per face, with the columns of ``to_frame``; NaN becomes None."""
+        columns = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in self._columns().items()}
+        rows = zip(*columns.values(), strict=True)
+        return [
+            {k: None if v != v else v for k, v in zip(columns, row, strict=True)} for row in rows
+        ]
+
+    def to_frame(self, library: Literal["pandas", "polars"] = "pandas") -> Any:
+        """Return a data frame with one row per face.
+
+        The columns have the names that feature files have, see ``facezoo.extract``. Rows of
+        aligned crops have no file and no box.
+
+        Args:
+            library: ``"pandas"`` or ``"polars"``, which must be installed.
+
+        Raises:
+            ImportError: if the library is not installed.
+            ValueError: if ``library`` has another value.
+
+        Examples:
+            >>> frame = model.predict_expression("eileen_collins.jpg").to_frame()
+            >>> frame[["file", "face", "label"]].values.tolist()
+            [['eileen_collins.jpg', 0, 'happiness']]
+        """
+        if library not in ("pandas", "polars"):
+            raise ValueError(f"library must be 'pandas' or 'polars', got {library!r}")
+        try:
+            module = import_module(library)
+        except ImportError as error:
+            extra = "'facezoo[pandas]'" if library == "pandas" else "polars"
+            raise ImportError(f"to_frame needs {library}: pip install {extra}") from error
+        return module.DataFrame(self._columns())
+
+
 @dataclass(frozen=True, repr=False)
-class Faces(Result):
+class Faces(FaceTable):
     """Faces in a list of images, in the order of the images.
 
     The row of an image without a face (``on_missing="nan"``) holds NaN.
@@ -188,6 +237,14 @@ class Faces(Result):
     """Detector confidence in [0, 1], (F,)."""
     image_index: Tensor
     """Index of the image of each face, int64, (F,)."""
+    pose_deg: Tensor | None = None
+    """Yaw, pitch and roll in degrees, estimated from the five landmarks with a generic head, see
+    ``facezoo.preprocess.head_pose.head_pose``, (F, 3)."""
+    sharpness: Tensor | None = None
+    """Variance of the Laplacian of the face's luminance, see
+    ``facezoo.preprocess.quality.sharpness``; low for a blurred face, (F,)."""
+    files: tuple[str | None, ...] | None = None
+    """File name of each image, None for an image from memory; index it by ``image_index``."""
 
     def __len__(self) -> int:
         return len(self.image_index)
@@ -195,9 +252,13 @@ class Faces(Result):
     def __getitem__(self, index: Any) -> Faces:
         """Select faces by a number, a slice, a boolean mask or an index tensor."""
         index = as_rows(index, len(self.image_index))
-        return Faces(
-            self.boxes[index], self.landmarks[index], self.scores[index], self.image_index[index]
-        )
+        selected: Faces = map_tensors(lambda tensor: tensor[index], self)
+        return selected
+
+    @property
+    def eye_distance_px(self) -> Tensor:
+        """Distance between the eyes in pixels, a measure of the size of the face, (F,)."""
+        return (self.landmarks[:, 0] - self.landmarks[:, 1]).norm(dim=-1)
 
     def _line(self) -> str:
         index = self.image_index[self.scores.isfinite()].tolist()
@@ -213,31 +274,34 @@ class Faces(Result):
         )
         return table(["image", "score", "box: x0, y0, x1, y1"], rows, len(self))
 
-    def to_dict(self) -> list[dict[str, Any]]:
-        """Return one plain dict per face, for a table or JSON; NaN becomes None."""
-        return [
-            {
-                "image_index": int(index),
-                "score": _number(score),
-                **dict(zip(("x0", "y0", "x1", "y1"), map(_number, box), strict=True)),
-                **{
-                    f"{name}_{axis}": _number(value)
-                    for name, point in zip(LANDMARK_NAMES, points, strict=True)
-                    for axis, value in zip("xy", point, strict=True)
-                },
-            }
-            for box, points, score, index in zip(
-                self.boxes.cpu(),
-                self.landmarks.cpu(),
-                self.scores.cpu(),
-                self.image_index.cpu(),
-                strict=True,
-            )
-        ]
+    def _columns(self) -> dict[str, Any]:
+        index = self.image_index.tolist()
+        seen: dict[int, int] = {}
+        numbers = []  # of each face in its image; -1 for an image without a face
+        for image, known in zip(index, self.scores.isfinite().tolist(), strict=True):
+            numbers.append(seen.get(image, 0) if known else -1)
+            seen[image] = seen.get(image, 0) + 1
+        columns: dict[str, Any] = {
+            "file": [self.files[i] if self.files else None for i in index],
+            "image_index": index,
+            "face": numbers,
+        }
+        for names, values in (
+            (BOX, self.boxes),
+            (("score",), self.scores),
+            (LANDMARKS, self.landmarks),
+            (POSE, self.pose_deg),
+            (("eye_distance_px",), self.eye_distance_px),
+            (("sharpness",), self.sharpness),
+        ):
+            if values is not None:
+                rows = _to_numpy(values).reshape(len(index), len(names))
+                columns |= dict(zip(names, rows.T, strict=True))
+        return columns
 
 
 @dataclass(frozen=True, repr=False)
-class FaceEncoding(Result):
+class FaceEncoding(FaceTable):
     """All features of faces; None for a feature that the model lacks.
 
     Examples:
@@ -255,9 +319,19 @@ class FaceEncoding(Result):
     pose: Tensor | None = None
     """(F, D)."""
 
+    def _columns(self) -> dict[str, Any]:
+        columns = _columns_of(self.faces)
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name == "faces" or value is None:
+                continue
+            rows = _to_numpy(flatten_rows(value))
+            columns |= {f"{field.name}_{n}": column for n, column in enumerate(rows.T)}
+        return columns
+
 
 @dataclass(frozen=True, repr=False)
-class ExpressionPrediction(Result):
+class ExpressionPrediction(FaceTable):
     """Expression classes, one row per face.
 
     Examples:
@@ -292,20 +366,10 @@ class ExpressionPrediction(Result):
         rows = ([label or "no face", *shares] for label, shares in shown)
         return table(["label", *self.classes], rows, len(self))
 
-    def to_dict(self) -> list[dict[str, Any]]:
-        """Return one plain dict per face: label, one probability per class, and its position.
-
-        NaN becomes None, which JSON and tables have.
-        """
-        rows = self.faces.to_dict() if self.faces is not None else [{} for _ in self.labels]
-        return [
-            {
-                "label": label,
-                **{f"p_{c}": _number(p) for c, p in zip(self.classes, row, strict=True)},
-                **place,
-            }
-            for label, row, place in zip(self.labels, self.probabilities.cpu(), rows, strict=True)
-        ]
+    def _columns(self) -> dict[str, Any]:
+        shares = zip(self.classes, _to_numpy(self.probabilities).T, strict=True)
+        named = {f"p_{name}": column for name, column in shares}
+        return {**_columns_of(self.faces), "label": self.labels, **named}
 
 
 def model_line(model: Any) -> str:
@@ -330,13 +394,12 @@ def model_rows(model: Any) -> dict[str, str]:
     return rows
 
 
-def _number(value: Any) -> float | None:
-    """Convert a number to a float, and NaN to None."""
-    return None if math.isnan(value) else float(value)
+def _columns_of(faces: Faces | None) -> dict[str, Any]:
+    return {} if faces is None else faces._columns()
 
 
 @dataclass(frozen=True, repr=False)
-class PosePrediction(Result):
+class PosePrediction(FaceTable):
     """Head poses, one row per face."""
 
     yaw_deg: Tensor
@@ -356,8 +419,12 @@ class PosePrediction(Result):
 
     def _table(self) -> str:
         angles = (self.yaw_deg, self.pitch_deg, self.roll_deg)
-        rows = zip(*(angle[:ROWS].tolist() for angle in angles), strict=True)
-        return table(["yaw_deg", "pitch_deg", "roll_deg"], rows, len(self))
+        texts = ([f"{value:.1f}" for value in angle[:ROWS].tolist()] for angle in angles)
+        return table(POSE, zip(*texts, strict=True), len(self))
+
+    def _columns(self) -> dict[str, Any]:
+        angles = (_to_numpy(angle) for angle in (self.yaw_deg, self.pitch_deg, self.roll_deg))
+        return {**_columns_of(self.faces), **dict(zip(POSE, angles, strict=True))}
 
 
 @dataclass(frozen=True, repr=False)

@@ -216,8 +216,8 @@ class _InRuntime:
             UnsupportedError: if the outputs differ.
         """
         shape = list(self.like or x.shape)
-        generator = torch.Generator().manual_seed(0)
-        inputs = torch.randn(2, *shape[1:], generator=generator)
+        generator = torch.Generator("cpu").manual_seed(0)
+        inputs = torch.randn(2, *shape[1:], generator=generator, dtype=torch.float32)
         path = _cached(self.module, [self.method, *shape[1:], *self.free])
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -181,6 +181,7 @@ class FaceFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         encode = "predict_expression" if self.what == "probabilities" else f"encode_{self.what}"
         result = getattr(self._model(), encode)(
             images,
+            faces="largest",
             on_missing="nan",
             aligned=self.aligned,
             batch_size=self.batch_size,

@@ -65,6 +65,41 @@ def test_the_bundled_checkpoint_recognizes_a_portrait():
     assert 0 < match.false_match_rate <= 0.01
 
 
+def people(count, images, noise, seed=0):
+    """Features of several people, shuffled, and the person of each row."""
+    generator = torch.Generator().manual_seed(seed)
+    means = torch.randn(count, 32, generator=generator)
+    owner = torch.arange(count).repeat_interleave(images)[torch.randperm(count * images)]
+    return means[owner] + noise * torch.randn(len(owner), 32, generator=generator), owner
+
+
+@pytest.mark.parametrize("method", ["average", "hdbscan"])
+def test_clusters_are_the_people(method):
+    features, owner = people(5, 6, 0.2)
+    groups = facezoo.cluster(features.numpy(), threshold=0.5, method=method)
+    assert groups.dtype == torch.int64
+    assert torch.equal(groups[:, None] == groups, owner[:, None] == owner)
+
+
+def test_the_largest_cluster_is_the_first_and_rows_of_nan_have_none():
+    features, owner = people(2, 3, 0.1)
+    features = torch.cat([features, features[owner == 1], torch.full((1, 32), torch.nan)])
+    groups = facezoo.cluster(features)  # with the threshold of the card
+    assert groups[:-1].bincount().tolist() == [6, 3]
+    assert int(groups[-1]) == -1
+    assert facezoo.cluster(features[:1]).tolist() == [0]
+    assert facezoo.cluster(features[:0]).tolist() == []
+
+
+def test_clusters_of_wrong_input_are_errors():
+    with pytest.raises(ValueError, match=r"features must be \(N, D\), got \(3,\)"):
+        facezoo.cluster(torch.zeros(3))
+    with pytest.raises(ValueError, match="'average' or 'hdbscan'"):
+        facezoo.cluster(torch.zeros(3, 2), method="kmeans")
+    with pytest.raises(ValueError, match="has no verification threshold"):
+        facezoo.cluster(torch.ones(3, 2), model="face-detector")
+
+
 def test_a_card_keeps_its_threshold_in_json():
     card = replace(facezoo.info("ipd-fer"), verification=VERIFICATION)
     assert Card.parse(json.loads(card.to_json())) == card

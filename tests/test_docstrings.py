@@ -29,6 +29,8 @@ NAMES = {
     "export.export": importlib.import_module("facezoo.export").export,
     "FaceModel.encode_expression": FaceModel.encode_expression,
     "FaceModel.predict_expression": FaceModel.predict_expression,
+    "FaceModel.compact_expression": FaceModel.compact_expression,
+    "Faces.to_frame": facezoo.Faces.to_frame,
 }
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 

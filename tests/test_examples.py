@@ -37,6 +37,18 @@ def test_annotate_portraits_writes_one_image_of_all(tmp_path, capsys):
     assert "faces in 2 photographs" in capsys.readouterr().out
 
 
+def test_annotate_video_writes_a_video_a_frame_and_a_timeline(tmp_path, capsys):
+    model = IPDFER("test_resnet.r160_in1k", 8).eval()
+    example("annotate_video").main(tmp_path / "out", model=model)
+    assert {path.name for path in tmp_path.iterdir()} == {"out.mp4", "out.jpg", "out.png"}
+    assert "30 frames" in capsys.readouterr().out
+
+
+def test_make_gallery_draws_the_chosen_pictures(tmp_path):
+    example("make_gallery").main(tmp_path, "probabilities")
+    assert [path.name for path in tmp_path.iterdir()] == ["gallery_probabilities.png"]
+
+
 def test_take_apart_portraits_draws_five_columns_of_every_face(tmp_path, capsys):
     small = "test_resnet.r160_in1k"
     model = IPDFER(small, 8, 8, small, decoder_size=14, decoder_width=4).eval()

@@ -42,7 +42,7 @@ def test_crops_are_the_pixels_that_a_model_sees(template, size):
     images = [ONE, TWO]
     crops = facezoo.crops([i.numpy() for i in images], template, size, device="cpu")
     assert crops.dtype == torch.uint8
-    assert crops.shape == (2, 3, size, size)
+    assert crops.shape == (3, 3, size, size)
     preprocessing = Preprocessing(template=template, size=size, mean=(0,) * 3, std=(1,) * 3)
     expected = prepare(images, pipeline.find_faces(images), preprocessing)
     assert (crops - expected * 255).abs().max() <= 0.51

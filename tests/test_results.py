@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageFilter
 
 import facezoo
 from facezoo.errors import warn_once
@@ -46,10 +47,8 @@ def with_gap():
 
 
 def same(first, second):
-    return all(
-        torch.equal(getattr(first, f.name), getattr(second, f.name))
-        for f in dataclasses.fields(first)
-    )
+    pairs = [(getattr(first, f.name), getattr(second, f.name)) for f in dataclasses.fields(first)]
+    return all(a is b if a is None else torch.equal(a, b) for a, b in pairs)
 
 
 def test_faces_know_how_many_they_are():
@@ -138,10 +137,11 @@ def test_a_table_of_faces_has_a_row_per_face_with_named_numbers():
     assert (rows[1]["x0"], rows[1]["y0"], rows[1]["x1"], rows[1]["y1"]) == (4, 5, 6, 7)
     assert rows[1]["right_eye_x"] == 10
     assert rows[1]["left_mouth_corner_y"] == 19
-    assert set(rows[0]) == {"image_index", "score", "x0", "y0", "x1", "y1"} | {
-        f"{name}_{axis}" for name in LANDMARK_NAMES for axis in "xy"
-    }
-    assert all(type(value) in (int, float) for row in rows for value in row.values())
+    assert [row["face"] for row in rows] == [0, 1, 0]
+    assert rows[0]["eye_distance_px"] == pytest.approx(8**0.5)
+    assert list(rows[0])[:8] == ["file", "image_index", "face", "x0", "y0", "x1", "y1", "score"]
+    assert {f"{name}_{axis}" for name in LANDMARK_NAMES for axis in "xy"} < set(rows[0])
+    json.dumps(rows)
 
 
 def test_a_table_of_predictions_has_label_probabilities_and_place():
@@ -153,7 +153,38 @@ def test_a_table_of_predictions_has_label_probabilities_and_place():
     assert (rows[0]["p_calm"], rows[0]["p_cross"]) == (0.75, 0.25)
     assert rows[0]["x1"] == 2
     assert rows[1]["label"] is None
-    assert (rows[1]["p_calm"], rows[1]["x0"]) == (None, None)
+    assert (rows[1]["p_calm"], rows[1]["x0"], rows[1]["face"]) == (None, None, -1)
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_a_frame_has_the_columns_of_the_table(library):
+    faces = dataclasses.replace(
+        with_gap(), pose_deg=torch.rand(2, 3), sharpness=torch.rand(2), files=("a.jpg", None)
+    )
+    frame = FaceEncoding(torch.rand(2, 3), torch.rand(2, 2), faces).to_frame(library)
+    assert len(frame) == 2
+    assert list(frame["file"]) == ["a.jpg", "a.jpg"]
+    assert {"yaw_deg", "sharpness", "expression_2", "identity_1"} < set(frame.columns)
+    assert "pose_0" not in frame.columns
+
+
+def test_an_unknown_library_of_frames_is_an_error():
+    with pytest.raises(ValueError, match="'pandas' or 'polars'"):
+        faces_of(1).to_frame("arrow")
+
+
+def test_results_name_their_files_and_measure_pose_and_sharpness():
+    image = Image.open(PORTRAIT).convert("RGB")
+    blurred = image.filter(ImageFilter.GaussianBlur(3))
+    faces = facezoo.detect([PORTRAIT, image.rotate(-20), blurred], faces="largest")
+    assert faces.files == (str(PORTRAIT), None, None)
+    yaw, pitch, roll = faces.pose_deg.T
+    assert yaw.abs().max() < 6
+    assert pitch.abs().max() < 10
+    assert float(roll[1] - roll[0]) == pytest.approx(20, abs=6)
+    assert faces.sharpness[0] > 20 * faces.sharpness[2]
+    row = faces.to_dict()[0]
+    assert (row["file"], row["roll_deg"]) == (str(PORTRAIT), pytest.approx(float(roll[0])))
 
 
 def test_a_table_of_aligned_crops_has_no_places():
@@ -293,4 +324,4 @@ def test_dicts_of_images_without_a_face_are_strict_json():
     prediction = ExpressionPrediction(["b", None], probabilities, ("a", "b"), faces)
     first, second = json.loads(json.dumps(prediction.to_dict(), allow_nan=False))
     assert (first["p_b"], first["x1"]) == (0.75, 1.0)
-    assert second == dict.fromkeys(second, None) | {"image_index": 1}
+    assert second == dict.fromkeys(second, None) | {"image_index": 1, "face": -1}

@@ -11,6 +11,7 @@ PUBLIC = [
     "StyleGANInverter",
     "__version__",
     "benchmark",
+    "cluster",
     "crops",
     "detect",
     "download",

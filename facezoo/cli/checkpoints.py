@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from facezoo.cli.common import DIR, PATH, resolve
+from facezoo.cli.common import DIR, FILE, PATH, resolve
 from facezoo.hub.families import COMMANDS
-
-if TYPE_CHECKING:
-    from facezoo.hub.card import Card
 
 FORMATS = ("onnx", "torch-export", "timm")
 overwrite_option = click.option("--overwrite", is_flag=True, help="replace the target")
@@ -36,29 +33,14 @@ def list_names(pattern: str, pretrained: bool) -> int:
 
 @click.command()
 @click.argument("name")
+@click.option("--all", "full", is_flag=True, help="print every metric and every limit in full")
 @click.option("--json", "as_json", is_flag=True, help="print the card as JSON")
-def info(name: str, as_json: bool) -> None:
+def info(name: str, full: bool, as_json: bool) -> None:
     """Show the card of a checkpoint, or of the default checkpoint of a model."""
     from facezoo.registry import info as card_of
 
     card = card_of(name)
-    print(card.to_json() if as_json else _card_text(card), end="" if as_json else "\n")
-
-
-def _card_text(card: Card) -> str:
-    """Summarize a card, its use and its origin."""
-    place = "in the package only"
-    if card.hub.repo and card.hub.revision:  # a card without revision is not on the Hub yet
-        place = f"{card.hub.repo} at {card.hub.revision[:12]}"
-    lines = [
-        repr(card),
-        f"  classes   {', '.join(card.labels) or 'none'}",
-        f"  use       {card.intended_use or 'not stated'}",
-        f"  command   {card.training.command or 'not recorded'}",
-        f"  sha256    {card.weights.sha256}",
-        f"  hub       {place}",
-    ]
-    return "\n".join(lines)
+    print(card.to_json() if as_json else card.summary(full), end="" if as_json else "\n")
 
 
 @click.command()
@@ -152,10 +134,16 @@ def export(model: str, kind: Any, out: Path, stages: str | None) -> None:
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @click.option("--organization", required=True, metavar="ORG", help="organization on the Hub")
 @click.option("--out", type=DIR, help="write the files of each repository there")
+@click.option("--picture", type=FILE, help="example image for the top of the model card")
 @click.option("--private", is_flag=True, help="create private repositories")
 @click.option("--send", is_flag=True, help="upload")
 def publish(
-    names: tuple[str, ...], organization: str, out: Path | None, private: bool, send: bool
+    names: tuple[str, ...],
+    organization: str,
+    out: Path | None,
+    picture: Path | None,
+    private: bool,
+    send: bool,
 ) -> None:
     """Upload checkpoints to the Hugging Face Hub, one repository each.
 
@@ -163,4 +151,11 @@ def publish(
     """
     from facezoo.hub.publish import publish as upload
 
-    upload(list(names), organization=organization, private=private, dry_run=not send, out=out)
+    upload(
+        list(names),
+        organization=organization,
+        private=private,
+        dry_run=not send,
+        out=out,
+        picture=picture,
+    )

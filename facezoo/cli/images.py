@@ -1,4 +1,4 @@
-"""``facezoo predict``, ``extract`` and ``join``."""
+"""``facezoo predict``, ``verify``, ``extract`` and ``join``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ import click
 
 from facezoo.cli.common import FILE, PATH, detection_options, device_option
 from facezoo.errors import ImageError
+from facezoo.results import BOX, POSE
 
 if TYPE_CHECKING:
     from facezoo.models.base import FaceModel
@@ -82,9 +84,10 @@ def predict(
             for name, prediction, places in results:
                 found = [a | b for a, b in zip(places, _faces(prediction), strict=True)]
                 entries.append({"file": name, "faces": found})
-                for index, row in enumerate(prediction.to_dict()):
+                for place, row in zip(places, prediction.to_dict(), strict=True):
                     del row["image_index"]
-                    table.append({"file": name, "face": index, **places[index], **row})
+                    row["file"] = name
+                    table.append({"file": name, "face": row["face"], **place, **row})
                 if not as_json and not as_csv and (found or file not in videos):
                     print(_prediction_text(entries[-1]))
         except ImageError as error:
@@ -99,6 +102,41 @@ def predict(
         writer.writerows(table)
     unreadable = any("error" in entry for entry in entries)
     return 1 if unreadable or not table else 0
+
+
+@click.command(
+    epilog="For research only: errors are common, and rates on other images can be much higher."
+)
+@click.argument("first", metavar="IMAGE_A")
+@click.argument("second", metavar="IMAGE_B")
+@click.option("--model", default="ipd-fer", help="any name that load takes")
+@click.option("--threshold", type=float, help="least similarity  [default: the one in the card]")
+@device_option
+@click.option("--json", "as_json", is_flag=True, help="print JSON")
+def verify(
+    first: str,
+    second: str,
+    model: str,
+    threshold: float | None,
+    device: str | None,
+    as_json: bool,
+) -> None:
+    """Decide if the largest faces of two images show the same identity."""
+    from facezoo.comparison import verify as compare
+    from facezoo.registry import load
+
+    match = compare(first, second, load(model, device=device), threshold=threshold)
+    if as_json:
+        print(json.dumps(asdict(match), indent=2))
+        return
+    words = ("same identity", "above") if match.same else ("different identities", "not above")
+    print(f"{words[0]}: similarity {match.similarity:.3f} is {words[1]} {match.threshold:.3f}")
+    if match.false_match_rate is not None and match.false_non_match_rate is not None:
+        print(
+            f"with this threshold, {match.false_match_rate:.1%} of the validation pairs of two "
+            f"identities count as the same, and {match.false_non_match_rate:.1%} of the pairs of "
+            "one identity as different"
+        )
 
 
 def _image_files(sources: tuple[str, ...]) -> Iterator[Path]:
@@ -151,17 +189,16 @@ def _faces(prediction: ExpressionPrediction) -> list[dict[str, Any]]:
     """Convert a prediction to plain values for JSON."""
     faces = prediction.faces
     assert faces is not None
-    columns = (faces.boxes, faces.landmarks, faces.scores, prediction.probabilities)
-    rows = zip(prediction.labels, *(column.tolist() for column in columns), strict=True)
+    rows = zip(prediction.to_dict(), faces.landmarks.tolist(), strict=True)
     return [
         {
-            "label": label,
-            "probabilities": dict(zip(prediction.classes, probabilities, strict=True)),
-            "box": box,
+            "label": row["label"],
+            "probabilities": {name: row[f"p_{name}"] for name in prediction.classes},
+            "box": [row[edge] for edge in BOX],
             "landmarks": landmarks,
-            "score": score,
+            **{name: row[name] for name in ("score", *POSE, "eye_distance_px", "sharpness")},
         }
-        for label, box, landmarks, score, probabilities in rows
+        for row, landmarks in rows
     ]
 
 
@@ -213,6 +250,11 @@ def _prediction_text(entry: dict[str, Any]) -> str:
 @click.option("--workers", type=int, default=2, help="decoding threads")
 @click.option("--every", type=int, default=1, metavar="N", help="take every N-th frame of a video")
 @click.option("--smooth", type=float, metavar="SECONDS", help="average features along face tracks")
+@click.option(
+    "--compact/--no-compact",
+    default=None,
+    help="write only the numbers of expression features that vary  [default: for CSV]",
+)
 @click.option(
     "--engine",
     type=click.Choice(["local", "ray"]),

@@ -21,6 +21,7 @@ COMMANDS = {
     "list": ("facezoo.cli.checkpoints:list_names", "List models or checkpoints."),
     "info": ("facezoo.cli.checkpoints:info", "Show the card of a checkpoint."),
     "predict": ("facezoo.cli.images:predict", "Predict the expression of each face."),
+    "verify": ("facezoo.cli.images:verify", "Decide if two images show the same identity."),
     "extract": ("facezoo.cli.images:extract", "Write the features of all faces to a file."),
     "join": ("facezoo.cli.images:join", "Join feature files."),
     "live": ("facezoo.cli.live:live", "Show the expressions of a camera in a window."),

@@ -219,7 +219,7 @@ def _detect(
     sizes = torch.full((len(images), 2), float("nan"))
     missing = (~_known(points)).nonzero()[:, 0]
     sources = [images[row] for row in missing.tolist()]
-    options = ImageOptions(on_missing="skip", batch_size=batch_size, progress=True, **detection)
+    options = ImageOptions("largest", "skip", batch_size=batch_size, progress=True, **detection)
     for batch in face_batches(sources, device, options, read=read_pair):
         rows = missing[batch.first : batch.first + len(batch.images)]
         sizes[rows] = torch.tensor([[float(i.shape[1]), float(i.shape[0])] for i in batch.images])

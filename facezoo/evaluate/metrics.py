@@ -219,6 +219,7 @@ def compare(
         seed: seed of the bootstrap.
 
     Raises:
+        ImportError: if the extra ``[evaluate]`` is missing.
         ValueError: if the two are not of the same images, or there are none.
     """
     try:

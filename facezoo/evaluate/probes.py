@@ -101,6 +101,9 @@ def nearest_neighbors(
     Source: Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination"
     (2018), Sec. 3.4. Arguments and errors are those of ``linear_probe``; ``neighbors`` are the
     numbers to choose from, at most all training rows.
+
+    Raises:
+        ImportError: if the extra ``[evaluate]`` is missing; further errors as ``linear_probe``.
     """
     try:
         from sklearn.neighbors import KNeighborsClassifier

@@ -29,7 +29,7 @@ except ImportError:  # on Windows two runs can write to one output
     fcntl = None  # type: ignore[assignment]
 
 RUN = "run.json"
-FORMAT = 3
+FORMAT = 4
 """Version of ``run.json`` and the parts; those of other versions are rejected."""
 DAMAGE = (zipfile.BadZipFile, ValueError, KeyError, EOFError)
 Rows = dict[str, NDArray[Any]]

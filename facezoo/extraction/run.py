@@ -97,6 +97,7 @@ def extract(
     workers: int = 2,
     every: int = 1,
     smooth: float | None = None,
+    compact: bool | None = None,
     engine: Engine = "local",
     strict: bool = False,
     profile: bool = False,
@@ -116,7 +117,8 @@ def extract(
             shard, a video, or several of all these, named as given.
         output: a ``.parquet``, ``.csv`` or ``.npz`` file. Rows are sorted by file, then by the
             index of the face in its image. Columns: file, face, for videos time and track, box,
-            score, landmarks, the embeddings, label, probabilities, checkpoint, fingerprint.
+            score, landmarks, head pose and quality as in ``Faces``, the embeddings, label,
+            probabilities, checkpoint, fingerprint.
         model: a name that ``facezoo.load`` takes, or a model.
         what: embeddings to write: ``"expression"``, ``"identity"``, ``"pose"`` and others that the
             model has. Labels and probabilities are written if it has classes.
@@ -134,6 +136,8 @@ def extract(
         every: take every n-th frame of a video, from the first on.
         smooth: average embeddings and probabilities along the track of a face in a video, with this
             time constant in seconds, see ``facezoo.extraction.tracks``; None for no smoothing.
+        compact: write expression features as ``FaceModel.compact_expression`` returns them; None
+            for CSV only.
         engine: ``"local"`` for this process, or for all processes of ``accelerate launch``;
             ``"ray"`` for the actors of a Ray cluster. The rows are the same.
         strict: whether unreadable files are an error, raised when the output is complete.
@@ -173,6 +177,7 @@ def extract(
         workers=workers,
         every=every,
         smooth=smooth,
+        compact=compact,
         engine=engine,
         strict=strict,
         profile=profile,
@@ -200,6 +205,7 @@ def extract_each(
     workers: int = 2,
     every: int = 1,
     smooth: float | None = None,
+    compact: bool | None = None,
     engine: Engine = "local",
     strict: bool = False,
     profile: bool = False,
@@ -255,7 +261,13 @@ def extract_each(
         raise ValueError("every and smooth are for videos, and there is no video; leave them out")
     _check_separate(targets, images)
     models = _load(outputs.values(), device or together.device(), jpeg)
-    plans = [plan_for(model, what, options, images.videos, smooth) for model in models]
+    plans = [
+        plan_for(
+            *(model, what, options, images.videos, smooth),
+            compact=target.suffix.lower() == ".csv" if compact is None else compact,
+        )
+        for model, target in zip(models, targets, strict=True)
+    ]
     settings = _settings(targets, plans, options, images)
     mark = sha256(repr([settings, images.names]).encode("utf-8", "surrogateescape")).hexdigest()
     if len(set(together.gather(mark))) > 1:

@@ -78,6 +78,7 @@ def plan_for(
     options: ImageOptions,
     videos: bool,
     smooth: float | None,
+    compact: bool,
 ) -> Plan:
     """Choose the stages of a model.
 
@@ -105,7 +106,8 @@ def plan_for(
     if videos:
         mark = sha256(f"{mark} {CONVERSION}".encode()).hexdigest()[: len(mark)]
     checkpoint = f"{card}@{digest_of(model)[:12]}"
-    layout = Layout(checkpoint, mark, tuple(features), tuple(classes), videos, smooth)
+    compact = compact and "expression" in features and model.expression_basis() is not None
+    layout = Layout(checkpoint, mark, tuple(features), tuple(classes), videos, smooth, compact)
     return Plan(model, names, layout)
 
 
@@ -154,6 +156,8 @@ def _block(batch: ImageBatch, task: Task, times: dict[str, float], clock: Clock)
     """Encode the faces of a batch with every model."""
     names, faces = list(batch.sources), batch.faces
     assert faces is not None
+    assert faces.pose_deg is not None
+    assert faces.sharpness is not None
     index = np.array(batch.index, np.int64)[faces.image_index.cpu().numpy()]
     scores = faces.scores.float().cpu().numpy()
     face = np.arange(len(index)) - np.searchsorted(index, index)  # rows are sorted by image
@@ -164,6 +168,9 @@ def _block(batch: ImageBatch, task: Task, times: dict[str, float], clock: Clock)
         "box": faces.boxes.float().cpu().numpy(),
         "score": scores,
         "landmarks": faces.landmarks.float().cpu().numpy(),
+        "pose_deg": faces.pose_deg.float().cpu().numpy(),
+        "eye_distance_px": faces.eye_distance_px.float().cpu().numpy(),
+        "sharpness": faces.sharpness.float().cpu().numpy(),
     }
     if task.plans[0].layout.videos:
         moments = [times.pop(name, np.nan) for name in names]
@@ -173,7 +180,7 @@ def _block(batch: ImageBatch, task: Task, times: dict[str, float], clock: Clock)
         results = plan.model.encode_faces(
             batch.images, faces, plan.names, task.options.batch_size, clock
         )
-        rows.append(shared | dict(_column(name, result) for name, result in results.items()))
+        rows.append(shared | dict(_column(plan, *item) for item in results.items()))
     return Block(
         names,
         len(batch.images) - len(np.unique(index[face >= 0])),
@@ -185,8 +192,10 @@ def _block(batch: ImageBatch, task: Task, times: dict[str, float], clock: Clock)
     )
 
 
-def _column(name: str, result: Any) -> tuple[str, NDArray[np.float32]]:
+def _column(plan: Plan, name: str, result: Any) -> tuple[str, NDArray[np.float32]]:
     if name == "predict_expression":
         return "probabilities", result.softmax(-1).cpu().numpy()
     rows = result if isinstance(result, torch.Tensor) else flatten_rows(result)
+    if name == "encode_expression" and plan.layout.compact:
+        rows = plan.model.compact_expression(rows)
     return name.removeprefix(FEATURES), rows.cpu().numpy()

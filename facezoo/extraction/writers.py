@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from facezoo.extraction.resume import Parts, Rows, replacing
-from facezoo.results import LANDMARK_NAMES
+from facezoo.results import BOX, LANDMARKS, POSE
 from facezoo.version import __version__
 
 if TYPE_CHECKING:
@@ -28,11 +28,10 @@ if TYPE_CHECKING:
 SUFFIXES = (".parquet", ".csv", ".npz")
 BLOCK = 1024
 """Rows in memory at once, and in a row group of a Parquet file."""
-BOX = ("x0", "y0", "x1", "y1")
-LANDMARKS = tuple(f"{name}_{axis}" for name in LANDMARK_NAMES for axis in "xy")
+QUALITY = ("eye_distance_px", "sharpness")
 VERSIONS = {"facezoo": __version__, "torch": str(torch.__version__), "numpy": np.__version__}
 """Packages that decide the last digits of the rows."""
-COMPARABLE = ("fingerprint", "checkpoint", "features", "classes", "videos", "smooth")
+COMPARABLE = ("fingerprint", "checkpoint", "features", "classes", "videos", "smooth", "compact")
 """Fields of the metadata that are equal in files that can be joined."""
 
 
@@ -53,6 +52,8 @@ class Layout:
     """Rows have a time and a track; see ``facezoo.extraction.tracks``."""
     smooth: float | None = None
     """Time constant of the smoothing along a track, seconds."""
+    compact: bool = False
+    """The expression features are those of ``FaceModel.compact_expression``."""
 
 
 def check_output(output: Path) -> None:
@@ -128,7 +129,8 @@ class Table:
         columns |= {name: rows[name] for name in ("time", "track") if layout.videos}
         columns |= {**dict(zip(BOX, rows["box"].T, strict=True)), "score": rows["score"]}
         columns["landmarks"] = rows["landmarks"].reshape(count, len(LANDMARKS))
-        columns |= {name: rows[name] for name in layout.features}
+        columns |= dict(zip(POSE, rows["pose_deg"].T, strict=True))
+        columns |= {name: rows[name] for name in (*QUALITY, *layout.features)}
         if layout.classes:
             columns["label"] = np.array(self.labels(rows["probabilities"]), object)
             named = zip(layout.classes, rows["probabilities"].T, strict=True)
@@ -278,8 +280,12 @@ def _write_npz(path: Path, table: Table) -> int:
     for columns in table.columns("face"):
         rows += len(columns["face"])
         longest = max([longest, *map(len, columns["file"])])
-    names = ["face", "box", "score", "landmarks", *(["time", "track"] if layout.videos else [])]
-    names += [*layout.features, *(["probabilities"] if layout.classes else [])]
+    names = ["face", "box", "score", "landmarks", "pose_deg", *QUALITY]
+    names += [
+        *(["time", "track"] if layout.videos else []),
+        *layout.features,
+        *(["probabilities"] if layout.classes else []),
+    ]
     constants = {
         "checkpoint": np.array(layout.checkpoint),
         "fingerprint": np.array(layout.fingerprint),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -23,6 +23,8 @@ from facezoo.training.processes import Processes
 
 MARGIN = 8
 """Pixels around the template, for random shifts."""
+MIN_STEPS = 64
+"""Fewer steps leave a new classifier near its random weights."""
 MIN_VALIDATION = 50
 """Fewest validation faces that select an epoch: on fewer, a score is mostly chance."""
 
@@ -31,9 +33,10 @@ MIN_VALIDATION = 50
 class Finetuning:
     """Recipe of fine-tuning."""
 
-    epochs: int = 10
-    batch_size: int = 32
-    """Images per step; all of them if there are fewer."""
+    epochs: int | None = None
+    """None for 10, or for as many as take ``MIN_STEPS`` steps."""
+    batch_size: int | None = None
+    """Images per step, all of them if there are fewer; None for 10 to 32, an eighth of them."""
     rate: float = 1e-3
     """Learning rate of the classifier."""
     layer_decay: float = 0.7
@@ -52,8 +55,8 @@ class Finetuning:
 
     def __post_init__(self) -> None:
         bounds = {
-            "epochs": (self.epochs >= 1, "1 or more"),
-            "batch_size": (self.batch_size >= 1, "1 or more"),
+            "epochs": (self.epochs is None or self.epochs >= 1, "1 or more"),
+            "batch_size": (self.batch_size is None or self.batch_size >= 1, "1 or more"),
             "rate": (0 < self.rate < math.inf, "above 0"),
             "layer_decay": (0 < self.layer_decay <= 1, "above 0 and at most 1"),
             "weight_decay": (0 <= self.weight_decay < math.inf, "0 or more"),
@@ -65,6 +68,16 @@ class Finetuning:
                 raise ValueError(f"{name} must be {expected}, got {getattr(self, name)}")
         if self.probe and self.freeze:
             raise ValueError("probe trains the classifier alone; there is nothing else to freeze")
+
+    def for_images(self, count: int) -> Finetuning:
+        """Choose the settings that are None for a number of training images."""
+        size, processes = self.batch_size, Processes.present().count
+        if size is None:
+            size = min(32, max(10, count // 8))
+            size += -size % processes
+        steps = math.ceil(count / size) or 1
+        epochs = self.epochs or max(10, math.ceil(MIN_STEPS / steps))
+        return replace(self, epochs=epochs, batch_size=size)
 
 
 @dataclass(frozen=True)
@@ -90,6 +103,7 @@ def check_batch(model: FaceModel, recipe: Finetuning) -> None:
     model.train()
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d) and m.training]
     model.eval()
+    assert recipe.batch_size is not None
     if recipe.batch_size // count < 2 and norms:
         raise ValueError(
             f"batch_size must be {2 * count} or more for a model with batch norms, got "
@@ -141,7 +155,7 @@ def fit(
 
     def step(rows: Tensor, at: Position) -> dict[str, Tensor]:
         batch = train[rows]
-        images = _augmented(batch, model.preprocessing, at.generator)
+        images = augmented(batch, model.preprocessing, at.generator)
         with autocast(model.device):
             logits = model(images.to(model.device))
         loss = F.cross_entropy(
@@ -155,7 +169,9 @@ def fit(
         assert val is not None
         return scores(predict(network, val), val.labels)
 
-    count = Processes.present().count
+    count, recipe = Processes.present().count, recipe.for_images(len(train))
+    assert recipe.epochs is not None
+    assert recipe.batch_size is not None
     size = min(recipe.batch_size, len(train))
     if size == len(train) > count:  # all images, apart from a rest that cannot be shared
         size -= size % count
@@ -171,7 +187,8 @@ def fit(
     return rows
 
 
-def _augmented(batch: Examples, preprocessing: Preprocessing, generator: torch.Generator) -> Tensor:
+def augmented(batch: Examples, preprocessing: Preprocessing, generator: torch.Generator) -> Tensor:
+    """Return augmented and normalized crops, (B, 3, S, S)."""
     side = batch.crops.shape[-1]
     zoom = (side - 2 * batch.margin) / side
     images = augment(batch.crops, preprocessing.size, generator, zoom=zoom)

@@ -30,6 +30,7 @@ from facezoo.finetuning.loop import (
     predict,
     selects_epoch,
 )
+from facezoo.finetuning.plan import draw_confusion, plan
 from facezoo.hub.card import Card, Hub, Licenses, Metric, Training, Weights
 from facezoo.hub.tensors import read_tensors, save
 from facezoo.models.base import FaceModel, Stage
@@ -42,6 +43,7 @@ from facezoo.registry import load
 from facezoo.training.processes import Processes
 from facezoo.training.run import begin_run
 
+CONFUSION = "confusion.png"
 STATE = "training"
 """Folder in the output with what only a resumed run needs."""
 _BASE = ", which training started from: "
@@ -92,6 +94,9 @@ def finetune(
     Call it again after an interruption: it resumes. Several processes, as ``accelerate launch``
     starts them, share every batch; their number must divide the batch size.
 
+    The plan is printed before the training. ``out`` also gets a picture of the confusion matrix on
+    the test split, else on the validation split.
+
     Without a validation split in the data, a fifth of the images validates, stratified by class
     and separated by identity. If these are fewer than 50 faces, all images train, and no
     validation score is reported.
@@ -102,7 +107,7 @@ def finetune(
         out: folder for the result.
         model: name that ``facezoo.load`` takes, of a model with expression classes. If its
             expression features are trained, its ``identity_removal`` is left out with a warning.
-        recipe: recipe; None for the defaults.
+        recipe: recipe; None for the defaults. Settings that are None suit the number of images.
         label_column: column of a table; None to look for the usual names.
         classes: classes to use, in this order; None for all in the data.
         aligned: the images are crops in the model's template.
@@ -120,14 +125,17 @@ def finetune(
     Raises:
         ValueError: if the data has fewer than two classes, or a class without a training image,
             or ``out`` holds a run of another recipe, seed, data or checkpoint.
+        FileNotFoundError: if ``data`` or an image does not exist.
+        ImageError: if an image cannot be read.
         NoFaceError: if no image has a face.
+        UnknownNameError: if there is no such model.
         UnsupportedError: if the model has no classifier, or takes meshes.
 
     Examples:
         >>> result = facezoo.finetune("images", "my-model")  # doctest: +SKIP
         >>> model = facezoo.load("my-model")  # doctest: +SKIP
     """
-    recipe, target, together = recipe or Finetuning(), Path(out), Processes.present()
+    target, together = Path(out), Processes.present()
     options = ImageOptions(
         min_face=min_face,
         score_threshold=score_threshold,
@@ -136,7 +144,9 @@ def finetune(
     )
     detection = {name: v for name in DETECTION if (v := getattr(options, name)) is not None}
     labelled = read_labelled(data, label_column=label_column, classes=classes)
-    _check_classes(labelled, labelled.labels[labelled.rows("train")])
+    images = labelled.rows("train")
+    _check_classes(labelled, labelled.labels[images])
+    recipe = (recipe or Finetuning()).for_images(len(images))
     net = _network(model, recipe, labelled, seed, device or together.device())
     check_batch(net, recipe)
     settings = {
@@ -153,12 +163,14 @@ def finetune(
             labelled, settings["data"], net, target / STATE, aligned, detection
         )
     parts = {name: _part(examples, rows, labelled.rows(name)) for name in ("train", "val", "test")}
-    note = _validation_note(labelled, parts["val"])
+    note = _validation_note(labelled, parts["val"], len(parts["test"]))
     if not selects_epoch(parts["val"]):
         if "val" not in labelled.splits:
             parts["train"] = _part(examples, rows, labelled.rows("train", "val"))
         del parts["val"]
     _check_classes(labelled, parts["train"].labels)
+    if together.first:
+        print(plan(net, parts, recipe, net.card.name if net.card else model), flush=True)
     fit(net, parts["train"], parts.get("val"), recipe, target / STATE, seed=seed)
     command = _command(data, out, model, recipe, label_column, classes, aligned, seed, detection)
     metrics = tuple(
@@ -170,20 +182,29 @@ def finetune(
     card = _card(net, labelled, len(parts["train"]), record, command, metrics, note, target, recipe)
     if together.first:
         net.save_pretrained(target, card=card)
+        split = "test" if len(parts["test"]) else "val"
+        if split in parts:
+            part = parts[split]
+            counts = confusion(predicted_classes(predict(net, part)), part.labels, len(net.labels))
+            title = f"{split}: {len(part)} faces, true classes in rows"
+            draw_confusion(counts, net.labels, title, target / CONFUSION)
+            with (target / "README.md").open("a", encoding="utf-8") as file:
+                file.write(f"\n## Confusion matrix\n\n![{title}]({CONFUSION})\n")
     together.wait()
     return Finetuned(target, labelled.classes, metrics, note)
 
 
-def _validation_note(labelled: LabelledImages, val: Examples) -> str:
+def _validation_note(labelled: LabelledImages, val: Examples, tested: int) -> str:
+    advice = "" if tested else "; measure on a test split"
     if selects_epoch(val):
         return (
             f"The epoch was selected on the {len(val)} validation faces, so scores on them are "
-            "optimistic; measure on a test split."
+            f"optimistic{advice}."
         )
     used = "all images were trained on" if "val" not in labelled.splits else "the last epoch stays"
     return (
         f"No validation score: {len(val)} validation faces are too few ({MIN_VALIDATION} or more "
-        f"are needed), so {used}; measure on a test split."
+        f"are needed), so {used}{advice}."
     )
 
 

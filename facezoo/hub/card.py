@@ -23,21 +23,6 @@ SCHEMA = 1
 CHECKPOINTS = Path(__file__).parents[1] / "checkpoints"
 DTYPES = ("float32", "float16", "bfloat16", "int8")
 
-# Identifiers that the Hub accepts as `license`; any other license is `other` with a name.
-# https://huggingface.co/docs/hub/repositories-licenses
-# fmt: off
-HUB_LICENSES = frozenset((
-    "apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear", "bsl-1.0",
-    "cc0-1.0", "cc-by-2.0", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0", "cc-by-sa-4.0",
-    "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nd-4.0", "cc-by-nc-nd-3.0",
-    "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0",
-    "cdla-permissive-1.0", "cdla-permissive-2.0", "cdla-sharing-1.0", "c-uda", "agpl-3.0",
-    "gpl-2.0", "gpl-3.0", "lgpl-2.1", "lgpl-3.0", "mpl-2.0", "epl-1.0", "epl-2.0", "eupl-1.1",
-    "eupl-1.2", "isc", "ms-pl", "odc-by", "odbl", "openrail", "openrail++", "osl-3.0", "pddl",
-    "unlicense", "wtfpl", "zlib",
-))
-# fmt: on
-
 # Field types that the parser checks: the type, a test of the value, the expected value in words.
 Slug = Annotated[
     str, re.compile(r"[a-z0-9]+(-[a-z0-9]+)*").fullmatch, "lower-case letters, digits and hyphens"
@@ -246,27 +231,28 @@ class Card:
         )
         return text + "\n"
 
-    def to_markdown(self) -> str:
-        """Write the README of the Hub repository: metadata, then the card in sections."""
-        return _markdown(self)
+    def to_markdown(self, picture: str | None = None) -> str:
+        """Write the README of the Hub repository: metadata, then the card in sections.
+
+        Args:
+            picture: file name in the repository of an example image; None for none.
+        """
+        from facezoo.hub import card_text
+
+        return card_text.readme(self, picture)
+
+    def summary(self, full: bool = False) -> str:
+        """Describe the checkpoint in one screen of text.
+
+        Args:
+            full: print every metric, every limit in full, and the origin of the weights.
+        """
+        from facezoo.hub import card_text
+
+        return card_text.summary(self, full)
 
     def __repr__(self) -> str:
-        licenses, weights = self.licenses, self.weights
-        metrics = [f"  metric    {_metric_line(metric)}" for metric in self.metrics]
-        preprocessing = self.preprocessing
-        lines = [
-            f"{self.name}{' (default)' if self.default else ''}",
-            f"  size      {weights.parameters / 1e6:.1f} M parameters, {weights.size / 1e6:.1f} MB"
-            f" in {weights.dtype}",
-            "  input     meshes or points, with units"
-            if preprocessing is None
-            else f"  input     {preprocessing.template}, {preprocessing.size} px",
-            f"  licenses  code {licenses.code}; weights {licenses.weights}; data {licenses.data}",
-            f"  trained   on {', '.join(self.training.data) or 'nothing'}",
-            *(metrics or ["  metric    none measured"]),
-            *(f"  limit     {limit}" for limit in self.limits),
-        ]
-        return "\n".join(lines)
+        return self.summary()
 
     __str__ = __repr__
 
@@ -373,90 +359,3 @@ def _mapping(value: Any) -> Any:
         items = ((name, getattr(value, name), rare) for name, (_, rare) in schema.items())
         return {name: _mapping(item) for name, item, rare in items if item is not None or not rare}
     return [_mapping(item) for item in value] if isinstance(value, tuple) else value
-
-
-# The README.
-
-
-def _metric_line(metric: Metric) -> str:
-    unit = metric.unit if metric.unit in ("", "%") else f" {metric.unit}"
-    where = " ".join(part for part in (metric.dataset, metric.split) if part)
-    return f"{metric.name} {metric.value:g}{unit} ({where})"
-
-
-def _metadata(card: Card) -> str:
-    """Write the YAML header of the README in the Hub's format."""
-    from huggingface_hub import EvalResult, ModelCardData
-
-    license_name = card.licenses.weights
-    known = license_name.lower() in HUB_LICENSES
-    task = "image-classification" if card.labels else "image-feature-extraction"
-    if card.model == "face-detector":
-        task = "object-detection"
-    results = [
-        EvalResult(
-            task_type=task,
-            dataset_type=re.sub(r"[^a-z0-9]+", "-", metric.dataset.lower()).strip("-"),
-            dataset_name=metric.dataset,
-            dataset_split=metric.split,
-            metric_type=re.sub(r"[^a-z0-9]+", "-", metric.name.lower()).strip("-"),
-            metric_name=f"{metric.name}, {metric.unit}" if metric.unit else metric.name,
-            metric_value=metric.value,
-        )
-        for metric in card.metrics
-    ]
-    data = ModelCardData(
-        library_name="facezoo",
-        license=license_name.lower() if known else "other",
-        license_name=None if known else license_name,
-        pipeline_tag=task,
-        tags=["facezoo", card.model, "face", "disentanglement"],
-        model_name=card.name if results else None,
-        eval_results=results or None,
-    )
-    return data.to_yaml().strip()
-
-
-def _markdown(card: Card) -> str:
-    source = f"hf-hub:{card.hub.repo}" if card.hub.repo else "path/to/this/folder"
-    training, preprocessing, weights = card.training, card.preprocessing, card.weights
-    metrics = [
-        f"| {m.name} | {m.value:g} {m.unit} | {m.dataset} | {m.split} | {m.protocol} "
-        f"| `{m.command}` |"
-        for m in card.metrics
-    ]
-    header = ["| metric | value | dataset | split | protocol | command |", "|---" * 6 + "|"]
-    facts = {
-        "data": ", ".join(training.data) or "none",
-        "started from": training.base,
-        "command": f"`{training.command}`" if training.command else None,
-        "commit": training.commit,
-        "seed": training.seed,
-        "hardware": training.hardware,
-    }
-    history = [f"- {key}: {value}" for key, value in facts.items() if value not in (None, "")]
-    if training.recipe:
-        recipe = json.dumps(training.recipe, indent=2, ensure_ascii=False)
-        history += ["", "```json", recipe, "```"]
-    crops = (
-        "Face meshes or point clouds with units, aligned to the model's template."
-        if preprocessing is None
-        else f"RGB face crops of {preprocessing.size} pixels, aligned to the "
-        f"`{preprocessing.template}` template."
-    )
-    classes = f" Classes: {', '.join(card.labels)}." if card.labels else ""
-    sections = {
-        "Use": f'```python\nimport facezoo\n\nmodel = facezoo.load("{source}")\n```',
-        "Intended use": card.intended_use,
-        "Limits": "\n".join(f"- {limit}" for limit in card.limits) or "None on record.",
-        "Metrics": "\n".join([*header, *metrics]) if metrics else "None measured.",
-        "Training": "\n".join(history),
-        "Licenses": f"- code: {card.licenses.code}\n- weights: {card.licenses.weights}\n"
-        f"- training data: {card.licenses.data}",
-        "Input": crops + classes,
-        "Weights": f"{weights.parameters} parameters in {weights.dtype}, {weights.size} bytes, "
-        f"SHA-256 `{weights.sha256}`.",
-        "Citation": f"```bibtex\n{card.citation}\n```" if card.citation else "",
-    }
-    body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items() if text)
-    return f"---\n{_metadata(card)}\n---\n\n# {card.name}\n\n{body}\n"

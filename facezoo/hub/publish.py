@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,9 @@ from facezoo.version import __version__
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
+
+PLACEHOLDER = "OWNER"
+"""Stands for the owner of the repository in ``pyproject.toml``."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ def publish(
     dry_run: bool = True,
     token: str | None = None,
     out: str | Path | None = None,
+    picture: str | os.PathLike[str] | None = None,
 ) -> list[Publication]:
     """Create or update the Hub repository of each checkpoint, one commit each.
 
@@ -58,30 +63,43 @@ def publish(
         dry_run: print the files only, without any request.
         token: None for HF_TOKEN or the stored one.
         out: a folder for a copy of each repository, in ``<organization>/<name>``.
+        picture: an example image for the top of each model card and the Hub's widget.
 
     Returns:
         One entry per checkpoint, with the commit unless it was a dry run.
 
     Raises:
         UnknownNameError: if there is no such checkpoint in the package, and no such folder.
-        ValueError: if two checkpoints have the same name.
+        FileNotFoundError: if there is no such picture.
+        ValueError: if two checkpoints have the same name, a model card has metadata that the Hub
+            rejects, or ``dry_run`` is False and the package's URLs have the placeholder
+            ``PLACEHOLDER``.
         WeightsNotFoundError: if the weights are missing.
         WeightsCorruptedError: if the weights are not those of the card.
         WeightsError: if the repository holds other weights; those of a tag never change.
     """
     listed = [names] if isinstance(names, str | os.PathLike) else list(names)
-    publications = [_prepare(name, organization) for name in listed]
+    image = None if picture is None else Path(picture)
+    publications = [_prepare(name, organization, image) for name in listed]
     repos = [publication.repo for publication in publications]
     if twice := [repo for repo in repos if repos.count(repo) > 1]:
         raise ValueError(
             f"two of the checkpoints would both go to {twice[0]}; publish one of them, or give "
             "its card another tag"
         )
+    placeholders = [url for url in project_urls() if PLACEHOLDER in url]
+    if placeholders and not dry_run:
+        raise ValueError(
+            f"the package still has the placeholder {PLACEHOLDER} in {placeholders[0]}; replace it "
+            "in [project.urls] of pyproject.toml, and install the package again"
+        )
     for publication in publications:
         _show(publication, dry_run)
         if out is not None:
             print(f"  written to {_write(publication, Path(out))}")
     if dry_run:
+        if placeholders:
+            print(f"before sending, replace {PLACEHOLDER} in [project.urls] of pyproject.toml")
         return publications
     from huggingface_hub import HfApi
 
@@ -94,17 +112,32 @@ def publish(
     return results
 
 
-def _prepare(name: str | os.PathLike[str], organization: str) -> Publication:
+def project_urls() -> list[str]:
+    """Return the addresses in the metadata of the installed package; none if it is not."""
+    try:
+        entries = metadata("facezoo").get_all("Project-URL") or []
+    except PackageNotFoundError:
+        return []
+    return [entry.split(", ")[-1] for entry in entries]
+
+
+def _prepare(name: str | os.PathLike[str], organization: str, picture: Path | None) -> Publication:
     """Collect the files of a repository; check the weights against the card."""
+    from huggingface_hub import ModelCard
+
     if str(name).startswith(HUB_PREFIX):
         raise ValueError(f"{name} is on the Hub already; pass a checkpoint or a folder")
     source = resolve(name)
     card, weights = source.card, find(source.card, source.path or packaged_file(source.card))
     hosted = replace(card, hub=Hub(f"{organization}/{card.name}", None, card.hub.file))
+    shown = None if picture is None else f"example{picture.suffix.lower()}"
+    readme = hosted.to_markdown(shown)
+    ModelCard(readme)  # raises ValueError for metadata that the Hub rejects
     content: dict[str, bytes | Path] = {
-        "README.md": hosted.to_markdown().encode(),
+        "README.md": readme.encode(),
         CONFIG: hosted.to_json().encode(),
         card.hub.file: weights,
+        **({shown: picture.read_bytes()} if shown and picture else {}),
     }
     sizes = {
         name: len(item) if isinstance(item, bytes) else item.stat().st_size

@@ -30,6 +30,7 @@ from facezoo.preprocess.pipeline import (
     Which,
     cut_batches,
     face_batches,
+    join_faces,
     read_batches,
 )
 from facezoo.results import (
@@ -161,7 +162,7 @@ class FaceModel(Freezable, Model):
         self,
         images: Images,
         *,
-        faces: Which = "largest",
+        faces: Which = "all",
         on_missing: OnMissing = "raise",
         aligned: bool = False,
         batch_size: int = 64,
@@ -170,12 +171,13 @@ class FaceModel(Freezable, Model):
         score_threshold: float | None = None,
         max_side: int | None = None,
         rotations: Sequence[int] | None = None,
+        compact: bool = False,
     ) -> Tensor:
         """Compute the expression features of the faces in images.
 
         Args:
             images: one image or several.
-            faces: ``"largest"`` for one face per image, ``"all"`` for every face.
+            faces: ``"all"`` for every face, ``"largest"`` for one face per image.
             on_missing: what to do with an image without a face: ``"raise"``, ``"skip"`` or
                 ``"nan"``, which keeps its place in the result.
             aligned: whether the images are crops in the model's template already.
@@ -187,9 +189,10 @@ class FaceModel(Freezable, Model):
             max_side: longer side to which images are reduced for detection; None for 640 pixels.
             rotations: rotations to try, in degrees, such as ``(0, 90, 180, 270)``, for images that
                 may be turned; None for upright images only.
+            compact: return the R numbers of ``compact_expression`` in place of the D features.
 
         Returns:
-            float32 features on the model's device, (F, D).
+            float32 features on the model's device, (F, D) or (F, R).
 
         Raises:
             ImageError: if an image cannot be read.
@@ -213,7 +216,37 @@ class FaceModel(Freezable, Model):
             rotations,
         )
         features: Tensor = self._encode(images, self.stage("encode_expression"), options)[0]
-        return features
+        return self.compact_expression(features) if compact else features
+
+    def expression_basis(self) -> tuple[Tensor, Tensor] | None:
+        """Return the subspace that the expression features keep to; None if it is the whole space.
+
+        Returns:
+            Origin, (D,), and orthonormal basis, (D, R).
+        """
+        return None
+
+    def compact_expression(self, features: Tensor) -> Tensor:
+        """Reduce expression features to the numbers that vary, without loss.
+
+        These are the coordinates of the features in ``expression_basis``: the same up to a rotation
+        and a shift. So Euclidean distances and linear classifiers stay the same; cosines do not.
+
+        Args:
+            features: of ``encode_expression``, (F, D).
+
+        Returns:
+            (F, R); the features themselves if they have no such basis.
+
+        Examples:
+            >>> features = model.encode_expression("eileen_collins.jpg")
+            >>> model.compact_expression(features).shape
+            torch.Size([1, 12])
+        """
+        if (space := self.expression_basis()) is None:
+            return features
+        origin, basis = (part.to(features) for part in space)
+        return (features - origin) @ basis
 
     def encode_identity(self, images: Images, **options: Unpack[ImageKeywords]) -> Tensor:
         """Compute the identity features of the faces in images; see ``encode_expression``."""
@@ -225,7 +258,9 @@ class FaceModel(Freezable, Model):
         stage = self.stage("encode_pose")
         return cast(Tensor, self._encode(images, stage, ImageOptions(**options))[0])
 
-    def encode(self, images: Images, **options: Unpack[ImageKeywords]) -> FaceEncoding:
+    def encode(
+        self, images: Images, *, compact: bool = False, **options: Unpack[ImageKeywords]
+    ) -> FaceEncoding:
         """Compute all features of the faces in images; see ``encode_expression``.
 
         Returns:
@@ -235,6 +270,8 @@ class FaceModel(Freezable, Model):
         able = [name for name in names if name in self.capabilities()]
         features, faces = self._encode(images, self.stage(able), ImageOptions(**options))
         expression, identity, pose = (features.get(name) for name in names)
+        if compact and expression is not None:
+            expression = self.compact_expression(expression)
         return FaceEncoding(expression=expression, identity=identity, pose=pose, faces=faces)
 
     def predict_expression(
@@ -431,7 +468,7 @@ class FaceModel(Freezable, Model):
             results.append(self._encode_faces(batch.images, batch.faces, stage, options.batch_size))
             index = batch.faces.image_index + batch.first
             faces.append(replace(batch.faces, image_index=index))
-        return concatenate(results), concatenate(faces)
+        return concatenate(results), join_faces(faces, sources)
 
     def _encode_faces(
         self,

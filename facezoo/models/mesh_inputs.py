@@ -65,7 +65,11 @@ class Template:
 
 
 def as_list(meshes: Meshes) -> list[MeshSource]:
-    """List single meshes; batches are split."""
+    """List single meshes; batches are split.
+
+    Raises:
+        TypeError: if ``meshes`` is neither a mesh nor a list of meshes.
+    """
     if isinstance(meshes, (str, Path, Mesh)):
         return [meshes]
     if isinstance(meshes, (np.ndarray, Tensor)):

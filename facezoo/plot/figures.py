@@ -311,6 +311,9 @@ def features(named: Mapping[str, Tensor | None]) -> Picture:
 
     A single face is drawn as its numbers.
 
+    Raises:
+        ValueError: if there are no features, or no faces.
+
     Examples:
         >>> figure = facezoo.plot.features({"identity": torch.randn(5, 32)})
     """
@@ -344,6 +347,9 @@ def embedding(
         method: ``"pca"`` or ``"tsne"``, see ``plane``.
         title: title of the plot.
 
+    Raises:
+        ValueError: if the numbers of rows and names differ, or ``plane`` raises it.
+
     Examples:
         >>> figure = facezoo.plot.embedding(torch.randn(20, 32), names=["a", "b"] * 10)
     """
@@ -364,6 +370,10 @@ def plane(rows: Tensor, method: str = "pca") -> Tensor:
         rows: features, (F, D), of three faces or more.
         method: ``"pca"`` for the two principal components; ``"tsne"`` for t-SNE with a fixed seed,
             which needs scikit-learn.
+
+    Raises:
+        ImportError: if ``method`` is ``"tsne"`` and scikit-learn is not installed.
+        ValueError: if there are fewer than three faces, or ``method`` has another value.
 
     Examples:
         >>> facezoo.plot.plane(torch.randn(20, 32)).shape

@@ -170,7 +170,7 @@ def align(images: Sequence[Tensor], image_index: Tensor, matrices: Tensor, size:
     samples = torch.ceil(shrink / factors - 1e-6).int().clamp(min=1)
     places = zip(image_index.tolist(), _footprints(inverse, size), factors.tolist(), strict=True)
     parts = [_part(images[index], *place) for index, *place in places]
-    offsets = torch.tensor([offset for _, offset in parts], dtype=torch.float64).view(-1, 2)
+    offsets = inverse.new_tensor([offset for _, offset in parts]).view(-1, 2)
     # Pixel centers are at whole numbers in the image and in its reduced part.
     inverse[..., 2] += 0.5 - offsets
     inverse /= factors[:, None, None]
@@ -186,8 +186,8 @@ def align(images: Sequence[Tensor], image_index: Tensor, matrices: Tensor, size:
 
 def _footprints(inverse: Tensor, size: int) -> list[list[int]]:
     """Return the parts of images that crops see, x0, y0, x1, y1, pixels, with a margin."""
-    corners = torch.tensor([[-1, -1, 1], [size, -1, 1], [-1, size, 1], [size, size, 1]])
-    points = corners.to(inverse) @ inverse.transpose(1, 2)  # (F, 4, 2)
+    corners = inverse.new_tensor([[-1, -1, 1], [size, -1, 1], [-1, size, 1], [size, size, 1]])
+    points = corners @ inverse.transpose(1, 2)  # (F, 4, 2)
     # Samples lie within the corners; bilinear ones need a pixel more.
     low, high = points.amin(1).floor() - 1, points.amax(1).ceil() + 2
     limits: list[list[int]] = torch.cat([low, high], 1).clamp(-(2**30), 2**30).long().tolist()
@@ -204,10 +204,16 @@ def _part(image: Tensor, limits: list[int], factor: int) -> tuple[Tensor, tuple[
     x1, y1 = max(x0 + 1, limits[2]), max(y0 + 1, limits[3])
     part = image[y0:y1, x0:x1]
     if factor > 1:
-        pixels = part.permute(2, 0, 1)[None].float()
-        pad_h, pad_w = -pixels.shape[2] % factor, -pixels.shape[3] % factor
-        pixels = F.avg_pool2d(F.pad(pixels, (0, pad_w, 0, pad_h)), factor)
-        part = pixels[0].permute(1, 2, 0).round()
+        pad_h, pad_w = -part.shape[0] % factor, -part.shape[1] % factor
+        part = F.pad(part, (0, 0, 0, pad_w, 0, pad_h)) if pad_h or pad_w else part
+        # Sums of integers, rows first, take a fraction of the time of avg_pool2d.
+        rows = part[::factor].to(torch.int16 if factor <= 128 else torch.int32)
+        for n in range(1, factor):
+            rows += part[n::factor]
+        part = rows[:, ::factor].float()
+        for n in range(1, factor):
+            part += rows[:, n::factor]
+        part = (part / factor**2).round_()
     return part, (x0, y0)
 
 
@@ -215,7 +221,8 @@ def _sample(parts: list[Tensor], inverse: Tensor, size: int, samples: int) -> Te
     """Average bilinear samples of parts of images, (F, 3, size, size); black outside of them."""
     height = max(part.shape[0] for part in parts)
     width = max(part.shape[1] for part in parts)
-    pixels = torch.zeros(len(parts), 3, height, width, device=parts[0].device)
+    shape = (len(parts), 3, height, width)
+    pixels = torch.zeros(shape, dtype=torch.float32, device=parts[0].device)
     for target, part in zip(pixels, parts, strict=True):
         target[:, : part.shape[0], : part.shape[1]] = part.permute(2, 0, 1)
     # grid_sample counts from -1 to 1 between the outer edges of the pixels.
@@ -227,7 +234,7 @@ def _sample(parts: list[Tensor], inverse: Tensor, size: int, samples: int) -> Te
     grid = scaled[..., 0] * steps[:, None] + (
         scaled[..., 1] * steps[:, None, None] + scaled[..., 2]
     )
-    offsets = ((torch.arange(samples) + 0.5) / samples - 0.5).tolist()
+    offsets = [(n + 0.5) / samples - 0.5 for n in range(samples)]
     total = pixels.new_zeros(len(parts), 3, size, size)
     for y, x in product(offsets, offsets):
         shifted = grid + (scaled[..., 0] * x + scaled[..., 1] * y)

@@ -22,28 +22,35 @@ HEAD = (
 FOCAL, CENTRE, SHIFT = 1600.0, 80.0, 24.0
 """Camera that sees the ArcFace template shifted by ``SHIFT``: focal length and center, pixels."""
 
+FRONTAL_PITCH_DEG = -19.4
+"""Pitch of the generic head for people who look straight into the camera: the median of 166
+portraits of the Face Research Lab London Set."""
+
 POSE_LIMITS = (10.0, 20.0, 30.0, 40.0)
 """Upper limits of the pose classes, absolute yaw in degrees."""
 
 _STEPS = 30
+_STOP = 1e-6  # radians
 _ROWS = 1 << 14  # solved together, which bounds the memory
 
 
-def yaw_deg(landmarks: Tensor) -> Tensor:
-    """Estimate the yaw of heads from five landmarks.
+def head_pose(landmarks: Tensor) -> Tensor:
+    """Estimate yaw, pitch and roll of heads from five landmarks.
 
     The landmarks are aligned to the ArcFace template. Levenberg-Marquardt (Marquardt 1963) finds
     the pose of the generic head ``HEAD`` whose perspective image fits them best in least squares.
-    The column ``yaw`` of the packs is defined in this way. Real heads differ from the generic one,
-    so a frontal face can be off by a few degrees, and large angles are underestimated.
+    Pitch is relative to frontal faces (``FRONTAL_PITCH_DEG``). The alignment adds its rotation to
+    the roll, so yaw and pitch are those of the face turned upright. Real heads differ from the
+    generic one: a frontal face can be off by a few degrees, and large angles are underestimated.
 
     Args:
         landmarks: five points in the order of ``LANDMARK_NAMES``, pixels of any image, (N, 5, 2);
             rows with NaN are unknown.
 
     Returns:
-        Degrees, positive if the face looks towards the image's right, NaN if unknown, float32 on
-        the CPU, (N,).
+        Yaw (positive if the face looks towards the image's right), pitch (positive if it looks up)
+        and roll (positive if the head is turned clockwise) in degrees; NaN if unknown, float32 on
+        the CPU, (N, 3).
 
     Raises:
         ValueError: if the shape is different, or all points of a row coincide.
@@ -52,17 +59,43 @@ def yaw_deg(landmarks: Tensor) -> Tensor:
         raise ValueError(f"landmarks must be (N, 5, 2), got {tuple(landmarks.shape)}")
     points = landmarks.detach().cpu().double()
     known = torch.isfinite(points).all(2).all(1)
-    result = torch.full((len(points),), math.nan)
+    result = torch.full((len(points), 3), math.nan)
     if bool(known.any()):
-        parts = [_solve(_aligned(part)) for part in points[known].split(_ROWS)]
-        result[known] = torch.rad2deg(torch.cat(parts)[:, 0]).float()
+        matrices = _alignment(points[known])
+        aligned = torch.einsum("nij,npj->npi", matrices[..., :2], points[known])
+        aligned += matrices[:, None, :, 2]
+        angles = torch.cat([_solve(part)[:, :3] for part in aligned.split(_ROWS)])
+        result[known] = torch.rad2deg(angles).float()
+        result[:, 1] -= FRONTAL_PITCH_DEG
+        result[:, 2] -= alignment_deg(landmarks)
+        result[:, 2] = (result[:, 2] + 180) % 360 - 180
     return result
+
+
+def alignment_deg(landmarks: Tensor) -> Tensor:
+    """Return the clockwise rotation of faces by alignment, degrees, NaN if unknown, (N,)."""
+    points = landmarks.detach().cpu().double()
+    known = torch.isfinite(points).flatten(1).all(1)
+    result = torch.full((len(points),), math.nan)
+    matrices = _alignment(points[known])
+    result[known] = torch.rad2deg(torch.atan2(matrices[:, 1, 0], matrices[:, 0, 0])).float()
+    return result
+
+
+def _alignment(points: Tensor) -> Tensor:
+    """Return the matrices that align points to the template as the camera sees it, (N, 2, 3)."""
+    return similarity_transform(points, template_points("arcface112", 112) + SHIFT)
+
+
+def yaw_deg(landmarks: Tensor) -> Tensor:
+    """Return the yaw of ``head_pose``, (N,). The column ``yaw`` of the packs is defined by it."""
+    return head_pose(landmarks)[:, 0]
 
 
 def crop_pose(landmarks: Tensor) -> Tensor:
     """Estimate yaw, pitch, roll and size of the heads in aligned crops, from five landmarks.
 
-    The generic head is fitted as in ``yaw_deg``, without another alignment: roll and size are
+    The generic head is fitted as in ``head_pose``, without another alignment: roll and size are
     those that the crop shows. The order of rotations is roll, pitch, yaw.
 
     Args:
@@ -98,12 +131,6 @@ def pose_labels(yaw: Tensor) -> Tensor:
     return torch.where(yaw.isnan(), -1, classes)
 
 
-def _aligned(points: Tensor) -> Tensor:
-    """Align points to the template as the camera sees it, (N, 5, 2)."""
-    matrices = similarity_transform(points, template_points("arcface112", 112) + SHIFT)
-    return torch.einsum("nij,npj->npi", matrices[..., :2], points) + matrices[:, None, :, 2]
-
-
 def _solve(seen: Tensor) -> Tensor:
     """Fit yaw, pitch, roll (radians) and depth (mm) of the head to image points, (N, 4)."""
     head = seen.new_tensor(HEAD)
@@ -114,7 +141,7 @@ def _solve(seen: Tensor) -> Tensor:
     for _ in range(_STEPS):
         jacobian = _jacobian(turned, translation)
         normal = jacobian.mT @ jacobian
-        damped = normal + torch.diag_embed(damping[:, None] * normal.diagonal(dim1=1, dim2=2))
+        damped = normal * (1 + damping[:, None, None] * torch.eye(6, dtype=seen.dtype))
         step = -torch.linalg.solve(damped, jacobian.mT @ error.flatten(1)[..., None])[..., 0]
         new_rotation = torch.linalg.matrix_exp(_cross_matrix(step[:, :3])) @ rotation
         new_translation = translation + step[:, 3:]
@@ -125,6 +152,8 @@ def _solve(seen: Tensor) -> Tensor:
         translation = torch.where(better[:, None], new_translation, translation)
         turned, error = torch.where(wide, new_turned, turned), torch.where(wide, new_error, error)
         damping = torch.where(better, damping / 10, damping * 10).clamp(1e-12, 1e12)
+        if float(step[:, :3].abs().max()) < _STOP:
+            break
     # The head looks along -z: its third axis points away from the side that it faces.
     yaw = torch.atan2(-rotation[:, 0, 2], rotation[:, 2, 2])
     pitch = rotation[:, 1, 2].clamp(-1, 1).asin()

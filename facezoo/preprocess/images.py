@@ -166,6 +166,14 @@ def describe(source: object, index: int | None = None) -> str:
     return f"{place} ({type(source).__name__}{f' {name!r}' if name else ''})"
 
 
+def file_name(source: object) -> str | None:
+    """Return the name of the file that an input comes from; None if it has none."""
+    if isinstance(source, (str, os.PathLike)):
+        return os.fsdecode(source)
+    name = getattr(source, "filename", None) or getattr(source, "name", None)
+    return name if isinstance(name, str) and name else None
+
+
 def orientation_of(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 to 8, that must be applied to the pixels of a PIL image.
 

@@ -25,10 +25,12 @@ from facezoo.preprocess import images as reading
 from facezoo.preprocess.alignment import prepare
 from facezoo.preprocess.detection import DetectionConfig, detect
 from facezoo.preprocess.detector import DETECTOR, FaceDetector
-from facezoo.preprocess.images import describe, no_face, read_image
+from facezoo.preprocess.head_pose import head_pose
+from facezoo.preprocess.images import describe, file_name, no_face, read_image
 from facezoo.preprocess.jpeg import Jpeg, JpegDecoder, decode, read_or_keep
 from facezoo.preprocess.prefetch import DECODERS, prefetch
-from facezoo.results import Faces
+from facezoo.preprocess.quality import sharpness
+from facezoo.results import Faces, concatenate, fill_rows
 from facezoo.runtimes import Runtime, use_runtime
 
 Which = Literal["largest", "all"]
@@ -36,7 +38,7 @@ OnMissing = Literal["raise", "skip", "nan"]
 Loaded = NDArray[np.uint8] | Jpeg | Tensor | ImageError
 """An image in memory, or the reason why it cannot be read."""
 
-BATCH_BYTES = 256 * 2**20
+BATCH_BYTES = 128 * 2**20
 """Limit on the pixels of a batch, however large ``batch_size`` is, bytes."""
 FACES_AT_ONCE = 256
 """Limit on the faces that are cut out together, so that a crowd fits into memory."""
@@ -59,6 +61,10 @@ class ImageKeywords(TypedDict, total=False):
     rotations: Sequence[int] | None
 
 
+ONE_FACE: ImageKeywords = {"faces": "largest"}
+"""Default of functions that compare or combine two images."""
+
+
 @dataclass(frozen=True)
 class ImageOptions:
     """Options of every method that takes images.
@@ -67,8 +73,8 @@ class ImageOptions:
         ValueError: if an option has no such value.
     """
 
-    faces: Which = "largest"
-    """``"largest"`` for one face per image, ``"all"`` for every face."""
+    faces: Which = "all"
+    """``"all"`` for every face, ``"largest"`` for one face per image."""
     on_missing: OnMissing = "raise"
     """Action for an image without a face: ``"raise"`` an error, ``"skip"`` it, or keep its
     place with a row of ``"nan"``."""
@@ -249,7 +255,7 @@ def face_batches(
 def find_faces(
     images: Sequence[Tensor],
     *,
-    faces: Which = "largest",
+    faces: Which = "all",
     on_missing: OnMissing = "raise",
     names: Sequence[str] | None = None,
     config: DetectionConfig | None = None,
@@ -278,6 +284,13 @@ def find_faces(
     if missing and on_missing == "raise":
         raise no_face(missing, images, names or [f"image {index}" for index in range(len(images))])
     return _with_gaps(found, missing) if missing and on_missing == "nan" else found
+
+
+def join_faces(batches: Sequence[Faces], sources: Sequence[Any]) -> Faces:
+    """Concatenate the faces of batches, and add the file names of all images."""
+    names = tuple(map(file_name, sources))
+    faces: Faces = concatenate(batches)
+    return replace(faces, files=names if any(names) else None)
 
 
 def cut_batches(
@@ -408,21 +421,29 @@ def _detect(
     config: DetectionConfig | None = None,
     runtime: Runtime = "torch",
 ) -> Faces:
-    if not images:
-        empty = torch.zeros(0, dtype=torch.float32, device=device)
-        return Faces(empty.view(0, 4), empty.view(0, 5, 2), empty, empty.long())
-    faces = detect(
-        load_detector(device) if runtime == "torch" else _detector_in(runtime), images, config
+    detector = load_detector(device) if runtime == "torch" else _detector_in(runtime)
+    faces = detect(detector, images, config) if images else no_faces(device)
+    if which == "largest" and len(faces) > 1:
+        extent = (faces.boxes[:, 2:] - faces.boxes[:, :2]).prod(1)
+        order = extent.argsort(descending=True, stable=True)
+        order = order[faces.image_index[order].argsort(stable=True)]
+        index = faces.image_index[order]
+        first = torch.ones_like(index, dtype=torch.bool)
+        first[1:] = index[1:] != index[:-1]
+        faces = faces[order[first]]
+    return replace(
+        faces,
+        pose_deg=head_pose(faces.landmarks).to(faces.landmarks),
+        sharpness=sharpness(images, faces.boxes, faces.image_index),
     )
-    if which == "all" or len(faces.scores) < 2:
-        return faces
-    extent = (faces.boxes[:, 2:] - faces.boxes[:, :2]).prod(1)
-    order = extent.argsort(descending=True, stable=True)
-    order = order[faces.image_index[order].argsort(stable=True)]
-    index = faces.image_index[order]
-    first = torch.ones_like(index, dtype=torch.bool)
-    first[1:] = index[1:] != index[:-1]
-    return faces[order[first]]
+
+
+def no_faces(device: torch.device) -> Faces:
+    """Return the faces of no image."""
+    empty = torch.zeros(0, dtype=torch.float32, device=device)
+    return Faces(
+        *(empty.view(0, 4), empty.view(0, 5, 2), empty, empty.long(), empty.view(0, 3), empty)
+    )
 
 
 def _without_face(faces: Faces, count: int) -> list[int]:
@@ -432,11 +453,8 @@ def _without_face(faces: Faces, count: int) -> list[int]:
 
 def _with_gaps(faces: Faces, missing: list[int]) -> Faces:
     """Insert a row of NaN for each image without a face."""
-    gaps = torch.tensor(missing, device=faces.image_index.device)
-    index = torch.cat([faces.image_index, gaps])
+    index = torch.cat([faces.image_index, faces.image_index.new_tensor(missing)])
     order = index.argsort(stable=True)
-    boxes, landmarks, scores = (
-        torch.cat([rows, rows.new_full((len(missing), *rows.shape[1:]), torch.nan)])[order]
-        for rows in (faces.boxes, faces.landmarks, faces.scores)
-    )
-    return Faces(boxes, landmarks, scores, index[order])
+    known = torch.arange(len(index), device=index.device)[order] < len(faces)
+    rows = replace(faces, image_index=faces.scores)  # whole numbers have no NaN
+    return replace(fill_rows(rows, known), image_index=index[order])

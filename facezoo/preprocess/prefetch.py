@@ -11,7 +11,7 @@ from typing import TypeVar
 Item = TypeVar("Item")
 Value = TypeVar("Value")
 
-PREFETCH_BYTES = 256 * 2**20
+PREFETCH_BYTES = 64 * 2**20
 """Limit on the results that wait for their turn, bytes."""
 DECODERS = min(8, os.cpu_count() or 1)
 """Default number of threads that decode images."""

@@ -99,6 +99,17 @@ def test_settings_of_the_detector_out_of_range_are_errors(tiny, tmp_path, capsys
     assert "multiples of 90 degrees" in capsys.readouterr().err
 
 
+def test_verify_prints_a_decision_with_its_threshold_and_rates(capsys):
+    images = ["examples/portraits/grace_hopper.jpg", "examples/portraits/eileen_collins.jpg"]
+    assert main(["verify", *images]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("different identities: similarity 0.")
+    assert "%" in text.splitlines()[1]
+    assert main(["verify", images[0], images[0], "--threshold", "0.9", "--json"]) == 0
+    match = json.loads(capsys.readouterr().out)
+    assert (match["same"], match["threshold"], match["false_match_rate"]) == (True, 0.9, None)
+
+
 def test_predict_takes_folders_and_patterns(tiny, tmp_path, capsys):
     folder = write_folder(tmp_path / "images", [1, 1])
     write_image(folder / "in [brackets].png", 1)

@@ -126,8 +126,24 @@ def test_info_shows_licenses_data_limits_and_size(capsys):
     card = bundled_cards()["ipd-fer.ferplus-lfw"]
     assert main(["info", "ipd-fer"]) == 0
     text = capsys.readouterr().out
-    for word in ("licen", "trained", "metric", "limit", "MB", "classes", card.weights.sha256):
+    for word in ("licen", "trained", "metric", "limit", "MB", "classes", "--all"):
         assert word in text
+    assert main(["info", "ipd-fer", "--all"]) == 0
+    full = " ".join(capsys.readouterr().out.split())
+    assert card.weights.sha256 in full
+    assert all(limit in full for limit in card.limits)
+    assert all(metric.protocol in full for metric in card.metrics)
+
+
+@pytest.mark.parametrize("name", sorted(bundled_cards()))
+def test_info_fits_on_a_screen_and_repeats_no_name(name, capsys):
+    for arguments in ([], ["--all"]):
+        assert main(["info", name, *arguments]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines)) <= 100
+        assert arguments or len(lines) <= 45
+        names = [line for line in lines if line[:3].strip() and line.startswith("  ")]
+        assert len(set(names)) == len(names)
 
 
 def test_info_names_a_repository_only_if_the_weights_are_there(monkeypatch, capsys):
@@ -138,8 +154,8 @@ def test_info_names_a_repository_only_if_the_weights_are_there(monkeypatch, caps
     ):
         hosted = replace(card, hub=hub)
         monkeypatch.setattr("facezoo.registry.info", lambda name, card=hosted: card)
-        assert main(["info", "ipd-fer"]) == 0
-        assert place in capsys.readouterr().out.splitlines()[-1]
+        assert main(["info", "ipd-fer", "--all"]) == 0
+        assert place in capsys.readouterr().out
 
 
 def test_info_prints_the_card_as_json(tmp_path, capsys):

@@ -65,6 +65,10 @@ def test_features_are_those_of_the_model(folder, tmp_path, tiny):
     torch.testing.assert_close(boxes, prediction.faces.boxes)
     landmarks = torch.tensor([row["landmarks"] for row in rows]).reshape(-1, 5, 2)
     torch.testing.assert_close(landmarks, prediction.faces.landmarks)
+    pose = torch.tensor([[row["yaw_deg"], row["pitch_deg"], row["roll_deg"]] for row in rows])
+    torch.testing.assert_close(pose, prediction.faces.pose_deg)
+    sharpness = torch.tensor([row["sharpness"] for row in rows])
+    torch.testing.assert_close(sharpness, prediction.faces.sharpness)
     assert {row["fingerprint"] for row in rows} == {"0123456789abcdef"}
     assert {row["checkpoint"] for row in rows} == {f"ipd-fer@{digest_of(tiny)[:12]}"}
 
@@ -416,7 +420,7 @@ def test_relative_names_belong_to_the_working_directory(folder, tmp_path, tiny, 
 def test_parts_of_another_version_are_rejected(folder, tmp_path, tiny, monkeypatch):
     interrupt(folder, tmp_path / "f.csv", tiny, monkeypatch)
     settings = resume.folder_of(tmp_path / "f.csv") / resume.RUN
-    settings.write_text(settings.read_text().replace('"format": 3,', '"format": 2,'))
+    settings.write_text(settings.read_text().replace(f'"format": {resume.FORMAT},', '"format": 2,'))
     with pytest.raises(FileExistsError, match="another version of facezoo"):
         run(folder, tmp_path / "f.csv", tiny)
     assert run(folder, tmp_path / "f.csv", tiny, overwrite=True).resumed == 0

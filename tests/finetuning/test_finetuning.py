@@ -329,7 +329,41 @@ def test_test_faces_are_reported_with_their_number_and_an_interval(tree, base, t
         assert 0 <= low <= metric.value <= high <= 100
         assert high - low > 20
         assert f"{metric.value:6.2f} % ({metric.protocol})" in str(done)
-    assert "split: test" in (tmp_path / "out" / "README.md").read_text()
+    readme = (tmp_path / "out" / "README.md").read_text()
+    assert "split: test" in readme
+    assert "confusion.png" in readme
+    with Image.open(tmp_path / "out" / "confusion.png") as picture:
+        assert min(picture.size) > 128
+
+
+def test_the_plan_is_printed_before_the_training(tree, base, tmp_path, monkeypatch, capsys):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("facezoo.finetuning.run.fit", stop)
+    path = write_csv(tree / "plan.csv", tree, split=lambda row: "train" if row % 4 else "test")
+    with pytest.raises(KeyboardInterrupt):
+        finetune(path, tmp_path / "out", model=base, aligned=True, device="cpu")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines[1:5]] == [
+        ["train", "test"],
+        ["calm", "12", "4"],
+        ["cross", "12", "4"],
+        ["all", "24", "8"],
+    ]
+    assert "32 epochs of 24 faces, 10 per step" in lines[5]
+    assert "seconds on cpu" in lines[6]
+    assert "--probe" in lines[7]
+
+
+@pytest.mark.parametrize(
+    ("images", "batch", "epochs"), [(5, 10, 64), (20, 10, 32), (200, 25, 10), (9000, 32, 10)]
+)
+def test_few_images_get_small_batches_and_many_epochs(images, batch, epochs):
+    recipe = Finetuning().for_images(images)
+    assert (recipe.batch_size, recipe.epochs) == (batch, epochs)
+    given = Finetuning(epochs=3, batch_size=4)
+    assert given.for_images(images) == given
 
 
 def test_scores_of_the_model_selection_are_not_metrics_of_the_card(base, tmp_path):

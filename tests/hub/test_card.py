@@ -154,7 +154,7 @@ def test_a_number_that_no_float_holds_is_rejected(tmp_path):
 
 def test_a_notebook_shows_licenses_size_and_metrics_in_few_lines():
     text = repr(CARD)
-    assert len(text.splitlines()) < 10
+    assert len(text.splitlines()) < 20
     for part in ("research-only", "Apache-2.0", "unknown", "51.5%", "Weak", "float16", "0.0 MB"):
         assert part in text
     assert "none measured" in repr(replace(CARD, metrics=()))

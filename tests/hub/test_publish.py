@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from hub_server import COMMIT, Repo, client, running_hub, write_checkpoint
+from huggingface_hub import ModelCard
 
 import facezoo
 from facezoo.errors import UnknownNameError, WeightsCorruptedError, WeightsNotFoundError
@@ -16,7 +17,9 @@ from facezoo.models.ipd_fer import IPDFER
 
 NAME = "tiny-face.first"
 SEND = """
+from facezoo.hub import publish as module
 from facezoo.hub.publish import publish
+module.project_urls = lambda: ["https://github.com/me/facezoo"]
 options = {"organization": "org", "dry_run": False, "token": "hf_x"}
 attempt(lambda: publish("tiny-face", **options)[0].commit)
 """
@@ -57,6 +60,36 @@ def test_publishing_sends_exactly_what_the_dry_run_showed(folder, tmp_path):
     assert card.hub.repo == f"org/{NAME}"
     assert card.weights == cards.card_named(NAME).weights
     assert sent["README.md"].decode().startswith("---\n")
+
+
+def test_a_picture_is_the_example_of_the_model_card(folder, tmp_path):
+    picture = "examples/portraits/grace_hopper.jpg"
+    publish(NAME, organization="org", picture=picture, out=tmp_path)
+    sent = tmp_path / "org" / NAME
+    assert (sent / "example.jpg").read_bytes() == Path(picture).read_bytes()
+    card = ModelCard.load(sent / "README.md")
+    assert card.data.widget[0]["src"] == "example.jpg"
+    assert "(example.jpg)" in card.text
+
+
+def test_nothing_is_sent_while_the_package_has_placeholders(folder, monkeypatch, capsys):
+    urls = ["https://github.com/OWNER/facezoo"]
+    monkeypatch.setattr("facezoo.hub.publish.project_urls", lambda: urls)
+    publish(NAME, organization="org")
+    assert "replace OWNER" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"placeholder OWNER in https://github\.com/OWNER"):
+        publish(NAME, organization="org", dry_run=False)
+
+
+@pytest.mark.parametrize("name", facezoo.list_models(pretrained=True))
+def test_model_cards_are_valid_on_the_hub_and_list_scores_on_test_splits_only(name):
+    card = cards.card_named(name)
+    shown = ModelCard(card.to_markdown())
+    results = shown.data.eval_results or []
+    assert {result.dataset_split for result in results} <= {"test"}
+    scores = {metric.value for metric in card.metrics if metric.split == "test"}
+    assert {result.metric_value for result in results} <= scores
+    assert shown.text.index("## Limits") < shown.text.index("## How to use")
 
 
 def test_the_bytes_of_a_tag_never_change(folder, tmp_path):

@@ -13,6 +13,7 @@ from facezoo.errors import UnsupportedError
 from facezoo.models.ipd_fer import IPDFER
 from facezoo.models.ipd_fer.networks import Decoder, Encoder
 from facezoo.models.resnet import ResNet
+from facezoo.preprocess.head_pose import FRONTAL_PITCH_DEG
 from facezoo.results import EXPRESSIONS
 
 BACKBONE = "test_resnet.r160_in1k"
@@ -230,6 +231,21 @@ def test_features_of_lower_rank_keep_to_their_subspace(batch):
     model = IPDFER(BACKBONE, 24, 8, None, None, expression_rank=3).eval()
     features = model.embed_expression(torch.rand(20, 3, 112, 112))
     assert torch.linalg.matrix_rank(features - features.mean(0), tol=1e-4) <= 3
+    model.expression_encoder.norm.bias.data.normal_()
+    features = model.run(batch, "encode_expression")
+    compact = model.compact_expression(features)
+    assert compact.shape == (len(batch), 3)
+    torch.testing.assert_close(torch.cdist(compact, compact), torch.cdist(features, features))
+    crops = list((batch - batch.amin()) / (batch.amax() - batch.amin()))
+    encoded = model.encode(crops, aligned=True, compact=True).expression
+    assert torch.equal(encoded, model.encode_expression(crops, aligned=True, compact=True))
+
+
+def test_features_of_full_rank_have_no_compact_form(batch):
+    model = IPDFER(BACKBONE, 24, 8, None, None).eval()
+    features = model.run(batch, "encode_expression")
+    assert model.expression_basis() is None
+    assert model.compact_expression(features) is features
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -333,6 +349,7 @@ def test_predicted_angles_are_those_of_the_crop_in_degrees(ours):
     crops = torch.randint(0, 256, (2, 3, 112, 112), dtype=torch.uint8)
     pose = ours.predict_pose(list(crops), aligned=True)
     expected = torch.rad2deg(ours.estimate_pose(crops / 127.5 - 1)[:, :3])
+    expected[:, 1] -= FRONTAL_PITCH_DEG
     found = torch.stack([pose.yaw_deg, pose.pitch_deg, pose.roll_deg], 1)
     torch.testing.assert_close(found, expected, atol=1e-2, rtol=1e-3)
     assert pose.faces is None

@@ -5,7 +5,17 @@ import pytest
 import torch
 from packs import FACE
 
-from facezoo.preprocess.head_pose import CENTRE, FOCAL, HEAD, SHIFT, crop_pose, pose_labels, yaw_deg
+from facezoo.preprocess.head_pose import (
+    CENTRE,
+    FOCAL,
+    FRONTAL_PITCH_DEG,
+    HEAD,
+    SHIFT,
+    crop_pose,
+    head_pose,
+    pose_labels,
+    yaw_deg,
+)
 
 
 def head_at(yaw, pitch=0.0, x=0.0, y=-35.0, depth=2900.0, roll=0.0):
@@ -49,6 +59,16 @@ def test_poses_of_unknown_landmarks_are_unknown():
     poses = crop_pose(torch.stack([FACE, torch.full((5, 2), float("nan"))]))
     assert poses.isnan().all(1).tolist() == [False, True]
     assert crop_pose(torch.zeros(0, 5, 2)).shape == (0, 4)
+
+
+def test_angles_in_an_image_include_its_rotation():
+    points = head_at(20, -8)
+    cosine, sine = np.cos(np.deg2rad(75)), np.sin(np.deg2rad(75))
+    turned = 3 * points @ torch.tensor([[cosine, -sine], [sine, cosine]]).T + 500
+    yaw, pitch, roll = head_pose(torch.stack([points, turned])).T
+    assert float(yaw[0]) == pytest.approx(20, abs=1.5)
+    assert float(pitch[0]) == pytest.approx(8 - FRONTAL_PITCH_DEG, abs=3)
+    assert [float(a[1] - a[0]) for a in (yaw, pitch, roll)] == pytest.approx([0, 0, 75], abs=1e-2)
 
 
 @pytest.mark.parametrize("angle", [-40, -20, 0, 20, 40])

@@ -55,7 +55,7 @@ def left_edges(faces):
 
 
 def test_the_largest_face_of_each_image_is_found():
-    faces = find_faces([TWO, ONE, TWO])
+    faces = find_faces([TWO, ONE, TWO], faces="largest")
     assert faces.image_index.tolist() == [0, 1, 2]
     assert left_edges(faces) == [100, 30, 100]
     torch.testing.assert_close(faces.boxes[1], torch.tensor(edges_of(30, 50, 60)))
@@ -252,7 +252,7 @@ def test_errors_can_be_collected():
     assert torch.equal(batch.images[1], TWO)
     assert list(batch.errors) == [0, 2]
     assert "image 2 (tensor of shape (3, 0, 4)" in str(batch.errors[2])
-    (batch,) = face_batches(sources, CPU, ImageOptions(on_missing="nan"), collect_errors=True)
+    (batch,) = face_batches(sources, CPU, ImageOptions("largest", "nan"), collect_errors=True)
     assert batch.faces.image_index.tolist() == [0, 1]
 
 

@@ -127,7 +127,11 @@ class Adv3D(MeshModel):
         return self.decode(codes["id_mean"], codes["exp_mean"])
 
     def embed(self, points: Tensor) -> Tensor:
-        """Compute the features before the codes, (B, 1024), with gradients; see ``forward``."""
+        """Compute the features before the codes, (B, 1024), with gradients; see ``forward``.
+
+        Raises:
+            ValueError: if ``points`` is not (B, N, 3).
+        """
         if points.ndim != 3 or points.shape[2] != 3:
             raise ValueError(
                 f"points must be (B, N, 3) in millimetres, got {tuple(points.shape)}; for files "

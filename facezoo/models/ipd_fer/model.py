@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from facezoo.inference import evaluating
 from facezoo.models.base import check_shape
 from facezoo.models.decoding import DecodingModel, check_pairs
 from facezoo.models.identity_removal import IdentityRemoval
 from facezoo.models.ipd_fer.networks import Decoder, Encoder, PoseEncoder
-from facezoo.preprocess.alignment import similarity_transform
+from facezoo.preprocess.head_pose import FRONTAL_PITCH_DEG, alignment_deg
 from facezoo.preprocess.images import Images
-from facezoo.preprocess.pipeline import ImageKeywords, ImageOptions
-from facezoo.preprocess.templates import template_points
-from facezoo.results import EXPRESSIONS, Faces, PosePrediction
+from facezoo.preprocess.pipeline import ONE_FACE, ImageKeywords, ImageOptions
+from facezoo.results import EXPRESSIONS, PosePrediction
 
 POSES = 5
 """K_P: |yaw| of 0 to 10, 10 to 20, 20 to 30, 30 to 40 and over 40 degrees (Table 1)."""
@@ -118,6 +118,25 @@ class IPDFER(DecodingModel):
         features: Tensor = self.expression_encoder(images)
         return features
 
+    def expression_basis(self) -> tuple[Tensor, Tensor] | None:
+        """Return the subspace of ``expression_rank`` dimensions; see ``FaceModel``."""
+        encoder = self.expression_encoder
+        if not isinstance(encoder.projection, nn.Sequential):
+            return None
+        with torch.no_grad(), evaluating(self):
+            _, outward = encoder.projection.parameters()
+            # Rows of an affine map show its offset at zero and its directions at the unit vectors.
+            points = torch.cat([outward.new_zeros(1, len(outward)), outward.T])
+            points = self.without_identity(encoder.norm(points)).double().cpu()
+        if not points.isfinite().all():
+            return None
+        vectors, sizes, _ = torch.linalg.svd((points[1:] - points[0]).T, full_matrices=False)
+        basis = vectors[:, sizes > 1e-6 * sizes[0]]
+        if basis.shape[0] == basis.shape[1]:
+            return None
+        largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))
+        return points[0], basis * largest.sign()
+
     def embed_identity(self, images: Tensor) -> Tensor:
         """Compute the identity features f_id (Sec. 3.1); gradients are kept. Compare by cosine.
 
@@ -176,20 +195,11 @@ class IPDFER(DecodingModel):
             self.reject("predict_pose")
         poses, faces = self._encode(images, self.estimate_pose, ImageOptions(**options))
         angles = torch.rad2deg(poses[:, :3])
+        angles[:, 1] -= FRONTAL_PITCH_DEG
         if faces is not None:  # alignment removes the rotation of the face in the image
-            angles[:, 2] -= torch.rad2deg(self._alignment_angle(faces)).to(angles)
+            angles[:, 2] -= alignment_deg(faces.landmarks).to(angles)
         yaw, pitch, roll = angles.unbind(1)
         return PosePrediction(yaw, pitch, roll, faces)
-
-    def _alignment_angle(self, faces: Faces) -> Tensor:
-        """Return the rotation of each face by alignment, radians, NaN without a face, (F,)."""
-        points = faces.landmarks.cpu()
-        known = torch.isfinite(points).flatten(1).all(1)
-        target = template_points(self.preprocessing.template, self.preprocessing.size)
-        matrices = similarity_transform(points[known], target.to(points))
-        result = torch.full((len(points),), float("nan"))
-        result[known] = torch.atan2(matrices[:, 1, 0], matrices[:, 0, 0])
-        return result
 
     def classify_pose(self, features: Tensor) -> Tensor:
         """Compute the logits (B, 5) of C_p (Sec. 3.2) from features (B, D).
@@ -245,7 +255,7 @@ class IPDFER(DecodingModel):
         Args:
             source: images of the expression: one, or as many faces as ``target`` has.
             target: images of the identity and the pose.
-            **options: see ``encode_expression``.
+            **options: see ``encode_expression``; by default the largest face of each image.
 
         Returns:
             RGB crops in [0, 1] in the model's template, (F, 3, 112, 112); none without a target
@@ -258,7 +268,7 @@ class IPDFER(DecodingModel):
         """
         if "transfer_expression" in self.absent:
             self.reject("transfer_expression")
-        checked = ImageOptions(**options)
+        checked = ImageOptions(**(ONE_FACE | options))
         stages = (self.embed_expression, self._posed_identity)
         expression, identity = self._encode_pairs(source, target, stages, checked)
         check_pairs(len(expression), len(identity))

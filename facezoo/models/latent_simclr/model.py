@@ -19,7 +19,7 @@ from facezoo.models.latent_simclr.inverter import Inversion, StyleGANInverter, e
 from facezoo.models.latent_simclr.simclr import CodeEncoder
 from facezoo.models.latent_simclr.stylegan2 import StyleGANGenerator, mix_codes
 from facezoo.preprocess.images import Images
-from facezoo.preprocess.pipeline import ImageKeywords, ImageOptions
+from facezoo.preprocess.pipeline import ONE_FACE, ImageKeywords, ImageOptions
 from facezoo.results import map_tensors
 
 
@@ -138,6 +138,7 @@ class LatentSimCLR(DecodingModel):
         images: Images | None = None,
         *,
         w_plus: Tensor | None = None,
+        compact: bool = False,  # noqa: ARG002 (the features fill all their dimensions)
         **options: Unpack[ImageKeywords],
     ) -> Tensor:
         """Compute the expression features h of the faces in images, or of codes.
@@ -145,6 +146,7 @@ class LatentSimCLR(DecodingModel):
         Args:
             images: one image or several; see ``FaceModel.encode_expression``.
             w_plus: codes in place of images, (F, L, D).
+            compact: see ``FaceModel.encode_expression``.
             **options: see ``FaceModel.encode_expression``.
 
         Returns:
@@ -255,7 +257,7 @@ class LatentSimCLR(DecodingModel):
         Args:
             images: images of pose, shape and expression, F faces.
             appearance: images of the other styles, F faces.
-            **options: see ``FaceModel.encode_expression``.
+            **options: see ``FaceModel.encode_expression``; by default the largest face of each.
 
         Returns:
             RGB crops in [0, 1], (F, 3, S, S).
@@ -264,7 +266,7 @@ class LatentSimCLR(DecodingModel):
             ValueError: if the numbers of faces differ, or some of several pairs lack a face and
                 ``on_missing`` is "skip".
         """
-        checked = ImageOptions(**options)
+        checked = ImageOptions(**(ONE_FACE | options))
         stages = (self.embed_factors, self.embed_factors)
         coarse, fine = self._encode_pairs(images, appearance, stages, checked)
         if len(coarse) != len(fine):
@@ -285,7 +287,7 @@ class LatentSimCLR(DecodingModel):
         Args:
             source: images of the expression: one, or as many faces as ``target`` has.
             target: images of the appearance.
-            **options: see ``FaceModel.encode_expression``.
+            **options: see ``FaceModel.encode_expression``; by default the largest face of each.
 
         Returns:
             RGB crops in [0, 1], (F, 3, S, S); none without a target face.
@@ -294,7 +296,7 @@ class LatentSimCLR(DecodingModel):
             ValueError: if the numbers of faces do not match, or if some of several pairs lack a
                 face and ``on_missing`` is "skip".
         """
-        checked = ImageOptions(**options)
+        checked = ImageOptions(**(ONE_FACE | options))
         stages = (self.embed_factors, self.embed_factors)
         coarse, fine = self._encode_pairs(source, target, stages, checked)
         check_pairs(len(coarse), len(fine))

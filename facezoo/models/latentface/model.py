@@ -17,7 +17,7 @@ from facezoo.models.latentface.latents import LatentFaceEncoding, Latents
 from facezoo.models.latentface.renderer import BORDER
 from facezoo.models.latentface.stages import LatentFaceStages
 from facezoo.preprocess.images import Images
-from facezoo.preprocess.pipeline import ImageKeywords, ImageOptions
+from facezoo.preprocess.pipeline import ONE_FACE, ImageKeywords, ImageOptions
 
 
 class LatentFace(LatentFaceStages):
@@ -36,7 +36,13 @@ class LatentFace(LatentFaceStages):
         *("depth", "normals", "albedo", "relight", "rotate", "to_mesh"),
     )
 
-    def encode(self, images: Images, **options: Unpack[ImageKeywords]) -> LatentFaceEncoding:
+    def encode(
+        self,
+        images: Images,
+        *,
+        compact: bool = False,  # noqa: ARG002 (the features fill all their dimensions)
+        **options: Unpack[ImageKeywords],
+    ) -> LatentFaceEncoding:
         """Compute all features and codes of the faces in images; see ``encode_expression``.
 
         Returns:
@@ -155,7 +161,7 @@ class LatentFace(LatentFaceStages):
         Args:
             source: images of γ_exp: one, or as many faces as ``target`` has.
             target: images of Z_id, light and view.
-            **options: see ``encode_expression``.
+            **options: see ``encode_expression``; by default the largest face of each image.
 
         Returns:
             RGB crops in [0, 1] in the model's template, (F, 3, S, S); none without a target face.
@@ -172,7 +178,7 @@ class LatentFace(LatentFaceStages):
             latents = self.embed_latents(crops)
             return {"latents": latents, "identity": self._identity(latents)}
 
-        checked = ImageOptions(**options)
+        checked = ImageOptions(**(ONE_FACE | options))
         of_source, of_target = self._encode_pairs(source, target, (stage, stage), checked)
         check_pairs(len(of_source["identity"]), len(of_target["identity"]))
         expression = _codes(of_source["latents"]) - of_source["identity"]
@@ -187,6 +193,11 @@ class LatentFace(LatentFaceStages):
         A mesh shows the whole depth map with its background, without its fixed borders. It has no
         unit: the distance of the face from the camera is 1, and the origin is its center of
         rotation.
+
+        Raises:
+            ImageError: if an image cannot be read.
+            NoFaceError: if an image has no face and ``on_missing`` is ``"raise"``.
+            ValueError: if ``on_missing`` is ``"nan"``.
         """
         if options.get("on_missing") == "nan":
             raise ValueError("to_mesh cannot return a mesh of NaN; use on_missing='skip'")

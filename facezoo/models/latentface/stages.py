@@ -258,6 +258,9 @@ class LatentFaceStages(DecodingModel):
         Args:
             images: aligned, normalized crops, (B, 3, S, S).
             light: ambient, diffuse, dx, dy, each in [-1, 1], (4,) or (B, 4); see ``Latents.light``.
+
+        Raises:
+            ValueError: if ``light`` has another shape.
         """
         latents = self.embed_latents(images)
         if tuple(light.shape) not in ((4,), tuple(latents.light.shape)):
