@@ -29,10 +29,10 @@ from facezoo.evaluate.detection import (
     share_with_face,
     tight_crops,
 )
-from facezoo.preprocess.detection import detect
+from facezoo.preprocess.detection import DetectionConfig, detect
 from facezoo.results import Faces
 
-find = partial(detect, SquareDetector())
+find = partial(detect, SquareDetector(), config=DetectionConfig(second_pass=False))
 
 
 def image_of(squares, faces, unsure=(), marks=None):
