@@ -233,4 +233,8 @@ class SquareDetector(nn.Module):
 def use_square_detector(monkeypatch):
     """Find white squares in place of faces, in one pass: in crops they are cut off."""
     monkeypatch.setattr(pipeline, "load_detector", lambda device: SquareDetector())
-    monkeypatch.setattr(detection, "_improved", lambda detector, images, faces, config: faces)
+    monkeypatch.setattr(
+        detection,
+        "_improved",
+        lambda detector, images, faces, config: faces[faces.scores > config.score_threshold],
+    )

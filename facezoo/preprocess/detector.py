@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -166,7 +166,8 @@ class FaceDetector(nn.Module):
         """
         for layer in list(self.modules()):
             if isinstance(layer, _Conv) and len(layer) > 1:
-                layer[0] = fuse_conv_bn_eval(layer[0].eval(), layer[1].eval())
+                convolution = cast(nn.Conv2d, layer[0].eval())
+                layer[0] = fuse_conv_bn_eval(convolution, cast(nn.BatchNorm2d, layer[1].eval()))
                 del layer[1]
         return self.eval()
 
