@@ -123,6 +123,13 @@ def test_meshes_that_do_not_fit_are_rejected_with_the_reason(model, scan, monkey
         model.encode(Mesh(tube, "m", triangles))
 
 
+def test_a_shape_far_from_the_mean_face_is_rejected(model):
+    points = model.template.landmark_points(5).double()
+    wide = Mesh(model.template_mm * torch.tensor([1.5, 1.0, 1.0]), "mm", model.template.triangles)
+    with pytest.raises(ValueError, match=r"standard deviations from the mean face \(limit 5\)"):
+        model.register(wide, landmarks=points * torch.tensor([1.5, 1.0, 1.0]))
+
+
 def test_codes_far_from_the_training_faces_are_rejected(model, registration):
     placed = [Placed("scan.ply", registration.vertices, True, registration)]
     near = model.code_mean[None]
