@@ -166,8 +166,7 @@ def find_poses(
         points = detect_landmarks(view, leniency)
         if points is None:
             continue
-        pose = fit_similarity(reference, points)
-        error = _misfit(pose, reference, points)
+        pose, error = _fit(reference, points)
         for _ in range(2):  # close-ups from the front; a wrong detection does not improve
             if error > 4 * BAD_MM:
                 break
@@ -177,8 +176,7 @@ def find_poses(
             points = detect_landmarks(view, leniency)
             if points is None:
                 break
-            pose = fit_similarity(reference, points)
-            error = _misfit(pose, reference, points)
+            pose, error = _fit(reference, points)
         if error < GOOD_MM:
             return [(error, pose)]
         poses.append((error, pose))
@@ -210,6 +208,14 @@ def _advice(vertices: Array, triangles: Indices) -> str:
     return "pass landmarks=, or check that the mesh shows a face with eyes, nose and mouth"
 
 
-def _misfit(pose: Similarity, reference: Array, points: Array) -> float:
-    """Return the mean distance of the landmarks after the alignment, mm."""
-    return float(np.linalg.norm(pose.inverse(points) - reference, axis=1).mean())
+def _fit(reference: Array, points: Array) -> tuple[Similarity, float]:
+    """Fit the similarity to landmarks, (5, 3) each; returns it and the mean distance, mm.
+
+    If they do not fit, the nose tip may lie over a hole: then the other four decide.
+    """
+    for rows in ([0, 1, 2, 3, 4], [0, 1, 3, 4]):
+        pose = fit_similarity(reference[rows], points[rows])
+        distances = np.linalg.norm(pose.inverse(points[rows]) - reference[rows], axis=1)
+        if distances.mean() < BAD_MM:
+            break
+    return pose, float(distances.mean())

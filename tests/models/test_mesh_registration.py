@@ -96,6 +96,15 @@ def test_results_are_mapped_back_to_the_vertices_of_the_mesh(registration, encod
         model.neutralize(registration.mesh, topology="input")
 
 
+def test_a_nose_tip_over_a_hole_does_not_turn_the_face():
+    reference = np.array([[-32.0, 30, 0], [32, 30, 0], [0, 0, 30], [-25, -35, 5], [25, -35, 5]])
+    points = 0.1 * reference @ TURN.T
+    points[2] -= 8 * TURN[:, 2]  # on the back of the head
+    pose, error = face_finding._fit(reference, points)
+    np.testing.assert_allclose(pose.rotation, TURN, atol=1e-8)
+    assert error < 1e-8
+
+
 def test_five_landmarks_replace_the_detection(model, scan, registration):
     points = model.template.landmark_points(5).double().numpy()
     moved = torch.from_numpy(registration.pose.apply(points))
