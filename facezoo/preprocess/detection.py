@@ -27,14 +27,13 @@ _CONTAINED = 0.8
 # and the least eye distance, as a share of the longer side of the box.
 _ROLL_DEG, _MISFIT, _LEAST_EYES = 75.0, 0.6, 0.1
 # Crops of the second pass: side, distance of the eyes as a share of it, and crops per forward pass.
-_CROP, _CROP_EYES, _CROPS_AT_ONCE = 128, 0.32, 64
+_CROP, _CROP_EYES, _CROPS_AT_ONCE = 64, 0.32, 64
 # The first pass keeps faces whose score is lower than the threshold by this.
 _BELOW = 0.25
-# Faces of fewer pixels in the first pass get the landmarks of the second, others a mean of both.
-_SMALL, _SHARE = 64.0, 0.5
-# A face of lower score in the first pass is also shown upside down, and rejected if its score in
-# the second pass is higher then.
-_CERTAIN = 0.8
+# Faces of this side in the first pass, pixels, get the mean landmarks of both passes, smaller ones
+# those of the second. Large faces of this score and no more roll than this skip the second pass.
+# Faces of lower score are also shown upside down, and rejected if they score higher then.
+_LARGE, _CERTAIN, _UPRIGHT_DEG = 64.0, 0.8, 15.0
 
 
 @dataclass(frozen=True)
@@ -162,29 +161,33 @@ def second_pass_points(side: int) -> Tensor:
 def _improved(
     detector: FaceDetector, images: Sequence[Tensor], faces: Faces, config: DetectionConfig
 ) -> Faces:
-    """Detect each face again in an aligned crop, for its landmarks and its score.
+    """Detect faces again in aligned crops, for their landmarks and scores.
 
-    The score is the mean of both passes.
+    The score is the mean of both passes. Large upright faces of high score are not detected again;
+    their score in the second pass counts as 1.
     """
-    matrices = similarity_transform(faces.landmarks, second_pass_points(_CROP))
-    device = next(detector.parameters()).device
-    crops = align(images, faces.image_index, matrices, _CROP).to(device) / 127.5 - 1
-    scores, points = _central_faces(detector, crops, config)
-    points = (points - matrices[:, None, :, 2]) @ torch.linalg.inv(matrices[..., :2]).mT
     longest = torch.tensor([max(image.shape) for image in images])[faces.image_index]
     sides = (faces.boxes[:, 2:] - faces.boxes[:, :2]).amax(1)
-    is_small = sides * (config.max_side / longest).clamp(max=1) < _SMALL
-    share = torch.where(is_small, 1.0, _SHARE)[:, None, None]
-    keep = (faces.scores + scores) / 2 > config.score_threshold
-    doubtful = (keep & (faces.scores < _CERTAIN)).nonzero()[:, 0]
-    if len(doubtful):
-        flipped, _ = _central_faces(detector, crops[doubtful.to(device)].flip(2, 3), config)
-        keep[doubtful] &= flipped <= scores[doubtful]
-    better = replace(
-        faces,
-        landmarks=(1 - share) * faces.landmarks + share * points,
-        scores=(faces.scores + scores) / 2,
-    )[keep]
+    is_large = sides * (config.max_side / longest).clamp(max=1) >= _LARGE
+    is_upright = _template_fit(faces.landmarks)[0].abs() <= _UPRIGHT_DEG
+    again = (~(is_large & is_upright) | (faces.scores < _CERTAIN)).nonzero()[:, 0]
+    scores, landmarks = torch.ones_like(faces.scores), faces.landmarks.clone()
+    if len(again):
+        matrices = similarity_transform(landmarks[again], second_pass_points(_CROP))
+        crops = align(images, faces.image_index[again], matrices, _CROP) / 127.5 - 1
+        scores[again], points = _central_faces(detector, crops, config)
+        points = (points - matrices[:, None, :, 2]) @ torch.linalg.inv(matrices[..., :2]).mT
+        share = torch.where(is_large[again], 0.5, 1.0)[:, None, None]
+        landmarks[again] = (1 - share) * landmarks[again] + share * points
+        doubtful = faces.scores[again] < _CERTAIN
+        doubtful &= (faces.scores[again] + scores[again]) / 2 > config.score_threshold
+        if doubtful.any():
+            # Upside down, a face scores lower and a pattern does not.
+            flipped, _ = _central_faces(detector, crops[doubtful].flip(2, 3), config)
+            place = again[doubtful]
+            scores[place] = torch.where(flipped <= scores[place], scores[place], -1.0)
+    scores = (faces.scores + scores) / 2
+    better = replace(faces, landmarks=landmarks, scores=scores)[scores > config.score_threshold]
     order = better.scores.argsort(descending=True, stable=True)
     return better[order[better.image_index[order].argsort(stable=True)]]
 
@@ -193,6 +196,7 @@ def _central_faces(
     detector: FaceDetector, crops: Tensor, config: DetectionConfig
 ) -> tuple[Tensor, Tensor]:
     """Return score (F,) and landmarks (F, 5, 2) of the face in the middle of each crop."""
+    crops = crops.to(next(detector.parameters()).device)
     parts = [_central(detector, part, config) for part in crops.split(_CROPS_AT_ONCE)]
     return torch.cat([scores for scores, _ in parts]), torch.cat([points for _, points in parts])
 
@@ -363,19 +367,27 @@ def _fits(points: Tensor, extent: Tensor, quarters: Tensor) -> Tensor:
     They fit if a similarity without a large rotation takes the template near to them and if they
     fill a part of the box, whose sides are ``extent`` (N, 2).
     """
+    roll, eyes, misfit = _template_fit(points)
+    roll = (roll - 90 * quarters + 180) % 360 - 180
+    return (
+        (misfit <= _MISFIT * eyes)
+        & (roll.abs() <= _ROLL_DEG)
+        & (eyes >= _LEAST_EYES * extent.amax(1))
+    )
+
+
+def _template_fit(points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Fit the template to landmarks (N, 5, 2): roll in degrees, eye distance, RMS error, (N,)."""
     template = template_points("arcface112", 112).to(points)
     template = template - template.mean(0)
     face = points - points.mean(1, keepdim=True)
     cosine = (face * template).sum((1, 2))
     sine = (template[:, 0] * face[..., 1] - template[:, 1] * face[..., 0]).sum(1)
     norm = template.square().sum()
-    roll = torch.rad2deg(torch.atan2(sine, cosine)) - 90 * quarters
-    roll = (roll + 180) % 360 - 180
     scale = torch.hypot(cosine, sine) / norm
     misfit = face.square().sum((1, 2)) - scale.square() * norm
     eyes = (template[0] - template[1]).norm() * scale
-    fits = misfit.clamp(min=0) / 5 <= (_MISFIT * eyes).square()
-    return fits & (roll.abs() <= _ROLL_DEG) & (eyes >= _LEAST_EYES * extent.amax(1))
+    return torch.rad2deg(torch.atan2(sine, cosine)), eyes, (misfit.clamp(min=0) / 5).sqrt()
 
 
 def _merge(faces: Faces, config: DetectionConfig) -> Faces:
