@@ -377,7 +377,7 @@ class Imprecise(SquareDetector):
             return dataclasses.replace(candidates, landmarks=landmarks)
         points = detection.second_pass_points(detection._CROP)
         side = 112 * (points[1] - points[0]).norm() / (FACE[1] - FACE[0]).norm()
-        box = torch.tensor([20.0, 20.0, 107.0, 107.0])
+        box = torch.tensor([0.2, 0.2, 0.8, 0.8]) * (detection._CROP - 1)
         count = len(images)
         return Candidates(
             torch.full((count, 1), self.crop_logits.pop(0)),
