@@ -265,8 +265,8 @@ def _views(
 ) -> Iterator[_View]:
     """Cut an image into the views that the network takes."""
     size = (image.shape[0], image.shape[1])
-    pixels = image.permute(2, 0, 1)[None].float() / 127.5 - 1
-    pixels = torch.rot90(pixels, quarters, (2, 3))
+    pixels = image.permute(2, 0, 1)[None]
+    pixels = torch.rot90(pixels, quarters, (2, 3)) if quarters else pixels
     height, width = pixels.shape[2:]
     longest = max(height, width)
     side = min(max(longest, config.min_side), config.max_side)
@@ -312,9 +312,12 @@ def _tiles(pixels: Tensor, scale: float, side: int) -> Iterator[_View]:
 
 
 def _resized(pixels: Tensor, shape: list[int]) -> Tensor:
-    if shape == list(pixels.shape[2:]):
-        return pixels
-    return F.interpolate(pixels, size=shape, mode="bilinear", antialias=True)
+    """Resize uint8 (1, 3, H, W), and map it to [-1, 1]."""
+    if shape != list(pixels.shape[2:]):
+        # CPUs resize bytes many times as fast as floats; GPUs resize floats only.
+        pixels = pixels if pixels.device.type == "cpu" else pixels.float()
+        pixels = F.interpolate(pixels, size=shape, mode="bilinear", antialias=True)
+    return pixels.float() / 127.5 - 1
 
 
 def _padded(pixels: Tensor, multiple: int) -> Tensor:
