@@ -413,6 +413,13 @@ def test_the_training_data_of_a_teacher_count_too():
     assert len(training_data(replace(pupil, training=nothing))) > len(teacher.training.data)
 
 
+def test_the_name_of_a_base_checkpoint_is_not_training_data():
+    card = bundled_cards()["latentface.lfw-neutral"]
+    assert card.training.base == "latentface.lfw"
+    assert "latentface.lfw" not in training_data(card)
+    assert contamination_of(training_data(card))["LFW val"] == "train split"
+
+
 # --- the swap test --------------------------------------------------------------------------------
 
 
