@@ -50,7 +50,7 @@ COMMANDS = {
     ),
     "train latentface": (
         "facezoo.models.latentface.commands:TRAIN",
-        "Train autoencoders (stage 1), then the diffusion on their codes (stage 2).",
+        "Train autoencoders (1), the diffusion on their codes (2), or neutral codes.",
     ),
     "train stylegan2": (
         "facezoo.models.latent_simclr.commands:TRAIN_STYLEGAN2",

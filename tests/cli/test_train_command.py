@@ -53,10 +53,12 @@ def test_ipd_fer_takes_seeds_ablations_and_official_data(calls):
 def test_latentface_takes_a_stage(calls):
     assert train("latentface", "--seed", "3") == 0
     assert train("latentface", "--stage", "2", "--recipe", "compact") == 0
+    assert train("latentface", "--stage", "neutral", "--start", "latentface.lfw") == 0
     shared = {"device": CPU, "smoke": False}
     assert [options for *_, options in calls] == [
-        {"stage": 1, "seed": 3, "name": "paper", **shared},
-        {"stage": 2, "seed": 0, "name": "compact", **shared},
+        {"stage": "1", "start": None, "seed": 3, "name": "paper", **shared},
+        {"stage": "2", "start": None, "seed": 0, "name": "compact", **shared},
+        {"stage": "neutral", "start": "latentface.lfw", "seed": 0, "name": "paper", **shared},
     ]
 
 
@@ -77,7 +79,7 @@ def test_the_parts_of_latent_simclr_are_trained_by_name(calls, part):
 @pytest.mark.parametrize(
     ("model", "flags"),
     [
-        ("latentface", ["--start", "x"]),
+        ("latentface", ["--fold", "1"]),
         ("adv3d", ["--without", "id"]),
         ("ipd-fer", ["--stage", "1"]),
         ("face-detector", ["--fold", "1"]),

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import timm
 import torch
-from packs import write_lfw
+from packs import write_ferplus, write_lfw
 from PIL import Image
 
 import facezoo
@@ -24,6 +24,7 @@ from facezoo.models import feature_maps as features
 from facezoo.models.latentface import LatentFace
 from facezoo.models.latentface.networks import AutoEncoder
 from facezoo.models.latentface.train import command, run, stage1, stage2
+from facezoo.models.latentface.train.neutral import fit_removal
 from facezoo.models.latentface.train.recipes import RECIPES, Disentangling, recipe
 from facezoo.models.latentface.train.stage1 import convex_depth, roughness
 from facezoo.models.latentface.train.stage2 import (
@@ -69,7 +70,7 @@ def data(tmp_path):
 
 def test_both_stages_end_in_a_checkpoint_that_loads(chosen, data, tmp_path):
     out = tmp_path / "runs"
-    both = [run(data, out, stage=s, seed=1, device=CPU, name="compact") for s in (1, 2)]
+    both = [run(data, out, stage=s, seed=1, device=CPU, name="compact") for s in ("1", "2")]
     assert both[0].name == "autoencoders.safetensors"
     card = json.loads(both[1].read_text())
     assert card["model"] == "latentface"
@@ -88,9 +89,46 @@ def test_both_stages_end_in_a_checkpoint_that_loads(chosen, data, tmp_path):
 
 def test_the_second_stage_wants_the_first(chosen, data, tmp_path):
     with pytest.raises(FileNotFoundError, match="finish stage 1 first"):
-        run(data, tmp_path / "runs", stage=2, seed=0, device=CPU, name="compact")
-    with pytest.raises(ValueError, match="stage must be 1 or 2, got 3"):
-        run(data, tmp_path / "runs", stage=3, seed=0, device=CPU, name="compact")
+        run(data, tmp_path / "runs", stage="2", seed=0, device=CPU, name="compact")
+    with pytest.raises(ValueError, match="stage must be one of 1, 2, neutral, got 3"):
+        run(data, tmp_path / "runs", stage="3", seed=0, device=CPU, name="compact")
+
+
+def test_the_neutral_stage_adds_neutral_codes_to_a_checkpoint(chosen, data, tmp_path, monkeypatch):
+    monkeypatch.setitem(RECIPES, "compact", replace(chosen, expression_directions=2))
+    write_ferplus(data, train=8)
+    train = partial(run, data, tmp_path / "runs", seed=1, device=CPU, name="compact")
+    paths = [train(stage=stage) for stage in ("1", "2")]
+    start = str(paths[-1].with_suffix(".safetensors"))
+    with pytest.raises(ValueError, match="--start names the checkpoint for --stage neutral"):
+        train(stage="neutral")
+    path = train(stage="neutral", start=start)
+    card = json.loads(path.read_text())
+    assert card["tag"] == "lfw-neutral"
+    assert card["training"]["base"] == "latentface.lfw"
+    assert card["training"]["command"].endswith("--stage neutral --start latentface.lfw --seed 1")
+    model, before = (
+        facezoo.load(file, device="cpu") for file in (path.with_suffix(".safetensors"), start)
+    )
+    crops = list(torch.rand(2, 3, 64, 64))
+    identity = [m.encode_identity(crops, aligned=True) for m in (model, before)]
+    assert torch.equal(*identity)
+    expression = model.encode_expression(crops, aligned=True)
+    assert torch.linalg.matrix_rank(expression) <= 2
+    assert not torch.equal(expression, before.encode_expression(crops, aligned=True))
+
+
+def test_neutral_codes_are_the_neutral_mean_along_the_directions_and_the_rest_stays():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(40)[:, None].expand(-1, 2) % 4
+    smile = torch.eye(6)[0]
+    codes = torch.randn(40, 2, 6, generator=generator) + 5 * labels[..., None] * smile
+    removal = fit_removal(codes, labels, torch.zeros(40, 2, dtype=torch.long), 1)
+    neutral = removal(codes.flatten(0, 1)).view(40, 2, 6)
+    mean = codes[labels == 0].mean(0)
+    assert neutral[..., 0].std() < 0.2 * codes[..., 0].std()
+    assert (neutral[labels == 3].mean(0)[0] - mean[0]).abs() < 0.5
+    torch.testing.assert_close(neutral[..., 1:], codes[..., 1:], atol=1.0, rtol=0)
 
 
 @pytest.mark.parametrize("stage", [1, 2])
@@ -98,10 +136,10 @@ def test_an_interrupted_stage_ends_at_the_same_weights(chosen, data, tmp_path, m
     for module in (stage1, stage2):
         monkeypatch.setattr(module, "fit", partial(loop.fit, save_every=0.0))
     train = partial(run, data, seed=2, device=CPU, name="compact")
-    whole = [train(tmp_path / "whole", stage=s) for s in range(1, stage + 1)][-1]
+    whole = [train(tmp_path / "whole", stage=str(s)) for s in range(1, stage + 1)][-1]
     broken = tmp_path / "broken"
     for before in range(1, stage):
-        train(broken, stage=before)
+        train(broken, stage=str(before))
     descend, calls = stage1.descend, []
 
     def interrupted(*arguments):
@@ -114,8 +152,8 @@ def test_an_interrupted_stage_ends_at_the_same_weights(chosen, data, tmp_path, m
         patch.setattr(stage1, "descend", interrupted)
         patch.setattr(stage2, "descend", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            train(broken, stage=stage)
-    again = train(broken, stage=stage)
+            train(broken, stage=str(stage))
+    again = train(broken, stage=str(stage))
     name = {1: whole.name, 2: "latentface.lfw.safetensors"}[stage]
     first, second = (path.with_name(name).read_bytes() for path in (whole, again))
     assert first == second
@@ -135,12 +173,12 @@ def test_a_run_with_other_images_does_not_resume(chosen, data, tmp_path, monkeyp
         patch.setattr(stage1, "descend", interrupted)
         patch.setattr(stage2, "descend", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            train(data, stage=1)
+            train(data, stage="1")
     with pytest.raises(ValueError, match=r"stage1 was begun with other data .*sha256 was"):
-        train(other, stage=1)
-    train(data, stage=1)
+        train(other, stage="1")
+    train(data, stage="1")
     with pytest.raises(ValueError, match=r"stage1 was begun with other data .*sha256 was"):
-        train(other, stage=2)
+        train(other, stage="2")
 
 
 def test_folders_of_images_are_distinguished(chosen, tmp_path, monkeypatch):
@@ -154,7 +192,7 @@ def test_folders_of_images_are_distinguished(chosen, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(command, "read_face_crops", interrupted)
-    train = partial(run, out=tmp_path / "runs", stage=1, seed=1, device=CPU, name="compact")
+    train = partial(run, out=tmp_path / "runs", stage="1", seed=1, device=CPU, name="compact")
     with pytest.raises(KeyboardInterrupt):
         train(folders[0])
     with pytest.raises(ValueError, match="files was 3 and is now 4"):

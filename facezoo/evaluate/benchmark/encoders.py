@@ -179,9 +179,10 @@ def training_data(card: Card) -> tuple[str, ...]:
 
 def _collect(card: Card, through: str, texts: dict[str, None], seen: set[str]) -> None:
     seen.add(card.model)
-    own_texts = [*card.training.data, *filter(None, [card.training.base])]
-    texts |= dict.fromkeys(f"{text}{through}" for text in own_texts)
-    for model in dict.fromkeys(card.model for card in bundled_cards().values()):
+    cards, base = bundled_cards(), card.training.base or ""
+    own_texts = [*card.training.data, base]
+    texts |= dict.fromkeys(f"{text}{through}" for text in own_texts if text and text not in cards)
+    for model in dict.fromkeys(card.model for card in cards.values()):
         if model not in seen and any(model in text for text in own_texts):
             _collect(info(model), f", by way of {model}", texts, seen)
 

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
-import torch
 
 from facezoo.models.commands import ConvertCommand, TrainCommand
 from facezoo.models.latentface import train
 from facezoo.models.latentface.convert import convert_file
+from facezoo.models.latentface.train.command import STAGES
 from facezoo.models.latentface.train.recipes import RECIPES
 
 
-def _train(
-    data: Path, out: Path, *, seed: int, device: torch.device, smoke: bool, recipe: str, stage: str
-) -> Path:
-    return train.run(
-        data, out, stage=int(stage), seed=seed, device=device, name=recipe, smoke=smoke
-    )
+def _train(data: Path, out: Path, *, recipe: str, **options: Any) -> Path:
+    return train.run(data, out, name=recipe, **options)
 
 
 TRAIN = TrainCommand(
@@ -27,10 +24,12 @@ TRAIN = TrainCommand(
     options=(
         click.Option(
             ["--stage"],
-            type=click.Choice(["1", "2"]),
+            type=click.Choice(STAGES),
             default="1",
-            help="1 trains the autoencoders, 2 the diffusion on their codes",
+            help="1 trains the autoencoders, 2 the diffusion on their codes, neutral adds neutral "
+            "codes to a checkpoint",
         ),
+        click.Option(["--start"], metavar="CHECKPOINT", help="the checkpoint for --stage neutral"),
     ),
 )
 CONVERT = ConvertCommand(convert_file)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from facezoo.results import FaceEncoding, Result, as_rows
@@ -22,6 +23,11 @@ class Latents(Result):
     """Z_l: ambient, diffuse, dx, dy in [-1, 1], see ``Light.from_parameters``, (B, 4)."""
     view: Tensor
     """Z_p: rx, ry, rz in radians, tx, ty, tz, see ``facezoo.geometry.camera``, (B, 6)."""
+
+    @property
+    def codes(self) -> Tensor:
+        """Z_t, then Z_s, (B, 2 D)."""
+        return torch.cat([self.texture, self.shape], -1)
 
     def __len__(self) -> int:
         return len(self.texture)

@@ -54,9 +54,12 @@ class LatentFace(LatentFaceStages):
             latents = self.embed_latents(crops)
             if self.texture_diffusion is None:
                 return {"latents": latents}
-            identity = self._identity(latents)
-            expression = self.without_identity(_codes(latents) - identity)
-            return {"latents": latents, "identity": identity, "expression": expression}
+            expression = latents.codes - self.neutral_latents(latents).codes
+            return {
+                "latents": latents,
+                "identity": self.identity_latents(latents).codes,
+                "expression": self.without_identity(expression),
+            }
 
         features, faces = self._encode(images, stage, ImageOptions(**options))
         latents: Latents = features["latents"]
@@ -156,11 +159,13 @@ class LatentFace(LatentFaceStages):
     def transfer_expression(
         self, source: Images, target: Images, **options: Unpack[ImageKeywords]
     ) -> Tensor:
-        """Render the faces of ``target`` with the expression of ``source``: Z_id + γ_exp.
+        """Render the faces of ``target`` with the expression of ``source``.
+
+        The codes are the neutral ones of ``target`` plus γ_exp of ``source``.
 
         Args:
             source: images of γ_exp: one, or as many faces as ``target`` has.
-            target: images of Z_id, light and view.
+            target: images of the face, its light and view.
             **options: see ``encode_expression``; by default the largest face of each image.
 
         Returns:
@@ -176,13 +181,13 @@ class LatentFace(LatentFaceStages):
 
         def stage(crops: Tensor) -> dict[str, Any]:
             latents = self.embed_latents(crops)
-            return {"latents": latents, "identity": self._identity(latents)}
+            return {"latents": latents, "neutral": self.neutral_latents(latents).codes}
 
         checked = ImageOptions(**(ONE_FACE | options))
         of_source, of_target = self._encode_pairs(source, target, (stage, stage), checked)
-        check_pairs(len(of_source["identity"]), len(of_target["identity"]))
-        expression = _codes(of_source["latents"]) - of_source["identity"]
-        texture, shape = (of_target["identity"] + expression).chunk(2, -1)
+        check_pairs(len(of_source["neutral"]), len(of_target["neutral"]))
+        expression = of_source["latents"].codes - of_source["neutral"]
+        texture, shape = (of_target["neutral"] + expression).chunk(2, -1)
         latents = replace(of_target["latents"], texture=texture, shape=shape)
         crops = self.decode_batched(latents, lambda z: self.draw(z).image, checked.batch_size)
         return self.to_unit(crops)
@@ -235,12 +240,3 @@ class LatentFace(LatentFaceStages):
             images, lambda crops: decode(self.embed_latents(crops)), ImageOptions(**options)
         )[0]
         return maps
-
-    def _identity(self, latents: Latents) -> Tensor:
-        """Return Z_id of texture, then of shape, (B, 2 D)."""
-        return _codes(self.identity_latents(latents))
-
-
-def _codes(latents: Latents) -> Tensor:
-    """Return the codes of texture, then of shape, (B, 2 D)."""
-    return torch.cat([latents.texture, latents.shape], -1)

@@ -13,6 +13,7 @@ from facezoo.geometry.shading import Light
 from facezoo.hub.card import Preprocessing
 from facezoo.models.base import check_shape
 from facezoo.models.decoding import DecodingModel
+from facezoo.models.identity_removal import IdentityRemoval
 from facezoo.models.latentface.diffusion import RepresentationDiffusion
 from facezoo.models.latentface.latents import Latents
 from facezoo.models.latentface.networks import AutoEncoder, ConfidenceNetwork, NumberEncoder
@@ -39,6 +40,8 @@ class LatentFaceStages(DecodingModel):
         code_limit: largest absolute entry of the identity codes.
         diffusion: add the second stage, which identity and expression need.
         confidence: add the confidence network of the losses.
+        expression_directions: directions of the codes that show expression (ours), see
+            ``neutral_latents``; 0 takes the identity codes for neutral, as in the paper.
         renderer: see ``facezoo.geometry.rasterize.rasterize``; independent of the weights.
     """
 
@@ -61,6 +64,7 @@ class LatentFaceStages(DecodingModel):
         code_limit: float = 1.0,
         diffusion: bool = True,
         confidence: bool = True,
+        expression_directions: int = 0,
         renderer: Renderer = "auto",
     ) -> None:
         super().__init__()
@@ -75,6 +79,7 @@ class LatentFaceStages(DecodingModel):
             "code_limit": code_limit,
             "diffusion": diffusion,
             "confidence": confidence,
+            "expression_directions": expression_directions,
         }
         self.preprocessing = Preprocessing(template="facenet-loose", size=size)
         self.num_features = 2 * code_dim
@@ -89,6 +94,9 @@ class LatentFaceStages(DecodingModel):
             arguments = (code_dim, unet_width, map_size, sampler, code_limit)
             self.texture_diffusion = RepresentationDiffusion(*arguments, seed=0)
             self.shape_diffusion = RepresentationDiffusion(*arguments, seed=1)
+        self.expression_removal = None
+        if expression_directions:
+            self.expression_removal = IdentityRemoval(self.num_features, expression_directions)
         self.absent = _absent(diffusion=diffusion, confidence=confidence)
 
     # --- codes ------------------------------------------------------------------------------------
@@ -145,6 +153,27 @@ class LatentFaceStages(DecodingModel):
             shape=self.shape_diffusion(latents.shape.to(self.dtype), shape_noise),
         )
 
+    def neutral_latents(self, latents: Latents) -> Latents:
+        """Replace texture and shape with codes without expression.
+
+        A model with ``expression_directions`` moves the codes along these to a neutral face, and
+        everything else about the face stays. The paper's model has no such codes; there, the
+        identity codes are neutral as far as the images of an identity are on average.
+
+        Args:
+            latents: latents of B faces.
+
+        Returns:
+            Latents with neutral texture and shape; light and view are unchanged.
+
+        Raises:
+            UnsupportedError: if this model has neither the directions nor a diffusion.
+        """
+        if self.expression_removal is None:
+            return self.identity_latents(latents)
+        texture, shape = self.expression_removal(latents.codes).chunk(2, -1)
+        return replace(latents, texture=texture, shape=shape)
+
     def embed_identity(self, images: Tensor) -> Tensor:
         """Compute the identity Z_id of texture, then of shape (Sec. 3.3).
 
@@ -158,11 +187,12 @@ class LatentFaceStages(DecodingModel):
             ValueError: if ``images`` has another shape.
             UnsupportedError: if this model has no diffusion.
         """
-        identity = self.identity_latents(self.embed_latents(images))
-        return torch.cat([identity.texture, identity.shape], -1)
+        return self.identity_latents(self.embed_latents(images)).codes
 
     def embed_expression(self, images: Tensor) -> Tensor:
         """Compute the expression γ_exp = Z_exp - Z_id of texture, then of shape (Sec. 2.3).
+
+        A model with ``expression_directions`` subtracts its neutral codes, see ``neutral_latents``.
 
         Args:
             images: aligned, normalized crops, (B, 3, S, S).
@@ -175,8 +205,7 @@ class LatentFaceStages(DecodingModel):
             UnsupportedError: if this model has no diffusion.
         """
         latents = self.embed_latents(images)
-        identity = self.identity_latents(latents)
-        return torch.cat([latents.texture - identity.texture, latents.shape - identity.shape], -1)
+        return latents.codes - self.neutral_latents(latents).codes
 
     def embed_pose(self, images: Tensor) -> Tensor:
         """Compute the view Z_p, (B, 6), of prepared crops, (B, 3, S, S)."""
@@ -243,14 +272,14 @@ class LatentFaceStages(DecodingModel):
         return self.draw(replace(latents, view=torch.zeros_like(latents.view))).image
 
     def neutralize_crops(self, images: Tensor) -> Tensor:
-        """Render faces from Z_id in their own view and light; see ``reconstruct_crops``.
+        """Render faces from neutral codes in their own view and light; see ``neutral_latents``.
 
         Raises:
             UnsupportedError: if this model has no diffusion.
         """
         if "neutralize" in self.absent:
             self.reject("neutralize")
-        return self.draw(self.identity_latents(self.embed_latents(images))).image
+        return self.draw(self.neutral_latents(self.embed_latents(images))).image
 
     def relight_crops(self, images: Tensor, light: Tensor) -> Tensor:
         """Render faces in another light; see ``reconstruct_crops``.

@@ -410,7 +410,15 @@ def test_the_training_data_of_a_teacher_count_too():
     assert set(pupil.training.data) < set(texts)
     assert f"{teacher.training.data[0]}, by way of ipd-fer" in texts
     nothing = Training((), "", "", {}, None, "", base=teacher.name)
-    assert len(training_data(replace(pupil, training=nothing))) > len(teacher.training.data)
+    by_way = {f"{text}, by way of ipd-fer" for text in teacher.training.data}
+    assert set(training_data(replace(pupil, training=nothing))) == by_way
+
+
+def test_the_name_of_a_base_checkpoint_is_not_training_data():
+    card = bundled_cards()["latentface.lfw-neutral"]
+    assert card.training.base == "latentface.lfw"
+    assert "latentface.lfw" not in training_data(card)
+    assert contamination_of(training_data(card))["LFW val"] == "train split"
 
 
 # --- the swap test --------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""``facezoo train latentface``: stage 1 on images, stage 2 on their codes."""
+"""``facezoo train latentface``: stages 1 and 2 of the paper, then neutral codes (ours)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from facezoo.data.unlabeled import FaceCrops, image_files, read_face_crops
-from facezoo.hub.card import Licenses
+from facezoo.hub.card import Card, Licenses
 from facezoo.hub.tensors import load_into, read_tensors, save
 from facezoo.models.latentface.model import LatentFace
+from facezoo.models.latentface.train.neutral import PACKS, with_neutral_codes
 from facezoo.models.latentface.train.recipes import Recipe, recipe
 from facezoo.models.latentface.train.stage1 import train_autoencoders
 from facezoo.models.latentface.train.stage2 import (
@@ -30,6 +31,7 @@ from facezoo.training.run import (
     write_checkpoint,
 )
 
+STAGES = ("1", "2", "neutral")
 AUTOENCODERS = "autoencoders.safetensors"
 """Output of stage 1 for stage 2, float32."""
 CITATION = """@article{he2023unsupervised,
@@ -44,40 +46,48 @@ def run(
     data: Path,
     out: Path,
     *,
-    stage: int,
+    stage: str,
     seed: int,
     device: torch.device,
     name: str = "paper",
+    start: str | None = None,
     smoke: bool = False,
 ) -> Path:
     """Train one stage by a recipe; stage 2 needs stage 1 in the same folder.
+
+    Stage ``neutral`` adds neutral codes to a finished checkpoint, see ``with_neutral_codes``.
 
     An interrupted run resumes when it is called again, and ends at the same weights.
 
     Args:
         data: see ``read_face_crops``.
         out: folder of the runs; each has a folder ``<recipe>-seed<n>``.
-        stage: 1 or 2.
+        stage: "1", "2" or "neutral".
         seed: seed of weights, order and random numbers.
         device: where to train.
         name: recipe name.
+        start: checkpoint that stage ``neutral`` starts from.
         smoke: run one epoch of small batches, as a test.
 
     Returns:
-        Path of the autoencoders of stage 1, or of the card of stage 2.
+        Path of the autoencoders of stage 1, or of the card of the other stages.
 
     Raises:
-        ValueError: for an unknown stage, or if the folder has a run with another recipe or other
-            images.
+        ValueError: for an unknown stage, a ``start`` that is missing or has no use, or if the
+            folder has a run with another recipe or other images.
         FileNotFoundError: if stage 1 is not finished.
     """
-    if stage not in (1, 2):
-        raise ValueError(f"stage must be 1 or 2, got {stage}")
+    if stage not in STAGES:
+        raise ValueError(f"stage must be one of {', '.join(STAGES)}, got {stage}")
+    if (start is None) == (stage == "neutral"):
+        raise ValueError("--start names the checkpoint for --stage neutral, and only for that")
     config = recipe(name)
     if smoke:
         config = shortened(config, epochs=1, batch_size=2)
     folder = out / f"{name}-seed{seed}"
-    if stage == 1:
+    if start is not None:
+        return run_neutral(config, data, start, folder / "neutral", seed, device, smoke)
+    if stage == "1":
         return run_stage1(config, data, folder / "stage1", seed, device)
     tensors = folder / "stage1" / AUTOENCODERS
     if not tensors.is_file():
@@ -126,7 +136,26 @@ def run_stage2(
     tensors = train_diffusion(model, persons, config.disentangling, out / "stage2", seed, device)
     model.load_state_dict({**first.state_dict(), **tensors})
     sources = (faces.description, f"feature loss by {config.autoencoding.features}")
-    return _write(model, name, faces.tag, sources, out, record, smoke)
+    flags = f" --recipe {name}"
+    tag = faces.tag + ("" if name == "compact" else f"-{name}")
+    stages = (" --stage 1", " --stage 2")
+    return _write(model, flags, tag, sources, out, record, smoke, stages=stages)
+
+
+def run_neutral(
+    config: Recipe, data: Path, start: str, out: Path, seed: int, device: torch.device, smoke: bool
+) -> Path:
+    """Add neutral codes to a checkpoint; write weights and card."""
+    settings = {"expression_directions": config.expression_directions}
+    record = begin_run(out, seed=seed, recipe=settings)
+    check_data(out, digest_of_files(data, [data / name for name in PACKS]))
+    model: LatentFace = LatentFace.from_pretrained(start)
+    base = model.card
+    assert base is not None
+    fitted = with_neutral_codes(model.float(), data, config.expression_directions, device)
+    sources = ("expressions of LFW train and FER+ train",)
+    flags = f" --stage neutral --start {base.name}"
+    return _write(fitted, flags, f"{base.tag}-neutral", sources, out, record, smoke, base=base)
 
 
 def prepare_codes(model: LatentFace, faces: FaceCrops, device: torch.device) -> list[Tensor]:
@@ -140,22 +169,24 @@ def prepare_codes(model: LatentFace, faces: FaceCrops, device: torch.device) -> 
 
 def _write(
     model: LatentFace,
-    name: str,
+    flags: str,
     tag: str,
     data: tuple[str, ...],
     out: Path,
     record: dict[str, Any],
     smoke: bool,
+    stages: tuple[str, ...] = ("",),
+    base: Card | None = None,
 ) -> Path:
     return write_checkpoint(
         model.cpu(),
         out,
         record,
         model="latentface",
-        tag=tag + ("" if name == "compact" else f"-{name}"),
-        default=name == "compact",
-        flags=f" --recipe {name}",
-        stages=(" --stage 1", " --stage 2"),
+        tag=tag,
+        default=tag == "lfw-neutral",
+        flags=flags,
+        stages=stages,
         architecture=model.architecture,
         preprocessing=model.preprocessing,
         labels=(),
@@ -167,5 +198,6 @@ def _write(
             "expression. Not for identifying people, nor for decisions about them."
         ),
         citation=CITATION,
+        base=base,
         smoke=smoke,
     )

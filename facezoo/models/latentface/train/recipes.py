@@ -54,6 +54,8 @@ class Recipe:
     disentangling: Disentangling
     architecture: dict[str, Any] = field(default_factory=dict)
     """Arguments of ``LatentFace`` that differ from its defaults."""
+    expression_directions: int = 3
+    """Directions of the codes that show expression, for stage ``neutral`` (ours)."""
 
 
 RECIPES = {
