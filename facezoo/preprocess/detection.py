@@ -175,17 +175,16 @@ def _improved(
     if len(again):
         matrices = similarity_transform(landmarks[again], second_pass_points(_CROP))
         crops = align(images, faces.image_index[again], matrices, _CROP) / 127.5 - 1
-        scores[again], points = _central_faces(detector, crops, config)
+        # Upside down, a face scores lower and a pattern does not.
+        doubtful = faces.scores[again] < _CERTAIN
+        crops = torch.cat([crops, crops[doubtful.to(crops.device)].flip(2, 3)])
+        seconds, points = _central_faces(detector, crops, config)
+        seconds, flipped = seconds[: len(again)], seconds[len(again) :]
+        seconds[doubtful] = torch.where(flipped <= seconds[doubtful], seconds[doubtful], -1.0)
+        scores[again], points = seconds, points[: len(again)]
         points = (points - matrices[:, None, :, 2]) @ torch.linalg.inv(matrices[..., :2]).mT
         share = torch.where(is_large[again], 0.5, 1.0)[:, None, None]
         landmarks[again] = (1 - share) * landmarks[again] + share * points
-        doubtful = faces.scores[again] < _CERTAIN
-        doubtful &= (faces.scores[again] + scores[again]) / 2 > config.score_threshold
-        if doubtful.any():
-            # Upside down, a face scores lower and a pattern does not.
-            flipped, _ = _central_faces(detector, crops[doubtful].flip(2, 3), config)
-            place = again[doubtful]
-            scores[place] = torch.where(flipped <= scores[place], scores[place], -1.0)
     scores = (faces.scores + scores) / 2
     better = replace(faces, landmarks=landmarks, scores=scores)[scores > config.score_threshold]
     order = better.scores.argsort(descending=True, stable=True)

@@ -379,8 +379,9 @@ class Imprecise(SquareDetector):
         side = 112 * (points[1] - points[0]).norm() / (FACE[1] - FACE[0]).norm()
         box = torch.tensor([0.2, 0.2, 0.8, 0.8]) * (detection._CROP - 1)
         count = len(images)
+        logits = torch.tensor(self.crop_logits).expand(count)[:, None]
         return Candidates(
-            torch.full((count, 1), self.crop_logits.pop(0)),
+            logits,
             box.expand(count, 1, 4),
             (points - self.shift * side * right).expand(count, 1, 5, 2),
         )
@@ -411,7 +412,6 @@ def test_a_doubtful_face_that_scores_higher_upside_down_is_rejected(monkeypatch)
     for upright, flipped, count in ((3.0, 1.0, 1), (1.0, 3.0, 0)):
         detector = Imprecise(crop_logits=[upright, flipped])
         assert len(detection.detect(detector, [image])) == count
-        assert detector.crop_logits == []
 
 
 def test_faces_are_ordered_by_the_score_of_both_passes():
