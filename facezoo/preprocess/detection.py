@@ -32,8 +32,8 @@ _CROP, _CROP_EYES, _CROPS_AT_ONCE = 64, 0.32, 64
 _BELOW = 0.25
 # Faces of this side in the first pass, pixels, get the mean landmarks of both passes, smaller ones
 # those of the second. Large faces of this score and no more roll than this skip the second pass.
-# Faces of lower score are also shown upside down, and rejected if they score higher then.
-_LARGE, _CERTAIN, _UPRIGHT_DEG = 64.0, 0.8, 15.0
+# Faces of lower score are also shown upside down, where they must score lower by the margin.
+_LARGE, _CERTAIN, _UPRIGHT_DEG, _MARGIN = 64.0, 0.8, 15.0, 0.1
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,8 @@ def _improved(
         crops = torch.cat([crops, crops[doubtful.to(crops.device)].flip(2, 3)])
         seconds, points = _central_faces(detector, crops, config)
         seconds, flipped = seconds[: len(again)], seconds[len(again) :]
-        seconds[doubtful] = torch.where(flipped <= seconds[doubtful], seconds[doubtful], -1.0)
+        fits = flipped <= seconds[doubtful] - _MARGIN
+        seconds[doubtful] = torch.where(fits, seconds[doubtful], -1.0)
         scores[again], points = seconds, points[: len(again)]
         points = (points - matrices[:, None, :, 2]) @ torch.linalg.inv(matrices[..., :2]).mT
         share = torch.where(is_large[again], 0.5, 1.0)[:, None, None]
