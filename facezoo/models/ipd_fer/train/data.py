@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +53,15 @@ class Rows:
     """Names, empty where unknown, N."""
     files: list[str]
     """File names, N."""
+
+    def rows_where(self, mask: Tensor) -> Rows:
+        """Return the rows where ``mask``, bool (N,), is true."""
+        places = mask.nonzero()[:, 0].tolist()
+        columns: dict[str, Any] = {
+            name: column[mask] if isinstance(column, Tensor) else [column[i] for i in places]
+            for name, column in vars(self).items()
+        }
+        return Rows(**columns)
 
 
 def read_rows(data: Path, pack: str, split: str, cache: Path | None = None) -> Rows:
