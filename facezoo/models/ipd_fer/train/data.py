@@ -99,6 +99,15 @@ def _aligned_rows(data: Path, pack: str, split: str) -> Rows:
     )
 
 
+def rows_by_identity(rows: Rows) -> dict[str, list[int]]:
+    """Return the rows of every named identity."""
+    result: dict[str, list[int]] = {}
+    for row, name in enumerate(rows.identities):
+        if name:
+            result.setdefault(name, []).append(row)
+    return result
+
+
 def aligned_landmarks(points: Tensor) -> Tensor:
     """Move landmarks of images to the aligned crops with a margin, (N, 5, 2)."""
     known = torch.isfinite(points).all(2).all(1)

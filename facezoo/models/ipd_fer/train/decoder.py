@@ -27,15 +27,15 @@ from facezoo.data.augment import center_crop
 from facezoo.models.ipd_fer import losses
 from facezoo.models.ipd_fer.model import IPDFER
 from facezoo.models.ipd_fer.networks import PoseEncoder, RefinedDecoder
-from facezoo.models.ipd_fer.train.algorithm import NEUTRAL
-from facezoo.models.ipd_fer.train.data import Rows, embed
-from facezoo.models.ipd_fer.train.identity import rows_by_identity
+from facezoo.models.ipd_fer.train.data import Rows, embed, rows_by_identity
 from facezoo.models.ipd_fer.train.recipes import MARGIN, SIZE, TEMPLATE, DecoderConfig
 from facezoo.preprocess.templates import template_points
+from facezoo.results import EXPRESSIONS
 from facezoo.training.loop import Position, fit
 from facezoo.training.optim import autocast, descend
 from facezoo.training.state import load_state, save_state
 
+NEUTRAL = EXPRESSIONS.index("neutral")
 CALM = 0.6
 """Probability of neutral above which an image that is labeled neutral, or not at all, counts."""
 FIT_BATCH = 512

@@ -19,7 +19,13 @@ from facezoo.evaluate.verification import verification_accuracy
 from facezoo.models.identity_removal import IdentityRemoval, remove_identity
 from facezoo.models.ipd_fer import losses
 from facezoo.models.ipd_fer.networks import Encoder
-from facezoo.models.ipd_fer.train.data import Rows, embed, gather, sample_images
+from facezoo.models.ipd_fer.train.data import (
+    Rows,
+    embed,
+    gather,
+    rows_by_identity,
+    sample_images,
+)
 from facezoo.models.ipd_fer.train.recipes import IdentityConfig, Recipe
 from facezoo.models.ipd_fer.train.sources import Sources
 from facezoo.training.loop import Position, fit
@@ -260,15 +266,6 @@ def number_identities(rows: Sequence[Rows]) -> list[Tensor]:
         counts[name] = counts.get(name, 0) + 1
     numbers = {n: i for i, n in enumerate(sorted(n for n, c in counts.items() if c > 1))}
     return [torch.tensor([numbers.get(name, -1) for name in part.identities]) for part in rows]
-
-
-def rows_by_identity(rows: Rows) -> dict[str, list[int]]:
-    """Return the rows of every named identity."""
-    result: dict[str, list[int]] = {}
-    for row, name in enumerate(rows.identities):
-        if name:
-            result.setdefault(name, []).append(row)
-    return result
 
 
 def _repeat_shuffled(rows: Tensor, count: int, source: torch.Generator) -> Tensor:
