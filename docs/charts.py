@@ -72,7 +72,8 @@ def benchmark_numbers() -> dict[str, Any]:
             else:
                 count = LFW_PAIRS if place[1] == "verification" else IDENTIFIED
             low, high = interval(found["accuracy"], count)
-            short = entry["family"] or name
+            alone = sum(other["family"] == entry["family"] for other in models.values()) == 1
+            short = entry["family"] if entry["family"] and alone else name
             rows.append([short, found["accuracy"], low, high, found["chance"]])
         panels[title] = {"better": better, "rows": rows}
     return panels

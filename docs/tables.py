@@ -131,8 +131,8 @@ def numbers_text(model: str) -> str:
         theirs = SCORES.format("pixels", "features") + place
         row = (f"{mine}/accuracy", f"{theirs}/accuracy", f"{mine}/chance")
         rows.append([title, *(_short(value(path)) for path in row)])
-    speed = _short(value(f"benchmark:models/@{model}/speed/images_per_second"))
-    rows.append(["Speed, crops per second on one CPU thread", speed, "–", "–"])
+    time = _short(value(f"benchmark:models/@{model}/speed/times_untrained"))
+    rows.append(["Time per crop, relative to an untrained ResNet-18", time, "–", "–"])
     return _table(header, rows)
 
 
@@ -230,7 +230,9 @@ def results_text(file: str, table: str, results: Path = ROOT / "docs" / "results
     if not path.is_file():
         return "Not measured."
     content = json.loads(path.read_text(encoding="utf-8"))
-    rows = content["tables"][table]
+    rows = content["tables"].get(table)
+    if not rows:
+        return "Not measured."
     cells = [[_cell(value) for value in row.values()] for row in rows]
     header = list(rows[0])
     for old, new in RENAMED.items():

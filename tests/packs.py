@@ -136,6 +136,7 @@ def write_faces_wild(folder, train=5, val=2):
             "landmarks": face["landmarks"],
             "teacher_identity": embedding(rng).tolist(),
             "yaw": 3.0 * index,
+            "inside": 0.5 if index == 1 else 1.0,
         }
         for index, split in enumerate(["train"] * train + ["val"] * val)
     ]

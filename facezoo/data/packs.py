@@ -8,6 +8,7 @@ Needs the extra ``[parquet]``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,12 +26,15 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def read_pack(path: str | Path, split: str | None = None) -> pa.Table:
+def read_pack(
+    path: str | Path, split: str | None = None, columns: Sequence[str] | None = None
+) -> pa.Table:
     """Read the rows of a pack.
 
     Args:
         path: a ``.parquet`` file.
         split: ``"train"``, ``"val"``, ``"test"``, or None for all rows.
+        columns: names of the columns to read; None for all.
 
     Returns:
         A pyarrow table.
@@ -44,7 +48,7 @@ def read_pack(path: str | Path, split: str | None = None) -> pa.Table:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no pack at {path}; --data must name the folder that holds it")
     filters = None if split is None else [("split", "==", split)]
-    table = pq.read_table(path, filters=filters)
+    table = pq.read_table(path, columns=columns, filters=filters)
     if not len(table):
         raise ValueError(f"{path} has no rows with split {split!r}")
     return table

@@ -33,6 +33,8 @@ CLOSE_UP_MM = 300.0
 """Extent of the rendering that refines the landmarks."""
 GOOD_MM, BAD_MM = 1.2, 8.0
 """Distance of the landmarks after alignment that ends the search, and that rejects a face."""
+WITHOUT_NOSE_MM = 2.0
+"""Largest distance of the landmarks without the nose tip."""
 MAX_POSES, MIN_TURN_DEG = 3, 40.0
 """Number of poses to return, and the least rotation between two of them."""
 COLOR, BACKGROUND = (224.0, 180.0, 160.0), (90.0, 95.0, 100.0)
@@ -211,11 +213,13 @@ def _advice(vertices: Array, triangles: Indices) -> str:
 def _fit(reference: Array, points: Array) -> tuple[Similarity, float]:
     """Fit the similarity to landmarks, (5, 3) each; returns it and the mean distance, mm.
 
-    If they do not fit, the nose tip may lie over a hole: then the other four decide.
+    If they do not fit, the nose tip may lie over a hole: then the other four decide, if they fit
+    well. They are nearly in a plane, so many arrangements fit them roughly.
     """
+    fits = []
     for rows in ([0, 1, 2, 3, 4], [0, 1, 3, 4]):
         pose = fit_similarity(reference[rows], points[rows])
         distances = np.linalg.norm(pose.inverse(points[rows]) - reference[rows], axis=1)
-        if distances.mean() < BAD_MM:
-            break
-    return pose, float(distances.mean())
+        fits.append((pose, float(distances.mean())))
+    without_nose = fits[0][1] > BAD_MM and fits[1][1] < WITHOUT_NOSE_MM
+    return fits[1] if without_nose else fits[0]

@@ -53,11 +53,12 @@ COMPACT = replace(
     PAPER,
     objective=OURS,
     start=replace(START, self_training=SelfTraining()),
-    decoder=DecoderConfig(((14, STAGE), (28, STAGE)), width=16),
+    decoder=DecoderConfig(replace(STAGE, sizes=()), width=8),
     logit_adjustment=0.5,
     calibrated=True,
 )
 BASELINE = replace(PAPER, objective=None)
+REDECODE = replace(BASELINE, decoder=COMPACT.decoder, redecode=True)
 
 
 def differing(first, second):

@@ -316,7 +316,10 @@ def test_pair_loss_is_the_distance_in_pixels_and_in_unit_feature_maps():
                     u, v = a[:, y, x] / a[:, y, x].norm(), b[:, y, x] / b[:, y, x].norm()
                     squares.append(float((u - v).square().sum()))
         layers.append(sum(squares) / len(squares))
-    expected = pixels + sum(layers) / 2
+    differences = images - targets
+    across = differences[..., 1:] - differences[..., :-1]
+    down = differences[:, :, 1:] - differences[:, :, :-1]
+    expected = pixels + across.abs().mean() + down.abs().mean() + sum(layers) / 2
     layers_of = [m[0] for m in maps], [m[1] for m in maps]
     torch.testing.assert_close(pair_loss(images, targets, layers_of), expected)
     assert pair_loss(images, images, (layers_of[0], layers_of[0])) == 0

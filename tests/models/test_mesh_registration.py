@@ -128,7 +128,7 @@ def test_meshes_that_do_not_fit_are_rejected_with_the_reason(model, scan, monkey
         [torch.stack([low, low + 1, low + 40], 1), torch.stack([low + 1, low + 41, low + 40], 1)]
     )
     monkeypatch.setattr(face_finding, "ROUNDS", ((128, 1.0),))
-    with pytest.raises(ValueError, match="mesh 0: no face was found in renderings"):
+    with pytest.raises(ValueError, match=r"mesh 0: (no face was found in|a face was found, but)"):
         model.encode(Mesh(tube, "m", triangles))
 
 

@@ -272,6 +272,8 @@ def swap(content: Content) -> Iterator[Row]:
                 "expression taken": _n(part["expression taken"]),
                 "expression taken, unswapped": _n(part["expression, decoded"]),
                 "expression taken, original": _n(part["expression, photographs"]),
+                "neutralized: neutral": _n(part.get("neutral")),
+                "neutralized: identity kept": _n(part.get("identity, neutralized")),
             }
 
 
@@ -340,8 +342,8 @@ def _spaces(entry: Content) -> tuple[str, str]:
     return spaces[0], spaces[-1]
 
 
-def _n(value: float) -> str:
-    return f"{value:.2f}"
+def _n(value: float | None) -> str:
+    return NONE if value is None else f"{value:.2f}"
 
 
 def _seen(answers: dict[str, str]) -> str:

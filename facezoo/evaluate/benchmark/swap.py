@@ -37,6 +37,8 @@ class Swap:
     """The same crops, encoded and decoded, uint8, (S, 3, T, T)."""
     swapped: Tensor
     """The identity of each row with the expression of ``sources``, uint8, (S, 3, T, T)."""
+    neutralized: Tensor | None
+    """The same crops without their expression, uint8, (S, 3, T, T); None if the model cannot."""
     twins: Tensor
     """The row with the same identity and the other expression: the correct result, (S,)."""
     sources: Tensor
@@ -63,7 +65,12 @@ def swaps(entry: Entry, packs: Packs, seed: int = 0) -> Swap:
     images = list(crops)
     swapped = transfer([crops[row] for row in sources.tolist()], images, aligned=True)
     decoded = transfer(images, images, aligned=True)
-    return Swap(crops, _to_bytes(decoded), _to_bytes(swapped), twins, sources, expressions)
+    assert entry.model is not None
+    neutralized = None
+    if "neutralize" in entry.model.capabilities():
+        neutralized = _to_bytes(entry.model.neutralize(images, aligned=True))
+    made = _to_bytes(decoded), _to_bytes(swapped), neutralized
+    return Swap(crops, *made, twins, sources, expressions)
 
 
 def partners(split: Split, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -100,6 +107,9 @@ def judge_swaps(
       have that expression; chance is 50.
     - *expression taken*: a linear probe, fitted to the judge's features of LFW train, predicts the
       expression of the source; chance is 50.
+    - *neutral*, of the neutralized smiling images: the same probe predicts neutral.
+    - *identity, neutralized*: of the same images, the cosine to the neutral twin is higher than to
+      the neutral image of the other identity; chance is 50.
 
     Args:
         swap: the images.
@@ -109,6 +119,8 @@ def judge_swaps(
         packs: the data.
     """
     crops = {"photographs": swap.real, "decoded": swap.decoded, "swapped": swap.swapped}
+    if swap.neutralized is not None:
+        crops["neutralized"] = swap.neutralized
     seen = {name: _features(judge, images, preprocessing) for name, images in crops.items()}
     of_expression, of_identity = judge.spaces[0], judge.spaces[-1]
     predicted = _predict_expressions(
@@ -119,12 +131,14 @@ def judge_swaps(
     expression = dict(zip(crops, predicted, strict=True))
     real = seen["photographs"][of_identity]
 
-    def identity(name: str) -> float:
+    everyone = torch.ones_like(swap.expressions, dtype=torch.bool)
+
+    def identity(name: str, of: Tensor = everyone) -> float:
         rows = seen[name][of_identity]
         twin, other = (F.cosine_similarity(rows, real[r]) for r in (swap.twins, swap.sources))
-        return _percent(twin > other)
+        return _percent((twin > other)[of])
 
-    return {
+    result = {
         "identity kept": identity("swapped"),
         "identity, decoded": identity("decoded"),
         "identity, photographs": identity("photographs"),
@@ -133,6 +147,12 @@ def judge_swaps(
         "expression, photographs": _percent(expression["photographs"] == swap.expressions),
         "swaps": len(swap.expressions),
     }
+    if "neutralized" in crops:
+        smiles = swap.expressions == NEUTRAL_OR_HAPPY.index("happiness")
+        neutral = NEUTRAL_OR_HAPPY.index("neutral")
+        result["neutral"] = _percent(expression["neutralized"][smiles] == neutral)
+        result["identity, neutralized"] = identity("neutralized", smiles)
+    return result
 
 
 def _features(judge: Entry, crops: Tensor, preprocessing: Preprocessing) -> dict[str, Tensor]:

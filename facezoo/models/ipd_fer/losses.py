@@ -197,8 +197,13 @@ def pose_regression_loss(predicted: Tensor, poses: Tensor) -> Tensor:
     return (errors * known).sum() / known.sum().clamp(min=1)
 
 
-def pair_loss(images: Tensor, targets: Tensor, layers: tuple[list[Tensor], list[Tensor]]) -> Tensor:
-    """Compute the distance of images in pixels and in feature maps (not in the paper).
+def pair_loss(
+    images: Tensor,
+    targets: Tensor,
+    layers: tuple[list[Tensor], list[Tensor]],
+    weights: Tensor | None = None,
+) -> Tensor:
+    """Compute the distance of images in pixels, edges and feature maps (not in the paper).
 
     Source: Johnson et al., "Perceptual Losses for Real-Time Style Transfer and Super-Resolution",
     ECCV 2016, on features of unit length as in LPIPS (Zhang et al., CVPR 2018).
@@ -206,13 +211,18 @@ def pair_loss(images: Tensor, targets: Tensor, layers: tuple[list[Tensor], list[
     Args:
         images: generated, (B, 3, H, W).
         targets: real, (B, 3, H, W).
-        layers: feature maps of both, each (B, C, h, w).
+        layers: feature maps of both, or of some of both, each (B', C, h, w).
+        weights: weights of the pixels, (H, W); None for equal ones.
 
     Returns:
-        Scalar: the mean absolute difference of pixels, plus the mean over layers of the squared
-        difference of features.
+        Scalar: the mean absolute difference of pixels, of neighbors' differences, and the mean over
+        layers of the squared difference of features.
     """
-    pixels = (images.float() - targets).abs().mean()
+    difference = images.float() - targets
+    if weights is not None:
+        difference = difference * weights
+    pixels = difference.abs().mean()
+    pixels = pixels + sum(difference.diff(dim=dim).abs().mean() for dim in (2, 3))
     distances = [
         (F.normalize(a.float(), dim=1) - F.normalize(b.float(), dim=1)).square().sum(1).mean()
         for a, b in zip(*layers, strict=True)

@@ -14,7 +14,7 @@ from facezoo.inference import evaluating
 from facezoo.models.base import check_shape
 from facezoo.models.decoding import DecodingModel, check_pairs
 from facezoo.models.identity_removal import IdentityRemoval
-from facezoo.models.ipd_fer.networks import Decoder, Encoder, PoseEncoder
+from facezoo.models.ipd_fer.networks import Decoder, Encoder, PoseEncoder, RefinedDecoder
 from facezoo.preprocess.head_pose import FRONTAL_PITCH_DEG, alignment_deg
 from facezoo.preprocess.images import Images
 from facezoo.preprocess.pipeline import ONE_FACE, ImageKeywords, ImageOptions
@@ -46,6 +46,7 @@ class IPDFER(DecodingModel):
         pose_bottleneck: let f_pose hold yaw, pitch, roll and size only (ours), see
             ``PoseEncoder``; there is no C_p then.
         removed_directions: directions of f_id that show expression and are removed (ours).
+        refined_decoder: use ``RefinedDecoder`` (ours) instead of the paper's decoder.
     """
 
     model_name: ClassVar[str | None] = "ipd-fer"
@@ -66,6 +67,7 @@ class IPDFER(DecodingModel):
         expression_rank: int | None = None,
         pose_bottleneck: bool = False,
         removed_directions: int = 0,
+        refined_decoder: bool = False,
     ) -> None:
         super().__init__()
         num_classes = index(num_classes)  # a plain int, not one of numpy's, which no card can hold
@@ -79,6 +81,7 @@ class IPDFER(DecodingModel):
             "expression_rank": expression_rank,
             "pose_bottleneck": pose_bottleneck,
             "removed_directions": removed_directions,
+            "refined_decoder": refined_decoder,
         }
         self.num_features = feature_dim
         self.identity_encoder = Encoder(backbone, feature_dim)
@@ -94,7 +97,8 @@ class IPDFER(DecodingModel):
             self.pose_encoder = Encoder(pose_backbone, feature_dim)
             self.pose_classifier = nn.Linear(feature_dim, POSES)
         if decoder_size is not None:
-            self.decoder = Decoder(feature_dim, decoder_size, decoder_width)
+            kind = RefinedDecoder if refined_decoder else Decoder
+            self.decoder = kind(feature_dim, decoder_size, decoder_width)
         self.absent = _absent(
             pose=pose_backbone is not None,
             angles=isinstance(self.pose_encoder, PoseEncoder),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -123,7 +125,8 @@ class PoseEncoder(nn.Module):
     """E_pose that can hold a pose and nothing else (ours): four numbers, expanded linearly to D.
 
     The numbers are yaw, pitch and roll in radians and the logarithm of the head's size, see
-    ``facezoo.preprocess.head_pose.crop_pose``. A frontal face of the template's size gives zeros.
+    ``facezoo.preprocess.head_pose.crop_pose``. A frontal face of average pitch and size gives a
+    feature of zeros.
 
     Args:
         backbone: name of a timm model.
@@ -138,7 +141,7 @@ class PoseEncoder(nn.Module):
         self.backbone = _backbone(backbone, size)
         width: int = self.backbone.head_hidden_size  # type: ignore[assignment]
         self.angles = nn.Linear(width, 4)
-        self.expansion = nn.Linear(4, feature_dim, bias=False)
+        self.expansion = nn.Linear(4, feature_dim)
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute f_pose (B, D) of normalized crops (B, 3, H, W)."""
@@ -157,7 +160,7 @@ class PoseEncoder(nn.Module):
         network.load_state_dict(self.backbone.state_dict(), strict=False)
         head = network.get_classifier()  # type: ignore[operator]
         head.weight.copy_(self.expansion.weight @ self.angles.weight)
-        head.bias.copy_(self.expansion.weight @ self.angles.bias)
+        head.bias.copy_(self.expansion(self.angles.bias))
         return network.eval()
 
 
@@ -213,13 +216,6 @@ class Decoder(nn.Module):
         )
         self.to_rgb = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
-    def start_from(self, smaller: Decoder) -> None:
-        """Copy the stages of a decoder of half the size and the same width.
-
-        The new last stage and the step to colors keep their random weights.
-        """
-        self.stages[:-1].load_state_dict(smaller.stages.state_dict())
-
     def generate(self, features: Tensor) -> Tensor:
         """Crops in [-1, 1] at the size of the last stage, (B, 3, size, size), of (B, D)."""
         images: Tensor = self.to_rgb(self.stages(features[:, :, None, None])).tanh()
@@ -232,6 +228,95 @@ class Decoder(nn.Module):
             return images
         side = [self.full_size, self.full_size]
         return F.interpolate(images, side, mode="bilinear")
+
+
+class RefinedDecoder(nn.Module):
+    """G_dec of ours: a linear map to a crop of half the side, and convolutions that refine it.
+
+    ``fit`` finds the linear map in closed form. The convolutions run on maps of a sixteenth, an
+    eighth, a quarter and half of the side, each scaled and shifted by the features (FiLM, Perez et
+    al., AAAI 2018). They start with no effect.
+
+    Args:
+        feature_dim: D.
+        size: side of the crops, a multiple of 16 pixels.
+        width: channels of the first two maps; the later ones have 3/4 and 1/4 as many.
+        rank: dimensions of the linear map.
+    """
+
+    def __init__(
+        self, feature_dim: int = 512, size: int = 112, width: int = 96, rank: int = 192
+    ) -> None:
+        super().__init__()
+        rank = min(rank, feature_dim)
+        self.side, self.base_side = size // 16, size // 2
+        widths = [width, width, 3 * width // 4, width // 4]
+        self.inward = nn.Linear(feature_dim, rank)
+        self.outward = nn.Linear(rank, 3 * self.base_side**2)
+        self.seed = nn.Linear(feature_dim, width * self.side**2)
+        steps = list(pairwise(widths))
+        self.enlarge = nn.ModuleList(nn.ConvTranspose2d(a, b, 4, 2, 1) for a, b in steps)
+        self.modulate = nn.ModuleList(nn.Linear(feature_dim, 2 * b) for _, b in steps)
+        self.refine = nn.ModuleList(nn.Conv2d(b, b, 3, padding=1) for _, b in steps)
+        self.see = nn.Conv2d(12, widths[2], 3, padding=1)
+        self.to_rgb = nn.Conv2d(widths[3], 12, 3, padding=1)
+        for layer in (*self.modulate, self.to_rgb):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    @torch.no_grad()
+    def fit(self, features: Tensor, images: Tensor, ridge: float = 1e-3) -> None:
+        """Fit the linear map: reduced-rank ridge regression of images on features.
+
+        A regression makes images with too little variation. So each of its dimensions is scaled by
+        the fourth root of the ratio of the images' standard deviation to its own, at most 1.4.
+
+        Args:
+            features: sums of features, (N, D).
+            images: crops of half the side that they must give, (N, 3, H/2, H/2).
+            ridge: penalty as a share of the mean variance of the features.
+        """
+        x, center = features.double() - features.double().mean(0), images.mean(0).flatten()
+        gram = x.T @ x
+        gram += ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+        cross = x.float().T @ (images.flatten(1) - center)
+        lower = torch.linalg.cholesky(gram)
+        whitened = torch.linalg.solve_triangular(lower, cross.double(), upper=False)
+        u, sizes, v = torch.linalg.svd(whitened, full_matrices=False)
+        rank, scale = self.inward.out_features, len(x) ** 0.5
+        into = torch.linalg.solve_triangular(lower.T, u[:, :rank] * scale, upper=True)
+        self.inward.weight.copy_(into.T)
+        self.inward.bias.copy_(-features.double().mean(0) @ into)
+        axes = v[:rank].float()
+        own = (sizes[:rank] / scale).float()
+        spread = ((images.flatten(1) - center) @ axes.T).std(0, correction=0)
+        self.outward.weight.copy_(axes.T * own * (spread / own).clamp(1, 4).pow(0.25))
+        self.outward.bias.copy_(center)
+
+    def generate(self, features: Tensor) -> Tensor:
+        """Crops, about -1 to 1 but not clipped, (B, 3, size, size), of features (B, D)."""
+        count = len(features)
+        base = self.outward(self.inward(features)).view(count, 3, self.base_side, self.base_side)
+        maps = F.leaky_relu(self.seed(features), 0.2).view(count, -1, self.side, self.side)
+        maps = maps.contiguous(memory_format=torch.channels_last)
+        layers = zip(self.enlarge, self.modulate, self.refine, strict=True)
+        for number, (enlarge, modulate, refine) in enumerate(layers):
+            maps = enlarge(maps)
+            if number == 1:
+                maps = maps + self.see(F.pixel_unshuffle(base, 2))
+            scale, shift = modulate(features)[:, :, None, None].chunk(2, 1)
+            maps = F.leaky_relu(maps * (1 + scale) + shift, 0.2)
+            maps = maps + F.leaky_relu(refine(maps), 0.2)
+        enlarged = F.interpolate(base, scale_factor=2.0, mode="bilinear")
+        details = F.pad(F.pixel_shuffle(self.to_rgb(maps), 2), (1, 0, 1, 0), mode="replicate")
+        details = F.avg_pool2d(details, 2, 1)
+        for _ in range(2):  # removes the patterns that transposed convolutions leave
+            details = F.avg_pool2d(details, 3, 1, 1, count_include_pad=False)
+        return enlarged + details
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Crops in [-1, 1], (B, 3, size, size), of features (B, D)."""
+        return self.generate(features).clamp(-1, 1)
 
 
 class _Residual(nn.Module):

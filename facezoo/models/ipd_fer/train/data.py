@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +54,15 @@ class Rows:
     files: list[str]
     """File names, N."""
 
+    def rows_where(self, mask: Tensor) -> Rows:
+        """Return the rows where ``mask``, bool (N,), is true."""
+        places = mask.nonzero()[:, 0].tolist()
+        columns: dict[str, Any] = {
+            name: column[mask] if isinstance(column, Tensor) else [column[i] for i in places]
+            for name, column in vars(self).items()
+        }
+        return Rows(**columns)
+
 
 def read_rows(data: Path, pack: str, split: str, cache: Path | None = None) -> Rows:
     """Align and load one split of a pack.
@@ -87,6 +97,15 @@ def _aligned_rows(data: Path, pack: str, split: str) -> Rows:
         identities=table["identity"].to_pylist() if "identity" in columns else [""] * count,
         files=table["file"].to_pylist(),
     )
+
+
+def rows_by_identity(rows: Rows) -> dict[str, list[int]]:
+    """Return the rows of every named identity."""
+    result: dict[str, list[int]] = {}
+    for row, name in enumerate(rows.identities):
+        if name:
+            result.setdefault(name, []).append(row)
+    return result
 
 
 def aligned_landmarks(points: Tensor) -> Tensor:

@@ -6,13 +6,18 @@ where there is one, N a neutral image of the identity, and C an image of someone
 - G_dec(f_id(A) + f_pose(B) + f_exp(B)) must be B;
 - G_dec(f_id(A) + f_pose(N)) must be N, or neutral to C_exp where there is no N;
 - G_dec(f_id(A) + f_pose(A) + f_exp(C)) must have f_id of A and f_exp of C.
+
+The features are those of the images as they are. A mirrored image has the same f_id and f_exp, and
+the opposite yaw and roll.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,30 +26,37 @@ from torch import Tensor, nn
 from facezoo.data.augment import center_crop
 from facezoo.models.ipd_fer import losses
 from facezoo.models.ipd_fer.model import IPDFER
-from facezoo.models.ipd_fer.networks import Decoder
-from facezoo.models.ipd_fer.train.algorithm import NEUTRAL
-from facezoo.models.ipd_fer.train.data import Rows, embed
-from facezoo.models.ipd_fer.train.identity import rows_by_identity
-from facezoo.models.ipd_fer.train.recipes import MARGIN, DecoderConfig, Stage
+from facezoo.models.ipd_fer.networks import PoseEncoder, RefinedDecoder
+from facezoo.models.ipd_fer.train.data import Rows, embed, rows_by_identity
+from facezoo.models.ipd_fer.train.recipes import MARGIN, SIZE, TEMPLATE, DecoderConfig
+from facezoo.preprocess.templates import template_points
+from facezoo.results import EXPRESSIONS
 from facezoo.training.loop import Position, fit
-from facezoo.training.optim import descend
+from facezoo.training.optim import autocast, descend
 from facezoo.training.state import load_state, save_state
+
+NEUTRAL = EXPRESSIONS.index("neutral")
+CALM = 0.6
+"""Probability of neutral above which an image that is labeled neutral, or not at all, counts."""
+FIT_BATCH = 512
 
 
 @dataclass(frozen=True)
 class DecoderRows:
-    """Color crops with the features of each crop and of its mirror image."""
+    """Color crops with their features."""
 
-    crops: Tensor
-    """uint8, (N, 3, H, H)."""
     rows: Rows
-    """Labels and identities of the same N images."""
+    """Crops, labels and identities of N images."""
     identity: Tensor
-    """f_id, (N, 2, D)."""
+    """f_id, (N, D)."""
     pose: Tensor
-    """f_pose, (N, 2, D)."""
+    """Yaw, pitch, roll and log size, (N, 4)."""
     expression: Tensor
-    """f_exp, (N, 2, D)."""
+    """f_exp, (N, D)."""
+    calm: Tensor
+    """True for neutral images, (N,)."""
+    members: dict[str, list[int]]
+    """Rows of each identity."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +69,10 @@ class Pairs:
     n: Tensor
     has_neutral: Tensor
     """True where ``n`` is a neutral image, (B,)."""
+
+    def part(self, count: int) -> Pairs:
+        """Return the first ``count`` of the batch."""
+        return Pairs(*(getattr(self, entry.name)[..., :count] for entry in fields(self)))
 
 
 class PairLosses:
@@ -72,91 +88,139 @@ class PairLosses:
     def __init__(
         self, model: IPDFER, config: DecoderConfig, data: DecoderRows, device: torch.device
     ) -> None:
-        self.model = model.to(device).eval().requires_grad_(False)
+        self.model = model.to(device).to(memory_format=torch.channels_last)
+        self.model.eval().requires_grad_(False)
         self.config, self.data, self.device = config, data, device
+        self.focus = face_weights(SIZE).to(device)
 
-    def features(self, column: Tensor, index: Tensor) -> Tensor:
-        """Return features (B, D) at (row, mirroring) (2, B)."""
-        return column[index[0], index[1]].float().to(self.device)
+    def identity_of(self, index: Tensor) -> Tensor:
+        """Return f_id at (row, mirroring) (2, B), (B, D)."""
+        return self.data.identity[index[0]].float().to(self.device)
 
-    def images(self, index: Tensor, size: int) -> Tensor:
+    def pose_of(self, index: Tensor) -> Tensor:
+        """Return f_pose at (row, mirroring) (2, B), (B, D)."""
+        encoder = self.model.pose_encoder
+        if not isinstance(encoder, PoseEncoder):
+            return torch.zeros(1, self.model.num_features, device=self.device)
+        pose = self.data.pose[index[0]] * (1 - 2 * index[1][:, None] * torch.tensor([1, 0, 1, 0]))
+        features: Tensor = encoder.expansion(pose.to(self.device))
+        return features
+
+    def expression_of(self, index: Tensor) -> Tensor:
+        """Return f_exp at (row, mirroring) (2, B), (B, D)."""
+        return self.data.expression[index[0]].float().to(self.device)
+
+    def images(self, index: Tensor, size: int = SIZE) -> Tensor:
         """Return real crops at (row, mirroring) (2, B), normalized, (B, 3, size, size)."""
-        crops = center_crop(self.data.crops[index[0]], size, MARGIN)
+        crops = center_crop(self.data.rows.crops[index[0]], size, MARGIN)
         mirrored = (index[1] == 1)[:, None, None, None]
         return torch.where(mirrored, crops.flip(-1), crops).to(self.device)
 
-    def __call__(self, decoder: Decoder, pairs: Pairs, size: int) -> dict[str, Tensor]:
+    def pair_sums(self, pairs: Pairs) -> Tensor:
+        """Return the features that must give B, (B, D)."""
+        return self.identity_of(pairs.a) + self.pose_of(pairs.b) + self.expression_of(pairs.b)
+
+    def neutral_sums(self, pairs: Pairs) -> Tensor:
+        """Return the features that must give N, (B, D)."""
+        return self.identity_of(pairs.a) + self.pose_of(pairs.n)
+
+    def swap_sums(self, pairs: Pairs) -> Tensor:
+        """Return the features of A with the expression of C, (B, D)."""
+        return self.identity_of(pairs.a) + self.pose_of(pairs.a) + self.expression_of(pairs.c)
+
+    def __call__(self, decoder: RefinedDecoder, pairs: Pairs) -> dict[str, Tensor]:
         """Compute every loss, and their weighted sum as ``loss``."""
-        identity = self.features(self.data.identity, pairs.a)
-        pose = [self.features(self.data.pose, index) for index in (pairs.b, pairs.n, pairs.a)]
-        expression = [self.features(self.data.expression, i) for i in (pairs.b, pairs.c)]
-        sums = [identity + pose[0] + expression[0], identity + pose[1]]
-        sums.append(identity + pose[2] + expression[1])
-        pair, neutral, swap = decoder.generate(torch.cat(sums)).chunk(3)
-        real_a, real_b, real_c, real_n = (
-            self.images(index, size) for index in (pairs.a, pairs.b, pairs.c, pairs.n)
-        )
-        known = pairs.has_neutral.to(self.device)
+        config, count = self.config, len(pairs.has_neutral)
+        half, few = pairs.part(-(-count // 2)), pairs.part(-(-count // 4))
+        sums = [self.pair_sums(pairs), self.neutral_sums(half), self.swap_sums(few)]
+        with autocast(self.device):
+            made = decoder.generate(torch.cat(sums)).float().split([len(x) for x in sums])
+        known = half.has_neutral.to(self.device)
         terms = {
-            "pixels": self.distance(pair, real_b),
-            "neutral_pixels": self.distance(neutral[known], real_n[known]),
-            "neutral": self.not_neutral(neutral[~known]),
-            "swap": self.swap(swap, real_a, real_c),
+            "pixels": self.distance(made[0], self.images(pairs.b)),
+            "neutral_pixels": self.distance(made[1][known], self.images(half.n)[known]),
+            "neutral": self.not_neutral(made[1][~known]),
+            "swap": self.swap(made[2], few),
         }
-        config = self.config
         weights = (config.pixels, config.pixels, config.neutral, config.swap)
         total = torch.stack([w * t for w, t in zip(weights, terms.values(), strict=True)]).sum()
         return {"loss": total, **terms}
 
     def distance(self, images: Tensor, targets: Tensor) -> Tensor:
-        """Compute ``pair_loss`` with the feature maps of E_exp's backbone; 0 for no images."""
+        """Compute ``pair_loss``, with feature maps for every second image; 0 for no images."""
         if not len(images):
             return images.sum()
         with torch.no_grad():
-            wanted = self.feature_maps(targets)
-        return losses.pair_loss(images, targets, (self.feature_maps(images), wanted))
+            wanted = self.feature_maps(targets[::2])
+        maps = (self.feature_maps(images[::2]), wanted)
+        return losses.pair_loss(images, targets, maps, self.focus)
 
     def feature_maps(self, images: Tensor) -> list[Tensor]:
-        """Return the maps of the backbone's first stages, (B, C, h, w)."""
+        """Return the maps of the first stages of E_exp's backbone, (B, C, h, w)."""
         backbone = self.model.expression_encoder.backbone
-        maps: list[Tensor] = backbone.forward_intermediates(  # type: ignore[operator]
-            images, indices=[1, 2, 3], intermediates_only=True
-        )
+        with autocast(self.device):
+            maps: list[Tensor] = backbone.forward_intermediates(  # type: ignore[operator]
+                images, indices=[0, 1, 2], stop_early=True, intermediates_only=True
+            )
         return maps
 
     def not_neutral(self, images: Tensor) -> Tensor:
         """Compute eq. (9) with C_exp in place of D; 0 for no images."""
         if not len(images):
             return images.sum()
-        return losses.fake_neutral_loss(self.logits(images)[1], NEUTRAL)
+        return losses.fake_neutral_loss(self.logits(_disturbed(images))[1], NEUTRAL)
 
-    def swap(self, images: Tensor, faces: Tensor, sources: Tensor) -> Tensor:
-        """Compute ``swap_loss`` of crops: f_id of ``faces`` and f_exp of ``sources``."""
-        with torch.no_grad():
-            identity = self.identity(faces)
-            expression, logits = self.logits(sources)
-        ours = self.logits(images)
+    def swap(self, images: Tensor, pairs: Pairs) -> Tensor:
+        """Compute ``swap_loss``: f_id of A and f_exp of C."""
+        expression, disturbed = self.expression_of(pairs.c), _disturbed(images)
+        ours = self.logits(disturbed)
         return losses.swap_loss(
-            (self.identity(images), ours[0]), (identity, expression), (ours[1], logits)
+            (self.identity(disturbed), ours[0]),
+            (self.identity_of(pairs.a), expression),
+            (ours[1], self.model.classify_features(expression)),
         )
 
     def identity(self, images: Tensor) -> Tensor:
-        """Compute f_id of crops of any size, (B, D)."""
-        features: Tensor = self.model.identity_encoder(images)
+        """Compute f_id of crops, (B, D)."""
+        with autocast(self.device):
+            features: Tensor = self.model.identity_encoder(images).float()
         removal = self.model.expression_removal
         return features if removal is None else removal(features)
 
     def logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute f_exp (B, D) and the logits of C_exp (B, K) of crops of any size."""
-        features: Tensor = self.model.expression_encoder(images)
+        """Compute f_exp (B, D) and the logits of C_exp (B, K) of crops."""
+        with autocast(self.device):
+            features = self.model.expression_encoder(images).float()
         return features, self.model.classify_features(features)
+
+
+def face_weights(size: int) -> Tensor:
+    """Return the weights of pixels, higher at eyes, nose and mouth; their mean is 1, (S, S)."""
+    points = template_points(TEMPLATE, size).float()
+    mouth = points[3:].mean(0, keepdim=True)
+    at = torch.stack(torch.meshgrid(*[torch.arange(size)] * 2, indexing="xy"), -1).float()
+    distance = (at[:, :, None] - torch.cat([points, mouth])).square().sum(-1) / (size / 9) ** 2
+    weights = 1 + 3 * torch.exp(-distance / 2).amax(-1)
+    return weights / weights.mean()
+
+
+def _disturbed(images: Tensor) -> Tensor:
+    """Shift crops by up to four pixels and blur half of them: no noise can fool an encoder then."""
+    across, down = torch.randint(-4, 5, (2,)).tolist()
+    images = images.roll((down, across), (2, 3))
+    return torch.cat([images[::2], F.avg_pool2d(images[1::2], 3, 1, 1)])[_interleaved(len(images))]
+
+
+def _interleaved(count: int) -> Tensor:
+    """Return the order that undoes a sorting into even and odd places, (count,)."""
+    return torch.cat([torch.arange(0, count, 2), torch.arange(1, count, 2)]).argsort()
 
 
 def train_decoder(
     model: IPDFER,
     config: DecoderConfig,
-    rows: Mapping[str, Rows],
-    val: Rows,
+    data: DecoderRows,
+    val: DecoderRows,
     out: Path,
     seed: int,
     device: torch.device,
@@ -165,51 +229,37 @@ def train_decoder(
 
     Args:
         model: its own decoder is replaced.
-        config: sides, stages and weights.
-        rows: training splits in color by name; those with identities give the pairs.
-        val: validation split with identities, such as LFW's.
-        out: folder for features, states and logs.
+        config: schedule and weights.
+        data: training images in color; identities with several images give the pairs.
+        val: validation images with identities, such as LFW's.
+        out: folder for states and logs.
         seed: seed of initial weights, order and pairs.
         device: where to train.
 
     Returns:
-        The model with the decoder of the last stage.
+        The model with the trained decoder.
     """
-    data = decoder_rows(model, rows, out / "features.pt", device)
-    val_data = decoder_rows(model, {"val": val}, out / "val-features.pt", device)
-    pairs = PairLosses(model, config, data, device)
-    val_pairs = PairLosses(model, config, val_data, device)
-    decoder: Decoder | None = None
-    for size, stage in config.stages:
-        torch.manual_seed(seed)
-        larger = Decoder(model.num_features, size, config.width)
-        if decoder is not None:
-            larger.start_from(decoder)
-        decoder = larger.to(device)
-        _train_stage(decoder, size, stage, pairs, val_pairs, out / f"{size}px", seed)
-    assert decoder is not None
-    shape = {"decoder_size": config.stages[-1][0], "decoder_width": config.width}
+    pairs, val_pairs = (PairLosses(model, config, rows, device) for rows in (data, val))
+    torch.manual_seed(seed)
+    shape = {"decoder_size": SIZE, "decoder_width": config.width, "refined_decoder": True}
     trained = IPDFER(**{**model.architecture, **shape})
-    tensors = {k: v for k, v in model.state_dict().items() if not k.startswith("decoder.")}
-    generator = {f"decoder.{k}": v for k, v in decoder.cpu().state_dict().items()}
-    trained.load_state_dict({**tensors, **generator})
-    return trained
-
-
-def _train_stage(
-    decoder: Decoder,
-    size: int,
-    stage: Stage,
-    pairs: PairLosses,
-    val_pairs: PairLosses,
-    out: Path,
-    seed: int,
-) -> None:
-    """Train the decoder at one size, and load its best epoch."""
-    optimizer = torch.optim.AdamW(decoder.parameters(), stage.lr, weight_decay=stage.weight_decay)
+    decoder = trained.decoder
+    assert isinstance(decoder, RefinedDecoder)
+    order = training_order(data)
+    fitted = load_state(out / "linear.pt")
+    if fitted is None:
+        decoder.fit(*linear_examples(pairs, order, seed, SIZE // 2))
+        save_state(out / "linear.pt", **decoder.state_dict())
+    else:
+        decoder.load_state_dict(fitted)
+    decoder.to(device).to(memory_format=torch.channels_last)
+    for layer in (decoder.inward, decoder.outward):
+        layer.requires_grad_(False)
+    weights = [parameter for parameter in decoder.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(weights, config.stage.lr, weight_decay=0.0, fused=True)
 
     def step(index: Tensor, at: Position) -> dict[str, Tensor]:
-        terms = pairs(decoder, sample_pairs(pairs.data.rows, index, at.generator), size)
+        terms = pairs(decoder, sample_pairs(data, index, at.generator))
         descend(optimizer, terms["loss"], max_norm=1.0)
         return terms
 
@@ -217,76 +267,106 @@ def _train_stage(
         decoder,
         [optimizer],
         step,
-        stage,
-        torch.arange(len(pairs.data.crops)),
+        config.stage,
+        order,
         out,
         seed,
-        validate=lambda network, _: score_decoder(network, val_pairs, size, seed),
-        select="score",
+        validate=lambda network, _: score_decoder(network, val_pairs, seed),
     )
-    decoder.load_state_dict(result.state)
+    tensors = {k: v for k, v in model.state_dict().items() if not k.startswith("decoder.")}
+    generator = {f"decoder.{k}": v for k, v in result.state.items()}
+    trained.load_state_dict({**tensors, **generator})
+    return trained
+
+
+@torch.no_grad()
+def linear_examples(
+    pairs: PairLosses, order: Tensor, seed: int, size: int
+) -> tuple[Tensor, Tensor]:
+    """Return sums of features and the crops that they must give: pairs, and neutral images.
+
+    Returns:
+        (M, D) and (M, 3, size, size).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    features, images = [], []
+    for index in order[torch.randperm(len(order), generator=generator)].split(FIT_BATCH):
+        chosen = sample_pairs(pairs.data, index, generator)
+        known = chosen.has_neutral
+        features += [pairs.pair_sums(chosen), pairs.neutral_sums(chosen)[known]]
+        images += [pairs.images(chosen.b, size), pairs.images(chosen.n, size)[known]]
+    return torch.cat(features).cpu(), torch.cat(images).cpu()
+
+
+def training_order(data: DecoderRows) -> Tensor:
+    """Return the rows of an epoch: those of identities with several images come twice."""
+    several = [row for rows in data.members.values() if len(rows) > 1 for row in rows]
+    return torch.cat([torch.arange(len(data.calm)), torch.tensor(several, dtype=torch.long)])
 
 
 def decoder_rows(
     model: IPDFER, rows: Mapping[str, Rows], cache: Path, device: torch.device
 ) -> DecoderRows:
-    """Compute the features of color images and of their mirror images, or read them.
+    """Compute the features of color images, or read them.
 
     Args:
         model: whose encoders compute them.
         rows: splits in color by name.
-        cache: file for the features.
+        cache: folder for the features.
         device: where to compute.
     """
     parts = list(rows.values())
-    crops = torch.cat([part.crops for part in parts])
-    saved = load_state(cache)
-    if saved is None:
-        model = model.to(device).eval()
-        encoders = {
-            "identity": model.embed_identity,
-            "pose": model.embed_pose,
-            "expression": model.embed_expression,
-        }
-        if model.pose_encoder is None:
-            encoders["pose"] = lambda images: torch.zeros(len(images), model.num_features)
-        saved = {
-            name: torch.stack(
-                [embed(encode, crops, device, mirrored=m).half() for m in (False, True)], 1
-            )
-            for name, encode in encoders.items()
-        }
-        save_state(cache, **saved)
-    joined = Rows(
-        crops=crops,
-        landmarks=torch.cat([part.landmarks for part in parts]),
-        teacher=torch.cat([part.teacher for part in parts]),
-        expression=torch.cat([part.expression for part in parts]),
-        labels=torch.cat([part.labels for part in parts]),
-        poses=torch.cat([part.poses for part in parts]),
-        identities=[name for part in parts for name in part.identities],
-        files=[file for part in parts for file in part.files],
+    columns: dict[str, Any] = {
+        name: torch.cat([getattr(part, name) for part in parts])
+        if isinstance(column, Tensor)
+        else [entry for part in parts for entry in getattr(part, name)]
+        for name, column in vars(parts[0]).items()
+    }
+    joined = Rows(**columns)
+    model = model.to(device).to(memory_format=torch.channels_last).eval()
+    encoders = {"identity": model.embed_identity, "expression": model.embed_expression}
+    if isinstance(model.pose_encoder, PoseEncoder):
+        encoders["pose"] = model.estimate_pose
+    features = {"pose": torch.zeros(len(joined.crops), 4)}
+    for name, encode in encoders.items():
+        features[name] = cached_features(encode, joined.crops, cache / f"{name}.pt", device)
+    with torch.no_grad():
+        logits = model.cpu().classify_features(features["expression"])
+    calm = ((joined.labels == NEUTRAL) | (joined.labels < 0)) & (
+        logits.softmax(1)[:, NEUTRAL] > CALM
     )
-    return DecoderRows(crops, joined, **saved)
+    return DecoderRows(joined, calm=calm, members=rows_by_identity(joined), **features)
 
 
-def sample_pairs(rows: Rows, index: Tensor, generator: torch.Generator) -> Pairs:
+def cached_features(
+    encode: Callable[[Tensor], Tensor], crops: Tensor, file: Path, device: torch.device
+) -> Tensor:
+    """Compute the features of crops with a margin, or read them from a file, (N, D)."""
+    saved = load_state(file)
+    if saved is None:
+        saved = {"features": embed(encode, crops, device)}
+        save_state(file, **saved)
+    features: Tensor = saved["features"]
+    return features
+
+
+def sample_pairs(data: DecoderRows, index: Tensor, generator: torch.Generator) -> Pairs:
     """Choose B, C and N for the images of a batch, and which of them are mirrored.
 
     Args:
-        rows: all images.
+        data: all images.
         index: rows of A, (B,).
         generator: source of every random number.
     """
-    members = rows_by_identity(rows)  # once per batch: a few milliseconds
+    labels = data.rows.labels
     neutral, partner = index.clone(), index.clone()
+    choose = partial(_choose, generator=generator)
     for place, row in enumerate(index.tolist()):
-        others = [m for m in members.get(rows.identities[row], ()) if m != row]
-        calm = [m for m in others if rows.labels[m] == NEUTRAL]
-        different = [m for m in others if rows.labels[m] != rows.labels[row]]
-        neutral[place] = _choose(calm or [row], generator)
-        partner[place] = _choose(different or others or [row], generator)
-    has_neutral = rows.labels[neutral] == NEUTRAL
+        others = [m for m in data.members.get(data.rows.identities[row], ()) if m != row]
+        calm = [m for m in others if data.calm[m]]
+        different = [m for m in others if labels[m] != labels[row]]
+        neutral[place] = choose(calm or [row])
+        partner[place] = choose(different or others or [row])
 
     def mirrored(chosen: Tensor) -> Tensor:
         return torch.stack([chosen, torch.randint(2, (len(chosen),), generator=generator)])
@@ -296,7 +376,7 @@ def sample_pairs(rows: Rows, index: Tensor, generator: torch.Generator) -> Pairs
         b=mirrored(partner),
         c=mirrored(index.roll(1)),
         n=mirrored(neutral),
-        has_neutral=has_neutral,
+        has_neutral=data.calm[neutral],
     )
 
 
@@ -304,8 +384,9 @@ def _choose(rows: list[int], generator: torch.Generator) -> int:
     return rows[int(torch.randint(len(rows), (), generator=generator))]
 
 
+@torch.no_grad()
 def score_decoder(
-    network: nn.Module, pair_losses: PairLosses, size: int, seed: int, count: int = 256
+    network: nn.Module, pair_losses: PairLosses, seed: int, count: int = 96
 ) -> dict[str, float]:
     """Measure swaps and neutralized faces of validation images by the model's own encoders.
 
@@ -313,22 +394,25 @@ def score_decoder(
         Shares of swaps that keep the identity and that take the expression, of neutralized faces
         that C_exp calls neutral, and their mean, ``score``; other networks have to confirm them.
     """
+    assert isinstance(network, RefinedDecoder)
     generator = torch.Generator().manual_seed(seed)
     data = pair_losses.data
-    index = torch.randperm(len(data.crops), generator=generator)[:count]
+    index = torch.randperm(len(data.calm), generator=generator)[:count]
     correct = {"identity": 0.0, "expression": 0.0, "neutral": 0.0}
     for part in index.split(32):
-        pairs = sample_pairs(data.rows, part, generator)
-        identity = pair_losses.features(data.identity, pairs.a)
-        posed = identity + pair_losses.features(data.pose, pairs.a)
-        swaps = network.generate(posed + pair_losses.features(data.expression, pairs.c))  # type: ignore[operator]
-        images = [pair_losses.images(index, size) for index in (pairs.a, pairs.c)]
-        ours, face, source = (pair_losses.identity(x) for x in (swaps, *images))
+        pairs = sample_pairs(data, part, generator)
+        swaps = network(pair_losses.swap_sums(pairs))
+        ours, face, source = (
+            pair_losses.identity(swaps),
+            pair_losses.identity_of(pairs.a),
+            pair_losses.identity_of(pairs.c),
+        )
         kept = F.cosine_similarity(ours, face) > F.cosine_similarity(ours, source)
-        labels = [pair_losses.logits(x)[1].argmax(1) for x in (swaps, images[1])]
-        neutralized = pair_losses.logits(network.generate(posed))[1].argmax(1)  # type: ignore[operator]
+        wanted = pair_losses.model.classify_features(pair_losses.expression_of(pairs.c)).argmax(1)
+        posed = pair_losses.identity_of(pairs.a) + pair_losses.pose_of(pairs.a)
+        neutralized = pair_losses.logits(network(posed))[1].argmax(1)
         correct["identity"] += float(kept.sum())
-        correct["expression"] += float((labels[0] == labels[1]).sum())
+        correct["expression"] += float((pair_losses.logits(swaps)[1].argmax(1) == wanted).sum())
         correct["neutral"] += float((neutralized == NEUTRAL).sum())
     result = {f"{name}_share": value / len(index) for name, value in correct.items()}
     return {**result, "score": sum(result.values()) / 3}

@@ -19,7 +19,13 @@ from facezoo.evaluate.verification import verification_accuracy
 from facezoo.models.identity_removal import IdentityRemoval, remove_identity
 from facezoo.models.ipd_fer import losses
 from facezoo.models.ipd_fer.networks import Encoder
-from facezoo.models.ipd_fer.train.data import Rows, embed, gather, sample_images
+from facezoo.models.ipd_fer.train.data import (
+    Rows,
+    embed,
+    gather,
+    rows_by_identity,
+    sample_images,
+)
 from facezoo.models.ipd_fer.train.recipes import IdentityConfig, Recipe
 from facezoo.models.ipd_fer.train.sources import Sources
 from facezoo.training.loop import Position, fit
@@ -29,6 +35,8 @@ from facezoo.training.state import generator
 
 STRONG = partial(augment, blur=0.3, erase=0.2, patch=0.2, noise=0.2, jpeg=0.2)
 """Augmentation of the identity encoder: changes that keep the identity."""
+REMOVAL_ROWS = 8192
+"""Images per pack that the removal of expression is fitted to."""
 
 
 class EmbeddingQueue(nn.Module):
@@ -146,13 +154,23 @@ def train_identity(
     encoder.load_state_dict({k.removeprefix("encoder."): v for k, v in state.items()})
     tensors = {f"identity_{k}": v for k, v in state.items()}
     if config.removed_directions:
-        removal = expression_removal(encoder.eval(), sources.train, config, device)
+        rows = [known_expressions(part) for part in sources.train.values()]
+        features = [embed(encoder.eval(), part.crops, device) for part in rows]
+        removal = expression_removal(
+            features, [part.labels for part in rows], config.removed_directions
+        )
         tensors |= {f"expression_removal.{k}": v for k, v in removal.state_dict().items()}
     return tensors
 
 
+def known_expressions(rows: Rows, most: int = REMOVAL_ROWS) -> Rows:
+    """Return the first rows with an expression label."""
+    known = rows.labels >= 0
+    return rows.rows_where(known & (known.cumsum(0) <= most))
+
+
 def expression_removal(
-    encoder: nn.Module, packs: Mapping[str, Rows], config: IdentityConfig, device: torch.device
+    features: Sequence[Tensor], labels: Sequence[Tensor], directions: int
 ) -> IdentityRemoval:
     """Fit the removal of what a linear probe reads of expression from f_id.
 
@@ -160,19 +178,16 @@ def expression_removal(
     pack is centered on its own, and its expressions count as classes of their own.
 
     Args:
-        encoder: E_id.
-        packs: training splits with expression labels.
-        config: its number of directions.
-        device: where to compute features.
+        features: of E_id, one tensor (N, D) per pack.
+        labels: expressions, -1 where unknown, one tensor (N,) per pack.
+        directions: number of directions to remove.
     """
-    features, classes = [], []
-    for number, part in enumerate(packs.values()):
-        known = part.labels >= 0
-        found = embed(encoder, part.crops[known], device)
-        features.append(found - found.mean(0))
-        classes.append(part.labels[known] + 100 * number)
-    directions = config.removed_directions
-    removal = remove_identity(torch.cat(features), torch.cat(classes), directions=directions)
+    centered, classes = [], []
+    for number, (rows, expressions) in enumerate(zip(features, labels, strict=True)):
+        known = expressions >= 0
+        centered.append(rows[known] - rows[known].mean(0))
+        classes.append(expressions[known] + 100 * number)
+    removal = remove_identity(torch.cat(centered), torch.cat(classes), directions=directions)
     removal.mean.zero_()  # a shift of all features, which no cosine of differences needs
     return removal
 
@@ -251,15 +266,6 @@ def number_identities(rows: Sequence[Rows]) -> list[Tensor]:
         counts[name] = counts.get(name, 0) + 1
     numbers = {n: i for i, n in enumerate(sorted(n for n, c in counts.items() if c > 1))}
     return [torch.tensor([numbers.get(name, -1) for name in part.identities]) for part in rows]
-
-
-def rows_by_identity(rows: Rows) -> dict[str, list[int]]:
-    """Return the rows of every named identity."""
-    result: dict[str, list[int]] = {}
-    for row, name in enumerate(rows.identities):
-        if name:
-            result.setdefault(name, []).append(row)
-    return result
 
 
 def _repeat_shuffled(rows: Tensor, count: int, source: torch.Generator) -> Tensor:

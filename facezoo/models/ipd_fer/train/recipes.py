@@ -117,15 +117,11 @@ class Objective:
 class DecoderConfig:
     """Training of G_dec on pairs of images with every encoder fixed; ours."""
 
-    stages: tuple[tuple[int, Stage], ...] = (
-        (56, Stage(24, 32, 2e-3, weight_decay=0.0)),
-        (112, Stage(8, 32, 1e-3, weight_decay=0.0)),
-    )
-    """Side of the generated crop, and the stage that trains it; each starts from the one before."""
-    width: int = 512
+    stage: Stage = Stage(12, 16, 1.5e-3)
+    width: int = 96
     pixels: float = 1.0
     """Weight of ``pair_loss``: the generated crop against a real image of the identity."""
-    swap: float = 0.5
+    swap: float = 0.3
     """Weight of ``swap_loss``: identity of one image, expression of another."""
     neutral: float = 0.1
     """Weight of eq. (9) by C_exp on neutralized crops without a real neutral image."""
@@ -141,6 +137,8 @@ class Recipe:
     start: Start = field(default_factory=Start)
     decoder: DecoderConfig | None = None
     """Last stage, for G_dec alone; None keeps the decoder of Algorithm 1."""
+    redecode: bool = False
+    """Keep E_id, E_exp and C_exp of the checkpoint ``--start``; ``main`` trains E_pose then."""
     backbone: str = "resnet18"
     feature_dim: int = 512
     soft_labels: bool = False
@@ -187,6 +185,13 @@ RECIPES = {
     "compact-baseline": replace(_compact, objective=None),
     "wide": _wide,
     "wide-baseline": replace(_wide, objective=None, decoder=None),
+    "redecode": Recipe(
+        Stage(1, 48, steps=220),
+        None,
+        Start(IdentityConfig(removed_directions=8), None),
+        DecoderConfig(Stage(1, 16, 1.5e-3, average=0.99, steps=1300)),
+        redecode=True,
+    ),
 }
 """``paper`` follows Sec. 4.2, with our own identity encoder.
 
@@ -217,10 +222,12 @@ def recipe(name: str, without: tuple[str, ...] = ()) -> Recipe:
     if not without:
         return chosen
     if chosen.objective is None:
-        raise ValueError(f"recipe {name!r} is a baseline and has no terms to leave out")
+        raise ValueError(f"recipe {name!r} has no terms to leave out")
     objective = chosen.objective
     for term in without:
-        objective = _less(objective, term)
+        objective, before = _less(objective, term), objective
+        if objective == before:
+            raise ValueError(f"recipe {name!r} has no term {term!r} to leave out")
     return replace(chosen, objective=objective)
 
 

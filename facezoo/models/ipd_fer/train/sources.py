@@ -14,7 +14,7 @@ from torch import Tensor
 from facezoo.data.crops import load_crops
 from facezoo.data.expressions import ExpressionData
 from facezoo.data.official import read_official
-from facezoo.data.packs import check_packs
+from facezoo.data.packs import check_packs, read_pack
 from facezoo.evaluate.verification import Pairs, read_pairs
 from facezoo.models.ipd_fer.train.data import Rows, read_rows
 from facezoo.models.ipd_fer.train.recipes import MARGIN, SIZE, TEMPLATE
@@ -25,6 +25,8 @@ PACKS = ("ferplus", "lfw")
 """Packs with expression labels."""
 FACES = ("faces_wild", "london_expr")
 """Further packs, for the identity encoder, self-training and the decoder."""
+INSIDE = 0.85
+"""Share of a crop of faces_wild inside its source from which it shows the whole head."""
 _VAL_SHARE = 0.1
 """Share of the training images that selects the epoch where a set has no validation split."""
 
@@ -43,6 +45,8 @@ class Sources:
     """Fingerprint of the data, see ``facezoo.training.run.check_data``."""
     faces: dict[str, Rows] = field(default_factory=dict)
     """Training splits of the packs of ``FACES``."""
+    heads: dict[str, Rows] = field(default_factory=dict)
+    """Training images in color that show the whole head, for the decoder."""
     pairs: Pairs | None = None
     """Pairs of LFW's validation split, which select the epoch of E_id."""
 
@@ -60,8 +64,13 @@ def from_packs(folder: Path, cache: Path | None = None) -> Sources:
     digest = digest_of_files(folder, [folder / name for name in names])
     if cache is not None:
         cache = cache / str(digest["sha256"])
+    train = {pack: read_rows(folder, pack, "train", cache) for pack in PACKS}
+    faces = {pack: read_rows(folder, pack, "train", cache) for pack in FACES}
+    whole = read_pack(folder / "faces_wild.parquet", "train", ["inside"])["inside"].to_numpy()
+    heads = {"lfw": train["lfw"], **faces}
+    heads["faces_wild"] = faces["faces_wild"].rows_where(torch.from_numpy(whole > INSIDE))
     return Sources(
-        train={pack: read_rows(folder, pack, "train", cache) for pack in PACKS},
+        train=train,
         val={pack: read_rows(folder, pack, "val", cache) for pack in PACKS},
         descriptions=(
             "FER+ train: 26,804 images of FER2013 with the annotators' votes",
@@ -71,7 +80,8 @@ def from_packs(folder: Path, cache: Path | None = None) -> Sources:
             "teacher for identity: dlib_face_recognition_resnet_model_v1",
         ),
         digest=digest,
-        faces={pack: read_rows(folder, pack, "train", cache) for pack in FACES},
+        faces=faces,
+        heads=heads,
         pairs=read_pairs(folder / "lfw_pairs_val.csv"),
     )
 

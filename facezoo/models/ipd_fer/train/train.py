@@ -21,10 +21,10 @@ from facezoo.hub.card import Card, Licenses, Preprocessing
 from facezoo.models.ipd_fer.model import IPDFER
 from facezoo.models.ipd_fer.train.algorithm import train_disentangled
 from facezoo.models.ipd_fer.train.data import Rows
-from facezoo.models.ipd_fer.train.decoder import train_decoder
 from facezoo.models.ipd_fer.train.expression import ExpressionTraining, calibrate, soft_labels
 from facezoo.models.ipd_fer.train.identity import train_identity
 from facezoo.models.ipd_fer.train.recipes import SIZE, TEMPLATE, Recipe, recipe
+from facezoo.models.ipd_fer.train.redecode import redecode, with_decoder
 from facezoo.models.ipd_fer.train.sources import Sources, from_official, from_packs
 from facezoo.results import EXPRESSIONS
 from facezoo.training.processes import Processes
@@ -94,7 +94,8 @@ def run(
     if smoke:
         chosen = shortened(chosen, **SMOKE)
     # An unsuitable checkpoint is an error before the data are read.
-    base = None if start is None else _load_start(chosen, start).card
+    needed = start is not None or chosen.redecode
+    base = _load_start(chosen, start).card if needed else None
     with Processes.present().first_alone():  # the others map the crops that it aligns
         sources = _read_sources(chosen, data, dataset, fold, start, device, out / "crops")
     if stage == "identity":
@@ -107,7 +108,7 @@ def run(
     words = [w for k, v in options.items() if v is not None for w in (f"--{k}", str(v))]
     flags = f" {shlex.join(words)}" + "".join(f" --without {term}" for term in without)
     set_name = (dataset or "ferplus-lfw").replace("+", "-plus")  # tags have letters and digits
-    tag = set_name + ("" if label == "compact" else f"-{label}")
+    tag = set_name + ("" if label in ("compact", "redecode") else f"-{label}")
     tag += "" if fold is None else f"-fold{fold}"
     digest = {**sources.digest, **({"start": base.weights.sha256[:12]} if base else {})}
     cards = []
@@ -190,6 +191,8 @@ def train(
     Returns:
         The trained model, float32, on the CPU.
     """
+    if chosen.redecode:
+        return redecode(chosen, sources, _load_start(chosen, start), out, seed, device)
     beginning = begin(chosen, sources, start_folder, device, start)
     return finish(chosen, sources, beginning, out, seed=seed, device=device)
 
@@ -266,12 +269,14 @@ def _of_encoder(identity: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in identity.items() if k.startswith(prefix)}
 
 
-def _load_start(chosen: Recipe, start: str) -> IPDFER:
+def _load_start(chosen: Recipe, start: str | None) -> IPDFER:
     """Load the checkpoint that E_id comes from.
 
     Raises:
-        ValueError: if its encoders are not the recipe's.
+        ValueError: if there is none, or its encoders are not the recipe's.
     """
+    if start is None:
+        raise ValueError("this recipe starts from a checkpoint; give --start, such as ipd-fer")
     model: IPDFER = IPDFER.from_pretrained(start)
     expected = {"backbone": chosen.backbone, "feature_dim": chosen.feature_dim}
     if {key: model.architecture[key] for key in expected} != expected:
@@ -316,10 +321,7 @@ def finish(
     if chosen.calibrated:
         calibrate(model.to(device), next(iter(val.values())), device)
     if chosen.decoder is not None:
-        color = {"lfw": sources.train["lfw"], **sources.faces}
-        model = train_decoder(
-            model, chosen.decoder, color, val["lfw"], out / "decoder", seed, device
-        )
+        model = with_decoder(model, chosen, sources, out, seed, device)
     return model.cpu()
 
 
