@@ -172,8 +172,10 @@ def test_the_parts_of_the_paper_can_be_left_out_and_no_others():
     assert recipe("paper", ("pose",)).objective.pose_backbone is None
     with pytest.raises(ValueError, match="unknown term 'poses'"):
         recipe("paper", ("poses",))
-    with pytest.raises(ValueError, match="is a baseline"):
+    with pytest.raises(ValueError, match="'paper-baseline' has no terms to leave out"):
         recipe("paper-baseline", ("cos",))
+    with pytest.raises(ValueError, match="'wide' has no term 'confusion' to leave out"):
+        recipe("wide", ("confusion",))
     with pytest.raises(ValueError, match="did you mean paper"):
         recipe("papers")
 
