@@ -81,7 +81,8 @@ def _foldable(x: Tensor, convolution: Any, norm: Any) -> bool:
     """Return whether nothing but the result of these layers can be observed."""
     if torch.is_grad_enabled() or x.device.type != "cpu" or type(convolution) is not nn.Conv2d:
         return False
-    if type(norm) not in (nn.BatchNorm2d, type(None)):
+    # With other widths oneDNN may reorder packed weights in every call, which takes longer.
+    if convolution.out_channels % 64 or type(norm) not in (nn.BatchNorm2d, type(None)):
         return False
     if norm is not None and (norm.training or norm.running_mean is None):
         return False
@@ -142,8 +143,8 @@ def _supported(dtype: torch.dtype) -> bool:
     generator = torch.Generator().manual_seed(0)
     geometry = ((1, 1), (1, 1), (1, 1), 1)
     with torch.device("cpu"):
-        x = torch.randn(1, 8, 8, 8, generator=generator, dtype=torch.float32).to(dtype)
-        weight = torch.randn(8, 8, 3, 3, generator=generator, dtype=torch.float32).to(dtype)
+        x = torch.randn(1, 64, 8, 8, generator=generator, dtype=torch.float32).to(dtype)
+        weight = torch.randn(64, 64, 3, 3, generator=generator, dtype=torch.float32).to(dtype)
         y = F.conv2d(x.float(), weight.float(), padding=1)
         expected = [y.relu(), (y + x.float()).relu()]
         try:
@@ -154,7 +155,7 @@ def _supported(dtype: torch.dtype) -> bool:
             ]
         except (AttributeError, RuntimeError, TypeError):  # another version or build of torch
             return False
-    tolerance = 1e-3 if dtype == torch.float32 else 0.1
+    tolerance = 1e-3 if dtype == torch.float32 else 0.3
     return all(
         torch.allclose(result.float(), value, rtol=tolerance, atol=tolerance)
         for result, value in zip(results, expected, strict=True)

@@ -9,13 +9,13 @@ from torch import nn
 from facezoo import folding
 from facezoo.folding import convolve
 
-IMAGES = torch.randn(2, 8, 9, 9, generator=torch.Generator().manual_seed(1))
+IMAGES = torch.randn(2, 64, 9, 9, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture
 def layers():
     torch.manual_seed(0)
-    layers = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)).eval()
+    layers = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64)).eval()
     for tensor in (layers[1].running_mean, layers[1].weight.data, layers[1].bias.data):
         tensor.uniform_(0.5, 1.5)
     return layers

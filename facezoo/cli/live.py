@@ -55,7 +55,7 @@ def show(picture: Image.Image) -> bool:
 
 @click.command()
 @click.option("--host", default="127.0.0.1", help="0.0.0.0 for all machines of the network")
-@click.option("--port", type=int, default=7860)
+@click.option("--port", type=int, default=7860, help="port of the page on this machine")
 def demo(host: str, port: int) -> None:
     """Open a page to try the models in a browser (extra [demo])."""
     from facezoo.demo import launch

@@ -9,8 +9,8 @@ from textwrap import fill, shorten
 from typing import Any
 
 WIDTH = 96
-HEADLINES = 5
-"""Metrics in a summary."""
+HEADLINES, LIMITS = 5, 9
+"""Metrics and limits in a summary."""
 SUMMARIES = {
     "adv3d": "Identity and expression of 3D face meshes, each in a code of its own.",
     "face-detector": "Boxes and five landmarks of faces, for all models of this package.",
@@ -70,10 +70,12 @@ def summary(card: Any, full: bool = False) -> str:
     lines += ["", "metrics" if card.metrics else "metrics: none measured"]
     lines += _metrics(card.metrics if full else _headlines(card.metrics))
     lines += ["", "limits" if card.limits else "limits: none on record"]
-    for limit in card.limits:
+    for limit in card.limits if full else card.limits[:LIMITS]:
         text = limit if full else shorten(limit, WIDTH - 4, placeholder=" ...")
         lines.append(_wrapped("  - ", text))
     if not full:
+        more = max(0, len(card.limits) - LIMITS)
+        lines += [f"  - and {more} more"] * (more > 0)
         lines += ["", f"everything: facezoo info {card.name} --all"]
     return "\n".join(lines)
 

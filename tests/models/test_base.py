@@ -40,7 +40,13 @@ TINY = {
         "code_width": 8,
         "num_features": 16,
     },
-    "latentface": {"width": 4, "number_width": 4, "code_dim": 16, "unet_width": 8},
+    "latentface": {
+        "width": 4,
+        "number_width": 4,
+        "code_dim": 16,
+        "unet_width": 8,
+        "expression_directions": 0,
+    },
 }
 """Architectures that take milliseconds, by family; a family that is not here is built as it is."""
 
