@@ -108,6 +108,7 @@ def value(path: str, results: Path = ROOT / "docs" / "results") -> float:
 
 def numbers_text(model: str) -> str:
     """Format the headline numbers of a model next to a baseline."""
+    entries = json.loads((ROOT / "docs/results/benchmark.json").read_text(encoding="utf-8"))
     if model == "adv3d":
         header = ["measure", "`adv3d.ict`", "`adv3d.ict-neutral`", "copy of the input"]
         rows = [
@@ -123,7 +124,7 @@ def numbers_text(model: str) -> str:
             ]
             for name, title in MESH_NUMBERS.items()
         ]
-        return _table(header, rows)
+        return _table(header, rows) + _earlier(entries["meshes"])
     header = ["measure", f"`{model}`", "pixels (baseline)", "chance"]
     rows = []
     for title, (space, place) in NUMBERS.items():
@@ -133,7 +134,8 @@ def numbers_text(model: str) -> str:
         rows.append([title, *(_short(value(path)) for path in row)])
     time = _short(value(f"benchmark:models/@{model}/speed/times_untrained"))
     rows.append(["Time per crop, relative to an untrained ResNet-18", time, "–", "–"])
-    return _table(header, rows)
+    name = _default(model)
+    return _table(header, rows) + _earlier({name: entries["models"][name]})
 
 
 def _valued(path: str) -> str:
@@ -243,7 +245,17 @@ def results_text(file: str, table: str, results: Path = ROOT / "docs" / "results
 def benchmark_text(table: str, results: Path = ROOT / "docs" / "results") -> str:
     """A table of ``facezoo benchmark``."""
     content = json.loads((results / "benchmark.json").read_text(encoding="utf-8"))
-    return table_text(content, table)
+    group = content["meshes" if table == "meshes" else "models"]
+    remark = _earlier(group) if table in ("overview", "short", "meshes") else ""
+    return table_text(content, table) + remark
+
+
+def _earlier(entries: dict[str, Any]) -> str:
+    """Name the checkpoints whose weights changed after the benchmark."""
+    cards = bundled_cards()
+    names = [n for n, e in entries.items() if n in cards and cards[n].weights.sha256 != e["key"]]
+    text = ", ".join(f"`{name}`" for name in names)
+    return f"\n\nMeasured with earlier weights: {text}." if names else ""
 
 
 def stamp_text(file: str, results: Path = ROOT / "docs" / "results") -> str:
