@@ -29,6 +29,7 @@ TINY = {
         "pose_backbone": BACKBONE,
         "decoder_size": 14,
         "decoder_width": 4,
+        "refined_decoder": False,
     },
     "latent-simclr": {
         "style_dim": 16,

@@ -136,3 +136,8 @@ def test_redecode_keeps_what_tells_expressions(sources, tmp_path):
     after = {k: v for k, v in after.items() if not k.startswith("expression_removal")}
     assert differing(after, {k: before[k] for k in after}) == []
     assert {"predict_pose", "neutralize"} <= set(result.capabilities())
+
+
+def test_a_side_that_the_decoder_cannot_halve_is_an_error():
+    with pytest.raises(ValueError, match="size must be a multiple of 16 pixels, got 56"):
+        RefinedDecoder(8, 56)

@@ -242,12 +242,17 @@ class RefinedDecoder(nn.Module):
         size: side of the crops, a multiple of 16 pixels.
         width: channels of the first two maps; the later ones have 3/4 and 1/4 as many.
         rank: dimensions of the linear map.
+
+    Raises:
+        ValueError: if ``size`` is not a multiple of 16.
     """
 
     def __init__(
         self, feature_dim: int = 512, size: int = 112, width: int = 96, rank: int = 192
     ) -> None:
         super().__init__()
+        if size < 16 or size % 16:
+            raise ValueError(f"size must be a multiple of 16 pixels, got {size}")
         rank = min(rank, feature_dim)
         self.side, self.base_side = size // 16, size // 2
         widths = [width, width, 3 * width // 4, width // 4]
