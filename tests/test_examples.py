@@ -68,6 +68,7 @@ def test_show_disentanglement_draws_a_column_per_method(name, columns, tmp_path)
             "pose_backbone": small,
             "decoder_size": 14,
             "decoder_width": 4,
+            "refined_decoder": False,
         },
         "latentface": {"width": 4, "number_width": 4, "code_dim": 8, "unet_width": 8},
     }

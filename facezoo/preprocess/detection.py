@@ -166,7 +166,8 @@ def _improved(
     The score is the mean of both passes. Large upright faces of high score are not detected again;
     their score in the second pass counts as 1.
     """
-    longest = torch.tensor([max(image.shape) for image in images])[faces.image_index]
+    extents = [max(image.shape) for image in images]
+    longest = faces.image_index.new_tensor(extents)[faces.image_index]
     sides = (faces.boxes[:, 2:] - faces.boxes[:, :2]).amax(1)
     is_large = sides * (config.max_side / longest).clamp(max=1) >= _LARGE
     is_upright = _template_fit(faces.landmarks)[0].abs() <= _UPRIGHT_DEG
@@ -181,10 +182,10 @@ def _improved(
         seconds, points = _central_faces(detector, crops, config)
         seconds, flipped = seconds[: len(again)], seconds[len(again) :]
         fits = flipped <= seconds[doubtful] - _MARGIN
-        seconds[doubtful] = torch.where(fits, seconds[doubtful], -1.0)
+        seconds[doubtful] = seconds[doubtful].masked_fill(~fits, -1.0)
         scores[again], points = seconds, points[: len(again)]
         points = (points - matrices[:, None, :, 2]) @ torch.linalg.inv(matrices[..., :2]).mT
-        share = torch.where(is_large[again], 0.5, 1.0)[:, None, None]
+        share = 1 - is_large[again].to(landmarks)[:, None, None] / 2
         landmarks[again] = (1 - share) * landmarks[again] + share * points
     scores = (faces.scores + scores) / 2
     better = replace(faces, landmarks=landmarks, scores=scores)[scores > config.score_threshold]

@@ -59,7 +59,7 @@ def head_pose(landmarks: Tensor) -> Tensor:
         raise ValueError(f"landmarks must be (N, 5, 2), got {tuple(landmarks.shape)}")
     points = landmarks.detach().cpu().double()
     known = torch.isfinite(points).all(2).all(1)
-    result = torch.full((len(points), 3), math.nan)
+    result = torch.full((len(points), 3), math.nan, dtype=torch.float32, device="cpu")
     if bool(known.any()):
         matrices = _alignment(points[known])
         aligned = torch.einsum("nij,npj->npi", matrices[..., :2], points[known])
@@ -76,7 +76,7 @@ def alignment_deg(landmarks: Tensor) -> Tensor:
     """Return the clockwise rotation of faces by alignment, degrees, NaN if unknown, (N,)."""
     points = landmarks.detach().cpu().double()
     known = torch.isfinite(points).flatten(1).all(1)
-    result = torch.full((len(points),), math.nan)
+    result = torch.full((len(points),), math.nan, dtype=torch.float32, device="cpu")
     matrices = _alignment(points[known])
     result[known] = torch.rad2deg(torch.atan2(matrices[:, 1, 0], matrices[:, 0, 0])).float()
     return result
@@ -110,7 +110,7 @@ def crop_pose(landmarks: Tensor) -> Tensor:
     known = torch.isfinite(points).all(2).all(1)
     template = template_points("arcface112", 112).double() + SHIFT
     depth = _frontal_place(template[None], template.new_tensor(HEAD))[:, 2]
-    result = torch.full((len(points), 4), math.nan)
+    result = torch.full((len(points), 4), math.nan, dtype=torch.float32, device="cpu")
     if bool(known.any()):
         poses = torch.cat([_solve(part) for part in points[known].split(_ROWS)])
         poses[:, 3] = (depth / poses[:, 3]).log()
@@ -134,14 +134,16 @@ def pose_labels(yaw: Tensor) -> Tensor:
 def _solve(seen: Tensor) -> Tensor:
     """Fit yaw, pitch, roll (radians) and depth (mm) of the head to image points, (N, 4)."""
     head = seen.new_tensor(HEAD)
-    rotation = torch.eye(3, dtype=seen.dtype).repeat(len(seen), 1, 1)
+    rotation = torch.eye(3, dtype=seen.dtype, device=seen.device).repeat(len(seen), 1, 1)
     translation = _frontal_place(seen, head)
-    damping = torch.full((len(seen),), 1e-3, dtype=seen.dtype)
+    damping = torch.full((len(seen),), 1e-3, dtype=seen.dtype, device=seen.device)
     turned, error = _project(head, rotation, translation, seen)
     for _ in range(_STEPS):
         jacobian = _jacobian(turned, translation)
         normal = jacobian.mT @ jacobian
-        damped = normal * (1 + damping[:, None, None] * torch.eye(6, dtype=seen.dtype))
+        damped = normal * (
+            1 + damping[:, None, None] * torch.eye(6, dtype=seen.dtype, device=seen.device)
+        )
         step = -torch.linalg.solve(damped, jacobian.mT @ error.flatten(1)[..., None])[..., 0]
         new_rotation = torch.linalg.matrix_exp(_cross_matrix(step[:, :3])) @ rotation
         new_translation = translation + step[:, 3:]

@@ -38,7 +38,7 @@ def sharpness(images: Sequence[Tensor], boxes: Tensor, image_index: Tensor) -> T
         patch = images[number][max(y0, 0) : max(y1, 0), max(x0, 0) : max(x1, 0)]
         if min(patch.shape[:2]) < 2:
             continue
-        gray = patch.float() @ patch.new_tensor(LUMINANCE, dtype=torch.float32)
+        gray = (patch * patch.new_tensor(LUMINANCE, dtype=torch.float32)).sum(-1)
         gray = F.interpolate(gray[None, None], (SIDE, SIDE), mode="bilinear", antialias=True)[0, 0]
         sides = gray[:-2, 1:-1] + gray[2:, 1:-1] + gray[1:-1, :-2] + gray[1:-1, 2:]
         result[row] = (sides - 4 * gray[1:-1, 1:-1]).var()
