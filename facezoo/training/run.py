@@ -44,7 +44,7 @@ def shortened(recipe: Recipe, **values: Any) -> Recipe:
     changed: dict[str, Any] = {}
     for entry in fields(recipe):  # type: ignore[arg-type]
         value = getattr(recipe, entry.name)
-        if entry.name in values:
+        if entry.name in values and value != 0:  # a stage counts epochs or steps
             changed[entry.name] = values[entry.name]
         elif is_dataclass(value):
             changed[entry.name] = shortened(value, **values)

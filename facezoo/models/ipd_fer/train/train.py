@@ -40,6 +40,7 @@ CITATION = """@article{jiang2022disentangling,
 START_SEED = 0
 """Seed of the stages before Algorithm 1, which all seeds of a run share."""
 SMOKE: dict[str, Any] = {
+    "steps": 2,
     "epochs": 1,
     "batch_size": 4,
     "sizes": ((0, SIZE),),
