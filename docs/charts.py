@@ -190,7 +190,7 @@ def _style() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draw the charts, or print those that are out of date."""
+    """Draw the charts, or print the outdated ones."""
     parser = argparse.ArgumentParser(description="Draw the charts of the documentation.")
     parser.add_argument("--check", action="store_true", help="only print the charts that differ")
     options = parser.parse_args(arguments)

@@ -87,7 +87,7 @@ def matches(shown: str, printed: str) -> bool:
 
 
 def differing(page: str) -> list[tuple[Example, str]]:
-    """Run the examples of a page; return those that print something else than is shown."""
+    """Run the examples of a page; return the ones whose output differs from the page."""
     return [
         (example, printed)
         for example, printed in run_examples(page)
@@ -126,7 +126,7 @@ def _console(line: str) -> str:
 
 
 def main(paths: Sequence[str | Path]) -> None:
-    """Rewrite the outputs that differ; print those that hold ``...``."""
+    """Rewrite the outputs that differ; print the outputs that hold ``...``."""
     for path in [Path(path).resolve() for path in paths]:
         page = path.read_text(encoding="utf-8")
         with tempfile.TemporaryDirectory() as folder:

@@ -398,7 +398,7 @@ def _bytes(card: Card) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Rewrite the pages, or say which are out of date."""
+    """Rewrite the pages, or print the outdated ones."""
     parser = argparse.ArgumentParser(description="Write the cards' numbers into the pages.")
     parser.add_argument("--check", action="store_true", help="only say which pages differ")
     options = parser.parse_args(arguments)

@@ -9,13 +9,10 @@ from statistics import mean
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TODO: set[str] = set()
-"""Pages that are not rewritten yet."""
 PAGES = sorted(
     [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md")]
     + [*(ROOT / "docs").rglob("*.md")]
 )
-REWRITTEN = [page for page in PAGES if page.relative_to(ROOT).as_posix() not in TODO]
 
 LONG = 25
 """Words above which a sentence is long."""
@@ -72,7 +69,7 @@ def sentences(text):
                 yield sentence
 
 
-@pytest.mark.parametrize("page", REWRITTEN, ids=named)
+@pytest.mark.parametrize("page", PAGES, ids=named)
 def test_sentences_are_short(page):
     found = list(sentences(text_of(page)))
     lengths = [len(words(sentence)) for sentence in found] or [0]
@@ -81,14 +78,14 @@ def test_sentences_are_short(page):
     assert len(long) <= max(1, 0.05 * len(found)), "long sentences:\n" + "\n".join(long)
 
 
-@pytest.mark.parametrize("page", REWRITTEN, ids=named)
+@pytest.mark.parametrize("page", PAGES, ids=named)
 def test_pages_are_short(page):
     if not {"reference", "CHANGELOG.md"} & set(page.parts):
         count = len(words(text_of(page)))
         assert count <= 1500, f"{count} words"
 
 
-@pytest.mark.parametrize("page", REWRITTEN, ids=named)
+@pytest.mark.parametrize("page", PAGES, ids=named)
 def test_words_are_those_of_the_field(page):
     text = text_of(page)
     if page.name == "responsible-use.md":
@@ -99,7 +96,7 @@ def test_words_are_those_of_the_field(page):
             pytest.fail(f"'{match[0]}' in '… {near} …'; write: {better}")
 
 
-@pytest.mark.parametrize("page", REWRITTEN, ids=named)
+@pytest.mark.parametrize("page", PAGES, ids=named)
 def test_no_line_starts_with_a_comment_that_would_end_its_list(page):
     assert not re.search(
         r"^ +<!-- value|\n\w.*\n<!-- value", page.read_text(encoding="utf-8"), re.M
@@ -116,7 +113,7 @@ def test_spelling_of_the_code():
 
 
 def test_spelling_of_the_pages_is_american(tmp_path):
-    for page in REWRITTEN:
+    for page in PAGES:
         copy = tmp_path / named(page)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_text(text_of(page), encoding="utf-8")

@@ -35,7 +35,7 @@ def live(camera: int, model: str, style: Any, smooth: float, device: str | None)
 
 
 def show(picture: Image.Image) -> bool:
-    """Show a picture in a window; return whether the window is still wanted.
+    """Show an image in a window; return False if the user closed it.
 
     Raises:
         RuntimeError: if there is no display, or OpenCV was built without windows.

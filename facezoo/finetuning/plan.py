@@ -1,4 +1,4 @@
-"""What a fine-tuning will do, in words, and what it led to, as a picture."""
+"""Describe a fine-tuning before it starts, and draw its confusion matrix."""
 
 from __future__ import annotations
 

@@ -183,8 +183,10 @@ def _improved(
         seconds, flipped = seconds[: len(again)], seconds[len(again) :]
         fits = flipped <= seconds[doubtful] - _MARGIN
         seconds[doubtful] = seconds[doubtful].masked_fill(~fits, -1.0)
-        scores[again], points = seconds, points[: len(again)]
-        points = (points - matrices[:, None, :, 2]) @ torch.linalg.inv(matrices[..., :2]).mT
+        scores[again] = seconds
+        points = (points[: len(again)] - matrices[:, None, :, 2]) @ torch.linalg.inv(
+            matrices[..., :2]
+        ).mT
         share = 1 - is_large[again].to(landmarks)[:, None, None] / 2
         landmarks[again] = (1 - share) * landmarks[again] + share * points
     scores = (faces.scores + scores) / 2
