@@ -39,6 +39,7 @@ class ExpressionTraining:
         val: validation splits.
         encoder: tensors of the encoder that E_exp starts from.
         device: where to train.
+        rank: dimensions that the features may use, see ``Encoder``.
     """
 
     def __init__(
@@ -48,11 +49,12 @@ class ExpressionTraining:
         val: Mapping[str, Rows],
         encoder: Mapping[str, Tensor],
         device: torch.device,
+        rank: int | None = None,
     ) -> None:
         self.rows, self.val, self.device = list(rows.values()), val, device
         self.parts = nn.ModuleDict(
             {
-                "expression_encoder": Encoder(recipe.backbone, recipe.feature_dim),
+                "expression_encoder": Encoder(recipe.backbone, recipe.feature_dim, rank=rank),
                 "expression_classifier": nn.Linear(recipe.feature_dim, len(EXPRESSIONS)),
             }
         )

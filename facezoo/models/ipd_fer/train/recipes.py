@@ -138,7 +138,9 @@ class Recipe:
     decoder: DecoderConfig | None = None
     """Last stage, for G_dec alone; None keeps the decoder of Algorithm 1."""
     redecode: bool = False
-    """Keep E_id, E_exp and C_exp of the checkpoint ``--start``; ``main`` trains E_pose then."""
+    """Train E_pose (``main``) and G_dec of the checkpoint ``--start`` again."""
+    further: bool = False
+    """Before that, train its E_id, E_exp and C_exp further, by the stages of ``start``."""
     backbone: str = "resnet18"
     feature_dim: int = 512
     soft_labels: bool = False
@@ -192,13 +194,40 @@ RECIPES = {
         DecoderConfig(Stage(1, 16, 1.5e-3, average=0.99, steps=1300)),
         redecode=True,
     ),
+    "refine": Recipe(
+        Stage(1, 48, steps=220),
+        None,
+        Start(
+            IdentityConfig(
+                Stage(
+                    16,
+                    128,
+                    1.5e-3,
+                    warmup=0.03,
+                    average=0.999,
+                    sizes=((0, 64), (7, 96), (11, SIZE)),
+                ),
+                removed_directions=8,
+            ),
+            Stage(3, lr=3e-4, warmup=0.1, average=0.998, sizes=((0, 96), (1, SIZE))),
+            self_training=SelfTraining(1),
+        ),
+        DecoderConfig(Stage(1, 16, 1.5e-3, average=0.99, steps=1300)),
+        redecode=True,
+        further=True,
+        soft_labels=True,
+        lfw_trust=0.3,
+        logit_adjustment=0.5,
+        calibrated=True,
+    ),
 }
 """``paper`` follows Sec. 4.2, with our own identity encoder.
 
 ``compact`` is what two CPU cores train in hours: votes instead of classes, LFW's labels too, small
 pose encoder and decoder, f_exp in twelve dimensions, one update per batch. ``wide`` is ours beyond
 the paper: web faces with soft labels, f_pose of four numbers, f_id without expression, and a
-decoder trained on pairs. A baseline takes as many updates of E_exp per epoch as the recipe of its
+decoder trained on pairs. ``redecode`` and ``refine`` bring an older checkpoint closer to ``wide``
+in less time. A baseline takes as many updates of E_exp per epoch as the recipe of its
 name; the paper's own algorithm takes two.
 """
 

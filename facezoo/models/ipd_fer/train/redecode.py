@@ -1,9 +1,9 @@
 """Train the pose encoder and the decoder of a finished checkpoint again; ours, not in the paper.
 
-E_id, E_exp and C_exp stay as they are. E_pose learns four numbers from landmarks. Expression is
-removed from f_id in closed form, and the three features move into subspaces that are orthogonal to
-each other, so that no feature can carry a part of another. G_dec is then trained on pairs
-(``decoder.py``).
+E_id, E_exp and C_exp stay as they are, or are trained further first. E_pose learns four numbers
+from landmarks. Expression is removed from f_id in closed form, and the three features move into
+subspaces that are orthogonal to each other, so that no feature can carry a part of another. G_dec
+is then trained on pairs (``decoder.py``).
 """
 
 from __future__ import annotations
@@ -26,11 +26,17 @@ from facezoo.models.ipd_fer.train.decoder import (
     decoder_rows,
     train_decoder,
 )
-from facezoo.models.ipd_fer.train.identity import expression_removal, known_expressions
+from facezoo.models.ipd_fer.train.expression import ExpressionTraining, calibrate, soft_labels
+from facezoo.models.ipd_fer.train.identity import (
+    expression_removal,
+    known_expressions,
+    train_identity,
+)
 from facezoo.models.ipd_fer.train.recipes import Recipe, Stage
 from facezoo.models.ipd_fer.train.sources import Sources
 from facezoo.training.loop import Position, fit
 from facezoo.training.optim import autocast, descend, layer_groups
+from facezoo.training.state import load_state, save_state
 
 SPREAD = 4.0
 """Standard deviation of f_pose along each of its four directions; that of f_exp is about 6."""
@@ -94,16 +100,18 @@ def train_pose(
 def redecode(
     chosen: Recipe, sources: Sources, start: IPDFER, out: Path, seed: int, device: torch.device
 ) -> IPDFER:
-    """Train E_pose and G_dec of a checkpoint again.
+    """Train E_pose and G_dec of a checkpoint again, after its other parts if the recipe says so.
 
     Args:
         chosen: the recipe.
         sources: the packs.
-        start: the checkpoint.
+        start: the checkpoint, changed in place.
         out: folder for features, states and logs.
         seed: seed of both trainings.
         device: where to train.
     """
+    if chosen.further:
+        train_further(chosen, sources, start, out, seed, device)
     val = sources.val["lfw"]
     packs = {"lfw": sources.train["lfw"], **sources.faces}
     pose = train_pose(start, packs, val, chosen.main, out / "pose", seed, device)
@@ -120,6 +128,40 @@ def redecode(
         {k: v for k, v in start.state_dict().items() if not k.startswith(left_out)}
     )
     return with_decoder(model, chosen, sources, out, seed, device).cpu()
+
+
+def train_further(
+    chosen: Recipe, sources: Sources, start: IPDFER, out: Path, seed: int, device: torch.device
+) -> None:
+    """Train E_id, E_exp and C_exp of a checkpoint further, in place.
+
+    The checkpoint itself gives the soft labels of the web faces that E_exp learns from.
+    """
+    rows, faces = dict(sources.train), sources.faces["faces_wild"]
+    file = out / "soft-labels.pt"
+    saved = load_state(file)
+    if saved is None:
+        labels = soft_labels([start.to(device)], faces, device).expression
+        saved = {"expression": labels}
+        save_state(file, **saved)
+    rows["faces_wild"] = replace(faces, expression=saved["expression"])
+    first = start.cpu().identity_encoder.state_dict()
+    identity = train_identity(chosen, sources, out, seed, device, first)
+    prefix = "identity_encoder."
+    start.identity_encoder.load_state_dict(
+        {k.removeprefix(prefix): v for k, v in identity.items() if k.startswith(prefix)}
+    )
+    assert chosen.start.expression is not None
+    torch.manual_seed(seed)
+    encoder, rank = start.expression_encoder, start.architecture["expression_rank"]
+    training = ExpressionTraining(chosen, rows, sources.val, encoder.state_dict(), device, rank)
+    training.parts["expression_classifier"].load_state_dict(
+        start.expression_classifier.state_dict()
+    )
+    state = training.run(chosen.start.expression, out / "expression", seed)
+    start.load_state_dict(state, strict=False)
+    if chosen.calibrated:
+        calibrate(start.to(device), next(iter(sources.val.values())), device)
 
 
 def with_decoder(

@@ -109,7 +109,7 @@ def run(
     words = [w for k, v in options.items() if v is not None for w in (f"--{k}", str(v))]
     flags = f" {shlex.join(words)}" + "".join(f" --without {term}" for term in without)
     set_name = (dataset or "ferplus-lfw").replace("+", "-plus")  # tags have letters and digits
-    tag = set_name + ("" if label in ("compact", "redecode") else f"-{label}")
+    tag = set_name + ("" if label in ("compact", "redecode", "refine") else f"-{label}")
     tag += "" if fold is None else f"-fold{fold}"
     digest = {**sources.digest, **({"start": base.weights.sha256[:12]} if base else {})}
     cards = []
