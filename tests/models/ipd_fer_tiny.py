@@ -59,6 +59,9 @@ COMPACT = replace(
 )
 BASELINE = replace(PAPER, objective=None)
 REDECODE = replace(BASELINE, decoder=COMPACT.decoder, redecode=True)
+REFINE = replace(
+    COMPACT, objective=None, main=replace(STAGE, sizes=((0, 112),)), redecode=True, further=True
+)
 
 
 def differing(first, second):

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from ipd_fer_tiny import BACKBONE, COMPACT, CPU, REDECODE, STAGE, differing
+from ipd_fer_tiny import BACKBONE, COMPACT, CPU, REDECODE, REFINE, STAGE, differing
 from packs import write_packs
 
 from facezoo.models.ipd_fer import IPDFER
@@ -136,6 +136,23 @@ def test_redecode_keeps_what_tells_expressions(sources, tmp_path):
     after = {k: v for k, v in after.items() if not k.startswith("expression_removal")}
     assert differing(after, {k: before[k] for k in after}) == []
     assert {"predict_pose", "neutralize"} <= set(result.capabilities())
+
+
+def test_refine_trains_every_part_further_and_resumes_to_the_same_weights(sources, tmp_path):
+    before = tiny().state_dict()
+    result = redecode(REFINE, sources, tiny(), tmp_path, 0, CPU).eval()
+    after = result.state_dict()
+    for part in ("identity_encoder", "expression_encoder", "expression_classifier"):
+        weights = [k for k in before if k.startswith(part) and before[k].is_floating_point()]
+        assert weights
+        moved = torch.cat([(after[k] - before[k]).flatten() for k in weights])
+        start = torch.cat([before[k].flatten() for k in weights])
+        assert 0 < moved.norm() < start.norm(), part  # trained further, not from random weights
+    labels = torch.load(tmp_path / "soft-labels.pt", weights_only=True)["expression"]
+    assert len(labels) == len(sources.faces["faces_wild"].crops)
+    torch.testing.assert_close(labels.sum(1), torch.ones(len(labels)))
+    again = redecode(REFINE, sources, tiny(), tmp_path, 0, CPU)
+    assert differing(after, again.state_dict()) == []
 
 
 def test_a_side_that_the_decoder_cannot_halve_is_an_error():
