@@ -209,7 +209,7 @@ RECIPES = {
                 ),
                 removed_directions=8,
             ),
-            Stage(3, lr=3e-4, warmup=0.1, average=0.998, sizes=((0, 96), (1, SIZE))),
+            Stage(1, lr=3e-4, warmup=0.1, average=0.998),
             self_training=SelfTraining(1),
         ),
         DecoderConfig(Stage(1, 16, 1.5e-3, average=0.99, steps=1300)),
