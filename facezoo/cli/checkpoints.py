@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from facezoo.cli.common import DIR, FILE, PATH, resolve
+from facezoo.cli.common import DIR, FILE, OUT, PATH, resolve
 from facezoo.hub.families import COMMANDS
 
 FORMATS = ("onnx", "torch-export", "timm")
@@ -106,7 +106,7 @@ def convert(
 @click.command(epilog="Each exported stage is compared with the model.")
 @click.argument("model")
 @click.option("--format", "kind", type=click.Choice(FORMATS), required=True)
-@click.option("--out", type=DIR, required=True, help="folder for the files")
+@click.option(*OUT, "out", type=DIR, required=True, help="folder for the files")
 @click.option(
     "--stages", metavar="NAMES", help="such as probabilities,expression  [default: all stages]"
 )
@@ -133,7 +133,7 @@ def export(model: str, kind: Any, out: Path, stages: str | None) -> None:
 @click.command(epilog="Without --send it only shows what it would upload.")
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 @click.option("--organization", required=True, metavar="ORG", help="organization on the Hub")
-@click.option("--out", type=DIR, help="write the files of each repository there")
+@click.option(*OUT, "out", type=DIR, help="write the files of each repository there")
 @click.option("--picture", type=FILE, help="example image for the top of the model card")
 @click.option("--private", is_flag=True, help="create private repositories")
 @click.option("--send", is_flag=True, help="upload")

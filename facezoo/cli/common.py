@@ -21,6 +21,8 @@ class _Path(click.Path):
 
 
 DIR, FILE, PATH = _Path("dir"), _Path("file"), _Path("path")
+OUT = ("-o", "--out", "--output")
+"""Names of the option for the output, the same in every command."""
 debug_option = click.option(
     "--debug", is_flag=True, expose_value=False, help="show the traceback of an error"
 )

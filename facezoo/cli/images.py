@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from facezoo.cli.common import FILE, PATH, detection_options, device_option
+from facezoo.cli.common import FILE, OUT, PATH, detection_options, device_option
 from facezoo.errors import ImageError
 from facezoo.results import BOX, POSE
 
@@ -218,7 +218,7 @@ def _prediction_text(entry: dict[str, Any]) -> str:
     "at the end; they are an error only with --strict."
 )
 @click.argument("sources", metavar="SOURCE...", nargs=-1, required=True)
-@click.option("-o", "--output", type=FILE, required=True, help="a .parquet, .csv or .npz file")
+@click.option(*OUT, "output", type=FILE, required=True, help="a .parquet, .csv or .npz file")
 @click.option(
     "--model",
     "models",
@@ -325,7 +325,7 @@ def _outputs(
 
 @click.command(epilog="Files of different checkpoints or preprocessing raise an error.")
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
-@click.option("-o", "--output", type=FILE, required=True, help="a .parquet file")
+@click.option(*OUT, "output", type=FILE, required=True, help="a .parquet file")
 @click.option("--overwrite", is_flag=True, help="replace the output")
 def join(files: tuple[str, ...], output: Path, overwrite: bool) -> None:
     """Join several .parquet files of extract into one."""

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from facezoo.cli.common import DIR, FILE, device_option
+from facezoo.cli.common import DIR, FILE, OUT, device_option
 
 data_option = click.option(
     "--data", type=DIR, required=True, help="folder with the packs or ICT-3D"
@@ -49,7 +49,7 @@ def evaluate(
 )
 @click.argument("models", metavar="[MODEL]...", nargs=-1)
 @data_option
-@click.option("--out", type=DIR, required=True, help="folder for features")
+@click.option(*OUT, "out", type=DIR, required=True, help="folder for features")
 @click.option(
     "--json",
     "results",

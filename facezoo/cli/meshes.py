@@ -7,13 +7,18 @@ from pathlib import Path
 
 import click
 
-from facezoo.cli.common import PATH, device_option
+from facezoo.cli.common import OUT, PATH, device_option
 
 
 @click.command()
 @click.argument("mesh", type=PATH)
 @click.option(
-    "-o", "--out", type=PATH, required=True, metavar="FILE", help="registered mesh, .ply or .obj"
+    *OUT,
+    "out",
+    type=PATH,
+    required=True,
+    metavar="FILE",
+    help="registered mesh, .ply or .obj",
 )
 @click.option(
     "--units", type=click.Choice(["mm", "cm", "m"]), help="unit of MESH  [default: find it]"
@@ -26,7 +31,7 @@ def register(
 ) -> None:
     """Fit the template to MESH, an .obj, .ply, .stl, .glb or .gltf file of a face or a head.
 
-    The registered mesh has the vertices and triangles of the template, in millimetres.
+    The registered mesh has the vertices and triangles of the template, in millimeters.
     """
     from facezoo.geometry.mesh_files import write_mesh
     from facezoo.registration import register as register_mesh

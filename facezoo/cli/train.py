@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from facezoo.cli.common import DIR, PATH, LazyGroup, detection_options, device_option, resolve
+from facezoo.cli.common import DIR, OUT, PATH, LazyGroup, detection_options, device_option, resolve
 from facezoo.hub.families import COMMANDS
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def _train_command(name: str, address: str) -> click.Command:
     several = "one checkpoint per seed, such as --seed 0 1 2" if spec.several_seeds else None
     params: list[click.Parameter] = [
         click.Option(["--data"], type=DIR, required=True, help=spec.data),
-        click.Option(["--out"], type=DIR, required=True, help="folder for state, log and card"),
+        click.Option([*OUT, "out"], type=DIR, required=True, help="folder for state, log and card"),
         *(
             [click.Option(["--recipe"], type=recipe, default=recipe.choices[0])]
             if spec.recipes
@@ -88,7 +88,7 @@ train.load = _train_command
 @click.option(
     "--data", type=PATH, required=True, help="a folder per class, or a .csv or .parquet table"
 )
-@click.option("--out", type=DIR, required=True, help="folder that load opens")
+@click.option(*OUT, "out", type=DIR, required=True, help="folder that load opens")
 @click.option("--label-column", metavar="NAME", help="column of a table  [default: label, ...]")
 @click.option("--classes", metavar="NAMES", help="use these classes only, such as calm,amused")
 @click.option("--aligned", is_flag=True, help="the images are aligned face crops")
@@ -149,7 +149,7 @@ def finetune(
 @click.command(epilog=f"{RESUMES} --smoke needs a new --out each time.")
 @click.argument("name", metavar="CHECKPOINT")
 @click.option("--data", type=DIR, required=True, help="DATA in the card's command")
-@click.option("--out", type=DIR, required=True, help="folder for state, log and card")
+@click.option(*OUT, "out", type=DIR, required=True, help="folder for state, log and card")
 @smoke_option
 @device_option
 def reproduce(name: str, data: Path, out: Path, smoke: bool, device: str | None) -> None:

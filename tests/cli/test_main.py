@@ -39,6 +39,15 @@ def test_options_explain_themselves(command):
             assert option.help or simple, f"facezoo {command}: {option.opts}"
 
 
+@pytest.mark.parametrize("command", [*COMMANDS, *TRAININGS])
+def test_the_output_has_the_same_names_in_every_command(command):
+    known = cli
+    for word in command.split():
+        known = known.get_command(click.Context(known), word)
+    names = [option.opts for option in known.params if {"-o", "--out", "--output"} & {*option.opts}]
+    assert names in ([], [["-o", "--out", "--output"]])
+
+
 @pytest.mark.parametrize(
     "arguments",
     [[], ["nonsense"], ["extract", "photos"], ["info"], ["train", "ipd-fer"], ["list", "--no"]],
