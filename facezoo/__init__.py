@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from facezoo.registration import register
     from facezoo.registry import download, info, list_models
     from facezoo.results import ExpressionPrediction, FaceEncoding, Faces
+    from facezoo.runtimes import Runtime
 
     # One overload per family, so that editors complete the methods of load("ipd-fer").
     @overload
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
         dtype: torch.dtype | str | None = None,
         compile: bool = False,
         jpeg: JpegDecoder = "pillow",
+        runtime: Runtime = "torch",
         licenses: Sequence[str] | None = None,
         strict: bool = True,
         **overrides: Any,

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from facezoo.comparison import verify
+from facezoo.display import table
 from facezoo.faces import crops
 from facezoo.plot.annotate import Style, annotate
 from facezoo.registry import info, list_models, load
-from facezoo.results import table
 
 Titled = list[tuple[NDArray[np.uint8], str]]
 """Pictures with titles."""

@@ -27,9 +27,9 @@ from facezoo.models.base import FaceModel
 from facezoo.models.capabilities import STAGES
 from facezoo.models.identity_removal import NAME
 from facezoo.models.mesh_base import MeshModel
-from facezoo.preprocess.detector import DETECTOR, FaceDetector, cells_of, decode
+from facezoo.preprocess.detector import DETECTOR, FaceDetector, cells_of, decode, load_detector
 from facezoo.preprocess.fingerprint import fingerprint
-from facezoo.preprocess.pipeline import DEFAULT, load_detector
+from facezoo.preprocess.pipeline import DEFAULT
 from facezoo.results import Result, flatten_rows
 from facezoo.runtimes import open_onnx, write_onnx
 from facezoo.version import __version__

@@ -17,10 +17,12 @@ from facezoo.preprocess.pipeline import (
     ImageOptions,
     cut_batches,
     face_batches,
+    faces_of,
     join_faces,
     no_faces,
     read_batches,
 )
+from facezoo.preprocess.signatures import check_images
 from facezoo.registry import best_device
 from facezoo.results import Faces
 
@@ -55,11 +57,7 @@ def detect(
     sources = as_list(images)
     if not sources:
         return no_faces(target)
-    parts = [
-        replace(batch.faces, image_index=batch.faces.image_index + batch.first)
-        for batch in face_batches(sources, target, settings)
-        if batch.faces is not None
-    ]
+    parts = [faces_of(batch) for batch in face_batches(sources, target, settings)]
     return join_faces(parts, sources)
 
 
@@ -91,7 +89,8 @@ def crops(
     Raises:
         ImageError: if an image cannot be read.
         NoFaceError: if an image has no face and ``on_missing`` is ``"raise"``.
-        ValueError: if ``on_missing`` is ``"nan"``, since pixels cannot be NaN.
+        ValueError: if ``on_missing`` is ``"nan"``, since pixels cannot be NaN, or if
+            ``detections`` are of other images.
 
     Examples:
         >>> facezoo.crops("grace_hopper.jpg", template="arcface112").shape
@@ -121,6 +120,7 @@ def _with_faces(
     faces = faces[torch.isfinite(faces.scores)].to(device)
     size, progress = settings.batch_size, settings.progress
     for batch in read_batches(sources, device, batch_size=size, progress=progress):
+        check_images(batch.images, faces, batch.first)
         place = faces.image_index - batch.first
         inside = (place >= 0) & (place < len(batch.images))
         yield replace(batch, faces=replace(faces[inside], image_index=place[inside]))

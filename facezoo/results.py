@@ -7,20 +7,24 @@ y down, with pixel centers at whole numbers.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from html import escape
+from functools import cached_property
 from importlib import import_module
-from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from facezoo.display import ROWS, WORDS, counted, table, titled
+from facezoo.landmarks import LANDMARK_NAMES, head_pose
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import numpy as np
-    import torch
     from numpy.typing import NDArray
-    from torch import Tensor
     from typing_extensions import Self
 
 # The eight classes in the order of FER+ (Barsoum et al. 2016).
@@ -35,21 +39,10 @@ EXPRESSIONS = (
     "contempt",
 )
 
-LANDMARK_NAMES = ("right_eye", "left_eye", "nose_tip", "right_mouth_corner", "left_mouth_corner")
-
 # Columns of tables and feature files.
 BOX = ("x0", "y0", "x1", "y1")
 LANDMARKS = tuple(f"{name}_{axis}" for name in LANDMARK_NAMES for axis in "xy")
 POSE = ("yaw_deg", "pitch_deg", "roll_deg")
-
-WORDS = 5
-"""Number of faces in a line of text."""
-ROWS = 10
-"""Number of rows in an HTML table."""
-_LEFT = 'style="text-align:left"'
-_BAR = (
-    "display:inline-block;vertical-align:middle;height:0.7em;margin-right:0.4em;background:#5c6bc0;"
-)
 
 
 class Result:
@@ -115,8 +108,6 @@ def map_tensors(function: Callable[[Tensor], Any], value: Any) -> Any:
 
 def concatenate(parts: Sequence[Any]) -> Any:
     """Concatenate the rows of tensors, results, or dicts of these."""
-    import torch
-
     first = parts[0]
     if len(parts) == 1:
         return first
@@ -127,6 +118,8 @@ def concatenate(parts: Sequence[Any]) -> Any:
         columns = {name: [getattr(part, name) for part in parts] for name in names}
         joined = {n: concatenate(c) for n, c in columns.items() if c[0] is not None}
         return replace(first, **joined)  # type: ignore[type-var]
+    if isinstance(first, tuple):  # one entry per image
+        return tuple(chain(*parts))
     return torch.cat(parts)  # type: ignore[arg-type]
 
 
@@ -142,8 +135,6 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 def flatten_rows(result: Any) -> Tensor:
     """Join the tensors of a result in one row per face, (F, D)."""
-    import torch
-
     return torch.cat([tensor[..., None].flatten(1) for tensor in tensors_in(result)], 1)
 
 
@@ -216,6 +207,15 @@ class FaceTable(Result):
         return module.DataFrame(self._columns())
 
 
+class Signature(NamedTuple):
+    """Size and a few pixels of an image."""
+
+    width: int
+    height: int
+    pixels: bytes
+    """RGB of a grid of pixels, see ``facezoo.preprocess.signatures``."""
+
+
 @dataclass(frozen=True, repr=False)
 class Faces(FaceTable):
     """Faces in a list of images, in the order of the images.
@@ -237,14 +237,13 @@ class Faces(FaceTable):
     """Detector confidence in [0, 1], (F,)."""
     image_index: Tensor
     """Index of the image of each face, int64, (F,)."""
-    pose_deg: Tensor | None = None
-    """Yaw, pitch and roll in degrees, estimated from the five landmarks with a generic head, see
-    ``facezoo.preprocess.head_pose.head_pose``, (F, 3)."""
     sharpness: Tensor | None = None
     """Variance of the Laplacian of the face's luminance, see
     ``facezoo.preprocess.quality.sharpness``; low for a blurred face, (F,)."""
     files: tuple[str | None, ...] | None = None
     """File name of each image, None for an image from memory; index it by ``image_index``."""
+    signatures: tuple[Signature, ...] | None = None
+    """Signature of each image, by which drawing and cropping recognize it."""
 
     def __len__(self) -> int:
         return len(self.image_index)
@@ -255,10 +254,22 @@ class Faces(FaceTable):
         selected: Faces = map_tensors(lambda tensor: tensor[index], self)
         return selected
 
+    @cached_property
+    def pose_deg(self) -> Tensor:
+        """Yaw, pitch and roll in degrees, estimated from the five landmarks with a generic head.
+
+        See ``facezoo.landmarks.head_pose``, (F, 3).
+        """
+        return head_pose(self.landmarks).to(self.landmarks)
+
     @property
     def eye_distance_px(self) -> Tensor:
         """Distance between the eyes in pixels, a measure of the size of the face, (F,)."""
         return (self.landmarks[:, 0] - self.landmarks[:, 1]).norm(dim=-1)
+
+    def numpy(self) -> dict[str, Any]:
+        """Convert tensors and the head pose to float32 or integer arrays."""
+        return {**super().numpy(), "pose_deg": _to_numpy(self.pose_deg)}
 
     def _line(self) -> str:
         index = self.image_index[self.scores.isfinite()].tolist()
@@ -372,28 +383,6 @@ class ExpressionPrediction(FaceTable):
         return {**_columns_of(self.faces), "label": self.labels, **named}
 
 
-def model_line(model: Any) -> str:
-    """Describe a model in a line: checkpoint, size, device and precision."""
-    name = model.card.name if model.card else f"{model.model_name}, random weights"
-    millions = sum(p.numel() for p in model.parameters()) / 1e6
-    dtype = str(model.dtype).removeprefix("torch.")
-    return f"{name}, {millions:.1f} M parameters, {model.device}, {dtype}"
-
-
-def model_rows(model: Any) -> dict[str, str]:
-    """Return the rows of a model's table in a notebook."""
-    rows = {"checkpoint": model_line(model), "capabilities": ", ".join(model.capabilities())}
-    if model.preprocessing is not None:
-        size = model.preprocessing.size
-        rows["input"] = f"{size} × {size} pixels, template {model.preprocessing.template}"
-    if model.labels:
-        rows["classes"] = ", ".join(model.labels)
-    if model.card is not None:
-        rows["license of the weights"] = model.card.licenses.weights
-        rows["limits"] = f"{len(model.card.limits)}, see model.card.limits"
-    return rows
-
-
 def _columns_of(faces: Faces | None) -> dict[str, Any]:
     return {} if faces is None else faces._columns()
 
@@ -449,36 +438,3 @@ class VideoFrame(Result):
         place = {"frame": self.number, "time": self.time}
         rows = zip(self.track.tolist(), self.prediction.to_dict(), strict=True)
         return [{**place, "track": track, **row} for track, row in rows]
-
-
-def counted(count: int, word: str) -> str:
-    """Return ``"1 face"``, ``"2 faces"``."""
-    return f"{count} {word}" + ("s" if count != 1 else "")
-
-
-def titled(value: object, body: str) -> str:
-    """Return HTML below the name of a value's class."""
-    return f"<div><b>{escape(type(value).__name__)}</b></div>{body}"
-
-
-def table(header: Sequence[str], rows: Iterable[Iterable[str | float]], count: int = 0) -> str:
-    """Format a table as HTML.
-
-    Args:
-        header: titles of the columns, or none.
-        rows: texts, and shares in [0, 1], which become bars; at most ``ROWS`` are shown.
-        count: number of all rows, if it is larger than that of ``rows``.
-    """
-    shown = list(islice(rows, ROWS))
-    head = "".join(f"<th {_LEFT}>{escape(title)}</th>" for title in header)
-    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in shown)
-    more = f"<div>… {count - len(shown)} more</div>" if count > len(shown) else ""
-    return f"<table>{f'<tr>{head}</tr>' if header else ''}{body}</table>{more}"
-
-
-def _cell(value: str | float) -> str:
-    if isinstance(value, str):
-        return f"<td {_LEFT}>{escape(value)}</td>"
-    if not math.isfinite(value):
-        return f"<td {_LEFT}>–</td>"
-    return f'<td {_LEFT}><span style="{_BAR}width:{4 * value:.2f}em"></span>{value:.0%}</td>'

@@ -11,8 +11,9 @@ import facezoo
 from facezoo.errors import UnsupportedError
 from facezoo.models.latentface.diffusion import RepresentationDiffusion
 from facezoo.preprocess.alignment import prepare
+from facezoo.preprocess.bundled import load_detector
 from facezoo.preprocess.images import read_image
-from facezoo.preprocess.pipeline import find_faces, load_detector, to_device
+from facezoo.preprocess.pipeline import find_faces, to_device
 from facezoo.results import flatten_rows
 
 PORTRAITS = sorted((Path(__file__).parents[1] / "examples" / "portraits").glob("*.jpg"))

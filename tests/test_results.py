@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pickle
 import warnings
 from itertools import islice
 from pathlib import Path
@@ -12,12 +13,12 @@ import torch
 from PIL import Image, ImageFilter
 
 import facezoo
+from facezoo.display import ROWS
 from facezoo.errors import warn_once
 from facezoo.extraction import ExtractionReport
 from facezoo.geometry.meshes import Mesh
+from facezoo.landmarks import LANDMARK_NAMES, head_pose
 from facezoo.results import (
-    LANDMARK_NAMES,
-    ROWS,
     ExpressionPrediction,
     FaceEncoding,
     Faces,
@@ -158,9 +159,7 @@ def test_a_table_of_predictions_has_label_probabilities_and_place():
 
 @pytest.mark.parametrize("library", ["pandas", "polars"])
 def test_a_frame_has_the_columns_of_the_table(library):
-    faces = dataclasses.replace(
-        with_gap(), pose_deg=torch.rand(2, 3), sharpness=torch.rand(2), files=("a.jpg", None)
-    )
+    faces = dataclasses.replace(with_gap(), sharpness=torch.rand(2), files=("a.jpg", None))
     frame = FaceEncoding(torch.rand(2, 3), torch.rand(2, 2), faces).to_frame(library)
     assert len(frame) == 2
     assert list(frame["file"]) == ["a.jpg", "a.jpg"]
@@ -185,6 +184,40 @@ def test_results_name_their_files_and_measure_pose_and_sharpness():
     assert faces.sharpness[0] > 20 * faces.sharpness[2]
     row = faces.to_dict()[0]
     assert (row["file"], row["roll_deg"]) == (str(PORTRAIT), pytest.approx(float(roll[0])))
+
+
+def test_head_poses_are_estimated_when_they_are_read(monkeypatch):
+    faces = facezoo.detect([PORTRAIT, Image.open(PORTRAIT).rotate(-20)])
+    expected = head_pose(faces.landmarks)
+    calls = []
+    monkeypatch.setattr(
+        "facezoo.results.head_pose", lambda rows: calls.append(1) or head_pose(rows)
+    )
+    shifted = dataclasses.replace(faces, image_index=faces.image_index + 2)
+    parts = [faces, pickle.loads(pickle.dumps(faces)), concatenate([faces[:1], shifted[1:]])]
+    parts += [faces.to(torch.float64), faces.to("cpu"), faces[torch.tensor([0, 1])]]
+    assert not calls
+    for part in parts:
+        assert part.pose_deg.dtype == part.landmarks.dtype
+        torch.testing.assert_close(part.pose_deg.float(), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(faces[1].pose_deg, expected[1:], rtol=0, atol=1e-4)
+    assert with_gap().pose_deg.isnan().tolist() == [[False] * 3, [True] * 3]
+    assert np.array_equal(faces.numpy()["pose_deg"], expected.numpy())
+    count = len(calls)
+    assert faces.pose_deg is faces.pose_deg  # computed once
+    assert len(calls) == count
+
+
+def test_features_alone_need_neither_head_pose_nor_sharpness(monkeypatch):
+    def fail(*_):
+        pytest.fail("measured a face that nobody asked for")
+
+    model = facezoo.load("ipd-fer", device="cpu")
+    expected = model.encode(PORTRAIT)
+    assert expected.faces.sharpness is not None
+    monkeypatch.setattr("facezoo.results.head_pose", fail)
+    monkeypatch.setattr("facezoo.preprocess.quality.sharpness", fail)
+    assert torch.equal(model.encode_expression(PORTRAIT), expected.expression)
 
 
 def test_a_table_of_aligned_crops_has_no_places():

@@ -29,6 +29,12 @@ debug_option = click.option(
 device_option = click.option(
     "--device", metavar="NAME", help="cpu, cuda, cuda:1 or mps  [default: the best available]"
 )
+runtime_option = click.option(
+    "--runtime",
+    type=click.Choice(["torch", "onnxruntime", "openvino"]),
+    default="torch",
+    help="what computes the networks; others than torch use the CPU  [default: torch]",
+)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

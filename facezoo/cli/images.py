@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from facezoo.cli.common import FILE, OUT, PATH, detection_options, device_option
+from facezoo.cli.common import FILE, OUT, PATH, detection_options, device_option, runtime_option
 from facezoo.errors import ImageError
-from facezoo.results import BOX, POSE
 
 if TYPE_CHECKING:
     from facezoo.models.base import FaceModel
@@ -41,6 +40,7 @@ faces_option = click.option("--faces", type=click.Choice(["all", "largest"]), de
 )
 @detection_options
 @device_option
+@runtime_option
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 @click.option("--csv", "as_csv", is_flag=True, help="print a CSV table with a row per face")
 @click.option(
@@ -54,6 +54,7 @@ def predict(
     faces: Any,
     on_missing: Any,
     device: str | None,
+    runtime: Any,
     as_json: bool,
     as_csv: bool,
     save: Path | None,
@@ -69,7 +70,7 @@ def predict(
     files = list(_image_files(sources))
     videos = {file for file in files if is_video(str(file))}
     pictures = picture_paths(files, save, videos) if save else {}
-    loaded = load(model, device=device)
+    loaded = load(model, device=device, runtime=runtime)
     entries: list[dict[str, Any]] = []
     table: list[dict[str, Any]] = []
     for file in files:
@@ -112,6 +113,7 @@ def predict(
 @click.option("--model", default="ipd-fer", help="any name that load takes")
 @click.option("--threshold", type=float, help="least similarity  [default: the one in the card]")
 @device_option
+@runtime_option
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
 def verify(
     first: str,
@@ -119,13 +121,14 @@ def verify(
     model: str,
     threshold: float | None,
     device: str | None,
+    runtime: Any,
     as_json: bool,
 ) -> None:
     """Decide if the largest faces of two images show the same identity."""
     from facezoo.comparison import verify as compare
     from facezoo.registry import load
 
-    match = compare(first, second, load(model, device=device), threshold=threshold)
+    match = compare(first, second, load(model, device=device, runtime=runtime), threshold=threshold)
     if as_json:
         print(json.dumps(asdict(match), indent=2))
         return
@@ -187,6 +190,8 @@ def _predict_video(
 
 def _faces(prediction: ExpressionPrediction) -> list[dict[str, Any]]:
     """Convert a prediction to plain values for JSON."""
+    from facezoo.results import BOX, POSE
+
     faces = prediction.faces
     assert faces is not None
     rows = zip(prediction.to_dict(), faces.landmarks.tolist(), strict=True)
@@ -241,6 +246,7 @@ def _prediction_text(entry: dict[str, Any]) -> str:
 )
 @detection_options
 @device_option
+@runtime_option
 @click.option(
     "--jpeg",
     type=click.Choice(["pillow", "nvjpeg"]),

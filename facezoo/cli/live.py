@@ -8,7 +8,7 @@ import click
 import numpy as np
 from PIL import Image
 
-from facezoo.cli.common import device_option
+from facezoo.cli.common import device_option, runtime_option
 from facezoo.plot.annotate import Style
 
 QUIT = (27, ord("q"))
@@ -23,12 +23,17 @@ VISIBLE = 4
 @click.option("--style", type=click.Choice(get_args(Style)), help="how to draw faces")
 @click.option("--smooth", type=float, default=0.3, help="average probabilities, seconds")
 @device_option
-def live(camera: int, model: str, style: Any, smooth: float, device: str | None) -> None:
+@runtime_option
+def live(
+    camera: int, model: str, style: Any, smooth: float, device: str | None, runtime: Any
+) -> None:
     """Show the faces and expressions of a camera in a window (extra [live])."""
     from facezoo.extraction.frames import video
     from facezoo.plot.video import annotate_frame
+    from facezoo.registry import load
 
-    frames = video(camera, model, smooth=smooth or None, device=device)
+    network = load(model, device=device, runtime=runtime)
+    frames = video(camera, network, smooth=smooth or None)
     for frame in frames:
         if not show(annotate_frame(frame, style=style)):
             break

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from facezoo.data.expressions import ExpressionData
 from facezoo.errors import ImageError, NoFaceError, warn_once
-from facezoo.preprocess.alignment import align, similarity_transform
-from facezoo.preprocess.head_pose import yaw_deg
+from facezoo.landmarks import similarity_transform, yaw_deg
+from facezoo.preprocess.alignment import align
 from facezoo.preprocess.images import ImageSource, describe, read_image
 from facezoo.preprocess.pipeline import ImageOptions, face_batches, read_batches
 from facezoo.preprocess.templates import template_points

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from facezoo.data.crops import align_images, read_named
-from facezoo.preprocess.alignment import similarity_transform
+from facezoo.landmarks import similarity_transform
 from facezoo.preprocess.images import read_image
 from facezoo.preprocess.templates import template_points
 from facezoo.results import EXPRESSIONS

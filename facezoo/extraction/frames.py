@@ -18,6 +18,7 @@ from facezoo.extraction import sources
 from facezoo.extraction.tracks import Tracker
 from facezoo.models.base import FaceModel
 from facezoo.preprocess.pipeline import ImageBatch, ImageKeywords, ImageOptions, face_batches
+from facezoo.preprocess.quality import measure
 from facezoo.registry import load
 from facezoo.results import ExpressionPrediction, VideoFrame
 
@@ -107,6 +108,7 @@ def _file_batches(names: list[str], network: FaceModel, settings: ImageOptions) 
         workers=1,
         serial=sources.is_frame,
         collect_errors=True,
+        runtime=network.runtime,
     )
     for batch in batches:
         frames = [batch.sources[place] for place in batch.index]
@@ -117,7 +119,7 @@ def _file_batches(names: list[str], network: FaceModel, settings: ImageOptions) 
 def _camera_batches(camera: int, network: FaceModel, settings: ImageOptions, every: int) -> Batches:
     numbered = enumerate(_camera_frames(camera))
     for number, (moment, pixels) in islice(numbered, 0, None, every):
-        for batch in face_batches([pixels], network.device, settings):
+        for batch in face_batches([pixels], network.device, settings, runtime=network.runtime):
             yield batch, [number], [moment]
 
 
@@ -153,7 +155,7 @@ def _results(
         assert batch.faces is not None
         stage = "predict_expression"
         logits = network.encode_faces(batch.images, batch.faces, stage, batch_size)
-        faces = batch.faces.to("cpu")
+        faces = measure(batch.images, batch.faces).to("cpu")
         rows = {
             "image": faces.image_index.numpy(),
             "face": np.zeros(len(faces), np.int32),

@@ -26,6 +26,7 @@ from facezoo.preprocess.folders import skipped_message
 from facezoo.preprocess.jpeg import JpegDecoder
 from facezoo.preprocess.pipeline import ImageOptions, Which
 from facezoo.registry import best_device, load
+from facezoo.runtimes import Runtime
 from facezoo.training.processes import Processes
 
 Engine = Literal["local", "ray"]
@@ -89,6 +90,7 @@ def extract(
     on_missing: Literal["skip", "nan"] = "skip",
     device: str | torch.device | None = None,
     jpeg: JpegDecoder | None = None,
+    runtime: Runtime | None = None,
     min_face: float | None = None,
     score_threshold: float | None = None,
     max_side: int | None = None,
@@ -127,6 +129,8 @@ def extract(
             with face -1. Unreadable files never have a row.
         device: device of the model; None for the best one, or for the device of a loaded model.
         jpeg: decoder of JPEG files, see ``facezoo.load``; None for that of the model.
+        runtime: what computes networks and detector, see ``facezoo.load``; None for that of the
+            model.
         min_face: least side of a face in pixels, see ``facezoo.preprocess.detection``, as the next.
         score_threshold: least score of a face.
         max_side: longest side of an image that the detector sees at once, pixels.
@@ -150,9 +154,9 @@ def extract(
         FileNotFoundError: if a path does not exist.
         FileExistsError: if the output exists, or the interrupted run had other options or images.
         ImageError: if ``strict`` and a file is unreadable.
-        ImportError: if pyarrow, PyAV, Ray or accelerate is needed and missing.
+        ImportError: if pyarrow, PyAV, Ray, accelerate or the runtime is needed and missing.
         UnsupportedError: if the model lacks one of ``what`` or takes meshes, or the device does not
-            support ``jpeg``.
+            support ``jpeg`` or ``runtime``.
         ValueError: if there are no images, the output is one of them, or an option has no such
             value.
 
@@ -169,6 +173,7 @@ def extract(
         on_missing=on_missing,
         device=device,
         jpeg=jpeg,
+        runtime=runtime,
         min_face=min_face,
         score_threshold=score_threshold,
         max_side=max_side,
@@ -197,6 +202,7 @@ def extract_each(
     on_missing: Literal["skip", "nan"] = "skip",
     device: str | torch.device | None = None,
     jpeg: JpegDecoder | None = None,
+    runtime: Runtime | None = None,
     min_face: float | None = None,
     score_threshold: float | None = None,
     max_side: int | None = None,
@@ -260,7 +266,9 @@ def extract_each(
     if (every > 1 or smooth is not None) and not images.videos:
         raise ValueError("every and smooth are for videos, and there is no video; leave them out")
     _check_separate(targets, images)
-    models = _load(outputs.values(), device or together.device(), jpeg)
+    if runtime not in (None, "torch"):
+        device = device or "cpu"
+    models = _load(outputs.values(), device or together.device(), jpeg, runtime)
     plans = [
         plan_for(
             *(model, what, options, images.videos, smooth),
@@ -376,6 +384,7 @@ def _load(
     models: Iterable[str | FaceModel],
     device: str | torch.device | None,
     jpeg: JpegDecoder | None,
+    runtime: Runtime | None,
 ) -> list[FaceModel]:
     """Load models by name, all on the device of the first, with one decoder of JPEG files."""
     loaded: list[Any] = []
@@ -389,6 +398,9 @@ def _load(
     if jpeg:
         for model in with_images:
             model.set_jpeg_decoder(jpeg)
+    if runtime:
+        for model in with_images:
+            model.set_runtime(runtime)
     decoders = sorted({model.jpeg for model in with_images})
     if len(decoders) > 1:
         raise ValueError(

@@ -25,6 +25,7 @@ from facezoo.models.base import FaceModel
 from facezoo.preprocess.fingerprint import fingerprint
 from facezoo.preprocess.jpeg import Photo, check_decoder
 from facezoo.preprocess.pipeline import ImageBatch, ImageOptions, face_batches
+from facezoo.preprocess.quality import measure
 from facezoo.results import flatten_rows
 
 STAGES = ("decode", "wait", "detect", "align", "encode", "write")
@@ -154,9 +155,8 @@ def process(task: Task, names: Sequence[str], clock: Clock) -> Generator[Block, 
 
 def _block(batch: ImageBatch, task: Task, times: dict[str, float], clock: Clock) -> Block:
     """Encode the faces of a batch with every model."""
-    names, faces = list(batch.sources), batch.faces
-    assert faces is not None
-    assert faces.pose_deg is not None
+    assert batch.faces is not None
+    names, faces = list(batch.sources), measure(batch.images, batch.faces)
     assert faces.sharpness is not None
     index = np.array(batch.index, np.int64)[faces.image_index.cpu().numpy()]
     scores = faces.scores.float().cpu().numpy()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, NoReturn, cast
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
+from facezoo.display import model_line, model_rows, table, titled
 from facezoo.errors import MissingMethodError, UnsupportedError
 from facezoo.hub.card import Card, Preprocessing
 from facezoo.inference import evaluating
@@ -30,6 +30,7 @@ from facezoo.preprocess.pipeline import (
     Which,
     cut_batches,
     face_batches,
+    faces_of,
     join_faces,
     read_batches,
 )
@@ -40,11 +41,7 @@ from facezoo.results import (
     concatenate,
     fill_rows,
     map_tensors,
-    model_line,
-    model_rows,
-    table,
     tensors_in,
-    titled,
 )
 from facezoo.runtimes import Runtime, check_runtime, use_runtime
 
@@ -268,7 +265,9 @@ class FaceModel(Freezable, Model):
         """
         names = ["encode_expression", "encode_identity", "encode_pose"]
         able = [name for name in names if name in self.capabilities()]
-        features, faces = self._encode(images, self.stage(able), ImageOptions(**options))
+        features, faces = self._encode(
+            images, self.stage(able), ImageOptions(**options), measured=True
+        )
         expression, identity, pose = (features.get(name) for name in names)
         if compact and expression is not None:
             expression = self.compact_expression(expression)
@@ -287,7 +286,7 @@ class FaceModel(Freezable, Model):
             ['neutral']
         """
         stage = self.stage("predict_expression")
-        logits, faces = self._encode(images, stage, ImageOptions(**options))
+        logits, faces = self._encode(images, stage, ImageOptions(**options), measured=True)
         probabilities = logits.softmax(-1)
         labels = self.name_labels(probabilities)
         return ExpressionPrediction(labels, probabilities, self.labels, faces)
@@ -439,9 +438,15 @@ class FaceModel(Freezable, Model):
         raise UnsupportedError(f"{self.model_name} has no stage {stage!r} that is a timm model")
 
     def _encode(
-        self, images: Images, stage: Stage, options: ImageOptions
+        self, images: Images, stage: Stage, options: ImageOptions, *, measured: bool = False
     ) -> tuple[Any, Faces | None]:
         """Apply a function of prepared crops to the faces of images.
+
+        Args:
+            images: one image or several.
+            stage: the function.
+            options: see there.
+            measured: whether to measure the faces, see ``faces_of``.
 
         Returns:
             float32 result with one row per face, and the faces; None for aligned crops.
@@ -466,8 +471,7 @@ class FaceModel(Freezable, Model):
         for batch in face_batches(sources, device, options, jpeg=self.jpeg, runtime=self.runtime):
             assert batch.faces is not None
             results.append(self._encode_faces(batch.images, batch.faces, stage, options.batch_size))
-            index = batch.faces.image_index + batch.first
-            faces.append(replace(batch.faces, image_index=index))
+            faces.append(faces_of(batch, measured))
         return concatenate(results), join_faces(faces, sources)
 
     def _encode_faces(

@@ -21,8 +21,8 @@ from facezoo.geometry.registration import (
     fit_similarity,
     vertex_normals,
 )
+from facezoo.preprocess.bundled import load_detector
 from facezoo.preprocess.detection import DetectionConfig, detect
-from facezoo.preprocess.pipeline import load_detector
 
 ROUNDS = ((256, 1.0), (640, 1.0), (256, 0.5))
 """Pixels of the renderings, and factor on the score threshold of the detector. A later round starts

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from facezoo.preprocess.images import ImageSource, read_image
+from facezoo.preprocess.signatures import check_images
 from facezoo.results import ExpressionPrediction, Faces
 
 COLORS = (
@@ -81,8 +83,8 @@ def annotate(
 
     Raises:
         ImageError: if the image cannot be read.
-        ValueError: if ``result`` has no faces because its images were aligned, if a face lies
-            outside the image, or if ``style`` is unknown.
+        ValueError: if ``result`` has no faces because its images were aligned, if its faces were
+            not found in this image, or if ``style`` is unknown.
 
     Examples:
         >>> from facezoo.plot.annotate import annotate
@@ -97,7 +99,9 @@ def annotate(
             "this prediction has no faces, because its images were aligned; predict from the "
             "original image, without aligned=True"
         )
-    picture = Image.fromarray(read_image(image))
+    pixels = read_image(image)
+    check_images([torch.from_numpy(pixels)], faces, image_index)
+    picture = Image.fromarray(pixels)
     rows = ((faces.image_index == image_index) & faces.boxes.isfinite().all(1)).nonzero()[:, 0]
     boxes = faces.boxes[rows].cpu().numpy()
     _check_inside(boxes, image_index, picture.size)

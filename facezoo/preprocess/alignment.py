@@ -15,6 +15,7 @@ from torch import Tensor
 
 from facezoo.errors import ImageError
 from facezoo.hub.card import Preprocessing
+from facezoo.landmarks import similarity_transform
 from facezoo.preprocess.templates import template_points
 from facezoo.results import Faces
 
@@ -89,50 +90,6 @@ def normalize(crops: Tensor, preprocessing: Preprocessing) -> Tensor:
     return normalized.contiguous(
         memory_format=torch.channels_last if many else torch.contiguous_format
     )
-
-
-def similarity_transform(source: Tensor, target: Tensor) -> Tensor:
-    """Fit the least-squares similarity from one set of points to another.
-
-    Rotation, uniform scale and translation, never a reflection. Source: Umeyama, "Least-squares
-    estimation of transformation parameters between two point patterns", PAMI 1991, eq. (40)-(43).
-
-    Args:
-        source: points x, y, (F, P, 2).
-        target: points x, y, (P, 2) or (F, P, 2).
-
-    Returns:
-        Matrices, the dtype of ``source``, (F, 2, 3).
-
-    Raises:
-        ValueError: on other shapes, points that are not finite, or points that all coincide.
-    """
-    if source.ndim != 3 or source.shape[-1] != 2 or target.shape[-2:] != source.shape[-2:]:
-        raise ValueError(
-            "similarity_transform expects source (F, P, 2) and target (P, 2) or (F, P, 2), got "
-            f"{tuple(source.shape)} and {tuple(target.shape)}"
-        )
-    # Some devices have no double precision, and the work is too small to need a device.
-    x = source.detach().cpu().double()
-    y = target.detach().cpu().double().expand_as(x)
-    if not bool(torch.isfinite(x).all() & torch.isfinite(y).all()):
-        raise ValueError(
-            "similarity_transform got points that are NaN or infinite; drop them first"
-        )
-    x_mean, y_mean = x.mean(1, keepdim=True), y.mean(1, keepdim=True)
-    x_centered, y_centered = x - x_mean, y - y_mean
-    spread = x_centered.square().sum((1, 2))
-    if bool((spread <= 1e-12).any()):
-        raise ValueError("similarity_transform got points that all coincide; scale is undefined")
-    # In the plane the rotation that maximizes the correlation has a closed form without an SVD.
-    a = (x_centered * y_centered).sum((1, 2))
-    b = (x_centered[..., 0] * y_centered[..., 1] - x_centered[..., 1] * y_centered[..., 0]).sum(1)
-    cosine, sine = a / spread, b / spread  # both times the scale
-    linear = torch.stack(
-        [torch.stack([cosine, -sine], -1), torch.stack([sine, cosine], -1)], dim=-2
-    )
-    shift = y_mean[:, 0] - torch.einsum("fij,fj->fi", linear, x_mean[:, 0])
-    return torch.cat([linear, shift[..., None]], -1).to(source)
 
 
 def align(images: Sequence[Tensor], image_index: Tensor, matrices: Tensor, size: int) -> Tensor:

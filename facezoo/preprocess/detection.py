@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from facezoo.inference import exact
-from facezoo.preprocess.alignment import align, similarity_transform
+from facezoo.landmarks import similarity_transform
+from facezoo.preprocess.alignment import align
 from facezoo.preprocess.boxes import area, iou, nms, paired_iou
 from facezoo.preprocess.detector import Candidates, FaceDetector
 from facezoo.preprocess.templates import template_points

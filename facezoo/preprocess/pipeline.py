@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import partial
 from math import prod
 from typing import Any, Literal, Protocol, TypedDict, cast
 
@@ -18,20 +17,18 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from facezoo.errors import ImageError
-from facezoo.hub.card import Preprocessing, card_named
-from facezoo.hub.files import find
-from facezoo.hub.tensors import load_into, read_tensors
+from facezoo.hub.card import Preprocessing
 from facezoo.preprocess import images as reading
 from facezoo.preprocess.alignment import prepare
+from facezoo.preprocess.bundled import detector_in, load_detector
 from facezoo.preprocess.detection import DetectionConfig, detect
-from facezoo.preprocess.detector import DETECTOR, FaceDetector
-from facezoo.preprocess.head_pose import head_pose
 from facezoo.preprocess.images import describe, file_name, no_face, read_image
 from facezoo.preprocess.jpeg import Jpeg, JpegDecoder, decode, read_or_keep
 from facezoo.preprocess.prefetch import DECODERS, prefetch
-from facezoo.preprocess.quality import sharpness
+from facezoo.preprocess.quality import measure
+from facezoo.preprocess.signatures import signatures
 from facezoo.results import Faces, concatenate, fill_rows
-from facezoo.runtimes import Runtime, use_runtime
+from facezoo.runtimes import Runtime
 
 Which = Literal["largest", "all"]
 OnMissing = Literal["raise", "skip", "nan"]
@@ -283,7 +280,23 @@ def find_faces(
     missing = _without_face(found, len(images))
     if missing and on_missing == "raise":
         raise no_face(missing, images, names or [f"image {index}" for index in range(len(images))])
+    found = replace(measure(images, found), signatures=signatures(images))
     return _with_gaps(found, missing) if missing and on_missing == "nan" else found
+
+
+def faces_of(batch: ImageBatch, measured: bool = True) -> Faces:
+    """Return the faces of a batch, with the indices of their images among all sources.
+
+    Args:
+        batch: images and their faces, without unreadable images.
+        measured: whether to add the sharpness of the faces and the signatures of the images.
+    """
+    assert batch.faces is not None
+    faces = replace(batch.faces, image_index=batch.faces.image_index + batch.first)
+    if not measured:
+        return faces
+    sharpness = measure(batch.images, batch.faces).sharpness
+    return replace(faces, sharpness=sharpness, signatures=signatures(batch.images))
 
 
 def join_faces(batches: Sequence[Faces], sources: Sequence[Any]) -> Faces:
@@ -358,30 +371,6 @@ def to_device(images: Sequence[Loaded], device: torch.device) -> list[Any]:
     ]
 
 
-@cache
-def load_detector(device: torch.device) -> FaceDetector:
-    """Load the bundled face detector; all models on a device share it.
-
-    Raises:
-        WeightsError: if its weights cannot be found or trusted.
-    """
-    card = card_named(DETECTOR)
-    # The state of the first caller's thread must not reach later ones.
-    with torch.inference_mode(False), torch.device("cpu"):
-        detector = FaceDetector(**card.architecture).float()
-        load_into(detector, read_tensors(find(card)))
-        detector.fold_norms()
-        return detector.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-@cache
-def _detector_in(runtime: Runtime) -> FaceDetector:
-    """Return the bundled face detector in a runtime on the CPU."""
-    detector = deepcopy(load_detector(torch.device("cpu")))
-    use_runtime(detector, runtime, method="raw", free=(0, 2, 3), like=(1, 3, 256, 192))
-    return detector
-
-
 def _bytes_of(image: Loaded) -> int:
     """Count the bytes of an image once it is decoded."""
     if isinstance(image, Tensor):
@@ -421,7 +410,7 @@ def _detect(
     config: DetectionConfig | None = None,
     runtime: Runtime = "torch",
 ) -> Faces:
-    detector = load_detector(device) if runtime == "torch" else _detector_in(runtime)
+    detector = load_detector(device) if runtime == "torch" else detector_in(runtime)
     faces = detect(detector, images, config) if images else no_faces(device)
     if which == "largest" and len(faces) > 1:
         extent = (faces.boxes[:, 2:] - faces.boxes[:, :2]).prod(1)
@@ -431,19 +420,13 @@ def _detect(
         first = torch.ones_like(index, dtype=torch.bool)
         first[1:] = index[1:] != index[:-1]
         faces = faces[order[first]]
-    return replace(
-        faces,
-        pose_deg=head_pose(faces.landmarks).to(faces.landmarks),
-        sharpness=sharpness(images, faces.boxes, faces.image_index),
-    )
+    return faces
 
 
 def no_faces(device: torch.device) -> Faces:
     """Return the faces of no image."""
     empty = torch.zeros(0, dtype=torch.float32, device=device)
-    return Faces(
-        *(empty.view(0, 4), empty.view(0, 5, 2), empty, empty.long(), empty.view(0, 3), empty)
-    )
+    return Faces(empty.view(0, 4), empty.view(0, 5, 2), empty, empty.long(), empty)
 
 
 def _without_face(faces: Faces, count: int) -> list[int]:

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from facezoo.results import Faces
+
 SIDE = 112
 """Side of the face boxes that are compared, pixels."""
 LUMINANCE = (0.299, 0.587, 0.114)
 """Weights of R, G and B (ITU-R BT.601)."""
+
+
+def measure(images: Sequence[Tensor], faces: Faces) -> Faces:
+    """Add the sharpness of the faces of images, uint8 RGB, each (H, W, 3)."""
+    return replace(faces, sharpness=sharpness(images, faces.boxes, faces.image_index))
 
 
 def sharpness(images: Sequence[Tensor], boxes: Tensor, image_index: Tensor) -> Tensor:
@@ -28,10 +36,11 @@ def sharpness(images: Sequence[Tensor], boxes: Tensor, image_index: Tensor) -> T
         image_index: image of each box, (F,).
 
     Returns:
-        For luminance in [0, 255]; NaN for a box of less than 2 pixels in the image, (F,).
+        For luminance in [0, 255]; NaN for a box of NaN, or of less than 2 pixels in the image,
+        (F,).
     """
     result = boxes.new_full((len(boxes),), math.nan)
-    corners = boxes.round().int().tolist()
+    corners = boxes.nan_to_num().round().int().tolist()  # a box without pixels for NaN
     for row, (number, (x0, y0, x1, y1)) in enumerate(
         zip(image_index.tolist(), corners, strict=True)
     ):

@@ -15,16 +15,7 @@ import torch
 from torch import Tensor
 
 from facezoo.errors import UnknownNameError
-
-# Pixels of a 112 x 112 crop; the template of ArcFace (Deng et al. 2019) and of most open face
-# recognition models since.
-_ARCFACE_112: tuple[tuple[float, float], ...] = (
-    (38.2946, 51.6963),
-    (73.5318, 51.5014),
-    (56.0252, 71.7366),
-    (41.5493, 92.3655),
-    (70.7299, 92.2041),
-)
+from facezoo.landmarks import ARCFACE_112
 
 
 def _arcface_in(side: float, left: float, top: float) -> list[tuple[float, float]]:
@@ -32,7 +23,7 @@ def _arcface_in(side: float, left: float, top: float) -> list[tuple[float, float
 
     Side and corner are in pixels of the 112 x 112 crop, with pixel centers at whole numbers.
     """
-    return [((x - left + 0.5) / side, (y - top + 0.5) / side) for x, y in _ARCFACE_112]
+    return [((x - left + 0.5) / side, (y - top + 0.5) / side) for x, y in ARCFACE_112]
 
 
 def _loose(factor: float) -> list[tuple[float, float]]:
@@ -47,7 +38,7 @@ def _ffhq() -> list[tuple[float, float]]:
     The center of the square is a tenth of the way from the eyes to the mouth. Half its side is the
     larger of twice the distance between the eyes and 1.8 times that from eyes to mouth.
     """
-    right, left, _, mouth_right, mouth_left = _ARCFACE_112
+    right, left, _, mouth_right, mouth_left = ARCFACE_112
     eyes = ((right[0] + left[0]) / 2, (right[1] + left[1]) / 2)
     mouth = ((mouth_right[0] + mouth_left[0]) / 2, (mouth_right[1] + mouth_left[1]) / 2)
     down = (mouth[0] - eyes[0], mouth[1] - eyes[1])

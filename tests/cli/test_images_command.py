@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from fake_faces import (
     DETECT,
     fake_detect,
@@ -21,6 +22,8 @@ from fake_faces import (
 from PIL import Image
 
 from facezoo.cli.main import main
+from facezoo.preprocess import pipeline
+from facezoo.preprocess.bundled import load_detector
 from facezoo.preprocess.detection import DetectionConfig
 
 
@@ -28,8 +31,13 @@ from facezoo.preprocess.detection import DetectionConfig
 def tiny(monkeypatch):
     """Use a small model and a detector of colored squares in every command."""
     model = tiny_model()
-    monkeypatch.setattr("facezoo.registry.load", lambda name, device=None: model)
-    monkeypatch.setattr("facezoo.extraction.run.load", lambda name, device=None: model)
+
+    def load(name, device=None, runtime="torch"):
+        model.set_runtime(runtime)
+        return model
+
+    monkeypatch.setattr("facezoo.registry.load", load)
+    monkeypatch.setattr("facezoo.extraction.run.load", load)
     replace_detector(monkeypatch)
     return model
 
@@ -89,6 +97,27 @@ def test_settings_of_the_detector_reach_it(tiny, tmp_path, monkeypatch, command)
     assert configs == [
         DetectionConfig(min_face=30.0, score_threshold=0.5, max_side=400, rotations=(0, 180))
     ]
+
+
+@pytest.mark.parametrize("command", ["predict", "extract"])
+def test_the_runtime_computes_networks_and_detector(tiny, tmp_path, monkeypatch, command):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    runtimes = []
+    detector = load_detector(torch.device("cpu"))
+    monkeypatch.setattr(pipeline, "detector_in", lambda name: runtimes.append(name) or detector)
+    write_image(tmp_path / "two.png", 2)
+    words = [command, str(tmp_path / "two.png"), "--runtime", "onnxruntime"]
+    words += ["-o", str(tmp_path / "features.csv")] if command == "extract" else []
+    assert main(words) == 0
+    assert tiny.runtime == "onnxruntime"
+    assert runtimes == ["onnxruntime"]
+    assert list((tmp_path / "cache").rglob("*.onnx"))
+
+
+def test_an_unknown_runtime_is_wrong_usage(capsys):
+    assert main(["predict", "x.png", "--runtime", "tensorrt"]) == 2
+    assert "'torch', 'onnxruntime', 'openvino'" in capsys.readouterr().err
 
 
 def test_settings_of_the_detector_out_of_range_are_errors(tiny, tmp_path, capsys):

@@ -24,6 +24,7 @@ from facezoo.evaluate.detection import (
     central_faces,
     compare,
     detection,
+    misplaced_faces,
     rotate,
     rotated_faces,
     share_with_face,
@@ -197,6 +198,22 @@ def test_rotated_faces_need_landmarks_near_the_rotated_ones():
     assert share == 1 / 2
     eyes = float((points[0] - points[1]).norm())
     assert error == pytest.approx(math.sqrt(2) / eyes / 2, rel=1e-3)
+
+
+def test_misplaced_faces_have_a_box_on_the_face_and_landmarks_off_it():
+    image = image_of([(60, 60, 60)], [(60, 60, 60)])
+    turned = rotate(image, 180)
+    right, upside_down = turned.landmarks[0], turned.landmarks[0].flip(0)
+    elsewhere = right - 100
+
+    def faces_of(images):
+        assert all(torch.equal(pixels, turned.pixels) for pixels in images)
+        boxes = turned.boxes.repeat(4, 1)
+        boxes[3] -= 100
+        points = torch.stack([right, upside_down, right, elsewhere])
+        return Faces(boxes, points, torch.ones(4), torch.tensor([0, 1, 1, 2]))
+
+    assert misplaced_faces(faces_of, [image] * 4, 180) == 1 / 4
 
 
 def test_tight_crops_are_measured_at_every_side(tmp_path):

@@ -10,10 +10,10 @@ from torch import nn
 
 import facezoo
 from facezoo.errors import UnsupportedError
+from facezoo.landmarks import FRONTAL_PITCH_DEG
 from facezoo.models.ipd_fer import IPDFER
 from facezoo.models.ipd_fer.networks import Decoder, Encoder
 from facezoo.models.resnet import ResNet
-from facezoo.preprocess.head_pose import FRONTAL_PITCH_DEG
 from facezoo.results import EXPRESSIONS
 
 BACKBONE = "test_resnet.r160_in1k"

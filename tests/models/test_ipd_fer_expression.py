@@ -9,6 +9,7 @@ from ipd_fer_tiny import BACKBONE, BASELINE, COMPACT, CPU, differing, shaken
 from packs import write_packs
 from torch import nn
 
+from facezoo.landmarks import crop_pose
 from facezoo.models.ipd_fer.networks import Encoder
 from facezoo.models.ipd_fer.train import expression
 from facezoo.models.ipd_fer.train.data import (
@@ -26,7 +27,6 @@ from facezoo.models.ipd_fer.train.expression import (
     score_expression,
     soft_labels,
 )
-from facezoo.preprocess.head_pose import crop_pose
 from facezoo.preprocess.templates import template_points
 
 

@@ -9,7 +9,8 @@ from PIL import Image
 from scipy.ndimage import map_coordinates
 from skimage.transform import SimilarityTransform
 
-from facezoo.preprocess.alignment import align, similarity_transform
+from facezoo.landmarks import similarity_transform
+from facezoo.preprocess.alignment import align
 from facezoo.preprocess.templates import TEMPLATES, template_points
 
 ONE = torch.tensor([0])

@@ -14,8 +14,9 @@ from PIL import ExifTags, Image
 
 from facezoo.errors import ImageError, NoFaceError
 from facezoo.hub.card import Preprocessing
-from facezoo.preprocess import pipeline, prefetch
+from facezoo.preprocess import bundled, pipeline, prefetch
 from facezoo.preprocess.alignment import normalize, prepare, prepare_aligned
+from facezoo.preprocess.bundled import load_detector
 from facezoo.preprocess.detection import DetectionConfig, detect
 from facezoo.preprocess.detector import FaceDetector
 from facezoo.preprocess.images import read_image
@@ -24,7 +25,6 @@ from facezoo.preprocess.pipeline import (
     cut_batches,
     face_batches,
     find_faces,
-    load_detector,
     read_batches,
     to_device,
 )
@@ -46,7 +46,7 @@ def _squares_are_faces(monkeypatch):
 def detector_card(monkeypatch):
     """A card in place of the bundled detector's."""
     card = SimpleNamespace(weights=SimpleNamespace(sha256="a" * 64), architecture={"width": 8})
-    monkeypatch.setattr(pipeline, "card_named", lambda name: card)
+    monkeypatch.setattr(bundled, "card_named", lambda name: card)
     return card
 
 
@@ -200,8 +200,8 @@ def test_decoded_images_become_tensors_without_a_change():
 def test_the_detector_is_loaded_once_and_in_eval_mode(detector_card, monkeypatch):
     loads = []
     weights = FaceDetector(8).state_dict()
-    monkeypatch.setattr(pipeline, "find", lambda card: card)
-    monkeypatch.setattr(pipeline, "read_tensors", lambda path: loads.append(path) or weights)
+    monkeypatch.setattr(bundled, "find", lambda card: card)
+    monkeypatch.setattr(bundled, "read_tensors", lambda path: loads.append(path) or weights)
     load_detector.cache_clear()
     try:
         first = load_detector(CPU)

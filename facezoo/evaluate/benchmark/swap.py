@@ -19,8 +19,9 @@ from facezoo.evaluate.benchmark.encoders import Entry, Features
 from facezoo.evaluate.packs import LFW_TRAIN, LONDON, NEUTRAL_OR_HAPPY, Packs, Split
 from facezoo.evaluate.probes import linear_probe
 from facezoo.hub.card import Preprocessing
+from facezoo.landmarks import similarity_transform
 from facezoo.models.base import FaceModel
-from facezoo.preprocess.alignment import align, normalize, similarity_transform
+from facezoo.preprocess.alignment import align, normalize
 from facezoo.preprocess.templates import template_points
 from facezoo.results import EXPRESSIONS
 

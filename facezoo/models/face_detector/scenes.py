@@ -12,8 +12,8 @@ from numpy.random import Generator
 from PIL import Image
 
 from facezoo.data.detection import LabeledImage
+from facezoo.landmarks import similarity_transform
 from facezoo.models.face_detector.losses import Annotation
-from facezoo.preprocess.alignment import similarity_transform
 from facezoo.preprocess.detection import second_pass_points
 
 SMALLEST = 13.0

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from typing_extensions import Unpack
 
 from facezoo.inference import evaluating
+from facezoo.landmarks import FRONTAL_PITCH_DEG, alignment_deg
 from facezoo.models.base import check_shape
 from facezoo.models.decoding import DecodingModel, check_pairs
 from facezoo.models.identity_removal import IdentityRemoval
 from facezoo.models.ipd_fer.networks import Decoder, Encoder, PoseEncoder, RefinedDecoder
-from facezoo.preprocess.head_pose import FRONTAL_PITCH_DEG, alignment_deg
 from facezoo.preprocess.images import Images
 from facezoo.preprocess.pipeline import ONE_FACE, ImageKeywords, ImageOptions
 from facezoo.results import EXPRESSIONS, PosePrediction
@@ -179,7 +179,7 @@ class IPDFER(DecodingModel):
     def estimate_pose(self, images: Tensor) -> Tensor:
         """Estimate yaw, pitch, roll (radians) and log size of the heads in crops, (B, 4).
 
-        The angles are those of ``facezoo.preprocess.head_pose.crop_pose``; gradients are kept.
+        The angles are those of ``facezoo.landmarks.crop_pose``; gradients are kept.
 
         Raises:
             UnsupportedError: if this model has no pose bottleneck.
@@ -197,7 +197,9 @@ class IPDFER(DecodingModel):
         """
         if "predict_pose" in self.absent:
             self.reject("predict_pose")
-        poses, faces = self._encode(images, self.estimate_pose, ImageOptions(**options))
+        poses, faces = self._encode(
+            images, self.estimate_pose, ImageOptions(**options), measured=True
+        )
         angles = torch.rad2deg(poses[:, :3])
         angles[:, 1] -= FRONTAL_PITCH_DEG
         if faces is not None:  # alignment removes the rotation of the face in the image

@@ -125,7 +125,7 @@ class PoseEncoder(nn.Module):
     """E_pose that can hold a pose and nothing else (ours): four numbers, expanded linearly to D.
 
     The numbers are yaw, pitch and roll in radians and the logarithm of the head's size, see
-    ``facezoo.preprocess.head_pose.crop_pose``. A frontal face of average pitch and size gives a
+    ``facezoo.landmarks.crop_pose``. A frontal face of average pitch and size gives a
     feature of zeros.
 
     Args:

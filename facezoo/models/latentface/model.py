@@ -61,7 +61,7 @@ class LatentFace(LatentFaceStages):
                 "expression": self.without_identity(expression),
             }
 
-        features, faces = self._encode(images, stage, ImageOptions(**options))
+        features, faces = self._encode(images, stage, ImageOptions(**options), measured=True)
         latents: Latents = features["latents"]
         return LatentFaceEncoding(
             expression=features.get("expression"),

@@ -21,9 +21,8 @@ from facezoo.data.packs import (
     teacher_embeddings,
     yaw_column,
 )
+from facezoo.landmarks import crop_pose, pose_labels, similarity_transform
 from facezoo.models.ipd_fer.train.recipes import MARGIN, SIZE, TEMPLATE
-from facezoo.preprocess.alignment import similarity_transform
-from facezoo.preprocess.head_pose import crop_pose, pose_labels
 from facezoo.preprocess.templates import template_points
 from facezoo.results import EXPRESSIONS
 from facezoo.training.optim import autocast

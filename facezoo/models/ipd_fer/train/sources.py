@@ -16,9 +16,9 @@ from facezoo.data.expressions import ExpressionData
 from facezoo.data.official import read_official
 from facezoo.data.packs import check_packs, read_pack
 from facezoo.evaluate.verification import Pairs, read_pairs
+from facezoo.landmarks import pose_labels
 from facezoo.models.ipd_fer.train.data import Rows, read_rows
 from facezoo.models.ipd_fer.train.recipes import MARGIN, SIZE, TEMPLATE
-from facezoo.preprocess.head_pose import pose_labels
 from facezoo.training.run import digest_of_files
 
 PACKS = ("ferplus", "lfw")

@@ -1,11 +1,12 @@
-"""Head yaw from five landmarks, against heads projected at a known angle, and pose classes."""
+"""Head pose from five landmarks, against heads projected at known angles, and pose classes."""
 
 import numpy as np
 import pytest
 import torch
 from packs import FACE
 
-from facezoo.preprocess.head_pose import (
+from facezoo.landmarks import (
+    ARCFACE_112,
     CENTRE,
     FOCAL,
     FRONTAL_PITCH_DEG,
@@ -16,6 +17,7 @@ from facezoo.preprocess.head_pose import (
     pose_labels,
     yaw_deg,
 )
+from facezoo.preprocess.templates import template_points
 
 
 def head_at(yaw, pitch=0.0, x=0.0, y=-35.0, depth=2900.0, roll=0.0):
@@ -127,3 +129,8 @@ def test_pose_classes_end_at_10_20_30_and_40_degrees_either_way():
     yaw = torch.tensor([0.0, -9.9, 10.0, 10.1, -20.1, 30.0, 39.9, -40.1, 88.0, float("nan")])
     assert pose_labels(yaw).tolist() == [0, 0, 0, 1, 2, 2, 3, 4, 4, -1]
     assert pose_labels(yaw).dtype == torch.int64
+
+
+def test_the_template_of_arcface_is_the_one_that_crops_are_aligned_to():
+    points = torch.tensor(ARCFACE_112, dtype=torch.float64)
+    torch.testing.assert_close(template_points("arcface112", 112), points, rtol=0, atol=1e-12)

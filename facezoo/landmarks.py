@@ -1,4 +1,4 @@
-"""Head pose from five landmarks, and the pose classes of IPD-FER."""
+"""Five landmarks of a face: names, ArcFace template, similarity transforms and head pose."""
 
 from __future__ import annotations
 
@@ -7,8 +7,17 @@ import math
 import torch
 from torch import Tensor
 
-from facezoo.preprocess.alignment import similarity_transform
-from facezoo.preprocess.templates import template_points
+LANDMARK_NAMES = ("right_eye", "left_eye", "nose_tip", "right_mouth_corner", "left_mouth_corner")
+"""The subject's own sides: the right eye is on the left of the image."""
+ARCFACE_112 = (
+    (38.2946, 51.6963),
+    (73.5318, 51.5014),
+    (56.0252, 71.7366),
+    (41.5493, 92.3655),
+    (70.7299, 92.2041),
+)
+"""Landmarks in a crop of 112 pixels: the template of ArcFace (Deng et al. 2019) and of most open
+face recognition models since."""
 
 # Right eye, left eye, nose tip, right and left mouth corner of a mean head; mm, x to the image's
 # right, y down, z away from the camera.
@@ -34,6 +43,50 @@ _STOP = 1e-6  # radians
 _ROWS = 1 << 14  # solved together, which bounds the memory
 
 
+def similarity_transform(source: Tensor, target: Tensor) -> Tensor:
+    """Fit the least-squares similarity from one set of points to another.
+
+    Rotation, uniform scale and translation, never a reflection. Source: Umeyama, "Least-squares
+    estimation of transformation parameters between two point patterns", PAMI 1991, eq. (40)-(43).
+
+    Args:
+        source: points x, y, (F, P, 2).
+        target: points x, y, (P, 2) or (F, P, 2).
+
+    Returns:
+        Matrices, the dtype of ``source``, (F, 2, 3).
+
+    Raises:
+        ValueError: on other shapes, points that are not finite, or points that all coincide.
+    """
+    if source.ndim != 3 or source.shape[-1] != 2 or target.shape[-2:] != source.shape[-2:]:
+        raise ValueError(
+            "similarity_transform expects source (F, P, 2) and target (P, 2) or (F, P, 2), got "
+            f"{tuple(source.shape)} and {tuple(target.shape)}"
+        )
+    # Some devices have no double precision, and the work is too small to need a device.
+    x = source.detach().cpu().double()
+    y = target.detach().cpu().double().expand_as(x)
+    if not bool(torch.isfinite(x).all() & torch.isfinite(y).all()):
+        raise ValueError(
+            "similarity_transform got points that are NaN or infinite; drop them first"
+        )
+    x_mean, y_mean = x.mean(1, keepdim=True), y.mean(1, keepdim=True)
+    x_centered, y_centered = x - x_mean, y - y_mean
+    spread = x_centered.square().sum((1, 2))
+    if bool((spread <= 1e-12).any()):
+        raise ValueError("similarity_transform got points that all coincide; scale is undefined")
+    # In the plane the rotation that maximizes the correlation has a closed form without an SVD.
+    a = (x_centered * y_centered).sum((1, 2))
+    b = (x_centered[..., 0] * y_centered[..., 1] - x_centered[..., 1] * y_centered[..., 0]).sum(1)
+    cosine, sine = a / spread, b / spread  # both times the scale
+    linear = torch.stack(
+        [torch.stack([cosine, -sine], -1), torch.stack([sine, cosine], -1)], dim=-2
+    )
+    shift = y_mean[:, 0] - torch.einsum("fij,fj->fi", linear, x_mean[:, 0])
+    return torch.cat([linear, shift[..., None]], -1).to(source)
+
+
 def head_pose(landmarks: Tensor) -> Tensor:
     """Estimate yaw, pitch and roll of heads from five landmarks.
 
@@ -45,7 +98,7 @@ def head_pose(landmarks: Tensor) -> Tensor:
 
     Args:
         landmarks: five points in the order of ``LANDMARK_NAMES``, pixels of any image, (N, 5, 2);
-            rows with NaN are unknown.
+            rows with NaN, or with all points in one place, are unknown.
 
     Returns:
         Yaw (positive if the face looks towards the image's right), pitch (positive if it looks up)
@@ -53,12 +106,12 @@ def head_pose(landmarks: Tensor) -> Tensor:
         the CPU, (N, 3).
 
     Raises:
-        ValueError: if the shape is different, or all points of a row coincide.
+        ValueError: if the shape is different.
     """
     if landmarks.ndim != 3 or landmarks.shape[1:] != (5, 2):
         raise ValueError(f"landmarks must be (N, 5, 2), got {tuple(landmarks.shape)}")
     points = landmarks.detach().cpu().double()
-    known = torch.isfinite(points).all(2).all(1)
+    known = _known(points)
     result = torch.full((len(points), 3), math.nan, dtype=torch.float32, device="cpu")
     if bool(known.any()):
         matrices = _alignment(points[known])
@@ -75,16 +128,21 @@ def head_pose(landmarks: Tensor) -> Tensor:
 def alignment_deg(landmarks: Tensor) -> Tensor:
     """Return the clockwise rotation of faces by alignment, degrees, NaN if unknown, (N,)."""
     points = landmarks.detach().cpu().double()
-    known = torch.isfinite(points).flatten(1).all(1)
+    known = _known(points)
     result = torch.full((len(points),), math.nan, dtype=torch.float32, device="cpu")
     matrices = _alignment(points[known])
     result[known] = torch.rad2deg(torch.atan2(matrices[:, 1, 0], matrices[:, 0, 0])).float()
     return result
 
 
+def _known(points: Tensor) -> Tensor:
+    """Find the rows of points without NaN, and not all in one place, bool, (N,)."""
+    return torch.isfinite(points).flatten(1).all(1) & (points != points[:, :1]).flatten(1).any(1)
+
+
 def _alignment(points: Tensor) -> Tensor:
     """Return the matrices that align points to the template as the camera sees it, (N, 2, 3)."""
-    return similarity_transform(points, template_points("arcface112", 112) + SHIFT)
+    return similarity_transform(points, points.new_tensor(ARCFACE_112) + SHIFT)
 
 
 def yaw_deg(landmarks: Tensor) -> Tensor:
@@ -108,7 +166,7 @@ def crop_pose(landmarks: Tensor) -> Tensor:
     """
     points = landmarks.detach().cpu().double() + SHIFT
     known = torch.isfinite(points).all(2).all(1)
-    template = template_points("arcface112", 112).double() + SHIFT
+    template = points.new_tensor(ARCFACE_112) + SHIFT
     depth = _frontal_place(template[None], template.new_tensor(HEAD))[:, 2]
     result = torch.full((len(points), 4), math.nan, dtype=torch.float32, device="cpu")
     if bool(known.any()):
