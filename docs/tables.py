@@ -59,6 +59,13 @@ RENAMED = {
     "person": "identity",
     "photograph": "image",
     "picture": "image",
+    "killed when so many were on disk": "images on disk at each kill",
+    "the last run went on at": "images resumed by the last run",
+    "same file as without": "same file as without kills",
+    "facezoo's speed over it": "speed of facezoo relative to it",
+    "one alone": "one image",
+    " over bare": " relative to bare",
+    "validation people": "validation identities",
 }
 """Words of older results files in column names, and the field's words."""
 MESH_NUMBERS = {
@@ -236,10 +243,13 @@ def results_text(file: str, table: str, results: Path = ROOT / "docs" / "results
     if not rows:
         return "Not measured."
     cells = [[_cell(value) for value in row.values()] for row in rows]
-    header = list(rows[0])
+    return _table([_renamed(column) for column in rows[0]], cells)
+
+
+def _renamed(text: str) -> str:
     for old, new in RENAMED.items():
-        header = [column.replace(old, new) for column in header]
-    return _table(header, cells)
+        text = text if new in text else text.replace(old, new)
+    return text
 
 
 def benchmark_text(table: str, results: Path = ROOT / "docs" / "results") -> str:
@@ -287,19 +297,19 @@ def finetuning_text(path: Path) -> str:
     rows, header = [], ["labels per class"]
     for size in sizes:
         found = [run for run in runs if run["labels_per_class"] == size]
-        row = [f"{size} ({found[0]['images']} photographs)"]
+        row = [f"{size} ({found[0]['images']} images)"]
         for arm in arms:
             values = [run["balanced accuracy"] for run in found if run["arm"] == arm]
             seeds = f" ({len(values)} seeds)" if len(values) > 1 else ""
             row.append(f"{_mean_and_spread(values)}{seeds}" if values else "not run")
         rows.append(row)
-    said = f"{content['what']}, {content['validation_images']} photographs"
-    said = said[0].upper() + said[1:]
+    title = _renamed(f"{content['what']}, {content['validation_images']} images")
+    title = title[0].upper() + title[1:]
     table = _table([*header, *arms], rows)
     printed = f"Printed by `{content['command']}`"
     if (lacking := content.get("wanted", len(runs)) - len(runs)) > 0:
-        printed += f", of whose {content['wanted']} runs {lacking} are still to be made"
-    return f"{said}; mean ± standard deviation. {printed}.\n\n{table}"
+        printed += f"; {lacking} of {content['wanted']} runs are missing"
+    return f"{title}; mean ± standard deviation. {printed}.\n\n{table}"
 
 
 def _read(path: Path) -> dict[str, Any]:

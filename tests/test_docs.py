@@ -250,9 +250,9 @@ def test_the_table_of_fine_tuning_has_a_row_per_size_and_a_column_per_arm(tmp_pa
     assert tables().finetuning_text(tmp_path / "none.json") == "Not measured."
     (tmp_path / "f.json").write_text(json.dumps(content))
     text = tables().finetuning_text(tmp_path / "f.json")
-    assert "7 photographs" in text
+    assert "7 images" in text
     assert "Printed by `python b.py`.\n" in text
     (tmp_path / "f.json").write_text(json.dumps(content | {"wanted": 5}))
     part = tables().finetuning_text(tmp_path / "f.json")
-    assert "Printed by `python b.py`, of whose 5 runs 2 are still to be made.\n" in part
-    assert "| 10 (20 photographs) | 51.00 ± 1.41 (2 seeds) | 60.00 |" in text
+    assert "Printed by `python b.py`; 2 of 5 runs are missing.\n" in part
+    assert "| 10 (20 images) | 51.00 ± 1.41 (2 seeds) | 60.00 |" in text
