@@ -21,7 +21,9 @@ from facezoo.cli.common import OUT, PATH, device_option
     help="registered mesh, .ply or .obj",
 )
 @click.option(
-    "--units", type=click.Choice(["mm", "cm", "m"]), help="unit of MESH  [default: find it]"
+    "--units",
+    type=click.Choice(["mm", "cm", "m", "dm", "inch"]),
+    help="unit of MESH  [default: find it]",
 )
 @click.option("--model", default="adv3d", show_default=True, help="name of a mesh model")
 @device_option

@@ -38,7 +38,7 @@ def read_mesh(path: str | Path, units: str) -> Mesh:
 
     Args:
         path: a file with one of ``SUFFIXES``.
-        units: unit of the numbers in the file, ``"mm"``, ``"cm"`` or ``"m"``.
+        units: unit of the numbers in the file, a key of ``UNITS_MM``.
 
     Raises:
         FileNotFoundError: if there is no such file.

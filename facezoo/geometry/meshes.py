@@ -12,8 +12,8 @@ from torch import Tensor
 
 from facezoo.results import Result
 
-UNITS_MM = {"mm": 1.0, "cm": 10.0, "m": 1000.0}
-"""Millimetres in each unit of length."""
+UNITS_MM = {"mm": 1.0, "cm": 10.0, "m": 1000.0, "dm": 100.0, "inch": 25.4}
+"""Millimeters in each unit of length."""
 
 
 @dataclass(frozen=True, repr=False)

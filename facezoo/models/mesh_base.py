@@ -75,7 +75,7 @@ class MeshModel(Model):
     """Disentangled representation of face meshes.
 
     Meshes are files, ``Mesh`` objects, arrays or tensors, or a list of these. Files and arrays do
-    not record their units, so they need ``units``, ``"mm"``, ``"cm"`` or ``"m"``. ``align`` moves
+    not record their units, so they need ``units``, such as ``"mm"``. ``align`` moves
     meshes into the frame of the template:
 
     * ``"auto"``, the default: a mesh in another topology is registered, see ``register``; then

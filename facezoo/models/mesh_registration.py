@@ -9,6 +9,7 @@ Letters: N vertices of the template, V vertices of the mesh, T triangles, K land
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -129,7 +130,13 @@ def register(
     error, start = starts[0]
     name, to_mm = start.units, start.to_mm
     fit = register_template(model, start.surface, start.pose, free_scale=start.free_scale)
-    if units is None and name.removeprefix("taken as ") in UNITS_MM:
+    if start.free_scale:
+        warnings.warn(
+            f"the unit of the mesh is unknown: one unit is about {to_mm / fit.pose.scale:.3g} mm; "
+            f"topology='input' keeps it, but reports {mesh.units!r}; scale the mesh to millimeters",
+            stacklevel=3,
+        )
+    elif units is None:
         mesh = Mesh(mesh.vertices, name.removeprefix("taken as "), mesh.triangles)
     coverage = float((fit.matched & model.face).sum() / model.face.sum())
     distance = fit.residuals_mm["surface"]
@@ -202,9 +209,8 @@ def _start(
 
 def _unit(mm_per_unit: float, stated: str | None) -> tuple[str, float | None]:
     """Name the unit that makes the face as large as the template, and its millimetres."""
-    names = {**UNITS_MM, "dm": 100.0, "inch": 25.4}
-    best = min(names, key=lambda name: abs(np.log(names[name] / mm_per_unit)))
-    fits = abs(np.log(names[best] / mm_per_unit)) < np.log(UNIT_TOLERANCE)
+    best = min(UNITS_MM, key=lambda name: abs(np.log(UNITS_MM[name] / mm_per_unit)))
+    fits = abs(np.log(UNITS_MM[best] / mm_per_unit)) < np.log(UNIT_TOLERANCE)
     if stated is not None:
         ratio = mm_per_unit / UNITS_MM[stated]
         if not 1 / UNIT_TOLERANCE < ratio < UNIT_TOLERANCE:
@@ -213,7 +219,7 @@ def _unit(mm_per_unit: float, stated: str | None) -> tuple[str, float | None]:
                 f"in {stated} its face is {1 / ratio:.3g} times as large as the template; {advice}"
             )
         return stated, UNITS_MM[stated]
-    return (f"taken as {best}", names[best]) if fits else ("unknown", None)
+    return (f"taken as {best}", UNITS_MM[best]) if fits else ("unknown", None)
 
 
 def _simplified(vertices: Array, triangles: Indices) -> tuple[Array, Indices]:

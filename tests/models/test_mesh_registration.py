@@ -1,6 +1,7 @@
 """Registration with the bundled checkpoint: its decoded faces, in other topologies and poses."""
 
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -66,6 +67,23 @@ def test_pose_and_units_are_found_and_vertices_correspond(registration, face, sc
     assert steps["rigid"] > steps["shape"] > steps["surface"]
     assert steps["surface"] < 0.4
     assert torch.equal(registration.mesh.triangles, face.triangles)
+
+
+@pytest.mark.parametrize(
+    ("scale_mm", "units", "expectation"),
+    [
+        (25.4, "inch", nullcontext()),
+        (304.8, "mm", pytest.warns(UserWarning, match="unknown: one unit is about 3.. mm")),
+    ],
+)
+def test_a_mesh_in_another_unit_keeps_it(face, tmp_path, scale_mm, units, expectation):
+    dense = subdivide(face)
+    scaled = Mesh(dense.vertices / scale_mm, "mm", dense.triangles)
+    path = write_mesh(tmp_path / "scan.ply", scaled)
+    with expectation:
+        registration = facezoo.register(path, model="adv3d", device="cpu")
+    assert registration.transfer(registration.vertices).units == units
+    assert registration.residuals_mm["surface"] < 0.4
 
 
 @pytest.fixture(scope="module")
