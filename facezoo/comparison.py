@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import Unpack
 
+from facezoo.errors import NoFaceError
 from facezoo.hub.card import Card, Verification, card_named
-from facezoo.preprocess.images import Images, ImageSource
+from facezoo.preprocess.images import Images, ImageSource, describe
 from facezoo.preprocess.pipeline import ONE_FACE, ImageKeywords
 from facezoo.registry import load
 
@@ -117,7 +118,17 @@ def verify(
         measured = _verification(network.card, network.model_name)
         threshold = measured.threshold
         rates = measured.false_match_rate, measured.false_non_match_rate
-    value = float(similarity([a], [b], network, **(ONE_FACE | options)))
+    features = []
+    for image in (a, b):
+        try:
+            features.append(network.encode_identity([image], **(ONE_FACE | options)))
+        except NoFaceError as error:
+            raise NoFaceError(
+                f"no face found in {describe(image)}; verify needs one in each image: try a "
+                "smaller min_face, a lower score_threshold or other rotations",
+                error.missing,
+            ) from error
+    value = float(F.cosine_similarity(*features))
     return Match(value > threshold, value, threshold, *rates)
 
 

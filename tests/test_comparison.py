@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import facezoo
+from facezoo.errors import NoFaceError
 from facezoo.evaluate.verification import threshold_at
 from facezoo.hub.card import Card, Verification
 from facezoo.models.ipd_fer import IPDFER
@@ -56,6 +57,14 @@ def test_the_threshold_and_its_rate_come_from_the_card(model, crops):
 def test_a_card_without_a_threshold_is_an_error_that_names_the_way_out(model, crops):
     with pytest.raises(ValueError, match=r"no verification threshold; give threshold="):
         facezoo.verify(*crops[:2], model, aligned=True)
+
+
+def test_an_image_without_a_face_is_named_with_what_to_try(model):
+    gray = np.full((120, 120, 3), 127, np.uint8)
+    message = r"no face found in image \(numpy array.*; verify needs one in each image: try"
+    with pytest.raises(NoFaceError, match=message) as caught:
+        facezoo.verify(HOPPER, gray, model, threshold=0.5)
+    assert "on_missing" not in str(caught.value)
 
 
 def test_the_bundled_checkpoint_recognizes_a_portrait():

@@ -112,6 +112,7 @@ def predict(
 @click.argument("second", metavar="IMAGE_B")
 @click.option("--model", default="ipd-fer", help="any name that load takes")
 @click.option("--threshold", type=float, help="least similarity  [default: the one in the card]")
+@detection_options
 @device_option
 @runtime_option
 @click.option("--json", "as_json", is_flag=True, help="print JSON")
@@ -123,12 +124,14 @@ def verify(
     device: str | None,
     runtime: Any,
     as_json: bool,
+    **detection: Any,
 ) -> None:
     """Decide if the largest faces of two images show the same identity."""
     from facezoo.comparison import verify as compare
     from facezoo.registry import load
 
-    match = compare(first, second, load(model, device=device, runtime=runtime), threshold=threshold)
+    network = load(model, device=device, runtime=runtime)
+    match = compare(first, second, network, threshold=threshold, **detection)
     if as_json:
         print(json.dumps(asdict(match), indent=2))
         return
