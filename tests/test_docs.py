@@ -22,6 +22,18 @@ from facezoo.preprocess.templates import TEMPLATES
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BESIDES = [ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md")]
+EXTRAS = {
+    r"facezoo\.show\(|plot\.(timeline|grid|bars|features|embedding|faces|parts)\(": "viz",
+    r"\.to_frame\(": "pandas",
+    r"facezoo\.cluster\(|FaceFeatures\(": "sklearn",
+    r"facezoo\.video\(\"|\.mp4\b": "video",
+    r"(-o |\")\S*\.parquet\b": "parquet",
+    r"--format onnx": "export",
+    r"facezoo demo": "demo",
+    r"facezoo live": "live",
+    r"\.(ply|stl|glb|gltf)\b": "mesh",
+}
+"""The extra that code in a page needs, by a pattern in the code."""
 LINK = re.compile(r"\[[^\]]*\]\((?P<target>[^)\s]+)\)")
 
 
@@ -205,6 +217,14 @@ def test_links_to_elsewhere_are_answered(page):
 def test_commands_shown_in_a_page_are_understood(page):
     for arguments in commands(page):
         parse(arguments)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_a_page_names_the_extras_that_its_code_needs(page):
+    text = page.read_text()
+    code = "\n".join(re.findall(r"```(?:python|console|sh)\n(.*?)```", text, re.DOTALL))
+    needed = [extra for pattern, extra in EXTRAS.items() if re.search(pattern, code)]
+    assert [extra for extra in needed if f"[{extra}]" not in text] == []
 
 
 def test_every_error_is_explained_with_what_it_derives_from():
