@@ -227,8 +227,8 @@ def grid(pictures: Mapping[str, Tensor] | None = None, **columns: Tensor) -> Pic
     """Draw pictures side by side: a column per title, a row per face; twelve rows at most.
 
     Args:
-        pictures: by title, each RGB in [0, 1], (F, 3, S, S), or one channel of any range such as
-            depth, (F, S, S) or (F, 1, S, S), drawn from black (least) to white (greatest value).
+        pictures: by title, each RGB in [0, 1] or uint8, (F, 3, S, S), or one channel of any range
+            such as depth, (F, S, S) or (F, 1, S, S), from black (least) to white (greatest value).
         **columns: more of these by name, such as ``grid(crop=crops, depth=model.depth(images))``.
 
     Raises:
@@ -252,7 +252,7 @@ def grid(pictures: Mapping[str, Tensor] | None = None, **columns: Tensor) -> Pic
     panels = figure.subplots(rows, len(named), squeeze=False)
     for column, (title, values) in enumerate(named.items()):
         panels[0, column].set_title(title)
-        shown = values[:rows].detach().float().cpu()
+        shown = values[:rows].detach().float().cpu() / (255 if values.dtype == torch.uint8 else 1)
         known = shown[shown.isfinite()]
         limits = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
         for row in range(rows):

@@ -157,6 +157,13 @@ def test_a_grid_has_a_column_per_title_and_a_row_per_face():
     assert len(facezoo.show(torch.rand(40, 3, 4, 4)).axes) == plot.MOST
 
 
+def test_a_grid_draws_crops_of_uint8_like_those_in_0_to_1():
+    crops = torch.randint(0, 256, (2, 3, 4, 4), dtype=torch.uint8)
+    for panel, crop in zip(facezoo.show(crops).axes, crops, strict=True):
+        drawn = torch.as_tensor(panel.images[0].get_array())
+        torch.testing.assert_close(drawn, crop.permute(1, 2, 0) / 255)
+
+
 def test_a_grid_draws_depth_with_its_whole_range():
     depth = torch.linspace(0.9, 1.1, 2 * 4 * 4).view(2, 4, 4)
     for figure in (
