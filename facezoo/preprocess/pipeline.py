@@ -186,18 +186,21 @@ def read_batches(
             size=_bytes_of,
             serial=serial and (lambda index: serial(sources[index])),
         )
-    bar = iter(tqdm(loaded, total=count, disable=not progress, unit="image"))
+    images = iter(loaded)
+    bar = tqdm(total=count, disable=not progress, unit="image")
     batch: list[Loaded] = []
     size = 0
     try:
         for index in range(count):
             with timed("wait"):
-                batch.append(next(bar))
+                batch.append(next(images))
+            bar.update()
             size += _bytes_of(batch[-1])
             if size >= BATCH_BYTES or len(batch) == batch_size or index + 1 == count:
                 yield _moved(sources, index + 1 - len(batch), batch, device, collect_errors)
                 batch, size = [], 0
     finally:
+        bar.close()
         if threads:
             loaded.close()
 

@@ -5,6 +5,7 @@ import threading
 import time
 from contextlib import nullcontext
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -303,6 +304,15 @@ def test_prefetch_and_batches_are_bounded_by_bytes(monkeypatch):
     batches.close()
     time.sleep(0.02)
     assert len(started) < 30
+
+
+@pytest.mark.parametrize("sources", [FILES, [np.zeros((8, 8, 3), np.uint8)] * 3])
+def test_the_progress_bar_counts_every_image(sources, monkeypatch):
+    bar = Mock()
+    monkeypatch.setattr(pipeline, "tqdm", Mock(return_value=bar))
+    list(pipeline.read_batches(sources, CPU, batch_size=2, progress=True))
+    assert bar.update.call_count == len(sources)
+    bar.close.assert_called_once_with()
 
 
 def test_face_batches_name_every_image_without_a_face_after_the_search():
