@@ -27,7 +27,8 @@ from facezoo.models.base import FaceModel
 from facezoo.models.capabilities import STAGES
 from facezoo.models.identity_removal import NAME
 from facezoo.models.mesh_base import MeshModel
-from facezoo.preprocess.detector import DETECTOR, FaceDetector, cells_of, decode, load_detector
+from facezoo.preprocess.bundled import load_detector
+from facezoo.preprocess.detector import DETECTOR, FaceDetector, cells_of, decode
 from facezoo.preprocess.fingerprint import fingerprint
 from facezoo.preprocess.pipeline import DEFAULT
 from facezoo.results import Result, flatten_rows
