@@ -9,6 +9,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from facezoo.models.base import FaceModel, Stage
+from facezoo.models.detail import keep_detail
 from facezoo.preprocess.images import Images, as_list
 from facezoo.preprocess.pipeline import ImageKeywords, ImageOptions
 from facezoo.results import fill_rows, flatten_rows, map_tensors
@@ -34,13 +35,43 @@ class DecodingModel(FaceModel):
         """
         return self._encode_crops(images, self.stage("reconstruct"), ImageOptions(**options))
 
-    def neutralize(self, images: Images, **options: Unpack[ImageKeywords]) -> Tensor:
-        """Decode the faces without their expression; see ``reconstruct``."""
-        return self._encode_crops(images, self.stage("neutralize"), ImageOptions(**options))
+    def neutralize(
+        self, images: Images, *, detail: bool = True, **options: Unpack[ImageKeywords]
+    ) -> Tensor:
+        """Remove the expression of the faces; see ``reconstruct``.
+
+        Args:
+            images: one image or several.
+            detail: apply what the decoder changes to the crops, which keeps their detail, see
+                ``facezoo.models.detail``; False returns what it decodes from the features alone.
+            **options: see ``encode_expression``.
+        """
+        before, after = self.stage("reconstruct"), self.stage("neutralize")
+        if not detail:
+            return self._encode_crops(images, after, ImageOptions(**options))
+
+        def edit(crops: Tensor) -> Tensor:
+            return self.edited(crops, before(crops), after(crops))
+
+        edited: Tensor = self._encode(images, edit, ImageOptions(**options))[0]
+        return edited
 
     def frontalize(self, images: Images, **options: Unpack[ImageKeywords]) -> Tensor:
         """Decode the faces as seen from the front; see ``reconstruct``."""
         return self._encode_crops(images, self.stage("frontalize"), ImageOptions(**options))
+
+    def edited(self, crops: Tensor, before: Tensor, after: Tensor) -> Tensor:
+        """Apply the difference of two decoded crops to a crop; see ``keep_detail``.
+
+        Args:
+            crops: normalized, as the other two, (B, 3, S, S).
+            before: decoded from the features of ``crops``.
+            after: decoded from the changed features.
+
+        Returns:
+            RGB in [0, 1], (B, 3, S, S).
+        """
+        return keep_detail(*(self.to_unit(images.float()) for images in (crops, before, after)))
 
     def to_unit(self, crops: Tensor) -> Tensor:
         """Convert normalized crops (F, 3, S, S) to RGB in [0, 1]."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from facezoo.evaluate.benchmark.scores import PROTOCOLS
@@ -262,19 +262,28 @@ def swap(content: Content) -> Iterator[Row]:
         texts = " ".join(entry["trained on"] or ())
         for judge, part in entry["swap"].items():
             family = judge.partition(".")[0]
-            yield {
+            first = {
                 "model": f"`{name}`",
                 "judge": f"`{judge}`",
                 "the model was trained with the judge": "yes" if family in texts else "no",
-                "identity kept": _n(part["identity kept"]),
-                "identity kept, unswapped": _n(part["identity, decoded"]),
-                "identity kept, original": _n(part["identity, photographs"]),
-                "expression taken": _n(part["expression taken"]),
-                "expression taken, unswapped": _n(part["expression, decoded"]),
-                "expression taken, original": _n(part["expression, photographs"]),
-                "neutralized: neutral": _n(part.get("neutral")),
-                "neutralized: identity kept": _n(part.get("identity, neutralized")),
             }
+            images = {"decoded features": part, "edited crop": part.get("edited")}
+            for kind, scores in images.items():
+                if scores:
+                    yield {**first, "image": kind, **_swap_scores(scores)}
+
+
+def _swap_scores(scores: Mapping[str, float]) -> Row:
+    return {
+        "identity kept": _n(scores["identity kept"]),
+        "identity kept, unswapped": _n(scores.get("identity, decoded")),
+        "identity kept, original": _n(scores.get("identity, photographs")),
+        "expression taken": _n(scores["expression taken"]),
+        "expression taken, unswapped": _n(scores.get("expression, decoded")),
+        "expression taken, original": _n(scores.get("expression, photographs")),
+        "neutralized: neutral": _n(scores.get("neutral")),
+        "neutralized: identity kept": _n(scores.get("identity, neutralized")),
+    }
 
 
 def cost(content: Content) -> Iterator[Row]:

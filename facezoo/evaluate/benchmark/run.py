@@ -27,7 +27,7 @@ from facezoo.evaluate.benchmark.encoders import (
 )
 from facezoo.evaluate.benchmark.report import contamination_of, markdown
 from facezoo.evaluate.benchmark.scores import Numbers, score_features
-from facezoo.evaluate.benchmark.swap import judge_swaps, swaps, transfer_of
+from facezoo.evaluate.benchmark.swap import EDITS, judge_swaps, swaps, transfer_of
 from facezoo.evaluate.ict import as_metrics
 from facezoo.evaluate.ict import benchmark as measure_meshes
 from facezoo.evaluate.packs import LFW_TRAIN, Packs
@@ -242,8 +242,16 @@ class _Run:
     def _swap(self, entry: Entry, judge: str) -> Numbers:
         other = self.baseline(judge) if judge in BASELINES else self.checkpoint(judge)
         features = features_of(other, self.packs, self.cache, [LFW_TRAIN])
-        swap = swaps(entry, self.packs)
-        return judge_swaps(swap, entry.preprocessing, other, features, self.packs)
+        assert entry.model is not None
+        numbers: Numbers = {}
+        for detail in (False, True) if entry.model.keeps_detail else (False,):
+            swap = swaps(entry, self.packs, detail=detail)
+            scores = judge_swaps(swap, entry.preprocessing, other, features, self.packs)
+            if detail:
+                numbers["edited"] = {key: scores[key] for key in EDITS if key in scores}
+            else:
+                numbers |= scores
+        return numbers
 
     def _speed(self, entry: Entry) -> Numbers:
         """Time prepared crops, in turn with the untrained network."""

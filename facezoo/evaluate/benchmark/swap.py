@@ -26,6 +26,8 @@ from facezoo.preprocess.templates import template_points
 from facezoo.results import EXPRESSIONS
 
 Transfer = Callable[..., Tensor]
+EDITS = ("identity kept", "expression taken", "neutral", "identity, neutralized")
+"""Numbers of ``judge_swaps`` about changed images."""
 
 
 @dataclass(frozen=True)
@@ -56,20 +58,29 @@ def transfer_of(model: FaceModel | None) -> Transfer | None:
     return transfer
 
 
-def swaps(entry: Entry, packs: Packs, seed: int = 0) -> Swap:
-    """Swap each identity's expression with the other expression of the next, in seeded order."""
+def swaps(entry: Entry, packs: Packs, seed: int = 0, *, detail: bool = False) -> Swap:
+    """Swap each identity's expression with the other expression of the next, in seeded order.
+
+    Args:
+        entry: of a model that can transfer expressions.
+        packs: the data.
+        seed: seed of the order.
+        detail: let a model that ``keeps_detail`` edit the crops, instead of decoding its features
+            alone.
+    """
     transfer = transfer_of(entry.model)
     assert transfer is not None
+    assert entry.model is not None
+    options = {"detail": detail} if entry.model.keeps_detail else {}
     split = packs.splits[LONDON]
     twins, sources, expressions = partners(split, seed)
     crops = aligned_crops(split.table, entry.preprocessing.template, entry.preprocessing.size)
     images = list(crops)
-    swapped = transfer([crops[row] for row in sources.tolist()], images, aligned=True)
-    decoded = transfer(images, images, aligned=True)
-    assert entry.model is not None
+    swapped = transfer([crops[row] for row in sources.tolist()], images, aligned=True, **options)
+    decoded = transfer(images, images, aligned=True, **options)
     neutralized = None
     if "neutralize" in entry.model.capabilities():
-        neutralized = _to_bytes(entry.model.neutralize(images, aligned=True))
+        neutralized = _to_bytes(entry.model.neutralize(images, aligned=True, **options))
     made = _to_bytes(decoded), _to_bytes(swapped), neutralized
     return Swap(crops, *made, twins, sources, expressions)
 

@@ -50,6 +50,7 @@ class IPDFER(DecodingModel):
     """
 
     model_name: ClassVar[str | None] = "ipd-fer"
+    keeps_detail = True
     provides = (
         *("encode", "encode_expression", "encode_identity", "encode_pose", "predict_expression"),
         *("predict_pose", "reconstruct", "neutralize", "frontalize", "transfer_expression"),
@@ -252,15 +253,24 @@ class IPDFER(DecodingModel):
         return identity if self.pose_encoder is None else identity + self.embed_pose(images)
 
     def transfer_expression(
-        self, source: Images, target: Images, **options: Unpack[ImageKeywords]
+        self,
+        source: Images,
+        target: Images,
+        *,
+        strength: float = 1.0,
+        detail: bool = True,
+        **options: Unpack[ImageKeywords],
     ) -> Tensor:
-        """Decode the faces of ``target`` with the expression of ``source``.
+        """Give the faces of ``target`` the expression of ``source``.
 
         G_dec decodes f_id + f_pose of the target and f_exp of the source.
 
         Args:
             source: images of the expression: one, or as many faces as ``target`` has.
             target: images of the identity and the pose.
+            strength: factor on the difference of the two f_exp: 0 for the target's own expression,
+                1 for the source's; more exaggerates it.
+            detail: see ``neutralize``.
             **options: see ``encode_expression``; by default the largest face of each image.
 
         Returns:
@@ -274,12 +284,26 @@ class IPDFER(DecodingModel):
         """
         if "transfer_expression" in self.absent:
             self.reject("transfer_expression")
+
+        def of_target(crops: Tensor) -> dict[str, Tensor]:
+            features = self._posed_identity(crops), self.embed_expression(crops)
+            return {"crops": crops, "identity": features[0], "expression": features[1]}
+
+        def decode(rows: dict[str, Tensor]) -> Tensor:
+            own = rows["identity"] + rows["expression"]
+            after = self.decode(own + rows["change"])
+            if not detail:
+                return self.to_unit(after)
+            return self.edited(rows["crops"], self.decode(own), after)
+
         checked = ImageOptions(**(ONE_FACE | options))
-        stages = (self.embed_expression, self._posed_identity)
-        expression, identity = self._encode_pairs(source, target, stages, checked)
-        check_pairs(len(expression), len(identity))
-        mixed = identity + expression
-        return self.to_unit(self.decode_batched(mixed, self.decode, checked.batch_size))
+        stages = (self.embed_expression, of_target)
+        expression, targets = self._encode_pairs(source, target, stages, checked)
+        check_pairs(len(expression), len(targets["identity"]))
+        change = strength * (expression - targets["expression"])
+        rows = {**targets, "change": change}
+        edited: Tensor = self.decode_batched(rows, decode, checked.batch_size)
+        return edited
 
     def classify_features(self, features: Tensor) -> Tensor:
         """Compute the logits (B, K) of C_exp (Sec. 3.2) from features (B, D), with gradients."""

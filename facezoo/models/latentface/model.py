@@ -30,6 +30,7 @@ class LatentFace(LatentFaceStages):
     same identity; ``identity_latents`` takes other noise.
     """
 
+    keeps_detail = True
     provides = (
         *("encode", "encode_expression", "encode_identity", "encode_pose", "encode_factors"),
         *("reconstruct", "neutralize", "frontalize", "transfer_expression"),
@@ -157,15 +158,24 @@ class LatentFace(LatentFaceStages):
         return self.to_unit(self._decode(images, render, options))
 
     def transfer_expression(
-        self, source: Images, target: Images, **options: Unpack[ImageKeywords]
+        self,
+        source: Images,
+        target: Images,
+        *,
+        strength: float = 1.0,
+        detail: bool = True,
+        **options: Unpack[ImageKeywords],
     ) -> Tensor:
-        """Render the faces of ``target`` with the expression of ``source``.
+        """Give the faces of ``target`` the expression of ``source``.
 
         The codes are the neutral ones of ``target`` plus γ_exp of ``source``.
 
         Args:
             source: images of γ_exp: one, or as many faces as ``target`` has.
             target: images of the face, its light and view.
+            strength: factor on the difference of the two γ_exp: 0 for the target's own expression,
+                1 for the source's; more exaggerates it.
+            detail: see ``neutralize``.
             **options: see ``encode_expression``; by default the largest face of each image.
 
         Returns:
@@ -179,18 +189,30 @@ class LatentFace(LatentFaceStages):
         if "transfer_expression" in self.absent:
             self.reject("transfer_expression")
 
-        def stage(crops: Tensor) -> dict[str, Any]:
+        def of_source(crops: Tensor) -> Tensor:
             latents = self.embed_latents(crops)
-            return {"latents": latents, "neutral": self.neutral_latents(latents).codes}
+            return latents.codes - self.neutral_latents(latents).codes
+
+        def of_target(crops: Tensor) -> dict[str, Any]:
+            latents = self.embed_latents(crops)
+            neutral = self.neutral_latents(latents).codes
+            return {"crops": crops, "latents": latents, "neutral": neutral}
+
+        def decode(rows: dict[str, Any]) -> Tensor:
+            latents = rows["latents"]
+            texture, shape = (latents.codes + rows["change"]).chunk(2, -1)
+            after = self.draw(replace(latents, texture=texture, shape=shape)).image
+            if not detail:
+                return self.to_unit(after)
+            return self.edited(rows["crops"], self.draw(latents).image, after)
 
         checked = ImageOptions(**(ONE_FACE | options))
-        of_source, of_target = self._encode_pairs(source, target, (stage, stage), checked)
-        check_pairs(len(of_source["neutral"]), len(of_target["neutral"]))
-        expression = of_source["latents"].codes - of_source["neutral"]
-        texture, shape = (of_target["neutral"] + expression).chunk(2, -1)
-        latents = replace(of_target["latents"], texture=texture, shape=shape)
-        crops = self.decode_batched(latents, lambda z: self.draw(z).image, checked.batch_size)
-        return self.to_unit(crops)
+        expression, targets = self._encode_pairs(source, target, (of_source, of_target), checked)
+        check_pairs(len(expression), len(targets["neutral"]))
+        own = targets["latents"].codes - targets["neutral"]
+        rows = {**targets, "change": strength * (expression - own)}
+        edited: Tensor = self.decode_batched(rows, decode, checked.batch_size)
+        return edited
 
     def to_mesh(self, images: Images, **options: Unpack[ImageKeywords]) -> list[TexturedMesh]:
         """Compute meshes of the faces with their albedo as texture, for ``.obj`` or ``.ply`` files.

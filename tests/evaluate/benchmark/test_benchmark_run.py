@@ -42,6 +42,16 @@ class Painter(ColorModel):
         return made
 
 
+class Editor(Painter):
+    """The same model, which returns gray images unless it keeps the detail."""
+
+    keeps_detail = True
+
+    def transfer_expression(self, source, target, *, aligned, detail):
+        made = super().transfer_expression(source, target, aligned=aligned)
+        return made if detail else made.mean(1, keepdim=True).expand_as(made)
+
+
 def test_pixels_are_fitted_again_to_other_images(tmp_path, monkeypatch):
     monkeypatch.setattr(encoders, "COMPONENTS", 3)
     crops = torch.rand(4, 3, 32, 32)
@@ -487,6 +497,26 @@ def test_a_teacher_is_recognized_as_judge_without_a_line_of_its_own():
     content = {"models": {"latentface.lfw": entry}, "meshes": {}}
     trained = [row["the model was trained with the judge"] for row in TABLES["swap"](content)]
     assert trained == ["yes", "no"]
+
+
+def test_edited_crops_have_a_row_of_their_own():
+    scores = dict.fromkeys(("identity kept", "expression taken", "identity, decoded"), 50.0)
+    edited = {"identity kept": 90.0, "expression taken": 80.0, "neutral": 70.0}
+    entry = {"trained on": [], "swap": {"pixels": {**scores, "edited": edited}}}
+    rows = list(TABLES["swap"]({"models": {"mine": entry}, "meshes": {}}))
+    assert [row["image"] for row in rows] == ["decoded features", "edited crop"]
+    assert [row["identity kept"] for row in rows] == ["50.00", "90.00"]
+    assert rows[1]["neutralized: neutral"] == "70.00"
+    assert rows[1]["identity kept, unswapped"] == "–"
+
+
+def test_a_model_that_keeps_detail_is_judged_with_and_without_it(packs):
+    read, model = Packs.read(packs), Editor()
+    images = {
+        detail: swaps(entry_of(model, packs), read, detail=detail) for detail in (False, True)
+    }
+    assert torch.equal(images[True].decoded, images[True].real)
+    assert not torch.equal(images[False].decoded, images[False].real)
 
 
 def test_yaw_columns_stay_if_a_pack_has_no_such_faces():

@@ -1,0 +1,49 @@
+"""Edits that keep the detail of a face crop."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+GAIN, FREE = 16.0, 0.15
+"""A change of ``FREE / GAIN`` of the range of the pixels smooths nothing; one of ``(1 + FREE) /
+GAIN`` smooths fully."""
+CHANGE, MASK, SMOOTH, WIDE = 1 / 16, 1 / 22, 1 / 12, 1 / 3.6
+"""Sides of the blurs, as shares of the side of a crop."""
+
+
+def keep_detail(crops: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """Apply the difference between two decoded crops to the real crop.
+
+    A decoder blurs. So an edit adds what it changes to the crop, instead of replacing the crop.
+    What the edit changes over wide areas, such as color and light, is left out. Where the change is
+    large, the crop is smoothed first, because its detail shows the old expression.
+
+    Args:
+        crops: RGB in [0, 1], (B, 3, S, S).
+        before: decoded from the features of ``crops``, (B, 3, S, S).
+        after: decoded from the changed features, (B, 3, S, S).
+
+    Returns:
+        RGB in [0, 1], (B, 3, S, S); ``crops`` itself where nothing changes.
+
+    Examples:
+        >>> crops, decoded = torch.rand(1, 3, 112, 112), torch.rand(1, 3, 112, 112)
+        >>> torch.equal(keep_detail(crops, decoded, decoded), crops)
+        True
+    """
+    change = after - before
+    change = change - _blurred(change, WIDE)
+    size = _blurred(change.abs().mean(1, keepdim=True), CHANGE)
+    changed = _blurred((GAIN * size - FREE).clamp(0, 1), MASK)
+    return (crops + change - changed * (crops - _blurred(crops, SMOOTH))).clamp(0, 1)
+
+
+def _blurred(images: Tensor, share: float) -> Tensor:
+    """Blur with three box filters, about a Gaussian, whose side is a share of the images'."""
+    radius = max(1, round((share * images.shape[-1] - 1) / 2))
+    for _ in range(3):
+        images = F.pad(images, (radius,) * 4, mode="replicate")
+        images = F.avg_pool2d(images, (2 * radius + 1, 1), 1)
+        images = F.avg_pool2d(images, (1, 2 * radius + 1), 1)
+    return images
