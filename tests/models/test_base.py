@@ -614,5 +614,5 @@ def test_images_are_made_in_eval_mode(model):
     modes = []
     model.train().decoder.register_forward_hook(lambda part, *_: modes.append(part.training))
     model.transfer_expression(PORTRAITS[0], PORTRAITS[1])
-    assert modes == [False]
+    assert set(modes) == {False}
     assert model.decoder.training
