@@ -2,9 +2,10 @@
 
 python examples/edit_portraits.py edits.png examples/portraits/*.jpg
 
-Writes edits-samples.png (faces of nobody), edits-mixing.png (rows keep pose and expression, columns
-give the appearance) and edits.png: the crop of each portrait, drawn again from w, from w and f and
-after refinement, then moved along every direction of the model. Needs the extra [viz].
+Writes edits.png (the crop of each portrait, drawn again from w, from w and f, and refined),
+edits-directions.png (each portrait moved along every direction of the model), edits-samples.png
+(faces of nobody) and edits-mixing.png (rows keep pose and expression, columns give the appearance).
+Needs the extra [viz].
 """
 
 import sys
@@ -20,16 +21,16 @@ from facezoo.models.latent_simclr.stylegan2 import mix_codes
 PORTRAITS = sorted((Path(__file__).parent / "portraits").glob("*.jpg"))
 SEED = 3
 PSI = 0.7
+STRENGTH = 6.0
+"""Standard deviations to move along a direction."""
 
 
 def samples(model, count: int = 4) -> dict[str, torch.Tensor]:
-    """Faces by their truncation, then more at one."""
-    drawn = {}
-    for psi in (0.0, 0.3, 0.5, 0.7, 1.0):
-        drawn[f"ψ = {psi}"] = model.sample(count, psi=psi, generator=seeded(0))
-    for column in range(1, 6):
-        drawn[f"ψ = {PSI} ({column})"] = model.sample(count, psi=PSI, generator=seeded(column))
-    return drawn
+    """Faces by their truncation."""
+    return {
+        f"ψ = {psi}": model.sample(count, psi=psi, generator=seeded(0))
+        for psi in (0.0, 0.3, 0.5, 0.7, 1.0)
+    }
 
 
 @torch.inference_mode()
@@ -49,16 +50,22 @@ def mixing(model, count: int = 6) -> dict[str, torch.Tensor]:
     return {**columns, "fine, 1 to 6": model.to_unit(maker(fine, noise))}
 
 
-def edits(model, photos: list[Path]) -> dict[str, torch.Tensor]:
-    """The faces drawn again, then with each direction taken away and added."""
+def inversions(model, photos: list[Path]) -> dict[str, torch.Tensor]:
+    """The faces drawn again from less and more of their code."""
     plain = model.encode_factors(photos).w_plus
     with torch.inference_mode():
         from_w = model.to_unit(model.inverter.synthesize(plain))
     columns = {"crop": plot.crops(model, photos), "w": from_w, "w and f": model.reconstruct(photos)}
-    columns["refined"] = model.synthesize(model.invert(photos, refine_steps=100))
+    return {**columns, "refined": model.synthesize(model.invert(photos, refine_steps=100))}
+
+
+def directions(model, photos: list[Path]) -> dict[str, torch.Tensor]:
+    """Three rows of each face by direction: less of it, unchanged, more of it."""
+    plain = model.reconstruct(photos)
+    columns = {}
     for name in model.architecture["directions"]:
-        columns[f"{name} −6"] = model.edit(photos, name, -6.0)
-        columns[f"{name} +6"] = model.edit(photos, name, 6.0)
+        less, more = (model.edit(photos, name, sign * STRENGTH) for sign in (-1, 1))
+        columns[name] = torch.stack([less, plain, more], dim=1).flatten(0, 1)
     return columns
 
 
@@ -68,10 +75,18 @@ def seeded(number: int) -> torch.Generator:
 
 def main(output: Path, photos: list[Path], model=None) -> None:
     model = model or facezoo.load("latent-simclr")
-    made = {"": edits(model, photos), "-samples": samples(model), "-mixing": mixing(model)}
+    made = {
+        "": inversions(model, photos),
+        "-directions": directions(model, photos),
+        "-samples": samples(model),
+        "-mixing": mixing(model),
+    }
     for what, columns in made.items():
-        plot.grid(columns).savefig(output.with_name(f"{output.stem}{what}.png"), dpi=70)
-    print(f"{output}: {len(photos)} faces, {len(made[''])} columns")
+        figure = plot.grid(columns)
+        for axis in figure.axes:
+            axis.title.set_fontsize(14)  # readable on a phone
+        figure.savefig(output.with_name(f"{output.stem}{what}.png"), dpi=70)
+    print(f"{output}: {len(photos)} faces, {len(made['-directions'])} directions")
 
 
 if __name__ == "__main__":
