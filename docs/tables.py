@@ -10,6 +10,7 @@ A region lies between ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``. NAME is
     numbers-<model>             the headline numbers of a model
     comparison-<checkpoint>     a checkpoint compared with its baseline
     finetuning                  balanced accuracy by labels per class
+    removal                     effect of ``facezoo.remove_identity`` on each model
     benchmark-<table>           a table of ``facezoo benchmark``
     results-<file>.<table>      a table that a script of ``benchmarks`` wrote
     stamp-<file>                date, hardware and command of such a file
@@ -23,7 +24,7 @@ import argparse
 import json
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,10 @@ NUMBERS = {
 }
 """Features and place in a results file by title, for models of images."""
 RENAMED = {
+    "less the mean of the person's other photographs": "minus the mean code of the identity's "
+    "other images",
+    "the same, each photograph's code less its class's mean": "the same, after subtracting the "
+    "mean code of each expression",
     "people told": "identification",
     "person": "identity",
     "photograph": "image",
@@ -67,7 +72,19 @@ RENAMED = {
     " over bare": " relative to bare",
     "validation people": "validation identities",
 }
-"""Words of older results files in column names, and the field's words."""
+"""Words of older results files, and the field's words."""
+PROTOCOL = "[protocol](../reference/metrics.md)"
+"""Header of a column; ``extra.css`` makes room below a header with a link."""
+CROPS = (
+    " *Whole images*: faces found by the detector. All other values: crops by the data set's "
+    "landmarks."
+)
+PLAIN = {
+    "photograph": "image",
+    "people": "identities",
+    "persons": "identities",
+}
+"""Words of the cards' protocols, and the field's words."""
 MESH_NUMBERS = {
     "E_rec": "Reconstruction error (E_rec), mm",
     "AVD_neu": "Error of the neutral face (AVD_neu), mm",
@@ -201,30 +218,53 @@ def _region(name: str, cards: Sequence[Card]) -> str:
         text = benchmark_text(name.removeprefix("benchmark-"))
     elif name.startswith("stamp-"):
         text = stamp_text(name.removeprefix("stamp-"))
+    elif name == "removal":
+        text = removal_text()
     elif name == "finetuning":
         text = finetuning_text(ROOT / "docs" / "results" / "finetune.lfw.json")
     else:
         raise ValueError(
-            f"no region is named {name!r}; expected models, finetuning, card-<model>, "
+            f"no region is named {name!r}; expected models, finetuning, removal, card-<model>, "
             "numbers-<model>, comparison-<checkpoint>, benchmark-<table>, results-<file>.<table> "
             "or stamp-<file>"
         )
     return f"<!-- {name}:begin -->\n{text}\n<!-- {name}:end -->"
 
 
+def removal_text(results: Path = ROOT / "docs" / "results") -> str:
+    """Compare the features of each model before and after identity removal."""
+    content = json.loads((results / "benchmark.json").read_text(encoding="utf-8"))
+    rows = []
+    for name, entry in content["models"].items():
+        removed = entry["removal"]
+        before = entry["scores"][removed["space"]]
+        after, control = removed["expressions kept"], removed["control"]
+        leaks = [s["identity"]["identification"]["accuracy"] for s in (before, after, control)]
+        uses = [s["expression"]["LFW val"]["linear"]["accuracy"] for s in (before, after)]
+        rows.append([f"`{name}`", *(_short(number) for number in (*leaks, *uses))])
+    header = ["features", "identification before", "after", "control", "expression before", "after"]
+    return _table(header, rows)
+
+
 def comparison_text(checkpoint: str, results: Path = ROOT / "docs" / "results") -> str:
-    """A checkpoint beside its baseline: every metric on given crops, and a paired test."""
+    """Compare a checkpoint with its baseline on given crops, with a paired test."""
     of_method = _read(results / f"{checkpoint}.json")
     baselines = [_read(path) for path in sorted(results.glob(f"{checkpoint}-*baseline*.json"))]
+    values = of_method["values"]
     rows = []
-    for key, value in of_method["values"].items():
+    for key, value in values.items():
         theirs = [baseline["values"][key] for baseline in baselines if key in baseline["values"]]
         name, dataset, protocol, unit = key
-        if theirs and "identity features" not in name:  # E_id is the same in both
-            numbers = [_mean_and_spread(theirs), f"{value:.2f}"]
-            rows.append([name, dataset, *(f"{n} {unit}" for n in numbers), protocol])
+        if not theirs or "identity features" in name or _part(name)[1]:
+            continue  # E_id is the same in both
+        numbers = [f"{n} {unit}" for n in (_mean_and_spread(theirs), f"{value:.2f}")]
+        chance = values.get((f"{name}, chance", dataset, protocol, unit))
+        numbers.append("–" if chance is None else f"{chance:.2f} {unit}")
+        rows.append(
+            [name, dataset, *numbers, _renamed(protocol.removesuffix(f"; {ALIGNED}"), PLAIN)]
+        )
     count = f"baseline, {len(baselines)} seed" + ("s" if len(baselines) > 1 else "")
-    table = _table(["metric", "data", count, checkpoint, "protocol"], rows)
+    table = _table(["metric", "data", count, checkpoint, "chance", PROTOCOL], rows)
     tests = [
         f"- against {Path(baseline['file']).stem}: {compare(baseline['right'], of_method['right'])}"
         for baseline in baselines
@@ -242,12 +282,12 @@ def results_text(file: str, table: str, results: Path = ROOT / "docs" / "results
     rows = content["tables"].get(table)
     if not rows:
         return "Not measured."
-    cells = [[_cell(value) for value in row.values()] for row in rows]
+    cells = [[_renamed(_cell(value)) for value in row.values()] for row in rows]
     return _table([_renamed(column) for column in rows[0]], cells)
 
 
-def _renamed(text: str) -> str:
-    for old, new in RENAMED.items():
+def _renamed(text: str, words: Mapping[str, str] = RENAMED) -> str:
+    for old, new in words.items():
         text = text if new in text else text.replace(old, new)
     return text
 
@@ -371,10 +411,54 @@ def _card_text(card: Card) -> str:
 def _metrics_text(metrics: Sequence[Metric]) -> str:
     if not metrics:
         return "Metrics: none measured."
-    rows = [[m.dataset, m.split, m.name, _value(m), m.protocol] for m in metrics]
     commands = ", ".join(f"`{command}`" for command in dict.fromkeys(m.command for m in metrics))
-    table = _table(["data", "split", "metric", "value", "protocol"], rows)
-    return f"Metrics, printed by {commands}:\n\n{table}"
+    groups = _groups(metrics)
+    plain = [parts for parts in groups if "chance" not in parts]
+    probes = [parts for parts in groups if "chance" in parts]
+    text = (
+        f"Metrics, printed by {commands}.{CROPS if any('whole images' in g for g in plain) else ''}"
+    )
+    parts = [text, _group_table(plain)]
+    if probes:
+        parts += ["Probes, compared with chance:", _group_table(probes)]
+    return "\n\n".join(parts)
+
+
+def _groups(metrics: Sequence[Metric]) -> list[dict[str, str]]:
+    """Join a metric with its spread, chance, control and value on whole images, by column."""
+    groups: dict[tuple[str, str, str], dict[str, str]] = {}
+    for metric in metrics:
+        rule, _, how = metric.protocol.rpartition("; ")
+        rule, how = (rule, how) if how in (ALIGNED, DETECTED) else (metric.protocol, "")
+        name, part = _part(metric.name)
+        data = f"{metric.dataset} {metric.split}"
+        cells = groups.setdefault((name, data, rule), {"metric": name, "data": data})
+        column = "whole images" if how == DETECTED else "value"
+        if part == "spread":
+            value, _, unit = cells[column].partition(" ")
+            cells[column] = f"{value} ± {_number(metric)} {unit}"
+        else:
+            cells[part or column] = _value(metric)
+        cells["protocol"] = _renamed(rule, PLAIN)
+    return list(groups.values())
+
+
+def _part(name: str) -> tuple[str, str]:
+    """Split the name of a metric into that of its value and what it adds to it."""
+    if name == "standard deviation over folds":
+        return "accuracy", "spread"
+    value, _, part = name.rpartition(", ")
+    if part == "standard deviation":
+        return value, "spread"
+    return (value, part) if part in ("chance", "control", "above chance") else (name, "")
+
+
+def _group_table(groups: Sequence[dict[str, str]]) -> str:
+    """Format groups of metrics with the columns that occur."""
+    order = ["metric", "data", "value", "whole images", "chance", "control", "above chance"]
+    header = [column for column in order if any(column in parts for parts in groups)]
+    rows = [[parts.get(column, "") for column in [*header, "protocol"]] for parts in groups]
+    return _table([*header, PROTOCOL], rows)
 
 
 def folded(title: str, text: str) -> str:
@@ -388,8 +472,11 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _value(metric: Metric) -> str:
-    digits = 2 if metric.unit == "%" else 3
-    return f"{metric.value:.{digits}f} {metric.unit}".strip()
+    return f"{_number(metric)} {metric.unit}".strip()
+
+
+def _number(metric: Metric) -> str:
+    return f"{metric.value:.{2 if metric.unit == '%' else 3}f}"
 
 
 def _input(card: Card) -> str:

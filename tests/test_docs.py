@@ -165,8 +165,30 @@ def test_accuracies_on_given_crops_and_on_whole_images_are_in_one_row():
 def test_every_metric_of_a_card_is_on_the_page_of_its_model():
     votes = Metric("KL from votes", 0.4321, "nats", "FER+", "test", "a | b", "facezoo evaluate x")
     text = tables().card_text([card(metrics=[votes])], "ipd-fer")
-    assert "| FER+ | test | KL from votes | 0.432 nats | a / b |" in text
+    assert "| KL from votes | FER+ test | 0.432 nats | a / b |" in text
     assert "printed by `facezoo evaluate x`" in text
+
+
+def test_a_metric_is_in_one_row_with_its_spread_chance_and_whole_images():
+    rows = [
+        ("accuracy", 90.0, "ten folds", ALIGNED),
+        ("standard deviation over folds", 2.5, "ten folds", ALIGNED),
+        ("accuracy", 80.0, "ten folds", DETECTED),
+        ("identity from expression features", 35.0, "69 people", ALIGNED),
+        ("identity from expression features, standard deviation", 1.5, "69 people", ALIGNED),
+        ("identity from expression features, chance", 5.0, "69 people", ALIGNED),
+        ("identity from expression features, control", 6.0, "69 people", ALIGNED),
+    ]
+    metrics = [
+        Metric(name, number, "%", "LFW", "val", f"{rule}; {how}", "facezoo evaluate x")
+        for name, number, rule, how in rows
+    ]
+    text = tables().card_text([card(metrics=metrics)], "ipd-fer")
+    assert "| accuracy | LFW val | 90.00 ± 2.50 % | 80.00 % | ten folds |" in text
+    assert (
+        "| identity from expression features | LFW val | 35.00 ± 1.50 % | 5.00 % | 6.00 % "
+        "| 69 identities |" in text
+    )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
