@@ -4,8 +4,7 @@ python examples/edit_portraits.py edits.png examples/portraits/*.jpg
 
 Writes edits.png (the crop of each portrait, drawn again from w, from w and f, and refined),
 edits-directions.png (each portrait moved along every direction of the model), edits-samples.png
-(faces of nobody) and edits-mixing.png (rows keep pose and expression, columns give the appearance).
-Needs the extra [viz].
+(faces of nobody) and edits-mixing.png (rows keep expression, columns give appearance). Needs [viz].
 """
 
 import sys
@@ -19,29 +18,23 @@ from facezoo.models.latent_simclr.augment import appearance_layers
 from facezoo.models.latent_simclr.stylegan2 import mix_codes
 
 PORTRAITS = sorted((Path(__file__).parent / "portraits").glob("*.jpg"))
-SEED = 3
-PSI = 0.7
-STRENGTH = 6.0
-"""Standard deviations to move along a direction."""
+SEED, PSI = 3, 0.7
 
 
 def samples(model, count: int = 4) -> dict[str, torch.Tensor]:
-    """Faces by their truncation."""
-    return {
-        f"ψ = {psi}": model.sample(count, psi=psi, generator=seeded(0))
-        for psi in (0.0, 0.3, 0.5, 0.7, 1.0)
-    }
+    """The same faces by their truncation."""
+    seed, psis = torch.Generator().manual_seed, (0.0, 0.3, 0.5, 0.7, 1.0)
+    return {f"ψ = {psi}": model.sample(count, psi=psi, generator=seed(0)) for psi in psis}
 
 
 @torch.inference_mode()
 def mixing(model, count: int = 6) -> dict[str, torch.Tensor]:
     """Faces with coarse styles by their row and fine ones by their column, beside both."""
     maker = model.inverter.generator
-    z = torch.randn(2 * count, maker.style_dim, generator=seeded(SEED))
+    z = torch.randn(2 * count, maker.style_dim, generator=torch.Generator().manual_seed(SEED))
     codes = maker.map(z.to(model.device), PSI, model.inverter.encoder.mean_code)
     coarse, fine = codes[:, None].expand(-1, maker.num_codes, -1).chunk(2)
     start = appearance_layers(maker.num_codes).start
-
     noise = maker.stored_noise()
     columns = {"coarse": model.to_unit(maker(coarse, noise))}
     for number, other in enumerate(fine, 1):
@@ -64,23 +57,15 @@ def directions(model, photos: list[Path]) -> dict[str, torch.Tensor]:
     plain = model.reconstruct(photos)
     columns = {}
     for name in model.architecture["directions"]:
-        less, more = (model.edit(photos, name, sign * STRENGTH) for sign in (-1, 1))
+        less, more = (model.edit(photos, name, strength) for strength in (-6.0, 6.0))
         columns[name] = torch.stack([less, plain, more], dim=1).flatten(0, 1)
     return columns
 
 
-def seeded(number: int) -> torch.Generator:
-    return torch.Generator().manual_seed(number)
-
-
 def main(output: Path, photos: list[Path], model=None) -> None:
     model = model or facezoo.load("latent-simclr")
-    made = {
-        "": inversions(model, photos),
-        "-directions": directions(model, photos),
-        "-samples": samples(model),
-        "-mixing": mixing(model),
-    }
+    made = {"": inversions(model, photos), "-directions": directions(model, photos)}
+    made |= {"-samples": samples(model), "-mixing": mixing(model)}
     for what, columns in made.items():
         figure = plot.grid(columns)
         for axis in figure.axes:
