@@ -144,7 +144,8 @@ def register(
         raise ValueError(
             f"the registered template is {distance:.1f} mm from the surface (limit "
             f"{MAX_SURFACE_MM:g} mm) and {100 * coverage:.0f} % of the face is on it (at least "
-            f"{100 * MIN_COVERAGE:.0f} %): the mesh is not a face, or is too incomplete"
+            f"{100 * MIN_COVERAGE:.0f} %): the mesh is not a face, is too incomplete, "
+            "or its triangles face inwards"
         )
     deviation = float(np.linalg.norm(fit.parameters)) / max(1, len(fit.parameters)) ** 0.5
     if deviation > MAX_DEVIATION:

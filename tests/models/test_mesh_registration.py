@@ -86,6 +86,13 @@ def test_a_mesh_in_another_unit_keeps_it(face, tmp_path, scale_mm, units, expect
     assert registration.residuals_mm["surface"] < 0.4
 
 
+def test_a_mirrored_mesh_is_an_error_that_names_the_direction_of_its_triangles(face, tmp_path):
+    mirrored = Mesh(face.vertices * torch.tensor([-1.0, 1, 1]), "mm", face.triangles)
+    path = write_mesh(tmp_path / "mirrored.ply", mirrored)
+    with pytest.raises(ValueError, match=r"inwards|mirrored"):
+        facezoo.register(path, model="adv3d", device="cpu")
+
+
 @pytest.fixture(scope="module")
 def encoding(model, scan):
     return model.encode(scan)
