@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import inf
 from typing import Any
 
 import torch
@@ -17,11 +16,9 @@ from facezoo.preprocess.alignment import align
 from facezoo.preprocess.boxes import area, iou, nms, paired_iou
 from facezoo.preprocess.detector import Candidates, FaceDetector
 from facezoo.preprocess.templates import template_points
+from facezoo.preprocess.views import OVERLAP, View, unrotated, views_of
 from facezoo.results import Faces
 
-# Tiles overlap by this, pixels as shown. A face that is larger fits into a tile of the next coarser
-# scale, in which everything is a quarter as large.
-_OVERLAP, _COARSER = 160, 4
 # Share of a box that a box of lower score may cover before it counts as a box around that face.
 _CONTAINED = 0.8
 # Largest roll and largest distance between landmarks and template, in eye distances, of a face,
@@ -35,6 +32,10 @@ _BELOW = 0.25
 # those of the second. Large faces of this score and no more roll than this skip the second pass.
 # Faces of lower score are also shown upside down, where they must score lower by the margin.
 _LARGE, _CERTAIN, _UPRIGHT_DEG, _MARGIN = 64.0, 0.8, 15.0, 0.1
+# Those of lower score, or of more roll and a score below ``_CERTAIN_TILTED``, are also shown turned
+# by quarters: side of the crop, padding on each side and side of the face's box. A face whose score
+# is higher by the margin when it is turned is really turned, and its landmarks are wrong.
+_CERTAIN_TILTED, _TURNED_CROP, _TURNED_PAD, _TURNED_BOX, _TURNED_MARGIN = 0.9, 96, 16, 57.6, 0.2
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,8 @@ class DetectionConfig:
             raise ValueError(f"score_threshold must be between 0 and 1, got {self.score_threshold}")
         if self.min_face is not None and not self.min_face >= 1:
             raise ValueError(f"min_face must be at least 1 pixel, got {self.min_face}")
-        if self.max_side < 2 * _OVERLAP:
-            raise ValueError(f"max_side must be at least {2 * _OVERLAP}, got {self.max_side}")
+        if self.max_side < 2 * OVERLAP:
+            raise ValueError(f"max_side must be at least {2 * OVERLAP}, got {self.max_side}")
         if not self.rotations or any(degrees % 90 for degrees in self.rotations):
             raise ValueError(
                 f"rotations must be multiples of 90 degrees, such as (0, 90, 180, 270), got "
@@ -93,34 +94,6 @@ class DetectionConfig:
             "rotations": None if rotations is None else tuple(rotations),
         }
         return replace(cls(), **{k: v for k, v in values.items() if v is not None})
-
-
-@dataclass(frozen=True)
-class _View:
-    """A part of an image at one scale and rotation."""
-
-    image: int
-    pixels: Tensor
-    """In [-1, 1], padded to whole strides, (3, H, W)."""
-    scale: tuple[float, float]
-    """View pixels per pixel of the rotated image, x and y."""
-    offset: tuple[int, int]
-    """Place of the view in the rotated image, x and y."""
-    quarters: int
-    """Rotation of the image, quarter turns counterclockwise."""
-    size: tuple[int, int]
-    """Height and width of the image before rotation."""
-    limits: tuple[float, ...] = (-inf, -inf, inf, inf)
-    """Edges that boxes must not cross, x0, y0, x1, y1, pixels of the view."""
-    largest: float = inf
-    """Largest longer side of a box, pixels of the view."""
-
-    @property
-    def numbers(self) -> tuple[float, ...]:
-        """All but the pixels: limits, largest, scale, offset, width and height, quarters, image."""
-        height, width = self.size
-        place = (*self.scale, *self.offset, width, height)
-        return (*self.limits, self.largest, *place, self.quarters, self.image)
 
 
 @torch.no_grad()
@@ -171,7 +144,8 @@ def _improved(
     longest = faces.image_index.new_tensor(extents)[faces.image_index]
     sides = (faces.boxes[:, 2:] - faces.boxes[:, :2]).amax(1)
     is_large = sides * (config.max_side / longest).clamp(max=1) >= _LARGE
-    is_upright = _template_fit(faces.landmarks)[0].abs() <= _UPRIGHT_DEG
+    roll = _template_fit(faces.landmarks)[0]
+    is_upright = roll.abs() <= _UPRIGHT_DEG
     again = (~(is_large & is_upright) | (faces.scores < _CERTAIN)).nonzero()[:, 0]
     scores, landmarks = torch.ones_like(faces.scores), faces.landmarks.clone()
     if len(again):
@@ -191,9 +165,42 @@ def _improved(
         share = 1 - is_large[again].to(landmarks)[:, None, None] / 2
         landmarks[again] = (1 - share) * landmarks[again] + share * points
     scores = (faces.scores + scores) / 2
-    better = replace(faces, landmarks=landmarks, scores=scores)[scores > config.score_threshold]
+    keep = scores > config.score_threshold
+    certain = torch.where(is_upright, _CERTAIN, _CERTAIN_TILTED)
+    doubts = (keep & (faces.scores < certain)).nonzero()[:, 0]
+    if len(doubts):
+        quarters = (roll[doubts] / 90).round().long() % 4
+        keep[doubts] = ~_is_turned(detector, images, faces[doubts], quarters, config)
+    better = replace(faces, landmarks=landmarks, scores=scores)[keep]
     order = better.scores.argsort(descending=True, stable=True)
     return better[order[better.image_index[order].argsort(stable=True)]]
+
+
+def _is_turned(
+    detector: FaceDetector,
+    images: Sequence[Tensor],
+    faces: Faces,
+    quarters: Tensor,
+    config: DetectionConfig,
+) -> Tensor:
+    """Find the faces that score higher at another rotation than that of their landmarks.
+
+    The crops follow the boxes, since the landmarks may be wrong. ``quarters`` are the quarter turns
+    counterclockwise that turn the landmarks upright, (F,).
+
+    Returns:
+        bool, (F,).
+    """
+    middle = (faces.boxes[:, :2] + faces.boxes[:, 2:]) / 2
+    scale = _TURNED_BOX / (faces.boxes[:, 2:] - faces.boxes[:, :2]).amax(1)
+    shift = (_TURNED_CROP - 1) / 2 - scale[:, None] * middle
+    matrices = torch.cat([scale[:, None, None] * torch.eye(2).to(scale), shift[..., None]], 2)
+    crops = align(images, faces.image_index, matrices, _TURNED_CROP) / 127.5 - 1
+    crops = F.pad(crops, [_TURNED_PAD] * 4)
+    views = torch.cat([torch.rot90(crops, turn, (2, 3)) for turn in range(4)])
+    scores = _central_faces(detector, views, config)[0].view(4, -1)
+    own = scores.gather(0, quarters[None])[0]
+    return scores.amax(0) > own + _TURNED_MARGIN
 
 
 def _central_faces(
@@ -210,8 +217,9 @@ def _central(
 ) -> tuple[Tensor, Tensor]:
     candidates: Candidates = detector(crops.contiguous(memory_format=torch.channels_last))
     boxes = candidates.boxes
-    offset = (boxes[..., :2] + boxes[..., 2:] - (_CROP - 1)).abs().amax(-1) / 2
-    scores = candidates.logits.sigmoid() * (offset < _CROP / 5)
+    side = crops.shape[-1]
+    offset = (boxes[..., :2] + boxes[..., 2:] - (side - 1)).abs().amax(-1) / 2
+    scores = candidates.logits.sigmoid() * (offset < side / 5)
     highest, best = scores.max(1)
     rows = torch.arange(len(crops), device=crops.device)
     agree = paired_iou(boxes, boxes[rows, best, None]) > config.vote_iou
@@ -235,9 +243,17 @@ def _search(
     detector: FaceDetector, images: Sequence[Tensor], degrees: int, config: DetectionConfig
 ) -> Faces:
     """Detect the faces of rotated images, on the CPU."""
-    views: dict[tuple[int, ...], list[_View]] = {}
+    views: dict[tuple[int, ...], list[View]] = {}
     for number, image in enumerate(images):
-        for view in _views(image, number, degrees // 90 % 4, config, detector):
+        for view in views_of(
+            image,
+            number,
+            degrees // 90 % 4,
+            detector,
+            min_side=config.min_side,
+            max_side=config.max_side,
+            min_face=config.min_face,
+        ):
             views.setdefault(tuple(view.pixels.shape), []).append(view)
     device = next(detector.parameters()).device
     empty = torch.zeros(0, dtype=torch.float32, device=device)
@@ -264,74 +280,8 @@ def _joined(parts: list[Faces]) -> Faces:
     )
 
 
-def _views(
-    image: Tensor, index: int, quarters: int, config: DetectionConfig, detector: FaceDetector
-) -> Iterator[_View]:
-    """Cut an image into the views that the network takes."""
-    size = (image.shape[0], image.shape[1])
-    pixels = image.permute(2, 0, 1)[None]
-    pixels = torch.rot90(pixels, quarters, (2, 3)) if quarters else pixels
-    height, width = pixels.shape[2:]
-    longest = max(height, width)
-    side = min(max(longest, config.min_side), config.max_side)
-    if config.min_face is not None:
-        detailed = longest * detector.smallest_face / config.min_face
-        while detailed > side:
-            for tile in _tiles(pixels, detailed / longest, config.max_side):
-                yield replace(
-                    tile,
-                    image=index,
-                    pixels=_padded(tile.pixels, detector.multiple),
-                    quarters=quarters,
-                    size=size,
-                )
-            detailed /= _COARSER
-    shape = [max(1, round(s * side / longest)) for s in (height, width)]
-    shown = _resized(pixels, shape)
-    scale_xy = (shape[1] / width, shape[0] / height)
-    yield _View(index, _padded(shown[0], detector.multiple), scale_xy, (0, 0), quarters, size)
-
-
-def _tiles(pixels: Tensor, scale: float, side: int) -> Iterator[_View]:
-    """Cut overlapping tiles of at most ``side`` pixels at a scale.
-
-    A face that fits into the overlap is whole in one of the tiles. The others are left to coarser
-    scales, and parts of faces at the edges of tiles are dropped.
-    """
-    height, width = pixels.shape[2:]
-    extent, overlap = int(side / scale), int(_OVERLAP / scale)
-    for y in range(0, max(1, height - overlap), extent - overlap):
-        for x in range(0, max(1, width - overlap), extent - overlap):
-            part = pixels[..., y : y + extent, x : x + extent]
-            rows, columns = part.shape[2:]
-            shown = _resized(part, [max(1, round(s * scale)) for s in (rows, columns)])
-            limits = (
-                0.0 if x else -inf,
-                0.0 if y else -inf,
-                shown.shape[3] - 1.0 if x + columns < width else inf,
-                shown.shape[2] - 1.0 if y + rows < height else inf,
-            )
-            ratio = (shown.shape[3] / columns, shown.shape[2] / rows)
-            yield _View(0, shown[0], ratio, (x, y), 0, (0, 0), limits, _OVERLAP)
-
-
-def _resized(pixels: Tensor, shape: list[int]) -> Tensor:
-    """Resize uint8 (1, 3, H, W), and map it to [-1, 1]."""
-    if shape != list(pixels.shape[2:]):
-        # CPUs resize bytes many times as fast as floats; GPUs resize floats only.
-        pixels = pixels if pixels.device.type == "cpu" else pixels.float()
-        pixels = F.interpolate(pixels, size=shape, mode="bilinear", antialias=True)
-    return pixels.float() / 127.5 - 1
-
-
-def _padded(pixels: Tensor, multiple: int) -> Tensor:
-    """Pad (3, H, W) on the right and below."""
-    height, width = pixels.shape[1:]
-    return F.pad(pixels, (0, -width % multiple, 0, -height % multiple))
-
-
 def _likely(
-    detector: FaceDetector, views: list[_View], config: DetectionConfig
+    detector: FaceDetector, views: list[View], config: DetectionConfig
 ) -> tuple[Tensor, ...]:
     """Return scores, boxes, landmarks and image numbers of likely cells, in image pixels."""
     batch = torch.stack([view.pixels for view in views])
@@ -347,25 +297,13 @@ def _likely(
     scale, offset, size, quarters, index = table[which, None, 5:].split((2, 2, 2, 1, 1), -1)
     # Pixel centers are at whole numbers: half a pixel is added before scaling and removed after.
     points = (points + 0.5) / scale - 0.5 + offset
-    points = _unrotated(points, quarters[:, 0].long(), size)
+    points = unrotated(points, quarters[:, 0].long(), size)
     corners = torch.stack([points[:, :2].amin(1), points[:, :2].amax(1)], 1)
     keep = _fits(points[:, 2:], corners[:, 1] - corners[:, 0], quarters[:, 0, 0])
     if config.min_face is not None:
         keep &= (corners[:, 1] - corners[:, 0]).amax(1) >= config.min_face
     rows = scores[which, cell], corners.flatten(1), points[:, 2:], index[:, 0, 0].long()
     return tuple(row[keep] for row in rows)
-
-
-def _unrotated(points: Tensor, quarters: Tensor, size: Tensor) -> Tensor:
-    """Map points (N, P, 2) of an image rotated by quarter turns (N, 1) back to the image.
-
-    ``size`` is the width and height of the image, (N, 1, 2).
-    """
-    x, y = points.unbind(-1)
-    right, below = (size - 1).unbind(-1)
-    turns = [(x, y), (right - y, x), (right - x, below - y), (y, below - x)]
-    turned = torch.stack([torch.stack(pair, -1) for pair in turns])
-    return turned[quarters[:, 0], torch.arange(len(points), device=points.device)]
 
 
 def _fits(points: Tensor, extent: Tensor, quarters: Tensor) -> Tensor:

@@ -1,14 +1,20 @@
 """Detection in images of all sizes, with a detector that sees white squares."""
 
 import dataclasses
+import functools
 import math
 
+import numpy as np
 import pytest
 import torch
 from packs import FACE, SquareDetector, edges_of, photo_of
+from PIL import Image
 from torch import nn
 
+from facezoo.data.detection import LabeledImage
+from facezoo.evaluate.detection import misplaced_faces, rotated_faces
 from facezoo.preprocess import detection
+from facezoo.preprocess.bundled import load_detector
 from facezoo.preprocess.detection import DetectionConfig
 from facezoo.preprocess.detector import Candidates, FaceDetector
 
@@ -418,3 +424,77 @@ def test_faces_are_ordered_by_the_score_of_both_passes():
     image = photo_of((10, 10, 40, 180), (120, 10, 40, 255), (10, 120, 40, 220))
     scores = detection.detect(Imprecise(), [image, image]).scores.view(2, 3)
     assert torch.equal(scores, scores.sort(1, descending=True).values)
+
+
+class TurnedCrops(Imprecise):
+    """Gives crops of boxes other scores at each quarter turn."""
+
+    def __init__(self, *logits):
+        super().__init__()
+        self.turn_logits = torch.tensor(logits)
+
+    def forward(self, images):
+        count = len(images)
+        self.crop_logits = [4.0] * (count - count // 2) + [0.0] * (count // 2)  # and upside down
+        side = detection._TURNED_CROP + 2 * detection._TURNED_PAD
+        if images.shape[-2:] != (side, side):
+            return super().forward(images)
+        box = torch.tensor([0.2, 0.2, 0.8, 0.8]) * (side - 1)
+        logits = self.turn_logits.repeat_interleave(count // 4)[:, None]
+        points = torch.zeros(count, 1, 5, 2)
+        return Candidates(logits, box.expand(count, 1, 4), points)
+
+
+@pytest.mark.parametrize(
+    ("logits", "count"),
+    [
+        ((2.0, 0.0, -1.0, 0.0), 2),
+        ((0.0, 4.0, 0.0, 0.0), 0),
+        ((0.0, 0.0, 4.0, 0.0), 0),
+        ((0.0, 0.0, 0.0, 4.0), 0),
+        ((2.0, 2.5, 2.0, 2.0), 2),
+    ],
+)
+def test_a_doubtful_face_that_scores_higher_when_it_is_turned_is_rejected(
+    monkeypatch, logits, count
+):
+    monkeypatch.setattr(detection, "_CERTAIN", 0.99)
+    image = photo_of((30, 20, 40, 140), (30, 100, 40, 140))  # scores of 0.96 in the first pass
+    assert len(detection.detect(TurnedCrops(*logits), [image])) == count
+
+
+def test_a_certain_face_is_not_shown_turned():
+    image = photo_of((30, 20, 40, 140))
+    assert len(detection.detect(TurnedCrops(0.0, 4.0, 0.0, 0.0), [image])) == 1
+
+
+def test_a_face_found_at_another_rotation_is_compared_with_that_rotation(monkeypatch):
+    monkeypatch.setattr(detection, "_CERTAIN", 0.99)
+    monkeypatch.setattr(detection, "_CERTAIN_TILTED", 0.99)
+    image = photo_of((30, 20, 40, 140))
+    config = DetectionConfig(rotations=(180,))
+    for logits, count in (((0.0, 0.0, 4.0, 0.0), 1), ((4.0, 0.0, 0.0, 0.0), 0)):
+        assert len(detection.detect(TurnedCrops(*logits), [image], config)) == count
+
+
+@pytest.mark.parametrize("name", ["grace_hopper", "eileen_collins"])
+def test_landmarks_of_portraits_at_any_rotation_are_right_or_missing(name):
+    image = Image.open(f"examples/portraits/{name}.jpg").convert("RGB").resize((300, 350))
+    pixels = torch.from_numpy(np.array(image))
+    detector = load_detector(CPU)
+    (truth,) = detection.detect(detector, [pixels]).landmarks
+    labeled = LabeledImage(
+        pixels,
+        torch.cat([truth.amin(0) - 30, truth.amax(0) + 30])[None],
+        truth[None],
+        torch.ones(1, 5),
+        torch.zeros(1, dtype=torch.bool),
+        torch.zeros(0, 4),
+    )
+    find = functools.partial(detection.detect, detector)
+    for degrees in range(75, 286, 15):
+        assert misplaced_faces(find, [labeled], degrees) == 0, f"{degrees} degrees"
+    config = DetectionConfig(rotations=(0, 90, 180, 270))
+    everywhere = functools.partial(detection.detect, detector, config=config)
+    for degrees in (75, 90, 180, 240, 270):
+        assert rotated_faces(everywhere, [labeled], degrees)[0] == 1, f"{degrees} degrees"
