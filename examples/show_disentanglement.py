@@ -1,4 +1,4 @@
-"""Draw faces as a model decodes them: without expression, with that of the next face, and edited.
+"""Draw faces as a model edits them: without expression, with that of the next face, and more.
 
 python examples/show_disentanglement.py docs/images/disentanglement.png ipd-fer
 python examples/show_disentanglement.py docs/images/edit_latentface.png latentface
@@ -19,7 +19,7 @@ def columns(model, images: list[Path]) -> dict[str, torch.Tensor]:
     """Compute the faces by the name of the method, RGB in [0, 1], (F, 3, S, S) each."""
     able = model.capabilities()
     shown = {"image": facezoo.plot.crops(model, images)}
-    if "rotate" not in able:
+    if not model.keeps_detail:
         shown["reconstruct"] = model.reconstruct(images)
     if "neutralize" in able:
         shown["neutralize"] = model.neutralize(images)

@@ -19,12 +19,13 @@ PORTRAITS = sorted((Path(__file__).parent / "portraits").glob("*.jpg"))
 
 def columns(model, images: list[Path]) -> dict[str, torch.Tensor]:
     """Images of every face by title, RGB in [0, 1], (F, 3, S, S)."""
+    decoded = {"detail": False} if model.keeps_detail else {}
     return {
         "crop": plot.crops(model, images),
         "identity": model.frontalize(images),
-        "+ pose": model.neutralize(images),
+        "+ pose": model.neutralize(images, **decoded),
         "+ expression": model.reconstruct(images),
-        "swapped": model.transfer_expression(images[0], images),
+        "swapped": model.transfer_expression(images[0], images, **decoded),
     }
 
 

@@ -63,6 +63,15 @@ REFINE = replace(
     COMPACT, objective=None, main=replace(STAGE, sizes=((0, 112),)), redecode=True, further=True
 )
 
+RECLASSIFY = replace(
+    COMPACT,
+    main=Stage(steps=20, weight_decay=1e-4),
+    objective=None,
+    decoder=None,
+    reclassify=True,
+    lfw_trust=0.3,
+)
+
 
 def differing(first, second):
     assert first.keys() == second.keys()

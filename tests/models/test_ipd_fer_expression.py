@@ -5,11 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from ipd_fer_tiny import BACKBONE, BASELINE, COMPACT, CPU, differing, shaken
+from ipd_fer_tiny import BACKBONE, BASELINE, COMPACT, CPU, RECLASSIFY, differing, shaken
 from packs import write_packs
 from torch import nn
 
 from facezoo.landmarks import crop_pose
+from facezoo.models.ipd_fer import IPDFER
 from facezoo.models.ipd_fer.networks import Encoder
 from facezoo.models.ipd_fer.train import expression
 from facezoo.models.ipd_fer.train.data import (
@@ -24,6 +25,7 @@ from facezoo.models.ipd_fer.train.expression import (
     ExpressionTraining,
     calibrate,
     fit_temperature,
+    reclassify,
     score_expression,
     soft_labels,
 )
@@ -202,3 +204,25 @@ def test_features_do_not_depend_on_the_batch_they_are_computed_in():
     assert together.shape == (5, 16)
     assert together.dtype == torch.float32
     torch.testing.assert_close(embed(encoder, crops, CPU, batch=2), together, atol=2e-2, rtol=2e-2)
+
+
+def test_reclassify_lowers_the_loss_and_changes_nothing_but_the_classifier(rows):
+    torch.manual_seed(0)
+    model = IPDFER(BACKBONE, 16, 8, None, None, expression_rank=4).eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    labels = ExpressionTargets(RECLASSIFY, rows)
+    parts = [embed(model.embed_expression, part.crops, CPU) for part in rows.values()]
+    features = torch.stack([parts[pack][row] for pack, row in labels.index.T.tolist()])
+
+    def loss():
+        with torch.no_grad():
+            return float(labels.loss(model.expression_classifier(features), labels.index))
+
+    first = loss()
+    uncalibrated = replace(RECLASSIFY, calibrated=False)
+    reclassify(model, uncalibrated, rows, rows, CPU)
+    assert loss() < first - 0.1
+    assert set(differing(before, model.state_dict())) == {
+        "expression_classifier.weight",
+        "expression_classifier.bias",
+    }

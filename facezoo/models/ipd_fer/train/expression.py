@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from facezoo.models.ipd_fer.losses import expression_loss
+from facezoo.models.ipd_fer.model import IPDFER
 from facezoo.models.ipd_fer.networks import Encoder
 from facezoo.models.ipd_fer.train.data import (
     Rows,
@@ -230,3 +231,46 @@ def calibrate(network: nn.Module, val: Rows, device: torch.device) -> float:
     for parameter in network.get_submodule("expression_classifier").parameters():
         parameter.div_(temperature)
     return temperature
+
+
+def reclassify(
+    model: IPDFER,
+    recipe: Recipe,
+    rows: Mapping[str, Rows],
+    val: Mapping[str, Rows],
+    device: torch.device,
+) -> IPDFER:
+    """Fit C_exp again to the features of E_exp, and calibrate it; every other part stays.
+
+    A training of E_exp and C_exp together ends with a C_exp that follows the features of its last
+    batches. This one is the minimum of eq. (5) over all images, with the logit adjustment of the
+    recipe and a penalty on the weights.
+
+    Args:
+        model: changed in place.
+        recipe: kind of targets, logit adjustment, steps and weight decay.
+        rows: training split of each data set by name, FER+ or the official set first.
+        val: validation splits; the first one gives the temperature.
+        device: where to compute.
+    """
+    encoder = model.to(device).eval().embed_expression
+    labels = ExpressionTargets(recipe, rows)
+    parts = [embed(encoder, part.crops, device) for part in rows.values()]
+    features = gather(parts, labels.index).to(device)
+    classifier, spread = model.expression_classifier, features.std()
+    optimizer = torch.optim.LBFGS(
+        classifier.parameters(), max_iter=recipe.main.steps, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        penalty = (classifier.weight * spread).square().sum()
+        loss = labels.loss(classifier(features), labels.index)
+        loss = loss + recipe.main.weight_decay * penalty
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    if recipe.calibrated:
+        calibrate(model, next(iter(val.values())), device)
+    return model.cpu()

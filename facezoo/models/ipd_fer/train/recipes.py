@@ -141,6 +141,8 @@ class Recipe:
     """Train E_pose (``main``) and G_dec of the checkpoint ``--start`` again."""
     further: bool = False
     """Before that, train its E_id, E_exp and C_exp further, by the stages of ``start``."""
+    reclassify: bool = False
+    """Fit C_exp of the checkpoint ``--start`` again to its features; ``main`` has the steps."""
     backbone: str = "resnet18"
     feature_dim: int = 512
     soft_labels: bool = False
@@ -194,6 +196,15 @@ RECIPES = {
         DecoderConfig(Stage(1, 16, 1.5e-3, average=0.99, steps=1300)),
         redecode=True,
     ),
+    "reclassify": Recipe(
+        Stage(steps=60, weight_decay=3e-4),
+        None,
+        reclassify=True,
+        soft_labels=True,
+        lfw_trust=0.3,
+        logit_adjustment=0.2,
+        calibrated=True,
+    ),
     "refine": Recipe(
         Stage(1, 48, steps=220),
         None,
@@ -226,9 +237,9 @@ RECIPES = {
 ``compact`` is what two CPU cores train in hours: votes instead of classes, LFW's labels too, small
 pose encoder and decoder, f_exp in twelve dimensions, one update per batch. ``wide`` is ours beyond
 the paper: web faces with soft labels, f_pose of four numbers, f_id without expression, and a
-decoder trained on pairs. ``redecode`` and ``refine`` bring an older checkpoint closer to ``wide``
-in less time. A baseline takes as many updates of E_exp per epoch as the recipe of its
-name; the paper's own algorithm takes two.
+decoder trained on pairs. ``redecode``, ``reclassify`` and ``refine`` bring an older checkpoint
+closer to ``wide`` in less time. A baseline takes as many updates of E_exp per epoch as the recipe
+of its name; the paper's own algorithm takes two.
 """
 
 ABLATIONS = ("confusion", "cos", "id", "recon", "discriminator", "pose", "rank")

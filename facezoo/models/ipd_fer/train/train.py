@@ -21,7 +21,12 @@ from facezoo.hub.card import Card, Licenses, Preprocessing
 from facezoo.models.ipd_fer.model import IPDFER
 from facezoo.models.ipd_fer.train.algorithm import train_disentangled
 from facezoo.models.ipd_fer.train.data import Rows
-from facezoo.models.ipd_fer.train.expression import ExpressionTraining, calibrate, soft_labels
+from facezoo.models.ipd_fer.train.expression import (
+    ExpressionTraining,
+    calibrate,
+    reclassify,
+    soft_labels,
+)
 from facezoo.models.ipd_fer.train.identity import train_identity
 from facezoo.models.ipd_fer.train.recipes import SIZE, TEMPLATE, Recipe, recipe
 from facezoo.models.ipd_fer.train.redecode import redecode, with_decoder
@@ -39,6 +44,8 @@ CITATION = """@article{jiang2022disentangling,
 }"""
 START_SEED = 0
 """Seed of the stages before Algorithm 1, which all seeds of a run share."""
+CONTINUING = ("compact", "redecode", "reclassify", "refine")
+"""Recipes whose checkpoints have the tag of the data set alone, and replace each other."""
 SMOKE: dict[str, Any] = {
     "steps": 2,
     "epochs": 1,
@@ -95,7 +102,7 @@ def run(
     if smoke:
         chosen = shortened(chosen, **SMOKE)
     # An unsuitable checkpoint is an error before the data are read.
-    needed = start is not None or chosen.redecode
+    needed = start is not None or chosen.redecode or chosen.reclassify
     base = _load_start(chosen, start).card if needed else None
     with Processes.present().first_alone():  # the others map the crops that it aligns
         sources = _read_sources(chosen, data, dataset, fold, start, device, out / "crops")
@@ -109,7 +116,7 @@ def run(
     words = [w for k, v in options.items() if v is not None for w in (f"--{k}", str(v))]
     flags = f" {shlex.join(words)}" + "".join(f" --without {term}" for term in without)
     set_name = (dataset or "ferplus-lfw").replace("+", "-plus")  # tags have letters and digits
-    tag = set_name + ("" if label in ("compact", "redecode", "refine") else f"-{label}")
+    tag = set_name + ("" if label in CONTINUING else f"-{label}")
     tag += "" if fold is None else f"-fold{fold}"
     digest = {**sources.digest, **({"start": base.weights.sha256[:12]} if base else {})}
     cards = []
@@ -192,6 +199,8 @@ def train(
     Returns:
         The trained model, float32, on the CPU.
     """
+    if chosen.reclassify:
+        return reclassify(_load_start(chosen, start), chosen, sources.train, sources.val, device)
     if chosen.redecode:
         return redecode(chosen, sources, _load_start(chosen, start), out, seed, device)
     beginning = begin(chosen, sources, start_folder, device, start)
