@@ -1,11 +1,9 @@
-"""From labeled images to a folder that ``facezoo.load`` opens."""
+"""Fine-tune a checkpoint on labeled images, and save the result as a folder to load."""
 
 from __future__ import annotations
 
 import json
 import os
-import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
@@ -20,6 +18,7 @@ from facezoo.data.crops import cut_faces, read_pair
 from facezoo.data.labelled import LabelledImages, read_labelled
 from facezoo.errors import UnsupportedError, warn_once
 from facezoo.evaluate.metrics import SCORES, confusion, predicted_classes
+from facezoo.finetuning.card import card_of, command_line
 from facezoo.finetuning.loop import (
     MARGIN,
     MIN_VALIDATION,
@@ -31,7 +30,7 @@ from facezoo.finetuning.loop import (
     selects_epoch,
 )
 from facezoo.finetuning.plan import draw_confusion, plan
-from facezoo.hub.card import Card, Hub, Licenses, Metric, Training, Weights
+from facezoo.hub.card import Metric
 from facezoo.hub.tensors import read_tensors, save
 from facezoo.models.base import FaceModel, Stage
 from facezoo.models.identity_removal import NAME
@@ -46,7 +45,6 @@ from facezoo.training.run import begin_run
 CONFUSION = "confusion.png"
 STATE = "training"
 """Folder in the output with what only a resumed run needs."""
-_BASE = ", which training started from: "
 
 
 @dataclass(frozen=True)
@@ -172,14 +170,18 @@ def finetune(
     if together.first:
         print(plan(net, parts, recipe, net.card.name if net.card else model), flush=True)
     fit(net, parts["train"], parts.get("val"), recipe, target / STATE, seed=seed)
-    command = _command(data, out, model, recipe, label_column, classes, aligned, seed, detection)
+    command = command_line(
+        data, out, model, recipe, label_column, classes, aligned, seed, detection
+    )
     metrics = tuple(
         metric
         for split in ("val", "test")
         if split in parts and len(parts[split])
         for metric in _metrics(net, parts[split], labelled.name, split, command)
     )
-    card = _card(net, labelled, len(parts["train"]), record, command, metrics, note, target, recipe)
+    card = card_of(
+        net, labelled, len(parts["train"]), record, command, metrics, note, target, recipe
+    )
     if together.first:
         net.save_pretrained(target, card=card)
         split = "test" if len(parts["test"]) else "val"
@@ -347,105 +349,3 @@ def _sample_confusions(counts: Tensor, samples: int = 1000) -> Tensor:
         counts.double().numpy() + prior, (samples, *counts.shape)
     )
     return torch.from_numpy(gamma / gamma.sum(2, keepdims=True)) * totals
-
-
-def _command(
-    data: Any,
-    out: Any,
-    model: str,
-    recipe: Finetuning,
-    label_column: str | None,
-    classes: Sequence[str] | None,
-    aligned: bool,
-    seed: int,
-    detection: Mapping[str, Any],
-) -> str:
-    """Return the command line that does the same, with paths cut to their last names."""
-    words = ["facezoo", "finetune", "--model", _last(model), "--data", _last(data)]
-    words += ["--out", _last(out)]
-    for name, value in asdict(recipe).items():
-        if value == getattr(Finetuning(), name):
-            continue
-        if name == "pretrained":
-            words += ["--from-scratch"]
-        elif name == "freeze":
-            words += [word for part in value for word in ("--freeze", part)]
-        else:
-            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
-    words += ["--label-column", label_column] if label_column else []
-    words += ["--classes", ",".join(classes)] if classes else []
-    words += ["--aligned"] if aligned else []
-    for name, value in detection.items():
-        text = ",".join(map(str, value)) if name == "rotations" else str(value)
-        words += [f"--{name.replace('_', '-')}", text]
-    return shlex.join([*words, "--seed", str(seed)])
-
-
-def _last(path: Any) -> str:
-    return Path(path).name if Path(path).exists() or Path(path).is_absolute() else str(path)
-
-
-def _limits(
-    net: FaceModel, recipe: Finetuning, metrics: Sequence[Metric], note: str
-) -> tuple[str, ...]:
-    """Return the limits of the base checkpoint, by its name, and those of the fine-tuning."""
-    base, limits = net.card, []
-    if base:
-        own = f"{base.name}{_BASE}"
-        earlier = base.training.base is not None
-        limits = [t if earlier and _BASE in t else own + t for t in base.limits]
-    if "reconstruct" in net.capabilities() and not recipe.probe:
-        limits.append(
-            "Fine-tuned for expression classes: the decoder was not trained on these features, so "
-            "reconstruct and transfer_expression decode features that it does not know."
-        )
-    scores = "; ".join(
-        f"{m.name} {m.value:.2f} % ({m.protocol})" for m in metrics if m.split == "val"
-    )
-    return (*limits, f"Validation {scores}. {note}" if scores else note)
-
-
-def _card(
-    net: FaceModel,
-    labelled: LabelledImages,
-    count: int,
-    record: dict[str, Any],
-    command: str,
-    metrics: tuple[Metric, ...],
-    note: str,
-    out: Path,
-    recipe: Finetuning,
-) -> Card:
-    base = net.card
-    tag = re.sub(r"[^a-z0-9]+", "-", out.resolve().name.lower()).strip("-") or "finetuned"
-    data = f"{labelled.name}: {count} faces of {len(labelled.classes)} classes"
-    licenses = Licenses(
-        code=base.licenses.code if base else "Apache-2.0",
-        weights=base.licenses.weights if base else "unspecified",
-        data=f"{base.licenses.data}, and that of {labelled.name}" if base else "unspecified",
-    )
-    training = Training(
-        data=(*(base.training.data if base else ()), data),
-        command=command,
-        commit=record["commit"],
-        recipe=record["recipe"],
-        seed=record["seed"],
-        hardware=record["hardware"],
-        base=base.name if base else None,
-    )
-    return Card(
-        model=str(net.model_name),
-        tag=tag,
-        default=False,
-        architecture=dict(net.architecture),
-        preprocessing=net.preprocessing,
-        labels=net.labels,
-        weights=Weights("model.safetensors", "0" * 64, 1, "float32", 0),  # replaced when saved
-        hub=Hub(),
-        licenses=licenses,
-        training=training,
-        metrics=tuple(metric for metric in metrics if metric.split == "test"),
-        limits=_limits(net, recipe, metrics, note),
-        intended_use=base.intended_use if base else "",
-        citation=base.citation if base else "",
-    )

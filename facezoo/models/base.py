@@ -1,24 +1,21 @@
-"""Base classes of all models, and the model of face images."""
+"""Base class of image models."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import partial
-from typing import Any, ClassVar, NoReturn, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import Unpack
 
-from facezoo.display import model_line, model_rows, table, titled
-from facezoo.errors import MissingMethodError, UnsupportedError
-from facezoo.hub.card import Card, Preprocessing
+from facezoo.errors import UnsupportedError
+from facezoo.hub.card import Preprocessing
 from facezoo.inference import evaluating
-from facezoo.models.capabilities import CAPABILITIES, STAGES, explain_missing
+from facezoo.models.capabilities import STAGES, Model
 from facezoo.models.freezing import Freezable
 from facezoo.models.identity_removal import NAME, IdentityRemoval
-from facezoo.models.pretrained import Pretrained
 from facezoo.preprocess.alignment import prepare_aligned
 from facezoo.preprocess.images import Images, as_list, describe
 from facezoo.preprocess.jpeg import JpegDecoder, check_decoder
@@ -47,57 +44,6 @@ from facezoo.runtimes import Runtime, check_runtime, use_runtime
 
 Stage = Callable[[Tensor], Any]
 """A function of prepared crops (B, 3, S, S); it returns a tensor, a result or a dict of these."""
-
-
-class Model(nn.Module, Pretrained):
-    """Base of the models of images and of meshes."""
-
-    model_name: ClassVar[str | None] = None
-    provides: ClassVar[tuple[str, ...]] = ()
-    """All methods of ``CAPABILITIES`` that the family has."""
-    absent: Mapping[str, str] = {}
-    """Capabilities of the family that this configuration lacks, with the reason."""
-    keeps_detail: ClassVar[bool] = False
-    """True if ``neutralize`` and ``transfer_expression`` take ``detail``."""
-    architecture: dict[str, Any]
-    labels: tuple[str, ...] = ()
-    card: Card | None = None
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the parameters, which also prepares the inputs."""
-        return next(self.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Precision of the parameters."""
-        return next(self.parameters()).dtype
-
-    def capabilities(self) -> list[str]:
-        """List the methods that this model supports."""
-        return [name for name in self.provides if name not in self.absent]
-
-    def reject(self, name: str) -> NoReturn:
-        """Raise the error for a capability that this model lacks.
-
-        Raises:
-            UnsupportedError: always; it names models that have the capability.
-        """
-        raise UnsupportedError(explain_missing(self, name))
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            if name in CAPABILITIES:
-                raise MissingMethodError(explain_missing(self, name)) from None
-            raise
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({model_line(self)})"
-
-    def _repr_html_(self) -> str:
-        return titled(self, table([], model_rows(self).items()))
 
 
 class FaceModel(Freezable, Model):
@@ -315,32 +261,25 @@ class FaceModel(Freezable, Model):
             UnsupportedError: if this model lacks one of them.
             ValueError: if a name is not such a key.
         """
-        for name in [names] if isinstance(names, str) else names:
+        requested = [names] if isinstance(names, str) else list(names)
+        for name in requested:
             if name not in STAGES:
                 raise ValueError(f"unknown stage {name!r}; expected one of {', '.join(STAGES)}")
             if name not in self.provides or name in self.absent:
                 self.reject(name)
-        if names == "encode_expression":
-            return lambda crops: self.without_identity(self.embed_expression(crops))
-        if names == "predict_expression":
-            return lambda crops: self.classify_features(self.embed_expression(crops))
-        if isinstance(names, str):
-            stage: Stage = getattr(self, STAGES[names])
-            return stage
-        return partial(self._run_several, list(names))
 
-    def _run_several(self, names: Sequence[str], crops: Tensor) -> dict[str, Any]:
-        results = {}
-        shared = "encode_expression" in names or "predict_expression" in names
-        features: Any = self.embed_expression(crops) if shared else None
-        for name in names:
-            if name == "encode_expression":
-                results[name] = self.without_identity(features)
-            elif name == "predict_expression":
-                results[name] = self.classify_features(features)
-            else:
-                results[name] = getattr(self, STAGES[name])(crops)
-        return results
+        def stage(crops: Tensor) -> Any:
+            results, features = {}, None
+            for name in requested:
+                if name not in ("encode_expression", "predict_expression"):
+                    results[name] = getattr(self, STAGES[name])(crops)
+                    continue
+                features = self.embed_expression(crops) if features is None else features
+                last = "without_identity" if name == "encode_expression" else STAGES[name]
+                results[name] = getattr(self, last)(features)
+            return results[names] if isinstance(names, str) else results
+
+        return stage
 
     def run(self, crops: Tensor, names: str | Sequence[str], batch_size: int = 64) -> Any:
         """Run stages on prepared crops, in eval mode and batches, without gradients.
@@ -418,11 +357,6 @@ class FaceModel(Freezable, Model):
         removal: Any = self._modules.get(NAME)
         if removal is None:
             return expression
-        if len(removal.mean) != expression.shape[-1]:
-            raise ValueError(
-                f"{NAME} expects {len(removal.mean)} features, and this {self.model_name} computes "
-                f"{expression.shape[-1]}; fit one to features of this model by remove_identity()"
-            )
         if removal.mean.device != expression.device:  # it may be fitted on another device
             removal.to(expression.device)
         features: Tensor = removal(expression)

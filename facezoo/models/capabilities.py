@@ -1,10 +1,18 @@
-"""Capabilities of the models of all families."""
+"""Capabilities of all models, and the base class that lists those of a model."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar, NoReturn
 
+import torch
+from torch import nn
+
+from facezoo.display import model_line, model_rows, table, titled
+from facezoo.errors import MissingMethodError, UnsupportedError
+from facezoo.hub.card import Card
 from facezoo.hub.families import FAMILIES, model_class
+from facezoo.models.pretrained import Pretrained
 
 STAGES = {
     "encode_expression": "embed_expression",
@@ -24,6 +32,57 @@ CAPABILITIES = (
     *("relight", "rotate", "to_mesh", "invert", "synthesize", "sample", "edit", "mix_styles"),
 )
 """Capabilities of all families; a model without one raises an error that names models with it."""
+
+
+class Model(nn.Module, Pretrained):
+    """Base of the models of images and of meshes."""
+
+    model_name: ClassVar[str | None] = None
+    provides: ClassVar[tuple[str, ...]] = ()
+    """All methods of ``CAPABILITIES`` that the family has."""
+    absent: Mapping[str, str] = {}
+    """Capabilities of the family that this configuration lacks, with the reason."""
+    keeps_detail: ClassVar[bool] = False
+    """True if ``neutralize`` and ``transfer_expression`` take ``detail``."""
+    architecture: dict[str, Any]
+    labels: tuple[str, ...] = ()
+    card: Card | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters, which also prepares the inputs."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the parameters."""
+        return next(self.parameters()).dtype
+
+    def capabilities(self) -> list[str]:
+        """List the methods that this model supports."""
+        return [name for name in self.provides if name not in self.absent]
+
+    def reject(self, name: str) -> NoReturn:
+        """Raise the error for a capability that this model lacks.
+
+        Raises:
+            UnsupportedError: always; it names models that have the capability.
+        """
+        raise UnsupportedError(explain_missing(self, name))
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name in CAPABILITIES:
+                raise MissingMethodError(explain_missing(self, name)) from None
+            raise
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({model_line(self)})"
+
+    def _repr_html_(self) -> str:
+        return titled(self, table([], model_rows(self).items()))
 
 
 def explain_missing(model: Any, name: str) -> str:

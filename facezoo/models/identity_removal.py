@@ -46,7 +46,16 @@ class IdentityRemoval(nn.Module):
         return self.read.shape[1]
 
     def forward(self, features: Tensor) -> Tensor:
-        """Remove identity from features (F, D); rows of NaN stay rows of NaN."""
+        """Remove identity from features (F, D); rows of NaN stay rows of NaN.
+
+        Raises:
+            ValueError: if the features have another width.
+        """
+        if len(self.mean) != features.shape[-1]:
+            raise ValueError(
+                f"{NAME} expects {len(self.mean)} features, got {features.shape[-1]}; fit one to "
+                "features of this model by remove_identity()"
+            )
         centered = features - self.mean  # in the higher of the two precisions
         return features - centered @ self.read.to(centered.dtype) @ self.write.to(centered.dtype)
 

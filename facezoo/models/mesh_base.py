@@ -1,4 +1,4 @@
-"""Base class for mesh models.
+"""Base class of mesh models.
 
 Letters: M meshes, N vertices of the template, T triangles, K landmarks, D dimensions of a code.
 """
@@ -17,7 +17,7 @@ from typing_extensions import TypedDict, Unpack
 
 from facezoo.geometry.meshes import Mesh, millimetres
 from facezoo.geometry.registration import Array, ShapeModel
-from facezoo.models.base import Model
+from facezoo.models.capabilities import Model
 from facezoo.models.face_finding import template_landmarks
 from facezoo.models.mesh_inputs import (
     Landmarks,

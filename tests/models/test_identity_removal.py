@@ -216,7 +216,7 @@ def test_a_removal_of_no_direction_is_saved_in_any_precision(model, crops, tmp_p
 
 def test_a_removal_for_another_model_raises_an_error(model, crops):
     model.identity_removal = remove_identity(made()[:, :7], PEOPLE)
-    with pytest.raises(ValueError, match="expects 7 features, and this ipd-fer computes 16"):
+    with pytest.raises(ValueError, match="expects 7 features, got 16"):
         model.run(crops, ["encode_expression"])
     assert model.run(crops, "encode_identity").shape == (5, 16)
 
