@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cache
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
@@ -14,29 +14,30 @@ from torch import Tensor, nn
 SAMPLES = 8
 """Numbers of each tensor that show if it was changed behind torch's back."""
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+Built = TypeVar("Built")
 
 
 class Watch:
     """A memory of tensors that notices if they were replaced or changed, also through ``.data``."""
 
-    def __init__(self, tensors: Sequence[Tensor | None]) -> None:
-        present = [tensor.detach() for tensor in tensors if tensor is not None]
-        flat = (t.as_strided((t.numel(),), (1,)).view(INTEGERS[t.itemsize]) for t in present)
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        flat = (t.detach().as_strided((t.numel(),), (1,)) for t in tensors)
         # The views hold the memory, so that no other tensors can have its address.
-        self._samples = [t.numpy()[:: max(1, len(t) // SAMPLES)] for t in flat]
+        views = [t.view(INTEGERS[t.itemsize]).numpy() for t in flat]
+        self._samples = [view[:: max(1, len(view) // SAMPLES)] for view in views]
         self._state = self._read(tensors)
 
-    def unchanged(self, tensors: Sequence[Tensor | None]) -> bool:
+    def unchanged(self, tensors: Sequence[Tensor]) -> bool:
         """Return whether these are the same tensors with the same numbers as before."""
         return self._state == self._read(tensors)
 
-    def _read(self, tensors: Sequence[Tensor | None]) -> list[Any]:
-        state: list[Any] = [t if t is None else (t.data_ptr(), t._version) for t in tensors]
+    def _read(self, tensors: Sequence[Tensor]) -> list[Any]:
+        state: list[Any] = [(t.data_ptr(), t._version) for t in tensors]
         return state + [sample.tobytes() for sample in self._samples]
 
 
-_FOLDED: WeakKeyDictionary[nn.Module, tuple[Watch, Tensor, Tensor | None]] = WeakKeyDictionary()
-"""State of each convolution and its norm, and their common weight, packed, and bias."""
+_FUSED: WeakKeyDictionary[nn.Module, tuple[list[nn.Module], Watch, Any]] = WeakKeyDictionary()
+"""Parts and weights of each network, and what was built of them."""
 
 
 def convolve(
@@ -47,87 +48,89 @@ def convolve(
     add: Tensor | None = None,
     relu: bool = True,
 ) -> Tensor:
-    """Apply a convolution, its batch norm, an addition and a ReLU.
+    """Apply a convolution, its batch norm, an addition and a ReLU to maps (B, C, H, W)."""
+    y: Tensor = convolution(x) if norm is None else norm(convolution(x))
+    y = y if add is None else y.add_(add)
+    return y.relu_() if relu else y
 
-    In eval mode, without gradients and on a CPU with oneDNN this is one step, with weights that are
-    folded and packed when they are first used. The results differ by rounding. Parameters, state
-    dict and training are not affected. Changed weights are folded again.
+
+def fused(network: nn.Module, x: Tensor, build: Callable[[], Built]) -> Built | None:
+    """Return what ``build`` makes of a network with ``fuse``, if nothing but its result matters.
+
+    This is in eval mode, without gradients and hooks, and on a CPU with oneDNN. Parameters, state
+    dict and training are not affected. A network with a changed layer or weight is built again.
 
     Args:
-        x: maps, (B, C, H, W).
-        convolution: a layer without other layers inside.
-        norm: the batch norm behind it.
-        add: maps to add before the ReLU, (B, D, H', W').
-        relu: whether to apply a ReLU.
+        network: the network.
+        x: its input.
+        build: builds the functions of this network.
 
     Returns:
-        (B, D, H', W').
+        The result of ``build``; None if the layers must run one by one.
     """
-    if not _foldable(x, convolution, norm):
-        y: Tensor = convolution(x) if norm is None else norm(convolution(x))
-        y = y if add is None else y.add_(add)
-        return y.relu_() if relu else y
-    weight, bias = _folded(convolution, norm)
-    geometry = _geometry(convolution)
-    x = x.contiguous(memory_format=torch.channels_last)
-    operator = torch.ops.mkldnn._convolution_pointwise
-    if add is None:
-        return operator(x, weight, bias, *geometry, "relu" if relu else "none", [], "")
-    activation = "relu" if relu else None
-    return operator.binary(x, add, weight, bias, *geometry, "add", 1.0, activation, [], "")
-
-
-def _foldable(x: Tensor, convolution: Any, norm: Any) -> bool:
-    """Return whether nothing but the result of these layers can be observed."""
-    if torch.is_grad_enabled() or x.device.type != "cpu" or type(convolution) is not nn.Conv2d:
-        return False
-    # With other widths oneDNN may reorder packed weights in every call, which takes longer.
-    if convolution.out_channels % 64 or type(norm) not in (nn.BatchNorm2d, type(None)):
-        return False
-    if norm is not None and (norm.training or norm.running_mean is None):
-        return False
-    return (
-        not any(p._forward_hooks or p._forward_pre_hooks for p in (convolution, norm) if p)
-        and type(convolution.weight) is nn.Parameter
-        and x.dtype == convolution.weight.dtype
-        # Inference tensors do not count their changes.
-        and not (convolution.weight if norm is None else norm.running_mean).is_inference()
-        and not isinstance(convolution.padding, str)
-        and convolution.padding_mode == "zeros"
-        and not torch.compiler.is_compiling()
-        and not torch.is_autocast_enabled("cpu")
-        and _supported(x.dtype)
-    )
-
-
-def _folded(convolution: Any, norm: Any) -> tuple[Tensor, Tensor | None]:
-    tensors = [convolution.weight, convolution.bias]
-    if norm is not None:
-        tensors += [norm.weight, norm.bias, norm.running_mean, norm.running_var]
-    entry = _FOLDED.get(convolution)
-    if entry is None or not entry[0].unchanged(tensors):
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
+        return None
+    modules = list(network.modules())
+    if [m for m in modules if m.training or m._forward_hooks or m._forward_pre_hooks]:
+        return None
+    weights = [w for m in modules for w in m._parameters.values() if w is not None]
+    # Inference tensors do not count their changes.
+    if weights[0].dtype != x.dtype or weights[0].is_inference() or torch.is_autocast_enabled("cpu"):
+        return None
+    tensors = weights + [b for m in modules for b in m._buffers.values() if b is not None]
+    entry = _FUSED.get(network)
+    if entry is None or entry[0] != modules[1:] or not entry[1].unchanged(tensors):
+        kinds = {(type(w), w.dtype) for w in weights}
+        if kinds != {(nn.Parameter, x.dtype)} or not _supported(x.dtype):
+            return None
+        if any(t.is_inference() or t.device.type != "cpu" for t in tensors):
+            return None
         # Tensors from outside of inference mode serve everywhere.
         with torch.inference_mode(False), torch.no_grad():
-            entry = _FOLDED[convolution] = (Watch(tensors), *_fold(convolution, norm))
-    return entry[1:]
+            entry = _FUSED[network] = (modules[1:], Watch(tensors), build())
+    result: Built = entry[2]
+    return result
 
 
-def _fold(convolution: Any, norm: Any) -> tuple[Tensor, Tensor | None]:
-    """Return the packed weight and the bias of a convolution and its norm."""
-    weight, bias = convolution.weight.detach(), convolution.bias
-    if norm is not None:
-        scale = (norm.running_var.float() + norm.eps).rsqrt()
-        scale = scale if norm.weight is None else scale * norm.weight.float()
-        shift = -norm.running_mean.float() if bias is None else bias - norm.running_mean.float()
-        shift = shift * scale if norm.bias is None else shift * scale + norm.bias.float()
-        weight = (weight.float() * scale[:, None, None, None]).to(weight)
-        bias = shift.to(weight)
-    packed = _packed(weight, *_geometry(convolution))
-    return packed, None if bias is None else bias.detach()
+def fuse(
+    convolution: Any, norm: Any, *, relu: bool = True, add: bool = False
+) -> Callable[..., Tensor]:
+    """Return ``convolve`` for these layers, as one step with a folded and packed weight.
 
+    The results differ by rounding. Layers of other classes run one by one. So do convolutions whose
+    width is not a multiple of 64: oneDNN may reorder their weights in every call.
 
-def _geometry(layer: Any) -> tuple[Any, ...]:
-    return layer.padding, layer.stride, layer.dilation, layer.groups
+    Args:
+        convolution: the convolution.
+        norm: the batch norm behind it.
+        relu: whether to apply a ReLU.
+        add: whether to add maps before the ReLU.
+
+    Returns:
+        A function of maps (B, C, H, W), channels last in memory, and of the maps to add.
+    """
+    if (
+        type(convolution) is not nn.Conv2d
+        or type(norm) is not nn.BatchNorm2d
+        or convolution.out_channels % 64
+        or isinstance(convolution.padding, str)
+        or convolution.padding_mode != "zeros"
+        or norm.running_mean is None
+        or norm.weight is None
+    ):
+        return lambda x, other=None: convolve(x, convolution, norm, add=other, relu=relu)
+    scale = (norm.running_var.float() + norm.eps).rsqrt() * norm.weight.float()
+    shift = 0 if convolution.bias is None else convolution.bias.float()
+    bias = ((shift - norm.running_mean.float()) * scale + norm.bias.float()).to(convolution.weight)
+    weight = (convolution.weight.float() * scale[:, None, None, None]).to(bias)
+    geometry = convolution.padding, convolution.stride, convolution.dilation, convolution.groups
+    options = dict(zip(("padding", "stride", "dilation", "groups"), geometry, strict=True))
+    options |= {"W": _packed(weight, *geometry), "B": bias}
+    operator, activation = torch.ops.mkldnn._convolution_pointwise, "relu" if relu else None
+    if add:
+        last = {"unary_attr": activation, "unary_scalars": [], "unary_algorithm": ""}
+        return partial(operator.binary, binary_attr="add", alpha=1.0, **options, **last)
+    return partial(operator, attr=activation or "none", scalars=[], algorithm="", **options)
 
 
 def _packed(weight: Tensor, *geometry: Any) -> Tensor:

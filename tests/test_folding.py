@@ -1,4 +1,4 @@
-"""Folded convolutions compute what their layers compute, whatever happens to the layers."""
+"""Fused convolutions compute what the layers of a network compute, whatever happens to these."""
 
 from copy import deepcopy
 
@@ -7,79 +7,79 @@ import torch
 from torch import nn
 
 from facezoo import folding
-from facezoo.folding import convolve
+from facezoo.models.resnet import DEPTHS, ResNet
 
-IMAGES = torch.randn(2, 64, 9, 9, generator=torch.Generator().manual_seed(1))
+IMAGES = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.fixture
-def layers():
+@pytest.fixture(params=DEPTHS)
+def network(request):
     torch.manual_seed(0)
-    layers = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64)).eval()
-    for tensor in (layers[1].running_mean, layers[1].weight.data, layers[1].bias.data):
-        tensor.uniform_(0.5, 1.5)
-    return layers
+    network = ResNet(request.param).eval()
+    for part in network.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            for tensor in (part.running_mean, part.running_var, part.weight.data, part.bias.data):
+                tensor.uniform_(0.5, 1.5)
+    return network
 
 
-def folded(layers, **options):
-    """Compute without gradients, which folds, and compare with the layers one by one."""
+def features(network):
+    """Compute without gradients, which fuses, and compare with the layers one by one."""
     with torch.no_grad():
-        result = convolve(IMAGES, *layers, relu=False, **options)
+        result = network(IMAGES)
     with torch.enable_grad():
-        expected = layers(IMAGES).detach()
-    torch.testing.assert_close(result, expected + options.get("add", 0))
+        expected = network(IMAGES).detach()
+    torch.testing.assert_close(result, expected, rtol=1e-3, atol=1e-3)
     return result
 
 
-def test_an_addition_and_a_relu_are_part_of_the_step(layers):
-    folded(layers, add=IMAGES)
-    with torch.no_grad():
-        result = convolve(IMAGES, *layers, add=IMAGES)
-        torch.testing.assert_close(result, (layers(IMAGES) + IMAGES).relu())
+@pytest.mark.skipif(not folding._supported(torch.float32), reason="oneDNN is missing")
+def test_a_network_is_fused_once_where_onednn_is_there(network, monkeypatch):
+    features(network)
+    monkeypatch.setattr(folding, "fuse", None)
+    features(network)
+    assert network in folding._FUSED
 
 
-def test_the_state_dict_and_copies_are_those_of_the_plain_layers(layers):
-    before = deepcopy(layers.state_dict())
-    folded(layers)
-    torch.testing.assert_close(layers.state_dict(), before, atol=0, rtol=0)
-    folded(deepcopy(layers))
+def test_the_state_dict_and_copies_are_those_of_the_plain_layers(network):
+    before = deepcopy(network.state_dict())
+    features(network)
+    torch.testing.assert_close(network.state_dict(), before, atol=0, rtol=0)
+    features(deepcopy(network))
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        lambda layers: layers[0].weight.data.mul_(2),
-        lambda layers: layers[1].weight.data.add_(1),
-        lambda layers: layers[1].running_mean.zero_(),
-        lambda layers: layers.load_state_dict({k: v * 3 for k, v in layers.state_dict().items()}),
-        lambda layers: setattr(layers[0], "weight", nn.Parameter(layers[0].weight * 2)),
+        lambda net: net.bn1.weight.data.add_(1),
+        lambda net: net.layer3[0].conv2.weight.data.mul_(2),
+        lambda net: net.bn1.running_mean.zero_(),
+        lambda net: net.load_state_dict({k: v * 1.1 for k, v in net.state_dict().items()}),
+        lambda net: setattr(net.layer1[0].conv1, "weight", nn.Parameter(torch.ones(64, 64, 3, 3))),
+        lambda net: setattr(net, "maxpool", nn.MaxPool2d(5, 2, 2)),
+        lambda net: setattr(net.layer2[0], "conv2", nn.Conv2d(128, 128, 1)),
+        lambda net: setattr(net.layer2[0], "bn2", nn.Identity()),
+        lambda net: setattr(net.layer2[0], "conv2", nn.Sequential(nn.Conv2d(128, 128, 1))),
     ],
 )
-def test_changed_weights_are_used(layers, change):
-    before = folded(layers)
-    change(layers)
-    assert not torch.allclose(folded(layers), before)
+def test_changed_weights_and_layers_are_used(network, change):
+    before = features(network)
+    change(network)
+    assert not torch.allclose(features(network), before)
 
 
-def test_hooks_of_the_layers_run(layers):
+def test_hooks_of_the_layers_run(network):
     calls = []
-    for layer in layers:
+    for layer in (network.layer1, network.layer1[0], network.layer1[0].conv1, network.bn1):
         layer.register_forward_hook(lambda *_: calls.append(1))
+    features(network)
+    assert len(calls) == 8, "once with and once without gradients"
+
+
+def test_gradients_and_training_reach_the_layers(network):
+    network(IMAGES).sum().backward()
+    assert network.layer1[0].conv1.weight.grad.abs().sum() > 0
+    mean = network.train().bn1.running_mean.clone()
     with torch.no_grad():
-        convolve(IMAGES, *layers)
-    assert len(calls) == 2
-
-
-def test_gradients_and_training_reach_the_layers(layers):
-    convolve(IMAGES, *layers).sum().backward()
-    assert layers[0].weight.grad.abs().sum() > 0
-    mean = layers.train()[1].running_mean.clone()
-    with torch.no_grad():
-        convolve(IMAGES, *layers)
-    assert not torch.equal(layers[1].running_mean, mean)
-
-
-@pytest.mark.skipif(not folding._supported(torch.float32), reason="oneDNN is missing")
-def test_folding_happens_where_onednn_is_there(layers):
-    folded(layers)
-    assert layers[0] in folding._FOLDED
+        network(IMAGES)
+    assert not torch.equal(network.bn1.running_mean, mean)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from facezoo.folding import convolve
+from facezoo.folding import convolve, fuse, fused
 
 DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet10t": (1, 1, 1, 1)}
 """Blocks per stage of the networks that this module builds."""
 WIDTHS = (64, 128, 256, 512)
+Step = Callable[..., Tensor]
 
 
 class ResNet(nn.Module):
@@ -55,13 +59,41 @@ class ResNet(nn.Module):
         """Compute the maps of the stem (0) and of stages (1 to 4), by timm's name."""
         if not (stop_early and intermediates_only):
             raise ValueError("this ResNet returns the intermediate maps only; leave the flags out")
-        x, maps = convolve(images, self.conv1, self.bn1), []
-        for index in range(max(indices) + 1):
-            if index:
-                x = self.get_submodule(f"layer{index}")(self.maxpool(x) if index == 1 else x)
+        x, maps = images, []
+        stages = fused(self, images, self._fused) or [self._stem, *self._layers()]
+        for index, stage in enumerate(stages[: max(indices) + 1]):
+            x = stage(self.maxpool(x) if index == 1 else x)
             if index in indices:
                 maps.append(x)
         return maps
+
+    def _stem(self, images: Tensor) -> Tensor:
+        return convolve(images, self.conv1, self.bn1)
+
+    def _layers(self) -> list[nn.Sequential]:
+        return [self.get_submodule(f"layer{number}") for number in range(1, 5)]  # type: ignore[misc]
+
+    def _fused(self) -> list[Step]:
+        """Return the stem and the stages as functions of fused convolutions."""
+        *first, last = self.conv1 if isinstance(self.conv1, nn.Sequential) else [self.conv1]
+        stem = [*first, fuse(last, self.bn1)]
+        stages = [[block.fused() for block in layer] for layer in self._layers()]
+
+        def run_stem(x: Tensor) -> Tensor:
+            x = x.contiguous(memory_format=torch.channels_last)
+            for step in stem:
+                x = step(x)
+            return x
+
+        def run_stage(x: Tensor, blocks: Any) -> Tensor:
+            for conv1, conv2, downsample in blocks:
+                shortcut = x
+                for step in downsample:
+                    shortcut = step(shortcut)
+                x = conv2(conv1(x), shortcut)
+            return x
+
+        return [run_stem, *(partial(run_stage, blocks=blocks) for blocks in stages)]
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute the pooled features (B, 512) of images (B, 3, H, W)."""
@@ -86,25 +118,19 @@ class _Block(nn.Module):
         if stride > 1:
             pool = [nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)] if pooled else []
             convolution = nn.Conv2d(inward, outward, 1, 1 if pooled else stride, bias=False)
-            self.downsample = _Folding(*pool, convolution, nn.BatchNorm2d(outward))
+            self.downsample = nn.Sequential(*pool, convolution, nn.BatchNorm2d(outward))
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
         return convolve(convolve(x, self.conv1, self.bn1), self.conv2, self.bn2, add=shortcut)
 
-
-class _Folding(nn.Sequential):
-    """Layers in a row, of which convolutions and their norms may be one step."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        layers = list(self)
-        while layers:
-            layer = layers.pop(0)
-            if layers and isinstance(layers[0], nn.BatchNorm2d):
-                x = convolve(x, layer, layers.pop(0), relu=False)
-            else:
-                x = layer(x)
-        return x
+    def fused(self) -> tuple[Step, Step, list[Step]]:
+        """Return both convolutions and the shortcut as fused steps; the second one adds."""
+        shortcut: list[Step] = []
+        if self.downsample is not None:
+            *pool, convolution, norm = self.downsample
+            shortcut = [*pool, fuse(convolution, norm, relu=False)]
+        return fuse(self.conv1, self.bn1), fuse(self.conv2, self.bn2, add=True), shortcut
 
 
 def _deep_stem() -> nn.Sequential:
@@ -115,4 +141,4 @@ def _deep_stem() -> nn.Sequential:
         layers.append(nn.Conv2d(widths[index], widths[index + 1], 3, stride, 1, bias=False))
         if index < 2:
             layers += [nn.BatchNorm2d(widths[index + 1]), nn.ReLU(inplace=True)]
-    return _Folding(*layers)
+    return nn.Sequential(*layers)
