@@ -1,4 +1,4 @@
-"""Parts that commands share."""
+"""Options that commands share, and groups that import a command when it runs."""
 
 from __future__ import annotations
 

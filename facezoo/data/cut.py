@@ -1,4 +1,4 @@
-"""Copies of packs with a few rows, to rehearse a recipe."""
+"""Copy a few rows of the packs, to test a training recipe in seconds."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Numbers that papers report: classification and verification, with their protocols."""
+"""Evaluation of checkpoints: metrics, probes, leakage, protocols and the benchmark."""

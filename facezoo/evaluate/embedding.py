@@ -1,4 +1,4 @@
-"""Results of a model for the images of a pack: on aligned crops, and on whole images."""
+"""Run a model on the images of a pack: on aligned crops, and on whole images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From pickled checkpoints to safetensors: the only module that opens a pickle.
+"""Convert pickled checkpoints to safetensors; no other module opens a pickle.
 
 ``weights_only=True`` lets torch build tensors and plain containers and nothing else. Before torch
 2.6 a crafted file could run code in spite of it (CVE-2025-32434).

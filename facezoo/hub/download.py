@@ -1,4 +1,4 @@
-"""One file from the Hugging Face Hub: its cache, a bounded wait, named errors."""
+"""Download a file from the Hugging Face Hub: with a cache, retries and clear errors."""
 
 from __future__ import annotations
 

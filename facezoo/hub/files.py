@@ -1,4 +1,4 @@
-"""From a card to its weights file: the package, the Hub cache, the Hub; SHA-256 verified."""
+"""Find the weights file of a card in the package, the cache or on the Hub; verify its SHA-256."""
 
 from __future__ import annotations
 

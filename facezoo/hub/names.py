@@ -1,4 +1,4 @@
-"""From the name of a checkpoint to its card: in the package, in a folder, on the Hub."""
+"""Find the card of a checkpoint by its name: in the package, in a folder or on the Hub."""
 
 from __future__ import annotations
 

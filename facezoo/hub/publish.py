@@ -1,4 +1,4 @@
-"""One Hub repository per checkpoint, made from card and weights; for maintainers."""
+"""Publish checkpoints as repositories on the Hugging Face Hub; for maintainers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights files: safetensors are read, checked against a module, and written."""
+"""Read and write weights files (safetensors), and load them into a module with checks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Meshes as models take them: read, aligned to the template, checked.
+"""Read meshes, check them, and align them to the template of a model.
 
 Letters: M meshes, N vertices, T triangles, K landmarks.
 """

@@ -1,4 +1,4 @@
-"""The record of a run: recipe, seed and data in, weights and card out."""
+"""Record the recipe, seed and data of a training run, and save its weights with a card."""
 
 from __future__ import annotations
 
