@@ -1,5 +1,6 @@
 """Tiny packs of noise in the layout of the real ones, and a detector that sees white squares."""
 
+import csv
 import io
 
 import numpy as np
@@ -179,6 +180,22 @@ def write_packs(folder):
     write_faces_wild(folder)
     write_negatives(folder)
     return folder
+
+
+def write_csv(path, tree, **columns):
+    """Write a table of the images in class folders; columns are functions of the row number."""
+    rows = [
+        {"file": str(file.relative_to(path.parent)), "label": file.parent.name}
+        for file in sorted(tree.rglob("*.png"))
+    ]
+    for name, value in columns.items():
+        for number, row in enumerate(rows):
+            row[name] = value(number)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
 
 
 def photo_of(*squares, height=200, width=200):

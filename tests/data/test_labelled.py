@@ -1,6 +1,5 @@
 """Labels from folders and tables, and the split into training and validation images."""
 
-import csv
 import json
 import shutil
 from pathlib import Path
@@ -10,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from packs import noise, png
+from packs import noise, png, write_csv
 from PIL import Image
 
 from facezoo.data.labelled import read_labelled
@@ -28,21 +27,6 @@ def tree(tmp_path_factory):
         for index in range(16):
             Image.fromarray(noise(16, rng)).save(root / word / f"{index:02d}.png")
     return root
-
-
-def write_csv(path, tree, **columns):
-    rows = [
-        {"file": str(file.relative_to(path.parent)), "label": file.parent.name}
-        for file in sorted(tree.rglob("*.png"))
-    ]
-    for name, value in columns.items():
-        for number, row in enumerate(rows):
-            row[name] = value(number)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
 
 
 def write_parquet(path, **columns):

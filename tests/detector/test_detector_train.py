@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from interrupting import interrupted
 from packs import write_faces_wild, write_groups, write_lfw, write_negatives
 
 from facezoo.models.face_detector import train as training
@@ -30,19 +31,6 @@ def packs(tmp_path):
     write_faces_wild(tmp_path)
     write_negatives(tmp_path)
     return tmp_path
-
-
-def interrupt_after(monkeypatch, steps):
-    """Interrupt after ``steps`` losses have been computed."""
-    calls, loss = [], training.detection_loss
-
-    def counted(*arguments):
-        calls.append(1)
-        if len(calls) > steps:
-            raise KeyboardInterrupt
-        return loss(*arguments)
-
-    monkeypatch.setattr(training, "detection_loss", counted)
 
 
 def differing(first, second):
@@ -77,21 +65,17 @@ def test_training_changes_every_parameter(packs):
 
 def test_an_interrupted_run_ends_at_the_same_weights(packs, monkeypatch):
     whole = train(CONFIG, packs, packs / "whole", seed=1, device=CPU)
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 3)
-        with pytest.raises(KeyboardInterrupt):
-            train(CONFIG, packs, packs / "run", seed=1, device=CPU, save_every=0.0)
-    interrupt_after(monkeypatch, 3)  # the first stage has one step left, the second two
+    loss, calls = training.detection_loss, []
+    with interrupted(monkeypatch, "detection_loss", training, after=3):
+        train(CONFIG, packs, packs / "run", seed=1, device=CPU, save_every=0.0)
+    monkeypatch.setattr(training, "detection_loss", lambda *a: calls.append(1) or loss(*a))
     resumed = train(CONFIG, packs, packs / "run", seed=1, device=CPU)
+    assert len(calls) == 3, "the first stage had one step left, the second two"
     assert differing(whole, resumed) == []
 
 
 def test_other_images_are_no_continuation(packs, tmp_path, monkeypatch):
-    def interrupted(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(training, "train", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(monkeypatch, "train", training):
         training.run(packs, tmp_path / "out", seed=0, device=CPU)
     write_negatives(packs, count=5)
     with pytest.raises(ValueError, match=r"begun with other data .*sha256 was"):

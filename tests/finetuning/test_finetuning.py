@@ -1,7 +1,6 @@
 """Fine-tuning: frozen parts, learning rates per layer, honest scores, a folder that loads."""
 
 import contextlib
-import csv
 import json
 import shutil
 from pathlib import Path
@@ -12,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
-from packs import noise
+from interrupting import interrupted
+from packs import noise, write_csv
 from PIL import Image
 from two_processes import launch
 
@@ -20,7 +20,7 @@ import facezoo
 from facezoo.cli.main import main
 from facezoo.errors import ImageError, NoFaceError
 from facezoo.evaluate.metrics import accuracy, scores
-from facezoo.finetuning import Finetuning, finetune, fit, loop, predict
+from facezoo.finetuning import Finetuning, finetune, fit, loop, predict, run
 from facezoo.finetuning.loop import Examples
 from facezoo.finetuning.run import _sample_confusions
 from facezoo.models.ipd_fer import IPDFER
@@ -61,21 +61,6 @@ def base(tmp_path_factory):
     torch.manual_seed(0)
     model = IPDFER(BACKBONE, 16, pose_backbone=None, decoder_size=None)
     return str(model.save_pretrained(tmp_path_factory.mktemp("base")))
-
-
-def write_csv(path, tree, **columns):
-    rows = [
-        {"file": str(file.relative_to(path.parent)), "label": file.parent.name}
-        for file in sorted(tree.rglob("*.png"))
-    ]
-    for name, value in columns.items():
-        for number, row in enumerate(rows):
-            row[name] = value(number)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
 
 
 def small():
@@ -337,12 +322,8 @@ def test_test_faces_are_reported_with_their_number_and_an_interval(tree, base, t
 
 
 def test_the_plan_is_printed_before_the_training(tree, base, tmp_path, monkeypatch, capsys):
-    def stop(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("facezoo.finetuning.run.fit", stop)
     path = write_csv(tree / "plan.csv", tree, split=lambda row: "train" if row % 4 else "test")
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(monkeypatch, "fit", run):
         finetune(path, tmp_path / "out", model=base, aligned=True, device="cpu")
     lines = capsys.readouterr().out.splitlines()
     assert [line.split() for line in lines[1:5]] == [

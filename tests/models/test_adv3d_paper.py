@@ -4,6 +4,7 @@ from functools import partial
 import pytest
 import torch
 from ict_pack import write_ict
+from interrupting import interrupted
 from mesh_trees import write_bu3dfe, write_coma, write_facescape
 
 from facezoo.hub.card import Card
@@ -82,12 +83,8 @@ def test_a_run_with_other_meshes_does_not_resume(source, folders, tmp_path, monk
     name = {"ict": "ict-paper"}.get(source, source)
     monkeypatch.setattr(command, "recipe", lambda _: small(name))
 
-    def interrupted(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(command.paper, "train", interrupted)
     again = partial(run, name, out=tmp_path / "out", seed=0, device=CPU)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(monkeypatch, "train", command.paper):
         again(folders(source))
     meshes = command.read_meshes(small(name), folders(source))
     other = replace(meshes, vertices=meshes.vertices + 1)
@@ -95,7 +92,7 @@ def test_a_run_with_other_meshes_does_not_resume(source, folders, tmp_path, monk
         patch.setattr(command, "read_meshes", lambda *_, **__: other)
         with pytest.raises(ValueError, match=r"begun with other data .*sha256 was"):
             again(folders(source))
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(monkeypatch, "train", command.paper):
         again(folders(source))
 
 

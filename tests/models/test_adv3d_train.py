@@ -1,8 +1,10 @@
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from ict_pack import write_ict
+from interrupting import interrupted
 
 from facezoo.data.ict import IctFaces
 from facezoo.evaluate.ict import CORRUPTIONS, as_metrics, benchmark
@@ -49,19 +51,8 @@ def trained(folder, out, recipe=SMALL):
 
 def test_an_interrupted_run_ends_at_the_same_weights(folder, tmp_path, monkeypatch):
     whole = trained(folder, tmp_path / "whole")
-    step = joint.Joint.train
-    calls = []
-
-    def interrupted(self, *arguments):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return step(self, *arguments)
-
-    train_joint = train.train_joint
-    monkeypatch.setattr(train, "train_joint", lambda *a: train_joint(*a, save_every=0))
-    monkeypatch.setattr(joint.Joint, "train", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(train, "train_joint", partial(train.train_joint, save_every=0))
+    with interrupted(monkeypatch, "descend", joint, after=6):
         trained(folder, tmp_path / "parts")
     resumed = trained(folder, tmp_path / "parts")
     for name, tensor in whole.items():
@@ -88,17 +79,13 @@ def test_a_recipe_leaves_weights_and_a_card_that_load(folder, tmp_path, recipe, 
 def test_a_run_with_other_modes_does_not_resume(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "recipe", lambda _: SMALL)
 
-    def interrupted(*_, **__):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(train, "train", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(monkeypatch, "train", train):
         command.run("ict", folder, tmp_path / "out", seed=0, device=CPU)
     (tmp_path / "other").mkdir()
     other = write_ict(tmp_path / "other", side=10)
     with pytest.raises(ValueError, match=r"begun with other data .*sha256 was"):
         command.run("ict", other, tmp_path / "out", seed=0, device=CPU)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(monkeypatch, "train", train):
         command.run("ict", folder, tmp_path / "out", seed=0, device=CPU)
 
 

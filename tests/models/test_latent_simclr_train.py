@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from interrupting import interrupted
 from packs import write_lfw
 from safetensors.torch import load_file
 
@@ -105,18 +106,8 @@ def test_an_interrupted_generator_ends_at_the_same_weights(tmp_path, monkeypatch
     keep_all = partial(adversarial.train_generator, save_every=0.0)
     monkeypatch.setattr(command, "train_generator", keep_all)
     whole = train(tmp_path, PARTS[0], "whole")
-    descend, calls = adversarial.descend, []
-
-    def interrupted(*arguments):
-        calls.append(1)
-        if len(calls) == 11:
-            raise KeyboardInterrupt
-        descend(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(adversarial, "descend", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            train(tmp_path, PARTS[0], "broken")
+    with interrupted(monkeypatch, "descend", adversarial, after=10):
+        train(tmp_path, PARTS[0], "broken")
     again = train(tmp_path, PARTS[0], "broken")
     assert again.read_bytes() == whole.read_bytes()
 
@@ -130,32 +121,16 @@ def test_an_interrupted_part_ends_at_the_same_weights(tmp_path, monkeypatch, par
         for before in PARTS[: PARTS.index(part)]:
             train(tmp_path, before, folder)
     whole = train(tmp_path, part, "whole")
-    descend, calls = simclr.descend, []
-
-    def interrupted(*arguments):
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        descend(*arguments)
-
-    with monkeypatch.context() as patch:
-        for module in (simclr, inversion):
-            patch.setattr(module, "descend", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            train(tmp_path, part, "broken")
+    with interrupted(monkeypatch, "descend", simclr, inversion, after=3):
+        train(tmp_path, part, "broken")
     again = train(tmp_path, part, "broken")
     first, second = (path.with_suffix(".safetensors").read_bytes() for path in (whole, again))
     assert first == second
 
 
 def test_a_run_with_other_images_does_not_resume(tmp_path, monkeypatch):
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(adversarial, "descend", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            train(tmp_path, "stylegan2")
+    with interrupted(monkeypatch, "descend", adversarial):
+        train(tmp_path, "stylegan2")
     begun = tmp_path.parent / f"{tmp_path.name}-begun"
     shutil.copytree(tmp_path, begun)
     write_lfw(tmp_path, train=12, val=4)

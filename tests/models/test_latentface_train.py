@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import timm
 import torch
+from interrupting import interrupted
 from packs import write_ferplus, write_lfw
 from PIL import Image
 
@@ -140,24 +141,12 @@ def test_an_interrupted_stage_ends_at_the_same_weights(chosen, data, tmp_path, m
     broken = tmp_path / "broken"
     for before in range(1, stage):
         train(broken, stage=str(before))
-    descend, calls = stage1.descend, []
-
-    def interrupted(*arguments):
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        descend(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(stage1, "descend", interrupted)
-        patch.setattr(stage2, "descend", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            train(broken, stage=str(stage))
+    with interrupted(monkeypatch, "descend", stage1, stage2, after=3):
+        train(broken, stage=str(stage))
     again = train(broken, stage=str(stage))
     name = {1: whole.name, 2: "latentface.lfw.safetensors"}[stage]
     first, second = (path.with_name(name).read_bytes() for path in (whole, again))
     assert first == second
-    assert len(calls) == 4
 
 
 def test_a_run_with_other_images_does_not_resume(chosen, data, tmp_path, monkeypatch):
@@ -166,14 +155,8 @@ def test_a_run_with_other_images_does_not_resume(chosen, data, tmp_path, monkeyp
     write_lfw(other, train=10, val=4)
     train = partial(run, out=out, seed=1, device=CPU, name="compact")
 
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(stage1, "descend", interrupted)
-        patch.setattr(stage2, "descend", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            train(data, stage="1")
+    with interrupted(monkeypatch, "descend", stage1):
+        train(data, stage="1")
     with pytest.raises(ValueError, match=r"stage1 was begun with other data .*sha256 was"):
         train(other, stage="1")
     train(data, stage="1")
@@ -188,12 +171,8 @@ def test_folders_of_images_are_distinguished(chosen, tmp_path, monkeypatch):
             (folder / "person").mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (40, 40)).save(folder / "person" / f"{number}.png")
 
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(command, "read_face_crops", interrupted)
     train = partial(run, out=tmp_path / "runs", stage="1", seed=1, device=CPU, name="compact")
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(monkeypatch, "read_face_crops", command):
         train(folders[0])
     with pytest.raises(ValueError, match="files was 3 and is now 4"):
         train(folders[1])

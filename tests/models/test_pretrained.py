@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from hub_server import TinyFace, card_mapping, same_tensors, use_tiny_families
+from interrupting import interrupted
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils import parameters_to_vector, parametrizations, prune
@@ -122,13 +123,8 @@ def test_saving_over_a_checkpoint_leaves_the_old_one_or_the_new_one(tmp_path, mo
     with torch.no_grad():
         model.head.bias += 1
 
-    def interrupted(card):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Card, moment, interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            model.save_pretrained(saved)
+    with interrupted(monkeypatch, moment, Card):
+        model.save_pretrained(saved)
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
     model.save_pretrained(saved)
     assert same_tensors(facezoo.load(saved, **CPU), model)

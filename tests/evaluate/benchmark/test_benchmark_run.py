@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from colors import ColorModel, write_color_packs
+from interrupting import interrupted
 from packs import write_lfw
 
 import facezoo
@@ -258,17 +259,8 @@ def test_cached_features_of_other_images_are_not_used(packs, tmp_path):
 
 
 def test_it_resumes_after_an_interruption(packs, tmp_path, brief, monkeypatch):
-    out, score_features = tmp_path / "out", run.score_features
-    calls = []
-
-    def interrupted(*arguments):
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return score_features(*arguments)
-
-    monkeypatch.setattr(run, "score_features", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    out = tmp_path / "out"
+    with interrupted(monkeypatch, "score_features", run, after=1):
         facezoo.benchmark(own={"mine": two}, data=packs, out=out, device="cpu")
     entry = json.loads((out / "benchmark.json").read_text(encoding="utf-8"))["models"]["mine"]
     assert set(entry["scores"]) == {"expression"}
