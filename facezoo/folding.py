@@ -21,8 +21,8 @@ class Watch:
     """A memory of tensors that notices if they were replaced or changed, also through ``.data``."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        flat = (t.detach().as_strided((t.numel(),), (1,)) for t in tensors)
         # The views hold the memory, so that no other tensors can have its address.
+        flat = [t.detach().as_strided((t.numel(),), (1,)) for t in tensors]
         views = [t.view(INTEGERS[t.itemsize]).numpy() for t in flat]
         self._samples = [view[:: max(1, len(view) // SAMPLES)] for view in views]
         self._state = self._read(tensors)
@@ -81,9 +81,10 @@ def fused(network: nn.Module, x: Tensor, build: Callable[[], Built]) -> Built | 
     entry = _FUSED.get(network)
     if entry is None or entry[0] != modules[1:] or not entry[1].unchanged(tensors):
         kinds = {(type(w), w.dtype) for w in weights}
-        if kinds != {(nn.Parameter, x.dtype)} or not _supported(x.dtype):
+        places = {(t.device.type, t.is_inference()) for t in tensors}
+        if kinds != {(nn.Parameter, x.dtype)} or places != {("cpu", False)}:
             return None
-        if any(t.is_inference() or t.device.type != "cpu" for t in tensors):
+        if not _supported(x.dtype):
             return None
         # Tensors from outside of inference mode serve everywhere.
         with torch.inference_mode(False), torch.no_grad():

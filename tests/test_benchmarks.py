@@ -15,8 +15,10 @@ from packs import face_at, write_ferplus, write_groups, write_lfw, write_packs, 
 from PIL import Image
 
 from facezoo.models.ipd_fer import IPDFER, losses
+from facezoo.preprocess import pipeline
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+PORTRAIT = BENCHMARKS.parent / "examples" / "portraits" / "grace_hopper.jpg"
 
 
 @pytest.fixture(autouse=True)
@@ -203,3 +205,15 @@ def test_other_detectors_are_measured_by_the_same_protocol(tmp_path, monkeypatch
 def test_the_own_detector_is_among_those_at_hand():
     photos = [torch.zeros(64, 64, 3, dtype=torch.uint8)]
     assert len(benchmark("detectors").finders()["facezoo"](photos)) == 0
+
+
+@pytest.mark.parametrize(
+    ("journey", "most_calls", "most_files"),
+    [("first", 900, 20), ("encode", 470, 16), ("extract", 660, 26)],
+)
+def test_one_image_makes_few_calls_in_few_files(journey, most_calls, most_files):
+    script = benchmark("calls")
+    pipeline.load_detector.cache_clear()
+    calls = script.calls_of(journey, str(PORTRAIT))
+    assert calls.total() <= most_calls, calls.most_common(12)
+    assert len(script.by_file(calls)) <= most_files, script.by_file(calls)
