@@ -8,7 +8,6 @@ are read later, by ``facezoo.geometry.mesh_files.read_mesh`` with ``units``.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,23 +137,6 @@ def read_facescape(root: str | Path, seed: int = 0) -> MeshSet:
         split = "test" if identity in test else "train"
         rows.append(MeshRow(path, identity, match["expression"], split))
     return MeshSet(tuple(rows), "mm")
-
-
-def neutral_of(rows: list[MeshRow]) -> dict[str, MeshRow]:
-    """Find the neutral mesh of each identity.
-
-    Raises:
-        ValueError: if an identity has none or several.
-    """
-    neutrals = [row for row in rows if row.expression == "neutral"]
-    counts = Counter(row.identity for row in neutrals)
-    single = {name for name, count in counts.items() if count == 1}
-    if wrong := sorted({row.identity for row in rows} - single):
-        raise ValueError(
-            f"{len(wrong)} identities do not have exactly one neutral mesh, such as {wrong[0]}; "
-            "remove their meshes"
-        )
-    return {row.identity: row for row in neutrals}
 
 
 def simplification(template: Mesh, vertices: int = FACESCAPE_VERTICES) -> tuple[Tensor, Tensor]:

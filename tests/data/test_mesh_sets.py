@@ -7,7 +7,6 @@ from ict_pack import grid_triangles
 from facezoo.data.mesh_sets import (
     MeshSet,
     _snap,
-    neutral_of,
     read_bu3dfe,
     read_coma,
     read_facescape,
@@ -48,7 +47,7 @@ def test_bu3dfe_tests_on_the_first_ten_identities(tmp_path):
     assert {row.identity for row in data.part("test")} == set(people[:10])
     happy = next(row for row in data.rows if row.expression == "happiness")
     assert happy.level == 3
-    assert set(neutral_of(data.part("train"))) == set(people[10:])
+    assert {row.identity for row in data.part("train")} == set(people[10:])
 
 
 def test_facescape_draws_its_test_identities_once(tmp_path):
@@ -71,15 +70,6 @@ def test_a_name_that_is_not_of_the_set_is_named(tmp_path):
         read_bu3dfe(touch(tmp_path / "bu", "F0001/F0001_XX01WH_F3D.obj"))
     with pytest.raises(ValueError, match=r"smile\.obj is not a file of FaceScape"):
         read_facescape(touch(tmp_path / "fs", "1/models_reg/smile.obj"))
-
-
-def test_a_identity_without_a_neutral_is_named(tmp_path):
-    names = ["1/models_reg/1_neutral.obj", "2/models_reg/2_smile.obj"]
-    rows = list(read_facescape(touch(tmp_path, *names)).rows)
-    with pytest.raises(
-        ValueError, match="1 identities do not have exactly one neutral mesh, such as 2"
-    ):
-        neutral_of(rows)
 
 
 def test_an_empty_part_raises_an_error():

@@ -80,40 +80,6 @@ def test_images_have_the_size_of_the_crops_and_keep_gradients(model, batch, name
     assert batch.grad.abs().sum() > 0
 
 
-def test_maps_have_the_documented_ranges(model, batch):
-    depth, albedo, normals = (
-        getattr(model, name)(batch) for name in ("depth_maps", "albedo_maps", "normal_maps")
-    )
-    assert depth.shape == (2, 64, 64)
-    assert 0.9 <= depth.min() <= depth.max() <= 1.1
-    assert albedo.shape == (2, 3, 64, 64)
-    assert albedo.abs().max() <= 1
-    assert normals.shape == (2, 64, 64, 3)
-    lengths = normals.norm(dim=-1)
-    assert 0.99 < lengths.min() <= lengths.max() <= 1.001
-
-
-def test_a_frontal_face_is_turned_by_nothing_and_fills_the_image(model, batch):
-    frontal = model.frontalize_crops(batch)
-    torch.testing.assert_close(frontal, model.rotate_crops(batch, yaw=0.0))
-    left, right = (model.rotate_crops(batch, yaw=yaw) for yaw in (0.4, -0.4))
-    assert not torch.allclose(left, frontal)
-    assert not torch.allclose(left, right)
-    assert not torch.allclose(model.rotate_crops(batch, 0.0, pitch=0.3), frontal)
-
-
-def test_relighting_keeps_the_face_and_changes_its_brightness(model, batch):
-    own = model.embed_latents(batch).light
-    torch.testing.assert_close(model.relight_crops(batch, own), model.reconstruct_crops(batch))
-    dark = model.relight_crops(batch, torch.tensor([-1.0, -1, 0, 0]))
-    bright = model.relight_crops(batch, torch.tensor([1.0, -1, 0, 0]))
-    drawn = model.draw(model.embed_latents(batch)).mask.expand_as(dark)
-    torch.testing.assert_close(dark[drawn], torch.full_like(dark[drawn], -1.0))
-    assert (bright[drawn] >= dark[drawn]).all()
-    with pytest.raises(ValueError, match=r"\(4,\) or \(2, 4\), got \(3, 4\)"):
-        model.relight_crops(batch, torch.zeros(3, 4))
-
-
 def test_a_neutral_face_is_decoded_from_the_identity(model, batch):
     latents = model.embed_latents(batch)
     wanted = model.draw(model.identity_latents(latents)).image

@@ -62,7 +62,9 @@ def test_maps_have_the_documented_shapes_and_ranges(model, crops):
     depth = model.depth(list(crops), aligned=True, batch_size=2)
     assert depth.shape == (3, 64, 64)
     assert 0.9 <= depth.min() < depth.max() <= 1.1
-    assert model.normals(list(crops), aligned=True).shape == (3, 64, 64, 3)
+    normals = model.normals(list(crops), aligned=True)
+    assert normals.shape == (3, 64, 64, 3)
+    assert 0.99 < normals.norm(dim=-1).min() <= normals.norm(dim=-1).max() <= 1.001
     albedo = model.albedo(list(crops), aligned=True)
     assert albedo.shape == (3, 3, 64, 64)
     assert 0 <= albedo.min() < albedo.max() <= 1
@@ -77,6 +79,9 @@ def test_light_from_the_left_brightens_what_looks_to_the_left(model, crops):
     assert not torch.allclose(left, right, atol=0.01)
     for light in ([-1, 1, 0.9, 0], np.array([-1, 1, 0.9, 0])):
         assert torch.equal(model.relight(list(crops), light, aligned=True), left)
+    own = model.encode(crops[0], aligned=True).light[0]
+    same = model.relight(crops[0], own, aligned=True)
+    torch.testing.assert_close(same, model.reconstruct(crops[0], aligned=True))
     dark = model.relight(list(crops), torch.tensor([-1.0, -1.0, 0.0, 0.0]), aligned=True)
     assert dark.max() <= 0.5  # black, and grey beside the face
     with pytest.raises(ValueError, match=r"light must be \(4,\)"):
@@ -86,7 +91,10 @@ def test_light_from_the_left_brightens_what_looks_to_the_left(model, crops):
 def test_a_face_that_is_not_turned_is_the_frontal_one(model, crops):
     frontal = model.frontalize(list(crops), aligned=True)
     torch.testing.assert_close(model.rotate(list(crops), 0.0, aligned=True), frontal)
-    assert not torch.allclose(model.rotate(list(crops), 0.4, -0.2, aligned=True), frontal)
+    left, right = (model.rotate(list(crops), yaw, aligned=True) for yaw in (0.4, -0.4))
+    assert not torch.allclose(left, frontal)
+    assert not torch.allclose(left, right)
+    assert not torch.allclose(model.rotate(list(crops), 0.0, 0.3, aligned=True), frontal)
 
 
 def test_a_mesh_is_the_depth_map_seen_from_the_front(model, crops):

@@ -281,51 +281,6 @@ class LatentFaceStages(DecodingModel):
             self.reject("neutralize")
         return self.draw(self.neutral_latents(self.embed_latents(images))).image
 
-    def relight_crops(self, images: Tensor, light: Tensor) -> Tensor:
-        """Render faces in another light; see ``reconstruct_crops``.
-
-        Args:
-            images: aligned, normalized crops, (B, 3, S, S).
-            light: ambient, diffuse, dx, dy, each in [-1, 1], (4,) or (B, 4); see ``Latents.light``.
-
-        Raises:
-            ValueError: if ``light`` has another shape.
-        """
-        latents = self.embed_latents(images)
-        if tuple(light.shape) not in ((4,), tuple(latents.light.shape)):
-            raise ValueError(
-                f"light must be (4,) or {tuple(latents.light.shape)}, got {tuple(light.shape)}"
-            )
-        return self.draw(
-            replace(latents, light=light.to(latents.light).expand_as(latents.light))
-        ).image
-
-    def rotate_crops(self, images: Tensor, yaw: float, pitch: float = 0.0) -> Tensor:
-        """Render faces turned away from the front; see ``reconstruct_crops``.
-
-        Args:
-            images: aligned, normalized crops, (B, 3, S, S).
-            yaw: radians; positive turns the nose to the left of the image.
-            pitch: radians; positive turns the nose down.
-        """
-        latents = self.embed_latents(images)
-        view = latents.view.new_tensor([pitch, yaw, 0, 0, 0, 0]).expand_as(latents.view)
-        return self.draw(replace(latents, view=view)).image
-
-    # --- maps -------------------------------------------------------------------------------------
-
-    def depth_maps(self, images: Tensor) -> Tensor:
-        """Compute canonical depth in [0.9, 1.1], (B, S, S), of prepared crops, (B, 3, S, S)."""
-        return self.decode_depth(self.embed_latents(images))
-
-    def albedo_maps(self, images: Tensor) -> Tensor:
-        """Compute the canonical albedo of prepared crops, in [-1, 1], (B, 3, S, S)."""
-        return self.decode_albedo(self.embed_latents(images))
-
-    def normal_maps(self, images: Tensor) -> Tensor:
-        """Compute canonical normals, (B, S, S, 3); they point away from the camera."""
-        return self.renderer.normals(self.depth_maps(images))
-
     def confidence(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Compute σ_p and σ_f of prepared crops; see ``ConfidenceNetwork.forward``.
 
