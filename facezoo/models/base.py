@@ -429,21 +429,6 @@ class FaceModel(Freezable, Model):
         result = concatenate(parts)
         return result if complete else fill_rows(result, known)
 
-    def _weight(self) -> nn.Parameter:
-        """Return the first parameter.
-
-        Raises:
-            ValueError: if it is on the meta device, which holds no numbers.
-        """
-        weight = next(self.parameters())
-        if weight.is_meta:
-            raise ValueError(
-                f"the weights of this {self.model_name} are on the meta device; load them with "
-                "facezoo.load(), or remove offloading by accelerate.hooks.remove_hook_from_module("
-                "model, recurse=True)"
-            )
-        return weight
-
 
 def check_shape(images: Tensor, shape: tuple[int, int, int], name: str = "images") -> None:
     """Reject anything but a batch of prepared crops, (B, *shape)."""

@@ -70,6 +70,21 @@ class Model(nn.Module, Pretrained):
         """
         raise UnsupportedError(explain_missing(self, name))
 
+    def _weight(self) -> nn.Parameter:
+        """Return the first parameter.
+
+        Raises:
+            ValueError: if it is on the meta device, which holds no numbers.
+        """
+        weight = next(self.parameters())
+        if weight.is_meta:
+            raise ValueError(
+                f"the weights of this {self.model_name} are on the meta device; load them with "
+                "facezoo.load(), or remove offloading by accelerate.hooks.remove_hook_from_module("
+                "model, recurse=True)"
+            )
+        return weight
+
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
