@@ -110,9 +110,9 @@ def fuse(
     Returns:
         A function of maps (B, C, H, W), channels last in memory, and of the maps to add.
     """
+    plain = type(convolution) is nn.Conv2d and type(norm) is nn.BatchNorm2d
     if (
-        type(convolution) is not nn.Conv2d
-        or type(norm) is not nn.BatchNorm2d
+        not plain
         or convolution.out_channels % 64
         or isinstance(convolution.padding, str)
         or convolution.padding_mode != "zeros"
@@ -129,7 +129,11 @@ def fuse(
     options |= {"W": _packed(weight, *geometry), "B": bias}
     operator, activation = torch.ops.mkldnn._convolution_pointwise, "relu" if relu else None
     if add:
-        last = {"unary_attr": activation, "unary_scalars": [], "unary_algorithm": ""}
+        last: dict[str, Any] = {
+            "unary_attr": activation,
+            "unary_scalars": [],
+            "unary_algorithm": "",
+        }
         return partial(operator.binary, binary_attr="add", alpha=1.0, **options, **last)
     return partial(operator, attr=activation or "none", scalars=[], algorithm="", **options)
 

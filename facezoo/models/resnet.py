@@ -77,7 +77,8 @@ class ResNet(nn.Module):
         """Return the stem and the stages as functions of fused convolutions."""
         *first, last = self.conv1 if isinstance(self.conv1, nn.Sequential) else [self.conv1]
         stem = [*first, fuse(last, self.bn1)]
-        stages = [[block.fused() for block in layer] for layer in self._layers()]
+        layers: list[Any] = self._layers()
+        stages = [[block.fused() for block in layer] for layer in layers]
 
         def run_stem(x: Tensor) -> Tensor:
             x = x.contiguous(memory_format=torch.channels_last)
@@ -114,7 +115,7 @@ class _Block(nn.Module):
         self.bn1 = nn.BatchNorm2d(outward)
         self.conv2 = nn.Conv2d(outward, outward, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(outward)
-        self.downsample: nn.Module | None = None
+        self.downsample: nn.Sequential | None = None
         if stride > 1:
             pool = [nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)] if pooled else []
             convolution = nn.Conv2d(inward, outward, 1, 1 if pooled else stride, bias=False)
@@ -126,10 +127,8 @@ class _Block(nn.Module):
 
     def fused(self) -> tuple[Step, Step, list[Step]]:
         """Return both convolutions and the shortcut as fused steps; the second one adds."""
-        shortcut: list[Step] = []
-        if self.downsample is not None:
-            *pool, convolution, norm = self.downsample
-            shortcut = [*pool, fuse(convolution, norm, relu=False)]
+        shortcut: list[Step] = [] if self.downsample is None else [*self.downsample]
+        shortcut[-2:] = [fuse(*shortcut[-2:], relu=False)] if shortcut else []
         return fuse(self.conv1, self.bn1), fuse(self.conv2, self.bn2, add=True), shortcut
 
 
