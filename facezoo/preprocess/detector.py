@@ -11,14 +11,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-
-from facezoo.folding import convolve
 
 DETECTOR = "face-detector"
 """Name of the family in ``hub.card``."""
@@ -27,26 +25,20 @@ BASES = (40.0, 80.0, 160.0, 320.0)
 """Typical side of a level's faces in pixels; the head's outputs are in this unit."""
 
 
-class _Conv(nn.Sequential):
-    """A convolution, its batch norm until that is folded, and a ReLU."""
-
-    def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        stride: int = 1,
-        groups: int = 1,
-        kernel: int = 3,
-        relu: bool = True,
-    ) -> None:
-        super().__init__(
-            nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
-            nn.BatchNorm2d(outputs),
-        )
-        self.relu = relu
-
-    def forward(self, x: Tensor) -> Tensor:
-        return convolve(x, self[0], self[1] if len(self) > 1 else None, relu=self.relu)
+def _conv(
+    inputs: int,
+    outputs: int,
+    stride: int = 1,
+    groups: int = 1,
+    kernel: int = 3,
+    relu: bool = True,
+) -> nn.Sequential:
+    """Build a convolution, its batch norm until that is folded, and a ReLU."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(outputs),
+        *([nn.ReLU(inplace=True)] if relu else []),
+    )
 
 
 class _Separable(nn.Module):
@@ -55,7 +47,7 @@ class _Separable(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            _Conv(width, width, groups=width, relu=False), _Conv(width, width, kernel=1)
+            _conv(width, width, groups=width, relu=False), _conv(width, width, kernel=1)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -108,17 +100,17 @@ class FaceDetector(nn.Module):
     def __init__(self, width: int = 48) -> None:
         super().__init__()
         stem, coarse = width * 2 // 3, width * 2
-        self.stem = nn.Sequential(_Conv(3, stem // 2, 2), _Conv(stem // 2, stem, 2))
+        self.stem = nn.Sequential(_conv(3, stem // 2, 2), _conv(stem // 2, stem, 2))
         self.stages = nn.ModuleList(
             [
-                nn.Sequential(_Conv(stem, width, 2), _Separable(width), _Separable(width)),
-                nn.Sequential(_Conv(width, coarse, 2), _Conv(coarse, coarse), _Separable(coarse)),
-                nn.Sequential(_Conv(coarse, coarse, 2), _Separable(coarse), _Separable(coarse)),
-                nn.Sequential(_Conv(coarse, coarse, 2), _Separable(coarse), _Separable(coarse)),
+                nn.Sequential(_conv(stem, width, 2), _Separable(width), _Separable(width)),
+                nn.Sequential(_conv(width, coarse, 2), _conv(coarse, coarse), _Separable(coarse)),
+                nn.Sequential(_conv(coarse, coarse, 2), _Separable(coarse), _Separable(coarse)),
+                nn.Sequential(_conv(coarse, coarse, 2), _Separable(coarse), _Separable(coarse)),
             ]
         )
         self.laterals = nn.ModuleList(
-            _Conv(inputs, width, kernel=1) for inputs in (width, coarse, coarse, coarse)
+            _conv(inputs, width, kernel=1) for inputs in (width, coarse, coarse, coarse)
         )
         self.heads = nn.ModuleList(_Head(width) for _ in STRIDES)
 
@@ -165,9 +157,9 @@ class FaceDetector(nn.Module):
         Outputs change by rounding alone. The weights of the norms are gone.
         """
         for layer in list(self.modules()):
-            if isinstance(layer, _Conv) and len(layer) > 1:
-                convolution = cast(nn.Conv2d, layer[0].eval())
-                layer[0] = fuse_conv_bn_eval(convolution, cast(nn.BatchNorm2d, layer[1].eval()))
+            parts = list(layer.children())[:2] if isinstance(layer, nn.Sequential) else []
+            if list(map(type, parts)) == [nn.Conv2d, nn.BatchNorm2d]:
+                layer[0] = fuse_conv_bn_eval(*(part.eval() for part in parts))
                 del layer[1]
         return self.eval()
 
