@@ -60,9 +60,9 @@ def check_images(images: Sequence[Tensor], faces: Faces, first: int = 0) -> None
 
 def _pixels(image: Tensor) -> Tensor:
     """Return pixels from the middle of each cell of a grid, (GRID, GRID, 3)."""
-    cells = 2 * torch.arange(GRID) + 1
+    cells = 2 * torch.arange(GRID, device=image.device) + 1
     rows, columns = (cells * side // (2 * GRID) for side in image.shape[:2])
-    return image[rows.to(image.device)[:, None], columns.to(image.device)]
+    return image[rows[:, None], columns]
 
 
 def _difference(first: Signature, second: Signature) -> float:
