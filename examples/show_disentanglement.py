@@ -19,7 +19,7 @@ def columns(model, images: list[Path]) -> dict[str, torch.Tensor]:
     """Compute the faces by the name of the method, RGB in [0, 1], (F, 3, S, S) each."""
     able = model.capabilities()
     shown = {"image": facezoo.plot.crops(model, images)}
-    if not model.keeps_detail:
+    if not model.keeps_detail and "rotate" not in able:
         shown["reconstruct"] = model.reconstruct(images)
     if "neutralize" in able:
         shown["neutralize"] = model.neutralize(images)

@@ -19,7 +19,7 @@ PORTRAITS = sorted((Path(__file__).parent / "portraits").glob("*.jpg"))
 
 def columns(model, images: list[Path]) -> dict[str, torch.Tensor]:
     """Images of every face by title, RGB in [0, 1], (F, 3, S, S)."""
-    decoded = {"detail": False} if model.keeps_detail else {}
+    decoded = {} if model.keeps_detail is None else {"detail": False}
     return {
         "crop": plot.crops(model, images),
         "identity": model.frontalize(images),

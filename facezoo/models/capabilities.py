@@ -42,8 +42,8 @@ class Model(nn.Module, Pretrained):
     """All methods of ``CAPABILITIES`` that the family has."""
     absent: Mapping[str, str] = {}
     """Capabilities of the family that this configuration lacks, with the reason."""
-    keeps_detail: ClassVar[bool] = False
-    """True if ``neutralize`` and ``transfer_expression`` take ``detail``."""
+    keeps_detail: ClassVar[bool | None] = None
+    """Default of ``detail`` in ``neutralize`` and ``transfer_expression``; None if they lack it."""
     architecture: dict[str, Any]
     labels: tuple[str, ...] = ()
     card: Card | None = None

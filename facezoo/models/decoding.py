@@ -36,18 +36,19 @@ class DecodingModel(FaceModel):
         return self._encode_crops(images, self.stage("reconstruct"), ImageOptions(**options))
 
     def neutralize(
-        self, images: Images, *, detail: bool = True, **options: Unpack[ImageKeywords]
+        self, images: Images, *, detail: bool | None = None, **options: Unpack[ImageKeywords]
     ) -> Tensor:
         """Remove the expression of the faces; see ``reconstruct``.
 
         Args:
             images: one image or several.
             detail: apply what the decoder changes to the crops, which keeps their detail, see
-                ``facezoo.models.detail``; False returns what it decodes from the features alone.
+                ``facezoo.models.detail``; False returns what it decodes from the features alone;
+                None for the model's ``keeps_detail``.
             **options: see ``encode_expression``.
         """
         before, after = self.stage("reconstruct"), self.stage("neutralize")
-        if not detail:
+        if not (self.keeps_detail if detail is None else detail):
             return self._encode_crops(images, after, ImageOptions(**options))
 
         def edit(crops: Tensor) -> Tensor:

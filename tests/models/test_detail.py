@@ -59,19 +59,23 @@ def test_results_stay_in_range():
 
 
 @pytest.mark.parametrize("name", ["ipd-fer", "latentface"])
-def test_methods_keep_detail_unless_asked_for_the_decoded_image(name):
+def test_methods_return_edited_crops_and_decoded_images(name):
     model = facezoo.load(name, device="cpu")
     size = model.preprocessing.size
     images = list(np.random.default_rng(0).integers(0, 255, (2, size, size, 3), dtype=np.uint8))
     crops = torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image in images]) / 255
     decoded = model.neutralize(images, aligned=True, detail=False)
     own = model.reconstruct(images, aligned=True)
-    neutral = model.neutralize(images, aligned=True)
+    neutral = model.neutralize(images, aligned=True, detail=True)
     torch.testing.assert_close(neutral, keep_detail(crops, own, decoded), rtol=0, atol=1e-4)
-    same = model.transfer_expression(images[::-1], images, strength=0, aligned=True)
+    same = model.transfer_expression(images[::-1], images, strength=0, aligned=True, detail=True)
     torch.testing.assert_close(same, crops, rtol=0, atol=1e-4)
     twice = model.transfer_expression(images, images, strength=2, aligned=True, detail=False)
     torch.testing.assert_close(twice, own, rtol=0, atol=1e-4)
     swapped = model.transfer_expression(images[::-1], images, aligned=True, detail=False)
-    edited = model.transfer_expression(images[::-1], images, aligned=True)
+    edited = model.transfer_expression(images[::-1], images, aligned=True, detail=True)
     torch.testing.assert_close(edited, keep_detail(crops, own, swapped), rtol=0, atol=1e-4)
+    by_default = model.transfer_expression(images[::-1], images, aligned=True)
+    assert torch.equal(by_default, edited if name == "ipd-fer" else swapped)
+    by_default = model.neutralize(images, aligned=True)
+    assert torch.equal(by_default, neutral if name == "ipd-fer" else decoded)

@@ -244,7 +244,7 @@ class _Run:
         features = features_of(other, self.packs, self.cache, [LFW_TRAIN])
         assert entry.model is not None
         numbers: Numbers = {}
-        for detail in (False, True) if entry.model.keeps_detail else (False,):
+        for detail in (False,) if entry.model.keeps_detail is None else (False, True):
             swap = swaps(entry, self.packs, detail=detail)
             scores = judge_swaps(swap, entry.preprocessing, other, features, self.packs)
             if detail:

@@ -65,13 +65,13 @@ def swaps(entry: Entry, packs: Packs, seed: int = 0, *, detail: bool = False) ->
         entry: of a model that can transfer expressions.
         packs: the data.
         seed: seed of the order.
-        detail: let a model that ``keeps_detail`` edit the crops, instead of decoding its features
+        detail: let a model that can keep detail edit the crops, instead of decoding its features
             alone.
     """
     transfer = transfer_of(entry.model)
     assert transfer is not None
     assert entry.model is not None
-    options = {"detail": detail} if entry.model.keeps_detail else {}
+    options = {} if entry.model.keeps_detail is None else {"detail": detail}
     split = packs.splits[LONDON]
     twins, sources, expressions = partners(split, seed)
     crops = aligned_crops(split.table, entry.preprocessing.template, entry.preprocessing.size)

@@ -258,7 +258,7 @@ class IPDFER(DecodingModel):
         target: Images,
         *,
         strength: float = 1.0,
-        detail: bool = True,
+        detail: bool | None = None,
         **options: Unpack[ImageKeywords],
     ) -> Tensor:
         """Give the faces of ``target`` the expression of ``source``.
@@ -292,10 +292,11 @@ class IPDFER(DecodingModel):
         def decode(rows: dict[str, Tensor]) -> Tensor:
             own = rows["identity"] + rows["expression"]
             after = self.decode(own + rows["change"])
-            if not detail:
+            if not keep:
                 return self.to_unit(after)
             return self.edited(rows["crops"], self.decode(own), after)
 
+        keep = self.keeps_detail if detail is None else detail
         checked = ImageOptions(**(ONE_FACE | options))
         stages = (self.embed_expression, of_target)
         expression, targets = self._encode_pairs(source, target, stages, checked)

@@ -30,7 +30,7 @@ class LatentFace(LatentFaceStages):
     same identity; ``identity_latents`` takes other noise.
     """
 
-    keeps_detail = True
+    keeps_detail = False
     provides = (
         *("encode", "encode_expression", "encode_identity", "encode_pose", "encode_factors"),
         *("reconstruct", "neutralize", "frontalize", "transfer_expression"),
@@ -163,7 +163,7 @@ class LatentFace(LatentFaceStages):
         target: Images,
         *,
         strength: float = 1.0,
-        detail: bool = True,
+        detail: bool | None = None,
         **options: Unpack[ImageKeywords],
     ) -> Tensor:
         """Give the faces of ``target`` the expression of ``source``.
@@ -202,10 +202,11 @@ class LatentFace(LatentFaceStages):
             latents = rows["latents"]
             texture, shape = (latents.codes + rows["change"]).chunk(2, -1)
             after = self.draw(replace(latents, texture=texture, shape=shape)).image
-            if not detail:
+            if not keep:
                 return self.to_unit(after)
             return self.edited(rows["crops"], self.draw(latents).image, after)
 
+        keep = self.keeps_detail if detail is None else detail
         checked = ImageOptions(**(ONE_FACE | options))
         expression, targets = self._encode_pairs(source, target, (of_source, of_target), checked)
         check_pairs(len(expression), len(targets["neutral"]))

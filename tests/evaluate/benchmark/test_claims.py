@@ -67,6 +67,12 @@ def test_ipd_fer_moves_expressions_for_every_judge():
         assert judge["expression taken"] > 70
         assert judge["neutral"] > 95
         assert judge["identity, neutralized"] > 85
+        edited = judge["edited"]
+        assert edited["identity kept"] > 95
+        assert edited["expression taken"] > 78
+        assert edited["expression taken"] > judge["expression, photographs"]
+        assert edited["neutral"] > 95
+        assert edited["identity, neutralized"] > 95
 
 
 @measured(IPD)

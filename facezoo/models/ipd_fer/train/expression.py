@@ -270,7 +270,7 @@ def reclassify(
         loss.backward()
         return loss
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    optimizer.step(closure)
     if recipe.calibrated:
         calibrate(model, next(iter(val.values())), device)
     return model.cpu()
