@@ -58,7 +58,7 @@ def test_take_apart_portraits_draws_five_columns_of_every_face(tmp_path, capsys)
     assert "2 faces, 5 columns" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("name", "columns"), [("ipd-fer", 4), ("latentface", 5)])
+@pytest.mark.parametrize(("name", "columns"), [("ipd-fer", 3), ("latentface", 5)])
 def test_show_disentanglement_draws_a_column_per_method(name, columns, tmp_path):
     small = "test_resnet.r160_in1k"
     sizes = {
