@@ -167,11 +167,11 @@ def build() -> Any:
         @wraps(function)
         def run(*values: Any) -> Any:
             if not all(values[place] for place in files):
-                raise gr.Error("first choose a file, or take a picture")
+                raise gr.Error("first choose a file, or take a picture", print_exception=False)
             try:
                 return function(*values)
             except (ValueError, TypeError, OSError) as error:
-                raise gr.Error(str(error), duration=None) from error
+                raise gr.Error(str(error), duration=None, print_exception=False) from error
 
         return run
 

@@ -66,6 +66,16 @@ def test_without_gradio_the_command_names_the_extra(monkeypatch, capsys):
     assert "pip install 'facezoo[demo]'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("file", "named"), [(None, "first choose a file"), (__file__, "image")])
+def test_an_expected_error_is_shown_in_the_page_and_not_as_a_traceback(file, named):
+    gradio = pytest.importorskip("gradio")
+    functions = (block.fn for block in demo.build().fns.values())
+    predict = next(function for function in functions if function.__name__ == "predict")
+    with pytest.raises(gradio.Error, match=named) as error:
+        predict(file, "bars")
+    assert not error.value.print_exception
+
+
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_page_predicts_in_a_browser(width, tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
@@ -44,6 +46,21 @@ def _degrees(_: click.Context, __: click.Parameter, value: str | None) -> tuple[
         return tuple(int(part) for part in value.split(",")) if value else None
     except ValueError:
         raise click.BadParameter(f"expected degrees such as 0,90,180,270, got {value!r}") from None
+
+
+@contextmanager
+def resumable(without: str = "") -> Iterator[None]:
+    """Print how to resume if the user interrupts the block.
+
+    Args:
+        without: option that the next call must leave out.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        change = f" without {without}" if without else ""
+        print(f"\nfacezoo: run the same command again{change} to continue", file=sys.stderr)
+        raise
 
 
 def detection_options(command: Command) -> Command:

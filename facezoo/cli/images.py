@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from facezoo.cli.common import FILE, OUT, PATH, detection_options, device_option, runtime_option
+from facezoo.cli.common import (
+    FILE,
+    OUT,
+    PATH,
+    detection_options,
+    device_option,
+    resumable,
+    runtime_option,
+)
 from facezoo.errors import ImageError
 
 if TYPE_CHECKING:
@@ -292,7 +300,7 @@ def extract(
     from facezoo.extraction import extract_each
     from facezoo.training.processes import Processes
 
-    try:
+    with resumable("--overwrite" if overwrite else ""):
         reports = extract_each(
             sources,
             _outputs(output, models),
@@ -302,10 +310,6 @@ def extract(
             profile=profile,
             **options,
         )
-    except KeyboardInterrupt:
-        without = " without --overwrite" if overwrite else ""
-        print(f"\nfacezoo: run the same command again{without} to continue", file=sys.stderr)
-        raise
     if not Processes.present().first:
         return 0
     print(*reports, sep="\n")

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from facezoo.cli.common import DIR, OUT, PATH, LazyGroup, detection_options, device_option, resolve
+from facezoo.cli.common import (
+    DIR,
+    OUT,
+    PATH,
+    LazyGroup,
+    detection_options,
+    device_option,
+    resolve,
+    resumable,
+)
 from facezoo.hub.families import COMMANDS
 
 if TYPE_CHECKING:
@@ -130,18 +139,19 @@ def finetune(
 
     detection = {name: options.pop(name) for name in DETECTION}
     overrides = {name: value for name, value in options.items() if value is not None}
-    result = run(
-        data,
-        out,
-        model=model,
-        recipe=Finetuning(**overrides, pretrained=not from_scratch),
-        label_column=label_column,
-        classes=[name.strip() for name in classes.split(",")] if classes else None,
-        aligned=aligned,
-        seed=seed,
-        device=device,
-        **detection,
-    )
+    with resumable():
+        result = run(
+            data,
+            out,
+            model=model,
+            recipe=Finetuning(**overrides, pretrained=not from_scratch),
+            label_column=label_column,
+            classes=[name.strip() for name in classes.split(",")] if classes else None,
+            aligned=aligned,
+            seed=seed,
+            device=device,
+            **detection,
+        )
     if Processes.present().first:
         print(result)
 

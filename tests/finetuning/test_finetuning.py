@@ -415,6 +415,18 @@ def test_the_command_line_does_the_same_and_resumes(tree, base, tmp_path, capsys
     assert "nothing else to freeze" in capsys.readouterr().err
 
 
+def test_ctrl_c_exits_with_130_and_names_the_way_to_resume(
+    tree, base, tmp_path, monkeypatch, capsys
+):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "descend", interrupt)
+    words = ["finetune", "--model", base, "--data", str(tree), "--out", str(tmp_path / "out")]
+    assert main([*words, "--aligned", "--device", "cpu", "--probe"]) == 130
+    assert "run the same command again to continue" in capsys.readouterr().err
+
+
 def test_images_are_aligned_by_the_detector(tmp_path, base):
     for number, portrait in enumerate(PORTRAITS):
         for split in ("train", "test"):
