@@ -66,16 +66,6 @@ def test_without_gradio_the_command_names_the_extra(monkeypatch, capsys):
     assert "pip install 'facezoo[demo]'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("file", "named"), [(None, "first choose a file"), (__file__, "image")])
-def test_an_expected_error_is_shown_in_the_page_and_not_as_a_traceback(file, named):
-    gradio = pytest.importorskip("gradio")
-    functions = (block.fn for block in demo.build().fns.values())
-    predict = next(function for function in functions if function.__name__ == "predict")
-    with pytest.raises(gradio.Error, match=named) as error:
-        predict(file, "bars")
-    assert not error.value.print_exception
-
-
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_page_predicts_in_a_browser(width, tmp_path):
@@ -86,7 +76,11 @@ def test_the_page_predicts_in_a_browser(width, tmp_path):
         pytest.skip("needs chromium and chromedriver")
     port = str(7900 + os.getpid() % 90)
     command = [sys.executable, "-m", "facezoo", "demo", "--port", port]
-    server = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    log = tmp_path / "log.txt"
+    with log.open("w") as stderr:
+        server = subprocess.Popen(
+            command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=stderr
+        )
     options = webdriver.ChromeOptions()
     options.binary_location = binary
     words = "headless no-sandbox disable-gpu disable-quic no-first-run disable-sync"
@@ -102,6 +96,10 @@ def test_the_page_predicts_in_a_browser(width, tmp_path):
         browser = webdriver.Chrome(options, webdriver.ChromeService(service))
         browser.get(f"http://127.0.0.1:{port}/")
         files = wait(lambda: browser.find_elements("css selector", "input[type=file]"))
+        browser.find_element("xpath", "//button[text()='Predict']").click()
+        error = wait(lambda: browser.find_elements("css selector", ".toast-body"))[0]
+        assert "first choose a file" in error.text
+        browser.find_element("css selector", ".toast-close").click()
         files[0].send_keys(PORTRAITS[0])
         wait(lambda: browser.find_elements("css selector", "[role=tabpanel] img"))
         browser.find_element("xpath", "//button[text()='Predict']").click()
@@ -117,6 +115,7 @@ def test_the_page_predicts_in_a_browser(width, tmp_path):
             browser.quit()
         server.terminate()
         server.wait()
+    assert "Traceback" not in log.read_text()
 
 
 def wait(get, seconds=180):
