@@ -30,7 +30,10 @@ EDITORS = ("ipd-fer", "latentface")
 """Models that decode faces."""
 COLUMNS = 4
 """Faces in the table of probabilities."""
-CSS = "footer {display: none !important} table {font-size: 0.9em} .about {max-width: 50em}"
+CSS = (
+    "footer {display: none !important} table {font-size: 0.9em} "
+    ".about {max-width: 50em} .pair {max-width: 500px}"
+)
 NOTE = """
 Expressions are what a face shows, not what a person feels. Images stay on the machine that runs
 this page. For research only: the last tab lists the limits of each checkpoint.
@@ -179,8 +182,8 @@ def build() -> Any:
         sources = ["upload", "webcam", "clipboard"]
         return gr.Image(type="filepath", label=label, sources=sources, height=320)
 
-    def gallery() -> Any:
-        return gr.Gallery(label="faces", columns=5, object_fit="contain", height=260)
+    def gallery(**options: Any) -> Any:
+        return gr.Gallery(label="faces", columns=5, object_fit="contain", height=260, **options)
 
     with gr.Blocks(title="facezoo", analytics_enabled=False) as page:
         gr.Markdown(f"# facezoo\n{NOTE}")
@@ -197,7 +200,7 @@ def build() -> Any:
             with gr.Row():
                 pair = [image("first image"), image("second image")]
             button = gr.Button("Compare", variant="primary")
-            text, faces = gr.Markdown(), gallery()
+            text, faces = gr.Markdown(), gallery(elem_classes="pair")
             button.click(shown(compare, (0, 1)), pair, [text, faces])
         with gr.Tab("Edit"):
             name = gr.Radio(list(EDITORS), value=EDITORS[0], label="model")
