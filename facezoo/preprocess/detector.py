@@ -157,9 +157,11 @@ class FaceDetector(nn.Module):
         Outputs change by rounding alone. The weights of the norms are gone.
         """
         for layer in list(self.modules()):
-            parts = list(layer.children())[:2] if isinstance(layer, nn.Sequential) else []
-            if list(map(type, parts)) == [nn.Conv2d, nn.BatchNorm2d]:
-                layer[0] = fuse_conv_bn_eval(*(part.eval() for part in parts))
+            if not isinstance(layer, nn.Sequential) or len(layer) < 2:
+                continue
+            convolution, norm = layer[0], layer[1]
+            if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                layer[0] = fuse_conv_bn_eval(convolution.eval(), norm.eval())
                 del layer[1]
         return self.eval()
 
