@@ -169,7 +169,8 @@ def simplification(template: Mesh, vertices: int = FACESCAPE_VERTICES) -> tuple[
             "simplifying meshes needs fast-simplification: pip install 'facezoo[mesh]'"
         ) from error
     # The simplification has absolute tolerances and rounds to float32.
-    original = template.to_units("mm").vertices.double().cpu()
+    precise = Mesh(template.vertices.double().cpu(), template.units)
+    original = precise.to_units("mm").vertices
     original = original - original.mean(0)
     points, corners = fast_simplification.simplify(
         original.float().numpy(),

@@ -27,6 +27,7 @@ from facezoo.models.mesh_inputs import (
     align_mesh,
     as_list,
     as_mesh,
+    corresponds,
     describe,
     is_file,
     landmark_positions,
@@ -80,7 +81,7 @@ class MeshModel(Model):
 
     * ``"auto"``, the default: a mesh in another topology is registered, see ``register``; then
       ``units`` may be left out. A mesh with the template's number of vertices, and a point cloud,
-      must lie in the frame already;
+      must lie in the frame already. The template's vertices in another pose get a warning;
     * None: every mesh lies there already; another topology is a point cloud;
     * ``"vertices"``: fit all vertices to the template's, which must have the same order;
     * ``"landmarks"``: fit ``landmarks`` to the template's. These are vertex numbers (K,) or
@@ -302,7 +303,7 @@ class MeshModel(Model):
             millimetres(units)
         mesh = Mesh(mesh.vertices.to(self.device), mesh.units, mesh.triangles)
         points = align_mesh(mesh, template, None if automatic else align, landmarks)
-        return Placed(name, points, count == len(template.vertices))
+        return Placed(name, points, corresponds(points, template, name))
 
 
 def in_topology(topology: str, placed: Sequence[Placed], faces: list[Mesh]) -> list[Mesh]:

@@ -5,6 +5,8 @@ Letters: M meshes, N vertices, T triangles, K landmarks.
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +30,9 @@ FARTHEST_MM = 150.0
 """Largest distance between the centers of a mesh and the template."""
 LARGEST_RESIDUAL = 0.2
 """Largest mean distance from the template, as a share of the template's mean radius."""
+WARN_ROTATION_DEG, WARN_SHIFT_MM = 8.0, 10.0
+"""Pose relative to the template above which corresponding meshes get a warning. Faces drawn from
+the code distribution of ``adv3d.ict`` stay below both."""
 FIVE = ((36, 37, 38, 39, 40, 41), (42, 43, 44, 45, 46, 47), (30,), (48,), (54,))
 """Right eye, left eye, nose tip, right and left mouth corner, as means of the 68 landmarks."""
 ALIGNMENTS = (None, "vertices", "landmarks")
@@ -145,6 +150,10 @@ def align_mesh(
         raise ValueError(f"landmarks need align='landmarks', got align={align!r}")
     points = mesh.to_units("mm").vertices.double()
     _check_size(points, template)
+    if (zeros := int((points == 0).all(1).sum())) > 2:
+        raise ValueError(
+            f"{zeros} vertices are (0, 0, 0), as missing points of scans are; remove them"
+        )
     if align == "vertices":
         points = _align_by_vertices(points, template)
     elif align == "landmarks":
@@ -169,16 +178,11 @@ def _align_by_vertices(points: Tensor, template: Template) -> Tensor:
             f"{len(points)}; use align='landmarks', or align the mesh yourself"
         )
 
-    def residual(vertices: Tensor) -> float:
-        moved = apply_motion(vertices, *rigid_motion(vertices, target))
-        return float((moved - target).norm(dim=1).mean())
-
     limit = LARGEST_RESIDUAL * template.radius
-    if (error := residual(points)) > limit:
-        mirrored = residual(points * points.new_tensor([-1.0, 1, 1])) < limit
+    if (error := _residual(points, target)) > limit:
         cause = (
             "the mesh is mirrored; negate one coordinate"
-            if mirrored
+            if _residual(_mirrored(points), target) < limit
             else "its vertices are in another order; use the order of the template, or "
             "align='landmarks'"
         )
@@ -187,6 +191,42 @@ def _align_by_vertices(points: Tensor, template: Template) -> Tensor:
             f"average (limit {limit:.0f} mm): {cause}"
         )
     return apply_motion(points, *rigid_motion(points, target))
+
+
+def corresponds(points: Tensor, template: Template, name: str) -> bool:
+    """Return True if the points in mm are the template's vertices, in order; check their pose.
+
+    Raises:
+        ValueError: if they are the mirrored vertices.
+    """
+    points, target = points.double(), template.vertices.double().to(points.device)
+    limit = LARGEST_RESIDUAL * template.radius
+    if len(points) != len(target):
+        return False
+    if _residual(points, target) > limit:
+        if _residual(_mirrored(points), target) < limit:
+            raise ValueError("the mesh is mirrored; negate one coordinate")
+        return False
+    rotation, _ = rigid_motion(points, target)
+    angle = math.degrees(math.acos(min(1.0, (float(rotation.trace()) - 1) / 2)))
+    shift = float((points.mean(0) - target.mean(0)).norm())
+    if angle > WARN_ROTATION_DEG or shift > WARN_SHIFT_MM:
+        warnings.warn(
+            f"{name}: it is rotated by {angle:.0f} degrees and shifted by {shift:.0f} mm from the "
+            "template, which changes its codes; pass align='vertices'",
+            stacklevel=5,
+        )
+    return True
+
+
+def _residual(points: Tensor, target: Tensor) -> float:
+    """Compute the mean distance of corresponding points after a rigid fit."""
+    moved = apply_motion(points, *rigid_motion(points, target))
+    return float((moved - target).norm(dim=1).mean())
+
+
+def _mirrored(points: Tensor) -> Tensor:
+    return points * points.new_tensor([-1.0, 1, 1])
 
 
 def _check_size(points: Tensor, template: Template) -> None:

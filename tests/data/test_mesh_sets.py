@@ -119,3 +119,7 @@ def test_simplification_does_not_depend_on_units_or_place():
     for other in (mesh.to_units("m"), Mesh(vertices + 3000, "mm", mesh.triangles)):
         kept, _ = simplification(other, 400)
         assert len(set(kept.tolist()) & set(expected.tolist())) >= 0.99 * len(expected)
+    short = (vertices / 1000 + 1).float()  # converts in float64, so only the input is rounded
+    kept, _ = simplification(Mesh(short, "m", mesh.triangles), 400)
+    exact, _ = simplification(Mesh(short.double(), "m", mesh.triangles), 400)
+    assert kept.tolist() == exact.tolist()

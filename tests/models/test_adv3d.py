@@ -365,6 +365,42 @@ def test_a_rotated_mesh_without_alignment_is_rejected(model):
         model.encode(rotated, units="mm")
 
 
+def test_a_mesh_in_another_pose_gets_a_warning_that_names_it(model):
+    angle = torch.tensor(12.0).deg2rad()
+    cos, sin = angle.cos().item(), angle.sin().item()
+    center = model.template_mm.mean(0)
+    turn = torch.tensor([[cos, 0, sin], [0, 1, 0], [-sin, 0, cos]])
+    rotated = (model.template_mm - center) @ turn.T + center
+    with pytest.warns(UserWarning, match=r"mesh 0: it is rotated by 12 degrees .*'vertices'"):
+        model.encode(rotated, units="mm")
+    with pytest.warns(UserWarning, match="shifted by 12 mm"):
+        model.encode(model.template_mm + torch.tensor([0, 12.0, 0]), units="mm")
+    aligned = model.encode(rotated, units="mm", align="vertices")
+    expected = model.encode(model.template_mm, units="mm")
+    torch.testing.assert_close(aligned.expression, expected.expression, atol=1e-4, rtol=1e-3)
+
+
+def test_a_mirrored_mesh_without_alignment_is_rejected(model):
+    mirrored = model.template_mm * torch.tensor([-1.0, 1, 1])
+    with pytest.raises(ValueError, match="mesh 0: the mesh is mirrored; negate one coordinate"):
+        model.encode(mirrored, units="mm")
+
+
+def test_vertices_in_another_order_have_no_residual(model):
+    order = torch.randperm(COUNT)
+    shuffled = model.encode(model.template_mm[order], units="mm")
+    expected = model.encode(model.template_mm, units="mm")
+    torch.testing.assert_close(shuffled.expression, expected.expression, atol=1e-4, rtol=1e-3)
+    assert shuffled.residual_mm.isnan().all()
+    assert expected.residual_mm.isfinite().all()
+
+
+def test_missing_points_at_the_origin_are_rejected(model):
+    cloud = torch.cat([model.template_mm, torch.zeros(10, 3)])
+    with pytest.raises(ValueError, match=r"10 vertices are \(0, 0, 0\), as missing points"):
+        model.encode(cloud, units="mm")
+
+
 def test_landmarks_may_be_coordinates(model):
     points = model.template_mm[model.landmark_vertices.long()] + torch.tensor([400.0, -20, 90])
     moved = model.template_mm + torch.tensor([400.0, -20, 90])
