@@ -278,7 +278,7 @@ def _prediction_text(entry: dict[str, Any]) -> str:
     default="local",
     help="run on this machine or on a Ray cluster",
 )
-@click.option("--strict", is_flag=True, help="exit with 1 if a file is unreadable")
+@click.option("--strict", is_flag=True, help="exit with 1 if any file is unreadable")
 @click.option("--profile", is_flag=True, help="print the share of each stage in the run time")
 @click.option("--no-recursive", is_flag=True, help="do not search subfolders")
 @click.option("--overwrite", is_flag=True, help="replace the output and start again")
@@ -317,7 +317,7 @@ def extract(
         print(reports[0].profile())
     for name, reason in reports[0].unreadable:
         print(f"facezoo: unreadable: {name}: {reason}", file=sys.stderr)
-    return 1 if strict and reports[0].unreadable else 0
+    return 1 if reports[0].none_readable or (strict and reports[0].unreadable) else 0
 
 
 def _outputs(

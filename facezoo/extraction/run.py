@@ -57,6 +57,11 @@ class ExtractionReport:
     images_per_second: float
     """Images of this run over its time, without the loading of the model."""
 
+    @property
+    def none_readable(self) -> bool:
+        """True if there are images and all are unreadable."""
+        return self.images > 0 and len(self.unreadable) == self.images
+
     def shares(self) -> dict[str, float]:
         """Return the share of each stage of the work of this run, in [0, 1], without waiting."""
         busy = {stage: time for stage, time in self.seconds.items() if stage != "wait"}
@@ -307,6 +312,11 @@ def extract_each(
         for _ in blocks(images.names[done:]):
             pass
     (reports, *_) = together.gather(reports)
+    if together.first and reports[0].none_readable:
+        name, reason = reports[0].unreadable[0]
+        warnings.warn(
+            f"none of the {reports[0].images:,} images can be read; {name}: {reason}", stacklevel=2
+        )
     if strict and (unreadable := reports[0].unreadable):
         shown = "; ".join(f"{name}: {reason}" for name, reason in unreadable[:5])
         written = ", ".join(map(str, targets))

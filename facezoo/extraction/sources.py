@@ -263,7 +263,13 @@ def read_stored(path: Path, key: str) -> bytes | Path:
     value = images[row].as_py()
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
-    return path.parent / value if isinstance(value, str) else value or b""
+    if not isinstance(value, str):
+        return value or b""
+    if not (file := path.parent / value).is_file():
+        raise ImageError(
+            f"there is no such file: {file}; paths in {path.name} are relative to its folder"
+        )
+    return file
 
 
 def _stamp(path: str | Path) -> tuple[int, int]:

@@ -239,6 +239,19 @@ def test_a_file_that_is_not_a_shard_is_an_error(tmp_path):
         list_images(tmp_path / "empty.tar")
 
 
+def test_a_shard_with_wrong_paths_gets_a_warning_that_names_the_first(folder, tmp_path, tiny):
+    (tmp_path / "elsewhere").mkdir()
+    shard = write_shard(folder, tmp_path / "elsewhere/s.parquet", kind="paths")
+    missing = tmp_path / "elsewhere" / folder.name / "000.png"
+    reason = f"there is no such file: {missing}; paths in s.parquet are relative to its folder"
+    count = len(list(folder.iterdir()))
+    with pytest.warns(UserWarning, match=f"none of the {count} images can be read; .*000.png"):
+        report = run(shard, tmp_path / "f.parquet", tiny)
+    assert report.none_readable
+    assert report.rows == 0
+    assert report.unreadable[0][1] == reason
+
+
 def test_a_damaged_row_group_loses_only_its_own_images(folder, tmp_path, tiny):
     shard = write_shard(folder, tmp_path / "s.parquet")
     content = bytearray(shard.read_bytes())
