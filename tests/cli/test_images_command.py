@@ -239,7 +239,7 @@ def test_extract_writes_one_file_per_model(monkeypatch, tmp_path):
 
     def extract_each(sources, files, **options):
         outputs.append(files)
-        return [SimpleNamespace(unreadable=[])]
+        return [SimpleNamespace(unreadable=[], none_readable=False)]
 
     monkeypatch.setattr("facezoo.extraction.extract_each", extract_each)
     models = ["--model", "ipd-fer", "--model", "latentface"]
