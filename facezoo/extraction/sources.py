@@ -265,11 +265,12 @@ def read_stored(path: Path, key: str) -> bytes | Path:
         value = value.get("bytes") or value.get("path")
     if not isinstance(value, str):
         return value or b""
-    if not (file := path.parent / value).is_file():
+    named = path.parent / value
+    if not named.is_file():
         raise ImageError(
-            f"there is no such file: {file}; paths in {path.name} are relative to its folder"
+            f"there is no such file: {named}; paths in {path.name} are relative to its folder"
         )
-    return file
+    return named
 
 
 def _stamp(path: str | Path) -> tuple[int, int]:
