@@ -75,7 +75,7 @@ def test_with_images_faces_are_drawn_on_them(model, prediction):
 def test_other_images_than_those_of_the_result_are_an_error(model, prediction):
     small = [np.zeros((40, 40, 3), np.uint8)] * 2
     for what in (prediction, prediction.faces, model.encode(PORTRAITS)):
-        with pytest.raises(ValueError, match="512x512 pixels, and the image given for it has 40x40"):
+        with pytest.raises(ValueError, match="512x512 pixels, and the image given for it has 40"):
             facezoo.show(what, small)
         with pytest.raises(ValueError, match="faces of 2 images or more, and images has 1"):
             facezoo.show(what, PORTRAITS[:1])
