@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from interrupting import interrupted
 from ipd_fer_tiny import BACKBONE, BASELINE, COMPACT, CPU, PAPER, differing
 from packs import write_ferplus, write_packs
 from PIL import Image
@@ -64,20 +65,6 @@ def whole(data, tmp_path_factory):
     return results
 
 
-def interrupt_after(monkeypatch, steps):
-    """Press Ctrl-C after a number of updates, over all stages."""
-    calls = []
-
-    def counted(real, *arguments, **options):
-        calls.append(1)
-        if len(calls) > steps:
-            raise KeyboardInterrupt
-        return real(*arguments, **options)
-
-    for module in STAGES:
-        monkeypatch.setattr(module, "descend", partial(counted, module.descend))
-
-
 @pytest.mark.parametrize("name", ["paper", "compact", "baseline"])
 def test_training_gives_a_model_and_a_log_of_every_round(whole, name):
     _, state, out = whole[name]
@@ -112,10 +99,8 @@ def test_an_interrupted_run_ends_at_the_same_weights(
     data, whole, tmp_path, monkeypatch, saving_often, name, after
 ):
     chosen, state, _ = whole[name]
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, after)
-        with pytest.raises(KeyboardInterrupt):
-            train(chosen, data, tmp_path / "start", tmp_path, seed=3, device=CPU)
+    with interrupted(monkeypatch, "descend", *STAGES, after=after):
+        train(chosen, data, tmp_path / "start", tmp_path, seed=3, device=CPU)
     torch.manual_seed(77)
     resumed = train(chosen, data, tmp_path / "start", tmp_path, seed=3, device=CPU)
     assert differing(state, resumed.state_dict()) == []
@@ -123,7 +108,8 @@ def test_an_interrupted_run_ends_at_the_same_weights(
 
 def test_a_finished_run_is_not_trained_again(data, whole, monkeypatch):
     chosen, state, out = whole["compact"]
-    interrupt_after(monkeypatch, 0)
+    for module in STAGES:
+        monkeypatch.setattr(module, "descend", pytest.fail)
     again = train(chosen, data, out / "start", out, seed=3, device=CPU)
     assert differing(state, again.state_dict()) == []
 
@@ -230,8 +216,7 @@ def test_a_data_set_whose_name_is_not_a_tag_gives_a_checkpoint_too(tmp_path, mon
 
 
 def test_a_run_with_other_packs_does_not_resume(folder, tmp_path, tiny_recipes, monkeypatch):
-    interrupt_after(monkeypatch, 1)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(monkeypatch, "descend", *STAGES, after=1):
         run(folder, tmp_path / "out", seeds=[0], device=CPU, name="compact")
     (tmp_path / "other").mkdir()
     other = write_packs(tmp_path / "other")
@@ -240,7 +225,7 @@ def test_a_run_with_other_packs_does_not_resume(folder, tmp_path, tiny_recipes, 
         run(other, tmp_path / "out", seeds=[0], device=CPU, name="compact")
     with pytest.raises(ValueError, match=r"start was begun with other data .*sha256 was"):
         run(other, tmp_path / "out", seeds=[1], device=CPU, name="compact")
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(monkeypatch, "descend", *STAGES):
         run(folder, tmp_path / "out", seeds=[0], device=CPU, name="compact")
 
 
@@ -249,7 +234,6 @@ def test_a_run_with_another_official_set_does_not_resume(tmp_path, monkeypatch):
     IPDFER(BACKBONE, 16, 8, BACKBONE, 14, 8).save_pretrained(tmp_path / "begun")
     monkeypatch.setattr(training, "recipe", lambda *_: replace(PAPER, lfw_trust=0.0))
     monkeypatch.setattr(sources, "_VAL_SHARE", 0.3)
-    interrupt_after(monkeypatch, 0)
     again = partial(
         run,
         tmp_path,
@@ -259,7 +243,7 @@ def test_a_run_with_another_official_set_does_not_resume(tmp_path, monkeypatch):
         dataset="raf-db",
         start=str(tmp_path / "begun"),
     )
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(monkeypatch, "descend", *STAGES):
         again()
     other = replace(data, labels=data.labels.roll(1))
     monkeypatch.setattr(sources, "read_official", lambda name, root: other)
