@@ -48,7 +48,7 @@ class DecodingModel(FaceModel):
             **options: see ``encode_expression``.
         """
         before, after = self.stage("reconstruct"), self.stage("neutralize")
-        if not (self.keeps_detail if detail is None else detail):
+        if not self._edits_crops(detail):
             return self._encode_crops(images, after, ImageOptions(**options))
 
         def edit(crops: Tensor) -> Tensor:
@@ -60,6 +60,10 @@ class DecodingModel(FaceModel):
     def frontalize(self, images: Images, **options: Unpack[ImageKeywords]) -> Tensor:
         """Decode the faces as seen from the front; see ``reconstruct``."""
         return self._encode_crops(images, self.stage("frontalize"), ImageOptions(**options))
+
+    def _edits_crops(self, detail: bool | None) -> bool:
+        """Return True if ``detail`` asks for edited crops; None is the default of the model."""
+        return bool(self.keeps_detail if detail is None else detail)
 
     def edited(self, crops: Tensor, before: Tensor, after: Tensor) -> Tensor:
         """Apply the difference of two decoded crops to a crop; see ``keep_detail``.

@@ -208,7 +208,8 @@ def corresponds(points: Tensor, template: Template, name: str) -> bool:
             raise ValueError("the mesh is mirrored; negate one coordinate")
         return False
     rotation, _ = rigid_motion(points, target)
-    angle = math.degrees(math.acos(min(1.0, (float(rotation.trace()) - 1) / 2)))
+    cosine = (rotation.trace() - 1) / 2
+    angle = math.degrees(math.acos(cosine.clamp(-1, 1)))
     shift = float((points.mean(0) - target.mean(0)).norm())
     if angle > WARN_ROTATION_DEG or shift > WARN_SHIFT_MM:
         warnings.warn(

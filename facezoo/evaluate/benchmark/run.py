@@ -243,14 +243,15 @@ class _Run:
         other = self.baseline(judge) if judge in BASELINES else self.checkpoint(judge)
         features = features_of(other, self.packs, self.cache, [LFW_TRAIN])
         assert entry.model is not None
-        numbers: Numbers = {}
-        for detail in (False,) if entry.model.keeps_detail is None else (False, True):
+
+        def scores(detail: bool) -> Numbers:
             swap = swaps(entry, self.packs, detail=detail)
-            scores = judge_swaps(swap, entry.preprocessing, other, features, self.packs)
-            if detail:
-                numbers["edited"] = {key: scores[key] for key in EDITS if key in scores}
-            else:
-                numbers |= scores
+            return judge_swaps(swap, entry.preprocessing, other, features, self.packs)
+
+        numbers = scores(False)
+        if entry.model.keeps_detail is not None:
+            edited = scores(True)
+            numbers["edited"] = {key: edited[key] for key in EDITS if key in edited}
         return numbers
 
     def _speed(self, entry: Entry) -> Numbers:

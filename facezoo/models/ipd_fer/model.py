@@ -292,11 +292,10 @@ class IPDFER(DecodingModel):
         def decode(rows: dict[str, Tensor]) -> Tensor:
             own = rows["identity"] + rows["expression"]
             after = self.decode(own + rows["change"])
-            if not keep:
+            if not self._edits_crops(detail):
                 return self.to_unit(after)
             return self.edited(rows["crops"], self.decode(own), after)
 
-        keep = self.keeps_detail if detail is None else detail
         checked = ImageOptions(**(ONE_FACE | options))
         stages = (self.embed_expression, of_target)
         expression, targets = self._encode_pairs(source, target, stages, checked)

@@ -202,11 +202,10 @@ class LatentFace(LatentFaceStages):
             latents = rows["latents"]
             texture, shape = (latents.codes + rows["change"]).chunk(2, -1)
             after = self.draw(replace(latents, texture=texture, shape=shape)).image
-            if not keep:
+            if not self._edits_crops(detail):
                 return self.to_unit(after)
             return self.edited(rows["crops"], self.draw(latents).image, after)
 
-        keep = self.keeps_detail if detail is None else detail
         checked = ImageOptions(**(ONE_FACE | options))
         expression, targets = self._encode_pairs(source, target, (of_source, of_target), checked)
         check_pairs(len(expression), len(targets["neutral"]))
