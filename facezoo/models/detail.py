@@ -19,6 +19,9 @@ def keep_detail(crops: Tensor, before: Tensor, after: Tensor) -> Tensor:
     What the edit changes over wide areas, such as color and light, is left out. Where the change is
     large, the crop is smoothed first, because its detail shows the old expression.
 
+    Ours. GANimation (Pumarola et al., ECCV 2018) also keeps the input outside of a mask, which a
+    network predicts there.
+
     Args:
         crops: RGB in [0, 1], (B, 3, S, S).
         before: decoded from the features of ``crops``, (B, 3, S, S).
