@@ -2,7 +2,10 @@
 
 import ast
 import copy
+import os
 import pickle
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from facezoo.hub.families import FAMILIES
 
 CPU = {"device": "cpu"}
 REAL_FAMILIES = dict(FAMILIES)
+CHECKPOINTS = Path(facezoo.__file__).parent / "checkpoints"
 
 
 @pytest.fixture(autouse=True)
@@ -153,8 +157,41 @@ def test_models_can_be_copied_and_pickled_for_workers():
     assert replace(model.card, tag="x").name == "tiny-face.x"
 
 
-def test_an_editor_finds_the_class_of_every_family_in_the_overloads_of_load():
+TYPED = """
+import facezoo
+from facezoo.models.ipd_fer import IPDFER
+from facezoo.models.adv3d import Adv3D
+
+a: IPDFER = facezoo.load("ipd-fer")
+b: IPDFER = facezoo.load("ipd-fer.ferplus-lfw", device="cpu")
+c: Adv3D = facezoo.load("adv3d.ict-neutral")
+d: Adv3D = facezoo.load("ipd-fer.ferplus-lfw")
+"""
+
+
+def test_an_editor_finds_the_class_of_every_checkpoint_in_the_overloads_of_load():
     source = ast.parse(Path(facezoo.__file__).read_text())
     loads = [node for node in ast.walk(source) if getattr(node, "name", None) == "load"]
-    overloads = {ast.unparse(f.args.args[0].annotation): ast.unparse(f.returns) for f in loads[:-2]}
-    assert overloads == {f"Literal[{name!r}]": cls for name, (_, cls) in REAL_FAMILIES.items()}
+    overloads = {}
+    for function in loads[:-2]:
+        names = ast.literal_eval(function.args.args[0].annotation.slice)
+        overloads |= dict.fromkeys(names, ast.unparse(function.returns))
+    names = [*REAL_FAMILIES, *(path.stem for path in CHECKPOINTS.glob("*.json"))]
+    families = {name: name.split(".")[0] for name in names}
+    assert overloads == {n: REAL_FAMILIES[f][1] for n, f in families.items() if f in REAL_FAMILIES}
+
+
+@pytest.mark.slow
+def test_mypy_infers_the_class_of_a_checkpoint(tmp_path):
+    pytest.importorskip("mypy")
+    (tmp_path / "user.py").write_text(TYPED)
+    root = Path(facezoo.__file__).parent.parent
+    words = f"--config-file {root}/pyproject.toml --cache-dir {root}/.mypy_cache"
+    words += " --follow-imports silent user.py"
+    command = [sys.executable, "-m", "mypy", *words.split()]
+    environment = {**os.environ, "MYPYPATH": str(root)}
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    lines = [line for line in run.stdout.splitlines() if "error:" in line]
+    assert len(lines) == 1, run.stdout + run.stderr
+    assert lines[0].startswith("user.py:9:")
+    assert 'has type "IPDFER", variable has type "Adv3D"' in lines[0]

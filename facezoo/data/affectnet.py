@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
 from facezoo.data.expressions import (
     ExpressionData,
@@ -20,6 +19,7 @@ from facezoo.data.expressions import (
     with_labels,
     word_of,
 )
+from facezoo.progress import progress_bar
 
 LABELS: dict[str, str | None] = {
     "0": "neutral",
@@ -132,7 +132,7 @@ def _read_affectnet_folders(root: Path) -> ExpressionData:
                 f"{len(over):,} images of {images} have no label *_exp.npy in {annotations}, the "
                 f"first {over[0]}; unpack the annotations completely"
             )
-        for path in tqdm(labels, desc=f"reading labels of {folder}", unit="file"):
+        for path in progress_bar(labels, desc=f"reading labels of {folder}", unit="file"):
             words.append(word_of(str(np.load(path).item()), LABELS, str(path)))
         files += here
         splits += [split] * len(here)

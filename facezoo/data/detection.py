@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from facezoo.data.packs import decode
+from facezoo.progress import progress_bar
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -48,7 +48,7 @@ def labeled_images(table: pa.Table) -> list[LabeledImage]:
     rows = (table[i : i + 1].select(columns).to_pylist()[0] for i in range(len(table)))
     return [
         labeled_image(decode(row["image"]), row.get("faces", []), row.get("unsure", []))
-        for row in tqdm(rows, total=len(table), desc="decoding", mininterval=5, delay=5)
+        for row in progress_bar(rows, total=len(table), desc="decoding", mininterval=5, delay=5)
     ]
 
 
@@ -126,7 +126,7 @@ def face_crops(table: pa.Table, regression: BoxRegression) -> list[LabeledImage]
     points = torch.from_numpy(np.array(table["landmarks"].to_pylist(), np.float32))
     points = points.reshape(-1, 5, 2)
     boxes = regression(points)
-    images = tqdm(table["image"], desc="decoding", mininterval=5, delay=5)
+    images = progress_bar(table["image"], desc="decoding", mininterval=5, delay=5)
     return [
         LabeledImage(
             decode(image.as_py()),

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from facezoo.data.affectnet import read_affectnet
 from facezoo.data.expressions import (
@@ -30,6 +29,7 @@ from facezoo.data.expressions import (
 )
 from facezoo.data.ferplus import read_ferplus
 from facezoo.errors import UnknownNameError
+from facezoo.progress import progress_bar
 
 FOLDS = 10
 """Groups of identities in CK+."""
@@ -107,7 +107,7 @@ def _raf_db_landmarks(images: Sequence[Path], folder: Path) -> Tensor:
     files = [folder / f"{image.stem}_manu_attri.txt" for image in images]
     check_files(files, folder)
     points = torch.full((len(files), 5, 2), float("nan"))
-    for row, file in enumerate(tqdm(files, desc="reading landmarks", unit="file")):
+    for row, file in enumerate(progress_bar(files, desc="reading landmarks", unit="file")):
         try:
             values = [[float(cell) for cell in cells] for cells in lines_of(file)[:5]]
             points[row] = torch.tensor(values).view(5, 2)

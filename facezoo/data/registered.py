@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from facezoo.data.ict import FaceSet, Topology
 from facezoo.data.mesh_sets import (
@@ -31,6 +30,7 @@ from facezoo.data.mesh_sets import (
 from facezoo.errors import warn_once
 from facezoo.geometry.mesh_files import read_mesh
 from facezoo.geometry.meshes import Mesh, apply_motion, nearest_vertices, rigid_motion
+from facezoo.progress import progress_bar
 from facezoo.training.state import load_state, save_state
 
 READERS = {"coma": read_coma, "bu-3dfe": read_bu3dfe, "facescape": read_facescape}
@@ -196,7 +196,7 @@ def _read_all(
 ) -> Tensor:
     """Read all rows, (M, N, 3); ``cache`` holds chunks with their key and file names."""
     chunks = []
-    bar = tqdm(total=len(rows), desc="reading meshes", mininterval=1)
+    bar = progress_bar(total=len(rows), desc="reading meshes", mininterval=1)
     for start in range(0, len(rows), CHUNK):
         part = rows[start : start + CHUNK]
         path = cache / f"{start}.pt" if cache else None

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from facezoo.data.packs import aligned_crops
 from facezoo.hub.card import Preprocessing
 from facezoo.models.base import FaceModel
 from facezoo.preprocess.alignment import normalize
 from facezoo.preprocess.pipeline import ImageOptions, face_batches
+from facezoo.progress import progress_bar
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -58,7 +58,7 @@ def embed_aligned(model: Encoder, table: pa.Table, stages: Sequence[str]) -> dic
     """
     crops = aligned_crops(table, model.preprocessing.template, model.preprocessing.size)
     parts = []
-    for part in tqdm(crops.split(256), desc="aligned crops", unit="batch"):
+    for part in progress_bar(crops.split(256), desc="aligned crops", unit="batch"):
         batch = normalize(part.to(model.device).float(), model.preprocessing)
         parts.append(model.run(batch, stages))
     return _joined(parts)

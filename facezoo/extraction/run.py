@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from tqdm.auto import tqdm
 
 from facezoo.errors import ImageError
 from facezoo.extraction.resume import Block, Parts, check_free, join, replacing
@@ -25,6 +24,7 @@ from facezoo.models.base import FaceModel
 from facezoo.preprocess.folders import skipped_message
 from facezoo.preprocess.jpeg import JpegDecoder
 from facezoo.preprocess.pipeline import ImageOptions, Which
+from facezoo.progress import progress_bar
 from facezoo.registry import best_device, load
 from facezoo.runtimes import Runtime
 from facezoo.training.processes import Processes
@@ -153,7 +153,7 @@ def extract(
         profile: whether to wait for a GPU after each stage, for exact times.
         recursive: whether to search subfolders.
         overwrite: whether to replace the output and drop an interrupted run.
-        progress: whether to show a progress bar, if stderr is a terminal.
+        progress: whether to show a progress bar, on a terminal or in a notebook.
 
     Raises:
         FileNotFoundError: if a path does not exist.
@@ -368,7 +368,7 @@ def _fill(parts: Parts, blocks: Iterator[Block], count: int, clock: Clock, progr
         done = parts.images
         pending.clear()
 
-    with tqdm(initial=done, total=count, unit="image", disable=None if progress else True) as bar:
+    with progress_bar(initial=done, total=count, unit="image", show=progress) as bar:
         try:
             for block in blocks:
                 pending.append(block)

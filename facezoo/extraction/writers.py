@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tqdm.auto import tqdm
 
 from facezoo.extraction.resume import Parts, Rows, replacing
+from facezoo.progress import progress_bar
 from facezoo.results import BOX, LANDMARKS, POSE
 from facezoo.version import __version__
 
@@ -380,7 +380,7 @@ def join_files(
     count = 0
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as partial, parquet_writer(partial, schema) as writer:
-        for path in tqdm(paths, unit="file", disable=None):
+        for path in progress_bar(paths, unit="file"):
             with pq.ParquetFile(path) as table:
                 for group in range(table.num_row_groups):
                     rows = table.read_row_group(group).select(schema.names)

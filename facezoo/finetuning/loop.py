@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -141,7 +140,7 @@ def fit(
         recipe: recipe.
         out: folder for ``state.pt`` and ``log.csv``; None to write nothing.
         seed: seed of order and augmentation.
-        progress: show a progress bar on a terminal.
+        progress: show a progress bar, on a terminal or in a notebook.
 
     Returns:
         Loss and validation scores of every epoch of this call.
@@ -180,7 +179,7 @@ def fit(
         *(model, [optimizer], step, schedule, torch.arange(len(train)), out, seed),
         validate=validate if val is not None and len(val) else None,
         select="balanced accuracy" if selects_epoch(val) else None,
-        progress=progress and sys.stderr.isatty(),
+        progress=progress,
     )
     model.load_state_dict(state)
     model.eval()

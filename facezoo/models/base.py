@@ -127,7 +127,7 @@ class FaceModel(Freezable, Model):
                 ``"nan"``, which keeps its place in the result.
             aligned: whether the images are crops in the model's template already.
             batch_size: number of images, and then of faces, that are processed at once.
-            progress: whether to show a progress bar.
+            progress: whether to show a progress bar, on a terminal or in a notebook.
             min_face: least side of a face to detect, pixels; None for 16 pixels in an image of
                 ``max_side``.
             score_threshold: least score of a face; None for the detector's default.

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from facezoo.errors import ImageError
 from facezoo.hub.card import Preprocessing
@@ -27,6 +26,7 @@ from facezoo.preprocess.jpeg import Jpeg, JpegDecoder, decode, read_or_keep
 from facezoo.preprocess.prefetch import DECODERS, prefetch
 from facezoo.preprocess.quality import measure
 from facezoo.preprocess.signatures import signatures
+from facezoo.progress import progress_bar
 from facezoo.results import Faces, concatenate, fill_rows
 from facezoo.runtimes import Runtime
 
@@ -80,7 +80,7 @@ class ImageOptions:
     batch_size: int = 64
     """Number of images, and then of faces, that are processed at once."""
     progress: bool = False
-    """Show a progress bar."""
+    """Show a progress bar, on a terminal or in a notebook."""
     min_face: float | None = None
     """Setting of the detector, see ``DetectionConfig``, like those below; None for its default."""
     score_threshold: float | None = None
@@ -154,7 +154,7 @@ def read_batches(
         serial: whether a source must be read after all earlier serial ones, see ``prefetch``.
         jpeg: decoder of JPEG files, if ``read`` is None.
         collect_errors: whether an unreadable image goes into ``ImageBatch.errors``.
-        progress: whether to show a progress bar.
+        progress: whether to show a progress bar, on a terminal or in a notebook.
         clock: measures the time that is spent waiting for images.
 
     Raises:
@@ -187,7 +187,7 @@ def read_batches(
             serial=serial and (lambda index: serial(sources[index])),
         )
     images = iter(loaded)
-    bar = tqdm(total=count, disable=not progress, unit="image")
+    bar = progress_bar(total=count, show=progress, unit="image")
     batch: list[Loaded] = []
     size = 0
     try:

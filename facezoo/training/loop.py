@@ -11,8 +11,8 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
+from facezoo.progress import progress_bar
 from facezoo.training.optim import set_lr
 from facezoo.training.processes import Processes
 from facezoo.training.state import batches, generator, load_state, log_row, save_state
@@ -131,7 +131,7 @@ def fit(
             name, such as the second network of a GAN and its optimizer. They are saved; their
             learning rates are not scheduled.
         save_every: seconds between saved states.
-        progress: show a progress bar on a terminal.
+        progress: show a progress bar, on a terminal or in a notebook.
 
     Raises:
         ValueError: if the rows are fewer than one batch, the schedule never reaches its last crop
@@ -140,12 +140,12 @@ def fit(
     stage = _Stage(parts, optimizers, others or {}, schedule, rows, out, seed)
     stage.load()
     last_save = time.monotonic()
-    with tqdm(
+    with progress_bar(
         desc=out.name if out else "training",
         initial=stage.done,
         total=stage.total,
         mininterval=10,
-        disable=not (progress and stage.together.first),
+        show=progress and stage.together.first,
     ) as bar:
         for batch, at in stage.batches():
             stage.add(step(batch, at))

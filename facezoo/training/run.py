@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from tqdm.auto import tqdm
 
 from facezoo.errors import UnknownNameError, differences
 from facezoo.hub.card import Card, Hub, Licenses, Preprocessing, Training, Weights
 from facezoo.hub.tensors import save, sha256_of
+from facezoo.progress import progress_bar
 from facezoo.version import __version__
 
 Recipe = TypeVar("Recipe")
@@ -102,7 +102,7 @@ def check_data(out: Path, data: Mapping[str, Any], *earlier: Path) -> None:
 def digest_of_files(root: Path, files: Sequence[Path]) -> dict[str, Any]:
     """Return the number of files and a hash of their names below ``root`` and their contents."""
     digest = hashlib.sha256()
-    for file in tqdm(files, desc="checking data", unit="file", delay=5):
+    for file in progress_bar(files, desc="checking data", unit="file", delay=5):
         line = f"{file.relative_to(root).as_posix()} {sha256_of(file)}\n"
         digest.update(line.encode("utf-8", "surrogateescape"))
     return {"files": len(files), "sha256": digest.hexdigest()[:12]}

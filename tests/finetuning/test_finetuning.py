@@ -405,7 +405,9 @@ def test_the_command_line_does_the_same_and_resumes(tree, base, tmp_path, capsys
     words = ["finetune", "--model", base, "--data", str(tree), "--out", str(out), "--aligned"]
     words += ["--epochs", "1", "--batch-size", "8", "--device", "cpu"]
     assert main([*words, "--probe"]) == 0
-    assert "2 classes: calm, cross" in capsys.readouterr().out
+    printed = capsys.readouterr()
+    assert "2 classes: calm, cross" in printed.out
+    assert not printed.err  # a log file gets no progress bars
     first = (out / "model.safetensors").read_bytes()
     assert main([*words, "--probe"]) == 0
     assert (out / "model.safetensors").read_bytes() == first

@@ -309,7 +309,7 @@ def test_prefetch_and_batches_are_bounded_by_bytes(monkeypatch):
 @pytest.mark.parametrize("sources", [FILES, [np.zeros((8, 8, 3), np.uint8)] * 3])
 def test_the_progress_bar_counts_every_image(sources, monkeypatch):
     bar = Mock()
-    monkeypatch.setattr(pipeline, "tqdm", Mock(return_value=bar))
+    monkeypatch.setattr(pipeline, "progress_bar", Mock(return_value=bar))
     list(pipeline.read_batches(sources, CPU, batch_size=2, progress=True))
     assert bar.update.call_count == len(sources)
     bar.close.assert_called_once_with()

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from facezoo.evaluate.benchmark import encoders
 from facezoo.evaluate.benchmark.encoders import (
@@ -199,7 +198,7 @@ class _Run:
         if missing:  # wrong data raise an error before anything is written
             self.content["data"] = self.packs.description()
         for title, (place, key, work) in missing.items():
-            tqdm.write(f"{entry.name}: {title}")
+            print(f"{entry.name}: {title}", flush=True)
             place[key] = work()
             self.write()
 
@@ -271,7 +270,7 @@ class _Run:
         line = self.content["meshes"].get(name)
         if line is not None and line["key"] == card.weights.sha256:
             return
-        tqdm.write(f"{name}: meshes of ICT-3D")
+        print(f"{name}: meshes of ICT-3D", flush=True)
         command = _command(name)
         metrics = as_metrics(measure_meshes(load(name, device=self.device), self.data), command)
         self.content["meshes"][name] = {

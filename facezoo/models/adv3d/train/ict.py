@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from facezoo.data.ict import IctFaces
 from facezoo.geometry.meshes import edges_of
@@ -39,6 +38,7 @@ from facezoo.models.adv3d.train.encoder_init import (
 from facezoo.models.adv3d.train.joint import Rows, train_joint
 from facezoo.models.adv3d.train.mixtures import corrupt, sample_mixtures
 from facezoo.models.adv3d.train.recipes import IctConfig
+from facezoo.progress import progress_bar
 from facezoo.training.loop import Position, Schedule, fit
 from facezoo.training.optim import descend
 from facezoo.training.state import generator, load_state, save_state
@@ -123,7 +123,7 @@ def compute_features(
     device = next(vae.parameters()).device
     mean, axes = frame.mean.to(device), frame.axes.flatten(1).to(device)
     responses = []
-    for start in tqdm(range(0, len(coordinates), CHUNK), mininterval=10, desc="features"):
+    for start in progress_bar(range(0, len(coordinates), CHUNK), mininterval=10, desc="features"):
         path = out / f"features-{start}.pt"
         if (state := load_state(path)) is not None:
             responses.append(state["responses"])

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from facezoo.data.unlabeled import center
 from facezoo.models.latent_simclr.augment import (
@@ -19,6 +18,7 @@ from facezoo.models.latent_simclr.feature_style import FeatureStyleEncoder
 from facezoo.models.latent_simclr.losses import nt_xent_loss
 from facezoo.models.latent_simclr.simclr import CodeEncoder, ProjectionHead
 from facezoo.models.latent_simclr.train.recipes import Contrasting
+from facezoo.progress import progress_bar
 from facezoo.training.loop import Position, fit
 from facezoo.training.optim import autocast, descend
 
@@ -31,7 +31,7 @@ def codes_of(encoder: FeatureStyleEncoder, crops: Tensor, device: torch.device) 
     """Encode crops with a margin and their mirror images, in eval mode, (2, N, L, D)."""
     encoder.eval().to(device)
     parts = []
-    for part in tqdm(crops.split(256), desc="codes", unit="batch"):
+    for part in progress_bar(crops.split(256), desc="codes", unit="batch"):
         images = center(part).to(device)
         with autocast(device):
             both = [encoder.encode_codes(side) for side in (images, images.flip(-1))]
