@@ -10,7 +10,6 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 from typing_extensions import TypedDict, Unpack
@@ -100,9 +99,15 @@ class MeshModel(Model):
     code_mean: Tensor
     code_axes: Tensor
     code_limit: Tensor
+    shape_axes: Tensor
 
     def __init__(
-        self, num_vertices: int, num_triangles: int, num_landmarks: int, code_dims: int = 0
+        self,
+        num_vertices: int,
+        num_triangles: int,
+        num_landmarks: int,
+        code_dims: int = 0,
+        shape_axes: int = 0,
     ) -> None:
         super().__init__()
         # Whole micrometres, so that no precision of the weights on disk rounds them.
@@ -116,6 +121,10 @@ class MeshModel(Model):
             "code_axes", torch.zeros(code_dims, code_dims), persistent=code_dims > 0
         )
         self.register_buffer("code_limit", torch.zeros(min(1, code_dims)), persistent=code_dims > 0)
+        # Principal axes of the training meshes times their deviation, mm, for registration.
+        self.register_buffer(
+            "shape_axes", torch.zeros(shape_axes, num_vertices, 3), persistent=shape_axes > 0
+        )
         self._shape_model: tuple[ShapeModel, Array | None] | None = None
 
     @property
@@ -156,6 +165,11 @@ class MeshModel(Model):
         self.code_mean.copy_(mean)
         self.code_axes.copy_(axes * deviations)
         self.code_limit.fill_(5 * float(self.code_distances(codes).max()))
+
+    def set_shape_axes(self, axes: Tensor) -> None:
+        """Store principal axes of the training meshes, times their deviation, mm, (A, N, 3)."""
+        self.shape_axes.copy_(axes)
+        self._shape_model = None
 
     def code_distances(self, codes: Tensor) -> Tensor:
         """Compute the Mahalanobis distance of codes (M, D), per root dimension, (M,)."""
@@ -227,22 +241,32 @@ class MeshModel(Model):
     def decode_samples(self, codes: Tensor) -> Tensor:
         """Decode joint codes (M, D) to meshes in mm, (M, N, 3)."""
 
-    def _build_shape_model(self, samples: int = 600) -> ShapeModel:
-        """Fit a linear shape model to decoded samples of the code distribution."""
+    def _build_shape_model(self) -> ShapeModel:
+        """Build the shape model of registration, from stored axes or from decoded samples."""
         template = self.template
-        mean = template.vertices.double().cpu().numpy()
-        basis = np.zeros((0, *mean.shape))
-        if size := len(self.code_mean):
-            generator = torch.Generator().manual_seed(0)
-            scores = torch.randn(samples, size, generator=generator, dtype=torch.float64)
-            codes = self.code_mean.double().cpu() + scores @ self.code_axes.double().cpu().T
-            shapes = self.decode_samples(codes.to(self.code_mean)).double().cpu().numpy()
-            inputs = np.concatenate([np.ones((samples, 1)), scores.numpy()], 1)
-            weights = np.linalg.lstsq(inputs, shapes.reshape(samples, -1), rcond=None)[0]
-            mean, basis = weights[0].reshape(mean.shape), weights[1:].reshape(size, *mean.shape)
+        if len(self.shape_axes):
+            mean, basis = template.vertices, self.shape_axes
+        else:
+            mean, basis = self._decoded_shapes()
         return shape_model(
-            mean, basis, template.triangles.cpu().numpy(), template.landmarks.cpu().numpy()
+            mean.double().cpu().numpy(),
+            basis.double().cpu().numpy(),
+            template.triangles.cpu().numpy(),
+            template.landmarks.cpu().numpy(),
         )
+
+    def _decoded_shapes(self, samples: int = 600) -> tuple[Tensor, Tensor]:
+        """Fit mean (N, 3) and axes (D, N, 3) to decoded samples of the code distribution."""
+        size = len(self.code_mean)
+        if not size:
+            return self.template.vertices, torch.zeros(0, *self.template.vertices.shape)
+        generator = torch.Generator().manual_seed(0)
+        scores = torch.randn(samples, size, generator=generator, dtype=torch.float64)
+        codes = self.code_mean.double().cpu() + scores @ self.code_axes.double().cpu().T
+        shapes = self.decode_samples(codes.to(self.code_mean)).double().cpu()
+        inputs = torch.cat([torch.ones(samples, 1, dtype=torch.float64), scores], 1)
+        weights = torch.linalg.lstsq(inputs, shapes.flatten(1), driver="gelsd").solution
+        return weights[0].unflatten(0, (-1, 3)), weights[1:].unflatten(1, (-1, 3))
 
     def _check_template(self) -> None:
         if not bool(self.template_um.any()):

@@ -76,6 +76,30 @@ def test_a_recipe_leaves_weights_and_a_card_that_load(folder, tmp_path, recipe, 
     assert model.encode_identity(meshes, units="mm").shape == (4, 6)
 
 
+def test_principal_axes_are_added_to_a_checkpoint_without_them(folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(config.RECIPES, "ict", SMALL)
+    first = command.run("ict", folder, tmp_path / "first", seed=0, device=CPU)
+    whole = Adv3D.from_pretrained(first.with_suffix(".safetensors"))
+    assert whole.architecture["shape_axes"] == len(whole.shape_axes) > 0
+    bare = Adv3D(**{**whole.architecture, "shape_axes": 0})
+    bare.load_state_dict({k: v for k, v in whole.state_dict().items() if k != "shape_axes"})
+    bare.save_pretrained(tmp_path / "bare", card=whole.card)
+    add = partial(command.run, data=folder, seed=0, device=CPU, start=str(tmp_path / "bare"))
+    path = add("ict", out=tmp_path / "second")
+    again = Adv3D.from_pretrained(path.with_suffix(".safetensors"))
+    assert again.card.training.base == "adv3d.ict"
+    assert "--start" in again.card.training.command
+    for name, tensor in bare.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+    meshes = torch.from_numpy(IctFaces(folder).split("tiny")[0].vertices).flatten(0, 1)
+    flat, offsets = again.shape_axes.flatten(1), (meshes - meshes.mean(0)).flatten(1)
+    inside = torch.linalg.lstsq(flat.T, offsets.T).solution
+    assert (flat.T @ inside - offsets.T).abs().max() < 0.05
+    assert inside.std(1, correction=0).allclose(torch.ones(len(flat)), atol=0.05)
+    with pytest.raises(ValueError, match="needs a checkpoint of the recipe ict-neutral, got"):
+        add("ict-neutral", out=tmp_path / "third")
+
+
 def test_a_run_with_other_modes_does_not_resume(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "recipe", lambda _: SMALL)
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
-import torch
 
 from facezoo.models.adv3d.train.recipes import RECIPES
 from facezoo.models.commands import ConvertCommand, TrainCommand
 
 
-def _train(
-    data: Path, out: Path, *, seed: int, device: torch.device, smoke: bool, recipe: str
-) -> Path:
+def _train(data: Path, out: Path, *, recipe: str, **options: Any) -> Path:
     from facezoo.models.adv3d.train import command
 
-    return command.run(recipe, data, out, seed=seed, device=device, smoke=smoke)
+    return command.run(recipe, data, out, **options)
 
 
 def _convert(
@@ -40,6 +38,14 @@ def _convert(
 TRAIN = TrainCommand(
     _train,
     recipes=tuple(RECIPES),
+    options=(
+        click.Option(
+            ["--start"],
+            metavar="CHECKPOINT",
+            help="add the principal axes of the training meshes, for registration, to a checkpoint "
+            "of the recipe; train nothing",
+        ),
+    ),
     data="folder with the files of ICT-3D, or of the data set of the recipe",
 )
 CONVERT = ConvertCommand(

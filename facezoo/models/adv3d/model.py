@@ -41,6 +41,7 @@ class Adv3D(MeshModel):
         scale: millimetres that are 1 for the network.
         hidden_dim: hidden units between features and codes, see ``VAE``.
         code_statistics: store the distribution of the training codes, see ``MeshModel``.
+        shape_axes: number of stored principal axes of the training meshes, for registration.
     """
 
     model_name: ClassVar[str | None] = "adv3d"
@@ -60,9 +61,10 @@ class Adv3D(MeshModel):
         scale: float = 573.0,
         hidden_dim: int = 0,
         code_statistics: bool = False,
+        shape_axes: int = 0,
     ) -> None:
         dims = identity_dim + expression_dim if code_statistics else 0
-        super().__init__(num_vertices, num_triangles, num_landmarks, dims)
+        super().__init__(num_vertices, num_triangles, num_landmarks, dims, shape_axes)
         self.architecture: dict[str, Any] = {
             "num_vertices": num_vertices,
             "num_triangles": num_triangles,
@@ -72,6 +74,7 @@ class Adv3D(MeshModel):
             "scale": scale,
             "hidden_dim": hidden_dim,
             "code_statistics": code_statistics,
+            "shape_axes": shape_axes,
         }
         self.scale = scale
         self.vae = VAE(num_vertices, identity_dim, expression_dim, hidden_dim)
@@ -85,6 +88,7 @@ class Adv3D(MeshModel):
         triangles: Tensor,
         landmarks: Tensor,
         meshes: Sequence[Tensor] = (),
+        shape_axes: Tensor | None = None,
     ) -> Adv3D:
         """Build the model of a trained autoencoder, in eval mode.
 
@@ -96,6 +100,7 @@ class Adv3D(MeshModel):
             landmarks: vertices of the template, (K,).
             meshes: training meshes, mm, (N, 3) each, for the statistics of the codes; no meshes, no
                 statistics.
+            shape_axes: principal axes of the training meshes times their deviation, mm, (A, N, 3).
         """
         model = cls(
             num_vertices=vae.num_vertices,
@@ -106,9 +111,12 @@ class Adv3D(MeshModel):
             scale=scale,
             hidden_dim=vae.fc_hidden.out_features if vae.fc_hidden else 0,
             code_statistics=len(meshes) > 0,
+            shape_axes=0 if shape_axes is None else len(shape_axes),
         )
         model.vae.load_state_dict(vae.state_dict())
         model.set_template(template_mm, triangles, landmarks)
+        if shape_axes is not None:
+            model.set_shape_axes(shape_axes)
         if len(meshes):
             codes = model._codes(meshes, 32)
             model.set_code_statistics(torch.cat([codes.identity, codes.expression], 1))

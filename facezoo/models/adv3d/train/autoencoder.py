@@ -19,6 +19,9 @@ from torch import Tensor, nn
 from facezoo.geometry.meshes import laplacian
 from facezoo.models.adv3d.networks import DECODER_WIDTH, VAE, sample
 
+SHAPE_AXES = 128
+"""Most principal axes that a checkpoint stores for registration."""
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -43,6 +46,10 @@ class Frame:
         """Convert coordinates (B, C) to offsets of some vertices from the mean face, (B, V, 3)."""
         flat = coordinates @ self.axes[:, vertices].flatten(1)
         return flat.unflatten(1, (-1, 3))
+
+    def shape_axes(self) -> Tensor:
+        """Return the axes that a checkpoint stores, times their deviation, (A, N, 3)."""
+        return (self.axes * self.deviation[:, None, None])[:SHAPE_AXES]
 
     def mean_squared(self, coordinates: Tensor) -> Tensor:
         """Compute the mean square of offsets (B, C) over vertices and coordinates, a scalar."""

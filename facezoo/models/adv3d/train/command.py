@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from facezoo.data.ict import FACE, RECIPES, IctFaces
 from facezoo.data.registered import RegisteredMeshes, from_faces, read_registered
-from facezoo.hub.card import Licenses
+from facezoo.hub.card import Card, Licenses
 from facezoo.models.adv3d.model import Adv3D
 from facezoo.models.adv3d.train import ict, paper
+from facezoo.models.adv3d.train.autoencoder import SHAPE_AXES, principal_frame
 from facezoo.models.adv3d.train.recipes import IctConfig, PaperConfig, recipe
 from facezoo.training.run import begin_run, check_data, digest_of_files, shortened, write_checkpoint
+from facezoo.training.state import generator
 
 CITATION = """@inproceedings{gu2023adversarial,
   title = {Adversarial 3D Face Disentanglement of Identity and Expression},
@@ -29,6 +32,8 @@ TITLES = {
     "facescape": "FaceScape's registered meshes (Yang et al. 2020)",
     "ict": "ICT-3D, synthetic meshes from the modes of ICT-FaceKit",
 }
+MESHES_OF_AXES = 5000
+"""Most meshes that the stored principal axes are computed from."""
 SMOKE = {
     "size": "tiny",
     "mixtures": 8,
@@ -42,9 +47,19 @@ SMOKE = {
 
 
 def run(
-    name: str, data: Path, out: Path, *, seed: int, device: torch.device, smoke: bool = False
+    name: str,
+    data: Path,
+    out: Path,
+    *,
+    seed: int,
+    device: torch.device,
+    start: str | None = None,
+    smoke: bool = False,
 ) -> Path:
     """Train by a recipe and write weights and card; a call after an interruption resumes.
+
+    With ``start``, nothing is trained: the principal axes of the training meshes are added to a
+    checkpoint that has none, see ``MeshModel.set_shape_axes``.
 
     Args:
         name: of the recipe, a key of ``RECIPES``.
@@ -52,6 +67,7 @@ def run(
         out: folder for state, logs and result; meshes from files are saved in ``out/meshes``.
         seed: of all random numbers.
         device: where to train.
+        start: checkpoint of the same recipe to which the axes are added.
         smoke: train a few steps only, to test that the recipe runs.
 
     Returns:
@@ -59,35 +75,44 @@ def run(
 
     Raises:
         UnknownNameError: if there is no such recipe.
-        ValueError: if ``out`` holds a run of another recipe or other data, or the meshes do not
-            fit together.
+        ValueError: if ``out`` holds a run of another recipe or other data, the meshes do not fit
+            together, or ``start`` is of another recipe.
         FileNotFoundError: if ``data`` does not hold the data set.
     """
     config = recipe(name)
     if smoke:
         config = shortened(config, **SMOKE)
+    base = None
     if isinstance(config, IctConfig):
         faces = IctFaces(data)
         record = begin_run(out, seed=seed, recipe=asdict(config))
         check_data(out, digest_of_files(data, [data / FACE, data / RECIPES]))
-        model = ict.train(config, faces, out, seed=seed, device=device)
+        if start is None:
+            model = ict.train(config, faces, out, seed=seed, device=device)
+        else:
+            meshes = torch.from_numpy(faces.split(config.size)[0].vertices).flatten(0, 1)
+            model, base = with_shape_axes(start, name, meshes, seed)
         source, data_note = "ict", f"ICT-3D, {config.size} size, linear: synthetic meshes from "
         data_note += "the modes of ICT-FaceKit"
         use = "ICT-3D. Trained on synthetic meshes without noise; not for identifying people."
     else:
         record = begin_run(out, seed=seed, recipe=asdict(config))
-        meshes = read_meshes(config, data, cache=out / "meshes")
-        check_data(out, _digest(meshes))
-        vae = paper.train(config, meshes, out, seed=seed, device=device)
-        model = Adv3D.from_networks(
-            vae,
-            config.scale,
-            meshes.vertices.mean(0),
-            meshes.triangles,
-            meshes.landmarks,
-            list(meshes.vertices),
-        )
-        source, data_note = config.source, _describe(config, meshes)
+        registered = read_meshes(config, data, cache=out / "meshes")
+        check_data(out, _digest(registered))
+        if start is None:
+            vae = paper.train(config, registered, out, seed=seed, device=device)
+            model = Adv3D.from_networks(
+                vae,
+                config.scale,
+                registered.vertices.mean(0),
+                registered.triangles,
+                registered.landmarks,
+                list(registered.vertices),
+                shape_axes(registered.vertices, seed),
+            )
+        else:
+            model, base = with_shape_axes(start, name, registered.vertices, seed)
+        source, data_note = config.source, _describe(config, registered)
         use = "the training set. Not for identifying people, nor for decisions about them."
     license_name = "mit" if source == "ict" else "research-only"
     return write_checkpoint(
@@ -97,20 +122,55 @@ def run(
         model="adv3d",
         tag=name,
         default=name == "ict",
-        flags=f" --recipe {name}",
+        flags=f" --recipe {name}" + (f" --start {start}" if base else ""),
         architecture=model.architecture,
         preprocessing=None,
         labels=(),
         precision=config.precision,
         licenses=Licenses(code="Apache-2.0", weights=license_name, data=license_name),
-        data=(data_note,),
+        data=() if base else (data_note,),
         intended_use=(
             "Research on the shape of faces: identity and expression of meshes in the topology of "
             + use
         ),
         citation=CITATION,
+        base=base,
         smoke=smoke,
     )
+
+
+def with_shape_axes(start: str, name: str, meshes: Tensor, seed: int) -> tuple[Adv3D, Card]:
+    """Add the principal axes of training meshes to a checkpoint.
+
+    Args:
+        start: name or path of the checkpoint.
+        name: recipe it was trained by.
+        meshes: its training meshes, mm, (M, N, 3).
+        seed: selects the meshes that the axes are computed from.
+
+    Returns:
+        The model with the axes, and the card of the checkpoint.
+
+    Raises:
+        ValueError: if the checkpoint is of another recipe or other meshes.
+    """
+    model: Adv3D = Adv3D.from_pretrained(start)
+    base = model.card
+    if base is None or base.tag != name:
+        raise ValueError(f"--start needs a checkpoint of the recipe {name}, got {start}")
+    mean = meshes.mean(0)
+    if mean.shape != model.template_mm.shape or not mean.allclose(model.template_mm, atol=0.01):
+        raise ValueError(f"the mean of these meshes is not the template of {start}")
+    axes = shape_axes(meshes, seed)
+    fitted = Adv3D(**{**model.architecture, "shape_axes": len(axes)})
+    fitted.load_state_dict({**fitted.state_dict(), **model.cpu().state_dict(), "shape_axes": axes})
+    return fitted.eval(), base
+
+
+def shape_axes(meshes: Tensor, seed: int) -> Tensor:
+    """Compute principal axes of meshes (M, N, 3), times their deviation, (A, N, 3)."""
+    sampled = meshes[:: -(-len(meshes) // MESHES_OF_AXES)]
+    return principal_frame(sampled, SHAPE_AXES, generator(seed, 0)).shape_axes()
 
 
 def read_meshes(

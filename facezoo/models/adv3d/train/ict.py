@@ -92,6 +92,7 @@ def train(
         torch.from_numpy(faces.topology.triangles),
         torch.from_numpy(faces.topology.landmarks),
         list(sample_meshes),  # every fourth identity suffices for the statistics of the codes
+        config.scale * frame.shape_axes(),
     )
 
 
