@@ -29,6 +29,9 @@ MIN_COSINE = 0.7
 """Smallest cosine between the normals of matching points."""
 SIGMAS_MM = (6.0, 4.0, 3.0, 2.0, 1.5, 1.0, 0.7, 0.5, 0.3, 0.3)
 """Standard deviation of the surface distance in each iteration of the shape model."""
+SHARED_ERRORS = 5.0
+"""Factor on the distance from the surface that neighboring vertices share. The product is the least
+standard deviation: where the shape model cannot follow the surface, errors are not independent."""
 STIFFNESS = (20.0, 5.0, 2.0)
 """Weight of the differences between neighboring displacements, in each iteration."""
 FARTHEST_MM, RIM_MM = 40.0, 5.0
@@ -338,7 +341,7 @@ def _fit_shape(
     """Fit the shape parameters and the pose; the prior is a unit Gaussian."""
     from scipy.spatial.transform import Rotation
 
-    size = len(model.basis)
+    size, edges = len(model.basis), _edges(model.triangles)[0]
     parameters = start
     shape = model.mean + np.tensordot(start, model.basis, 1)
     for sigma in SIGMAS_MM:
@@ -357,8 +360,11 @@ def _fit_shape(
         repeated = np.repeat(weights, 3) * SLIDING**2
         gram += (flat * repeated[:, None]).T @ flat
         right += flat.T @ (repeated * gap.reshape(-1))
+        gaps = weights * ((matches.points - shape) * matches.normals).sum(1)
+        shared = (gaps[edges[:, 0]] * gaps[edges[:, 1]]).sum()
+        shared /= max(1e-9, (weights[edges[:, 0]] * weights[edges[:, 1]]).sum())
         prior = np.zeros(6 + size)
-        prior[6:] = sigma**2
+        prior[6:] = max(sigma**2, SHARED_ERRORS**2 * shared)
         solution = np.linalg.solve(gram + np.diag(prior + 1e-9), right)
         parameters = solution[6:]
         turned = Rotation.from_rotvec(solution[:3]).as_matrix()

@@ -43,8 +43,8 @@ OPEN_MOUTH_MM = 24.0
 """Landmarks of chin and lower lip, which an open mouth moves down, and landmarks that stay."""
 MAX_SURFACE_MM, MIN_COVERAGE = 3.0, 0.4
 """Largest distance from the surface, and least share of the face on it, of an accepted mesh."""
-MAX_DEVIATION = 5.0
-"""Largest root mean square of the shape parameters; faces have 1.5 to 4."""
+MAX_SHAPE_MM = 2.0
+"""Largest distance of the fitted shape from the surface; faces have 0.1 to 1.2 mm."""
 
 
 @dataclass(frozen=True)
@@ -147,11 +147,11 @@ def register(
             f"{100 * MIN_COVERAGE:.0f} %): the mesh is not a face, is too incomplete, "
             "or its triangles face inwards"
         )
-    deviation = float(np.linalg.norm(fit.parameters)) / max(1, len(fit.parameters)) ** 0.5
-    if deviation > MAX_DEVIATION:
+    distance = fit.residuals_mm["shape"]
+    if distance > MAX_SHAPE_MM:
         raise ValueError(
-            f"the fitted shape is {deviation:.1f} standard deviations from the mean face (limit "
-            f"{MAX_DEVIATION:g}): the mesh is not a face, or hair or clothes cover it"
+            f"the most similar face is {distance:.1f} mm from the surface (limit "
+            f"{MAX_SHAPE_MM:g} mm): the mesh is not a face, or hair or clothes cover it"
         )
     return Registration(
         torch.from_numpy(fit.vertices).float(),

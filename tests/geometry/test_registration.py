@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from facezoo.geometry import registration
 from facezoo.geometry.registration import (
     ShapeModel,
     Similarity,
@@ -107,6 +108,25 @@ def test_displacements_follow_a_shape_outside_of_the_model():
     surface = Surface(vertices, triangles)
     fit = register_template(model, surface, Similarity(1.0, np.eye(3), np.zeros(3)))
     assert fit.residuals_mm["surface"] < 0.2 < fit.residuals_mm["shape"]
+
+
+@pytest.mark.parametrize("kind", ["shared", "independent"])
+def test_only_errors_that_neighbors_share_strengthen_the_prior(kind, monkeypatch):
+    model = template()
+    vertices, triangles = sheet(140, (3.0, 0.0))
+    if kind == "shared":
+        vertices[:, 2] += 2 * np.cos(vertices[:, 0] / 9)  # a surface that the model cannot follow
+    else:
+        vertices[:, 2] += np.random.default_rng(0).normal(0, 0.3, len(vertices))
+    surface, start = Surface(vertices, triangles), Similarity(1.0, np.eye(3), np.zeros(3))
+    with_prior = register_template(model, surface, start).parameters[0]
+    monkeypatch.setattr(registration, "SHARED_ERRORS", 0.0)
+    without = register_template(model, surface, start).parameters[0]
+    assert without == pytest.approx(3, abs=0.3)
+    if kind == "shared":
+        assert with_prior < 0.9 * without
+    else:
+        assert with_prior > 0.95 * without
 
 
 def test_the_scale_is_estimated_if_it_is_unknown():
