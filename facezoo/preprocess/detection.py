@@ -30,7 +30,8 @@ _CROP, _CROP_EYES, _CROPS_AT_ONCE = 64, 0.32, 64
 _BELOW = 0.25
 # Faces of this side in the first pass, pixels, get the mean landmarks of both passes, smaller ones
 # those of the second. Large faces of this score and no more roll than this skip the second pass.
-# Faces of lower score are also shown upside down, where they must score lower by the margin.
+# The others are also shown upside down, where they must score lower, by the margin if their score
+# in the first pass is below ``_CERTAIN``.
 _LARGE, _CERTAIN, _UPRIGHT_DEG, _MARGIN = 64.0, 0.8, 15.0, 0.1
 # Those of lower score, or of more roll and a score below ``_CERTAIN_TILTED``, are also shown turned
 # by quarters: side of the crop, padding on each side and side of the face's box. A face whose score
@@ -87,6 +88,8 @@ class DetectionConfig:
         rotations: Sequence[int] | None = None,
     ) -> DetectionConfig:
         """Return the default settings with those that are not None replaced."""
+        if isinstance(rotations, int):
+            raise ValueError(f"rotations must be a list such as (0, 90, 180, 270), got {rotations}")
         values: dict[str, Any] = {
             "min_face": min_face,
             "score_threshold": score_threshold,
@@ -151,14 +154,12 @@ def _improved(
     if len(again):
         matrices = similarity_transform(landmarks[again], second_pass_points(_CROP))
         crops = align(images, faces.image_index[again], matrices, _CROP) / 127.5 - 1
-        # Upside down, a face scores lower and a pattern does not.
-        doubtful = faces.scores[again] < _CERTAIN
-        crops = torch.cat([crops, crops[doubtful.to(crops.device)].flip(2, 3)])
-        seconds, points = _central_faces(detector, crops, config)
-        seconds, flipped = seconds[: len(again)], seconds[len(again) :]
-        fits = flipped <= seconds[doubtful] - _MARGIN
-        seconds[doubtful] = seconds[doubtful].masked_fill(~fits, -1.0)
-        scores[again] = seconds
+        # Upside down, a face scores lower. A pattern, or a face that is upside down, does not.
+        views = torch.cat([crops, crops.flip(2, 3)])
+        seconds, points = _central_faces(detector, views, config)
+        seconds, flipped = seconds.chunk(2)
+        margins = (faces.scores[again] < _CERTAIN) * _MARGIN
+        scores[again] = seconds.masked_fill(flipped > seconds - margins, -1.0)
         points = (points[: len(again)] - matrices[:, None, :, 2]) @ torch.linalg.inv(
             matrices[..., :2]
         ).mT

@@ -332,6 +332,8 @@ def test_settings_out_of_range_raise(options, message):
 def test_options_that_are_none_keep_the_default():
     assert DetectionConfig.override(min_face=None, max_side=None) == DetectionConfig()
     assert DetectionConfig.override(rotations=[0, 180]).rotations == (0, 180)
+    with pytest.raises(ValueError, match=r"rotations must be a list such as .*, got 180"):
+        DetectionConfig.override(rotations=180)
 
 
 def test_boxes_that_agree_share_in_the_position_by_their_score():
@@ -416,6 +418,13 @@ def test_a_doubtful_face_that_scores_higher_upside_down_is_rejected(monkeypatch)
     monkeypatch.setattr(detection, "_CERTAIN", 0.99)
     image = photo_of((30, 50, 60, 140))  # a score of 0.96 in the first pass
     for upright, flipped, count in ((3.0, 1.0, 1), (1.0, 3.0, 0)):
+        detector = Imprecise(crop_logits=[upright, flipped])
+        assert len(detection.detect(detector, [image])) == count
+
+
+def test_a_small_face_that_is_upside_down_is_rejected_whatever_its_first_score():
+    image = photo_of((30, 50, 40, 140))  # a score of 0.96 in the first pass
+    for upright, flipped, count in ((3.0, 2.9, 1), (2.9, 3.0, 0)):
         detector = Imprecise(crop_logits=[upright, flipped])
         assert len(detection.detect(detector, [image])) == count
 
