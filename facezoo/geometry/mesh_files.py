@@ -171,28 +171,50 @@ def _mixed_polygons(header: list[list[bytes]], body: bytes) -> Arrays | None:
             elements[-1][2].append(line[1:])
     if [name for name, *_ in elements[:2]] != [b"vertex", b"face"]:
         return None
-    (_, count, columns), (_, faces, lists) = elements[:2]
-    if any(column[0] == b"list" for column in columns) or [c[0] for c in lists] != [b"list"]:
+    (_, count, columns), (_, faces, properties) = elements[:2]
+    if any(column[0] == b"list" for column in columns) or not faces:
         return None
     row = np.dtype([(name.decode(), order + _PLY_TYPES[kind]) for kind, name in columns])
-    size = struct.Struct(order + _PLY_TYPES[lists[0][1]])
-    index = _PLY_TYPES[lists[0][2]]
-    place = count * row.itemsize
-    (first,) = size.unpack_from(body, place)
-    step = size.size + first * struct.calcsize(index)
-    if place + faces * step <= len(body):
-        counts = np.ndarray(faces, order + _PLY_TYPES[lists[0][1]], body, place, (step,))
-        if (counts == first).all():
-            return None
-    polygons: list[tuple[int, ...]] = []
+    start = count * row.itemsize
+    _, lengths, end = _ply_face(properties, body, start, order)
+    step = end - start
+    if start + faces * step <= len(body) and all(
+        (np.ndarray(faces, order + kind, body, place, (step,)) == length).all()
+        for place, kind, length in lengths
+    ):
+        return None
+    polygons, place = [], start
     for _ in range(faces):
-        (corners,) = size.unpack_from(body, place)
-        polygons.append(struct.unpack_from(f"{order}{corners}{index}", body, place + size.size))
-        place += size.size + corners * struct.calcsize(index)
+        polygon, _, place = _ply_face(properties, body, place, order)
+        polygons.append(polygon)
 
     vertices = np.frombuffer(body, row, count)
     fans = [[p[0], *edge] for p in polygons for edge in pairwise(p[1:])]
     return np.stack([vertices[axis] for axis in "xyz"], 1), np.array(fans, np.int64)
+
+
+def _ply_face(
+    properties: list[list[bytes]], body: bytes, place: int, order: str
+) -> tuple[tuple[int, ...], list[tuple[int, str, int]], int]:
+    """Read one face of a binary PLY, which may also have colors or texture coordinates.
+
+    Returns:
+        Its corners; place, type and value of the length of each of its lists; and its end.
+    """
+    corners: tuple[int, ...] = ()
+    lengths = []
+    for *kinds, name in properties:
+        length = 1
+        if kinds[0] == b"list":
+            kind = _PLY_TYPES[kinds[1]]
+            (length,) = struct.unpack_from(order + kind, body, place)
+            lengths.append((place, kind, length))
+            place += struct.calcsize(order + kind)
+        form = f"{order}{length}{_PLY_TYPES[kinds[-1]]}"
+        if name in (b"vertex_indices", b"vertex_index"):
+            corners = struct.unpack_from(form, body, place)
+        place += struct.calcsize(form)
+    return corners, lengths, place
 
 
 def _read_stl(path: Path) -> Arrays:

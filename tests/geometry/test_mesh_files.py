@@ -195,6 +195,31 @@ def test_polygons_of_a_binary_ply_become_triangles(tmp_path, polygons, order):
     assert all(quad in found for quad in quads)
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("equal", [True, False])
+def test_faces_of_a_binary_ply_may_have_colors_and_texture_coordinates(tmp_path, order, equal):
+    pytest.importorskip("trimesh")
+    polygons = [[0, 1, 2], [1, 2, 3]] if equal else [[0, 1, 2], [4, 0, 1, 2]]
+    name = {"<": "binary_little_endian", ">": "binary_big_endian"}[order]
+    head = ply().partition("end_header")[0].replace("ascii", name)
+    head += "property list uchar float texcoord\nproperty uchar red\n"
+    vertices = np.arange(15, dtype=order + "f4").reshape(5, 3)
+    faces = b"".join(
+        bytes([len(p)])
+        + np.array(p, order + "i4").tobytes()
+        + bytes([2 * len(p)])
+        + np.zeros(2 * len(p), order + "f4").tobytes()
+        + b"\xff"
+        for p in polygons
+    )
+    path = tmp_path / "face.ply"
+    path.write_bytes(head.encode() + b"end_header\n" + vertices.tobytes() + faces)
+    mesh = read_mesh(path, "mm")
+    assert mesh.vertices.tolist() == vertices.tolist()
+    expected = polygons if equal else [[0, 1, 2], [4, 0, 1], [4, 1, 2]]
+    assert mesh.triangles.tolist() == expected
+
+
 def test_a_text_ply_may_have_colors_and_mixed_polygons(tmp_path):
     pytest.importorskip("trimesh")
     colors = "".join(f"property uchar {name}\n" for name in ("red", "green", "blue"))
