@@ -433,8 +433,11 @@ class FaceModel(Freezable, Model):
 def check_shape(images: Tensor, shape: tuple[int, int, int], name: str = "images") -> None:
     """Reject anything but a batch of prepared crops, (B, *shape)."""
     if isinstance(images, Tensor) and images.ndim == 4 and tuple(images.shape[1:]) == shape:
-        return
-    kind = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        if images.is_floating_point():
+            return
+        kind = f"{images.dtype}; expected normalized floating point"
+    else:
+        kind = str(tuple(images.shape)) if isinstance(images, Tensor) else type(images).__name__
     raise ValueError(
         f"{name} must be (B, {', '.join(map(str, shape))}), got {kind}; for image files, "
         "arrays and whole images call encode_expression() and the like, which find and align faces"

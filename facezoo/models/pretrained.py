@@ -332,6 +332,8 @@ def _check_precision(model: Any, dtype: Any) -> None:
 _ADVICE = {
     "lora_": "merge the adapters first: model = peft_model.merge_and_unload()",
     "base_layer": "merge the adapters first: model = peft_model.merge_and_unload()",
+    "weight_u": "remove the spectral norm first: torch.nn.utils.remove_spectral_norm(module)",
+    "weight_g": "remove the weight norm first: torch.nn.utils.remove_weight_norm(module)",
     "_orig": "make the pruning permanent first: torch.nn.utils.prune.remove(module, 'weight')",
     "parametrizations": "remove the parametrizations first: "
     "torch.nn.utils.parametrize.remove_parametrizations(module, 'weight')",

@@ -61,9 +61,11 @@ def as_list(sources: Images) -> list[ImageSource]:
     """
     if isinstance(sources, np.ndarray) and sources.dtype.kind in "OU":  # arrays of paths or images
         sources = sources.ravel().tolist()
+    if hasattr(sources, "to_pylist"):  # arrays of pyarrow
+        sources = sources.to_pylist()
     if isinstance(sources, (str, bytes, bytearray, memoryview, np.ndarray, Tensor, Mapping, Set)):
         images: list[Any] = [sources]
-    elif isinstance(sources, Iterable) and not hasattr(sources, "read"):
+    elif isinstance(sources, Iterable) and not {"read", "columns"}.intersection(dir(sources)):
         images = list(sources)
     else:
         images = [sources]

@@ -471,6 +471,8 @@ def test_run_rejects_what_a_model_cannot_do():
 def test_a_path_given_to_forward_is_an_error_that_names_the_method_for_images(model):
     with pytest.raises(ValueError, match=r"got str; for image files.* call encode_expression\(\)"):
         model("portrait.jpg")
+    with pytest.raises(ValueError, match=r"got torch\.uint8; expected normalized floating point"):
+        model(torch.zeros(1, *model.input_shape, dtype=torch.uint8))
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (1, 3, 8, 9), (1, 8, 8, 3), (0,)])

@@ -183,6 +183,7 @@ SURGERY = [
     (add_adapter, "merge_and_unload"),
     (lambda m: prune.l1_unstructured(m.expression_classifier, "weight", 0.5), r"prune\.remove"),
     (lambda m: parametrizations.weight_norm(m.expression_classifier), "remove_parametrizations"),
+    (lambda m: nn.utils.spectral_norm(m.expression_classifier), "remove_spectral_norm"),
     (quantize, "before it is quantized"),
     (lambda m: setattr(m, "expression_classifier", nn.Linear(8, 5)), "expression_classifier"),
     (lambda m: m.expression_encoder.projection.append(nn.Linear(8, 8)), "restore the layers"),

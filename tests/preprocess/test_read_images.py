@@ -430,6 +430,7 @@ def test_a_mixed_list_is_read_in_order(tmp_path):
 def test_columns_generators_and_arrays_of_paths_are_lists(tmp_path):
     import pandas as pd
 
+    pa = pytest.importorskip("pyarrow")
     paths = [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
     several = [
         pd.Series(paths, index=[5, 3]),
@@ -438,6 +439,8 @@ def test_columns_generators_and_arrays_of_paths_are_lists(tmp_path):
         dict(enumerate(paths)).values(),
         np.array(paths),
         np.array(paths, object),
+        pa.array(paths),
+        pa.chunked_array([paths[:1], paths[1:]]),
     ]
     for sources in several:
         assert list(map(str, as_list(sources))) == paths
@@ -445,9 +448,10 @@ def test_columns_generators_and_arrays_of_paths_are_lists(tmp_path):
     objects[0], objects[1] = gradient(), gradient(5, 5)
     assert [len(image) for image in read_images(objects)] == [12, 5]
     assert as_list(np.array("a.png")) == ["a.png"]
-    for unordered in ({"a.png"}, {"path": "a.png"}):
-        with pytest.raises(ImageError, match=r"type (set|dict); expected .* a list of these"):
-            read_images(unordered)
+    for other in ({"a.png"}, {"path": "a.png"}, pd.DataFrame({"path": paths})):
+        name = type(other).__name__
+        with pytest.raises(ImageError, match=rf"type {name}; expected .* a list of these"):
+            read_images(other)
 
 
 def test_one_source_gives_a_list_of_one():
