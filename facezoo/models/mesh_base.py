@@ -8,13 +8,13 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from typing_extensions import TypedDict, Unpack
 
-from facezoo.geometry.meshes import Mesh, millimetres
+from facezoo.geometry.meshes import Mesh, apply_motion, millimetres, rigid_motion
 from facezoo.geometry.registration import Array, ShapeModel
 from facezoo.models.capabilities import Model
 from facezoo.models.face_finding import template_landmarks
@@ -29,13 +29,20 @@ from facezoo.models.mesh_inputs import (
     corresponds,
     describe,
     is_file,
+    is_moved,
     landmark_positions,
+    pose_difference,
 )
 from facezoo.models.mesh_registration import Registration, register, shape_model
 from facezoo.results import Result
 
 WARN_RESIDUAL_MM = 2.5
-"""Reconstruction error above which a registered mesh gets a warning."""
+"""Reconstruction error above which a mesh gets a warning."""
+WARN_OWN_ROTATION_DEG, WARN_OWN_SHIFT_MM = 0.8, 1.0
+"""Pose relative to the reconstruction above which a mesh gets a warning. Faces of the code
+distribution stay below both; of faces rotated by 4 degrees or moved by 5 mm, most are above one."""
+POSE_STEPS = 12
+"""Fits of a mesh to its reconstruction for ``align="vertices"``."""
 
 
 class MeshKeywords(TypedDict, total=False):
@@ -82,7 +89,8 @@ class MeshModel(Model):
       ``units`` may be left out. A mesh with the template's number of vertices, and a point cloud,
       must lie in the frame already. The template's vertices in another pose get a warning;
     * None: every mesh lies there already; another topology is a point cloud;
-    * ``"vertices"``: fit all vertices to the template's, which must have the same order;
+    * ``"vertices"``: fit all vertices to the template's, which must have the same order, and then
+      to the reconstruction of the mesh;
     * ``"landmarks"``: fit ``landmarks`` to the template's. These are vertex numbers (K,) or
       coordinates (K, 3) of the points ``landmark_vertices`` of the template, or of five points:
       right eye, left eye, nose tip, right and left mouth corner (the subject's right).
@@ -193,15 +201,30 @@ class MeshModel(Model):
                     f"training faces (limit {limit:.1f}): this shape is outside the training data"
                 )
 
-    def warn_of_residuals(self, placed: Sequence[Placed], residual_mm: Tensor) -> None:
-        """Warn of registered meshes whose reconstruction is far from them."""
-        for one, error in zip(placed, residual_mm.tolist(), strict=True):
-            if one.registration and error > WARN_RESIDUAL_MM:
+    def warn_of_residual(self, one: Placed, reconstruction: Tensor, error_mm: float) -> None:
+        """Warn of a mesh whose reconstruction (N, 3) is far from it or has another pose.
+
+        Reconstructions follow shape and expression of a mesh, and its pose only in part.
+        """
+        if not one.registration:
+            if not len(self.code_limit) or is_moved(one.points, self.template):
+                return  # random weights, or a mesh that has a warning already
+            angle, shift = pose_difference(one.points, reconstruction)
+            if angle > WARN_OWN_ROTATION_DEG or shift > WARN_OWN_SHIFT_MM:
                 warnings.warn(
-                    f"{one.name}: the reconstruction is {error:.1f} mm from the registered mesh "
-                    f"(expected up to {WARN_RESIDUAL_MM:g} mm); the codes describe it poorly",
-                    stacklevel=4,
+                    f"{one.name}: it is rotated by {angle:.1f} degrees and shifted by {shift:.1f} "
+                    "mm from its reconstruction, so it may not have the pose of the training "
+                    "faces, which changes its codes; pass align='vertices'",
+                    stacklevel=5,
                 )
+                return
+        if error_mm > WARN_RESIDUAL_MM:
+            kind = "registered mesh" if one.registration else "mesh"
+            warnings.warn(
+                f"{one.name}: the reconstruction is {error_mm:.1f} mm from the {kind} (expected up "
+                f"to {WARN_RESIDUAL_MM:g} mm); the codes describe it poorly",
+                stacklevel=5,
+            )
 
     def register(
         self, mesh: MeshSource, *, units: str | None = None, landmarks: Landmarks | None = None
@@ -240,6 +263,29 @@ class MeshModel(Model):
     @abstractmethod
     def decode_samples(self, codes: Tensor) -> Tensor:
         """Decode joint codes (M, D) to meshes in mm, (M, N, 3)."""
+
+    @abstractmethod
+    def reconstruct_points(self, points: Tensor) -> Tensor:
+        """Encode and decode vertices in the frame of the template, mm, (M, N, 3)."""
+
+    @torch.no_grad()
+    def _settle(self, placed: list[Placed]) -> list[Placed]:
+        """Move meshes on the template to the pose of the training faces.
+
+        The fit to the template also rotates by what is shape or expression, such as an open mouth.
+        A reconstruction follows shape and expression, but the pose only in part. So repeated fits
+        to it, each applied twice, end near the pose of the training faces.
+        """
+        start = points = torch.stack([one.points for one in placed])
+        for _ in range(POSE_STEPS):
+            target = self.reconstruct_points(points).double()
+            motion = rigid_motion(points.double(), target)
+            points = apply_motion(apply_motion(points.double(), *motion), *motion).to(start)
+        before, after = (
+            (p - self.reconstruct_points(p)).norm(dim=-1).mean(1) for p in (start, points)
+        )
+        points = torch.where((after < before)[:, None, None], points, start)
+        return [replace(one, points=p) for one, p in zip(placed, points, strict=True)]
 
     def _build_shape_model(self) -> ShapeModel:
         """Build the shape model of registration, from stored axes or from decoded samples."""
@@ -306,7 +352,7 @@ class MeshModel(Model):
                 raise ValueError(str(error) if known else f"{name}: {error}") from None
         if not placed:
             raise ValueError("meshes is empty; expected one mesh or more")
-        return placed
+        return self._settle(placed) if align == "vertices" and len(self.code_limit) else placed
 
     def _place_one(
         self,

@@ -110,6 +110,8 @@ def as_mesh(source: MeshSource, units: str | None) -> Mesh:
     assert units is not None
     if isinstance(source, (str, Path)):
         return read_mesh(source, units)
+    if source.dtype in (np.uint8, torch.uint8):
+        raise ValueError("its vertices are uint8, as the pixels of an image; pass a mesh")
     if isinstance(source, np.ndarray):  # torch rejects some byte orders and strides
         return Mesh(torch.from_numpy(np.array(source, np.float64, order="C")), units)
     return Mesh(source.detach(), units)
@@ -180,12 +182,15 @@ def _align_by_vertices(points: Tensor, template: Template) -> Tensor:
 
     limit = LARGEST_RESIDUAL * template.radius
     if (error := _residual(points, target)) > limit:
-        cause = (
-            "the mesh is mirrored; negate one coordinate"
-            if _residual(_mirrored(points), target) < limit
-            else "its vertices are in another order; use the order of the template, or "
-            "align='landmarks'"
-        )
+        if _residual(_mirrored(points), target) < limit:
+            cause = "the mesh is mirrored; negate one coordinate"
+        elif _residual(points / (scale := _scale(points, target)), target) < limit:
+            cause = f"it is {scale:.2f} times as large as the template; check units, or scale it"
+        else:
+            cause = (
+                "its vertices are in another order; use the order of the template, or "
+                "align='landmarks'"
+            )
         raise ValueError(
             f"after align='vertices' its vertices are {error:.0f} mm from the template's on "
             f"average (limit {limit:.0f} mm): {cause}"
@@ -207,11 +212,8 @@ def corresponds(points: Tensor, template: Template, name: str) -> bool:
         if _residual(_mirrored(points), target) < limit:
             raise ValueError("the mesh is mirrored; negate one coordinate")
         return False
-    rotation, _ = rigid_motion(points, target)
-    cosine = (rotation.trace() - 1) / 2
-    angle = math.degrees(math.acos(cosine.clamp(-1, 1)))
-    shift = float((points.mean(0) - target.mean(0)).norm())
-    if angle > WARN_ROTATION_DEG or shift > WARN_SHIFT_MM:
+    if is_moved(points, template):
+        angle, shift = pose_difference(points, target)
         warnings.warn(
             f"{name}: it is rotated by {angle:.0f} degrees and shifted by {shift:.0f} mm from the "
             "template, which changes its codes; pass align='vertices'",
@@ -220,10 +222,31 @@ def corresponds(points: Tensor, template: Template, name: str) -> bool:
     return True
 
 
+def is_moved(points: Tensor, template: Template) -> bool:
+    """Return True if corresponding points have clearly another pose than the template."""
+    angle, shift = pose_difference(points, template.vertices)
+    return angle > WARN_ROTATION_DEG or shift > WARN_SHIFT_MM
+
+
+def pose_difference(points: Tensor, target: Tensor) -> tuple[float, float]:
+    """Return the rotation in degrees and the shift in mm between corresponding points (N, 3)."""
+    points, target = points.double(), target.double().to(points.device)
+    rotation, _ = rigid_motion(points, target)
+    cosine = (rotation.trace() - 1) / 2
+    shift = (points.mean(0) - target.mean(0)).norm()
+    return math.degrees(math.acos(cosine.clamp(-1, 1))), float(shift)
+
+
 def _residual(points: Tensor, target: Tensor) -> float:
     """Compute the mean distance of corresponding points after a rigid fit."""
     moved = apply_motion(points, *rigid_motion(points, target))
     return float((moved - target).norm(dim=1).mean())
+
+
+def _scale(points: Tensor, target: Tensor) -> float:
+    """Return how many times as large as the target the points are."""
+    sizes = [(part - part.mean(0)).norm(dim=1).mean() for part in (points, target)]
+    return float(sizes[0] / sizes[1])
 
 
 def _mirrored(points: Tensor) -> Tensor:
@@ -231,8 +254,7 @@ def _mirrored(points: Tensor) -> Tensor:
 
 
 def _check_size(points: Tensor, template: Template) -> None:
-    radius = float((points - points.mean(0)).norm(dim=1).mean())
-    ratio = radius / template.radius
+    ratio = _scale(points, template.vertices.double().to(points.device))
     if not 0.4 < ratio < 2.5:
         raise ValueError(
             f"it is {ratio:.3g} times as large as the template; check units, or use a mesh of the "

@@ -339,8 +339,9 @@ def test_weights_are_not_saved_in_a_precision_in_which_the_codes_are_noise(model
     [
         (lambda points: points[torch.randperm(COUNT)], "in another order"),
         (lambda points: points * torch.tensor([-1.0, 1, 1]), "the mesh is mirrored"),
+        (lambda points: points * 1.3, r"it is 1\.3\d times as large as the template; check units"),
     ],
-    ids=["order", "mirror"],
+    ids=["order", "mirror", "scale"],
 )
 def test_alignment_by_vertices_rejects_meshes_that_do_not_correspond(model, meshes, change, cause):
     with pytest.raises(ValueError, match=f"mesh 0: after align='vertices' .*{cause}"):
@@ -356,6 +357,12 @@ def test_an_error_names_the_file_of_the_mesh(model, meshes, tmp_path):
         ValueError, match=r"face\.jpg is not a mesh file; expected a 3D mesh .*\.obj"
     ):
         model.encode(tmp_path / "face.jpg", units="mm")
+
+
+@pytest.mark.parametrize("pixels", [np.zeros((40, 30, 3), np.uint8), torch.zeros(40, 3).byte()])
+def test_pixels_are_not_a_mesh(model, pixels):
+    with pytest.raises(ValueError, match="its vertices are uint8, as the pixels of an image"):
+        model.encode(pixels, units="mm")
 
 
 def test_a_rotated_mesh_without_alignment_is_rejected(model):

@@ -2,6 +2,7 @@
 
 import math
 from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -174,10 +175,12 @@ def test_codes_far_from_the_training_faces_are_rejected(model, registration):
 
 
 def test_a_warning_names_a_mesh_that_its_codes_describe_poorly(model, registration):
-    placed = [Placed("scan.ply", registration.vertices, True, registration)]
-    model.warn_of_residuals(placed, torch.tensor([2.4]))
-    with pytest.warns(UserWarning, match=r"scan\.ply: the reconstruction is 2\.6 mm from"):
-        model.warn_of_residuals(placed, torch.tensor([2.6]))
+    one = Placed("scan.ply", registration.vertices, True, registration)
+    model.warn_of_residual(one, one.points, 2.4)
+    with pytest.warns(UserWarning, match=r"scan\.ply: .* is 2\.6 mm from the registered mesh"):
+        model.warn_of_residual(one, one.points, 2.6)
+    with pytest.warns(UserWarning, match=r"scan\.ply: the reconstruction is 2\.6 mm from the mesh"):
+        model.warn_of_residual(replace(one, registration=None), one.points, 2.6)
 
 
 def test_code_statistics_are_those_of_the_codes():
@@ -187,3 +190,34 @@ def test_code_statistics_are_those_of_the_codes():
     distances = model.code_distances(codes)
     assert float(distances.square().mean()) == pytest.approx(1, abs=0.02)
     assert float(model.code_limit) == pytest.approx(5 * float(distances.max()), rel=1e-4)
+
+
+def rotated(model, vertices, degrees, axis):
+    """Rotate vertices about the center of the template."""
+    turn = torch.from_numpy(Rotation.from_euler(axis, degrees, degrees=True).as_matrix()).float()
+    center = model.template_mm.mean(0)
+    return (vertices - center) @ turn.T + center
+
+
+@pytest.mark.parametrize("axis", ["x", "y", "z"])
+def test_a_small_rotation_of_a_corresponding_mesh_gets_a_warning(model, face, axis):
+    model.encode(face)  # no warning, as warnings are errors here
+    with pytest.warns(UserWarning, match=r"mesh 0: it is rotated by .* from its reconstruction"):
+        model.encode_expression(rotated(model, face.vertices, 5, axis), units="mm")
+
+
+def test_a_small_shift_of_a_corresponding_mesh_gets_a_warning(model, face):
+    with pytest.warns(UserWarning, match=r"shifted by .* pass align='vertices'"):
+        model.encode_identity(face.vertices + torch.tensor([0, 6.0, 0]), units="mm")
+
+
+def test_alignment_by_vertices_finds_the_pose_of_the_training_faces(model, face):
+    expected = model.encode(face)
+    spread = model.code_axes.norm(dim=1).split(64)  # of each number of both codes
+    for degrees in (0, 4, 60):
+        mesh = rotated(model, face.vertices, degrees, "x") + degrees
+        codes = model.encode(mesh, units="mm", align="vertices")
+        for code in ("identity", "expression"):
+            error = (getattr(codes, code) - getattr(expected, code)).norm()
+            assert error < 0.4 * spread[code == "expression"].norm()
+        assert codes.residual_mm.item() < 1.5

@@ -186,8 +186,8 @@ class Adv3D(MeshModel):
             FileNotFoundError: if a file is missing.
             ValueError: if units are missing, or a mesh is damaged or in the wrong place.
         """
-        points = self.prepare(meshes, **place)
-        return self._codes(points, batch_size, sample, generator).expression
+        placed = self._place(meshes, **place)
+        return self._encode(placed, batch_size, sample, generator).expression
 
     def encode_identity(
         self,
@@ -199,8 +199,8 @@ class Adv3D(MeshModel):
         **place: Unpack[MeshKeywords],
     ) -> Tensor:
         """Encode z_id of meshes; see ``encode_expression``."""
-        points = self.prepare(meshes, **place)
-        return self._codes(points, batch_size, sample, generator).identity
+        placed = self._place(meshes, **place)
+        return self._encode(placed, batch_size, sample, generator).identity
 
     def encode(
         self, meshes: Meshes, *, batch_size: int = 32, **place: Unpack[MeshKeywords]
@@ -209,19 +209,34 @@ class Adv3D(MeshModel):
         return self._encode(self._place(meshes, **place), batch_size)
 
     @torch.no_grad()
-    def _encode(self, placed: Sequence[Placed], batch_size: int = 32) -> MeshEncoding:
-        """Encode meshes and check the codes; adds ``residual_mm``."""
-        codes = self._codes([one.points for one in placed], batch_size)
+    def _encode(
+        self,
+        placed: Sequence[Placed],
+        batch_size: int = 32,
+        sampled: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> MeshEncoding:
+        """Encode meshes, and check the means of the codes and the pose; adds ``residual_mm``."""
+        points = [one.points for one in placed]
+        codes = self._codes(points, batch_size)
         self.check_codes(placed, torch.cat([codes.identity, codes.expression], 1))
         residual = codes.identity.new_full((len(placed),), torch.nan)
         rows = [row for row, one in enumerate(placed) if one.corresponds]
         for part in (rows[i : i + batch_size] for i in range(0, len(rows), batch_size)):
             decoded = self.synthesize(codes.identity[part], codes.expression[part])
             for row, mesh in zip(part, decoded, strict=True):
-                error = (mesh.vertices - placed[row].points).norm(dim=1).mean()
+                error = float((mesh.vertices - placed[row].points).norm(dim=1).mean())
                 residual[row] = error
-        self.warn_of_residuals(placed, residual)
+                self.warn_of_residual(placed[row], mesh.vertices, error)
+        if sampled:
+            codes = self._codes(points, batch_size, True, generator)
         return replace(codes, residual_mm=residual)
+
+    def reconstruct_points(self, points: Tensor) -> Tensor:
+        """Encode and decode vertices in the frame of the template, mm, (M, N, 3)."""
+        codes = self._codes(list(points), 32)
+        faces = self.synthesize(codes.identity, codes.expression)
+        return torch.stack([face.vertices for face in faces])
 
     @torch.no_grad()
     def _codes(
