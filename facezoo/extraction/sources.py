@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from facezoo.errors import ImageError
 from facezoo.extraction.videos import frame_keys, read_frame
-from facezoo.preprocess.folders import image_suffixes, images_in
+from facezoo.preprocess.folders import image_suffixes, images_in, skipped_message
 from facezoo.preprocess.images import read_image
 from facezoo.preprocess.jpeg import JpegDecoder, Photo, read_or_keep
 
@@ -95,6 +95,8 @@ def list_images(
             raise FileNotFoundError(f"no such file or folder: {str(path)!r}")
     if not files:
         where = ", ".join(map(repr, paths[:3])) or "an empty list"
+        if skipped:
+            raise ValueError(f"no images in {where}; {skipped_message(skipped)}")
         raise ValueError(
             f"no images in {where}; folders are searched for files that Pillow opens, and videos "
             "and shards are taken by name or by a pattern such as 'folder/*.mp4'"
@@ -360,11 +362,13 @@ def _check_column(table: pq.ParquetFile) -> None:
     """Check that images are bytes, paths, or structs of these as of the datasets library."""
     names = table.schema_arrow.names
     kind = str(table.schema_arrow.field("image").type) if "image" in names else ""
-    if not kind.removeprefix("large_").startswith(
+    words = kind.removeprefix("dictionary<values=")
+    if not words.removeprefix("large_").startswith(
         ("binary", "string", "struct<bytes", "struct<path")
     ):
         raise ValueError(
-            f"a shard needs a column 'image' with the bytes or paths of image files, got {names}"
+            "a shard needs a column 'image' with the bytes or paths of image files, got "
+            f"{f'a column of {kind}' if kind else names}"
         )
 
 

@@ -233,7 +233,11 @@ def test_images_of_the_datasets_library_are_bytes_or_paths(tree, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "kind", [pa.binary(), pa.binary_view(), pa.large_binary(), pa.string(), pa.string_view()]
+    "kind",
+    [
+        *(pa.binary(), pa.binary_view(), pa.large_binary(), pa.string(), pa.string_view()),
+        pa.dictionary(pa.int32(), pa.string()),
+    ],
 )
 def test_an_image_column_may_hold_bytes_or_paths_of_any_arrow_type(tree, tmp_path, kind):
     place(tmp_path, tree, "tree")

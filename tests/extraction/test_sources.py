@@ -37,13 +37,18 @@ IMAGES = {
     "paths": lambda file: {"bytes": None, "path": f"{file.parent.name}/{file.name}"},
     "string": lambda file: f"{file.parent.name}/{file.name}",
     "binary_view": lambda file: file.read_bytes(),
+    "dictionary": lambda file: f"{file.parent.name}/{file.name}",
 }
 
 
 def write_shard(folder, path, kind="binary", names=True, group=5):
     files = sorted(folder.iterdir())
     images = pa.array([IMAGES[kind](file) for file in files])
-    columns = {"image": images.cast(pa.binary_view()) if kind == "binary_view" else images}
+    if kind == "binary_view":
+        images = images.cast(pa.binary_view())
+    if kind == "dictionary":
+        images = images.dictionary_encode()
+    columns = {"image": images}
     if names:
         columns["file"] = [file.name for file in files]
     pq.write_table(pa.table(columns), path, row_group_size=group)
@@ -76,6 +81,9 @@ def test_a_source_that_does_not_exist_is_an_error(folder, tmp_path, tiny, monkey
         run([folder, tmp_path / "nowhere"], tmp_path / "f.csv", tiny)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"no images in .*pattern such as 'folder/\*\.mp4'"):
+        run(tmp_path / "empty", tmp_path / "f.csv", tiny)
+    (tmp_path / "empty" / "a.cr2").touch()
+    with pytest.raises(ValueError, match=r"no images in .*empty'; skipped 1 files .*\(1 \.cr2\)"):
         run(tmp_path / "empty", tmp_path / "f.csv", tiny)
     monkeypatch.chdir(folder)
     for source in ("", ["", "000.png"]):
@@ -231,8 +239,11 @@ def test_a_file_that_is_not_a_shard_is_an_error(tmp_path):
         with pytest.raises(ValueError, match=r"is not an? (uncompressed tar|Parquet) file"):
             list_images(tmp_path / name)
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "y.parquet")
-    with pytest.raises(ValueError, match="needs a column 'image'"):
+    with pytest.raises(ValueError, match=r"needs a column 'image' .* got \['text'\]"):
         list_images(tmp_path / "y.parquet")
+    pq.write_table(pa.table({"image": [[1, 2]]}), tmp_path / "z.parquet")
+    with pytest.raises(ValueError, match=r"needs a column 'image' .* got a column of list<"):
+        list_images(tmp_path / "z.parquet")
     with tarfile.open(tmp_path / "empty.tar", "w"):
         pass
     with pytest.raises(ValueError, match="no images in the shards"):
