@@ -114,11 +114,19 @@ def value(path: str, results: Path = ROOT / "docs" / "results") -> float:
 
     Args:
         path: ``file:key/key/...``. ``@ipd-fer`` is the default checkpoint of a model, and
-            ``[name=E_rec & protocol=shuffled]`` the first row of a list with these values.
+            ``[name=E_rec & protocol=shuffled]`` the first row of a list with these values. With
+            ``*`` in ``file``, the mean over these files.
         results: the folder.
     """
     file, _, keys = path.partition(":")
-    found: Any = json.loads((results / f"{file}.json").read_text(encoding="utf-8"))
+    files = sorted(results.glob(f"{file}.json"))
+    if not files:
+        raise FileNotFoundError(f"{results / file}.json, for the value {path!r}")
+    return statistics.mean(_number_at(one, keys) for one in files)
+
+
+def _number_at(file: Path, keys: str) -> float:
+    found: Any = json.loads(file.read_text(encoding="utf-8"))
     for key in keys.split("/"):
         if isinstance(found, list):
             wanted = dict(part.split("=") for part in key.strip("[]").split(" & "))
@@ -335,13 +343,14 @@ def finetuning_text(path: Path) -> str:
     arms = list(dict.fromkeys(run["arm"] for run in runs))
     sizes = list(dict.fromkeys(run["labels_per_class"] for run in runs))
     rows, header = [], ["labels per class"]
+    seeds: set[int] = set()
     for size in sizes:
         found = [run for run in runs if run["labels_per_class"] == size]
         row = [f"{size} ({found[0]['images']} images)"]
         for arm in arms:
             values = [run["balanced accuracy"] for run in found if run["arm"] == arm]
-            seeds = f" ({len(values)} seeds)" if len(values) > 1 else ""
-            row.append(f"{_mean_and_spread(values)}{seeds}" if values else "not run")
+            seeds.update([len(values)] if len(values) > 1 else [])
+            row.append(_mean_and_spread(values, 1) if values else "not run")
         rows.append(row)
     title = _renamed(f"{content['what']}, {content['validation_images']} images")
     title = title[0].upper() + title[1:]
@@ -349,7 +358,8 @@ def finetuning_text(path: Path) -> str:
     printed = f"Printed by `{content['command']}`"
     if (lacking := content.get("wanted", len(runs)) - len(runs)) > 0:
         printed += f"; {lacking} of {content['wanted']} runs are missing"
-    return f"{title}; mean ± standard deviation. {printed}.\n\n{table}"
+    spread = f"mean ± standard deviation of {' or '.join(map(str, sorted(seeds)))} seeds"
+    return f"{title}; {spread}.\n\n{table}\n\n{printed}."
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -364,10 +374,10 @@ def _read(path: Path) -> dict[str, Any]:
     return {"file": path.name, "values": values, "right": right}
 
 
-def _mean_and_spread(values: Sequence[float]) -> str:
+def _mean_and_spread(values: Sequence[float], digits: int = 2) -> str:
     if len(values) == 1:
-        return f"{values[0]:.2f}"
-    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+        return f"{values[0]:.{digits}f}"
+    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
 
 
 def _accuracies(cards: Sequence[Card]) -> str:

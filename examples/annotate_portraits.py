@@ -1,6 +1,6 @@
 """Draw faces, landmarks and expressions on photographs and put them side by side.
 
-python examples/annotate_portraits.py docs/images/portraits.jpg examples/portraits/*.jpg
+python examples/annotate_portraits.py portraits.jpg examples/portraits/*.jpg
 """
 
 import sys

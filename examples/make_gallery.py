@@ -46,6 +46,7 @@ def relief():
     model = load("latentface")
     names = {"albedo": (), "depth": (), "rotate": (0.5,), "relight": ((-0.6, 0.8, 0.9, 0.2),)}
     columns = {n: getattr(model, n)(PORTRAITS, *a, faces="largest") for n, a in names.items()}
+    columns["depth"] = -columns["depth"]  # the nearest is white
     return plot.grid({"crop": plot.crops(model, PORTRAITS), **columns})
 
 
@@ -60,7 +61,7 @@ PICTURES = {
     ),
     "gallery_parts.jpg": lambda: plot.parts(load("ipd-fer"), PORTRAITS),
     "gallery_relief.jpg": relief,
-    "gallery_samples.jpg": lambda: plot.grid({f"{n}": samples(40)[n::8][:3] for n in range(8)}),
+    "gallery_samples.jpg": lambda: plot.grid({" " * n: samples(40)[n::8][:3] for n in range(8)}),
 }
 
 

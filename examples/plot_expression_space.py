@@ -40,7 +40,7 @@ def main(source: Path, target: Path, method: str = "pca", model: str = "ipd-fer"
     points = plot.plane(features[found], method)
     figure = plot.Picture((12, 6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for axes, names, title in ((left, told, "by expression"), (right, people, "by person")):
+    for axes, names, title in ((left, told, "by expression"), (right, people, "by identity")):
         shown = [name for name, known in zip(names, found, strict=True) if known]
         plot.scatter(axes, points, shown, f"{title} ({len(set(shown))})")
     figure.savefig(target)

@@ -134,6 +134,16 @@ def test_a_stamp_has_date_hardware_and_command(tmp_path):
     )
 
 
+def test_a_value_of_several_files_is_their_mean(tmp_path):
+    for seed, accuracy in enumerate((80.0, 82.0)):
+        rows = [{"name": "a", "value": accuracy}, {"name": "b", "value": 1.0}]
+        (tmp_path / f"x.seed{seed}.json").write_text(json.dumps({"metrics": rows}))
+    assert tables().value("x.seed1:metrics/[name=a]/value", tmp_path) == 82
+    assert tables().value("x.seed*:metrics/[name=a]/value", tmp_path) == 81
+    with pytest.raises(FileNotFoundError, match=r"y\.json, for the value 'y:metrics'"):
+        tables().value("y:metrics", tmp_path)
+
+
 def test_a_region_of_unknown_name_raises_an_error():
     with pytest.raises(ValueError, match="no region is named 'mdoels'"):
         tables().regenerated("<!-- mdoels:begin -->\n<!-- mdoels:end -->", [])
@@ -293,8 +303,9 @@ def test_the_table_of_fine_tuning_has_a_row_per_size_and_a_column_per_arm(tmp_pa
     (tmp_path / "f.json").write_text(json.dumps(content))
     text = tables().finetuning_text(tmp_path / "f.json")
     assert "7 images" in text
-    assert "Printed by `python b.py`.\n" in text
+    assert "of 2 seeds.\n" in text
+    assert text.endswith("Printed by `python b.py`.")
     (tmp_path / "f.json").write_text(json.dumps(content | {"wanted": 5}))
     part = tables().finetuning_text(tmp_path / "f.json")
-    assert "Printed by `python b.py`; 2 of 5 runs are missing.\n" in part
-    assert "| 10 (20 images) | 51.00 ± 1.41 (2 seeds) | 60.00 |" in text
+    assert part.endswith("Printed by `python b.py`; 2 of 5 runs are missing.")
+    assert "| 10 (20 images) | 51.0 ± 1.4 | 60.0 |" in text
