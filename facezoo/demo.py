@@ -6,8 +6,10 @@ The functions that the page calls need no Gradio. Images are paths.
 from __future__ import annotations
 
 import tempfile
+from base64 import b64encode
 from collections.abc import Callable, Sequence
 from functools import cache, wraps
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +24,28 @@ from facezoo.faces import crops
 from facezoo.plot.annotate import Style, annotate
 from facezoo.registry import info, list_models, load
 
-Titled = list[tuple[NDArray[np.uint8], str]]
-"""Pictures with titles."""
-
 DECODED = ("reconstruct", "neutralize", "frontalize")
 EDITORS = ("ipd-fer", "latentface")
 """Models that decode faces."""
 COLUMNS = 4
 """Faces in the table of probabilities."""
-CSS = (
-    "footer {display: none !important} table {font-size: 0.9em} "
-    ".about {max-width: 50em} .pair {max-width: 500px}"
-)
+CSS = """
+footer {display: none !important}
+table {font-size: 0.9em}
+.about {max-width: 50em}
+.tiles {display: grid; gap: 12px; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr))}
+.tiles figure {margin: 0; max-width: 240px}
+.tiles img {width: 100%; border-radius: 6px}
+.tiles figcaption {text-align: center}
+@media (max-width: 600px) {.tab-container button {padding: 0 6px !important}}
+"""
 NOTE = """
 Expressions are what a face shows, not what a person feels. Images stay on the machine that runs
 this page. For research only: the last tab lists the limits of each checkpoint.
+"""
+DETAIL = """
+Decoded faces are blurred: they show only what the features hold. `neutralize` and the transfer of
+`ipd-fer` change the input and keep its detail.
 """
 
 
@@ -59,11 +68,11 @@ def predict(image: str, style: Style | None = None) -> tuple[Image.Image, str]:
     return annotate(image, prediction, style=style), table(header, rows)
 
 
-def compare(first: str, second: str) -> tuple[str, Titled]:
+def compare(first: str, second: str) -> tuple[str, str]:
     """Decide if the largest faces of two images show one person.
 
     Returns:
-        The decision as Markdown, and both faces.
+        The decision as Markdown, and both faces as HTML.
     """
     match = verify(first, second, model("ipd-fer"))
     words = "The same person" if match.same else "Different persons"
@@ -71,29 +80,31 @@ def compare(first: str, second: str) -> tuple[str, Titled]:
         f"### {words}\nSimilarity {match.similarity:.2f}, threshold {match.threshold:.2f}. On the "
         f"validation pairs, {match.false_match_rate:.1%} of the pairs of two persons are above it."
     )
-    return text, [(_pixels(crops(i, faces="largest")[0]), "") for i in (first, second)]
+    faces = [crops(image, faces="largest")[0] for image in (first, second)]
+    return text, _tiles({"first image": faces[0], "second image": faces[1]})
 
 
-def edit(name: str, image: str, source: str | None = None) -> Titled:
+def edit(name: str, image: str, source: str | None = None) -> str:
     """Decode the largest face of an image: as it is, without expression, and in front view.
 
     Args:
         name: a model, one of ``EDITORS``.
         image: the face.
         source: a face whose expression is transferred to it, if given.
+
+    Returns:
+        The faces with their titles, as HTML.
     """
     decoder = model(name)
     prepared = decoder.preprocessing
-    cut = crops(image, prepared.template, prepared.size, faces="largest")
-    pictures = [(_pixels(cut[0]), "input")]
+    tiles = {"input": crops(image, prepared.template, prepared.size, faces="largest")[0]}
     for method in DECODED:
         if method in decoder.capabilities():
-            decoded = getattr(decoder, method)(image, faces="largest")
-            pictures.append((_pixels(decoded[0] * 255), method))
+            tiles[method] = getattr(decoder, method)(image, faces="largest")[0] * 255
     if source:
         moved = decoder.transfer_expression(source, image, faces="largest")
-        pictures.append((_pixels(moved[0] * 255), "transferred expression"))
-    return pictures
+        tiles["transferred expression"] = moved[0] * 255
+    return _tiles(tiles)
 
 
 def relief(image: str) -> str:
@@ -147,9 +158,10 @@ def about() -> str:
     parts = []
     for name in list_models():
         card = info(name)
-        size = f"{card.weights.parameters / 1e6:.1f} M parameters, weights {card.licenses.weights}"
+        size = f"{card.weights.parameters / 1e6:.1f} M parameters"
         limits = "\n".join(f"- {limit}" for limit in card.limits)
-        parts.append(f"### {card.name}\n{size}. {card.intended_use}\n\nLimits:\n\n{limits}")
+        facts = f"{size}, license of the weights: {card.licenses.weights}. {card.intended_use}"
+        parts.append(f"### {card.name}\n{facts}\n\nLimits:\n\n{limits}")
     return "\n\n".join(parts)
 
 
@@ -182,9 +194,6 @@ def build() -> Any:
         sources = ["upload", "webcam", "clipboard"]
         return gr.Image(type="filepath", label=label, sources=sources, height=320)
 
-    def gallery(**options: Any) -> Any:
-        return gr.Gallery(label="faces", columns=5, object_fit="contain", height=260, **options)
-
     with gr.Blocks(title="facezoo", analytics_enabled=False) as page:
         gr.Markdown(f"# facezoo\n{NOTE}")
         with gr.Tab("Expressions"), gr.Row():
@@ -200,19 +209,23 @@ def build() -> Any:
             with gr.Row():
                 pair = [image("first image"), image("second image")]
             button = gr.Button("Compare", variant="primary")
-            text, faces = gr.Markdown(), gallery(elem_classes="pair")
-            button.click(shown(compare, (0, 1)), pair, [text, faces])
+            button.click(shown(compare, (0, 1)), pair, [gr.Markdown(), gr.HTML()])
         with gr.Tab("Edit"):
             name = gr.Radio(list(EDITORS), value=EDITORS[0], label="model")
             with gr.Row():
                 pair = [image("face"), image("expression to transfer (optional)")]
             button = gr.Button("Decode", variant="primary")
-            button.click(shown(edit, (1,)), [name, *pair], faces := gallery())
+            button.click(shown(edit, (1,)), [name, *pair], gr.HTML())
+            gr.Markdown(DETAIL)
         with gr.Tab("3D"), gr.Row():
             with gr.Column():
                 photo = image("image")
                 button = gr.Button("Compute", variant="primary")
-            button.click(shown(relief), photo, gr.Model3D(label="latentface", height=420))
+            button.click(
+                shown(relief),
+                photo,
+                gr.Model3D(label="latentface", height=420),
+            )
         with gr.Tab("Meshes"):
             with gr.Row():
                 with gr.Column():
@@ -252,6 +265,19 @@ def launch(**options: Any) -> None:
 def _pixels(picture: torch.Tensor) -> NDArray[np.uint8]:
     """Convert RGB in 0..255, (3, S, S), to an image (S, S, 3)."""
     return picture.round().clamp(0, 255).byte().permute(1, 2, 0).cpu().numpy()
+
+
+def _tiles(pictures: dict[str, torch.Tensor]) -> str:
+    """Return HTML of pictures below each other or in a row; RGB in 0..255, (3, S, S), by title."""
+    parts = []
+    for title, picture in pictures.items():
+        buffer = BytesIO()
+        Image.fromarray(_pixels(picture)).save(buffer, "png")
+        source = f"data:image/png;base64,{b64encode(buffer.getvalue()).decode()}"
+        parts.append(
+            f'<figure><img src="{source}" alt="{title}"><figcaption>{title}</figcaption></figure>'
+        )
+    return f'<div class="tiles">{"".join(parts)}</div>'
 
 
 def _glb(

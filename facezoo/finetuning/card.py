@@ -56,21 +56,21 @@ def _last(path: Any) -> str:
 def _limits(
     net: FaceModel, recipe: Finetuning, metrics: Sequence[Metric], note: str
 ) -> tuple[str, ...]:
-    """Return the limits of the base checkpoint, by its name, and those of the fine-tuning."""
-    base, limits = net.card, []
-    if base:
-        own = f"{base.name}{_BASE}"
-        earlier = base.training.base is not None
-        limits = [t if earlier and _BASE in t else own + t for t in base.limits]
+    """Return the limits of the fine-tuning, and those of the base checkpoint by its name."""
+    scores = "; ".join(
+        f"{m.name} {m.value:.2f} % ({m.protocol})" for m in metrics if m.split == "val"
+    )
+    limits = [f"Validation {scores}. {note}" if scores else note]
     if "reconstruct" in net.capabilities() and not recipe.probe:
         limits.append(
             "Fine-tuned for expression classes: the decoder was not trained on these features, so "
             "reconstruct and transfer_expression decode features that it does not know."
         )
-    scores = "; ".join(
-        f"{m.name} {m.value:.2f} % ({m.protocol})" for m in metrics if m.split == "val"
-    )
-    return (*limits, f"Validation {scores}. {note}" if scores else note)
+    if base := net.card:
+        own = f"{base.name}{_BASE}"
+        earlier = base.training.base is not None
+        limits += [t if earlier and _BASE in t else own + t for t in base.limits]
+    return tuple(limits)
 
 
 def card_of(

@@ -14,7 +14,7 @@ HEADLINES, LIMITS = 5, 9
 SUMMARIES = {
     "adv3d": "Identity and expression of 3D face meshes, each in a code of its own.",
     "face-detector": "Boxes and five landmarks of faces, for all models of this package.",
-    "ipd-fer": "Expression features of face images, apart from identity and pose; eight classes.",
+    "ipd-fer": "Expression features of face images, apart from identity and pose.",
     "latent-simclr": "Expression and identity features of StyleGAN2 codes, with the generator.",
     "latentface": "Faces in 3D: depth, albedo, light and view; identity apart from expression.",
 }
