@@ -118,7 +118,7 @@ def draw_encode(rows: list[list[Any]]) -> Any:
 
 
 def detector_numbers() -> list[dict[str, Any]]:
-    """Collect the recall of each detector by share of unexplained detections; may be empty."""
+    """Collect the recall of each detector by share of false detections; may be empty."""
     return _read("detectors")["tables"].get("curves", [])
 
 
@@ -135,8 +135,9 @@ def draw_detectors(rows: list[dict[str, Any]]) -> Any:
             color = colors[row["detector"]]
             axis.plot(shares, [row[key] for key in keys], color=color, marker="o", markersize=3)
         axis.set_title(images, fontsize=9.5, color=TEXT)
-        axis.set_xlabel("unexplained detections, %")
+        axis.set_xlabel("false detections, %")
     axes[0].set_ylabel("recall, %")
+    axes[0].set_ylim(70, 100)  # one detector is below at small shares
     lines = [plt.Line2D([], [], color=colors[name], label=name) for name in names]
     axes[-1].legend(handles=lines, frameon=False, labelcolor=TEXT)
     return figure

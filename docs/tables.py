@@ -64,15 +64,20 @@ RENAMED = {
     "person": "identity",
     "photograph": "image",
     "picture": "image",
+    "unexplained, %": "false detections, %",
     "killed when so many were on disk": "images on disk at each kill",
     "the last run went on at": "images resumed by the last run",
     "same file as without": "same file as without kills",
     "facezoo's speed over it": "speed of facezoo relative to it",
     "one alone": "one image",
+    "by hand, landmarks given": "OpenCV + ResNet-18, landmarks given",
+    "by hand, ": "OpenCV + ResNet-18, ",
     " over bare": " relative to bare",
     "validation people": "validation identities",
 }
 """Words of older results files, and the field's words."""
+HIDDEN = re.compile(r"slowest to fastest|^relative difference$|over bare$|speed over it$")
+"""Columns of results files that pages leave out."""
 PROTOCOL = "[protocol](../reference/metrics.md)"
 """Header of a column; ``extra.css`` makes room below a header with a link."""
 CROPS = (
@@ -290,8 +295,9 @@ def results_text(file: str, table: str, results: Path = ROOT / "docs" / "results
     rows = content["tables"].get(table)
     if not rows:
         return "Not measured."
-    cells = [[_renamed(_cell(value)) for value in row.values()] for row in rows]
-    return _table([_renamed(column) for column in rows[0]], cells)
+    columns = [column for column in rows[0] if not HIDDEN.search(column)]
+    cells = [[_renamed(_cell(row[column])) for column in columns] for row in rows]
+    return _table([_renamed(column) for column in columns], cells)
 
 
 def _renamed(text: str, words: Mapping[str, str] = RENAMED) -> str:

@@ -150,7 +150,7 @@ def extract(
         engine: ``"local"`` for this process, or for all processes of ``accelerate launch``;
             ``"ray"`` for the actors of a Ray cluster. The rows are the same.
         strict: whether unreadable files are an error, raised when the output is complete.
-        profile: whether to wait for a GPU after each stage, for exact times.
+        profile: measure exact times of the stages, which waits for a GPU after each stage.
         recursive: whether to search subfolders.
         overwrite: whether to replace the output and drop an interrupted run.
         progress: whether to show a progress bar, on a terminal or in a notebook.

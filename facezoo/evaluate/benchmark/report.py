@@ -135,7 +135,6 @@ SHORT = (
     "same identity, LFW pairs",
     "identity from expression features",
     "expression from identity features",
-    "parameters",
 )
 
 
