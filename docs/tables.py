@@ -76,7 +76,9 @@ RENAMED = {
     "validation people": "validation identities",
 }
 """Words of older results files, and the field's words."""
-HIDDEN = re.compile(r"slowest to fastest|^relative difference$|over bare$|speed over it$")
+HIDDEN = re.compile(
+    r"slowest to fastest|^relative difference$|over bare$|speed over it$|above chance$"
+)
 """Columns of results files that pages leave out."""
 PROTOCOL = "[protocol](../reference/metrics.md)"
 """Header of a column; ``extra.css`` makes room below a header with a link."""

@@ -125,7 +125,6 @@ def _overview_row(
         "expression from identity features": _n(others[2]),
         "parameters": _millions(entry["parameters"]) if entry else "",
         "images/s": _n(speed["images_per_second"]) if speed else "",
-        "evaluation data in training": _seen(entry["contamination"]) if entry else "",
     }
 
 
@@ -272,6 +271,21 @@ def swap(content: Content) -> Iterator[Row]:
                     yield {**first, "image": kind, **_swap_scores(scores)}
 
 
+def worst(content: Content) -> Iterator[Row]:
+    """Summarize the swap test by the lowest score among the judges."""
+    for name, entry in content["models"].items():
+        judges = list(entry["swap"].values())
+        edited = [part["edited"] for part in judges if part.get("edited")]
+        for kind, scores in (("edited crop", edited), ("decoded features", judges)):
+            if scores:
+                yield {
+                    "model": f"`{name}`",
+                    "image": kind,
+                    "identity kept": _n(min(s["identity kept"] for s in scores)),
+                    "expression taken": _n(min(s["expression taken"] for s in scores)),
+                }
+
+
 def _swap_scores(scores: Mapping[str, float]) -> Row:
     return {
         "identity kept": _n(scores["identity kept"]),
@@ -337,6 +351,7 @@ TABLES: dict[str, Callable[[Content], Iterator[Row]]] = {
         yaw,
         removal,
         swap,
+        worst,
         cost,
         contamination,
         meshes,
@@ -351,14 +366,8 @@ def _spaces(entry: Content) -> tuple[str, str]:
 
 
 def _n(value: float | None) -> str:
-    return NONE if value is None else f"{value:.2f}"
-
-
-def _seen(answers: dict[str, str]) -> str:
-    """Summarize which evaluations were in training."""
-    seen = [f"{answer}: {key}" for key, answer in answers.items() if answer not in (CLEAN, PART)]
-    parts = [key.split()[0] for key, answer in answers.items() if answer == PART]
-    return "; ".join(seen) or ("no" + (f" (train of {', '.join(parts)})" if parts else ""))
+    """Format a number with three digits or one decimal: the sets are small."""
+    return NONE if value is None else f"{value:.{1 if abs(value) >= 10 else 2}f}"
 
 
 def _with_spread(score: Content) -> str:

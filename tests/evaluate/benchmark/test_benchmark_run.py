@@ -318,7 +318,7 @@ def test_a_model_of_meshes_has_its_own_table(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "as_metrics", lambda found, command: [metric])
     monkeypatch.setattr(run._Run, "is_complete", lambda self, name: True)
     found = facezoo.benchmark(["adv3d"], data=tmp_path, out=tmp_path, device="cpu")
-    assert "| `adv3d.ict` | 91.23 |" in table_text(found.content, "meshes")
+    assert "| `adv3d.ict` | 91.2 |" in table_text(found.content, "meshes")
     assert table_text(found.content, "overview") == "Not measured."
 
 
@@ -497,9 +497,21 @@ def test_edited_crops_have_a_row_of_their_own():
     entry = {"trained on": [], "swap": {"pixels": {**scores, "edited": edited}}}
     rows = list(TABLES["swap"]({"models": {"mine": entry}, "meshes": {}}))
     assert [row["image"] for row in rows] == ["decoded features", "edited crop"]
-    assert [row["identity kept"] for row in rows] == ["50.00", "90.00"]
-    assert rows[1]["neutralized: neutral"] == "70.00"
+    assert [row["identity kept"] for row in rows] == ["50.0", "90.0"]
+    assert rows[1]["neutralized: neutral"] == "70.0"
     assert rows[1]["identity kept, unswapped"] == "–"
+
+
+def test_the_lowest_score_among_the_judges_summarizes_the_swaps():
+    judges = {
+        "pixels": {"identity kept": 50.0, "expression taken": 9.876, "edited": {}},
+        "latentface.lfw": {"identity kept": 60.0, "expression taken": 5.0},
+    }
+    judges["pixels"]["edited"] = {"identity kept": 90.0, "expression taken": 80.0}
+    content = {"models": {"mine": {"swap": judges}}, "meshes": {}}
+    rows = [list(row.values()) for row in TABLES["worst"](content)]
+    assert rows[0] == ["`mine`", "edited crop", "90.0", "80.0"]
+    assert rows[1] == ["`mine`", "decoded features", "50.0", "5.00"]
 
 
 def test_a_model_that_keeps_detail_is_judged_with_and_without_it(packs):
@@ -517,8 +529,8 @@ def test_yaw_columns_stay_if_a_pack_has_no_such_faces():
     entry = {"spaces": ["features"], "scores": {"features": {"expression": expression}}}
     lines = table_text({"models": {"mine": entry}, "meshes": {}}, "yaw").splitlines()
     assert lines[0] == "| measured on | model | any yaw | over 10° |"
-    assert lines[2] == "| FER+ test | `mine` | 90.00 (8) | – |"
-    assert lines[3] == "| LFW val | `mine` | 90.00 (8) | 70.00 (8) |"
+    assert lines[2] == "| FER+ test | `mine` | 90.0 (8) | – |"
+    assert lines[3] == "| LFW val | `mine` | 90.0 (8) | 70.0 (8) |"
 
 
 def test_an_unknown_table_raises_an_error():
