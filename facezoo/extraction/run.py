@@ -124,10 +124,10 @@ def extract(
             shard, a video, or several of all these, named as given.
         output: a ``.parquet``, ``.csv`` or ``.npz`` file. Rows are sorted by file, then by the
             index of the face in its image. Columns: file, face, for videos time and track, box,
-            score, landmarks, head pose and quality as in ``Faces``, the embeddings, label,
+            score, landmarks, head pose and quality as in ``Faces``, the features, label,
             probabilities, checkpoint, fingerprint.
         model: a name that ``facezoo.load`` takes, or a model.
-        what: embeddings to write: ``"expression"``, ``"identity"``, ``"pose"`` and others that the
+        what: features to write: ``"expression"``, ``"identity"``, ``"pose"`` and others that the
             model has. Labels and probabilities are written if it has classes.
         faces: ``"all"``, or ``"largest"`` for one face per image.
         on_missing: ``"skip"`` for no row for an image without a face, ``"nan"`` for a row of NaN
@@ -136,14 +136,14 @@ def extract(
         jpeg: decoder of JPEG files, see ``facezoo.load``; None for that of the model.
         runtime: what computes networks and detector, see ``facezoo.load``; None for that of the
             model.
-        min_face: least side of a face in pixels, see ``facezoo.preprocess.detection``, as the next.
-        score_threshold: least score of a face.
+        min_face: smallest side of a face, pixels; see ``facezoo.preprocess.detection``, as next.
+        score_threshold: smallest score of a face.
         max_side: longest side of an image that the detector sees at once, pixels.
         rotations: degrees to try in turn for images without a face.
         batch_size: images that are processed at once.
         workers: threads that decode.
         every: take every n-th frame of a video, from the first on.
-        smooth: average embeddings and probabilities along the track of a face in a video, with this
+        smooth: average features and probabilities along the track of a face in a video, with this
             time constant in seconds, see ``facezoo.extraction.tracks``; None for no smoothing.
         compact: write expression features as ``FaceModel.compact_expression`` returns them; None
             for CSV only.
@@ -231,7 +231,7 @@ def extract_each(
     Args:
         source: see ``extract``.
         outputs: model of each output file; all models run on the device of the first.
-        what: see ``extract``, as all other options; every model needs these embeddings.
+        what: see ``extract``, as all other options; every model needs these features.
 
     Returns:
         A report per output; their times are those of the whole run.

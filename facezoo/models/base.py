@@ -128,9 +128,9 @@ class FaceModel(Freezable, Model):
             aligned: whether the images are crops in the model's template already.
             batch_size: number of images, and then of faces, that are processed at once.
             progress: whether to show a progress bar, on a terminal or in a notebook.
-            min_face: least side of a face to detect, pixels; None for 16 pixels in an image of
+            min_face: smallest side of a face to detect, pixels; None for 16 pixels in an image of
                 ``max_side``.
-            score_threshold: least score of a face; None for the detector's default.
+            score_threshold: smallest score of a face; None for the detector's default.
             max_side: longer side to which images are reduced for detection; None for 640 pixels.
             rotations: rotations to try, in degrees, such as ``(0, 90, 180, 270)``, for images that
                 may be turned; None for upright images only.
