@@ -1,17 +1,18 @@
-"""Face meshes taken apart and put together again, drawn by the project's own rasteriser.
+"""Take face meshes apart and put them together again; draw them with the rasterizer of facezoo.
 
-python examples/take_meshes_apart.py ICT_FOLDER meshes.png
+    python examples/take_meshes_apart.py ICT_FOLDER meshes.png
 
-ICT_FOLDER holds the files of ICT-3D. Upper rows: two persons who were not trained on, each as mesh,
-reconstruction, identity face, error of the identity face against the true neutral, and wearing the
-other's expression. Lowest row: from one identity to the other.
+ICT_FOLDER holds the files of ICT-3D. Upper rows: two unseen identities, each as mesh,
+reconstruction, neutralized face, its distance from the true neutral face, and with the other's
+expression. Bottom row: from one identity to the other.
 """
 
 import sys
 from pathlib import Path
 
+import matplotlib
 import torch
-from PIL import Image
+from matplotlib import pyplot as plt
 
 import facezoo
 from facezoo.data.ict import IctFaces
@@ -19,13 +20,19 @@ from facezoo.geometry.rasterize import interpolate, rasterize
 
 SIZE, PIXELS_PER_MM = 224, 0.74
 WORST_MM = 4.0
+COLORS = matplotlib.colormaps["YlOrRd"]
+TITLES = (
+    ("mesh", "reconstruct", "neutralize", "error of it", "transfer_expression"),
+    ("",) * 5,
+    ("interpolate: first identity", "25 %", "50 %", "75 %", "second identity"),
+)
 LIGHT = torch.nn.functional.normalize(torch.tensor([-0.4, 0.5, 1.0]), dim=0)
 CHOSEN = ((2, 1), (8, 2))
-"""Numbers of test persons and expressions."""
+"""Numbers of test identities and expressions."""
 
 
 def draw(vertices: torch.Tensor, triangles: torch.Tensor, error: torch.Tensor | None = None):
-    """A mesh (N, 3) in mm from the front, RGB in [0, 1], (S, S, 3); coloured by errors (N,)."""
+    """Draw a mesh (N, 3), mm, from the front; errors (N,) color it. RGB in [0, 1], (S, S, 3)."""
     middle = (vertices.amax(0) + vertices.amin(0)) / 2
     x, y, z = ((vertices - middle) * PIXELS_PER_MM).unbind(1)
     projected = torch.stack([x + SIZE / 2, SIZE / 2 - y, 1000 - z], 1)[None]
@@ -36,21 +43,21 @@ def draw(vertices: torch.Tensor, triangles: torch.Tensor, error: torch.Tensor | 
         0, triangles.flatten(), across.repeat_interleave(3, 0)
     )
     normals = torch.nn.functional.normalize(normals, dim=1)
-    colours = (0.25 + 0.75 * (normals @ LIGHT).clamp(min=0))[:, None].expand(-1, 3)
+    colors = (0.25 + 0.75 * (normals @ LIGHT).clamp(min=0))[:, None].expand(-1, 3)
     if error is not None:
         share = (error / WORST_MM).clamp(0, 1)
-        colours = torch.stack([share, 0.4 * (1 - share), 1 - share], 1) * (0.4 + 0.6 * colours)
-    picture = interpolate(seen, colours[None])[0]
+        colors = torch.from_numpy(COLORS(share.numpy())[:, :3]).float() * (0.4 + 0.6 * colors)
+    picture = interpolate(seen, colors[None])[0]
     return torch.where(seen.triangle[0, ..., None] >= 0, picture, torch.ones(3))
 
 
 def main(folder: Path, output: Path, name: str = "adv3d") -> None:
-    """Draw the picture with a checkpoint."""
+    """Draw the figure with a checkpoint."""
     model = facezoo.load(name, device="cpu")
     faces = IctFaces(folder)
     meshes, neutrals = [], []
-    for person, expression in CHOSEN:
-        shapes = torch.from_numpy(faces.meshes([person])[0])
+    for identity, expression in CHOSEN:
+        shapes = torch.from_numpy(faces.meshes([identity])[0])
         meshes.append(shapes[expression])
         neutrals.append(shapes[0])
     both = torch.stack(meshes)
@@ -65,11 +72,18 @@ def main(folder: Path, output: Path, name: str = "adv3d") -> None:
         row = [draw(vertices, triangles) for vertices in shown]
         row.append(draw(neutrals[place], triangles, error))
         row.append(draw(swapped[place].vertices, triangles))
-        rows.append(torch.cat(row, 1))
+        rows.append(row)
     between = model.interpolate(meshes[0], meshes[1], 5, what="identity", units="mm")
-    rows.append(torch.cat([draw(mesh.vertices, triangles) for mesh in between], 1))
-    pixels = (torch.cat(rows).clamp(0, 1) * 255).round().to(torch.uint8)
-    Image.fromarray(pixels.numpy()).save(output)
+    rows.append([draw(mesh.vertices, triangles) for mesh in between])
+    figure, axes = plt.subplots(3, 5, figsize=(10, 6.2), layout="constrained")
+    for cells, row, titles in zip(axes, rows, TITLES, strict=True):
+        for cell, picture, title in zip(cells, row, titles, strict=True):
+            cell.imshow(picture.clamp(0, 1).numpy())
+            cell.set_title(title, fontsize=11)
+            cell.axis("off")
+    scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, WORST_MM), COLORS)
+    figure.colorbar(scale, ax=axes[:2, 4], label="error, mm", shrink=0.8)
+    figure.savefig(output, dpi=120)
     print(output)
 
 

@@ -33,7 +33,7 @@ from facezoo.models.mesh_inputs import (
     landmark_positions,
     pose_difference,
 )
-from facezoo.models.mesh_registration import Registration, register, shape_model
+from facezoo.models.mesh_registration import Registration, one_thread, register, shape_model
 from facezoo.results import Result
 
 WARN_RESIDUAL_MM = 2.5
@@ -239,6 +239,7 @@ class MeshModel(Model):
 
         Raises:
             FileNotFoundError: if the file is missing.
+            ImportError: without the extra ``[mesh]``.
             ValueError: if no face is found, or the mesh does not fit the template.
         """
         self._check_template()
@@ -248,17 +249,18 @@ class MeshModel(Model):
     def _register(
         self, mesh: Mesh, stated: str | None, landmarks: Landmarks | None
     ) -> Registration:
-        if self._shape_model is None:
-            self._shape_model = self._build_shape_model(), None
-        model, reference = self._shape_model
-        pairs = None
-        if landmarks is not None:
-            own = landmark_positions(mesh, landmarks).double().cpu().numpy()
-            pairs = own, self.template.landmark_points(len(own)).double().cpu().numpy()
-        elif reference is None:
-            reference = template_landmarks(model.mean, model.triangles)
-            self._shape_model = model, reference
-        return register(mesh, model, reference, units=stated, landmarks=pairs)
+        with one_thread():
+            if self._shape_model is None:
+                self._shape_model = self._build_shape_model(), None
+            model, reference = self._shape_model
+            pairs = None
+            if landmarks is not None:
+                own = landmark_positions(mesh, landmarks).double().cpu().numpy()
+                pairs = own, self.template.landmark_points(len(own)).double().cpu().numpy()
+            elif reference is None:
+                reference = template_landmarks(model.mean, model.triangles)
+                self._shape_model = model, reference
+            return register(mesh, model, reference, units=stated, landmarks=pairs)
 
     @abstractmethod
     def decode_samples(self, codes: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ Letters: N vertices of the template, V vertices of the mesh, T triangles, K land
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -162,6 +164,28 @@ def register(
         coverage,
         mesh,
     )
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute with one thread: the steps are small, and threads that wait for each other cost more.
+
+    Raises:
+        ImportError: without threadpoolctl.
+    """
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError as error:
+        raise ImportError(
+            "registration needs scipy and threadpoolctl: pip install 'facezoo[mesh]'"
+        ) from error
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(1):
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def shape_model(mean: Array, basis: Array, triangles: Indices, landmarks: Indices) -> ShapeModel:

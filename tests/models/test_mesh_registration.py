@@ -1,6 +1,7 @@
 """Registration with the bundled checkpoint: its decoded faces, in other topologies and poses."""
 
 import math
+import sys
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ from scipy.spatial.transform import Rotation
 import facezoo
 from facezoo.geometry.mesh_files import write_mesh
 from facezoo.geometry.meshes import Mesh
-from facezoo.models import face_finding
+from facezoo.models import face_finding, mesh_base
 from facezoo.models.adv3d import Adv3D
 from facezoo.models.mesh_base import Placed
 
@@ -221,3 +222,25 @@ def test_alignment_by_vertices_finds_the_pose_of_the_training_faces(model, face)
             error = (getattr(codes, code) - getattr(expected, code)).norm()
             assert error < 0.4 * spread[code == "expression"].norm()
         assert codes.residual_mm.item() < 1.5
+
+
+def test_registration_computes_with_one_thread_and_restores_their_number(model, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        mesh_base, "register", lambda *_, **__: seen.append(torch.get_num_threads())
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        points = model.template.landmark_points(5)
+        model.register(Mesh(model.template_mm, "mm", model.template.triangles), landmarks=points)
+        assert seen == [1]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_registration_without_its_extra_names_it(model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "threadpoolctl", None)
+    with pytest.raises(ImportError, match=r"pip install 'facezoo\[mesh\]'"):
+        model.register(Mesh(model.template_mm, "mm", model.template.triangles))

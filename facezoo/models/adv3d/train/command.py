@@ -68,7 +68,7 @@ def run(
         seed: of all random numbers.
         device: where to train.
         start: checkpoint of the same recipe to which the axes are added.
-        smoke: train a few steps only, to test that the recipe runs.
+        smoke: train a few steps only, to test that the recipe runs; all meshes with ``start``.
 
     Returns:
         The card's path.
@@ -80,7 +80,7 @@ def run(
         FileNotFoundError: if ``data`` does not hold the data set.
     """
     config = recipe(name)
-    if smoke:
+    if smoke and start is None:
         config = shortened(config, **SMOKE)
     base = None
     if isinstance(config, IctConfig):
