@@ -18,7 +18,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from facezoo.data.ict import FACE, IctFaces
+from facezoo.data.resampling import (
+    Array,
+    Change,
+    cut_at_the_neck,
+    decimated,
+    front_half,
+    noisy,
+    unchanged,
+    with_holes,
+    without,
+)
 from facezoo.evaluate.meshes import rank_one
 from facezoo.evaluate.probes import linear_probe
 from facezoo.geometry.mesh_files import write_mesh
@@ -37,9 +47,6 @@ from facezoo.geometry.meshes import Mesh
 from facezoo.geometry.registration import Similarity
 from facezoo.models.mesh_base import MeshModel
 from facezoo.models.mesh_registration import FACE_MM
-
-Array = NDArray[np.float64]
-Change = Callable[[Array, NDArray[np.int64], np.random.Generator], tuple[Array, NDArray[np.int64]]]
 
 
 @dataclass(frozen=True)
@@ -56,44 +63,12 @@ class Sample:
     expression: int
 
 
-def decimated(count: int) -> Change:
-    """Decimate to ``count`` vertices by quadric edge collapse."""
-
-    def change(vertices, triangles, _):
-        import fast_simplification
-
-        share = 1 - count / len(vertices)
-        points, corners = fast_simplification.simplify(
-            vertices.astype(np.float32), triangles.astype(np.int32), target_reduction=share
-        )
-        return points.astype(float), corners.astype(np.int64)
-
-    return change
-
-
 def subdivided(vertices, triangles, _):
     """Split every triangle into four."""
     import trimesh
 
     points, corners = trimesh.remesh.subdivide(vertices, triangles)
     return points, corners.astype(np.int64)
-
-
-def without(mask: NDArray[np.bool_], vertices, triangles):
-    """Remove vertices and their triangles."""
-    kept = triangles[~mask[triangles].any(1)]
-    used, inverse = np.unique(kept, return_inverse=True)
-    return vertices[used], inverse.reshape(kept.shape)
-
-
-def cut_at_the_neck(vertices, triangles, _):
-    """Remove everything below the chin."""
-    return without(vertices[:, 1] < -95, vertices, triangles)
-
-
-def front_half(vertices, triangles, _):
-    """Remove the back half of the head."""
-    return without(vertices[:, 2] < np.median(vertices[:, 2]), vertices, triangles)
 
 
 def face_mask(landmarks: NDArray[np.int64]) -> Change:
@@ -104,18 +79,6 @@ def face_mask(landmarks: NDArray[np.int64]) -> Change:
         return without(distances > 20, vertices, triangles)
 
     return change
-
-
-def with_holes(vertices, triangles, generator):
-    """Remove a tenth of the vertices around five random ones."""
-    centers = vertices[generator.integers(len(vertices), size=5)]
-    distances = np.linalg.norm(vertices[:, None] - centers, axis=2).min(1)
-    return without(distances < np.quantile(distances, 0.1), vertices, triangles)
-
-
-def noisy(vertices, triangles, generator):
-    """Add 0.5 mm of Gaussian noise to every coordinate."""
-    return vertices + 0.5 * generator.standard_normal(vertices.shape), triangles
 
 
 def with_eyes_and_teeth(eyes: Array) -> Change:
@@ -135,11 +98,6 @@ def with_eyes_and_teeth(eyes: Array) -> Change:
         return np.array(whole.vertices), np.array(whole.faces, np.int64)
 
     return change
-
-
-def unchanged(vertices, triangles, _):
-    """Keep the full resolution."""
-    return vertices, triangles
 
 
 def samples(

@@ -39,6 +39,8 @@ def write_ict(folder, side=SIDE):
         neutral=neutral,
         id_modes=modes(MODES, 0.3),
         exp_modes=modes(SHAPES, 0.4),
+        faces=triangles,
+        landmarks=landmarks,
         lo_index=np.arange(count, dtype=np.int32),
         lo_faces=triangles,
         lo_landmarks=landmarks,

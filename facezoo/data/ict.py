@@ -90,6 +90,8 @@ class IctFaces:
             index, mm = face["lo_index"], float(face["mm_per_unit"])
             prefix = "" if full else "lo_"
             index = np.arange(len(face["neutral"])) if full else index
+            self.index: NDArray[np.int64] = index.astype(np.int64)
+            """Numbers of the vertices in the full resolution, (N,)."""
             mean = face["neutral"][index].astype(np.float64) * mm
             self._identity = face["id_modes"][:, index].astype(np.float64) * mm
             self._expression = face["exp_modes"][:, index].astype(np.float64) * mm
@@ -136,12 +138,21 @@ class IctFaces:
         Raises:
             ValueError: if there is no such size.
         """
-        if size not in SIZES:
-            raise ValueError(f"size must be one of {', '.join(SIZES)}, got {size!r}")
-        identities = np.arange(SIZES[size])
-        test = np.isin(identities % 10, self.protocol["split"]["test_if_identity_mod_10_in"])
+        is_test = self._is_test(size)
+        identities = np.arange(len(is_test))
         train_part, test_part = (
             FaceSet(self.meshes(part), part, self.expressions)
-            for part in (identities[~test], identities[test])
+            for part in (identities[~is_test], identities[is_test])
         )
         return train_part, test_part
+
+    def training_identities(self, size: str = "standard") -> NDArray[np.int64]:
+        """Return the numbers of the identities in the training split; see ``split``."""
+        return np.flatnonzero(~self._is_test(size))
+
+    def _is_test(self, size: str) -> NDArray[np.bool_]:
+        """Return which identities are in the test split, (P,)."""
+        if size not in SIZES:
+            raise ValueError(f"size must be one of {', '.join(SIZES)}, got {size!r}")
+        rule = self.protocol["split"]["test_if_identity_mod_10_in"]
+        return np.isin(np.arange(SIZES[size]) % 10, rule)

@@ -6,6 +6,7 @@ import torch
 from ict_pack import write_ict
 from interrupting import interrupted
 
+from facezoo.data import resampling
 from facezoo.data.ict import IctFaces
 from facezoo.evaluate.ict import CORRUPTIONS, as_metrics, benchmark
 from facezoo.geometry.meshes import edges_of
@@ -14,12 +15,13 @@ from facezoo.hub.tensors import load_into, read_tensors
 from facezoo.models.adv3d import Adv3D
 from facezoo.models.adv3d.losses import laplacian_loss
 from facezoo.models.adv3d.networks import VAE
-from facezoo.models.adv3d.train import command, joint
+from facezoo.models.adv3d.train import command, joint, registration_noise
 from facezoo.models.adv3d.train import ict as train
 from facezoo.models.adv3d.train import recipes as config
 from facezoo.models.adv3d.train.autoencoder import Autoencoder, Regressor, principal_frame, ridge
 from facezoo.models.adv3d.train.encoder_init import set_shared_layers
 from facezoo.models.adv3d.train.mixtures import corrupt, sample_mixtures
+from facezoo.models.adv3d.train.registration_noise import registration_errors, sample_error
 from facezoo.training.state import generator
 
 SMALL = replace(
@@ -29,6 +31,8 @@ SMALL = replace(
     expression_dim=4,
     hidden_dim=8,
     mixtures=40,
+    registered=6,
+    registrations=3,
     corrupted=12,
     regressor_steps=5,
     pretraining_steps=2,
@@ -46,7 +50,9 @@ def folder(tmp_path_factory):
 
 
 def trained(folder, out, recipe=SMALL):
-    return train.train(recipe, IctFaces(folder), out, seed=1, device=CPU).state_dict()
+    return train.train(
+        recipe, IctFaces(folder), IctFaces(folder, full=True), out, seed=1, device=CPU
+    ).state_dict()
 
 
 def test_an_interrupted_run_ends_at_the_same_weights(folder, tmp_path, monkeypatch):
@@ -98,6 +104,41 @@ def test_principal_axes_are_added_to_a_checkpoint_without_them(folder, tmp_path,
     assert inside.std(1, correction=0).allclose(torch.ones(len(flat)), atol=0.05)
     with pytest.raises(ValueError, match="needs a checkpoint of the recipe ict-neutral, got"):
         add("ict-neutral", out=tmp_path / "third")
+
+
+def test_errors_of_registration_are_those_of_registered_training_meshes(folder, tmp_path):
+    faces, full = IctFaces(folder), IctFaces(folder, full=True)
+    _, _, frame = parts_of(folder)
+    recipe = replace(SMALL, registrations=7)
+    errors = registration_errors(recipe, faces, full, frame, tmp_path / "whole", 3)
+    assert errors.shape == (7, 144, 3)
+    sizes = errors.norm(dim=-1).mean(1)
+    noisy = registration_noise.CHANGES.index(resampling.noisy)
+    assert sizes[noisy] > sizes[0]
+    assert sizes[0] < 1.5
+    first = replace(recipe, registrations=4)
+    registration_errors(first, faces, full, frame, tmp_path / "parts", 3)
+    again = registration_errors(recipe, faces, full, frame, tmp_path / "parts", 3)
+    assert torch.equal(errors, again)
+
+
+def test_combined_errors_have_the_mean_and_the_spread_of_the_errors():
+    errors = 5 + torch.randn(40, 6, 3, generator=generator(0, 0))
+    samples = torch.stack([sample_error(errors, generator(1, n)) for n in range(4000)])
+    assert samples.mean(0).allclose(errors.mean(0), atol=0.08)
+    assert samples.std(0).mean() == pytest.approx(
+        float(errors.std(0, correction=0).mean()), rel=0.05
+    )
+    assert torch.equal(samples[3], sample_error(errors, generator(1, 3)))
+
+
+def test_registered_rows_have_errors_and_clean_rows_have_none():
+    errors = torch.ones(2, 4, 3)
+    inputs = train.Inputs(torch.zeros(3, 1), clean=1, whole=2, errors=errors)
+    mesh = torch.zeros(4, 3)
+    assert torch.equal(inputs.points(0, mesh, 1.0, 0), mesh)
+    assert torch.equal(inputs.points(1, mesh, 1.0, 0), mesh + 1)
+    assert len(inputs.points(2, mesh, 1.0, 0)) <= 4
 
 
 def test_a_run_with_other_modes_does_not_resume(folder, tmp_path, monkeypatch):

@@ -37,6 +37,7 @@ MESHES_OF_AXES = 5000
 SMOKE = {
     "size": "tiny",
     "mixtures": 8,
+    "registrations": 2,
     "regressor_steps": 2,
     "pretraining_steps": 1,
     "steps": 2,
@@ -81,20 +82,22 @@ def run(
     """
     config = recipe(name)
     if smoke and start is None:
-        config = shortened(config, **SMOKE)
+        registered = min(8, getattr(config, "registered", 0))
+        config = shortened(config, **SMOKE, registered=registered)
     base = None
     if isinstance(config, IctConfig):
         faces = IctFaces(data)
         record = begin_run(out, seed=seed, recipe=asdict(config))
         check_data(out, digest_of_files(data, [data / FACE, data / RECIPES]))
         if start is None:
-            model = ict.train(config, faces, out, seed=seed, device=device)
+            full = IctFaces(data, full=True)
+            model = ict.train(config, faces, full, out, seed=seed, device=device)
         else:
             meshes = torch.from_numpy(faces.split(config.size)[0].vertices).flatten(0, 1)
             model, base = with_shape_axes(start, name, meshes, seed)
         source, data_note = "ict", f"ICT-3D, {config.size} size, linear: synthetic meshes from "
         data_note += "the modes of ICT-FaceKit"
-        use = "ICT-3D. Trained on synthetic meshes without noise; not for identifying people."
+        use = "ICT-3D. Trained on synthetic meshes; not for identifying people."
     else:
         record = begin_run(out, seed=seed, recipe=asdict(config))
         registered = read_meshes(config, data, cache=out / "meshes")

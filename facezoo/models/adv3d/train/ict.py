@@ -38,6 +38,7 @@ from facezoo.models.adv3d.train.encoder_init import (
 from facezoo.models.adv3d.train.joint import Rows, train_joint
 from facezoo.models.adv3d.train.mixtures import corrupt, sample_mixtures
 from facezoo.models.adv3d.train.recipes import IctConfig
+from facezoo.models.adv3d.train.registration_noise import registration_errors, sample_error
 from facezoo.progress import progress_bar
 from facezoo.training.loop import Position, Schedule, fit
 from facezoo.training.optim import descend
@@ -48,9 +49,24 @@ CHUNK = 400
 
 
 def train(
-    config: IctConfig, faces: IctFaces, out: Path, *, seed: int, device: torch.device
+    config: IctConfig,
+    faces: IctFaces,
+    full: IctFaces,
+    out: Path,
+    *,
+    seed: int,
+    device: torch.device,
 ) -> Adv3D:
-    """Train the model; a call after an interruption resumes and ends at the same weights."""
+    """Train the model; a call after an interruption resumes and ends at the same weights.
+
+    Args:
+        config: the recipe.
+        faces: generator of the meshes.
+        full: generator of the same meshes in full resolution, which are registered.
+        out: folder for state and logs.
+        seed: of all random numbers.
+        device: where to train.
+    """
     train_set, _ = faces.split(config.size)
     meshes = torch.from_numpy(train_set.vertices) / config.scale  # (P, E, N, 3)
     frame = principal_frame(meshes.flatten(0, 1), config.components, generator(seed, 0))
@@ -64,12 +80,14 @@ def train(
     sample_meshes = config.scale * meshes[::4].flatten(0, 1)
     del meshes, some
     identities, expressions = coordinates.shape[:2]
-    count = config.mixtures + config.corrupted
+    count = config.mixtures + config.registered + config.corrupted
     rows = sample_mixtures(identities, expressions, count, generator(seed, 2))
-    clean = len(rows) - config.corrupted
-    responses = compute_features(
-        vae.to(device), frame, rows.of(coordinates), out, clean, 1 / config.scale, seed
-    )
+    clean = len(rows) - config.registered - config.corrupted
+    errors = torch.zeros(0, *frame.mean.shape)
+    if config.registered:
+        errors = registration_errors(config, faces, full, frame, out, seed) / config.scale
+    coming = Inputs(rows.of(coordinates), clean, clean + config.registered, errors)
+    responses = compute_features(vae.to(device), frame, coming, out, 1 / config.scale, seed)
     standardize_features(vae.cpu(), responses)
     round_to_half(vae.bn5)
     features = F.relu(vae.bn5(responses))
@@ -96,26 +114,41 @@ def train(
     )
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """Rows whose features are computed: clean ones, then registered ones, then corrupted ones."""
+
+    coordinates: Tensor
+    """(R, C)."""
+    clean: int
+    """Number of clean rows."""
+    whole: int
+    """Number of clean and registered rows."""
+    errors: Tensor
+    """Errors of registration, (K, N, 3)."""
+
+    def points(self, row: int, mesh: Tensor, unit: float, seed: int) -> Tensor:
+        """Return the points that the encoder receives for a mesh (N, 3), (N', 3)."""
+        if row < self.clean:
+            return mesh
+        numbers = generator(seed, row)
+        if row < self.whole:
+            return mesh + sample_error(self.errors, numbers).to(mesh)
+        return corrupt(mesh, unit, numbers)
+
+
 def compute_features(
-    vae: VAE,
-    frame: Frame,
-    coordinates: Tensor,
-    out: Path,
-    clean: int,
-    unit: float,
-    seed: int,
-    batch: int = 8,
+    vae: VAE, frame: Frame, inputs: Inputs, out: Path, unit: float, seed: int, batch: int = 8
 ) -> Tensor:
     """Compute the responses of the shared layers for every row, saved in ``out`` by chunks.
 
     Args:
         vae: with its shared layers set.
         frame: of the coordinates.
-        coordinates: (R, C).
+        inputs: R rows.
         out: folder.
-        clean: number of rows, the first ones, that are not corrupted.
         unit: one millimetre.
-        seed: of the corruption.
+        seed: of the errors and the corruption.
         batch: whole meshes at once.
 
     Returns:
@@ -124,22 +157,21 @@ def compute_features(
     device = next(vae.parameters()).device
     mean, axes = frame.mean.to(device), frame.axes.flatten(1).to(device)
     responses = []
-    for start in progress_bar(range(0, len(coordinates), CHUNK), mininterval=10, desc="features"):
+    starts = range(0, len(inputs.coordinates), CHUNK)
+    for start in progress_bar(starts, mininterval=10, desc="features"):
         path = out / f"features-{start}.pt"
         if (state := load_state(path)) is not None:
             responses.append(state["responses"])
             continue
-        part = coordinates[start : start + CHUNK].to(device)
+        part = inputs.coordinates[start : start + CHUNK].to(device)
         meshes = (part @ axes).unflatten(1, (-1, 3)) + mean
-        clouds = [
-            corrupt(mesh, unit, generator(seed, row))[None]
-            for row, mesh in enumerate(meshes, start)
-            if row >= clean
-        ]
-        batches = meshes[: len(meshes) - len(clouds)].split(batch)
+        clouds = [inputs.points(row, mesh, unit, seed) for row, mesh in enumerate(meshes, start)]
+        whole = max(0, min(len(clouds), inputs.whole - start))
+        batches = torch.stack(clouds[:whole]).split(batch) if whole else ()
         with torch.no_grad():
-            parts = [vae.responses(points) for points in (*batches, *clouds) if len(points)]
-        responses.append(torch.cat(parts).cpu())
+            several = [vae.responses(points) for points in batches]
+            single = [vae.responses(cloud[None]) for cloud in clouds[whole:] if len(cloud)]
+        responses.append(torch.cat([*several, *single]).cpu())
         save_state(path, responses=responses[-1])
     return torch.cat(responses)
 

@@ -75,6 +75,10 @@ class IctConfig:
     """Smallest and largest distance of the encoder's anchors from the face, millimetres."""
     mixtures: int = 112_000
     """Rows that are mixtures of meshes, in addition to the meshes."""
+    registered: int = 0
+    """Further mixtures, with the errors of registration."""
+    registrations: int = 280
+    """Training meshes that are registered for these errors."""
     corrupted: int = 0
     """Further mixtures, with corrupted point clouds."""
     components: int = 150
@@ -147,6 +151,14 @@ class PaperConfig:
 
 
 _ICT = IctConfig()
+_ICT_NEUTRAL = replace(
+    _ICT,
+    neutrals=True,
+    losses=OURS_WITH_NEUTRALS,
+    regressor_steps=30_000,
+    steps=4000,
+    lr=3e-4,
+)
 _FACESCAPE = PaperConfig(simplify_to=FACESCAPE_VERTICES)
 _BU3DFE = PaperConfig(
     source="bu-3dfe",
@@ -182,15 +194,10 @@ _PAPER = {
 RECIPES: dict[str, IctConfig | PaperConfig] = {
     "ict": _ICT,
     "ict-scans": replace(_ICT, corrupted=8000),
+    "ict-registered": replace(_ICT, mixtures=84_000, registered=28_000),
     "ict-no-discriminator": replace(_ICT, losses=replace(OURS, adversarial=0.0)),
-    "ict-neutral": replace(
-        _ICT,
-        neutrals=True,
-        losses=OURS_WITH_NEUTRALS,
-        regressor_steps=30_000,
-        steps=4000,
-        lr=3e-4,
-    ),
+    "ict-neutral": _ICT_NEUTRAL,
+    "ict-neutral-registered": replace(_ICT_NEUTRAL, mixtures=84_000, registered=28_000),
     **_PAPER,
     **{
         f"{name}-no-discriminator": replace(
