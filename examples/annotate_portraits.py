@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 import facezoo
-from facezoo.plot.annotate import annotate
+from facezoo.plot import annotate
 
 PORTRAITS = sorted((Path(__file__).parent / "portraits").glob("*.jpg"))
 HEIGHT = 480

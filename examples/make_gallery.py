@@ -14,7 +14,7 @@ from PIL import Image
 
 import facezoo
 from facezoo import plot
-from facezoo.plot.annotate import annotate
+from facezoo.plot import annotate
 
 PORTRAITS = sorted((Path(__file__).parent / "portraits").glob("*.jpg"))
 load = cache(facezoo.load)

@@ -21,7 +21,7 @@ from PIL import Image
 from facezoo.comparison import verify
 from facezoo.display import table
 from facezoo.faces import crops
-from facezoo.plot.annotate import Style, annotate
+from facezoo.plot.annotation import Style, annotate
 from facezoo.registry import info, list_models, load
 
 DECODED = ("reconstruct", "neutralize", "frontalize")

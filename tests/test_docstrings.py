@@ -12,7 +12,6 @@ from PIL import Image
 
 import facezoo
 from facezoo.models.base import FaceModel
-from facezoo.plot.annotate import annotate
 
 PORTRAITS = Path(__file__).parent.parent / "examples" / "portraits"
 NAMES = {
@@ -24,7 +23,6 @@ NAMES = {
         f"plot.{name}": getattr(facezoo.plot, name)
         for name in sorted({*facezoo.plot.__all__} - {"MOST", "Picture"})
     },
-    "plot.annotate": annotate,
     "sklearn.FaceFeatures": importlib.import_module("facezoo.sklearn").FaceFeatures,
     "export.export": importlib.import_module("facezoo.export").export,
     "FaceModel.encode_expression": FaceModel.encode_expression,

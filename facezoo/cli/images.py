@@ -70,7 +70,7 @@ def predict(
 ) -> int:
     """Predict the expression of each face in images, videos, folders or patterns ("*.jpg")."""
     from facezoo.extraction.sources import is_video
-    from facezoo.plot.annotate import picture_paths
+    from facezoo.plot.annotation import picture_paths
     from facezoo.registry import load
 
     if as_json and as_csv:
@@ -173,7 +173,7 @@ def _predict_image(
     file: Path, loaded: FaceModel, picture: Path | None, **options: Any
 ) -> Iterator[Result]:
     """Predict an image, and write the annotated image if ``picture`` is set."""
-    from facezoo.plot.annotate import annotate
+    from facezoo.plot.annotation import annotate
 
     prediction = loaded.predict_expression(file, **options)
     if picture and len(prediction):

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from facezoo.cli.common import device_option, runtime_option
-from facezoo.plot.annotate import Style
+from facezoo.plot.annotation import Style
 
 QUIT = (27, ord("q"))
 """Keys that close the window: Esc and q."""

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from facezoo.plot.annotation import annotate
     from facezoo.plot.figures import (
         MOST,
         Picture,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "MOST",
     "Picture",
+    "annotate",
     "bars",
     "crops",
     "embedding",
@@ -43,10 +45,13 @@ __all__ = [
     "timeline",
 ]
 
+_HOMES = {"annotate": "annotation", "save_video": "video"}
+"""Modules of the names that are not in ``figures``."""
+
 
 def __getattr__(name: str) -> Any:
     """Import ``name`` on first use (PEP 562)."""
     if name not in __all__:
         raise AttributeError(f"module 'facezoo.plot' has no attribute {name!r}")
-    home = "video" if name == "save_video" else "figures"
+    home = _HOMES.get(name, "figures")
     return getattr(import_module(f"facezoo.plot.{home}"), name)

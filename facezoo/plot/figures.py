@@ -30,7 +30,7 @@ from facezoo.errors import UnsupportedError
 from facezoo.faces import crops as cut_out
 from facezoo.models.base import FaceModel
 from facezoo.models.mesh_base import MeshEncoding
-from facezoo.plot.annotate import COLORS, Style, annotate
+from facezoo.plot.annotation import COLORS, Style, annotate
 from facezoo.preprocess.images import Images, as_list
 from facezoo.results import EXPRESSIONS, ExpressionPrediction, FaceEncoding, Faces, VideoFrame
 
@@ -107,7 +107,7 @@ def faces(
     Args:
         images: all images of ``result``, in the same order.
         result: faces, with or without their expressions.
-        style: see ``facezoo.plot.annotate.annotate``, as the next.
+        style: see ``facezoo.plot.annotate``, as the next.
         landmarks: whether to draw the five landmarks.
 
     Raises:

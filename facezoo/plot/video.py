@@ -10,7 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from facezoo.plot.annotate import Style, annotate
+from facezoo.plot.annotation import Style, annotate
 from facezoo.results import VideoFrame
 
 CLOCK = Fraction(1, 1000)
@@ -90,7 +90,7 @@ def save_video(
     Args:
         frames: results of ``facezoo.video``.
         path: file to write: ``.mp4``, ``.mov`` or ``.mkv`` (H.264), or ``.webm`` (VP9).
-        style: see ``facezoo.plot.annotate.annotate``, as the next.
+        style: see ``facezoo.plot.annotate``, as the next.
         landmarks: whether to draw the five landmarks.
 
     Returns:

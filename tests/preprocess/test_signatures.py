@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw
 
 import facezoo
-from facezoo.plot.annotate import annotate
+from facezoo.plot.annotation import annotate
 from facezoo.preprocess.signatures import check_images, signatures
 
 PORTRAIT = "examples/portraits/grace_hopper.jpg"

@@ -87,7 +87,7 @@ def annotate(
             not found in this image, or if ``style`` is unknown.
 
     Examples:
-        >>> from facezoo.plot.annotate import annotate
+        >>> from facezoo.plot import annotate
         >>> prediction = model.predict_expression("grace_hopper.jpg", faces="all")
         >>> annotate("grace_hopper.jpg", prediction, style="label").save(tmp / "annotated.png")
     """

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from facezoo.plot.annotate import annotate, picture_paths
+from facezoo.plot.annotation import annotate, picture_paths
 from facezoo.results import EXPRESSIONS, ExpressionPrediction, Faces
 
 annotating = sys.modules[annotate.__module__]
