@@ -21,6 +21,8 @@ from facezoo.results import Faces
 
 # Share of a box that a box of lower score may cover before it counts as a box around that face.
 _CONTAINED = 0.8
+# Mean distance between the landmarks of two detections of one face, in eye distances.
+_SAME_LANDMARKS = 0.5
 # Largest roll and largest distance between landmarks and template, in eye distances, of a face,
 # and the least eye distance, as a share of the longer side of the box.
 _ROLL_DEG, _MISFIT, _LEAST_EYES = 75.0, 0.6, 0.1
@@ -174,7 +176,8 @@ def _improved(
         keep[doubts] = ~_is_turned(detector, images, faces[doubts], quarters, config)
     better = replace(faces, landmarks=landmarks, scores=scores)[keep]
     order = better.scores.argsort(descending=True, stable=True)
-    return better[order[better.image_index[order].argsort(stable=True)]]
+    better = better[order[better.image_index[order].argsort(stable=True)]]
+    return better[~_repeats_a_face(better)]
 
 
 def _is_turned(
@@ -236,7 +239,7 @@ def _best_rotations(faces: Faces, config: DetectionConfig) -> Faces:
     for index in faces.image_index.unique().tolist():
         mine = faces[faces.image_index == index]
         mine = mine[nms(mine.boxes, mine.scores, config.nms_iou)]
-        parts.append(mine[~_around_a_face(mine.boxes)])
+        parts.append(mine[~_repeats_a_face(mine)])
     return _joined(parts)
 
 
@@ -343,7 +346,7 @@ def _merge(faces: Faces, config: DetectionConfig) -> Faces:
     """
     best = nms(faces.boxes, faces.scores, config.nms_iou)
     best = best[faces.scores[best] > config.score_threshold]
-    best = best[~_around_a_face(faces.boxes[best])]
+    best = best[~_repeats_a_face(faces[best])]
     weights = (iou(faces.boxes[best], faces.boxes) > config.vote_iou) * faces.scores
     weights = weights / weights.sum(1, keepdim=True)
     return Faces(
@@ -354,10 +357,18 @@ def _merge(faces: Faces, config: DetectionConfig) -> Faces:
     )
 
 
-def _around_a_face(boxes: Tensor) -> Tensor:
-    """Find the boxes that contain one of the boxes before them, bool, (N,)."""
+def _repeats_a_face(faces: Faces) -> Tensor:
+    """Find the faces that are one of the faces before them in the same image, bool, (N,).
+
+    Their box contains that face, or their landmarks lie on its landmarks.
+    """
+    boxes, points = faces.boxes, faces.landmarks
     low = torch.maximum(boxes[:, None, :2], boxes[None, :, :2])
     high = torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
     shared = (high - low).clamp(min=0).prod(-1)
     contains = shared > _CONTAINED * area(boxes)[None]
-    return contains.tril(-1).any(1)
+    eyes = (points[:, 0] - points[:, 1]).norm(dim=-1)
+    distances = (points[:, None] - points[None]).norm(dim=-1).mean(-1)
+    alike = distances < _SAME_LANDMARKS * eyes[None]
+    same = faces.image_index[:, None] == faces.image_index[None]
+    return (same & (contains | alike)).tril(-1).any(1)

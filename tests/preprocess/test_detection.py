@@ -251,6 +251,13 @@ def test_a_box_of_lower_score_around_a_face_is_dropped():
     assert faces.boxes.round().tolist() == [list(boxes[0]), list(boxes[2])]
 
 
+def test_a_second_box_with_the_landmarks_of_a_face_is_dropped():
+    boxes = [(20, 20, 120, 120), (42, 42, 100, 100), (110, 110, 174, 174)]
+    detector = Fixed(*zip((0.9, 0.8, 0.7), boxes, strict=True))
+    faces = detect(detector, [photo_of()], EASY)
+    assert faces.boxes.round().tolist() == [list(boxes[0]), list(boxes[2])]
+
+
 def test_a_box_of_higher_score_around_a_smaller_one_stays():
     boxes = [(20, 38, 120, 150), (40, 40, 80, 80)]
     faces = detect(Fixed(*zip((0.9, 0.8), boxes, strict=True)), [photo_of()], EASY)
