@@ -2,7 +2,7 @@
 
 python examples/edit_portraits.py edits.png examples/portraits/*.jpg
 
-Writes edits.png (the crop of each portrait, drawn again from w, from w and f, and refined),
+Writes edits.png (the crop of each portrait, drawn again from w+, from w+ and f, and refined),
 edits-directions.png (each portrait moved along every direction of the model), edits-samples.png
 (faces of nobody) and edits-mixing.png (rows keep expression, columns give appearance). Needs [viz].
 """
@@ -18,7 +18,7 @@ from facezoo.models.latent_simclr.augment import appearance_layers
 from facezoo.models.latent_simclr.stylegan2 import mix_codes
 
 PORTRAITS = sorted((Path(__file__).parent / "portraits").glob("*.jpg"))
-SEED, PSI = 3, 0.7
+SEED, PSI, STRENGTHS = 3, 0.7, (-6.0, 0.0, 6.0)
 
 
 def samples(model, count: int = 4) -> dict[str, torch.Tensor]:
@@ -34,8 +34,7 @@ def mixing(model, count: int = 6) -> dict[str, torch.Tensor]:
     z = torch.randn(2 * count, maker.style_dim, generator=torch.Generator().manual_seed(SEED))
     codes = maker.map(z.to(model.device), PSI, model.inverter.encoder.mean_code)
     coarse, fine = codes[:, None].expand(-1, maker.num_codes, -1).chunk(2)
-    start = appearance_layers(maker.num_codes).start
-    noise = maker.stored_noise()
+    start, noise = appearance_layers(maker.num_codes).start, maker.stored_noise()
     columns = {"coarse": model.to_unit(maker(coarse, noise))}
     for number, other in enumerate(fine, 1):
         mixed = mix_codes(coarse, other.expand_as(coarse), start)
@@ -45,21 +44,19 @@ def mixing(model, count: int = 6) -> dict[str, torch.Tensor]:
 
 def inversions(model, photos: list[Path]) -> dict[str, torch.Tensor]:
     """The faces drawn again from less and more of their code."""
-    plain = model.encode_factors(photos).w_plus
     with torch.inference_mode():
-        from_w = model.to_unit(model.inverter.synthesize(plain))
-    columns = {"crop": plot.crops(model, photos), "w": from_w, "w and f": model.reconstruct(photos)}
+        from_w = model.to_unit(model.inverter.synthesize(model.encode_factors(photos).w_plus))
+    columns = {"crop": plot.crops(model, photos), "w+": from_w}
+    columns["w+ and f"] = model.reconstruct(photos)
     return {**columns, "refined": model.synthesize(model.invert(photos, refine_steps=100))}
 
 
 def directions(model, photos: list[Path]) -> dict[str, torch.Tensor]:
-    """Three rows of each face by direction: less of it, unchanged, more of it."""
-    plain = model.reconstruct(photos)
-    columns = {}
-    for name in model.architecture["directions"]:
-        less, more = (model.edit(photos, name, strength) for strength in (-6.0, 6.0))
-        columns[name] = torch.stack([less, plain, more], dim=1).flatten(0, 1)
-    return columns
+    """A row of each face per strength, by direction."""
+    return {
+        name: torch.stack([model.edit(photos, name, s) for s in STRENGTHS], 1).flatten(0, 1)
+        for name in model.architecture["directions"]
+    }
 
 
 def main(output: Path, photos: list[Path], model=None) -> None:
@@ -70,6 +67,9 @@ def main(output: Path, photos: list[Path], model=None) -> None:
         figure = plot.grid(columns)
         for axis in figure.axes:
             axis.title.set_fontsize(14)  # readable on a phone
+        if what == "-directions":
+            for row, axis in enumerate(figure.axes[:: len(columns)]):
+                axis.text(3, 9, f"{STRENGTHS[row % 3]:.0f}", fontsize=14, backgroundcolor="white")
         figure.savefig(output.with_name(f"{output.stem}{what}.png"), dpi=70)
     print(f"{output}: {len(photos)} faces, {len(made['-directions'])} directions")
 

@@ -17,13 +17,14 @@ from facezoo import plot
 from facezoo.plot import annotate
 
 PORTRAITS = sorted((Path(__file__).parent / "portraits").glob("*.jpg"))
-load = cache(facezoo.load)
+PSIS, load = (0.3, 0.5, 0.7, 1.0), cache(facezoo.load)
 
 
 @cache
-def samples(count: int) -> torch.Tensor:
+def samples(count: int, psi: float = 0.7) -> torch.Tensor:
     """Sample faces of nobody, RGB in [0, 1], (count, 3, 128, 128)."""
-    faces = load("latent-simclr").sample(count, generator=torch.Generator().manual_seed(3))
+    seed = torch.Generator().manual_seed(3)
+    faces = load("latent-simclr").sample(count, psi=psi, generator=seed)
     return torch.nn.functional.interpolate(faces, size=128, mode="bicubic").clamp(0, 1).cpu()
 
 
@@ -61,7 +62,7 @@ PICTURES = {
     ),
     "gallery_parts.jpg": lambda: plot.parts(load("ipd-fer"), PORTRAITS),
     "gallery_relief.jpg": relief,
-    "gallery_samples.jpg": lambda: plot.grid({" " * n: samples(40)[n::8][:3] for n in range(8)}),
+    "gallery_samples.jpg": lambda: plot.grid({f"psi {p}": samples(3, p) for p in PSIS}),
 }
 
 
