@@ -1,4 +1,4 @@
-"""Compare mesh models on ICT-3D with methods that need correspondence, in millimetres.
+"""Compare mesh models on ICT-3D with methods that need correspondence, in millimeters.
 
     python benchmarks/ict.py DATA docs/results/ict.json adv3d.ict adv3d.ict-neutral
 

@@ -72,14 +72,19 @@ RENAMED = {
     "one alone": "one image",
     "by hand, landmarks given": "OpenCV + ResNet-18, landmarks given",
     "by hand, ": "OpenCV + ResNet-18, ",
-    " over bare": " relative to bare",
     "validation people": "validation identities",
 }
 """Words of older results files, and the field's words."""
+HEADERS = {"way": "pipeline"}
+"""Columns of older results files, and the field's words."""
 HIDDEN = re.compile(
-    r"slowest to fastest|^relative difference$|over bare$|speed over it$|above chance$"
+    r"slowest to fastest|: relative difference$|over bare(, speed)?$|speed over it$|: times faster$"
+    r"|above chance$|^stages: share$"
 )
-"""Columns of results files that pages leave out."""
+"""Columns of results files that pages leave out, as ``table: column``.
+
+Ratios compare the fastest repeats, so they differ from those of the medians next to them.
+"""
 PROTOCOL = "[protocol](../reference/metrics.md)"
 """Header of a column; ``extra.css`` makes room below a header with a link."""
 CROPS = (
@@ -297,9 +302,9 @@ def results_text(file: str, table: str, results: Path = ROOT / "docs" / "results
     rows = content["tables"].get(table)
     if not rows:
         return "Not measured."
-    columns = [column for column in rows[0] if not HIDDEN.search(column)]
+    columns = [column for column in rows[0] if not HIDDEN.search(f"{table}: {column}")]
     cells = [[_renamed(_cell(row[column])) for column in columns] for row in rows]
-    return _table([_renamed(column) for column in columns], cells)
+    return _table([_renamed(HEADERS.get(column, column)) for column in columns], cells)
 
 
 def _renamed(text: str, words: Mapping[str, str] = RENAMED) -> str:

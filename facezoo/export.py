@@ -59,7 +59,7 @@ class Stage(nn.Module):
         self.capability = capability
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map crops (B, 3, S, S) or points (B, N, 3) in millimetres to one tensor.
+        """Map crops (B, 3, S, S) or points (B, N, 3) in millimeters to one tensor.
 
         Crops give features (B, D), probabilities (B, K) or normalized crops (B, 3, S, S); points
         give codes (B, D) or meshes (B, N, 3).

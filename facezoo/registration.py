@@ -40,7 +40,8 @@ def register(
 
     Examples:
         >>> registration = facezoo.register("head.glb")  # doctest: +SKIP
-        >>> registration.mesh  # doctest: +SKIP
+        >>> registration.units  # doctest: +SKIP
+        'taken as m'
     """
     registration: Registration = load(model, device=device).register(
         mesh, units=units, landmarks=landmarks

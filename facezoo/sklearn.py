@@ -46,11 +46,11 @@ class FaceFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         on_missing: ``"raise"`` an error for an image without a face, or give a row of ``"nan"``.
         batch_size: images that are processed at once.
         device: device of the model; None for the best one.
-        min_face: setting of the detector, see ``DetectionConfig``, like those below; None for its
-            default.
-        score_threshold: see there.
-        max_side: see there.
-        rotations: see there.
+        min_face: least side of a face, pixels; None for the default of ``DetectionConfig``, as for
+            the next three.
+        score_threshold: least score of a face, in [0, 1].
+        max_side: longer side of the images that the detector takes, pixels.
+        rotations: rotations of the image at which faces are searched, multiples of 90 degrees.
         memory: a folder or a ``joblib.Memory`` that stores the row of every image, so that
             cross-validation encodes an image once; None for no cache.
 

@@ -109,7 +109,11 @@ def test_a_region_is_rewritten_and_the_rest_unchanged():
 
 def test_a_table_of_results_has_the_columns_of_its_rows(tmp_path):
     rows = [{"what": "a|b", "count": 3, "share": 66.666, "cosine": 0.98765}]
-    rows[0]["slowest to fastest"] = "1 to 2"
+    rows[0] |= {
+        "slowest to fastest": "1 to 2",
+        "times faster": 2.0,
+        "predict over bare, speed": 0.9,
+    }
     (tmp_path / "some.x.json").write_text(json.dumps({"tables": {"first": rows}}))
     lines = tables().results_text("some.x", "first", tmp_path).splitlines()
     assert lines[0] == "| what | count | share | cosine |"  # without the spread of the repeats

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean
 
@@ -101,6 +102,31 @@ def test_no_line_starts_with_a_comment_that_would_end_its_list(page):
     assert not re.search(
         r"^ +<!-- value|\n\w.*\n<!-- value", page.read_text(encoding="utf-8"), re.M
     )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_a_blank_line_or_comment_is_above_every_table(page):
+    assert not tables_in_paragraphs(page.read_text(encoding="utf-8")), (
+        "shown as text, not as tables"
+    )
+
+
+def test_a_table_below_text_is_found():
+    table = "| a | b |\n|---|---|\n| 1 | 2 |\n"
+    assert tables_in_paragraphs(f"text\n{table}") == ["text"]
+    assert not tables_in_paragraphs(f"text\n\n{table}")
+    assert not tables_in_paragraphs(f"<!-- x:begin -->\n{table}")
+    assert not tables_in_paragraphs(f"```text\ntext\n{table}```\n")
+
+
+def tables_in_paragraphs(text):
+    """Lines directly above a table that make it a part of their paragraph."""
+    lines = re.sub(r"^ *```.*?^ *```$", "", text, flags=re.S | re.M).splitlines()
+    return [
+        above
+        for above, line in pairwise(lines)
+        if line.lstrip().startswith("|") and not re.match(r"\s*(\||<!--|$)", above)
+    ]
 
 
 def misspelled(*arguments):

@@ -97,6 +97,25 @@ def moved(known):
     return ".".join([*parts[:2], "run", *parts[2:]])
 
 
+def test_headings_of_the_reference_are_import_paths(site):
+    headings = set()
+    for page in (site / "reference").rglob("*.html"):
+        found = re.findall(r"<h3[^>]*doc-heading.*?</h3>", page.read_text(encoding="utf-8"), re.S)
+        headings |= {re.sub(r"<[^>]+>|&para;|\s", "", heading) for heading in found}
+    assert len(headings) > 50
+    names = set(facezoo.__all__) - {"__version__", "errors"}  # errors has a page of its own
+    assert {f"facezoo.{name}" for name in names} <= headings
+    for heading in headings:
+        assert heading.startswith("facezoo."), heading
+
+
+@pytest.mark.parametrize("result", ["Faces", "FaceEncoding", "ExpressionPrediction"])
+def test_the_reference_has_the_inherited_methods_of_results(site, result):
+    anchors = Page(site / "reference" / "index.html").anchors
+    for method in ("to", "numpy", "to_dict", "to_frame"):
+        assert f"facezoo.results.{result}.{method}" in anchors
+
+
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_the_page_of_a_family_is_complete(family):
     text = (ROOT / "docs" / "models" / f"{family}.md").read_text(encoding="utf-8")

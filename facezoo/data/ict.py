@@ -7,7 +7,7 @@ triangles, landmarks), ``ict_expressions.json`` (recipes and sampling rules) and
 variant, ``ict_face_adapt.npz``.
 
 Every identity has its own random generator, so a smaller set is a prefix of a larger one.
-Vertices are millimetres; +x is the subject's left, +y up, +z out of the face.
+Vertices are millimeters; +x is the subject's left, +y up, +z out of the face.
 Letters: P identities, E expressions, N vertices, T triangles, K blendshapes.
 """
 
@@ -37,7 +37,7 @@ class Topology:
     narrow: NDArray[np.bool_]
     """Vertices in the narrow face area, (N,)."""
     mean: NDArray[np.float64]
-    """The generic neutral face in millimetres, (N, 3)."""
+    """The generic neutral face in millimeters, (N, 3)."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class FaceSet:
     """Meshes of several identities in the same expressions; expression 0 is neutral."""
 
     vertices: NDArray[np.float32]
-    """Millimetres, (P, E, N, 3)."""
+    """Millimeters, (P, E, N, 3)."""
     identities: NDArray[np.int64]
     """Number of each identity, (P,)."""
     expressions: tuple[str, ...]
@@ -117,7 +117,7 @@ class IctFaces:
         return coefficients, self._recipes * intensity[:, None] * (1 + jitter)
 
     def meshes(self, identities: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Generate identities in every expression, millimetres, (P, E, N, 3)."""
+        """Generate identities in every expression, millimeters, (P, E, N, 3)."""
         count, vertices = len(self._recipes), len(self.topology.mean)
         out = np.empty((len(identities), count, vertices, 3), np.float32)
         for row, number in enumerate(identities):

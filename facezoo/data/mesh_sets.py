@@ -84,7 +84,7 @@ def read_coma(root: str | Path) -> MeshSet:
 
 
 def read_bu3dfe(root: str | Path, suffix: str = ".obj") -> MeshSet:
-    """List BU-3DFE (Yin et al. 2006): 2,500 meshes, 100 identities, 7 expressions, millimetres.
+    """List BU-3DFE (Yin et al. 2006): 2,500 meshes, 100 identities, 7 expressions, millimeters.
 
     The layout is ``<identity>/<identity>_<expression><level><ethnicity>_F3D``. The set is VRML
     without correspondence, so register it first and keep the names. The first 10 identities, in
@@ -117,7 +117,7 @@ def read_facescape(root: str | Path, seed: int = 0) -> MeshSet:
 
     The layout is ``<identity>/models_reg/<number>_<expression>.obj``. The test set is 30 % of the
     identities, sampled with ``seed``; the paper's own split is not published. As in the paper, the
-    numbers in the files are taken as millimetres.
+    numbers in the files are taken as millimeters.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -142,7 +142,7 @@ def read_facescape(root: str | Path, seed: int = 0) -> MeshSet:
 def simplification(template: Mesh, vertices: int = FACESCAPE_VERTICES) -> tuple[Tensor, Tensor]:
     """Select the vertices to keep of all meshes in one topology, after Sec. IV-B.
 
-    Quadric edge collapse simplifies one neutral mesh, in centered millimetres. Then the nearest
+    Quadric edge collapse simplifies one neutral mesh, in centered millimeters. Then the nearest
     original vertex replaces each remaining vertex, so correspondence stays exact. The authors'
     selection is not published.
 

@@ -45,7 +45,7 @@ class RegisteredMeshes:
     """Meshes of several identities in one topology."""
 
     vertices: Tensor
-    """Millimetres, float32, (M, N, 3)."""
+    """Millimeters, float32, (M, N, 3)."""
     identities: Tensor
     """Index of each mesh's identity in ``names``, int64, (M,)."""
     expressions: tuple[str, ...]
@@ -57,7 +57,7 @@ class RegisteredMeshes:
     landmarks: Tensor
     """Vertices that are landmarks, int64, (K,); K may be 0."""
     neutral: Tensor | None
-    """The neutral mesh of each identity, millimetres, (P, N, 3), or None if unknown."""
+    """The neutral mesh of each identity, millimeters, (P, N, 3), or None if unknown."""
     left_out: tuple[str, ...] = ()
     """Identities without meshes here, each with the reason."""
 
@@ -143,7 +143,7 @@ def read_rows(
         selection: vertices to keep and triangles among them, from ``simplification``.
         landmarks: vertices for the alignment, (K,), as numbered in the files. If vertices are
             dropped, the nearest remaining vertex replaces each landmark.
-        target: a mesh to align to, millimetres, (N, 3).
+        target: a mesh to align to, millimeters, (N, 3).
         cache: see ``read_registered``.
 
     Raises:
@@ -239,7 +239,7 @@ def _usable(rows: Sequence[MeshRow], neutrals: bool) -> tuple[list[MeshRow], tup
 
 
 def _template(data: MeshSet) -> Mesh:
-    """Read the first neutral mesh of the training split, millimetres."""
+    """Read the first neutral mesh of the training split, millimeters."""
     for row in data.part("train"):
         if row.expression == "neutral":
             return read_mesh(row.path, data.units).to_units("mm")

@@ -1,6 +1,6 @@
 """Changes of the topology of a head mesh: fewer or more triangles, missing parts and noise.
 
-Each change takes vertices in millimetres, (V, 3), with +y up and +z out of the face, triangles
+Each change takes vertices in millimeters, (V, 3), with +y up and +z out of the face, triangles
 (T, 3) and a random generator, and returns new vertices and triangles.
 """
 

@@ -1,4 +1,4 @@
-"""Scores of disentangled meshes: distances in millimetres, and accuracies from the codes.
+"""Scores of disentangled meshes: distances in millimeters, and accuracies from the codes.
 
 Letters: P identities, E expressions, N vertices, D dimensions of a code. Standard deviations are
 population ones. Meshes are not aligned before measuring.

@@ -111,11 +111,11 @@ def finetune(
         aligned: the images are crops in the model's template.
         seed: seed of the new classifier, order and augmentation.
         device: where to train; None for the best device.
-        min_face: setting of the detector, see ``DetectionConfig``, like those below; None for its
-            default.
-        score_threshold: see there.
-        max_side: see there.
-        rotations: see there.
+        min_face: least side of a face, pixels; None for the default of ``DetectionConfig``, as for
+            the next three.
+        score_threshold: least score of a face, in [0, 1].
+        max_side: longer side of the images that the detector takes, pixels.
+        rotations: rotations of the image at which faces are searched, multiples of 90 degrees.
 
     Returns:
         The folder and the scores.

@@ -201,7 +201,7 @@ def grid_triangles(height: int, width: int, device: torch.device | None = None) 
     Args:
         height: rows of vertices, 2 or more.
         width: columns of vertices, 2 or more.
-        device: of the result.
+        device: device of the result.
 
     Returns:
         Vertex indices, int64, (2 (height - 1) (width - 1), 3).

@@ -1,9 +1,6 @@
 """Mesh files: .obj here, .ply, .stl, .glb and .gltf through trimesh (extra ``[mesh]``).
 
 No format records its units, so the reader states them. Vertices keep the order of the file.
-
-trimesh 5.2 misreads valid OBJ files, so a short reader of our own stays: a byte order mark loses
-the first vertex, tabs give an empty scene, and a comment after a value raises an error.
 """
 
 from __future__ import annotations
@@ -18,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from facezoo.geometry.meshes import Mesh, millimetres
+from facezoo.geometry.meshes import Mesh, millimeters
 
 SUFFIXES = (".obj", ".ply", ".stl", ".glb", ".gltf")
 COMPRESSED = ("KHR_mesh_quantization", "KHR_draco_mesh_compression", "EXT_meshopt_compression")
@@ -46,7 +43,7 @@ def read_mesh(path: str | Path, units: str) -> Mesh:
         ImportError: if the format needs trimesh and it is not installed.
     """
     path = Path(path)
-    millimetres(units)
+    millimeters(units)
     suffix = _known_suffix(path)
     if not path.is_file():
         raise FileNotFoundError(f"no mesh file at {path}")
@@ -101,6 +98,8 @@ def _known_suffix(path: Path) -> str:
     return suffix
 
 
+# trimesh 5.2 misreads valid OBJ files, so a short reader of our own stays: a byte order mark loses
+# the first vertex, tabs give an empty scene, and a comment after a value raises an error.
 def _read_obj(path: Path) -> Arrays:
     vertices: list[list[float]] = []
     triangles: list[list[int]] = []

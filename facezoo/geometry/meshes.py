@@ -28,7 +28,7 @@ class Mesh(Result):
     """Vertex indices of each triangle, int64, (T, 3); None for a point cloud."""
 
     def __post_init__(self) -> None:
-        millimetres(self.units)
+        millimeters(self.units)
         if self.vertices.ndim != 2 or self.vertices.shape[1] != 3 or not len(self.vertices):
             raise ValueError(f"vertices must be (N, 3), got {tuple(self.vertices.shape)}")
         if not bool(torch.isfinite(self.vertices).all()):
@@ -38,12 +38,12 @@ class Mesh(Result):
 
     def to_units(self, units: str) -> Mesh:
         """Convert the vertices to other units."""
-        factor = millimetres(self.units) / millimetres(units)
+        factor = millimeters(self.units) / millimeters(units)
         return Mesh(self.vertices * factor, units, self.triangles)
 
 
-def millimetres(units: str | None) -> float:
-    """Look up the millimetres in a unit of length.
+def millimeters(units: str | None) -> float:
+    """Look up the millimeters in a unit of length.
 
     Raises:
         ValueError: if the unit is missing or unknown.

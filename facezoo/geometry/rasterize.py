@@ -90,8 +90,8 @@ def interpolate(fragments: Fragments, attributes: Tensor) -> Tensor:
     """Interpolate vertex attributes at the pixels, 0 for background.
 
     Args:
-        fragments: for B images.
-        attributes: of the same vertices, (B, N, C).
+        fragments: result of `rasterize` for B images.
+        attributes: attributes of the vertices, (B, N, C).
 
     Returns:
         (B, H, W, C), with gradients to the attributes and to the positions.

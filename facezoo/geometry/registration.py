@@ -1,7 +1,7 @@
 """Registration of a template to the surface of a mesh in another topology.
 
 The template is fitted in three steps: a rigid ICP, a linear shape model with a Gaussian prior, and
-smooth displacements (non-rigid ICP). Arrays are NumPy, float64, in millimetres.
+smooth displacements (non-rigid ICP). Arrays are NumPy, float64, in millimeters.
 
 Source: Amberg, Romdhani & Vetter, "Optimal Step Nonrigid ICP Algorithms for Surface Registration",
 CVPR 2007, for the displacement step; Chen & Medioni, 1992, for the distance to the tangent plane.
@@ -252,7 +252,7 @@ def register_template(
 
     Args:
         model: the template.
-        surface: in millimetres, or in any units with ``free_scale``.
+        surface: in millimeters, or in any units with ``free_scale``.
         pose: initial guess, from the template to the surface.
         free_scale: estimate the scale too.
     """

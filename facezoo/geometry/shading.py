@@ -78,7 +78,7 @@ def shading(normals: Tensor, light: Light) -> Tensor:
 
     Args:
         normals: (B, H, W, 3).
-        light: for B images.
+        light: lights of B images.
 
     Returns:
         0 or more, (B, H, W).

@@ -151,6 +151,7 @@ class Card:
     model: Slug
     """The family, a key of ``families.FAMILIES``, or ``face-detector``."""
     tag: Slug
+    """The part of the name after the dot, such as ``ict``."""
     default: bool
     """True if the bare model name means this checkpoint."""
     architecture: dict[str, Any]
@@ -160,13 +161,21 @@ class Card:
     labels: tuple[str, ...]
     """Expression classes in the order of the logits; empty for a model without classes."""
     weights: Weights
+    """Name, hash, size and precision of the weights file."""
     hub: Hub
+    """The place of the weights on the Hugging Face Hub."""
     licenses: Licenses
+    """Licenses of the code, the weights and the training data."""
     training: Training
+    """The training data, and the command that repeats the training."""
     metrics: tuple[Metric, ...]
+    """Measured numbers, each with the command that prints it again."""
     limits: tuple[str, ...]
+    """Known weaknesses, one sentence or more each."""
     intended_use: str
+    """What the checkpoint is for."""
     citation: str
+    """The paper, as BibTeX."""
     verification: Verification | None = field(default=None, metadata={"optional": True})
     """None for a checkpoint without identity features, or before it is measured."""
 

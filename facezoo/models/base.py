@@ -47,14 +47,11 @@ Stage = Callable[[Tensor], Any]
 
 
 class FaceModel(Freezable, Model):
-    """A disentangled face representation of images.
+    """Base class of all models of images. Create one with ``facezoo.load``.
 
-    ``encode_*`` and ``predict_*`` take images, return no gradients and work in batches. The stages
-    (``embed_expression`` and the like) take prepared crops and keep gradients. A family lists its
-    capabilities in ``provides`` and implements the stage of each, see ``STAGES``.
-
-    The images may be anything that ``facezoo.preprocess.images.as_list`` takes: paths, bytes, file
-    objects, PIL images, arrays, tensors, or several of these. Colors are RGB.
+    ``encode_*`` and ``predict_*`` take images: paths, bytes, file objects, PIL images, arrays,
+    tensors, or several of these. Colors are RGB. They find the faces, work in batches and return no
+    gradients. ``stage`` returns functions of prepared crops that keep gradients.
 
     Examples:
         >>> model = facezoo.load("ipd-fer")
@@ -249,7 +246,9 @@ class FaceModel(Freezable, Model):
         """Return the function of prepared crops behind capabilities.
 
         Args:
-            names: keys of ``STAGES``: one, or several that share their computation.
+            names: ``"encode_expression"``, ``"encode_identity"``, ``"encode_pose"``,
+                ``"encode_factors"``, ``"predict_expression"``, ``"reconstruct"``,
+                ``"neutralize"`` or ``"frontalize"``: one, or several that share their computation.
 
         Returns:
             A function that returns features or logits (B, D), normalized crops (B, 3, S, S) or a
@@ -286,7 +285,7 @@ class FaceModel(Freezable, Model):
 
         Args:
             crops: normalized, (F, 3, S, S).
-            names: keys of ``STAGES``, one or several.
+            names: names of stages, one or several, see ``stage``.
             batch_size: crops per forward pass.
 
         Returns:

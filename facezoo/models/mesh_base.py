@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from typing_extensions import TypedDict, Unpack
 
-from facezoo.geometry.meshes import Mesh, apply_motion, millimetres, rigid_motion
+from facezoo.geometry.meshes import Mesh, apply_motion, millimeters, rigid_motion
 from facezoo.geometry.registration import Array, ShapeModel
 from facezoo.models.capabilities import Model
 from facezoo.models.face_finding import template_landmarks
@@ -72,7 +72,7 @@ class Placed:
     name: str
     """For errors."""
     points: Tensor
-    """Millimetres, (N, 3)."""
+    """Millimeters, (N, 3)."""
     corresponds: bool
     """True if the points are the template's vertices, in order."""
     registration: Registration | None = None
@@ -95,7 +95,7 @@ class MeshModel(Model):
       coordinates (K, 3) of the points ``landmark_vertices`` of the template, or of five points:
       right eye, left eye, nose tip, right and left mouth corner (the subject's right).
 
-    Decoded meshes have the template's vertices and triangles, in millimetres.
+    Decoded meshes have the template's vertices and triangles, in millimeters.
     """
 
     preprocessing: None = None
@@ -137,7 +137,7 @@ class MeshModel(Model):
 
     @property
     def template_mm(self) -> Tensor:
-        """The mean training face, millimetres, (N, 3)."""
+        """The mean training face, millimeters, (N, 3)."""
         return self.template_um.to(torch.float32) / 1000
 
     def set_template(self, vertices_mm: Tensor, triangles: Tensor, landmarks: Tensor) -> None:
@@ -372,7 +372,7 @@ class MeshModel(Model):
             registration = self._register(mesh, units if is_file(source) else mesh.units, landmarks)
             return Placed(name, registration.vertices.to(self.device), True, registration)
         if not isinstance(source, Mesh):
-            millimetres(units)
+            millimeters(units)
         mesh = Mesh(mesh.vertices.to(self.device), mesh.units, mesh.triangles)
         points = align_mesh(mesh, template, None if automatic else align, landmarks)
         return Placed(name, points, corresponds(points, template, name))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from facezoo.geometry.mesh_files import read_mesh
-from facezoo.geometry.meshes import Mesh, apply_motion, millimetres, rigid_motion
+from facezoo.geometry.meshes import Mesh, apply_motion, millimeters, rigid_motion
 
 MeshSource = str | Path | Mesh | NDArray[Any] | Tensor
 """A file, a mesh with units, or vertices (N, 3) or (M, N, 3)."""
@@ -40,7 +40,7 @@ ALIGNMENTS = (None, "vertices", "landmarks")
 
 @dataclass(frozen=True)
 class Template:
-    """The mean training face, in millimetres."""
+    """The mean training face, in millimeters."""
 
     vertices: Tensor
     """(N, 3)."""
@@ -106,7 +106,7 @@ def as_mesh(source: MeshSource, units: str | None) -> Mesh:
     """
     if isinstance(source, Mesh):
         return Mesh(source.vertices.detach(), source.units, source.triangles)
-    millimetres(units)
+    millimeters(units)
     assert units is not None
     if isinstance(source, (str, Path)):
         return read_mesh(source, units)
@@ -141,7 +141,7 @@ def align_mesh(
     """Move a mesh into the frame of the template and check its place.
 
     Returns:
-        Vertices in millimetres, float32, (N, 3).
+        Vertices in millimeters, float32, (N, 3).
 
     Raises:
         ValueError: if the mesh cannot be aligned as requested, or does not lie on the template.
@@ -163,7 +163,7 @@ def align_mesh(
             raise ValueError("the template has no landmarks; use align='vertices'")
         if landmarks is None:
             raise ValueError("align='landmarks' needs landmarks=, see MeshModel; got none")
-        own = landmark_positions(mesh, landmarks).double() * millimetres(mesh.units)
+        own = landmark_positions(mesh, landmarks).double() * millimeters(mesh.units)
         target = template.landmark_points(len(own)).double().to(own.device)
         points = apply_motion(points, *rigid_motion(own, target))
     points = points.to(template.vertices)

@@ -54,7 +54,7 @@ class Registration:
     """A mesh with the template registered to it."""
 
     vertices: Tensor
-    """Corresponding vertices in the frame of the template, millimetres, (N, 3)."""
+    """Corresponding vertices in the frame of the template, millimeters, (N, 3)."""
     triangles: Tensor
     """Of the template, int64, (T, 3)."""
     units: str
@@ -70,7 +70,7 @@ class Registration:
 
     @property
     def mesh(self) -> Mesh:
-        """The registered template as a mesh, millimetres."""
+        """The registered template as a mesh, millimeters."""
         return Mesh(self.vertices, "mm", self.triangles)
 
     def transfer(self, vertices: Tensor, fade_mm: float = 30.0) -> Mesh:
@@ -210,7 +210,7 @@ def shape_model(mean: Array, basis: Array, triangles: Indices, landmarks: Indice
 
 @dataclass(frozen=True)
 class _Start:
-    """Surface in millimetres, and the initial pose of the template on it."""
+    """Surface in millimeters, and the initial pose of the template on it."""
 
     surface: Surface
     pose: Similarity
@@ -233,7 +233,7 @@ def _start(
 
 
 def _unit(mm_per_unit: float, stated: str | None) -> tuple[str, float | None]:
-    """Name the unit that makes the face as large as the template, and its millimetres."""
+    """Name the unit that makes the face as large as the template, and its millimeters."""
     best = min(UNITS_MM, key=lambda name: abs(np.log(UNITS_MM[name] / mm_per_unit)))
     fits = abs(np.log(UNITS_MM[best] / mm_per_unit)) < np.log(UNIT_TOLERANCE)
     if stated is not None:

@@ -60,7 +60,7 @@ def show(result: Any, images: Images | None = None) -> Picture:
 
     Args:
         result: a prediction (bars of its classes), an encoding (cosines between its faces, or their
-            plane if there are many), faces, pictures or a dict of pictures by title (a grid, see
+            plane if there are many), faces, images or a dict of images by title (a grid, see
             ``grid``), or features (F, D).
         images: the images of the result, all of them, to draw its boxes on.
 
@@ -107,7 +107,8 @@ def faces(
     Args:
         images: all images of ``result``, in the same order.
         result: faces, with or without their expressions.
-        style: see ``facezoo.plot.annotate``, as the next.
+        style: ``"box"``, ``"label"`` or ``"bars"``, see ``annotate``; None for bars with up to four
+            faces, else labels.
         landmarks: whether to draw the five landmarks.
 
     Raises:
@@ -224,7 +225,7 @@ def timeline(frames: Iterable[VideoFrame] | Any) -> Picture:
 
 
 def grid(pictures: Mapping[str, Tensor] | None = None, **columns: Tensor) -> Picture:
-    """Draw pictures side by side: a column per title, a row per face; twelve rows at most.
+    """Draw images side by side: a column per title, a row per face; twelve rows at most.
 
     Args:
         pictures: by title, each RGB in [0, 1] or uint8, (F, 3, S, S), or one channel of any range

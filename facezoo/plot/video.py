@@ -22,9 +22,10 @@ class VideoWriter:
     """An annotated video that is written frame by frame; use it in a ``with`` statement.
 
     Args:
-        path: see ``save_video``, as the others.
-        style: see there.
-        landmarks: see there.
+        path: file to write: ``.mp4``, ``.mov`` or ``.mkv`` (H.264), or ``.webm`` (VP9).
+        style: ``"box"``, ``"label"`` or ``"bars"``, see ``annotate``; None for bars with up to four
+            faces, else labels.
+        landmarks: whether to draw the five landmarks.
     """
 
     def __init__(
@@ -90,7 +91,8 @@ def save_video(
     Args:
         frames: results of ``facezoo.video``.
         path: file to write: ``.mp4``, ``.mov`` or ``.mkv`` (H.264), or ``.webm`` (VP9).
-        style: see ``facezoo.plot.annotate``, as the next.
+        style: ``"box"``, ``"label"`` or ``"bars"``, see ``annotate``; None for bars with up to four
+            faces, else labels.
         landmarks: whether to draw the five landmarks.
 
     Returns:

@@ -29,7 +29,7 @@ def test_facescape_is_read_with_its_neutrals(tmp_path):
         torch.testing.assert_close(meshes.neutral[person], truth, atol=1e-4, rtol=0)
 
 
-def test_coma_is_read_in_millimetres_without_neutrals(tmp_path):
+def test_coma_is_read_in_millimeters_without_neutrals(tmp_path):
     pytest.importorskip("trimesh")
     meshes = read_registered("coma", write_coma(tmp_path))
     assert meshes.neutral is None

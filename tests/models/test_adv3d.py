@@ -113,7 +113,7 @@ def test_nothing_to_encode_raises_an_error(model):
         model.encode([], units="mm")
     with pytest.raises(ValueError, match="batch_size must be 1 or more"):
         model.encode(model.template_mm, units="mm", batch_size=0)
-    with pytest.raises(ValueError, match=r"\(B, N, 3\) in millimetres"):
+    with pytest.raises(ValueError, match=r"\(B, N, 3\) in millimeters"):
         model(torch.zeros(4, 3))
 
 

@@ -67,7 +67,7 @@ UNITS = {"MakeHuman": "m", "SOMA": "m", "MediaPipe": "cm", "FreeSurfer": "m"}
 
 
 @pytest.mark.parametrize("maker", MESHES)
-def test_a_mesh_of_another_maker_is_registered_within_two_millimetres(maker, tmp_path):
+def test_a_mesh_of_another_maker_is_registered_within_two_millimeters(maker, tmp_path):
     path = MESHES[maker](tmp_path)
     model = facezoo.load("adv3d", device="cpu")
     registration = model.register(path)

@@ -24,7 +24,7 @@ from facezoo.models.adv3d.networks import VAE
 from facezoo.models.pretrained import card_of_published
 
 SCALES_MM = {"facescape": 573.0, "bu3dfe": 156.0, "coma": 260.0}
-"""Millimetres that are 1 for the network, in the authors' code (CoMA's meshes are in meters)."""
+"""Millimeters that are 1 for the network, in the authors' code (CoMA's meshes are in meters)."""
 
 
 def convert_file(
@@ -40,8 +40,8 @@ def convert_file(
     Args:
         source: the pickled state dict.
         target: the folder to write; None for ``source`` without its suffix.
-        template: the mean training face with triangles, in millimetres.
-        scale: millimetres that are 1 for the network; see ``SCALES_MM``.
+        template: the mean training face with triangles, in millimeters.
+        scale: millimeters that are 1 for the network; see ``SCALES_MM``.
         overwrite: replace an existing checkpoint.
 
     Returns:
@@ -70,7 +70,7 @@ def from_published(
     Args:
         tensors: by name, ``conv1.weight`` and so on.
         template: the mean training face, with triangles.
-        scale: millimetres that are 1 for the network; see ``SCALES_MM``.
+        scale: millimeters that are 1 for the network; see ``SCALES_MM``.
         landmarks: vertices of the template for the alignment of meshes, K.
 
     Raises:

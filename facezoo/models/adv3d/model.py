@@ -38,7 +38,7 @@ class Adv3D(MeshModel):
         num_landmarks: K of the template.
         identity_dim: dimensions of z_id.
         expression_dim: dimensions of z_exp.
-        scale: millimetres that are 1 for the network.
+        scale: millimeters that are 1 for the network.
         hidden_dim: hidden units between features and codes, see ``VAE``.
         code_statistics: store the distribution of the training codes, see ``MeshModel``.
         shape_axes: number of stored principal axes of the training meshes, for registration.
@@ -94,7 +94,7 @@ class Adv3D(MeshModel):
 
         Args:
             vae: its weights are copied.
-            scale: millimetres that are 1 for the network.
+            scale: millimeters that are 1 for the network.
             template_mm: the mean training face, (N, 3).
             triangles: (T, 3).
             landmarks: vertices of the template, (K,).
@@ -126,10 +126,10 @@ class Adv3D(MeshModel):
         """Compute reconstruction, identity and expression from the means of the codes.
 
         Args:
-            points: aligned, millimetres, (B, N', 3) for any N'.
+            points: aligned, millimeters, (B, N', 3) for any N'.
 
         Returns:
-            Two meshes and an offset, millimetres, (B, N, 3) each.
+            Two meshes and an offset, millimeters, (B, N, 3) each.
         """
         codes = self.vae.distributions(self.embed(points))
         return self.decode(codes["id_mean"], codes["exp_mean"])
@@ -142,7 +142,7 @@ class Adv3D(MeshModel):
         """
         if points.ndim != 3 or points.shape[2] != 3:
             raise ValueError(
-                f"points must be (B, N, 3) in millimetres, got {tuple(points.shape)}; for files "
+                f"points must be (B, N, 3) in millimeters, got {tuple(points.shape)}; for files "
                 "and single meshes call encode_expression() and the like"
             )
         return self.vae.features((points / self.scale).to(self.dtype))
@@ -286,7 +286,7 @@ class Adv3D(MeshModel):
 
         Args:
             meshes: one or several; see ``MeshModel``.
-            topology: ``"template"`` returns the template's triangles, in millimetres;
+            topology: ``"template"`` returns the template's triangles, in millimeters;
                 ``"input"`` deforms registered meshes, which keep their own vertices and units.
             place: ``units``, ``align`` and ``landmarks``; see ``MeshModel``.
         """
@@ -354,7 +354,7 @@ class Adv3D(MeshModel):
             place: ``units``, ``align`` and ``landmarks`` of both; see ``MeshModel``.
 
         Returns:
-            ``steps`` meshes, millimetres.
+            ``steps`` meshes, millimeters.
 
         Raises:
             ValueError: if ``steps`` is below 2, ``what`` is unknown, or an end is several meshes.
@@ -375,7 +375,7 @@ class Adv3D(MeshModel):
 
     @torch.no_grad()
     def synthesize(self, identity: Tensor, expression: Tensor | None = None) -> list[Mesh]:
-        """Decode codes to meshes, millimetres; without an expression code, the identity face.
+        """Decode codes to meshes, millimeters; without an expression code, the identity face.
 
         Args:
             identity: z_id of M faces, or of one, (M, L).

@@ -263,7 +263,7 @@ class IPDFER(DecodingModel):
     ) -> Tensor:
         """Give the faces of ``target`` the expression of ``source``.
 
-        G_dec decodes f_id + f_pose of the target and f_exp of the source.
+        The decoder gets identity and pose of the target, and the expression of the source.
 
         Args:
             source: images of the expression: one, or as many faces as ``target`` has.

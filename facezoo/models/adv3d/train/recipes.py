@@ -69,10 +69,10 @@ class IctConfig:
     hidden_dim: int = 512
     """Hidden units of the encoder, next to its features."""
     scale: float = 573.0
-    """Millimetres that become 1; value of the authors' code for FaceScape."""
+    """Millimeters that become 1; value of the authors' code for FaceScape."""
     losses: Losses = OURS
     anchor_spreads: tuple[float, float] = (15.0, 150.0)
-    """Smallest and largest distance of the encoder's anchors from the face, millimetres."""
+    """Smallest and largest distance of the encoder's anchors from the face, millimeters."""
     mixtures: int = 112_000
     """Rows that are mixtures of meshes, in addition to the meshes."""
     registered: int = 0
@@ -99,7 +99,7 @@ class IctConfig:
     pair_vertices: int = 64
     """V: random vertices of a pair that the discriminator receives in each step."""
     pair_noise: tuple[float, float] = (4.0, 0.3)
-    """Standard deviation of the noise on the second face of a pair, millimetres: at the start, and
+    """Standard deviation of the noise on the second face of a pair, millimeters: at the start, and
     from 70 % of the joint training on."""
     lr: float = 2e-3
     decoder_lr_scale: float = 0.5
@@ -130,7 +130,7 @@ class PaperConfig:
     align: bool = False
     """Align meshes by landmarks."""
     scale: float = 573.0
-    """Millimetres that become 1; values of the authors' code."""
+    """Millimeters that become 1; values of the authors' code."""
     identity_dim: int = 64
     expression_dim: int = 64
     pretraining_epochs: int = 100

@@ -56,7 +56,7 @@ def registration_errors(
         seed: of identities, expressions and changes.
 
     Returns:
-        Registered minus true vertices, millimetres, (K, N, 3).
+        Registered minus true vertices, millimeters, (K, N, 3).
 
     Raises:
         ValueError: if every mesh is rejected.
