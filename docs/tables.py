@@ -303,8 +303,29 @@ def results_text(file: str, table: str, results: Path = ROOT / "docs" / "results
     if not rows:
         return "Not measured."
     columns = [column for column in rows[0] if not HIDDEN.search(f"{table}: {column}")]
-    cells = [[_renamed(_cell(row[column])) for column in columns] for row in rows]
-    return _table([_renamed(HEADERS.get(column, column)) for column in columns], cells)
+    grouped = [column for column in columns if ": " in column]
+    plain = [column for column in columns if column not in grouped]
+    tables = [_measures(plain[0], grouped, rows)] if grouped else []
+    cells = [[_renamed(_cell(row[column])) for column in plain] for row in rows]
+    tables.append(_table([_renamed(HEADERS.get(column, column)) for column in plain], cells))
+    return "\n\n".join(tables)
+
+
+def _measures(key: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    """Format columns named ``images: measure`` as a column of images and one per measure."""
+    names = [column.split(": ", 1) for column in columns]
+    images = dict.fromkeys(name for name, _ in names)
+    measures = list(dict.fromkeys(measure for _, measure in names))
+    cells = [
+        [name, row[key], *(_one_decimal(row.get(f"{name}: {measure}")) for measure in measures)]
+        for name in images
+        for row in rows
+    ]
+    return _table(["images", key, *map(_renamed, measures)], cells)
+
+
+def _one_decimal(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
 
 
 def _renamed(text: str, words: Mapping[str, str] = RENAMED) -> str:

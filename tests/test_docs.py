@@ -121,6 +121,17 @@ def test_a_table_of_results_has_the_columns_of_its_rows(tmp_path):
     assert tables().results_text("none", "first", tmp_path) == "Not measured."
 
 
+def test_columns_of_several_sets_of_images_become_rows(tmp_path):
+    rows = [
+        {"detector": "x", "near: recall": 90.04, "near: error": 1.0, "far: recall": 8.0, "ms": 3.0}
+    ]
+    (tmp_path / "d.json").write_text(json.dumps({"tables": {"t": rows}}))
+    first, second = tables().results_text("d", "t", tmp_path).split("\n\n")
+    assert first.splitlines()[0] == "| images | detector | recall | error |"
+    assert first.splitlines()[2:] == ["| near | x | 90.0 | 1.0 |", "| far | x | 8.0 | – |"]
+    assert second.splitlines()[::2] == ["| detector | ms |", "| x | 3.000 |"]
+
+
 def test_a_stamp_has_date_hardware_and_command(tmp_path):
     content = {
         "command": "python benchmarks/x.py",

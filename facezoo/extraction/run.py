@@ -139,7 +139,8 @@ def extract(
         min_face: smallest side of a face, pixels; see ``facezoo.preprocess.detection``, as next.
         score_threshold: smallest score of a face.
         max_side: longest side of an image that the detector sees at once, pixels.
-        rotations: degrees to try in turn for images without a face.
+        rotations: rotations of the image at which faces are searched, multiples of 90 degrees. A
+            face is found at the rotation that gives it the highest score.
         batch_size: images that are processed at once.
         workers: threads that decode.
         every: take every n-th frame of a video, from the first on.

@@ -33,14 +33,16 @@ class Finetuning:
     """Recipe of fine-tuning."""
 
     epochs: int | None = None
-    """None for 10, or for as many as take ``MIN_STEPS`` steps."""
+    """None for 10, or more for few images, so that there are at least 64 steps."""
     batch_size: int | None = None
-    """Images per step, all of them if there are fewer; None for 10 to 32, an eighth of them."""
+    """Images per step, all of them if there are fewer; None for an eighth of them, at least 10 and
+    at most 32."""
     rate: float = 1e-3
     """Learning rate of the classifier."""
     layer_decay: float = 0.7
     """Factor on the learning rate per layer towards the input, see ``layer_groups``."""
     weight_decay: float = 0.05
+    """Of AdamW; it pulls the parameters towards 0."""
     warmup: float = 0.1
     """Share of the steps."""
     smoothing: float = 0.1

@@ -65,7 +65,8 @@ class DetectionConfig:
     batch_size: int = 32
     """Images per forward pass."""
     second_pass: bool = True
-    """Detect each face again, in an aligned crop, for better landmarks and scores."""
+    """Detect small, rotated and doubtful faces again, in an aligned crop, for better landmarks and
+    scores."""
 
     def __post_init__(self) -> None:
         if not 0 < self.score_threshold < 1:

@@ -82,10 +82,14 @@ class ImageOptions:
     progress: bool = False
     """Show a progress bar, on a terminal or in a notebook."""
     min_face: float | None = None
-    """Setting of the detector, see ``DetectionConfig``, like those below; None for its default."""
+    """Least side of a face to detect, pixels; None for the default of ``DetectionConfig``."""
     score_threshold: float | None = None
+    """Least score of a face; None for the default."""
     max_side: int | None = None
+    """Longer side of the images that the detector takes, pixels; None for the default."""
     rotations: Sequence[int] | None = None
+    """Rotations of the image at which faces are searched, multiples of 90 degrees
+    counterclockwise; None for the default."""
     detection: DetectionConfig = field(init=False)
     """Settings of the detector."""
 
@@ -264,8 +268,9 @@ def find_faces(
 
     Args:
         images: uint8 RGB, each (H, W, 3), on one device, which runs the detector.
-        faces: see ``ImageOptions``, as the next.
-        on_missing: see there.
+        faces: ``"all"`` for every face, ``"largest"`` for one face per image.
+        on_missing: ``"raise"`` an error for an image without a face, ``"skip"`` it, or keep its
+            place with a row of ``"nan"``.
         names: names of the images for an error.
         config: scales and thresholds of the detector.
 
