@@ -18,17 +18,12 @@ import facezoo
 from facezoo.data.ict import IctFaces
 from facezoo.geometry.rasterize import interpolate, rasterize
 
-SIZE, PIXELS_PER_MM = 224, 0.74
-WORST_MM = 4.0
+SIZE, PIXELS_PER_MM, WORST_MM = 224, 0.74, 4.0
 COLORS = matplotlib.colormaps["YlOrRd"]
-TITLES = (
-    ("mesh", "reconstruct", "neutralize", "error of it", "transfer_expression"),
-    ("",) * 5,
-    ("interpolate: first identity", "25 %", "50 %", "75 %", "second identity"),
-)
+FIRST = "mesh", "reconstruct", "neutralize", "error of it", "transfer_expression"
+LAST = "interpolate: first identity", "25 %", "50 %", "75 %", "second identity"
 LIGHT = torch.nn.functional.normalize(torch.tensor([-0.4, 0.5, 1.0]), dim=0)
-CHOSEN = ((2, 1), (8, 2))
-"""Numbers of test identities and expressions."""
+CHOSEN = ((2, 1), (8, 2))  # numbers of test identities and expressions
 
 
 def draw(vertices: torch.Tensor, triangles: torch.Tensor, error: torch.Tensor | None = None):
@@ -38,11 +33,9 @@ def draw(vertices: torch.Tensor, triangles: torch.Tensor, error: torch.Tensor | 
     projected = torch.stack([x + SIZE / 2, SIZE / 2 - y, 1000 - z], 1)[None]
     seen = rasterize(projected, triangles, (SIZE, SIZE))
     a, b, c = vertices[triangles].unbind(1)
-    across = torch.linalg.cross(b - a, c - a)
-    normals = torch.zeros_like(vertices).index_add(
-        0, triangles.flatten(), across.repeat_interleave(3, 0)
-    )
-    normals = torch.nn.functional.normalize(normals, dim=1)
+    sums = torch.linalg.cross(b - a, c - a).repeat_interleave(3, 0)
+    sums = torch.zeros_like(vertices).index_add(0, triangles.flatten(), sums)
+    normals = torch.nn.functional.normalize(sums, dim=1)
     colors = (0.25 + 0.75 * (normals @ LIGHT).clamp(min=0))[:, None].expand(-1, 3)
     if error is not None:
         share = (error / WORST_MM).clamp(0, 1)
@@ -54,33 +47,26 @@ def draw(vertices: torch.Tensor, triangles: torch.Tensor, error: torch.Tensor | 
 def main(folder: Path, output: Path, name: str = "adv3d") -> None:
     """Draw the figure with a checkpoint."""
     model = facezoo.load(name, device="cpu")
-    faces = IctFaces(folder)
-    meshes, neutrals = [], []
-    for identity, expression in CHOSEN:
-        shapes = torch.from_numpy(faces.meshes([identity])[0])
-        meshes.append(shapes[expression])
-        neutrals.append(shapes[0])
-    both = torch.stack(meshes)
+    shapes = torch.from_numpy(IctFaces(folder).meshes([identity for identity, _ in CHOSEN]))
+    both = torch.stack([shapes[row, CHOSEN[row][1]] for row in range(len(CHOSEN))])
     again = model.reconstruct(both, units="mm")
     plain = model.neutralize(both, units="mm")
     swapped = model.transfer_expression(both.flip(0), both, units="mm")
-    triangles = model.triangles.long()
-    rows = []
-    for place in range(2):
-        error = (plain[place].vertices - neutrals[place]).norm(dim=1)
-        shown = [both[place], again[place].vertices, plain[place].vertices]
-        row = [draw(vertices, triangles) for vertices in shown]
-        row.append(draw(neutrals[place], triangles, error))
-        row.append(draw(swapped[place].vertices, triangles))
-        rows.append(row)
-    between = model.interpolate(meshes[0], meshes[1], 5, what="identity", units="mm")
-    rows.append([draw(mesh.vertices, triangles) for mesh in between])
+    triangles, pictures = model.triangles.long(), []
+    for row, neutral in enumerate(shapes[:, 0]):
+        error = (plain[row].vertices - neutral).norm(dim=1)
+        shown = [both[row], again[row].vertices, plain[row].vertices]
+        pictures += [draw(vertices, triangles) for vertices in shown]
+        pictures.append(draw(neutral, triangles, error))
+        pictures.append(draw(swapped[row].vertices, triangles))
+    between = model.interpolate(both[0], both[1], 5, what="identity", units="mm")
+    pictures += [draw(mesh.vertices, triangles) for mesh in between]
     figure, axes = plt.subplots(3, 5, figsize=(10, 6.2), layout="constrained")
-    for cells, row, titles in zip(axes, rows, TITLES, strict=True):
-        for cell, picture, title in zip(cells, row, titles, strict=True):
-            cell.imshow(picture.clamp(0, 1).numpy())
-            cell.set_title(title, fontsize=11)
-            cell.axis("off")
+    titles = FIRST + ("",) * 5 + LAST
+    for cell, picture, title in zip(axes.flat, pictures, titles, strict=True):
+        cell.imshow(picture.clamp(0, 1).numpy())
+        cell.set_title(title, fontsize=11)
+        cell.axis("off")
     scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, WORST_MM), COLORS)
     figure.colorbar(scale, ax=axes[:2, 4], label="error, mm", shrink=0.8)
     figure.savefig(output, dpi=120)

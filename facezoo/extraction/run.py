@@ -6,7 +6,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
@@ -369,11 +369,13 @@ def _fill(parts: Parts, blocks: Iterator[Block], count: int, clock: Clock, progr
         done = parts.images
         pending.clear()
 
-    with progress_bar(initial=done, total=count, unit="image", show=progress) as bar:
+    bar: Any = progress_bar(initial=done, total=count, unit="image") if progress else nullcontext()
+    with bar:
         try:
             for block in blocks:
                 pending.append(block)
-                bar.update(len(block.names))
+                if progress:
+                    bar.update(len(block.names))
                 rows = sum(len(waiting.rows[0]["face"]) for waiting in pending)
                 if rows >= PART_ROWS or sum(len(b.names) for b in pending) >= PART_IMAGES:
                     flush()

@@ -41,6 +41,8 @@ WARN_RESIDUAL_MM = 2.5
 WARN_OWN_ROTATION_DEG, WARN_OWN_SHIFT_MM = 0.8, 1.0
 """Pose relative to the reconstruction above which a mesh gets a warning. Faces of the code
 distribution stay below both; of faces rotated by 4 degrees or moved by 5 mm, most are above one."""
+MAX_MOVED_MM = 30.0
+"""Distance from the reconstruction that a pose near the template's cannot cause alone."""
 POSE_STEPS = 12
 """Fits of a mesh to its reconstruction for ``align="vertices"``."""
 
@@ -210,7 +212,8 @@ class MeshModel(Model):
             if not len(self.code_limit) or is_moved(one.points, self.template):
                 return  # random weights, or a mesh that has a warning already
             angle, shift = pose_difference(one.points, reconstruction)
-            if angle > WARN_OWN_ROTATION_DEG or shift > WARN_OWN_SHIFT_MM:
+            moved = angle > WARN_OWN_ROTATION_DEG or shift > WARN_OWN_SHIFT_MM
+            if moved and error_mm < MAX_MOVED_MM:
                 warnings.warn(
                     f"{one.name}: it is rotated by {angle:.1f} degrees and shifted by {shift:.1f} "
                     "mm from its reconstruction, so it may not have the pose of the training "

@@ -177,8 +177,13 @@ def _improved(
         keep[doubts] = ~_is_turned(detector, images, faces[doubts], quarters, config)
     better = replace(faces, landmarks=landmarks, scores=scores)[keep]
     order = better.scores.argsort(descending=True, stable=True)
-    better = better[order[better.image_index[order].argsort(stable=True)]]
-    return better[~_repeats_a_face(better)]
+    order = order[better.image_index[order].argsort(stable=True)]
+    if len(order) > 1:
+        boxes, points, image_index = (
+            part[order] for part in (better.boxes, better.landmarks, better.image_index)
+        )
+        order = order[~_repeats_a_face(boxes, points, image_index)]
+    return better[order]
 
 
 def _is_turned(
@@ -240,7 +245,7 @@ def _best_rotations(faces: Faces, config: DetectionConfig) -> Faces:
     for index in faces.image_index.unique().tolist():
         mine = faces[faces.image_index == index]
         mine = mine[nms(mine.boxes, mine.scores, config.nms_iou)]
-        parts.append(mine[~_repeats_a_face(mine)])
+        parts.append(mine[~_repeats_a_face(mine.boxes, mine.landmarks)])
     return _joined(parts)
 
 
@@ -347,7 +352,7 @@ def _merge(faces: Faces, config: DetectionConfig) -> Faces:
     """
     best = nms(faces.boxes, faces.scores, config.nms_iou)
     best = best[faces.scores[best] > config.score_threshold]
-    best = best[~_repeats_a_face(faces[best])]
+    best = best[~_repeats_a_face(faces.boxes[best], faces.landmarks[best])]
     weights = (iou(faces.boxes[best], faces.boxes) > config.vote_iou) * faces.scores
     weights = weights / weights.sum(1, keepdim=True)
     return Faces(
@@ -358,12 +363,11 @@ def _merge(faces: Faces, config: DetectionConfig) -> Faces:
     )
 
 
-def _repeats_a_face(faces: Faces) -> Tensor:
+def _repeats_a_face(boxes: Tensor, points: Tensor, image_index: Tensor | None = None) -> Tensor:
     """Find the faces that are one of the faces before them in the same image, bool, (N,).
 
     Their box contains that face, or their landmarks lie on its landmarks.
     """
-    boxes, points = faces.boxes, faces.landmarks
     low = torch.maximum(boxes[:, None, :2], boxes[None, :, :2])
     high = torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
     shared = (high - low).clamp(min=0).prod(-1)
@@ -371,5 +375,7 @@ def _repeats_a_face(faces: Faces) -> Tensor:
     eyes = (points[:, 0] - points[:, 1]).norm(dim=-1)
     distances = (points[:, None] - points[None]).norm(dim=-1).mean(-1)
     alike = distances < _SAME_LANDMARKS * eyes[None]
-    same = faces.image_index[:, None] == faces.image_index[None]
-    return (same & (contains | alike)).tril(-1).any(1)
+    repeats = contains | alike
+    if image_index is not None:
+        repeats &= image_index[:, None] == image_index[None]
+    return repeats.tril(-1).any(1)

@@ -151,9 +151,8 @@ def read_batches(
         sources: single images, see ``facezoo.preprocess.images.as_list``, or inputs of ``read``.
         device: device of the images.
         batch_size: images per batch; fewer if they exceed ``BATCH_BYTES``.
-        read: function of a source and its index, which is None for a single source. It runs in
-            threads, returns an array (H, W, 3) or a ``Jpeg``, and may raise ``ImageError``. None
-            for ``read_image``.
+        read: function, run in threads, of a source and its index (None for a single one); returns
+            (H, W, 3) or a ``Jpeg``, may raise ``ImageError``. None for ``read_image``.
         workers: number of threads.
         serial: whether a source must be read after all earlier serial ones, see ``prefetch``.
         jpeg: decoder of JPEG files, if ``read`` is None.
@@ -191,22 +190,22 @@ def read_batches(
             serial=serial and (lambda index: serial(sources[index])),
         )
     images = iter(loaded)
-    bar = progress_bar(total=count, show=progress, unit="image")
-    batch: list[Loaded] = []
-    size = 0
+    bar = progress_bar(total=count, unit="image") if progress else None
+    batch, size = list[Loaded](), 0
     try:
         for index in range(count):
             with timed("wait"):
                 batch.append(next(images))
-            bar.update()
+            if bar is not None:
+                bar.update()
             size += _bytes_of(batch[-1])
             if size >= BATCH_BYTES or len(batch) == batch_size or index + 1 == count:
                 yield _moved(sources, index + 1 - len(batch), batch, device, collect_errors)
                 batch, size = [], 0
     finally:
-        bar.close()
-        if threads:
-            loaded.close()
+        for part in (bar, loaded if threads else None):
+            if part is not None:
+                part.close()
 
 
 def face_batches(

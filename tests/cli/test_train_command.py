@@ -65,7 +65,7 @@ def test_latentface_takes_a_stage(calls):
 @pytest.mark.parametrize("recipe", ["ict", "ict-neutral", "facescape", "ict-paper"])
 def test_adv3d_takes_its_own_recipes_and_those_of_the_paper(calls, recipe):
     assert train("adv3d", "--recipe", recipe) == 0
-    options = {"seed": 0, "device": CPU, "smoke": False}
+    options = {"seed": 0, "device": CPU, "start": None, "smoke": False}
     assert calls == [(recipe, Path("packs"), Path("runs"), options)]
 
 

@@ -68,7 +68,8 @@ def test_a_recipe_leaves_weights_and_a_card_that_load(name, folders, tmp_path, m
     model = Adv3D(**card.architecture).eval()
     load_into(model, read_tensors(tmp_path / card.weights.file))
     test = command.read_meshes(config, folders(config.source), "test")
-    assert model.encode_identity(test.vertices[:2], units="mm").shape == (2, 3)
+    with pytest.warns(UserWarning, match="the codes describe it poorly"):  # after so few steps
+        assert model.encode_identity(test.vertices[:2], units="mm").shape == (2, 3)
     written = (tmp_path / "joint" / "log.csv").read_text().splitlines()
     assert len(written) == 1 + config.epochs
     terms = set(written[0].split(","))

@@ -19,7 +19,7 @@ DIM = 6
 def inverter_of(size=32, trunk_size=32, **more):
     torch.manual_seed(2)
     generator = StyleGANGenerator(size, DIM, 2, max_channels=8)
-    encoder = encoder_for(generator, depths=(1, 1, 1, 1), width=4, trunk_size=trunk_size, **more)
+    encoder = encoder_for(generator, depths=(1, 1, 1, 1), width=8, trunk_size=trunk_size, **more)
     return StyleGANInverter(generator, encoder, **more).eval()
 
 

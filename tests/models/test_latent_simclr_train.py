@@ -44,7 +44,7 @@ TINY = Recipe(
         augmentation=20,
         architecture={"size": 64, "style_dim": 8, "mapping_layers": 1, "max_channels": 8},
     ),
-    Inverting(SHORT, architecture={"depths": (1, 1, 1, 1), "width": 4, "trunk_size": 32}),
+    Inverting(SHORT, architecture={"depths": (1, 1, 1, 1), "width": 8, "trunk_size": 32}),
     Contrasting(SHORT, architecture={"code_width": 8, "num_features": 12}),
 )
 """Small enough for milliseconds, with everything that the paper's recipe switches on."""

@@ -20,7 +20,7 @@ from facezoo.geometry.meshes import laplacian
 from facezoo.models.adv3d.networks import DECODER_WIDTH, VAE, sample
 
 SHAPE_AXES = 128
-"""Most principal axes that a checkpoint stores for registration."""
+"""Principal axes that a checkpoint stores for registration."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,12 @@ class Frame:
         return flat.unflatten(1, (-1, 3))
 
     def shape_axes(self) -> Tensor:
-        """Return the axes that a checkpoint stores, times their deviation, (A, N, 3)."""
-        return (self.axes * self.deviation[:, None, None])[:SHAPE_AXES]
+        """Return the axes that a checkpoint stores, times their deviation, (SHAPE_AXES, N, 3).
+
+        Axes beyond the rank of the training meshes are 0.
+        """
+        axes = (self.axes * self.deviation[:, None, None])[:SHAPE_AXES]
+        return F.pad(axes, (0, 0, 0, 0, 0, SHAPE_AXES - len(axes)))
 
     def mean_squared(self, coordinates: Tensor) -> Tensor:
         """Compute the mean square of offsets (B, C) over vertices and coordinates, a scalar."""
