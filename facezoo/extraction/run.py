@@ -369,12 +369,13 @@ def _fill(parts: Parts, blocks: Iterator[Block], count: int, clock: Clock, progr
         done = parts.images
         pending.clear()
 
-    bar: Any = progress_bar(initial=done, total=count, unit="image") if progress else nullcontext()
+    shown = progress and count > 1
+    bar: Any = progress_bar(initial=done, total=count, unit="image") if shown else nullcontext()
     with bar:
         try:
             for block in blocks:
                 pending.append(block)
-                if progress:
+                if shown:
                     bar.update(len(block.names))
                 rows = sum(len(waiting.rows[0]["face"]) for waiting in pending)
                 if rows >= PART_ROWS or sum(len(b.names) for b in pending) >= PART_IMAGES:
