@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from facezoo.data.resampling import decimate
 from facezoo.geometry.meshes import Mesh, nearest_vertices
 
 BU3DFE_EXPRESSIONS = {
@@ -162,21 +163,11 @@ def simplification(template: Mesh, vertices: int = FACESCAPE_VERTICES) -> tuple[
         raise ValueError("template must have triangles to be simplified")
     if not 4 <= vertices < count:
         raise ValueError(f"vertices must be from 4 to {count - 1}, got {vertices}")
-    try:
-        import fast_simplification
-    except ImportError as error:
-        raise ImportError(
-            "simplifying meshes needs fast-simplification: pip install 'facezoo[mesh]'"
-        ) from error
     # The simplification has absolute tolerances and rounds to float32.
     precise = Mesh(template.vertices.double().cpu(), template.units)
     original = precise.to_units("mm").vertices
     original = original - original.mean(0)
-    points, corners = fast_simplification.simplify(
-        original.float().numpy(),
-        template.triangles.int().cpu().numpy(),
-        target_reduction=1 - vertices / count,
-    )
+    points, corners = decimate(original.numpy(), template.triangles.cpu().numpy(), vertices)
     return _snap(original, torch.from_numpy(points), torch.from_numpy(corners))
 
 

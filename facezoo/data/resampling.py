@@ -19,28 +19,35 @@ NECK_MM = -95.0
 """Height of the cut below the chin of ICT-3D's heads."""
 
 
-def decimated(count: int) -> Change:
-    """Decimate to ``count`` vertices by quadric edge collapse.
+def decimate(vertices: Array, triangles: Indices, count: int) -> tuple[Array, Indices]:
+    """Decimate a mesh to about ``count`` vertices by quadric edge collapse, in float32.
+
+    The result depends on the unit.
 
     Raises:
-        ImportError: on use, without fast-simplification.
+        ImportError: without fast-simplification.
     """
+    try:
+        import fast_simplification
+    except ImportError as error:
+        raise ImportError(
+            "simplifying meshes needs fast-simplification: pip install 'facezoo[mesh]'"
+        ) from error
+    points, corners = fast_simplification.simplify(
+        vertices.astype(np.float32),
+        triangles.astype(np.int32),
+        target_reduction=max(0.0, 1 - count / len(vertices)),
+    )
+    return points.astype(float), corners.astype(np.int64)
+
+
+def decimated(count: int) -> Change:
+    """Return the change that decimates to ``count`` vertices; see ``decimate``."""
 
     def change(
         vertices: Array, triangles: Indices, _: np.random.Generator
     ) -> tuple[Array, Indices]:
-        try:
-            import fast_simplification
-        except ImportError as error:
-            raise ImportError(
-                "decimating meshes needs fast-simplification: pip install 'facezoo[mesh]'"
-            ) from error
-        points, corners = fast_simplification.simplify(
-            vertices.astype(np.float32),
-            triangles.astype(np.int32),
-            target_reduction=max(0.0, 1 - count / len(vertices)),
-        )
-        return points.astype(float), corners.astype(np.int64)
+        return decimate(vertices, triangles, count)
 
     return change
 

@@ -370,7 +370,8 @@ def _fill(parts: Parts, blocks: Iterator[Block], count: int, clock: Clock, progr
         pending.clear()
 
     shown = progress and count > 1
-    bar: Any = progress_bar(initial=done, total=count, unit="image") if shown else nullcontext()
+    options: dict[str, Any] = {"initial": done, "total": count, "desc": "images", "unit": "image"}
+    bar: Any = progress_bar(**options) if shown else nullcontext()
     with bar:
         try:
             for block in blocks:

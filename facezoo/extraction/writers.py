@@ -380,7 +380,7 @@ def join_files(
     count = 0
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as partial, parquet_writer(partial, schema) as writer:
-        for path in progress_bar(paths, unit="file"):
+        for path in progress_bar(paths, desc="joining", unit="file"):
             with pq.ParquetFile(path) as table:
                 for group in range(table.num_row_groups):
                     rows = table.read_row_group(group).select(schema.names)

@@ -173,7 +173,7 @@ class Card:
     limits: tuple[str, ...]
     """Known weaknesses, one sentence or more each."""
     intended_use: str
-    """What the checkpoint is for."""
+    """Purpose of the checkpoint, and uses that it is not meant for."""
     citation: str
     """The paper, as BibTeX."""
     verification: Verification | None = field(default=None, metadata={"optional": True})

@@ -190,7 +190,7 @@ def read_batches(
             serial=serial and (lambda index: serial(sources[index])),
         )
     images = iter(loaded)
-    bar = progress_bar(total=count, unit="image") if progress else None
+    bar = progress_bar(total=count, desc="images", unit="image") if progress else None
     batch, size = list[Loaded](), 0
     try:
         for index in range(count):
