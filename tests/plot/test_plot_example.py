@@ -30,7 +30,7 @@ def example(monkeypatch):
 
 @pytest.fixture
 def people(tmp_path):
-    """Two people with two photographs each."""
+    """Two people with two images each."""
     for portrait in PORTRAITS:
         (tmp_path / portrait.stem).mkdir()
         for copy in range(2):
@@ -43,7 +43,7 @@ def test_a_folder_per_identity_is_drawn_in_two_panels(example, people, capsys):
     with Image.open(people / "space.png") as picture:
         assert picture.width == 2 * picture.height
         assert len(picture.convert("RGB").getcolors(1 << 20)) > 3
-    assert "4 faces of 4 photographs" in capsys.readouterr().out
+    assert "4 faces of 4 images" in capsys.readouterr().out
 
 
 def test_a_pack_is_drawn_with_the_expressions_that_it_knows(example, people, monkeypatch):
