@@ -15,6 +15,9 @@ from facezoo.hub.card import Preprocessing
 from facezoo.preprocess.folders import images_in, skipped_message
 
 PACK = "lfw.parquet"
+WILD = "faces_wild.parquet"
+WHOLE_HEAD = 0.85
+"""Least share of pixels from the source for a crop of ``WILD`` that shows the whole head."""
 MARGIN = 2
 """Pixels around a crop on every side, for random shifts."""
 
@@ -33,12 +36,18 @@ class FaceCrops:
     """Tag of a checkpoint that is trained on them."""
 
 
-def image_files(data: Path) -> list[Path]:
+def image_files(data: Path, wild: bool = False) -> list[Path]:
     """Return the pack in a folder, or its images, sorted, if it has no pack.
+
+    Args:
+        data: see ``read_face_crops``.
+        wild: add ``faces_wild.parquet``.
 
     Raises:
         FileNotFoundError: if there is neither.
     """
+    if wild:
+        return [*image_files(data), data / WILD]
     if (data / PACK).is_file():
         return [data / PACK]
     names, skipped = images_in(data) if data.is_dir() else ([], [])
@@ -52,7 +61,9 @@ def image_files(data: Path) -> list[Path]:
     return files
 
 
-def read_face_crops(data: Path, preprocessing: Preprocessing, device: torch.device) -> FaceCrops:
+def read_face_crops(
+    data: Path, preprocessing: Preprocessing, device: torch.device, wild: bool = False
+) -> FaceCrops:
     """Read the training images, aligned to a model's template.
 
     Args:
@@ -61,10 +72,14 @@ def read_face_crops(data: Path, preprocessing: Preprocessing, device: torch.devi
             outside of such a folder have no identity.
         preprocessing: preprocessing of the model.
         device: device of the detector.
+        wild: add the whole heads of the split ``train`` of ``faces_wild.parquet``, which have no
+            identity.
 
     Raises:
-        FileNotFoundError: if there is neither.
+        FileNotFoundError: if there is neither, or no ``faces_wild.parquet`` for ``wild``.
     """
+    if wild:
+        return _with_wild(read_face_crops(data, preprocessing, device), data, preprocessing)
     template, size = preprocessing.template, preprocessing.size
     files = image_files(data)
     if files == [data / PACK]:
@@ -78,6 +93,18 @@ def read_face_crops(data: Path, preprocessing: Preprocessing, device: torch.devi
     named = {*identities} - {""}
     description = f"{data.name}: {len(identities):,} images in {len(named):,} folders"
     return FaceCrops(faces.images, identities, description, "own")
+
+
+def _with_wild(faces: FaceCrops, data: Path, preprocessing: Preprocessing) -> FaceCrops:
+    table = read_pack(data / WILD, "train")
+    heads = table.filter([share > WHOLE_HEAD for share in table["inside"].to_pylist()])
+    crops = aligned_crops(heads, preprocessing.template, preprocessing.size, MARGIN)
+    return FaceCrops(
+        torch.cat([faces.crops, crops]),
+        faces.identities + [""] * len(crops),
+        f"{faces.description}; faces_wild train: {len(crops):,} whole heads without names",
+        "wild",
+    )
 
 
 def center(crops: Tensor) -> Tensor:

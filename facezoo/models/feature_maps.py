@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from facezoo.hub.families import FAMILIES
 from facezoo.models.base import FaceModel
 
-ENCODER = "identity_encoder.backbone"
-"""Path of the timm backbone of the identity encoder in a model of the zoo."""
+ENCODER = "identity_encoder"
+"""Name of the encoder of a model of the zoo whose timm backbone is used by default."""
 
 
 class FeatureMaps(nn.Module):
@@ -22,6 +22,7 @@ class FeatureMaps(nn.Module):
         name: a checkpoint with an identity encoder, such as ``"ipd-fer"``, or a timm model, whose
             pretrained weights timm fetches.
         stages: indices of timm's feature maps.
+        encoder: name of the encoder, for a checkpoint.
 
     Raises:
         RuntimeError: if timm has no model of that name.
@@ -30,11 +31,11 @@ class FeatureMaps(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, name: str, stages: Sequence[int]) -> None:
+    def __init__(self, name: str, stages: Sequence[int], encoder: str = ENCODER) -> None:
         super().__init__()
         self.stages = list(stages)
         self.backbone: Any
-        self.backbone, *statistics = _backbone(name)
+        self.backbone, *statistics = _backbone(name, encoder)
         for key, values in zip(("mean", "std"), statistics, strict=True):
             self.register_buffer(key, torch.tensor(values)[:, None, None], persistent=False)
         self.eval().requires_grad_(False)
@@ -49,11 +50,15 @@ class FeatureMaps(nn.Module):
         return maps
 
 
-def _backbone(name: str) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
+def _backbone(name: str, encoder: str) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:
     """Return a network with the mean and deviation of its input colors, for values in [0, 1]."""
     if name.partition(".")[0] in FAMILIES:
         model = FaceModel.from_pretrained(name)
-        return model.get_submodule(ENCODER), model.preprocessing.mean, model.preprocessing.std
+        return (
+            model.get_submodule(f"{encoder}.backbone"),
+            model.preprocessing.mean,
+            model.preprocessing.std,
+        )
     import timm
 
     network: Any = timm.create_model(name, pretrained=True)

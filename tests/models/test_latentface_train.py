@@ -5,6 +5,8 @@ import json
 from dataclasses import replace
 from functools import partial
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
@@ -35,6 +37,7 @@ from facezoo.models.latentface.train.stage2 import (
     sample_pairs,
 )
 from facezoo.training import loop
+from facezoo.training.loop import Schedule
 
 CPU = torch.device("cpu")
 SMALL = {"width": 4, "number_width": 4, "code_dim": 8, "unet_width": 8}
@@ -44,7 +47,7 @@ SMALL = {"width": 4, "number_width": 4, "code_dim": 8, "unet_width": 8}
 def _small_feature_network(monkeypatch):
     grey = (0.5, 0.5, 0.5)
     network = timm.create_model("test_resnet.r160_in1k")
-    monkeypatch.setattr(features, "_backbone", lambda name: (network, grey, grey))
+    monkeypatch.setattr(features, "_backbone", lambda name, encoder: (network, grey, grey))
 
 
 @pytest.fixture
@@ -182,8 +185,10 @@ def test_one_step_of_the_first_stage_moves_every_network(chosen):
     torch.manual_seed(0)
     model = LatentFace(**SMALL, diffusion=False)
     network = features.FeatureMaps("any", [1])
-    terms, depth = stage1.reconstruction_terms(model, network, torch.rand(2, 3, 64, 64) * 2 - 1)
+    images = torch.rand(2, 3, 64, 64) * 2 - 1
+    terms, depth, redrawn = stage1.reconstruction_terms(model, network, images)
     assert depth.shape == (2, 64, 64)
+    assert redrawn.shape == images.shape
     sum(terms.values()).backward()
     moved = {name.split(".")[0] for name, p in model.named_parameters() if p.grad.abs().sum() > 0}
     assert moved == {name.split(".")[0] for name, _ in model.named_parameters()}
@@ -319,3 +324,49 @@ def test_the_feature_network_of_a_checkpoint_is_its_identity_encoder(monkeypatch
     own = facezoo.load("ipd-fer", device="cpu").identity_encoder.backbone
     torch.testing.assert_close(maps, own.forward_intermediates(images, **options)[0])
     assert not any(p.requires_grad for p in network.parameters())
+
+
+def test_the_recipe_wild_starts_from_a_checkpoint_and_adds_whole_heads(tmp_path, monkeypatch):
+    wild = RECIPES["wild"]
+    tiny = replace(
+        wild,
+        autoencoding=replace(wild.autoencoding, schedule=Schedule(1, batch_size=3)),
+        disentangling=replace(wild.disentangling, schedule=Schedule(1, batch_size=2)),
+    )
+    monkeypatch.setitem(RECIPES, "wild", tiny)
+    write_lfw(tmp_path)
+    write_ferplus(tmp_path)
+    lfw = pq.read_table(tmp_path / "lfw.parquet")
+    inside = pa.array([0.9, 0.5] * (len(lfw) // 2) + [0.9] * (len(lfw) % 2))
+    pq.write_table(lfw.append_column("inside", inside), tmp_path / "faces_wild.parquet")
+    preprocessing = LatentFace(**tiny.architecture).preprocessing
+    alone = read_face_crops(tmp_path, preprocessing, CPU)
+    faces = read_face_crops(tmp_path, preprocessing, CPU, wild=True)
+    added = len(faces.crops) - len(alone.crops)
+    assert 0 < added < len(alone.crops)
+    assert faces.identities[-added:] == [""] * added
+    assert f"{added} whole heads" in faces.description
+
+    for stage in ("1", "2"):
+        result = run(tmp_path, tmp_path / "out", stage=stage, seed=1, device=CPU, name="wild")
+    card = json.loads(result.read_text())
+    assert card["training"]["base"] == "latentface.lfw"
+    assert (card["tag"], card["default"]) == ("wild", True)
+    model, start = map(facezoo.load, (result.with_suffix(".safetensors"), "latentface.lfw"))
+    assert model.architecture["expression_directions"] == 3
+    before, after = (m.texture_autoencoder.encoder[0].weight.flatten() for m in (start, model))
+    assert 0.9 < torch.cosine_similarity(before, after, dim=0) < 1
+
+
+def test_the_distance_of_expressions_compares_the_inner_faces():
+    network = features.FeatureMaps("any", [1, 2])
+    images = torch.rand(2, 3, 60, 60) * 2 - 1
+    other = images.clone()
+    other[..., :5, :] = 0
+    assert stage1.expression_distance(network, other, images) == 0
+    other[..., 20:40, 20:40] = 0
+    assert stage1.expression_distance(network, other, images) > 0.01
+    inner = stage1.inner_faces(torch.arange(60.0).expand(1, 1, 60, 60))
+    torch.testing.assert_close(
+        inner[0, 0, 0, [0, -1]], torch.tensor([9.8333, 49.1667]), atol=1e-3, rtol=0
+    )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from facezoo.data.unlabeled import FaceCrops, image_files, read_face_crops
-from facezoo.hub.card import Card, Licenses
+from facezoo.hub.card import Card, Licenses, bundled_cards
 from facezoo.hub.tensors import load_into, read_tensors, save
 from facezoo.models.latentface.model import LatentFace
 from facezoo.models.latentface.train.neutral import PACKS, with_neutral_codes
@@ -34,6 +34,7 @@ from facezoo.training.run import (
 STAGES = ("1", "2", "neutral")
 AUTOENCODERS = "autoencoders.safetensors"
 """Output of stage 1 for stage 2, float32."""
+EXPRESSION_LABELS = "expressions of LFW train and FER+ train"
 CITATION = """@article{he2023unsupervised,
   title = {Unsupervised Disentangling of Facial Representations with 3D-aware Latent Diffusion Models},
   author = {He, Ruian and Xing, Zhen and Tan, Weimin and Yan, Bo},
@@ -98,14 +99,24 @@ def run(
     return run_stage2(config, name, data, read_tensors(tensors), folder, seed, device, smoke)
 
 
+def load_start(model: LatentFace, config: Recipe) -> None:
+    """Copy the networks of the checkpoint that a recipe starts from, if it names one."""
+    if config.start is None:
+        return
+    start: LatentFace = LatentFace.from_pretrained(config.start)
+    tensors = start.float().state_dict()
+    load_into(model, {name: tensors[name] for name in model.state_dict()})
+
+
 def run_stage1(config: Recipe, data: Path, out: Path, seed: int, device: torch.device) -> Path:
     """Train the autoencoders and write them; see ``run``."""
     settings = {"autoencoding": asdict(config.autoencoding), "architecture": config.architecture}
     begin_run(out, seed=seed, recipe=settings)
-    check_data(out, digest_of_files(data, image_files(data)))
+    check_data(out, digest_of_files(data, image_files(data, config.wild)))
     torch.manual_seed(seed)
     model = LatentFace(**{**config.architecture, "diffusion": False})
-    faces = read_face_crops(data, model.preprocessing, device)
+    load_start(model, config)
+    faces = read_face_crops(data, model.preprocessing, device, config.wild)
     tensors = train_autoencoders(model, faces, config.autoencoding, out, seed, device)
     return save(tensors, out / AUTOENCODERS)
 
@@ -122,24 +133,33 @@ def run_stage2(
 ) -> Path:
     """Train the diffusion on the codes of the autoencoders; write weights and card."""
     record = begin_run(out / "stage2", seed=seed, recipe=asdict(config))
-    check_data(out / "stage2", digest_of_files(data, image_files(data)), out / "stage1")
+    files = image_files(data, config.wild)
+    check_data(out / "stage2", digest_of_files(data, files), out / "stage1")
     # The stages may have been trained at different commits.
     stage1 = json.loads((out / "stage1" / "run.json").read_text(encoding="utf-8"))
     record["recipe"] = {**record["recipe"], "autoencoding_commit": stage1["commit"]}
     first = LatentFace(**{**config.architecture, "diffusion": False})
     load_into(first, autoencoders)
-    faces = read_face_crops(data, first.preprocessing, device)
+    faces = read_face_crops(data, first.preprocessing, device, config.wild)
     persons = prepare_codes(first, faces, device)
     limit = float(torch.cat([codes.mean(0) for codes in persons]).max())
     torch.manual_seed(seed)
     model = LatentFace(**{**config.architecture, "code_limit": limit})
+    load_start(model, config)
     tensors = train_diffusion(model, persons, config.disentangling, out / "stage2", seed, device)
     model.load_state_dict({**first.state_dict(), **tensors})
-    sources = (faces.description, f"feature loss by {config.autoencoding.features}")
+    sources: tuple[str, ...] = (
+        faces.description,
+        f"feature loss by {config.autoencoding.features}",
+    )
     flags = f" --recipe {name}"
-    tag = faces.tag + ("" if name == "compact" else f"-{name}")
+    tag = faces.tag if name in ("compact", faces.tag) else f"{faces.tag}-{name}"
     stages = (" --stage 1", " --stage 2")
-    return _write(model, flags, tag, sources, out, record, smoke, stages=stages)
+    if config.neutral:
+        model = with_neutral_codes(model, data, config.expression_directions, device)
+        sources = (*sources, EXPRESSION_LABELS)
+    base = None if config.start is None else bundled_cards()[config.start]
+    return _write(model, flags, tag, sources, out, record, smoke, stages=stages, base=base)
 
 
 def run_neutral(
@@ -153,7 +173,7 @@ def run_neutral(
     base = model.card
     assert base is not None
     fitted = with_neutral_codes(model.float(), data, config.expression_directions, device)
-    sources = ("expressions of LFW train and FER+ train",)
+    sources = (EXPRESSION_LABELS,)
     flags = f" --stage neutral --start {base.name}"
     return _write(fitted, flags, f"{base.tag}-neutral", sources, out, record, smoke, base=base)
 
@@ -184,7 +204,7 @@ def _write(
         record,
         model="latentface",
         tag=tag,
-        default=tag == "lfw-neutral",
+        default=tag == "wild",
         flags=flags,
         stages=stages,
         architecture=model.architecture,

@@ -16,8 +16,12 @@ class Autoencoding:
     schedule: Schedule
     features: str = "ipd-fer"
     """Feature network of eq. (6): a checkpoint with an identity encoder, or a timm model."""
-    feature_stage: int = 1
-    """Stage of the network that returns the maps; stage 1 has a quarter of the crop's side."""
+    feature_stages: tuple[int, ...] = (1,)
+    """Stages of the network that return the maps; stage 1 has a quarter of the crop's side. The
+    loss is averaged over them."""
+    lambda_expression: float = 0.0
+    """Weight of the distance of maps of the expression encoder of ``features`` (ours). That encoder
+    was trained with labels, so the codes are then not learned without supervision."""
     lambda_feature: float = 1.0
     """λ_f, Sec. 3.1."""
     lambda_flip: float = 0.5
@@ -54,15 +58,38 @@ class Recipe:
     disentangling: Disentangling
     architecture: dict[str, Any] = field(default_factory=dict)
     """Arguments of ``LatentFace`` that differ from its defaults."""
+    wild: bool = False
+    """Stage 1 also learns from ``faces_wild.parquet``, see ``read_face_crops``."""
+    start: str | None = None
+    """Checkpoint whose networks both stages start from, of the same architecture (ours)."""
+    neutral: bool = False
+    """Stage 2 ends with stage ``neutral``, whose codes are then part of the checkpoint (ours)."""
     expression_directions: int = 3
     """Directions of the codes that show expression, for stage ``neutral`` (ours)."""
 
 
+COMPACT = {"width": 16, "number_width": 16, "unet_width": 64}
 RECIPES = {
     "paper": Recipe(
-        Autoencoding(Schedule(30), features="vgg16", feature_stage=2),
+        Autoencoding(Schedule(30), features="vgg16", feature_stages=(2,)),
         Disentangling(Schedule(30)),
         {"size": 128, "map_size": 3},
+    ),
+    "wild": Recipe(
+        Autoencoding(
+            Schedule(6, lr=3e-4, schedule="cosine", average=0.998),
+            feature_stages=(1, 2),
+            lambda_expression=2.0,
+            smoothness=3.0,
+            grey=0.2,
+        ),
+        Disentangling(
+            Schedule(40, lr=5e-4, schedule="cosine", average=0.998), snr_limit=None, others=True
+        ),
+        COMPACT,
+        wild=True,
+        start="latentface.lfw",
+        neutral=True,
     ),
     "compact": Recipe(
         Autoencoding(
@@ -74,11 +101,12 @@ RECIPES = {
         Disentangling(
             Schedule(60, lr=5e-4, schedule="cosine", average=0.998), snr_limit=None, others=True
         ),
-        {"width": 16, "number_width": 16, "unet_width": 64},
+        COMPACT,
     ),
 }
 """``paper`` follows Sec. 3.1, with VGG-16's third stage for eq. (6). ``compact`` takes 1.5 hours
-on a CPU core: narrow networks at 64 pixels, a larger, decaying learning rate, a convex prior."""
+on a CPU core: narrow networks at 64 pixels, a larger, decaying learning rate, a convex prior.
+``wild`` trains the networks of ``compact`` further, on more faces and with more feature maps."""
 
 
 def recipe(name: str) -> Recipe:

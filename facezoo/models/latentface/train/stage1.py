@@ -22,6 +22,11 @@ from facezoo.models.latentface.train.recipes import Autoencoding
 from facezoo.training.loop import Position, fit
 from facezoo.training.optim import autocast, descend
 
+EXPRESSION_STAGES = (1, 2, 3)
+"""Stages of the expression encoder that ``expression_distance`` compares."""
+LOOSE = 2 / 3
+"""Side of the square of the template ``arcface112``, as a share of ``facenet-loose``."""
+
 
 def train_autoencoders(
     model: LatentFace,
@@ -45,14 +50,18 @@ def train_autoencoders(
         Averaged tensors of ``model``, on the CPU.
     """
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    features = FeatureMaps(config.features, [config.feature_stage]).to(device)
+    features = FeatureMaps(config.features, config.feature_stages).to(device)
+    expression = None
+    if config.lambda_expression:
+        expression = FeatureMaps(config.features, EXPRESSION_STAGES, "expression_encoder")
+        expression.to(device)
     convex = convex_depth(model.preprocessing.size).to(device)
 
     optimizer = torch.optim.Adam(model.parameters(), lr=config.schedule.lr)
 
     def step(rows: Tensor, at: Position) -> dict[str, Tensor]:
         images = augmented(faces.crops[rows], at.generator, config.grey).to(device)
-        terms, depth = reconstruction_terms(model, features, images)
+        terms, depth, redrawn = reconstruction_terms(model, features, images)
         away = F.mse_loss(depth, convex.expand_as(depth)) / (MAX_DEPTH - MIN_DEPTH) ** 2
         weight = config.prior * max(0.0, 1 - at.progress / config.prior_share)
         loss = reconstruction_loss(
@@ -60,6 +69,9 @@ def train_autoencoders(
         )
         rough = roughness(depth)
         loss = loss + weight * away + config.smoothness * rough
+        if expression is not None:
+            terms["expression"] = expression_distance(expression, redrawn, images)
+            loss = loss + config.lambda_expression * terms["expression"]
         descend(optimizer, loss)
         return {"loss": loss, **terms, "away": away, "rough": rough}
 
@@ -69,7 +81,7 @@ def train_autoencoders(
 
 def reconstruction_terms(
     model: LatentFace, features: FeatureMaps, images: Tensor
-) -> tuple[dict[str, Tensor], Tensor]:
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """Compute the four losses of eq. (8) and (9), by the names of ``reconstruction_loss``.
 
     The networks run in bfloat16, the renderer and the losses in float32.
@@ -80,7 +92,7 @@ def reconstruction_terms(
         images: crops, (B, 3, S, S).
 
     Returns:
-        The losses, and the canonical depth maps, (B, S, S).
+        The losses, the canonical depth maps, (B, S, S), and the reconstructions, (B, 3, S, S).
     """
     with autocast(images.device):
         latents = model.embed_latents(images)
@@ -90,19 +102,51 @@ def reconstruction_terms(
     both = [(depth, albedo), (depth.flip(-1), albedo.flip(-1))]
     rendered = [model.renderer.render(*pair, light, latents.view.float()) for pair in both]
     with autocast(images.device):
-        maps = features(torch.cat([face.image for face in rendered]))[0].chunk(2)
+        maps = features(torch.cat([face.image for face in rendered]))
         with torch.no_grad():
-            target_maps = features(images)[0]
+            target_maps = features(images)
     terms = {}
     for number, (prefix, face) in enumerate(zip(("", "flipped_"), rendered, strict=True)):
         channel = slice(number, number + 1)
         terms[f"{prefix}pixel"] = confidence_loss(
             face.image, images, sigma_pixel[:, channel], face.mask
         )
-        terms[f"{prefix}feature"] = feature_map_loss(
-            maps[number], target_maps, sigma_feature[:, channel].float(), face.mask
-        )
-    return terms, depth
+        sigma = sigma_feature[:, channel].float()
+        losses = [
+            feature_map_loss(stage.chunk(2)[number], target, sigma, face.mask)
+            for stage, target in zip(maps, target_maps, strict=True)
+        ]
+        terms[f"{prefix}feature"] = torch.stack(losses).mean()
+    return terms, depth, rendered[0].image
+
+
+def expression_distance(features: FeatureMaps, images: Tensor, targets: Tensor) -> Tensor:
+    """Compute the mean absolute difference of feature maps of the inner faces.
+
+    Args:
+        features: feature network, trained on crops of the template ``arcface112``.
+        images: crops of the template ``facenet-loose``, (B, 3, S, S).
+        targets: the same of the images that they should look like.
+
+    Returns:
+        Scalar, as a share of the mean absolute value of the targets' maps, averaged over stages.
+    """
+    with autocast(images.device):
+        maps = features(inner_faces(images))
+        with torch.no_grad():
+            target_maps = features(inner_faces(targets))
+    shares = [
+        (stage - target).float().abs().mean() / target.float().abs().mean()
+        for stage, target in zip(maps, target_maps, strict=True)
+    ]
+    return torch.stack(shares).mean()
+
+
+def inner_faces(crops: Tensor) -> Tensor:
+    """Enlarge the middle of crops, from template ``facenet-loose`` to ``arcface112``."""
+    scale = crops.new_tensor([[LOOSE, 0, 0], [0, LOOSE, 0]]).expand(len(crops), 2, 3)
+    grid = F.affine_grid(scale, list(crops.shape), align_corners=False)
+    return F.grid_sample(crops, grid, align_corners=False)
 
 
 def roughness(depth: Tensor) -> Tensor:
