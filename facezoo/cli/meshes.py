@@ -51,6 +51,6 @@ def register(
         }
         click.echo(json.dumps(content))
         return
-    steps = ", ".join(f"{name} {value:.2f}" for name, value in result.residuals_mm.items())
+    steps = ", ".join(f"{name} {value:.1f}" for name, value in result.residuals_mm.items())
     click.echo(f"{out}: units {result.units}, coverage {100 * result.coverage:.0f} %")
     click.echo(f"distance after each step, mm: {steps}")

@@ -27,7 +27,7 @@ def test_register_writes_the_mesh_and_reports_every_step(tmp_path, capsys, monke
     out = tmp_path / "registered.obj"
     assert main(["register", "scan.ply", "-o", str(out)]) == 0
     assert "units taken as m, coverage 90 %" in (text := capsys.readouterr().out)
-    assert "landmarks 3.00, rigid 2.00, shape 1.00, surface 0.50" in text
+    assert "landmarks 3.0, rigid 2.0, shape 1.0, surface 0.5" in text
     assert len(read_mesh(out, "mm").vertices) == 3
     assert main(["register", "scan.ply", "-o", str(out), "--units", "cm", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["residuals_mm"]["surface"] == 0.5
