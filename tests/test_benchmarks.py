@@ -139,6 +139,7 @@ def test_generators_are_compared_with_a_plain_one():
     assert all(float(row["relative difference"]) < 1e-4 for row in rows)
 
 
+@pytest.mark.slow
 def test_parts_of_the_objective_are_left_out_one_by_one(tmp_path, monkeypatch):
     write_packs(tmp_path)
     write_ferplus(tmp_path, train=32)

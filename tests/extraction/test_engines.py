@@ -62,6 +62,7 @@ def whole(images, model, tmp_path_factory):
     return output
 
 
+@pytest.mark.slow
 def test_two_processes_write_the_file_of_one_also_after_a_kill(images, model, whole, tmp_path):
     pytest.importorskip("accelerate")
     script, output = tmp_path / "script.py", tmp_path / "f.parquet"

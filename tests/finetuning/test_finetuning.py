@@ -242,6 +242,7 @@ torch.save([model.state_dict(), rows], f"{{sys.argv[1]}}/rank{{rank}}.pt")
 """
 
 
+@pytest.mark.slow
 def test_two_processes_learn_the_classes_and_end_at_the_same_weights(tmp_path):
     pytest.importorskip("accelerate")
     script = tmp_path / "script.py"
