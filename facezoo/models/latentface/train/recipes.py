@@ -77,14 +77,14 @@ RECIPES = {
     ),
     "wild": Recipe(
         Autoencoding(
-            Schedule(6, lr=3e-4, schedule="cosine", average=0.998),
+            Schedule(3, lr=3e-4, schedule="cosine", average=0.998),
             feature_stages=(1, 2),
             lambda_expression=2.0,
             smoothness=3.0,
             grey=0.2,
         ),
         Disentangling(
-            Schedule(40, lr=5e-4, schedule="cosine", average=0.998), snr_limit=None, others=True
+            Schedule(20, lr=3e-4, schedule="cosine", average=0.998), snr_limit=None, others=True
         ),
         COMPACT,
         wild=True,
