@@ -125,4 +125,10 @@ def test_the_page_of_a_family_is_complete(family):
     assert f'facezoo.load("{family}")' in text
     assert f"facezoo train {family}" in text
     assert "\n## Limits\n" in text
-    assert info(family).citation.strip() in text
+    citation = info(family).citation.strip()
+    assert citation in text
+    top = " ".join(text.partition("\n## ")[0].split())
+    title, year = (re.search(rf"{field} = {{(.+)}}", citation)[1] for field in ("title", "year"))
+    assert "**Paper:**" in top
+    assert title in top
+    assert year in top

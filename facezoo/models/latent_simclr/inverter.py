@@ -131,8 +131,8 @@ class StyleGANInverter(nn.Module):
             images: RGB in [-1, 1], (B, 3, H, H); for refinement of the generator's size S.
             refine_steps: steps of Adam; 0 for the encoder's output.
             distance: distance to minimize.
-            code_lr: learning lr of the codes.
-            feature_lr: learning lr of the feature.
+            code_lr: learning rate of the codes.
+            feature_lr: learning rate of the feature.
 
         Returns:
             Codes and feature.
