@@ -137,6 +137,7 @@ def write_faces_wild(folder, train=5, val=2):
             "landmarks": face["landmarks"],
             "teacher_identity": embedding(rng).tolist(),
             "yaw": 3.0 * index,
+            "age": 5 * index or None,
             "inside": 0.5 if index == 1 else 1.0,
         }
         for index, split in enumerate(["train"] * train + ["val"] * val)
@@ -151,8 +152,8 @@ def write_negatives(folder, count=3, side=80):
     pq.write_table(pa.Table.from_pylist(rows), folder / "negatives.parquet")
 
 
-def write_london(folder, people=2, side=48):
-    """Write a neutral and a smiling image of several people, without a teacher's embeddings."""
+def write_london(folder, people=2, side=48, val=0):
+    """Write a neutral and a smiling image of several people, the last ``val`` for validation."""
     rng = np.random.default_rng(5)
     rows = [
         {
@@ -160,7 +161,7 @@ def write_london(folder, people=2, side=48):
             "file": f"{index:03}_{word}.png",
             "identity": f"london_{index:03}",
             "expression": word,
-            "split": "train",
+            "split": "train" if index < people - val else "val",
             "landmarks": face_at(6, 6, 36)["landmarks"],
             "yaw": 0.0,
         }

@@ -11,7 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from packs import face_at, write_ferplus, write_groups, write_lfw, write_packs, write_pairs
+from packs import (
+    face_at,
+    write_ferplus,
+    write_groups,
+    write_lfw,
+    write_london,
+    write_packs,
+    write_pairs,
+)
 from PIL import Image
 
 from facezoo.models.ipd_fer import IPDFER, losses
@@ -158,6 +166,44 @@ def test_parts_of_the_objective_are_left_out_one_by_one(tmp_path, monkeypatch):
     assert all(0 <= row["person from f_exp"] <= 100 for row in rows)
     assert script.main(script.parse(words))["tables"] == found["tables"]  # nothing trained again
     assert script.WORDS.keys() == {"baseline", "whole", *script.ABLATIONS}
+
+
+def test_predictions_are_measured_in_groups_of_faces(tmp_path):
+    write_packs(tmp_path)
+    write_london(tmp_path, people=4, val=3)
+    script = benchmark("groups")
+    small = IPDFER("test_resnet.r160_in1k", 8, pose_backbone=None, decoder_size=None)
+    small.save_pretrained(tmp_path / "base")
+    tables = script.main(tmp_path, str(tmp_path / "base"))["tables"]
+    wholes = [row for row in tables["groups"] if row["group"] == "all faces"]
+    assert [row["data"] for row in wholes] == ["FER+ test", "LFW val", "London val"]
+    for whole in wholes:
+        of_data = [row for row in tables["groups"] if row["data"] == whole["data"]]
+        for kind in ("sharpness", "luminance of the cheeks"):
+            parts = [int(row["images"]) for row in of_data if row["group"].startswith(kind)]
+            assert (len(parts), sum(parts)) == (3, int(whole["images"]))
+    assert all(row["predicted happiness"].endswith(" %") for row in tables["ages"])
+
+
+def test_the_scores_of_a_group_are_those_of_its_confusion_matrix():
+    script = benchmark("groups")
+    happy = script.HAPPY
+    scores = script.scored(torch.tensor([0, happy, happy, 0]), torch.tensor([0, happy, 0, 0]), 8)
+    assert (scores["images"], scores["accuracy"]) == ("4", "75.0 %")
+    assert scores["balanced accuracy"] == "83.3 %"
+    assert scores["false happiness"] == "33.3 %"
+    assert scores["95 % interval"] == "30.1 to 95.4"
+
+
+def test_the_luminance_of_cheeks_is_read_from_the_cheeks():
+    script = benchmark("groups")
+    crops = torch.zeros(2, 3, 112, 112, dtype=torch.uint8)
+    for rows, columns in script.CHEEKS:
+        crops[1, :, rows, columns] = 90
+    assert script.cheek_luminance(crops).tolist() == pytest.approx([0, 90], abs=1e-3)
+    groups = list(script.thirds(torch.tensor([3.0, 1, 2])))
+    assert [rows.tolist() for _, rows in groups] == [[1], [2], [0]]
+    assert groups[0][0] == "lowest third (1 to 1)"
 
 
 def test_parts_of_the_objective_are_named_by_their_equations():

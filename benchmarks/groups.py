@@ -1,0 +1,165 @@
+"""Measure how well expressions are predicted in groups of faces.
+
+    python benchmarks/groups.py DATA [--model ipd-fer] [--json groups.json]
+
+DATA holds the packs of ``facezoo evaluate``, and ``faces_wild.parquet``. Groups are bands of yaw,
+of sharpness and of the luminance of the cheeks; faces without expression labels are grouped by age.
+The luminance is that of a crop, so it depends on light and camera as well as on skin.
+"""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from measuring import stamp, write
+from scipy.stats import binomtest
+from torch import Tensor
+
+import facezoo
+from facezoo.data.packs import aligned_crops, majority_labels, read_pack, yaw_column
+from facezoo.evaluate.embedding import embed_aligned
+from facezoo.evaluate.metrics import balanced_accuracy, confusion, predicted_classes
+from facezoo.evaluate.packs import NEUTRAL_OR_HAPPY
+from facezoo.models.base import FaceModel
+from facezoo.preprocess.quality import LUMINANCE, sharpness
+from facezoo.results import EXPRESSIONS
+
+SIDE = 112
+CHEEKS = ((slice(64, 80), slice(30, 46)), (slice(64, 80), slice(66, 82)))
+"""Rows and columns of both cheeks in a crop of the template arcface112."""
+YAW_DEG = (0.0, 10.0, 20.0, 30.0, 90.0)
+AGES = (0, 10, 20, 40, 60, 120)
+THIRDS = ("lowest", "middle", "highest")
+HAPPY = EXPRESSIONS.index("happiness")
+NAMES = {"ferplus": "FER+ test", "lfw": "LFW val", "london_expr": "London val"}
+
+
+def cheek_luminance(crops: Tensor) -> Tensor:
+    """Return the median luminance of both cheeks in [0, 255], of uint8 crops (N, 3, S, S)."""
+    gray = (crops.float() * torch.tensor(LUMINANCE)[:, None, None]).sum(1)
+    patches = torch.cat([gray[:, rows, columns].flatten(1) for rows, columns in CHEEKS], 1)
+    return patches.median(1).values
+
+
+def crop_sharpness(crops: Tensor) -> Tensor:
+    """Return ``facezoo.preprocess.quality.sharpness`` of whole crops, (N,)."""
+    boxes = torch.tensor([[0.0, 0.0, SIDE, SIDE]]).expand(len(crops), 4)
+    return sharpness(list(crops.permute(0, 2, 3, 1)), boxes, torch.arange(len(crops)))
+
+
+def thirds(values: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Yield three groups of equal size by rising value."""
+    order = values.argsort()
+    for name, rows in zip(THIRDS, order.tensor_split(3), strict=True):
+        low, high = values[rows].min(), values[rows].max()
+        yield f"{name} third ({low:.0f} to {high:.0f})", rows
+
+
+def bands(values: Tensor, limits: tuple[float, ...], unit: str) -> Iterator[tuple[str, Tensor]]:
+    """Yield the groups between neighboring limits."""
+    for low, high in pairwise(limits):
+        rows = ((values >= low) & (values < high)).nonzero()[:, 0]
+        if len(rows):
+            yield f"{low:.0f} to {high:.0f} {unit}", rows
+
+
+def groups_of(table, crops: Tensor) -> Iterator[tuple[str, str, Tensor]]:
+    """Yield name of the property, name of the group, and rows."""
+    yield "all faces", "", torch.arange(len(table))
+    if "yaw" in table.column_names:
+        for name, rows in bands(yaw_column(table).abs(), YAW_DEG, "degrees"):
+            yield "yaw", name, rows
+    for name, rows in thirds(crop_sharpness(crops)):
+        yield "sharpness", name, rows
+    for name, rows in thirds(cheek_luminance(crops)):
+        yield "luminance of the cheeks", name, rows
+
+
+def percent(share: float) -> str:
+    """Format a share."""
+    return f"{100 * share:.1f} %"
+
+
+def scored(predicted: Tensor, truth: Tensor, classes: int) -> dict[str, str]:
+    """Return the scores of one group."""
+    right = int((predicted == truth).sum())
+    counts = confusion(predicted, truth, classes)
+    interval = binomtest(right, len(truth)).proportion_ci(method="wilson")
+    others = truth != HAPPY
+    false = (predicted[others] == HAPPY).double().mean()
+    return {
+        "images": str(len(truth)),
+        "accuracy": percent(right / len(truth)),
+        "95 % interval": f"{100 * interval.low:.1f} to {100 * interval.high:.1f}",
+        "balanced accuracy": percent(balanced_accuracy(counts)),
+        "false happiness": percent(float(false)),
+    }
+
+
+def logits_of(model: FaceModel, table) -> Tensor:
+    """Return logits with columns in the order of ``EXPRESSIONS``."""
+    columns = [model.labels.index(word) for word in EXPRESSIONS]
+    return embed_aligned(model, table, ["predict_expression"])["predict_expression"][:, columns]
+
+
+def labeled_rows(model: FaceModel, data: Path, pack: str, split: str) -> list[dict]:
+    """Measure the groups of a pack with labels."""
+    table = read_pack(data / f"{pack}.parquet", split)
+    truth = majority_labels(table)
+    two = [EXPRESSIONS.index(word) for word in NEUTRAL_OR_HAPPY]
+    known = truth >= 0 if pack == "ferplus" else torch.isin(truth, torch.tensor(two))
+    table, truth = table.filter(known.tolist()), truth[known]
+    logits = logits_of(model, table)
+    if pack != "ferplus":
+        others = [k for k in range(len(EXPRESSIONS)) if k not in two]
+        logits[:, others] = -torch.inf
+    predicted = predicted_classes(logits.softmax(1))
+    crops = aligned_crops(table, "arcface112", SIDE)
+    return [
+        {"data": NAMES[pack], "group": f"{kind} {name}".strip()}
+        | scored(predicted[rows], truth[rows], len(EXPRESSIONS))
+        for kind, name, rows in groups_of(table, crops)
+    ]
+
+
+def age_rows(model: FaceModel, data: Path) -> list[dict]:
+    """Describe the predictions for faces of known age without labels."""
+    table = read_pack(data / "faces_wild.parquet", "val")
+    ages = torch.tensor([-1.0 if age is None else float(age) for age in table["age"].to_pylist()])
+    probabilities = logits_of(model, table).softmax(1)
+    predicted = predicted_classes(probabilities)
+    return [
+        {
+            "age": name,
+            "images": str(len(rows)),
+            "predicted happiness": percent(float((predicted[rows] == HAPPY).double().mean())),
+            "mean confidence": percent(float(probabilities[rows].amax(1).mean())),
+        }
+        for name, rows in bands(ages, AGES, "years")
+    ]
+
+
+def main(data: Path, model: str = "ipd-fer") -> dict:
+    """Measure all groups of a checkpoint that predicts the eight expressions."""
+    network = facezoo.load(model, device="cpu")
+    rows = [
+        row
+        for pack, split in (("ferplus", "test"), ("lfw", "val"), ("london_expr", "val"))
+        for row in labeled_rows(network, data, pack, split)
+    ]
+    tables = {"groups": rows, "ages": age_rows(network, data)}
+    command = shlex.join(["python", "benchmarks/groups.py", *sys.argv[1:]])
+    return {**stamp(command), "checkpoint": network.card.name, "tables": tables}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--model", default="ipd-fer")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    arguments = parser.parse_args()
+    write(main(arguments.data, arguments.model), arguments.json)
