@@ -33,6 +33,8 @@ CHEEKS = ((slice(64, 80), slice(30, 46)), (slice(64, 80), slice(66, 82)))
 """Rows and columns of both cheeks in a crop of the template arcface112."""
 YAW_DEG = (0.0, 10.0, 20.0, 30.0, 90.0)
 AGES = (0, 10, 20, 40, 60, 120)
+MIN_IMAGES = 100
+"""Images of a data set below which its groups say nothing."""
 THIRDS = ("lowest", "middle", "highest")
 HAPPY = EXPRESSIONS.index("happiness")
 NAMES = {"ferplus": "FER+ test", "lfw": "LFW val", "london_expr": "London val"}
@@ -70,6 +72,8 @@ def bands(values: Tensor, limits: tuple[float, ...], unit: str) -> Iterator[tupl
 def groups_of(table, crops: Tensor) -> Iterator[tuple[str, str, Tensor]]:
     """Yield name of the property, name of the group, and rows."""
     yield "all faces", "", torch.arange(len(table))
+    if len(table) < MIN_IMAGES:
+        return
     if "yaw" in table.column_names:
         for name, rows in bands(yaw_column(table).abs(), YAW_DEG, "degrees"):
             yield "yaw", name, rows

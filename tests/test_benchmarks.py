@@ -168,10 +168,11 @@ def test_parts_of_the_objective_are_left_out_one_by_one(tmp_path, monkeypatch):
     assert script.WORDS.keys() == {"baseline", "whole", *script.ABLATIONS}
 
 
-def test_predictions_are_measured_in_groups_of_faces(tmp_path):
+def test_predictions_are_measured_in_groups_of_faces(tmp_path, monkeypatch):
     write_packs(tmp_path)
     write_london(tmp_path, people=4, val=3)
     script = benchmark("groups")
+    monkeypatch.setattr(script, "MIN_IMAGES", 1)
     small = IPDFER("test_resnet.r160_in1k", 8, pose_backbone=None, decoder_size=None)
     small.save_pretrained(tmp_path / "base")
     tables = script.main(tmp_path, str(tmp_path / "base"))["tables"]
