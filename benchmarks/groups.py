@@ -8,8 +8,6 @@ The luminance is that of a crop, so it depends on light and camera as well as on
 """
 
 import argparse
-import shlex
-import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -156,7 +154,7 @@ def main(data: Path, model: str = "ipd-fer") -> dict:
         for row in labeled_rows(network, data, pack, split)
     ]
     tables = {"groups": rows, "ages": age_rows(network, data)}
-    command = shlex.join(["python", "benchmarks/groups.py", *sys.argv[1:]])
+    command = f"python benchmarks/groups.py DATA --model {model} --json OUT"
     return {**stamp(command), "checkpoint": network.card.name, "tables": tables}
 
 
