@@ -29,15 +29,15 @@ RATE = 10
 COUNTS = [1, 1, 0, 2, 1, 2, 0, 1, 1]
 
 
-def write_video(path, frames, codec="mpeg4", pixels="yuv420p", options=None):
-    """Encode RGB arrays (H, W, 3), ``RATE`` of them a second."""
+def write_video(path, frames, codec="mpeg4", pixels="yuv420p", options=None, times=None):
+    """Encode RGB arrays (H, W, 3), ``RATE`` a second or at ``times`` in units of 1 / ``RATE``."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=RATE, options=options or {})
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt, stream.codec_context.time_base = pixels, Fraction(1, RATE)
         for number, frame in enumerate(frames):
             picture = av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format=pixels)
-            picture.pts = number
+            picture.pts = number if times is None else times[number]
             container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
     return path
@@ -272,6 +272,16 @@ def test_times_grow_also_with_b_frames(tmp_path, suffix):
     pixels, times = zip(*(read(path, number) for number in range(12)), strict=True)
     np.testing.assert_allclose(times, np.arange(12) / RATE, atol=1e-3)
     assert [int(p.mean() / 20 + 0.5) for p in pixels] == list(range(12))
+
+
+def test_a_video_of_variable_frame_rate_has_its_stored_frames(tmp_path):
+    frames = [np.full((64, 96, 3), 20 * number, np.uint8) for number in range(8)]
+    times = [0, 1, 2, 12, 13, 25, 26, 40]
+    path = write_video(tmp_path / "a.mp4", frames, times=times)
+    assert len(videos.frame_keys(path)) == len(frames)
+    pixels, found = zip(*(read(path, number) for number in range(8)), strict=True)
+    assert [int(p.mean() / 20 + 0.5) for p in pixels] == list(range(8))
+    np.testing.assert_allclose(found, np.array(times) / RATE, atol=1e-3)
 
 
 def test_a_stream_without_times_has_number_divided_by_rate(tmp_path):

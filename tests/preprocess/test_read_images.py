@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import ExifTags, Image, ImageCms, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageOps, PngImagePlugin
 
 from facezoo.errors import ImageError
 from facezoo.preprocess import images as reading
@@ -140,6 +140,24 @@ def test_broken_exif_does_not_spoil_a_readable_image(junk):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of the broken EXIF
         assert read_image(encode(gradient(), "JPEG", exif=junk)).shape == (12, 20, 3)
+
+
+def test_an_edit_of_an_opened_image_is_read(tmp_path):
+    Image.fromarray(np.full((8, 8, 3), 200, np.uint8)).save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as image:
+        image.paste((0, 0, 0), (0, 0, 8, 8))
+        assert read_image(image).max() == 0
+
+
+@pytest.mark.parametrize(("kind", "content"), [(b"gAMA", (45455, 100000)), (b"sRGB", (0,))])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_gamma_chunk_of_png_does_not_change_the_pixels(kind, content, mode):
+    pixels = np.asarray(Image.fromarray(gradient()).convert(mode))
+    for value in content:
+        chunks = PngImagePlugin.PngInfo()
+        chunks.add(kind, value.to_bytes(4 if kind == b"gAMA" else 1, "big"))
+        read = read_image(encode(pixels, pnginfo=chunks))
+        np.testing.assert_array_equal(read, np.broadcast_to(np.atleast_3d(pixels), read.shape))
 
 
 def test_an_animated_file_gives_its_first_frame():
