@@ -353,7 +353,7 @@ def test_the_recipe_wild_starts_from_a_checkpoint_and_adds_whole_heads(tmp_path,
     assert card["training"]["base"] == "latentface.lfw"
     assert (card["tag"], card["default"]) == ("wild", True)
     model, start = map(facezoo.load, (result.with_suffix(".safetensors"), "latentface.lfw"))
-    assert model.architecture["expression_directions"] == 3
+    assert model.architecture["expression_directions"] == 5
     before, after = (m.texture_autoencoder.encoder[0].weight.flatten() for m in (start, model))
     assert 0.9 < torch.cosine_similarity(before, after, dim=0) < 1
 

@@ -88,6 +88,7 @@ RECIPES = {
         ),
         COMPACT,
         wild=True,
+        expression_directions=5,
         start="latentface.lfw",
         neutral=True,
     ),
