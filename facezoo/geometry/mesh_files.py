@@ -1,6 +1,7 @@
 """Mesh files: .obj here, .ply, .stl, .glb and .gltf through trimesh (extra ``[mesh]``).
 
-No format records its units, so the reader states them. Vertices keep the order of the file.
+The caller states the units: most formats do not record them, and many glTF files are not in meters,
+as the format defines. Vertices keep the order of the file.
 """
 
 from __future__ import annotations
@@ -60,6 +61,12 @@ def read_mesh(path: str | Path, units: str) -> Mesh:
 
 def write_mesh(path: str | Path, mesh: Mesh) -> Path:
     """Write a mesh in its own units; the suffix selects the format.
+
+    Programs read ``.glb`` files in meters: write ``mesh.to_units("m")``.
+
+    Args:
+        path: a file with one of ``SUFFIXES``, but not ``.gltf``.
+        mesh: the mesh; normals and colors are not written.
 
     Returns:
         The path.

@@ -50,8 +50,8 @@ def millimeters(units: str | None) -> float:
     """
     if units not in UNITS_MM:
         raise ValueError(
-            f"units must be one of {', '.join(UNITS_MM)}, got {units!r}; files and arrays do not "
-            "record their units, so pass units="
+            f"units must be one of {', '.join(UNITS_MM)}, got {units!r}; arrays and most files do "
+            "not record their units, so pass units="
         )
     return UNITS_MM[units]
 

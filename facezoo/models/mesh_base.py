@@ -83,9 +83,9 @@ class Placed:
 class MeshModel(Model):
     """Disentangled representation of face meshes.
 
-    Meshes are files, ``Mesh`` objects, arrays or tensors, or a list of these. Files and arrays do
-    not record their units, so they need ``units``, such as ``"mm"``. ``align`` moves
-    meshes into the frame of the template:
+    Meshes are files, ``Mesh`` objects, arrays or tensors, or a list of these. Arrays and most files
+    do not record their units, so they need ``units``, such as ``"mm"``. ``align`` moves meshes into
+    the frame of the template:
 
     * ``"auto"``, the default: a mesh in another topology is registered, see ``register``; then
       ``units`` may be left out. A mesh with the template's number of vertices, and a point cloud,
