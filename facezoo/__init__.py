@@ -66,7 +66,7 @@ if TYPE_CHECKING:
         **overrides: Any,
     ) -> Any: ...
     def load(name: Any, **options: Any) -> Any:
-        """Load a model that is ready to encode; see ``facezoo.registry.load``."""
+        """Load a model that is ready to encode: in eval mode, on the best device."""
 
 
 __all__ = [

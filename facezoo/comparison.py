@@ -56,7 +56,7 @@ def similarity(
         images_a: one image or several.
         images_b: one image or several.
         model: a checkpoint or model with identity features.
-        **options: see ``encode_expression``.
+        **options: choice and detection of the faces, as in ``FaceModel.encode_expression``.
 
     Returns:
         float32, (A, B); NaN for images without a face if ``on_missing`` is "nan".
@@ -96,7 +96,7 @@ def verify(
         b: another image.
         model: a checkpoint or model with identity features.
         threshold: least similarity of one identity; None for the one in the checkpoint's card.
-        **options: see ``encode_expression``.
+        **options: choice and detection of the faces, as in ``FaceModel.encode_expression``.
 
     Returns:
         Decision, similarity, threshold and the false-match rate of the threshold; true or false

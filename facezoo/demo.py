@@ -254,7 +254,7 @@ def build() -> Any:
 
 
 def launch(**options: Any) -> None:
-    """Open the page; see ``gradio.Blocks.launch``."""
+    """Open the page; options are those of ``gradio.Blocks.launch``, such as ``server_name``."""
     page = build()
     import gradio as gr
 

@@ -33,11 +33,11 @@ def detect(
     """Detect the faces in images.
 
     Args:
-        images: one image or several, see ``facezoo.preprocess.images.read_image``.
+        images: one image or several: paths, bytes, PIL images, arrays or tensors.
         device: device of the detector; None for the best one.
-        **options: settings of the detector and others, see
-            ``facezoo.preprocess.pipeline.ImageOptions``. By default an image without a face has no
-            row.
+        **options: choice and detection of the faces, as in ``FaceModel.encode_expression``:
+            ``faces``, ``min_face``, ``rotations`` and others. By default an image without a face
+            has no row.
 
     Returns:
         Boxes, landmarks and scores in pixels of the images, ordered by image, then by falling
@@ -73,15 +73,15 @@ def crops(
     """Cut the faces out of images, aligned to a template.
 
     Args:
-        images: one image or several, see ``facezoo.preprocess.images.read_image``.
+        images: one image or several: paths, bytes, PIL images, arrays or tensors.
         template: name of the alignment template, such as ``"arcface112"`` or ``"ffhq"``.
         size: side of the crops, pixels.
         detections: faces to cut out, as ``detect`` returns them for the same images; None to
             detect them.
         device: device of detector and crops; None for the best one.
-        **options: settings of the detector and others, see
-            ``facezoo.preprocess.pipeline.ImageOptions``. By default an image without a face is an
-            error.
+        **options: choice and detection of the faces, as in ``FaceModel.encode_expression``:
+            ``faces``, ``min_face``, ``rotations`` and others. By default an image without a face is
+            an error.
 
     Returns:
         RGB in 0..255, uint8, (F, 3, S, S). Models take them with ``aligned=True``.

@@ -182,8 +182,9 @@ class FaceTable(Result):
     def to_frame(self, library: Literal["pandas", "polars"] = "pandas") -> Any:
         """Return a data frame with one row per face.
 
-        The columns have the names that feature files have, see ``facezoo.extract``. Rows of
-        aligned crops have no file and no box.
+        The columns have the names of the feature files of ``facezoo.extract``: file, face, box,
+        score, landmarks, head pose, quality and the results. Rows of aligned crops have no file and
+        no box.
 
         Args:
             library: ``"pandas"`` or ``"polars"``, which must be installed.
@@ -213,7 +214,7 @@ class Signature(NamedTuple):
     width: int
     height: int
     pixels: bytes
-    """RGB of a grid of pixels, see ``facezoo.preprocess.signatures``."""
+    """RGB of a grid of pixels, one byte per color."""
 
 
 @dataclass(frozen=True, repr=False)

@@ -84,7 +84,7 @@ def random_similarity(
     scaling: float = 0.08,
     shift: float = 0.04,
 ) -> Tensor:
-    """Sample rotations, scales, shifts and mirrorings; see ``augment``.
+    """Sample rotations, scales, shifts and mirrorings of the crops of ``augment``.
 
     Returns:
         Matrices from the result to the canvas, both with coordinates in [-1, 1], (B, 2, 3).

@@ -101,7 +101,7 @@ def cut_faces(
     names: Sequence[str] | None = None,
     detection: Mapping[str, Any] | None = None,
 ) -> Crops:
-    """Crop the face in each of several images; see ``load_crops``.
+    """Crop the face in each of several images, by its landmarks or by the detector.
 
     Args:
         name: name of the images in warnings and errors.
@@ -114,7 +114,7 @@ def cut_faces(
         device: device of the detector.
         batch_size: images at a time.
         names: name of each image in an error, N; None for its own.
-        detection: settings of the detector, see ``DetectionConfig``; None for the defaults.
+        detection: settings of the detector by name, such as ``min_face``; None for the defaults.
 
     Returns:
         Crops in the order of the images; ``rows`` are indices of ``images``.
@@ -163,7 +163,7 @@ def align_images(
 
     Args:
         sources: inputs of ``read``, N.
-        read: see ``read_batches``.
+        read: function of a source and its index that returns an image (H, W, 3).
         matrices: pixels of the image to pixels of the crop, (N, 2, 3).
         side: side of the crops, pixels.
         channels: 3, or 1 to keep the first.

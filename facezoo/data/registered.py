@@ -139,15 +139,15 @@ def read_rows(
     Args:
         rows: for example a split of a ``MeshSet``.
         units: of the numbers in the files.
-        neutrals: see ``read_registered``.
+        neutrals: read neutral meshes too; identities without one are left out.
         selection: vertices to keep and triangles among them, from ``simplification``.
         landmarks: vertices for the alignment, (K,), as numbered in the files. If vertices are
             dropped, the nearest remaining vertex replaces each landmark.
         target: a mesh to align to, millimeters, (N, 3).
-        cache: see ``read_registered``.
+        cache: folder for the meshes, so that an interrupted call resumes; None for none.
 
     Raises:
-        ValueError: see ``read_registered``.
+        ValueError: if meshes have different numbers of vertices, or too few meshes remain.
     """
     rows, left_out = _usable(rows, neutrals)
     anchors = torch.zeros(0, dtype=torch.int64) if landmarks is None else landmarks

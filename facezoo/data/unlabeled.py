@@ -40,7 +40,7 @@ def image_files(data: Path, wild: bool = False) -> list[Path]:
     """Return the pack in a folder, or its images, sorted, if it has no pack.
 
     Args:
-        data: see ``read_face_crops``.
+        data: a folder with ``lfw.parquet``, or a folder of images.
         wild: add ``faces_wild.parquet``.
 
     Raises:

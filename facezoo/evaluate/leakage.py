@@ -134,7 +134,7 @@ def expressions_from(
         One score per test set.
 
     Raises:
-        ValueError: see ``linear_probe``.
+        ValueError: if features are not finite, a group is in train and test, or train is too small.
     """
     generator = torch.Generator().manual_seed(seed)
     return _probe_and_control(features, labels, train, tests, groups, generator)
@@ -148,6 +148,9 @@ def pairs_from(features: Tensor, files: list[str], pairs: Pairs, seed: int = 0) 
         files: N file names.
         pairs: half of them are of one identity, so that chance is 0.5.
         seed: seed of the control.
+
+    Returns:
+        Accuracy over the folds, its spread, chance and control, in [0, 1].
     """
     mean, spread = verification_accuracy(features, files, pairs)
     generator = torch.Generator().manual_seed(seed)

@@ -99,11 +99,25 @@ def nearest_neighbors(
     """Predict by the training rows of highest cosine, weighted by exp(cosine / 0.07).
 
     Source: Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination"
-    (2018), Sec. 3.4. Arguments and errors are those of ``linear_probe``; ``neighbors`` are the
-    numbers to choose from, at most all training rows.
+    (2018), Sec. 3.4.
+
+    Args:
+        features: (N, D).
+        labels: classes 0 to K - 1, int64, (N,).
+        train: rows with known classes, (R,).
+        test: rows to predict, (T,).
+        groups: int64, such as identities, (N,); no group may be in train and test. None if rows are
+            independent.
+        neighbors: numbers of neighbors to choose from, at most all training rows.
+        seed: seed of the inner split.
+
+    Returns:
+        Probabilities of the test rows and the number of neighbors.
 
     Raises:
-        ImportError: if the extra ``[evaluate]`` is missing; further errors as ``linear_probe``.
+        ImportError: if the extra ``[evaluate]`` is missing.
+        ValueError: if features are not finite, a group is in train and test, or train is too small
+            to choose a number.
     """
     try:
         from sklearn.neighbors import KNeighborsClassifier

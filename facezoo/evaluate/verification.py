@@ -104,8 +104,18 @@ def learned_accuracy(
 ) -> tuple[float, float]:
     """Compute the accuracy over folds of a linear probe on |a - b|, fitted to the other folds.
 
-    Arguments, results and errors are those of ``verification_accuracy``; ``penalty`` is that of
-    ``linear_probe``.
+    Args:
+        features: one row per file, (N, D).
+        files: N file names.
+        pairs: pairs to compare.
+        penalty: L2 penalty of the probe.
+
+    Returns:
+        Mean and population standard deviation over the folds, in [0, 1].
+
+    Raises:
+        KeyError: if a pair names a file that has no feature.
+        ValueError: if there is only one fold.
     """
     first, second = pairs.rows(features, files)
     differences, same = (first - second).abs(), pairs.same.long()
@@ -129,6 +139,9 @@ def threshold_at(similarity: Tensor, same: Tensor, false_match_rate: float) -> t
         same: ground truth, bool, (P,).
         false_match_rate: highest share of the different pairs above the threshold, in [0, 1).
 
+    Returns:
+        Threshold, and the share of the pairs of one identity that are not above it.
+
     Raises:
         ValueError: if there is no pair of one kind.
     """
@@ -140,7 +153,12 @@ def threshold_at(similarity: Tensor, same: Tensor, false_match_rate: float) -> t
 
 
 def best_threshold(similarity: Tensor, same: Tensor) -> float:
-    """Return the threshold of highest accuracy; pairs strictly above it have one identity."""
+    """Return the threshold of highest accuracy; pairs strictly above it have one identity.
+
+    Args:
+        similarity: larger means more alike, (P,).
+        same: ground truth, bool, (P,).
+    """
     order = similarity.argsort()
     ordered, truth = similarity[order], same[order].double()
     # A cut after the i-th smallest: different pairs below and same pairs above are correct.

@@ -133,10 +133,10 @@ def extract(
         on_missing: ``"skip"`` for no row for an image without a face, ``"nan"`` for a row of NaN
             with face -1. Unreadable files never have a row.
         device: device of the model; None for the best one, or for the device of a loaded model.
-        jpeg: decoder of JPEG files, see ``facezoo.load``; None for that of the model.
-        runtime: what computes networks and detector, see ``facezoo.load``; None for that of the
-            model.
-        min_face: smallest side of a face, pixels; see ``facezoo.preprocess.detection``, as next.
+        jpeg: decoder of JPEG files, ``"pillow"`` or ``"nvjpeg"``; None for that of the model.
+        runtime: what computes networks and detector: ``"torch"``, ``"onnxruntime"`` or
+            ``"openvino"``; None for that of the model.
+        min_face: smallest side of a face, pixels; None for 16 pixels in an image of ``max_side``.
         score_threshold: smallest score of a face.
         max_side: longest side of an image that the detector sees at once, pixels.
         rotations: rotations of the image at which faces are searched, multiples of 90 degrees. A
@@ -145,7 +145,7 @@ def extract(
         workers: threads that decode.
         every: take every n-th frame of a video, from the first on.
         smooth: average features and probabilities along the track of a face in a video, with this
-            time constant in seconds, see ``facezoo.extraction.tracks``; None for no smoothing.
+            time constant in seconds; None for no smoothing.
         compact: write expression features as ``FaceModel.compact_expression`` returns them; None
             for CSV only.
         engine: ``"local"`` for this process, or for all processes of ``accelerate launch``;
@@ -230,9 +230,10 @@ def extract_each(
     Each output is the file that ``extract`` writes with its model alone.
 
     Args:
-        source: see ``extract``.
+        source: a folder, file, pattern, list, shard or video, or several, as in ``extract``.
         outputs: model of each output file; all models run on the device of the first.
-        what: see ``extract``, as all other options; every model needs these features.
+        what: features to write, such as ``"expression"``; every model needs them. All other options
+            are those of ``extract``.
 
     Returns:
         A report per output; their times are those of the whole run.

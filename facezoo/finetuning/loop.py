@@ -40,7 +40,7 @@ class Finetuning:
     rate: float = 1e-3
     """Learning rate of the classifier."""
     layer_decay: float = 0.7
-    """Factor on the learning rate per layer towards the input, see ``layer_groups``."""
+    """Factor on the learning rate per layer toward the input: 1 for the same rate everywhere."""
     weight_decay: float = 0.05
     """Of AdamW; it pulls the parameters towards 0."""
     warmup: float = 0.1
@@ -48,7 +48,7 @@ class Finetuning:
     smoothing: float = 0.1
     """Label smoothing."""
     freeze: tuple[str, ...] = ()
-    """Parts that are not trained, see ``FaceModel.freeze``."""
+    """Names of submodules that are not trained, such as ``"identity_encoder"``."""
     probe: bool = False
     """Train the classifier alone."""
     pretrained: bool = True
@@ -133,7 +133,8 @@ def fit(
     """Train a model's classifier and the parts below it that are not frozen, in place.
 
     The result is the epoch of the highest balanced accuracy on ``MIN_VALIDATION`` or more
-    validation faces, else the last epoch. Processes and interruptions: see ``training.loop.fit``.
+    validation faces, else the last epoch. Several processes share every batch, and a call after an
+    interruption resumes.
 
     Args:
         model: model with as many classes as the labels have.

@@ -100,8 +100,8 @@ def finetune(
     validation score is reported.
 
     Args:
-        data: a folder of class folders, a ``.csv`` or a ``.parquet`` file, see ``read_labelled``.
-            Images without a face are left out with a warning.
+        data: a folder of class folders, or a ``.csv`` or ``.parquet`` file with columns of images
+            and labels. Images without a face are left out with a warning.
         out: folder for the result.
         model: name that ``facezoo.load`` takes, of a model with expression classes. If its
             expression features are trained, its ``identity_removal`` is left out with a warning.

@@ -51,7 +51,7 @@ class Preprocessing:
     """The way from an image to a network's input; stored with the weights."""
 
     template: str = "arcface112"
-    """Name of the alignment template, see ``facezoo.preprocess.templates``."""
+    """Name of the alignment template, a key of ``facezoo.preprocess.templates.TEMPLATES``."""
     size: Count = 112
     """Side of the square crop, pixels."""
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)

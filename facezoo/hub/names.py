@@ -43,7 +43,7 @@ def resolve(
     the latter, pass ``./name`` or a ``Path``.
 
     Args:
-        name: see ``facezoo.load``.
+        name: model, checkpoint, folder, file or Hub repository, as ``facezoo.load`` takes it.
         revision: branch, tag or commit on the Hub.
         options: token, cache folder and the like, for the Hub.
         bare_hub: accept ``org/name`` without the prefix as a Hub repository.

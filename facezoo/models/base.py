@@ -65,9 +65,9 @@ class FaceModel(Freezable, Model):
     unexported: ClassVar[tuple[str, ...]] = ()
     """Capabilities with a stage that cannot be exported as a fixed graph, such as rasterization."""
     jpeg: JpegDecoder = "pillow"
-    """Decoder of JPEG files; see ``facezoo.load``."""
+    """Decoder of JPEG files: ``"pillow"`` or ``"nvjpeg"``."""
     runtime: Runtime = "torch"
-    """Runtime of the networks and the detector; see ``facezoo.load``."""
+    """Runtime of networks and detector: ``"torch"``, ``"onnxruntime"`` or ``"openvino"``."""
     identity_removal: IdentityRemoval
     """Projection after ``encode_expression``, if set; see ``facezoo.remove_identity``."""
 
@@ -77,7 +77,7 @@ class FaceModel(Freezable, Model):
         return (3, self.preprocessing.size, self.preprocessing.size)
 
     def set_jpeg_decoder(self, decoder: JpegDecoder) -> None:
-        """Choose the decoder of JPEG files, see ``facezoo.load``.
+        """Choose the decoder of JPEG files: ``"pillow"``, or ``"nvjpeg"`` on an NVIDIA GPU.
 
         Raises:
             UnsupportedError: if it does not work on the model's device.
@@ -87,7 +87,7 @@ class FaceModel(Freezable, Model):
         self.jpeg = decoder
 
     def set_runtime(self, runtime: Runtime) -> None:
-        """Choose what computes the networks of images and the detector, see ``facezoo.load``.
+        """Choose what computes networks and detector: torch, or onnxruntime or openvino on the CPU.
 
         Raises:
             ImportError: if the runtime is missing.
@@ -191,22 +191,28 @@ class FaceModel(Freezable, Model):
         return (features - origin) @ basis
 
     def encode_identity(self, images: Images, **options: Unpack[ImageKeywords]) -> Tensor:
-        """Compute the identity features of the faces in images; see ``encode_expression``."""
+        """Compute identity features of the faces in images, float32, (F, D); compare by cosine.
+
+        Options and errors are those of ``encode_expression``.
+        """
         stage = self.stage("encode_identity")
         return cast(Tensor, self._encode(images, stage, ImageOptions(**options))[0])
 
     def encode_pose(self, images: Images, **options: Unpack[ImageKeywords]) -> Tensor:
-        """Compute the pose features of the faces in images; see ``encode_expression``."""
+        """Compute pose features of the faces in images, float32, (F, D).
+
+        Options and errors are those of ``encode_expression``.
+        """
         stage = self.stage("encode_pose")
         return cast(Tensor, self._encode(images, stage, ImageOptions(**options))[0])
 
     def encode(
         self, images: Images, *, compact: bool = False, **options: Unpack[ImageKeywords]
     ) -> FaceEncoding:
-        """Compute all features of the faces in images; see ``encode_expression``.
+        """Compute all features of the faces in images; options are those of ``encode_expression``.
 
         Returns:
-            Features by name, None for those that this model lacks, and the faces.
+            Expression, identity and pose features, (F, D) each or None, and the faces.
         """
         names = ["encode_expression", "encode_identity", "encode_pose"]
         able = [name for name in names if name in self.capabilities()]
@@ -221,10 +227,10 @@ class FaceModel(Freezable, Model):
     def predict_expression(
         self, images: Images, **options: Unpack[ImageKeywords]
     ) -> ExpressionPrediction:
-        """Classify the expressions of the faces in images; see ``encode_expression``.
+        """Classify the faces in images; options and errors are those of ``encode_expression``.
 
         Returns:
-            Labels, probabilities and faces.
+            F labels, probabilities (F, K) and the faces.
 
         Examples:
             >>> model.predict_expression("grace_hopper.jpg").labels
@@ -285,11 +291,11 @@ class FaceModel(Freezable, Model):
 
         Args:
             crops: normalized, (F, 3, S, S).
-            names: names of stages, one or several, see ``stage``.
+            names: one or several names of ``stage``, such as ``"encode_expression"``.
             batch_size: crops per forward pass.
 
         Returns:
-            float32 result of the stage, see ``stage``; a dict by name for several names.
+            float32 features or logits (F, D), or crops (F, 3, S, S); a dict for several names.
 
         Raises:
             UnsupportedError: if this model lacks one of them.
@@ -380,8 +386,8 @@ class FaceModel(Freezable, Model):
         Args:
             images: one image or several.
             stage: the function.
-            options: see there.
-            measured: whether to measure the faces, see ``faces_of``.
+            options: of the pipeline of images.
+            measured: whether to measure pose and quality of the faces.
 
         Returns:
             float32 result with one row per face, and the faces; None for aligned crops.

@@ -23,7 +23,11 @@ class DecodingModel(FaceModel):
     """
 
     def reconstruct(self, images: Images, **options: Unpack[ImageKeywords]) -> Tensor:
-        """Decode the faces in images from their features; see ``encode_expression``.
+        """Decode the faces in images from their features.
+
+        Args:
+            images: one image or several.
+            **options: choice and detection of the faces, as in ``encode_expression``.
 
         Returns:
             RGB crops in [0, 1], (F, 3, S, S).
@@ -38,14 +42,21 @@ class DecodingModel(FaceModel):
     def neutralize(
         self, images: Images, *, detail: bool | None = None, **options: Unpack[ImageKeywords]
     ) -> Tensor:
-        """Remove the expression of the faces; see ``reconstruct``.
+        """Remove the expression of the faces in images.
 
         Args:
             images: one image or several.
             detail: apply what the decoder changes to the crops, which keeps their detail, see
                 ``facezoo.models.detail``; False returns what it decodes from the features alone;
                 None for the model's ``keeps_detail``.
-            **options: see ``encode_expression``.
+            **options: choice and detection of the faces, as in ``encode_expression``.
+
+        Returns:
+            RGB crops in [0, 1], (F, 3, S, S).
+
+        Raises:
+            NoFaceError: if an image has no face and ``on_missing`` is ``"raise"``.
+            UnsupportedError: if this model has no decoder.
         """
         before, after = self.stage("reconstruct"), self.stage("neutralize")
         if not self._edits_crops(detail):
@@ -58,7 +69,19 @@ class DecodingModel(FaceModel):
         return edited
 
     def frontalize(self, images: Images, **options: Unpack[ImageKeywords]) -> Tensor:
-        """Decode the faces as seen from the front; see ``reconstruct``."""
+        """Decode the faces as seen from the front.
+
+        Args:
+            images: one image or several.
+            **options: choice and detection of the faces, as in ``encode_expression``.
+
+        Returns:
+            RGB crops in [0, 1], (F, 3, S, S).
+
+        Raises:
+            NoFaceError: if an image has no face and ``on_missing`` is ``"raise"``.
+            UnsupportedError: if this model has no such decoder.
+        """
         return self._encode_crops(images, self.stage("frontalize"), ImageOptions(**options))
 
     def _edits_crops(self, detail: bool | None) -> bool:
@@ -66,7 +89,7 @@ class DecodingModel(FaceModel):
         return bool(self.keeps_detail if detail is None else detail)
 
     def edited(self, crops: Tensor, before: Tensor, after: Tensor) -> Tensor:
-        """Apply the difference of two decoded crops to a crop; see ``keep_detail``.
+        """Apply the difference of two decoded crops to a crop, so that the crop keeps its detail.
 
         Args:
             crops: normalized, as the other two, (B, 3, S, S).

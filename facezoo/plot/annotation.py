@@ -68,7 +68,7 @@ def annotate(
     """Draw faces on a copy of an image.
 
     Args:
-        image: an image, see ``facezoo.preprocess.images.read_image``.
+        image: an image: a path, bytes, a PIL image, an array or a tensor.
         result: faces, with or without their expressions.
         image_index: index of this image among the images of ``result``.
         style: ``"box"``; ``"label"`` for the class and its probability; ``"bars"`` for the three

@@ -107,7 +107,7 @@ def faces(
     Args:
         images: all images of ``result``, in the same order.
         result: faces, with or without their expressions.
-        style: ``"box"``, ``"label"`` or ``"bars"``, see ``annotate``; None for bars with up to four
+        style: ``"box"``, ``"label"`` or ``"bars"``; None for bars with up to four
             faces, else labels.
         landmarks: whether to draw the five landmarks.
 
@@ -345,11 +345,12 @@ def embedding(
     Args:
         rows: features, (F, D); rows of NaN are left out.
         names: a name per face, F; None for one color.
-        method: ``"pca"`` or ``"tsne"``, see ``plane``.
+        method: ``"pca"`` for two principal components, or ``"tsne"``, which needs scikit-learn.
         title: title of the plot.
 
     Raises:
-        ValueError: if the numbers of rows and names differ, or ``plane`` raises it.
+        ValueError: if the numbers of rows and names differ, there are fewer than three faces, or
+            ``method`` has another value.
 
     Examples:
         >>> figure = facezoo.plot.embedding(torch.randn(20, 32), names=["a", "b"] * 10)

@@ -23,7 +23,7 @@ class VideoWriter:
 
     Args:
         path: file to write: ``.mp4``, ``.mov`` or ``.mkv`` (H.264), or ``.webm`` (VP9).
-        style: ``"box"``, ``"label"`` or ``"bars"``, see ``annotate``; None for bars with up to four
+        style: ``"box"``, ``"label"`` or ``"bars"``; None for bars with up to four
             faces, else labels.
         landmarks: whether to draw the five landmarks.
     """
@@ -91,7 +91,7 @@ def save_video(
     Args:
         frames: results of ``facezoo.video``.
         path: file to write: ``.mp4``, ``.mov`` or ``.mkv`` (H.264), or ``.webm`` (VP9).
-        style: ``"box"``, ``"label"`` or ``"bars"``, see ``annotate``; None for bars with up to four
+        style: ``"box"``, ``"label"`` or ``"bars"``; None for bars with up to four
             faces, else labels.
         landmarks: whether to draw the five landmarks.
 
@@ -115,7 +115,17 @@ def save_video(
 def annotate_frame(
     frame: VideoFrame, *, style: Style | None = "label", landmarks: bool = False
 ) -> Image.Image:
-    """Draw the faces of a frame with the numbers of their tracks; see ``annotate``."""
+    """Draw the faces of a frame with the numbers of their tracks.
+
+    Args:
+        frame: a frame of ``facezoo.video``.
+        style: ``"box"``, ``"label"`` or ``"bars"``; None for bars with up to four faces, else
+            labels.
+        landmarks: whether to draw the five landmarks.
+
+    Returns:
+        The frame as an RGB picture.
+    """
     names = [f"#{number}" for number in frame.track.tolist()]
     return annotate(
         frame.image, frame.prediction, style=style, landmarks=landmarks, names=names, scale=1

@@ -38,7 +38,7 @@ def read_images(sources: Images) -> list[NDArray[np.uint8]]:
     """Read one or several images as RGB.
 
     Args:
-        sources: see ``as_list``.
+        sources: one image or several: paths, bytes, PIL images, arrays or tensors.
 
     Returns:
         One array (H, W, 3) per image, as from ``read_image``; sizes may differ.

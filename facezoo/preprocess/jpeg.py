@@ -86,7 +86,7 @@ def read_or_keep(source: ImageSource, index: int | None, decoder: JpegDecoder) -
         decoder: decoder of JPEG files.
 
     Raises:
-        ImageError: see ``read_image``. ``decode`` returns the errors of files that are kept.
+        ImageError: if the image cannot be read; ``decode`` returns the errors of kept files.
     """
     if decoder == "nvjpeg" and isinstance(source, (str, os.PathLike, bytes)):
         try:

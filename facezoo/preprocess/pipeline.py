@@ -220,7 +220,7 @@ def face_batches(
     """Read images and find their faces in batches.
 
     Args:
-        sources: see ``read_batches``.
+        sources: single images, or inputs of ``read``, as in ``read_batches``.
         device: device of the images and of the detector.
         options: choice of faces, batch size and progress bar.
         runtime: runtime of the detector.
@@ -228,7 +228,7 @@ def face_batches(
         **reading: further arguments of ``read_batches``.
 
     Raises:
-        ImageError: see ``read_batches``.
+        ImageError: if an image cannot be read and ``collect_errors`` is False.
         NoFaceError: if an image has no face and ``on_missing`` is ``"raise"``. All images are
             searched before, and ``missing`` holds every such index.
     """

@@ -62,9 +62,9 @@ def views_of(
         index: index of the image.
         quarters: rotation to search at, quarter turns counterclockwise.
         detector: the network.
-        min_side: see ``DetectionConfig``, as the next.
-        max_side: see there.
-        min_face: see there.
+        min_side: least longer side of the image at detection, pixels.
+        max_side: largest longer side of the image at detection, pixels.
+        min_face: smallest side of a face to find, pixels of the image; None for one view.
     """
     size = (image.shape[0], image.shape[1])
     pixels = image.permute(2, 0, 1)[None]

@@ -78,8 +78,8 @@ def check_data(out: Path, data: Mapping[str, Any], *earlier: Path) -> None:
     """Add the digest of the training data to a run's record, or compare it with the record.
 
     Args:
-        out: folder of the run, see ``begin_run``.
-        data: digest of the data, see ``digest_of_files``.
+        out: folder of the run, with its ``run.json``.
+        data: digest of the data, such as the sizes and hashes of ``digest_of_files``.
         earlier: folders of earlier runs that must have used the same data.
 
     Raises:

@@ -41,7 +41,8 @@ def convert_file(
         source: the pickled state dict.
         target: the folder to write; None for ``source`` without its suffix.
         template: the mean training face with triangles, in millimeters.
-        scale: millimeters that are 1 for the network; see ``SCALES_MM``.
+        scale: millimeters that are 1 for the network: 573 for FaceScape, 156 for BU-3DFE, 260 for
+            CoMA.
         overwrite: replace an existing checkpoint.
 
     Returns:
@@ -70,7 +71,7 @@ def from_published(
     Args:
         tensors: by name, ``conv1.weight`` and so on.
         template: the mean training face, with triangles.
-        scale: millimeters that are 1 for the network; see ``SCALES_MM``.
+        scale: millimeters that are 1 for the network, such as those in ``SCALES_MM``.
         landmarks: vertices of the template for the alignment of meshes, K.
 
     Raises:

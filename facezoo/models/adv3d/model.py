@@ -39,8 +39,8 @@ class Adv3D(MeshModel):
         identity_dim: dimensions of z_id.
         expression_dim: dimensions of z_exp.
         scale: millimeters that are 1 for the network.
-        hidden_dim: hidden units between features and codes, see ``VAE``.
-        code_statistics: store the distribution of the training codes, see ``MeshModel``.
+        hidden_dim: hidden units between features and codes; 0 for linear codes, as in the paper.
+        code_statistics: store the distribution of the training codes, which detects unusual meshes.
         shape_axes: number of stored principal axes of the training meshes, for registration.
     """
 
@@ -135,7 +135,13 @@ class Adv3D(MeshModel):
         return self.decode(codes["id_mean"], codes["exp_mean"])
 
     def embed(self, points: Tensor) -> Tensor:
-        """Compute the features before the codes, (B, 1024), with gradients; see ``forward``.
+        """Compute the features before the codes, with gradients.
+
+        Args:
+            points: vertices in the frame of the template, mm, (B, N, 3).
+
+        Returns:
+            (B, 1024).
 
         Raises:
             ValueError: if ``points`` is not (B, N, 3).
@@ -148,11 +154,11 @@ class Adv3D(MeshModel):
         return self.vae.features((points / self.scale).to(self.dtype))
 
     def embed_identity(self, points: Tensor) -> Tensor:
-        """Compute the means of z_id, with gradients, (B, L); see ``forward``."""
+        """Compute the means of z_id, (B, L), of points (B, N, 3) in mm; gradients are kept."""
         return self.vae.distributions(self.embed(points))["id_mean"]
 
     def embed_expression(self, points: Tensor) -> Tensor:
-        """Compute the means of z_exp, with gradients, (B, L); see ``forward``."""
+        """Compute the means of z_exp, (B, L), of points (B, N, 3) in mm; gradients are kept."""
         return self.vae.distributions(self.embed(points))["exp_mean"]
 
     def decode(self, z_id: Tensor, z_exp: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -173,11 +179,11 @@ class Adv3D(MeshModel):
         """Encode z_exp of meshes.
 
         Args:
-            meshes: one or several; see ``MeshModel``.
+            meshes: one or several files, ``Mesh`` objects or arrays.
             sample: sample from the posterior; False takes its mean.
             generator: of the samples, on the CPU.
             batch_size: meshes per forward pass.
-            place: ``units``, ``align`` and ``landmarks``; see ``MeshModel``.
+            place: ``units``, ``align`` and ``landmarks``, as in ``MeshModel``.
 
         Returns:
             float32, (M, L).
@@ -198,14 +204,21 @@ class Adv3D(MeshModel):
         batch_size: int = 32,
         **place: Unpack[MeshKeywords],
     ) -> Tensor:
-        """Encode z_id of meshes; see ``encode_expression``."""
+        """Encode z_id of meshes, float32, (M, L).
+
+        Arguments and errors are those of ``encode_expression``.
+        """
         placed = self._place(meshes, **place)
         return self._encode(placed, batch_size, sample, generator).identity
 
     def encode(
         self, meshes: Meshes, *, batch_size: int = 32, **place: Unpack[MeshKeywords]
     ) -> MeshEncoding:
-        """Encode both codes of meshes; see ``encode_expression``."""
+        """Encode both codes of meshes; arguments and errors are those of ``encode_expression``.
+
+        Returns:
+            Means of z_exp and z_id, (M, L) each, and the distance to the reconstruction, mm, (M,).
+        """
         return self._encode(self._place(meshes, **place), batch_size)
 
     @torch.no_grad()
@@ -285,10 +298,17 @@ class Adv3D(MeshModel):
         """Encode and decode meshes.
 
         Args:
-            meshes: one or several; see ``MeshModel``.
+            meshes: one or several files, ``Mesh`` objects or arrays.
             topology: ``"template"`` returns the template's triangles, in millimeters;
                 ``"input"`` deforms registered meshes, which keep their own vertices and units.
-            place: ``units``, ``align`` and ``landmarks``; see ``MeshModel``.
+            place: ``units``, ``align`` and ``landmarks``, as in ``MeshModel``.
+
+        Returns:
+            M meshes.
+
+        Raises:
+            ValueError: if units are missing, a mesh is damaged or in the wrong place, or
+                ``topology`` is ``"input"`` and a mesh was not registered.
         """
         placed = self._place(meshes, **place)
         codes = self._encode(placed)
@@ -301,7 +321,10 @@ class Adv3D(MeshModel):
         topology: Literal["template", "input"] = "template",
         **place: Unpack[MeshKeywords],
     ) -> list[Mesh]:
-        """Return the neutral faces of meshes, from z_id only; see ``reconstruct``."""
+        """Return the neutral faces of M meshes, from z_id only, in millimeters or as ``topology``.
+
+        Arguments and errors are those of ``reconstruct``.
+        """
         placed = self._place(meshes, **place)
         return in_topology(topology, placed, self.synthesize(self._encode(placed).identity))
 
@@ -318,11 +341,16 @@ class Adv3D(MeshModel):
         Args:
             source: one mesh for all targets, or one per target.
             target: one or several.
-            topology: of the result, the template's or that of the target; see ``reconstruct``.
-            place: ``units``, ``align`` and ``landmarks`` of both; see ``MeshModel``.
+            topology: ``"template"`` returns the template's triangles, in millimeters;
+                ``"input"`` deforms registered targets, which keep their own vertices and units.
+            place: ``units``, ``align`` and ``landmarks`` of both, as in ``MeshModel``.
+
+        Returns:
+            One mesh per target.
 
         Raises:
-            ValueError: if the numbers of meshes do not match, and as in ``encode_expression``.
+            ValueError: if the numbers of meshes do not match, units are missing, or a mesh is
+                damaged or in the wrong place.
         """
         expression = self.encode_expression(source, **place)
         placed = self._place(target, **place)
@@ -351,7 +379,7 @@ class Adv3D(MeshModel):
             b: one mesh.
             steps: number of meshes, both ends included.
             what: the code to interpolate.
-            place: ``units``, ``align`` and ``landmarks`` of both; see ``MeshModel``.
+            place: ``units``, ``align`` and ``landmarks`` of both, as in ``MeshModel``.
 
         Returns:
             ``steps`` meshes, millimeters.
@@ -380,6 +408,9 @@ class Adv3D(MeshModel):
         Args:
             identity: z_id of M faces, or of one, (M, L).
             expression: z_exp of M faces, or of one, (M, L).
+
+        Returns:
+            M meshes with the template's triangles.
 
         Raises:
             ValueError: if a code has another size, or their numbers do not match.

@@ -124,7 +124,11 @@ class IPDFER(DecodingModel):
         return features
 
     def expression_basis(self) -> tuple[Tensor, Tensor] | None:
-        """Return the subspace of ``expression_rank`` dimensions; see ``FaceModel``."""
+        """Return the subspace of the R = ``expression_rank`` dimensions that f_exp keeps to.
+
+        Returns:
+            Origin, (D,), and orthonormal basis, (D, R); None if f_exp fills all D dimensions.
+        """
         encoder = self.expression_encoder
         if not isinstance(encoder.projection, nn.Sequential):
             return None
@@ -191,9 +195,17 @@ class IPDFER(DecodingModel):
         return self.pose_encoder.pose(images)
 
     def predict_pose(self, images: Images, **options: Unpack[ImageKeywords]) -> PosePrediction:
-        """Estimate the head poses of the faces in images; see ``encode_expression``.
+        """Estimate the head poses of the faces in images.
+
+        Args:
+            images: one image or several.
+            **options: choice and detection of the faces, as in ``encode_expression``.
+
+        Returns:
+            Yaw, pitch and roll in degrees, (F,) each, and the faces.
 
         Raises:
+            NoFaceError: if an image has no face and ``on_missing`` is ``"raise"``.
             UnsupportedError: if this model has no pose bottleneck.
         """
         if "predict_pose" in self.absent:
@@ -226,7 +238,7 @@ class IPDFER(DecodingModel):
             features: f_id, f_id + f_pose or f_id + f_pose + f_exp (Sec. 3.1), (B, D).
 
         Returns:
-            Normalised like the crops that go in, (B, 3, 112, 112).
+            Crops with the normalization of the input crops, (B, 3, 112, 112).
 
         Raises:
             UnsupportedError: if this model has no decoder.
@@ -270,8 +282,10 @@ class IPDFER(DecodingModel):
             target: images of the identity and the pose.
             strength: factor on the difference of the two f_exp: 0 for the target's own expression,
                 1 for the source's; more exaggerates it.
-            detail: see ``neutralize``.
-            **options: see ``encode_expression``; by default the largest face of each image.
+            detail: edit the crop of the target, which keeps its detail; False returns the decoded
+                face; None for the model's ``keeps_detail``.
+            **options: choice and detection of the faces, as in ``encode_expression``; by default
+                the largest face of each image.
 
         Returns:
             RGB crops in [0, 1] in the model's template, (F, 3, 112, 112); none without a target

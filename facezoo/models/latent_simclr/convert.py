@@ -70,7 +70,7 @@ def convert_generator(
     Args:
         source: the pickled file.
         target: output file; None for ``source`` with the suffix ``.safetensors``.
-        key: see ``stylegan2_from``; None for ``"g_ema"``.
+        key: ``"g_ema"`` for the EMA generator, ``"g"`` for the training one; None for ``"g_ema"``.
         overwrite: replace ``target`` if it exists.
 
     Returns:

@@ -129,7 +129,7 @@ def read_labels(path: str | Path, count: int) -> dict[str, Tensor]:
 def fit_directions(
     codes: Tensor, labels: Mapping[str, Tensor], penalty: float = 1e-3
 ) -> dict[str, Tensor]:
-    """Fit one direction per attribute with linear SVMs; see ``fit_direction``.
+    """Fit one direction per attribute with a linear SVM.
 
     Args:
         codes: (N, L, D).

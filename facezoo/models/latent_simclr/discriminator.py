@@ -31,7 +31,7 @@ class StyleGANDiscriminator(nn.Module):
 
     Args:
         size: image side S, a power of 2 of at least 8, pixels.
-        channel_multiplier: factor on the channels; see ``StyleGANGenerator``.
+        channel_multiplier: a layer has this times 16384 / side channels.
         max_channels: largest number of channels.
 
     Raises:

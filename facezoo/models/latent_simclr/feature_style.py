@@ -74,7 +74,7 @@ class FeatureStyleEncoder(nn.Module):
         return self._codes(stages), self.head(stages[2])
 
     def encode_codes(self, images: Tensor) -> Tensor:
-        """Encode images as codes only; see ``forward``."""
+        """Encode images, RGB in [-1, 1], (B, 3, H, H), as codes w in W+ only, (B, L, D)."""
         return self._codes(self._stages(images))
 
     def _stages(self, images: Tensor) -> list[Tensor]:

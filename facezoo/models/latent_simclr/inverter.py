@@ -85,7 +85,10 @@ class StyleGANInverter(nn.Module):
         """Load the inverter of a latent-simclr checkpoint, in eval mode, on the CPU.
 
         Args:
-            name: see ``FaceModel.from_pretrained``.
+            name: name of a checkpoint, or path of its folder or file.
+
+        Returns:
+            The inverter.
 
         Raises:
             UnsupportedError: if the family of the checkpoint has no generator.
@@ -201,7 +204,7 @@ class StyleGANInverter(nn.Module):
         return self.move_by(inversion, amounts * rows)
 
     def move_by(self, inversion: Inversion, change: Tensor) -> Inversion:
-        """Add a change (B, L, D) or (L, D) to the codes, and move the feature; see ``move``."""
+        """Add a change (B, L, D) or (L, D) to the codes, and move the feature as ``move`` does."""
         codes = inversion.w_plus
         moved = codes + change
         before, after = (self.generator.features(w, self.layer) for w in (codes, moved))
@@ -210,10 +213,17 @@ class StyleGANInverter(nn.Module):
     def edit(
         self, images: Tensor, direction: Tensor, strength: float | Tensor, refine_steps: int = 0
     ) -> Tensor:
-        """Change one attribute of images; see ``invert`` and ``move``.
+        """Invert images, move their codes along a direction, and generate them again.
+
+        Args:
+            images: RGB in [-1, 1], (B, 3, S, S).
+            direction: (D,), (1, D) or (L, D).
+            strength: factor on the direction: one number, or (B,).
+            refine_steps: steps of Adam of the inversion; 0 for the encoder's output.
 
         Returns:
-            Images, (B, 3, S, S); gradients to the direction and the strength are kept.
+            Images, around [-1, 1], (B, 3, S, S); gradients to the direction and the strength are
+            kept.
 
         Raises:
             ValueError: if a shape does not fit.

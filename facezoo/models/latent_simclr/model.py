@@ -33,8 +33,8 @@ class LatentSimCLR(DecodingModel):
         size: side of the crops and of the generator's images, pixels.
         style_dim: size D of a style.
         mapping_layers: depth of the generator's mapping network.
-        channel_multiplier: see ``StyleGANGenerator``.
-        max_channels: see ``StyleGANGenerator``.
+        channel_multiplier: a layer of the generator has this times 16384 / side channels.
+        max_channels: largest number of channels of a layer of the generator.
         depths: residual blocks per stage of the inversion's trunk.
         width: channels of the trunk's first stage.
         trunk_size: side to which crops are resized for the trunk; None for ``encoder_for``'s.
@@ -144,13 +144,13 @@ class LatentSimCLR(DecodingModel):
         """Compute the expression features h of the faces in images, or of codes.
 
         Args:
-            images: one image or several; see ``FaceModel.encode_expression``.
+            images: one image or several.
             w_plus: codes in place of images, (F, L, D).
-            compact: see ``FaceModel.encode_expression``.
-            **options: see ``FaceModel.encode_expression``.
+            compact: without effect, because the features fill all their dimensions.
+            **options: choice and detection of the faces, as in ``FaceModel.encode_expression``.
 
         Returns:
-            (F, num_features).
+            float32 features on the model's device, (F, num_features).
 
         Raises:
             ValueError: unless exactly one of ``images`` and ``w_plus`` is given.
@@ -164,26 +164,48 @@ class LatentSimCLR(DecodingModel):
         w_plus: Tensor | None = None,
         **options: Unpack[ImageKeywords],
     ) -> Tensor:
-        """Compute identity features of faces in images, or of codes; see ``encode_expression``."""
+        """Compute the identity features of the faces in images, or of codes.
+
+        Args:
+            images: one image or several.
+            w_plus: codes in place of images, (F, L, D).
+            **options: choice and detection of the faces, as in ``FaceModel.encode_expression``.
+
+        Returns:
+            float32 features on the model's device, (F, num_features).
+
+        Raises:
+            ValueError: unless exactly one of ``images`` and ``w_plus`` is given.
+        """
         return self._features(images, w_plus, "encode_identity", ImageOptions(**options))
 
     def encode_factors(self, images: Images, **options: Unpack[ImageKeywords]) -> Inversion:
-        """Compute codes of W+ and the feature of faces in images; see ``encode_expression``."""
+        """Compute the codes of W+ and the feature map f of the faces in images.
+
+        Args:
+            images: one image or several.
+            **options: choice and detection of the faces, as in ``FaceModel.encode_expression``.
+
+        Returns:
+            Codes ``w_plus``, (F, L, D), and ``feature``, (F, C, H, H).
+        """
         inversion: Inversion = self._encode(images, self.embed_factors, ImageOptions(**options))[0]
         return inversion
 
     def invert(
         self, images: Images, refine_steps: int = 0, **options: Unpack[ImageKeywords]
     ) -> Inversion:
-        """Refine ``encode_factors`` by optimization; see ``StyleGANInverter.invert``.
+        """Compute codes and feature as ``encode_factors``, and refine them by optimization.
+
+        The result is the best step, so the squared error of the pixels never gets larger.
 
         Args:
-            images: one image or several; see ``FaceModel.encode_expression``.
+            images: one image or several.
             refine_steps: steps of Adam on the codes and the feature; 0 for the encoder's output.
-            **options: see ``FaceModel.encode_expression``.
+            **options: choice and detection of the faces, as in ``FaceModel.encode_expression``.
 
         Returns:
-            Codes and feature.
+            Codes ``w_plus``, (F, L, D), and ``feature``, (F, C, H, H).
 
         Raises:
             ValueError: if ``refine_steps`` is negative.
@@ -224,14 +246,14 @@ class LatentSimCLR(DecodingModel):
         strength: float,
         **options: Unpack[ImageKeywords],
     ) -> Tensor:
-        """Change one attribute of the faces in images; see ``reconstruct``.
+        """Change one attribute of the faces in images.
 
         Args:
-            images: one image or several; see ``FaceModel.encode_expression``.
+            images: one image or several.
             direction: one of ``architecture["directions"]``, or your own, (1, D) or (L, D).
             strength: size of the change; 1 is a standard deviation of real faces for the model's
                 own directions.
-            **options: see ``FaceModel.encode_expression``.
+            **options: choice and detection of the faces, as in ``FaceModel.encode_expression``.
 
         Returns:
             RGB crops in [0, 1], (F, 3, S, S).
@@ -257,7 +279,8 @@ class LatentSimCLR(DecodingModel):
         Args:
             images: images of pose, shape and expression, F faces.
             appearance: images of the other styles, F faces.
-            **options: see ``FaceModel.encode_expression``; by default the largest face of each.
+            **options: choice and detection of the faces, as in ``FaceModel.encode_expression``; by
+                default the largest face of each image.
 
         Returns:
             RGB crops in [0, 1], (F, 3, S, S).
@@ -287,7 +310,8 @@ class LatentSimCLR(DecodingModel):
         Args:
             source: images of the expression: one, or as many faces as ``target`` has.
             target: images of the appearance.
-            **options: see ``FaceModel.encode_expression``; by default the largest face of each.
+            **options: choice and detection of the faces, as in ``FaceModel.encode_expression``; by
+                default the largest face of each image.
 
         Returns:
             RGB crops in [0, 1], (F, 3, S, S); none without a target face.

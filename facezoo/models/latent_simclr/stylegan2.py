@@ -139,7 +139,7 @@ class StyleGANGenerator(nn.Module):
         noise: Noise | None = None,
         replace: Mapping[int, Tensor] | None = None,
     ) -> Tensor:
-        """Generate images, (B, 3, S, S); see ``synthesize``."""
+        """Generate images around [-1, 1], (B, 3, S, S); arguments are those of ``synthesize``."""
         return self.synthesize(codes, noise, replace).images
 
     def synthesize(

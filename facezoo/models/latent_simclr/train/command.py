@@ -61,12 +61,12 @@ def run(
 ) -> Path:
     """Train one part by a recipe; each part needs the earlier parts in the same folder.
 
-    An interrupted run resumes when it is called again, and label_extremes at the same weights.
+    An interrupted run resumes when it is called again, and ends at the same weights.
 
     Args:
         part: one of ``PARTS``.
-        data: see ``read_face_crops``. The last part needs ``lfw.parquet``, whose labels the
-            directions are fitted to.
+        data: folder with ``lfw.parquet``, or of images. The last part fits the directions to the
+            labels in ``lfw.parquet``.
         out: folder of the runs; each has a folder ``<recipe>-seed<n>``.
         seed: seed of weights, order and random numbers.
         device: where to train.
