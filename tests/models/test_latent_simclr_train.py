@@ -56,7 +56,7 @@ def _tiny(monkeypatch, tmp_path):
 
     grey = (0.5, 0.5, 0.5)
     network = timm.create_model("test_resnet.r160_in1k")
-    monkeypatch.setattr(feature_maps, "_backbone", lambda name: (network, grey, grey))
+    monkeypatch.setattr(feature_maps, "_backbone", lambda *_: (network, grey, grey))
     monkeypatch.setitem(RECIPES, "preview", TINY)
     write_lfw(tmp_path, train=16, val=4)
 
