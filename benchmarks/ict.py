@@ -36,7 +36,7 @@ def linear_methods(train: Tensor, test: Tensor) -> dict[str, tuple[Tensor, Tenso
     """
     neutral, offsets = train[:, 0], train - train[:, :1]
     middle, basis = principal(neutral, CODE)
-    directions = principal(offsets.flatten(0, 1), CODE, centre=False)[1]
+    directions = principal(offsets.flatten(0, 1), CODE, center=False)[1]
     both = torch.cat([basis, directions])
     codes = (test - middle) @ torch.linalg.pinv(both)
     identity = middle + codes[..., : len(basis)] @ basis
@@ -54,19 +54,19 @@ def linear_methods(train: Tensor, test: Tensor) -> dict[str, tuple[Tensor, Tenso
     }
 
 
-def principal(rows: Tensor, count: int, centre: bool = True) -> tuple[Tensor, Tensor]:
+def principal(rows: Tensor, count: int, center: bool = True) -> tuple[Tensor, Tensor]:
     """Compute the mean (D,) and up to ``count`` principal axes (C, D) of rows (R, D)."""
-    middle = rows.mean(0) if centre else torch.zeros_like(rows[0])
+    middle = rows.mean(0) if center else torch.zeros_like(rows[0])
     _, sizes, axes = torch.linalg.svd(rows - middle, full_matrices=False)
     return middle, axes[: min(count, int((sizes > 1e-6 * sizes[0]).sum()))]
 
 
 def regressed(inputs: Tensor, targets: Tensor, test: Tensor, penalty: float = 1e-6) -> Tensor:
     """Fit ridge regression of targets (R, D) on inputs (R, D), and apply it to test (Q, E, D)."""
-    centre, mean = inputs.mean(0), targets.mean(0)
-    rows = inputs - centre
+    center, mean = inputs.mean(0), targets.mean(0)
+    rows = inputs - center
     gram = rows.T @ rows + penalty * torch.eye(rows.shape[1], dtype=rows.dtype)
-    return mean + (test - centre) @ torch.linalg.solve(gram, rows.T @ (targets - mean))
+    return mean + (test - center) @ torch.linalg.solve(gram, rows.T @ (targets - mean))
 
 
 def person_effect(train: Tensor, test: Tensor) -> Tensor:
@@ -76,8 +76,8 @@ def person_effect(train: Tensor, test: Tensor) -> Tensor:
     between = torch.cov(means.T) - within / count
     total = between + within
     total += 1e-9 * total.diagonal().mean() * torch.eye(len(total), dtype=total.dtype)
-    centre = means.mean(0)
-    return centre + (test - centre) @ torch.linalg.solve(total, between)
+    center = means.mean(0)
+    return center + (test - center) @ torch.linalg.solve(total, between)
 
 
 def face_row(name: str, needs: str, scores: MeshScores, rebuilt: bool) -> dict[str, object]:
@@ -173,7 +173,7 @@ def linear_rows(train: Tensor, test: Tensor, narrow: Tensor) -> list[dict[str, o
     flat = (train - middle).flatten(2).double()
     draw = torch.Generator().manual_seed(0)
     some = flat.flatten(0, 1)[torch.randperm(flat.shape[0] * flat.shape[1], generator=draw)[:900]]
-    axes = principal(some, 300, centre=False)[1]
+    axes = principal(some, 300, center=False)[1]
 
     def shapes(coordinates: Tensor) -> Tensor:
         return ((coordinates @ axes).float()).unflatten(-1, (-1, 3)) + middle

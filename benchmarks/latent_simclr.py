@@ -94,7 +94,7 @@ def codes_of(model: LatentSimCLR, crops: Tensor) -> Tensor:
 # --- the generator --------------------------------------------------------------------------------
 
 
-class Recogniser:
+class Recognizer:
     """Compute E_id of crops of any size, in its template."""
 
     def __init__(self) -> None:
@@ -112,14 +112,14 @@ class Recogniser:
 @torch.inference_mode()
 def samples(generator: StyleGANGenerator, count: int, psi: float = 1.0) -> Tensor:
     draw = torch.Generator().manual_seed(0)
-    centre = generator.mean_code(10_000, draw)
+    center = generator.mean_code(10_000, draw)
     z = torch.randn(count, generator.style_dim, generator=draw)
     noise = generator.stored_noise()
-    return torch.cat([generator(generator.map(p, psi, centre), noise) for p in z.split(256)])
+    return torch.cat([generator(generator.map(p, psi, center), noise) for p in z.split(256)])
 
 
 def generator_table(
-    model: LatentSimCLR, early: Path, real: Tensor, know: Recogniser, inception: Path | None
+    model: LatentSimCLR, early: Path, real: Tensor, know: Recognizer, inception: Path | None
 ) -> list[dict]:
     """Measure distance, diversity and copies of generators, and of half of the real crops."""
     generator = model.inverter.generator
@@ -175,7 +175,7 @@ def standard(
 # --- inversion ------------------------------------------------------------------------------------
 
 
-def quality(drawn: Tensor, crops: Tensor, know: Recogniser) -> dict[str, float]:
+def quality(drawn: Tensor, crops: Tensor, know: Recognizer) -> dict[str, float]:
     drawn = drawn.clamp(-1, 1)
     error = (drawn - crops).square().mean((1, 2, 3))
     ours, theirs = (side.permute(0, 2, 3, 1).numpy() for side in (drawn, crops))
@@ -191,7 +191,7 @@ def quality(drawn: Tensor, crops: Tensor, know: Recogniser) -> dict[str, float]:
     }
 
 
-def inversion_table(model: LatentSimCLR, crops: Tensor, know: Recogniser) -> list[dict]:
+def inversion_table(model: LatentSimCLR, crops: Tensor, know: Recognizer) -> list[dict]:
     """Measure the reconstruction of images of unseen identities."""
     inverter = model.inverter
     with torch.inference_mode():
@@ -336,7 +336,7 @@ def identity_table(model: LatentSimCLR, people: Pack, data: Path) -> list[dict]:
 
 def main(options: argparse.Namespace) -> dict:
     model = facezoo.load(options.name, device="cpu")
-    know = Recogniser()
+    know = Recognizer()
     keys = [("lfw", "train"), ("lfw", "val"), ("london_expr", "")]
     keys += [("ferplus", "train"), ("ferplus", "test")]
     packs = {key: read(options.data, *key, model) for key in keys}

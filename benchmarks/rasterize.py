@@ -39,15 +39,15 @@ def scene(batch: int, size: int, device: torch.device) -> tuple[torch.Tensor, ..
     view[:, 1] = torch.linspace(-1, 1, batch) * torch.pi / 4
     points = camera.unproject(depth_map(size)).flatten(1, 2).expand(batch, -1, -1)
     projected = camera.project(to_view(points, view)).to(device)
-    colours = torch.rand(batch, size * size, 3, device=device)
-    return projected, colours, grid_triangles(size, size, device)
+    colors = torch.rand(batch, size * size, 3, device=device)
+    return projected, colors, grid_triangles(size, size, device)
 
 
 def main(
     batch: int = 16, size: int = 128, device: str = "cpu", repeats: int = 5, pytorch3d: bool = True
 ) -> dict:
     place = torch.device(device)
-    projected, colours, triangles = scene(batch, size, place)
+    projected, colors, triangles = scene(batch, size, place)
 
     def wait() -> None:
         if place.type == "cuda":
@@ -56,7 +56,7 @@ def main(
     def draw(renderer: str) -> torch.Tensor:
         leaf = projected.clone().requires_grad_()
         fragments = rasterize(leaf, triangles, (size, size), renderer)
-        return interpolate(fragments, colours).square().sum()
+        return interpolate(fragments, colors).square().sum()
 
     renderers = ["torch", "pytorch3d"] if pytorch3d and has_pytorch3d() else ["torch"]
     wall, cpu = ({name: [] for name in [*renderers, "torch backward"]} for _ in range(2))

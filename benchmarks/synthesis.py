@@ -121,7 +121,7 @@ class Plain:
 
     def draw(self, code, noise, swapped=None) -> torch.Tensor:
         """Draw one image of one code (L, D), with replaced features of some layers."""
-        features, colours = self.state["input.input"], None
+        features, colors = self.state["input.input"], None
         for k in range(self.layers):
             name = "conv1" if k == 0 else f"convs.{k - 1}"
             weight = self.modulated(f"{name}.conv", code[k])
@@ -138,8 +138,8 @@ class Plain:
                 name = "to_rgb1" if k == 0 else f"to_rgbs.{k // 2 - 1}"
                 weight = self.modulated(f"{name}.conv", code[k + 1], demodulate=False)
                 seen = F.conv2d(features, weight) + self.state[f"{name}.bias"]
-                colours = seen if colours is None else seen + self.enlarged(colours)
-        return colours
+                colors = seen if colors is None else seen + self.enlarged(colors)
+        return colors
 
     def modulated(self, name, style, demodulate=True) -> torch.Tensor:
         """Modulate the weights of one convolution by a style (D,), (out, in, k, k)."""
@@ -156,10 +156,10 @@ class Plain:
         kernel = (line[:, None] * line / 16).expand(images.shape[1], 1, 4, 4)
         return F.conv2d(images, kernel, groups=images.shape[1])
 
-    def enlarged(self, colours) -> torch.Tensor:
-        _, channels, height, width = colours.shape
-        stretched = colours.new_zeros(1, channels, 2 * height, 2 * width)
-        stretched[:, :, ::2, ::2] = colours
+    def enlarged(self, colors) -> torch.Tensor:
+        _, channels, height, width = colors.shape
+        stretched = colors.new_zeros(1, channels, 2 * height, 2 * width)
+        stretched[:, :, ::2, ::2] = colors
         return self.filtered(F.pad(stretched, (2, 1, 2, 1)))
 
 

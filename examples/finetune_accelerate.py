@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import facezoo
 from facezoo.data.crops import cut_faces
-from facezoo.data.labelled import read_labelled
+from facezoo.data.labeled import read_labeled
 from facezoo.preprocess.alignment import normalize
 from facezoo.training.optim import layer_groups, set_lr
 
@@ -25,14 +25,14 @@ from facezoo.training.optim import layer_groups, set_lr
 def main(data: Path, out: Path, name: str = "ipd-fer", epochs: int = 10) -> float:
     accelerator = Accelerator()
     set_seed(0)  # the same new classifier in every process
-    labelled = read_labelled(data)
+    labeled = read_labeled(data)
     model = facezoo.load(name, device=accelerator.device)
-    model.reset_classifier(labels=labelled.classes)
+    model.reset_classifier(labels=labeled.classes)
     model.freeze(*(part for part, _ in model.named_children() if not part.startswith("expression")))
     with accelerator.main_process_first():
-        cut = cut_faces(labelled.name, labelled.images, labelled.landmarks, device=model.device)
-    train = torch.isin(cut.rows, labelled.rows("train"))
-    rows = TensorDataset(cut.images[train], labelled.labels[cut.rows[train]])
+        cut = cut_faces(labeled.name, labeled.images, labeled.landmarks, device=model.device)
+    train = torch.isin(cut.rows, labeled.rows("train"))
+    rows = TensorDataset(cut.images[train], labeled.labels[cut.rows[train]])
     loader = DataLoader(rows, batch_size=32, shuffle=True, drop_last=len(rows) > 32)
     groups = layer_groups(model, decay=0.7)
     optimizer = torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.05)

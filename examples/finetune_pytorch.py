@@ -13,20 +13,20 @@ import torch.nn.functional as F
 
 import facezoo
 from facezoo.data.crops import cut_faces
-from facezoo.data.labelled import read_labelled
+from facezoo.data.labeled import read_labeled
 from facezoo.preprocess.alignment import normalize
 from facezoo.training.optim import layer_groups, set_lr
 
 
 def main(data: Path, out: Path, name: str = "ipd-fer", epochs: int = 10) -> float:
     torch.manual_seed(0)
-    labelled = read_labelled(data)
+    labeled = read_labeled(data)
     model = facezoo.load(name)
-    model.reset_classifier(labels=labelled.classes)
-    cut = cut_faces(labelled.name, labelled.images, labelled.landmarks, device=model.device)
-    crops, labels = cut.images, labelled.labels[cut.rows]
-    val = torch.isin(cut.rows, labelled.rows("val"))
-    train = torch.isin(cut.rows, labelled.rows("train")).nonzero()[:, 0]
+    model.reset_classifier(labels=labeled.classes)
+    cut = cut_faces(labeled.name, labeled.images, labeled.landmarks, device=model.device)
+    crops, labels = cut.images, labeled.labels[cut.rows]
+    val = torch.isin(cut.rows, labeled.rows("val"))
+    train = torch.isin(cut.rows, labeled.rows("train")).nonzero()[:, 0]
     groups = layer_groups(model, decay=0.7)
     optimizer = torch.optim.AdamW(groups, lr=1e-3, weight_decay=0.05)
     set_lr([optimizer], 1.0)  # lower at the input

@@ -16,7 +16,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 
 import facezoo
 from facezoo.data.crops import cut_faces
-from facezoo.data.labelled import read_labelled
+from facezoo.data.labeled import read_labeled
 from facezoo.preprocess.alignment import normalize
 from facezoo.training.optim import layer_groups, set_lr
 
@@ -35,15 +35,15 @@ class WithLoss(nn.Module):
 
 def main(data: Path, out: Path, name: str = "ipd-fer", epochs: int = 10) -> float:
     set_seed(0)  # before the new classifier gets its random weights
-    labelled = read_labelled(data)
+    labeled = read_labeled(data)
     model = facezoo.load(name)
-    model.reset_classifier(labels=labelled.classes)
-    cut = cut_faces(labelled.name, labelled.images, labelled.landmarks, device=model.device)
+    model.reset_classifier(labels=labeled.classes)
+    cut = cut_faces(labeled.name, labeled.images, labeled.landmarks, device=model.device)
     images = normalize(cut.images.float(), model.preprocessing)
-    labels = labelled.labels[cut.rows]
+    labels = labeled.labels[cut.rows]
     rows = [{"images": i, "labels": k} for i, k in zip(images, labels, strict=True)]
     train, val = (
-        [rows[i] for i in torch.isin(cut.rows, labelled.rows(split)).nonzero()[:, 0].tolist()]
+        [rows[i] for i in torch.isin(cut.rows, labeled.rows(split)).nonzero()[:, 0].tolist()]
         for split in ("train", "val")
     )
     groups = layer_groups(model, decay=0.7)

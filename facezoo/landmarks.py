@@ -28,7 +28,7 @@ HEAD = (
     (-24.5, 67.3, -9.3),
     (24.5, 67.3, -9.3),
 )
-FOCAL, CENTRE, SHIFT = 1600.0, 80.0, 24.0
+FOCAL, CENTER, SHIFT = 1600.0, 80.0, 24.0
 """Camera that sees the ArcFace template shifted by ``SHIFT``: focal length and center, pixels."""
 
 FRONTAL_PITCH_DEG = -19.4
@@ -226,7 +226,7 @@ def _frontal_place(seen: Tensor, head: Tensor) -> Tensor:
     spread = (seen - seen.mean(1, keepdim=True)).square().sum((1, 2)).sqrt()
     flat = head[:, :2] - head[:, :2].mean(0)
     depth = FOCAL * flat.square().sum().sqrt() / spread
-    sideways = (seen.mean(1) - CENTRE) * depth[:, None] / FOCAL - head[:, :2].mean(0)
+    sideways = (seen.mean(1) - CENTER) * depth[:, None] / FOCAL - head[:, :2].mean(0)
     return torch.cat([sideways, depth[:, None]], 1)
 
 
@@ -236,7 +236,7 @@ def _project(
     """Return the rotated head, mm, (N, 5, 3), and the errors of its image, pixels, (N, 5, 2)."""
     turned = torch.einsum("nij,pj->npi", rotation, head)
     placed = turned + translation[:, None]
-    return turned, FOCAL * placed[..., :2] / placed[..., 2:] + CENTRE - seen
+    return turned, FOCAL * placed[..., :2] / placed[..., 2:] + CENTER - seen
 
 
 def _jacobian(turned: Tensor, translation: Tensor) -> Tensor:

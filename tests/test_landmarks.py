@@ -7,7 +7,7 @@ from packs import FACE
 
 from facezoo.landmarks import (
     ARCFACE_112,
-    CENTRE,
+    CENTER,
     FOCAL,
     FRONTAL_PITCH_DEG,
     HEAD,
@@ -28,7 +28,7 @@ def head_at(yaw, pitch=0.0, x=0.0, y=-35.0, depth=2900.0, roll=0.0):
     nod = np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])
     tilt = np.array([[np.cos(c), -np.sin(c), 0], [np.sin(c), np.cos(c), 0], [0, 0, 1]])
     placed = np.array(HEAD) @ (turn @ nod @ tilt).T + [x, y, depth]
-    return torch.from_numpy(FOCAL * placed[:, :2] / placed[:, 2:] + CENTRE)
+    return torch.from_numpy(FOCAL * placed[:, :2] / placed[:, 2:] + CENTER)
 
 
 @pytest.mark.parametrize("yaw", [-60, -30, -10, 0, 10, 30, 60])

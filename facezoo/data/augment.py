@@ -19,7 +19,7 @@ def augment(
     scaling: float = 0.08,
     shift: float = 0.04,
     color: float = 0.3,
-    grey: float = 0.2,
+    gray: float = 0.2,
     blur: float = 0.2,
     erase: float = 0.25,
     patch: float = 0.0,
@@ -38,9 +38,9 @@ def augment(
         scaling: standard deviation of the logarithm of the scale, cut at two.
         shift: largest shift as a share of the crop's side.
         color: brightness and contrast vary by up to this factor, channel gains by a quarter of it.
-        grey: share of the crops that lose their color.
+        gray: share of the crops that lose their color.
         blur: share of the crops that are reduced and enlarged again.
-        erase: share of the crops in which a rectangle is covered by one grey.
+        erase: share of the crops in which a rectangle is covered by one gray.
         patch: share of the crops in which a rectangle is covered by a part of another crop.
         noise: share of the crops that get Gaussian noise.
         theta: similarities from ``random_similarity`` to use, (B, 2, 3); None draws them.
@@ -59,7 +59,7 @@ def augment(
     images = _blur(images, chance.uniform() < blur, chance).expand(-1, 3, -1, -1)
     if channels == 3:
         pale = images.mean(1, keepdim=True)
-        images = torch.where((chance.uniform() < grey)[:, None, None, None], pale, images)
+        images = torch.where((chance.uniform() < gray)[:, None, None, None], pale, images)
         gains = 1 + color / 4 * (2 * torch.rand(count, 3, generator=generator) - 1)
         images = images * gains[:, :, None, None]
     mean = images.mean((1, 2, 3), keepdim=True)
@@ -69,8 +69,8 @@ def augment(
     images = ((images - mean) * contrast + mean * brightness).clamp(0, 1) * 2 - 1
     if patch:
         images = _cover(images, images.roll(1, 0), chance.uniform() < patch, chance)
-    grey_fill = torch.randn(count, 1, 1, 1, generator=generator) * 0.5
-    images = _cover(images, grey_fill, chance.uniform() < erase, chance)
+    gray_fill = torch.randn(count, 1, 1, 1, generator=generator) * 0.5
+    images = _cover(images, gray_fill, chance.uniform() < erase, chance)
     if noise:
         images = _noise(images, chance.uniform() < noise, chance, generator)
     return _jpeg(images, chance.uniform() < jpeg, chance) if jpeg else images

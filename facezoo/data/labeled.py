@@ -44,7 +44,7 @@ VALIDATION_SHARE = 0.2
 
 
 @dataclass(frozen=True)
-class LabelledImages:
+class LabeledImages:
     """Images with a class each; the N rows of all fields agree."""
 
     name: str
@@ -100,12 +100,12 @@ class LabelledImages:
         return [name or "train" for name in names]
 
 
-def read_labelled(
+def read_labeled(
     source: str | os.PathLike[str],
     *,
     label_column: str | None = None,
     classes: Sequence[str] | None = None,
-) -> LabelledImages:
+) -> LabeledImages:
     """Read images and their classes.
 
     Args:
@@ -147,12 +147,12 @@ def read_labelled(
         columns = _from_table(path, table, label_column)
     else:
         raise ValueError(f"labels come from a folder, .csv or .parquet file, got {str(path)!r}")
-    return _labelled(path, columns, classes)
+    return _labeled(path, columns, classes)
 
 
-def _labelled(
+def _labeled(
     path: Path, columns: Mapping[str, list[Any]], classes: Sequence[str] | None
-) -> LabelledImages:
+) -> LabeledImages:
     """Keep the rows whose label is among the classes."""
     words = columns["label"]
     known = _sorted_classes({word for word in words if word is not None}, columns["class"])
@@ -172,7 +172,7 @@ def _labelled(
         )
     rows = [row for row, word in enumerate(words) if word in requested]
     points = columns.get("landmarks")
-    return LabelledImages(
+    return LabeledImages(
         name=path.name,
         images=[columns["image"][row] for row in rows],
         labels=torch.tensor([requested.index(words[row] or "") for row in rows]),

@@ -124,7 +124,7 @@ def label_distributions(table: pa.Table) -> Tensor:
 
 
 def aligned_crops(
-    table: pa.Table, template: str, size: int, margin: int = 0, grey: bool = False
+    table: pa.Table, template: str, size: int, margin: int = 0, gray: bool = False
 ) -> Tensor:
     """Crop every row's face, aligned by the landmarks of the pack.
 
@@ -136,7 +136,7 @@ def aligned_crops(
         template: name of the alignment template.
         size: side of the square that the template fills, pixels.
         margin: pixels around it on every side, for random shifts.
-        grey: keep one channel instead of three.
+        gray: keep one channel instead of three.
 
     Returns:
         uint8, (N, 3 or 1, size + 2 margin, size + 2 margin).
@@ -150,5 +150,5 @@ def aligned_crops(
     def read(row: int, _: int | None) -> Any:
         return read_named(images[row].as_py(), f"row {row}")
 
-    side, channels = size + 2 * margin, 1 if grey else 3
+    side, channels = size + 2 * margin, 1 if gray else 3
     return align_images(range(len(table)), read, matrices, side, channels=channels)

@@ -113,14 +113,14 @@ def center(crops: Tensor) -> Tensor:
 
 
 def augmented(
-    crops: Tensor, generator: torch.Generator, grey: float = 0.0, shift: int = MARGIN
+    crops: Tensor, generator: torch.Generator, gray: float = 0.0, shift: int = MARGIN
 ) -> Tensor:
     """Shift crops by some pixels, mirror half of them, and take the color of some.
 
     Args:
         crops: uint8, (B, 3, S + 2 MARGIN, S + 2 MARGIN).
         generator: random numbers.
-        grey: share of the crops without color.
+        gray: share of the crops without color.
         shift: largest shift in pixels, up to ``MARGIN``.
 
     Returns:
@@ -133,8 +133,8 @@ def augmented(
     images = _scaled(torch.stack(moved))
     is_mirrored = torch.rand(len(crops), generator=generator) < 0.5
     images = torch.where(is_mirrored[:, None, None, None], images.flip(-1), images)
-    is_grey = torch.rand(len(crops), generator=generator) < grey
-    images = torch.where(is_grey[:, None, None, None], images.mean(1, keepdim=True), images)
+    is_gray = torch.rand(len(crops), generator=generator) < gray
+    images = torch.where(is_gray[:, None, None, None], images.mean(1, keepdim=True), images)
     return images.contiguous(memory_format=torch.channels_last)
 
 

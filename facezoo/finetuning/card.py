@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from facezoo.data.labelled import LabelledImages
+from facezoo.data.labeled import LabeledImages
 from facezoo.finetuning.loop import Finetuning
 from facezoo.hub.card import Card, Hub, Licenses, Metric, Training, Weights
 from facezoo.models.base import FaceModel
@@ -75,7 +75,7 @@ def _limits(
 
 def card_of(
     net: FaceModel,
-    labelled: LabelledImages,
+    labeled: LabeledImages,
     count: int,
     record: dict[str, Any],
     command: str,
@@ -84,14 +84,14 @@ def card_of(
     out: Path,
     recipe: Finetuning,
 ) -> Card:
-    """Write the card of a fine-tuned model whose last layer classifies ``labelled.classes``."""
+    """Write the card of a fine-tuned model whose last layer classifies ``labeled.classes``."""
     base = net.card
     tag = re.sub(r"[^a-z0-9]+", "-", out.resolve().name.lower()).strip("-") or "finetuned"
-    data = f"{labelled.name}: {count} faces of {len(labelled.classes)} classes"
+    data = f"{labeled.name}: {count} faces of {len(labeled.classes)} classes"
     licenses = Licenses(
         code=base.licenses.code if base else "Apache-2.0",
         weights=base.licenses.weights if base else "unspecified",
-        data=f"{base.licenses.data}, and that of {labelled.name}" if base else "unspecified",
+        data=f"{base.licenses.data}, and that of {labeled.name}" if base else "unspecified",
     )
     training = Training(
         data=(*(base.training.data if base else ()), data),

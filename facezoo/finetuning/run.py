@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from facezoo.data.crops import cut_faces, read_pair
-from facezoo.data.labelled import LabelledImages, read_labelled
+from facezoo.data.labeled import LabeledImages, read_labeled
 from facezoo.errors import UnsupportedError, warn_once
 from facezoo.evaluate.metrics import SCORES, confusion, predicted_classes
 from facezoo.finetuning.card import card_of, command_line
@@ -141,32 +141,32 @@ def finetune(
         rotations=rotations,
     )
     detection = {name: v for name in DETECTION if (v := getattr(options, name)) is not None}
-    labelled = read_labelled(data, label_column=label_column, classes=classes)
-    images = labelled.rows("train")
-    _check_classes(labelled, labelled.labels[images])
+    labeled = read_labeled(data, label_column=label_column, classes=classes)
+    images = labeled.rows("train")
+    _check_classes(labeled, labeled.labels[images])
     recipe = (recipe or Finetuning()).for_images(len(images))
-    net = _network(model, recipe, labelled, seed, device or together.device())
+    net = _network(model, recipe, labeled, seed, device or together.device())
     check_batch(net, recipe)
     settings = {
         **asdict(recipe),
         "model": net.card.name if net.card else model,
         "weights": net.card.weights.sha256[:12] if net.card else None,
-        "data": _digest(labelled),
+        "data": _digest(labeled),
         "aligned": aligned,
         **detection,
     }
     with together.first_alone():  # the other processes read the crops that the first one wrote
         record = begin_run(target / STATE, seed=seed, recipe=settings)
         examples, rows = _examples(
-            labelled, settings["data"], net, target / STATE, aligned, detection
+            labeled, settings["data"], net, target / STATE, aligned, detection
         )
-    parts = {name: _part(examples, rows, labelled.rows(name)) for name in ("train", "val", "test")}
-    note = _validation_note(labelled, parts["val"], len(parts["test"]))
+    parts = {name: _part(examples, rows, labeled.rows(name)) for name in ("train", "val", "test")}
+    note = _validation_note(labeled, parts["val"], len(parts["test"]))
     if not selects_epoch(parts["val"]):
-        if "val" not in labelled.splits:
-            parts["train"] = _part(examples, rows, labelled.rows("train", "val"))
+        if "val" not in labeled.splits:
+            parts["train"] = _part(examples, rows, labeled.rows("train", "val"))
         del parts["val"]
-    _check_classes(labelled, parts["train"].labels)
+    _check_classes(labeled, parts["train"].labels)
     if together.first:
         print(plan(net, parts, recipe, net.card.name if net.card else model), flush=True)
     fit(net, parts["train"], parts.get("val"), recipe, target / STATE, seed=seed)
@@ -177,10 +177,10 @@ def finetune(
         metric
         for split in ("val", "test")
         if split in parts and len(parts[split])
-        for metric in _metrics(net, parts[split], labelled.name, split, command)
+        for metric in _metrics(net, parts[split], labeled.name, split, command)
     )
     card = card_of(
-        net, labelled, len(parts["train"]), record, command, metrics, note, target, recipe
+        net, labeled, len(parts["train"]), record, command, metrics, note, target, recipe
     )
     if together.first:
         net.save_pretrained(target, card=card)
@@ -193,17 +193,17 @@ def finetune(
             with (target / "README.md").open("a", encoding="utf-8") as file:
                 file.write(f"\n## Confusion matrix\n\n![{title}]({CONFUSION})\n")
     together.wait()
-    return Finetuned(target, labelled.classes, metrics, note)
+    return Finetuned(target, labeled.classes, metrics, note)
 
 
-def _validation_note(labelled: LabelledImages, val: Examples, tested: int) -> str:
+def _validation_note(labeled: LabeledImages, val: Examples, tested: int) -> str:
     advice = "" if tested else "; measure on a test split"
     if selects_epoch(val):
         return (
             f"The epoch was selected on the {len(val)} validation faces, so scores on them are "
             f"optimistic{advice}."
         )
-    used = "all images were trained on" if "val" not in labelled.splits else "the last epoch stays"
+    used = "all images were trained on" if "val" not in labeled.splits else "the last epoch stays"
     return (
         f"No validation score: {len(val)} validation faces are too few ({MIN_VALIDATION} or more "
         f"are needed), so {used}{advice}."
@@ -213,7 +213,7 @@ def _validation_note(labelled: LabelledImages, val: Examples, tested: int) -> st
 def _network(
     name: str,
     recipe: Finetuning,
-    labelled: LabelledImages,
+    labeled: LabeledImages,
     seed: int,
     device: str | torch.device | None,
 ) -> FaceModel:
@@ -224,7 +224,7 @@ def _network(
             f"{name} takes meshes, and fine-tuning needs images with classes; give a model that "
             "predicts expressions, such as ipd-fer"
         )
-    net.reset_classifier(labels=labelled.classes)
+    net.reset_classifier(labels=labeled.classes)
     if recipe.probe:
         net.freeze()
     elif recipe.freeze:
@@ -240,25 +240,25 @@ def _network(
     return net
 
 
-def _digest(labelled: LabelledImages) -> dict[str, Any]:
+def _digest(labeled: LabeledImages) -> dict[str, Any]:
     """Return hashes of the rows and of the image files: a resumed run must have the same."""
-    counts = torch.bincount(labelled.labels, minlength=len(labelled.classes)).tolist()
-    points = None if labelled.landmarks is None else labelled.landmarks.tolist()
-    columns = labelled.files, labelled.labels.tolist(), labelled.splits, labelled.identities, points
+    counts = torch.bincount(labeled.labels, minlength=len(labeled.classes)).tolist()
+    points = None if labeled.landmarks is None else labeled.landmarks.tolist()
+    columns = labeled.files, labeled.labels.tolist(), labeled.splits, labeled.identities, points
     contents = sha256()
-    for image in labelled.images:
+    for image in labeled.images:
         data = image if isinstance(image, bytes) else Path(str(image)).read_bytes()
         contents.update(sha256(data).digest())
     return {
-        "name": labelled.name,
-        "classes": dict(zip(labelled.classes, counts, strict=True)),
+        "name": labeled.name,
+        "classes": dict(zip(labeled.classes, counts, strict=True)),
         "rows": sha256(json.dumps(columns).encode()).hexdigest()[:12],
         "images": contents.hexdigest()[:12],
     }
 
 
 def _examples(
-    labelled: LabelledImages,
+    labeled: LabeledImages,
     digest: Mapping[str, Any],
     net: FaceModel,
     folder: Path,
@@ -273,22 +273,22 @@ def _examples(
         stored = read_tensors(cache)
         crops, rows = stored["crops"], stored["rows"]
     else:
-        crops, rows = _crop(labelled, net, aligned, detection)
+        crops, rows = _crop(labeled, net, aligned, detection)
         save({"crops": crops, "rows": rows}, cache)
         key.write_text(json.dumps(requested))
-    return Examples(crops, labelled.labels[rows], 0 if aligned else MARGIN), rows
+    return Examples(crops, labeled.labels[rows], 0 if aligned else MARGIN), rows
 
 
 def _crop(
-    labelled: LabelledImages, net: FaceModel, aligned: bool, detection: Mapping[str, Any]
+    labeled: LabeledImages, net: FaceModel, aligned: bool, detection: Mapping[str, Any]
 ) -> tuple[Tensor, Tensor]:
     preprocessing = net.preprocessing
-    names = [f"{labelled.name}, {file}" for file in labelled.files]
+    names = [f"{labeled.name}, {file}" for file in labeled.files]
     if not aligned:
         crops = cut_faces(
-            labelled.name,
-            labelled.images,
-            labelled.landmarks,
+            labeled.name,
+            labeled.images,
+            labeled.landmarks,
             template=preprocessing.template,
             size=preprocessing.size,
             margin=MARGIN,
@@ -298,7 +298,7 @@ def _crop(
         )
         return crops.images, crops.rows
     plain = replace(preprocessing, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    sources = list(zip(labelled.images, names, strict=True))
+    sources = list(zip(labeled.images, names, strict=True))
     parts = [
         prepare_aligned(batch.images, plain, [name for _, name in batch.sources])
         for batch in read_batches(sources, torch.device("cpu"), read=read_pair, progress=True)
@@ -311,12 +311,12 @@ def _part(examples: Examples, rows: Tensor, requested: Tensor) -> Examples:
     return examples[torch.isin(rows, requested).nonzero()[:, 0]]
 
 
-def _check_classes(labelled: LabelledImages, train: Tensor) -> None:
-    counts = torch.bincount(train, minlength=len(labelled.classes)).tolist()
-    empty = [word for word, count in zip(labelled.classes, counts, strict=True) if not count]
+def _check_classes(labeled: LabeledImages, train: Tensor) -> None:
+    counts = torch.bincount(train, minlength=len(labeled.classes)).tolist()
+    empty = [word for word, count in zip(labeled.classes, counts, strict=True) if not count]
     if empty:
         raise ValueError(
-            f"{labelled.name} has no training image with a face for the class {empty[0]!r}; add "
+            f"{labeled.name} has no training image with a face for the class {empty[0]!r}; add "
             "some, or list the classes to use"
         )
 

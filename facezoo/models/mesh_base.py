@@ -120,7 +120,7 @@ class MeshModel(Model):
         shape_axes: int = 0,
     ) -> None:
         super().__init__()
-        # Whole micrometres, so that no precision of the weights on disk rounds them.
+        # Whole micrometers, so that no precision of the weights on disk rounds them.
         self.register_buffer("template_um", torch.zeros(num_vertices, 3, dtype=torch.int32))
         self.register_buffer("triangles", torch.zeros(num_triangles, 3, dtype=torch.int32))
         self.register_buffer("landmark_vertices", torch.zeros(num_landmarks, dtype=torch.int32))

@@ -10,7 +10,7 @@ STILL = {
     "scaling": 0.0,
     "shift": 0.0,
     "color": 0.0,
-    "grey": 0.0,
+    "gray": 0.0,
     "blur": 0.0,
     "erase": 0.0,
 }
@@ -79,7 +79,7 @@ def test_grey_crops_stay_grey():
 
 
 def test_grey_takes_the_color_of_about_its_share():
-    images = augment(crops(200, side=8), 8, draw_from(), **{**STILL, "grey": 0.3})
+    images = augment(crops(200, side=8), 8, draw_from(), **{**STILL, "gray": 0.3})
     pale = (images[:, 0] == images[:, 1]).flatten(1).all(1)
     assert 30 <= int(pale.sum()) <= 90
 

@@ -135,7 +135,7 @@ def test_a_margin_shows_what_lies_around_the_template():
 def test_grey_crops_have_one_channel():
     grey = np.repeat(noise(160)[..., :1], 3, axis=2)
     table = crop_table((grey, (FACE + 24).flatten().tolist()))
-    three, one = (aligned_crops(table, "arcface112", 64, grey=g) for g in (False, True))
+    three, one = (aligned_crops(table, "arcface112", 64, gray=g) for g in (False, True))
     assert one.shape == (1, 1, 64, 64)
     assert torch.equal(one[:, 0], three[:, 0])
 

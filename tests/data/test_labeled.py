@@ -12,9 +12,16 @@ import torch
 from packs import noise, png, write_csv
 from PIL import Image
 
-from facezoo.data.labelled import read_labelled
+from facezoo.data.labeled import read_labeled
 
 CLASSES = ("calm", "cross")
+
+
+def test_the_former_names_still_work():
+    from facezoo.data import labeled, labelled
+
+    assert labelled.read_labelled is labeled.read_labeled
+    assert labelled.LabelledImages is labeled.LabeledImages
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +52,7 @@ def place(root, tree, *folders):
 
 
 def test_a_folder_per_class_gives_classes_sorted_by_name(tree):
-    data = read_labelled(tree)
+    data = read_labeled(tree)
     assert data.classes == CLASSES
     assert len(data) == 32
     assert data.files[0] == "calm/00.png"
@@ -63,7 +70,7 @@ def test_a_folder_per_class_gives_classes_sorted_by_name(tree):
     ],
 )
 def test_folders_of_splits_are_splits(tree, tmp_path, folders):
-    data = read_labelled(place(tmp_path, tree, *folders))
+    data = read_labeled(place(tmp_path, tree, *folders))
     assert data.classes == CLASSES
     assert [len(data.rows(split)) for split in ("train", "val", "test")] == [32, 32, 32]
     assert {data.files[row].split("/")[-3] for row in data.rows("val")} == {
@@ -74,15 +81,15 @@ def test_folders_of_splits_are_splits(tree, tmp_path, folders):
 def test_a_folder_next_to_the_splits_is_an_error(tree, tmp_path):
     place(tmp_path, tree, "train", "test", "stray")
     with pytest.raises(ValueError, match="splits next to the folder 'stray'"):
-        read_labelled(tmp_path)
+        read_labeled(tmp_path)
 
 
 def test_classes_that_differ_only_in_case_are_an_error(tree, tmp_path):
     for split, word in (("train", "calm"), ("train", "cross"), ("val", "Calm")):
         shutil.copytree(tree / word.lower(), tmp_path / split / word)
     with pytest.raises(ValueError, match=r"only in upper and lower case .Calm, calm"):
-        read_labelled(tmp_path)
-    assert read_labelled(tmp_path, classes=["calm", "cross"]).classes == CLASSES
+        read_labeled(tmp_path)
+    assert read_labeled(tmp_path, classes=["calm", "cross"]).classes == CLASSES
 
 
 def test_hidden_folders_and_files_are_ignored(tree, tmp_path):
@@ -90,7 +97,7 @@ def test_hidden_folders_and_files_are_ignored(tree, tmp_path):
     for name in (".thumbnails/x.png", "calm/.cache/x.png", "calm/.x.png", "__MACOSX/x.png"):
         (root / name).parent.mkdir(exist_ok=True)
         shutil.copy(tree / "calm" / "00.png", root / name)
-    data = read_labelled(root)
+    data = read_labeled(root)
     assert (data.classes, len(data)) == (CLASSES, 32)
 
 
@@ -99,14 +106,14 @@ def test_images_in_no_class_folder_are_left_out_with_a_warning(tree, tmp_path, f
     root = place(tmp_path, tree, f"mine/{folder}") / "mine"
     shutil.copy(tree / "calm" / "00.png", root / folder / "loose.png")
     with pytest.warns(UserWarning, match=rf"1 images are in no class folder .*{folder}loose\.png"):
-        assert len(read_labelled(root)) == 32
+        assert len(read_labeled(root)) == 32
 
 
 def test_images_in_linked_folders_belong_to_their_class(tree, tmp_path):
     for word in CLASSES:
         (tmp_path / "linked" / word).mkdir(parents=True)
         (tmp_path / "linked" / word / "day-1").symlink_to(tree / word)
-    data = read_labelled(tmp_path / "linked")
+    data = read_labeled(tmp_path / "linked")
     assert len(data) == 32
     assert data.files[0] == "calm/day-1/00.png"
 
@@ -115,8 +122,8 @@ def test_images_in_linked_folders_belong_to_their_class(tree, tmp_path):
 
 
 def test_a_csv_of_files_gives_the_same_as_the_folder(tree):
-    data = read_labelled(write_csv(tree / "labels.csv", tree))
-    folder = read_labelled(tree)
+    data = read_labeled(write_csv(tree / "labels.csv", tree))
+    folder = read_labeled(tree)
     assert data.images == folder.images
     assert torch.equal(data.labels, folder.labels)
 
@@ -132,7 +139,7 @@ def test_a_csv_of_files_gives_the_same_as_the_folder(tree):
 def test_a_csv_of_a_spreadsheet_may_have_other_separators_spaces_and_capitals(tree, text, labels):
     path = tree / "sheet.csv"
     path.write_bytes(text.encode("utf-8-sig"))
-    data = read_labelled(path)
+    data = read_labeled(path)
     assert (data.classes, data.labels.tolist()) == (CLASSES, labels)
 
 
@@ -149,21 +156,21 @@ def test_a_csv_of_a_spreadsheet_may_have_other_separators_spaces_and_capitals(tr
 def test_a_csv_that_cannot_be_read_is_named(tmp_path, content, message):
     (tmp_path / "odd.csv").write_bytes(content)
     with pytest.raises((ValueError, FileNotFoundError), match=rf"odd.csv.*{message}"):
-        read_labelled(tmp_path / "odd.csv")
+        read_labeled(tmp_path / "odd.csv")
 
 
 def test_the_usage_column_of_fer2013_names_the_splits(tree):
     names = ("Training", "PublicTest", "PrivateTest", "Training")
-    data = read_labelled(write_csv(tree / "fer.csv", tree, Usage=lambda row: names[row % 4]))
+    data = read_labeled(write_csv(tree / "fer.csv", tree, Usage=lambda row: names[row % 4]))
     assert [len(data.rows(split)) for split in ("train", "val", "test")] == [16, 8, 8]
 
 
 def test_rows_without_a_split_are_for_training_if_the_table_has_validation_rows(tree):
     names = {0: "val", 1: "TEST", 2: "train"}
-    data = read_labelled(write_csv(tree / "half.csv", tree, split=lambda r: names.get(r % 4, "")))
+    data = read_labeled(write_csv(tree / "half.csv", tree, split=lambda r: names.get(r % 4, "")))
     assert [len(data.rows(split)) for split in ("train", "val", "test")] == [16, 8, 8]
     with pytest.raises(ValueError, match="the split 'sometimes'"):
-        read_labelled(write_csv(tree / "odd.csv", tree, split=lambda r: "sometimes"))
+        read_labeled(write_csv(tree / "odd.csv", tree, split=lambda r: "sometimes"))
     with pytest.raises(ValueError, match="unknown split 'dev'"):
         data.rows("dev")
 
@@ -176,27 +183,27 @@ def test_a_parquet_file_keeps_landmarks_and_drops_rows_without_a_label(tmp_path)
         expression=["happy", "sad", None] * 3,
         landmarks=[None, *[[1.0] * 10] * 8],
     )
-    data = read_labelled(path)
+    data = read_labeled(path)
     assert (data.classes, len(data)) == (("happy", "sad"), 6)
     assert data.landmarks.shape == (6, 5, 2)
     assert torch.isnan(data.landmarks[0]).all()
-    only = read_labelled(path, classes=["sad", "happy"])
+    only = read_labeled(path, classes=["sad", "happy"])
     assert only.labels.tolist() == [1 - label for label in data.labels.tolist()]
 
 
 def test_whole_numbers_are_classes_sorted_by_value(tmp_path):
     image = [b"x"] * 4
     path = write_parquet(tmp_path / "p.parquet", image=image, label=[10, 2, 1, None])
-    assert read_labelled(path).classes == ("1", "2", "10")
+    assert read_labeled(path).classes == ("1", "2", "10")
     floats = [10.0, 2.0, 1.0, float("nan")]  # as pandas writes a column with an empty cell
     path = write_parquet(tmp_path / "q.parquet", image=image, label=floats)
-    assert read_labelled(path).classes == ("1", "2", "10")
+    assert read_labeled(path).classes == ("1", "2", "10")
 
 
 def test_the_label_minus_one_means_no_label(tmp_path):
     path = write_parquet(tmp_path / "p.parquet", image=[b"x"] * 3, label=[0, -1, 1])
     with pytest.warns(UserWarning, match="1 rows have the label -1"):
-        data = read_labelled(path)
+        data = read_labeled(path)
     assert (data.classes, data.labels.tolist()) == (("0", "1"), [0, 1])
 
 
@@ -214,7 +221,7 @@ def test_class_names_of_the_datasets_library_are_used(tmp_path, column):
     table = as_dataset(table, **{column: ("neutral", "happy", "angry")})
     pq.write_table(table, tmp_path / "p.parquet")
     with pytest.warns(UserWarning, match="label -1"):
-        data = read_labelled(tmp_path / "p.parquet", label_column=column)
+        data = read_labeled(tmp_path / "p.parquet", label_column=column)
     assert (data.classes, data.labels.tolist()) == (("neutral", "happy", "angry"), [2, 0, 1])
 
 
@@ -229,7 +236,7 @@ def test_images_of_the_datasets_library_are_bytes_or_paths(tree, tmp_path):
     ]
     path = write_parquet(tmp_path / "p.parquet", image=structs, label=[0, 1, 1])
     expected = [content, tmp_path / "tree/cross/00.png", Path(absolute)]
-    assert read_labelled(path).images == expected
+    assert read_labeled(path).images == expected
 
 
 @pytest.mark.parametrize(
@@ -246,31 +253,31 @@ def test_an_image_column_may_hold_bytes_or_paths_of_any_arrow_type(tree, tmp_pat
         values = [(tmp_path / name).read_bytes() for name in values]
     path = write_parquet(tmp_path / "p.parquet", image=pa.array(values, kind), label=[0, 1])
     expected = values if "binary" in str(kind) else [tmp_path / name for name in values]
-    assert read_labelled(path).images == expected
+    assert read_labeled(path).images == expected
 
 
 def test_a_row_without_an_image_is_named(tmp_path):
     (tmp_path / "a.png").touch()
     path = write_parquet(tmp_path / "p.parquet", file=["a.png", None], label=["x", "y"])
     with pytest.raises(ValueError, match=r"p\.parquet, row 1 \(from 0\), has no image: got None"):
-        read_labelled(path)
+        read_labeled(path)
 
 
 def test_sources_without_labels_are_errors(tree, tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        read_labelled(tmp_path / "nowhere")
+        read_labeled(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="leave out the column 'mood'"):
-        read_labelled(tree, label_column="mood")
+        read_labeled(tree, label_column="mood")
     with pytest.raises(ValueError, match=r"no column of labels \(mood\)"):
-        read_labelled(write_csv(tree / "none.csv", tree), label_column="mood")
+        read_labeled(write_csv(tree / "none.csv", tree), label_column="mood")
     with pytest.raises(ValueError, match="no class 'glad'"):
-        read_labelled(tree, classes=["glad", "calm"])
+        read_labeled(tree, classes=["glad", "calm"])
     (tmp_path / "one").mkdir()
     with pytest.raises(ValueError, match="two classes or more"):
-        read_labelled(tmp_path)
+        read_labeled(tmp_path)
     (tmp_path / "labels.txt").touch()
     with pytest.raises(ValueError, match=r"folder, \.csv or \.parquet"):
-        read_labelled(tmp_path / "labels.txt")
+        read_labeled(tmp_path / "labels.txt")
 
 
 # --- the automatic split -----------------------------------------------------------------------
@@ -282,7 +289,7 @@ def many(tmp_path, counts, identities=None, **columns):
     files = {"filename": [f"{index}.png" for index in range(len(labels))]}
     columns |= {} if identities is None else {"identity": identities}
     path = tmp_path / "many.parquet"
-    return read_labelled(
+    return read_labeled(
         write_parquet(path, image=[b"x"] * len(labels), label=labels, **files, **columns)
     )
 

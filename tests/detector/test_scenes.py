@@ -36,7 +36,7 @@ def clean(monkeypatch):
     """Scenes without noise and changes of color, on black."""
     monkeypatch.setattr(scenery, "_degraded", lambda pixels, rng: pixels)
     monkeypatch.setattr(scenery, "_cover", lambda canvas, box, rng: None)
-    monkeypatch.setattr(scenery, "_GREY", 0)
+    monkeypatch.setattr(scenery, "_GRAY", 0)
 
 
 def scenes(source, count, side=256):

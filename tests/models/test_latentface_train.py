@@ -241,7 +241,7 @@ def test_codes_of_crops_are_next_to_the_codes_of_their_mirror_images():
 
 def test_augmented_crops_are_crops_moved_mirrored_or_made_grey():
     crops = torch.randint(0, 256, (40, 3, 8 + 2 * MARGIN, 8 + 2 * MARGIN), dtype=torch.uint8)
-    images = augmented(crops, torch.Generator().manual_seed(0), grey=0.3)
+    images = augmented(crops, torch.Generator().manual_seed(0), gray=0.3)
     assert images.shape == (40, 3, 8, 8)
     places = range(2 * MARGIN + 1)
     grey, moved, mirrored = 0, set(), 0

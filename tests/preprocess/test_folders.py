@@ -5,7 +5,7 @@ import os
 import pytest
 from PIL import Image
 
-from facezoo.data.labelled import read_labelled
+from facezoo.data.labeled import read_labeled
 from facezoo.preprocess.folders import image_suffixes, images_in, skipped_message
 from facezoo.preprocess.images import read_image
 
@@ -81,14 +81,14 @@ def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch):
         images_in(tmp_path)
 
 
-def test_labelled_folders_take_every_format_and_name_what_is_skipped(tmp_path):
+def test_labeled_folders_take_every_format_and_name_what_is_skipped(tmp_path):
     for word in ("calm", "cross"):
         for split in ("train", "val"):
             folder = tmp_path / split / word
             folder.mkdir(parents=True)
             Image.new("RGB", (16, 16)).save(folder / "1.jpg")
             Image.new("RGB", (16, 16)).save(folder / "2.tga")
-    assert len(read_labelled(tmp_path)) == 8
+    assert len(read_labeled(tmp_path)) == 8
     touch(tmp_path, "train/calm/3.heic")
     with pytest.warns(UserWarning, match=r"skipped 1 files .*such as train/calm/3\.heic"):
-        assert len(read_labelled(tmp_path)) == 8
+        assert len(read_labeled(tmp_path)) == 8

@@ -19,7 +19,7 @@ from facezoo.preprocess.detection import second_pass_points
 SMALLEST = 13.0
 """Least length of the longer side of a face, pixels; smaller ones are left out of the loss."""
 _TEACHER = 0.5  # weight of landmarks by a teacher, next to 1 for marks set by hand
-_GREY = 127  # the padding of detection
+_GRAY = 127  # the padding of detection
 CLOSE_UP_SIDES = (64, 128)
 """Sides of close-ups, pixels."""
 _MIRRORED = [1, 0, 2, 4, 3]  # right and left of a mirrored face change places
@@ -47,7 +47,7 @@ def scene(sources: Sequence[Source], side: int, rng: Generator) -> tuple[np.ndar
     """
     grids = [0.75, 0.25, 0.0] if side < 256 else [0.6, 0.3, 0.1] if side < 400 else [0.4, 0.4, 0.2]
     grid = int(rng.choice(3, p=grids)) + 1
-    canvas = np.full((side, side, 3), _GREY, np.uint8)
+    canvas = np.full((side, side, 3), _GRAY, np.uint8)
     edges = [round(side * i / grid) for i in range(grid + 1)]
     shares = np.array([source.share for source in sources])
     parts = []
@@ -197,7 +197,7 @@ def _painted(
     rng: Generator,
 ) -> np.ndarray:
     """Show an image so that ``center`` is at ``place``, rotated counterclockwise around it."""
-    fill = _GREY if rng.random() < 0.5 else int(rng.integers(256))
+    fill = _GRAY if rng.random() < 0.5 else int(rng.integers(256))
     if angle == 0:
         return _window(pixels, scale, center - place / scale, width, height, fill)
     # An upright window around the rotated tile; its middle is the tile's middle.

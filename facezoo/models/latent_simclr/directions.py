@@ -256,6 +256,6 @@ def principal_directions(
 def _style_weights(generator: StyleGANGenerator) -> list[tuple[int, Tensor]]:
     """List W+ index and weight (channels, D) of each modulation."""
     layers = [generator.conv1, *generator.convs]
-    colours = [generator.to_rgb1, *generator.to_rgbs]
-    readers = [*enumerate(layers), *((2 * k + 1, rgb) for k, rgb in enumerate(colours))]
+    colors = [generator.to_rgb1, *generator.to_rgbs]
+    readers = [*enumerate(layers), *((2 * k + 1, rgb) for k, rgb in enumerate(colors))]
     return [(index, reader.conv.modulation.weight) for index, reader in readers]

@@ -147,7 +147,7 @@ def compute_features(
         frame: of the coordinates.
         inputs: R rows.
         out: folder.
-        unit: one millimetre.
+        unit: one millimeter.
         seed: of the errors and the corruption.
         batch: whole meshes at once.
 

@@ -99,7 +99,7 @@ def corrupt(points: Tensor, unit: float, generator: torch.Generator) -> Tensor:
 
     Args:
         points: (N, 3).
-        unit: one millimetre, in the units of the points.
+        unit: one millimeter, in the units of the points.
         generator: of all random numbers.
 
     Returns:

@@ -87,7 +87,7 @@ def _aligned_rows(data: Path, pack: str, split: str) -> Rows:
     count, columns = len(table), table.column_names
     taught, labeled = "teacher_identity" in columns, "expression" in columns
     return Rows(
-        crops=aligned_crops(table, TEMPLATE, SIZE, MARGIN, grey=pack == "ferplus"),
+        crops=aligned_crops(table, TEMPLATE, SIZE, MARGIN, gray=pack == "ferplus"),
         landmarks=aligned_landmarks(landmarks(table)),
         teacher=teacher_embeddings(table) if taught else torch.full((count, 128), float("nan")),
         expression=label_distributions(table) if labeled else torch.zeros(count, len(EXPRESSIONS)),

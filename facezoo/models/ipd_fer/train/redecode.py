@@ -193,10 +193,10 @@ def fit_removal(
     device: torch.device,
 ) -> IdentityRemoval:
     """Fit the removal of expression from f_id on color images and on FER+."""
-    grey = known_expressions(sources.train["ferplus"])
-    features = cached_features(model.embed_identity, grey.crops, cache / "ferplus.pt", device)
+    gray = known_expressions(sources.train["ferplus"])
+    features = cached_features(model.embed_identity, gray.crops, cache / "ferplus.pt", device)
     return expression_removal(
-        [data.identity, features], [data.rows.labels, grey.labels], directions
+        [data.identity, features], [data.rows.labels, gray.labels], directions
     )
 
 
