@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     ) -> LatentSimCLR: ...
     @overload
     def load(
-        name: Literal["latentface", "latentface.lfw", "latentface.lfw-neutral"], **options: Any
+        name: Literal["latentface", "latentface.lfw", "latentface.wild"], **options: Any
     ) -> LatentFace: ...
     @overload
     def load(
