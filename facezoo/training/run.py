@@ -172,7 +172,7 @@ def write_checkpoint(
         hub=Hub(repo=f"facezoo/{model}.{tag}"),
         licenses=licenses,
         training=Training(
-            data=(*(base.training.data if base else ()), *data),
+            data=tuple(dict.fromkeys((*(base.training.data if base else ()), *data))),
             command=command,
             commit=run["commit"],
             recipe=run["recipe"],
