@@ -10,6 +10,7 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from facezoo.hub.card import Preprocessing
+from facezoo.preprocess.detection import no_faces
 from facezoo.preprocess.images import Images, ImageSource, as_list
 from facezoo.preprocess.pipeline import (
     ImageBatch,
@@ -19,9 +20,9 @@ from facezoo.preprocess.pipeline import (
     face_batches,
     faces_of,
     join_faces,
-    no_faces,
     read_batches,
 )
+from facezoo.preprocess.quality import measure
 from facezoo.preprocess.signatures import check_images
 from facezoo.registry import best_device
 from facezoo.results import Faces
@@ -56,7 +57,7 @@ def detect(
     target = best_device(device)
     sources = as_list(images)
     if not sources:
-        return no_faces(target)
+        return measure([], no_faces(target))
     parts = [faces_of(batch) for batch in face_batches(sources, target, settings)]
     return join_faces(parts, sources)
 

@@ -24,8 +24,9 @@ def paired_iou(first: Tensor, second: Tensor) -> Tensor:
     low = torch.maximum(first[..., :2], second[..., :2])
     high = torch.minimum(first[..., 2:], second[..., 2:])
     overlap = (high - low).clamp(min=0).prod(-1)
-    union = area(first) + area(second) - overlap
-    return overlap / union.clamp(min=1e-6)
+    areas = (first[..., 2:] - first[..., :2]).clamp(min=0).prod(-1)
+    areas = areas + (second[..., 2:] - second[..., :2]).clamp(min=0).prod(-1)
+    return overlap / (areas - overlap).clamp(min=1e-6)
 
 
 def area(boxes: Tensor) -> Tensor:

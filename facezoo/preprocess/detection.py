@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,11 +14,11 @@ from torch import Tensor
 from facezoo.inference import exact
 from facezoo.landmarks import similarity_transform
 from facezoo.preprocess.alignment import align
-from facezoo.preprocess.boxes import area, iou, nms, paired_iou
+from facezoo.preprocess.boxes import nms, paired_iou
 from facezoo.preprocess.detector import Candidates, FaceDetector
 from facezoo.preprocess.templates import template_points
-from facezoo.preprocess.views import OVERLAP, View, unrotated, views_of
-from facezoo.results import Faces
+from facezoo.preprocess.views import OVERLAP, View, views_of
+from facezoo.results import Faces, concatenate
 
 # Share of a box that a box of lower score may cover before it counts as a box around that face.
 _CONTAINED = 0.8
@@ -119,23 +120,32 @@ def detect(
         Faces ordered by image, then by falling score.
     """
     config = config or DetectionConfig()
-    device = next(detector.parameters()).device
-    first = config
+    if not images:
+        return no_faces(next(detector.parameters()).device)
+    device, threshold = images[0].device, config.score_threshold
     if config.second_pass:
-        first = replace(config, score_threshold=max(0.05, config.score_threshold - _BELOW))
+        threshold = max(0.05, threshold - _BELOW)
     with torch.autocast(device.type, enabled=False), exact(device):
-        parts = [_search(detector, images, degrees, first) for degrees in config.rotations]
-        faces = parts[0] if len(parts) == 1 else _best_rotations(_joined(parts), config)
+        parts = [_search(detector, images, turn, threshold, config) for turn in config.rotations]
+        faces = parts[0] if len(parts) == 1 else _best_rotations(parts, config)
         if config.second_pass and len(faces.scores):
             faces = _improved(detector, images, faces, config)
     return faces if device.type == "cpu" else faces.to(device)
 
 
+def no_faces(device: torch.device) -> Faces:
+    """Return the faces of no image."""
+    empty = torch.zeros(0, dtype=torch.float32, device=device)
+    return Faces(empty.view(0, 4), empty.view(0, 5, 2), empty, empty.long())
+
+
+@cache
 def second_pass_points(side: int) -> Tensor:
     """Return where the second pass places the landmarks of a face in its input, (5, 2)."""
-    points = template_points("arcface112", 112).float()
-    scale = _CROP_EYES * side / (points[1] - points[0]).norm()
-    return (points - points.mean(0)) * scale + (side - 1) / 2
+    with torch.inference_mode(False), torch.no_grad():
+        points = template_points("arcface112", 112).float()
+        scale = _CROP_EYES * side / (points[1] - points[0]).norm()
+        return (points - points.mean(0)) * scale + (side - 1) / 2
 
 
 def _improved(
@@ -169,21 +179,19 @@ def _improved(
         share = 1 - is_large[again].to(landmarks)[:, None, None] / 2
         landmarks[again] = (1 - share) * landmarks[again] + share * points
     scores = (faces.scores + scores) / 2
+    image_index = faces.image_index
     keep = scores > config.score_threshold
     certain = torch.where(is_upright, _CERTAIN, _CERTAIN_TILTED)
     doubts = (keep & (faces.scores < certain)).nonzero()[:, 0]
     if len(doubts):
         quarters = (roll[doubts] / 90).round().long() % 4
         keep[doubts] = ~_is_turned(detector, images, faces[doubts], quarters, config)
-    better = replace(faces, landmarks=landmarks, scores=scores)[keep]
-    order = better.scores.argsort(descending=True, stable=True)
-    order = order[better.image_index[order].argsort(stable=True)]
+    order = keep.nonzero()[:, 0]
+    order = order[scores[order].argsort(descending=True, stable=True)]
+    order = order[image_index[order].argsort(stable=True)]
     if len(order) > 1:
-        boxes, points, image_index = (
-            part[order] for part in (better.boxes, better.landmarks, better.image_index)
-        )
-        order = order[~_repeats_a_face(boxes, points, image_index)]
-    return better[order]
+        order = order[~_repeats_a_face(faces.boxes[order], landmarks[order], image_index[order])]
+    return Faces(faces.boxes[order], landmarks[order], scores[order], image_index[order])
 
 
 def _is_turned(
@@ -217,43 +225,45 @@ def _central_faces(
     detector: FaceDetector, crops: Tensor, config: DetectionConfig
 ) -> tuple[Tensor, Tensor]:
     """Return score (F,) and landmarks (F, 5, 2) of the face in the middle of each crop."""
-    crops = crops.to(next(detector.parameters()).device)
-    parts = [_central(detector, part, config) for part in crops.split(_CROPS_AT_ONCE)]
-    return torch.cat([scores for scores, _ in parts]), torch.cat([points for _, points in parts])
+    parts = []
+    for part in crops.split(_CROPS_AT_ONCE):
+        candidates: Candidates = detector(part.contiguous(memory_format=torch.channels_last))
+        boxes = candidates.boxes
+        side = part.shape[-1]
+        offset = (boxes[..., :2] + boxes[..., 2:] - (side - 1)).abs().amax(-1) / 2
+        scores = candidates.logits.sigmoid() * (offset < side / 5)
+        highest, best = scores.max(1)
+        rows = torch.arange(len(part), device=part.device)
+        agree = paired_iou(boxes, boxes[rows, best, None]) > config.vote_iou
+        weights = scores * (agree & (scores >= highest[:, None] / 2))
+        weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-6)
+        points = torch.einsum("fa,fapc->fpc", weights, candidates.landmarks)
+        parts.append((highest.cpu(), points.cpu()))
+    scores, points = map(torch.cat, zip(*parts, strict=True))
+    return scores, points
 
 
-def _central(
-    detector: FaceDetector, crops: Tensor, config: DetectionConfig
-) -> tuple[Tensor, Tensor]:
-    candidates: Candidates = detector(crops.contiguous(memory_format=torch.channels_last))
-    boxes = candidates.boxes
-    side = crops.shape[-1]
-    offset = (boxes[..., :2] + boxes[..., 2:] - (side - 1)).abs().amax(-1) / 2
-    scores = candidates.logits.sigmoid() * (offset < side / 5)
-    highest, best = scores.max(1)
-    rows = torch.arange(len(crops), device=crops.device)
-    agree = paired_iou(boxes, boxes[rows, best, None]) > config.vote_iou
-    weights = scores * (agree & (scores >= highest[:, None] / 2))
-    weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-6)
-    points = torch.einsum("fa,fapc->fpc", weights, candidates.landmarks)
-    return highest.cpu(), points.cpu()
-
-
-def _best_rotations(faces: Faces, config: DetectionConfig) -> Faces:
+def _best_rotations(rotations: Sequence[Faces], config: DetectionConfig) -> Faces:
     """Suppress the faces that have a higher score at another rotation of their image."""
+    faces: Faces = concatenate(rotations)
     parts = [faces[:0]]
     for index in faces.image_index.unique().tolist():
         mine = faces[faces.image_index == index]
         mine = mine[nms(mine.boxes, mine.scores, config.nms_iou)]
         parts.append(mine[~_repeats_a_face(mine.boxes, mine.landmarks)])
-    return _joined(parts)
+    result: Faces = concatenate(parts)
+    return result
 
 
 def _search(
-    detector: FaceDetector, images: Sequence[Tensor], degrees: int, config: DetectionConfig
+    detector: FaceDetector,
+    images: Sequence[Tensor],
+    degrees: int,
+    threshold: float,
+    config: DetectionConfig,
 ) -> Faces:
     """Detect the faces of rotated images, on the CPU."""
-    views: dict[tuple[int, ...], list[View]] = {}
+    views: dict[torch.Size, list[View]] = {}
     for number, image in enumerate(images):
         for view in views_of(
             image,
@@ -264,71 +274,53 @@ def _search(
             max_side=config.max_side,
             min_face=config.min_face,
         ):
-            views.setdefault(tuple(view.pixels.shape), []).append(view)
-    device = next(detector.parameters()).device
-    empty = torch.zeros(0, dtype=torch.float32, device=device)
-    parts: list[tuple[Tensor, ...]] = [(empty, empty.view(0, 4), empty.view(0, 5, 2), empty.long())]
+            views.setdefault(view.pixels.shape, []).append(view)
+    parts = []
     for alike in views.values():
         for begin in range(0, len(alike), config.batch_size):
-            parts.append(_likely(detector, alike[begin : begin + config.batch_size], config))
+            some = alike[begin : begin + config.batch_size]
+            parts.append(_likely(detector, some, threshold, config))
     # One copy to the host for all images: a few rows of each remain.
-    scores, boxes, points, index = (torch.cat(part).cpu() for part in zip(*parts, strict=True))
-    none = Faces(boxes[:0], points[:0], scores[:0], index[:0])
-    merged = [none]
+    boxes, points, scores, index = [torch.cat(part).cpu() for part in zip(*parts, strict=True)]
+    merged = [(boxes[:0], points[:0], scores[:0], index[:0])]
     for number in index.unique().tolist():
         mine = index == number
-        merged.append(_merge(Faces(boxes[mine], points[mine], scores[mine], index[mine]), config))
-    return _joined(merged)
-
-
-def _joined(parts: list[Faces]) -> Faces:
-    return Faces(
-        torch.cat([part.boxes for part in parts]),
-        torch.cat([part.landmarks for part in parts]),
-        torch.cat([part.scores for part in parts]),
-        torch.cat([part.image_index for part in parts]),
-    )
+        faces = _merge(boxes[mine], points[mine], scores[mine], threshold, config)
+        merged.append((*faces, index[mine][: len(faces[0])]))
+    boxes, points, scores, index = map(torch.cat, zip(*merged, strict=True))
+    return Faces(boxes, points, scores, index)
 
 
 def _likely(
-    detector: FaceDetector, views: list[View], config: DetectionConfig
-) -> tuple[Tensor, ...]:
-    """Return scores, boxes, landmarks and image numbers of likely cells, in image pixels."""
+    detector: FaceDetector, views: list[View], threshold: float, config: DetectionConfig
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return boxes, landmarks, scores and image numbers of likely cells, in image pixels."""
     batch = torch.stack([view.pixels for view in views])
     candidates: Candidates = detector(batch.contiguous(memory_format=torch.channels_last))
     scores, boxes = candidates.logits.sigmoid(), candidates.boxes
     extent = (boxes[..., 2:] - boxes[..., :2]).amax(-1)
-    table = boxes.new_tensor([view.numbers for view in views])  # (V, 13)
+    table = boxes.new_tensor([view.numbers for view in views])  # (V, 17)
     inside = (boxes[..., :2] >= table[:, None, :2]) & (boxes[..., 2:] <= table[:, None, 2:4])
-    likely = (scores > config.score_threshold / 2) & (extent >= detector.smallest_face)
+    likely = (scores > threshold / 2) & (extent >= detector.smallest_face)
     likely &= (extent <= table[:, 4:5]) & inside.all(-1)
     which, cell = likely.nonzero(as_tuple=True)
     points = torch.cat([boxes.unflatten(-1, (2, 2)), candidates.landmarks], -2)[which, cell]
-    scale, offset, size, quarters, index = table[which, None, 5:].split((2, 2, 2, 1, 1), -1)
+    scale, offset, turn, quarters, index = table[which, None, 5:].split((2, 2, 6, 1, 1), -1)
     # Pixel centers are at whole numbers: half a pixel is added before scaling and removed after.
     points = (points + 0.5) / scale - 0.5 + offset
-    points = unrotated(points, quarters[:, 0].long(), size)
-    corners = torch.stack([points[:, :2].amin(1), points[:, :2].amax(1)], 1)
-    keep = _fits(points[:, 2:], corners[:, 1] - corners[:, 0], quarters[:, 0, 0])
-    if config.min_face is not None:
-        keep &= (corners[:, 1] - corners[:, 0]).amax(1) >= config.min_face
-    rows = scores[which, cell], corners.flatten(1), points[:, 2:], index[:, 0, 0].long()
-    return tuple(row[keep] for row in rows)
-
-
-def _fits(points: Tensor, extent: Tensor, quarters: Tensor) -> Tensor:
-    """Compare landmarks (N, 5, 2) with the alignment template, bool, (N,).
-
-    They fit if a similarity without a large rotation takes the template near to them and if they
-    fill a part of the box, whose sides are ``extent`` (N, 2).
-    """
+    turn = turn.unflatten(-1, (2, 3))
+    points = (points[..., None, :] * turn[..., :2]).sum(-1) + turn[..., 2]
+    low, high = points[:, :2].amin(1), points[:, :2].amax(1)
+    extent, points = (high - low).amax(1), points[:, 2:]
+    # A similarity without a large rotation takes the template near to the landmarks of a face, and
+    # they fill a part of the box.
     roll, eyes, misfit = _template_fit(points)
-    roll = (roll - 90 * quarters + 180) % 360 - 180
-    return (
-        (misfit <= _MISFIT * eyes)
-        & (roll.abs() <= _ROLL_DEG)
-        & (eyes >= _LEAST_EYES * extent.amax(1))
-    )
+    roll = (roll - 90 * quarters[:, 0, 0] + 180) % 360 - 180
+    keep = (misfit <= _MISFIT * eyes) & (roll.abs() <= _ROLL_DEG) & (eyes >= _LEAST_EYES * extent)
+    if config.min_face is not None:
+        keep &= extent >= config.min_face
+    boxes = torch.cat([low, high], 1)
+    return boxes[keep], points[keep], scores[which, cell][keep], index[keep, 0, 0].long()
 
 
 def _template_fit(points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -345,22 +337,20 @@ def _template_fit(points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.rad2deg(torch.atan2(sine, cosine)), eyes, (misfit.clamp(min=0) / 5).sqrt()
 
 
-def _merge(faces: Faces, config: DetectionConfig) -> Faces:
-    """Reduce the cells that see one image to its faces.
+def _merge(
+    boxes: Tensor, points: Tensor, scores: Tensor, threshold: float, config: DetectionConfig
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Reduce the cells that see one image to its faces: boxes, landmarks and scores.
 
     A face has the score of its best cell, and the mean box of the cells that agree with it.
     """
-    best = nms(faces.boxes, faces.scores, config.nms_iou)
-    best = best[faces.scores[best] > config.score_threshold]
-    best = best[~_repeats_a_face(faces.boxes[best], faces.landmarks[best])]
-    weights = (iou(faces.boxes[best], faces.boxes) > config.vote_iou) * faces.scores
+    best = nms(boxes, scores, config.nms_iou)
+    best = best[scores[best] > threshold]
+    if len(best) > 1:
+        best = best[~_repeats_a_face(boxes[best], points[best])]
+    weights = (paired_iou(boxes[best, None], boxes) > config.vote_iou) * scores
     weights = weights / weights.sum(1, keepdim=True)
-    return Faces(
-        weights @ faces.boxes,
-        torch.einsum("kn,npc->kpc", weights, faces.landmarks),
-        faces.scores[best],
-        faces.image_index[best],
-    )
+    return weights @ boxes, torch.einsum("kn,npc->kpc", weights, points), scores[best]
 
 
 def _repeats_a_face(boxes: Tensor, points: Tensor, image_index: Tensor | None = None) -> Tensor:
@@ -371,7 +361,7 @@ def _repeats_a_face(boxes: Tensor, points: Tensor, image_index: Tensor | None = 
     low = torch.maximum(boxes[:, None, :2], boxes[None, :, :2])
     high = torch.minimum(boxes[:, None, 2:], boxes[None, :, 2:])
     shared = (high - low).clamp(min=0).prod(-1)
-    contains = shared > _CONTAINED * area(boxes)[None]
+    contains = shared > _CONTAINED * (boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(-1)
     eyes = (points[:, 0] - points[:, 1]).norm(dim=-1)
     distances = (points[:, None] - points[None]).norm(dim=-1).mean(-1)
     alike = distances < _SAME_LANDMARKS * eyes[None]

@@ -418,7 +418,7 @@ def _detect(
     runtime: Runtime = "torch",
 ) -> Faces:
     detector = load_detector(device) if runtime == "torch" else detector_in(runtime)
-    faces = detect(detector, images, config) if images else no_faces(device)
+    faces = detect(detector, images, config)
     if which == "largest" and len(faces) > 1:
         extent = (faces.boxes[:, 2:] - faces.boxes[:, :2]).prod(1)
         order = extent.argsort(descending=True, stable=True)
@@ -428,12 +428,6 @@ def _detect(
         first[1:] = index[1:] != index[:-1]
         faces = faces[order[first]]
     return faces
-
-
-def no_faces(device: torch.device) -> Faces:
-    """Return the faces of no image."""
-    empty = torch.zeros(0, dtype=torch.float32, device=device)
-    return Faces(empty.view(0, 4), empty.view(0, 5, 2), empty, empty.long(), empty)
 
 
 def _without_face(faces: Faces, count: int) -> list[int]:
