@@ -118,72 +118,88 @@ def align(images: Sequence[Tensor], image_index: Tensor, matrices: Tensor, size:
             )
     device = images[0].device if images else matrices.device
     crops = torch.empty(len(matrices), 3, size, size, dtype=torch.float32, device=device)
-    matrices = matrices.cpu().double()
+    matrices, image_index = matrices.cpu().double(), image_index.cpu()
     linear = torch.linalg.inv(matrices[..., :2])
     inverse = torch.cat([linear, -linear @ matrices[..., 2:]], -1)
     # The scale of a similarity is the square root of its determinant.
     shrink = torch.linalg.det(linear).abs().sqrt()
     factors = (shrink / _MAX_SAMPLES * 2).int().where(shrink > _MAX_SAMPLES, 1).clamp(min=1)
     samples = torch.ceil(shrink / factors - 1e-6).int().clamp(min=1)
-    places = zip(image_index.tolist(), _footprints(inverse, size), factors.tolist(), strict=True)
-    parts = [_part(images[index], *place) for index, *place in places]
-    offsets = inverse.new_tensor([offset for _, offset in parts]).view(-1, 2)
+    shapes = [image.shape[1::-1] for image in images]
+    limits = torch.tensor(shapes, dtype=torch.long, device="cpu").view(-1, 2)[image_index]
+    parts = _parts(inverse, size, limits, factors)
     # Pixel centers are at whole numbers in the image and in its reduced part.
-    inverse[..., 2] += 0.5 - offsets
+    inverse[..., 2] += 0.5 - parts[:, :2].to(inverse)
     inverse /= factors[:, None, None]
     inverse[..., 2] -= 0.5
+    places = torch.cat([image_index[:, None], parts, factors[:, None]], 1)
     at_once = _SAMPLES_ON_CPU if device.type == "cpu" else _SAMPLES_ELSEWHERE
     for count in samples.unique().tolist():
         members = (samples == count).nonzero()[:, 0]
         for some in members.split(max(1, at_once // size**2)):
-            pixels = [parts[face][0] for face in some.tolist()]
+            pixels = _cut(images, places[some].tolist())
             crops[some.to(device)] = _sample(pixels, inverse[some], size, count)
     return crops
 
 
-def _footprints(inverse: Tensor, size: int) -> list[list[int]]:
-    """Return the parts of images that crops see, x0, y0, x1, y1, pixels, with a margin."""
+def _parts(inverse: Tensor, size: int, limits: Tensor, factors: Tensor) -> Tensor:
+    """Return the parts of images that crops see: x0, y0, x1, y1, pixels, with a margin, (F, 4).
+
+    They begin in the image at a multiple of the factor, and have a pixel of it at least.
+
+    Args:
+        inverse: crop pixels to image pixels, (F, 2, 3).
+        size: side of the crops, pixels.
+        limits: width and height of the image of each crop, (F, 2).
+        factors: by which the parts will be reduced, (F,).
+    """
     corners = inverse.new_tensor([[-1, -1, 1], [size, -1, 1], [-1, size, 1], [size, size, 1]])
-    points = corners @ inverse.transpose(1, 2)  # (F, 4, 2)
+    points = (corners @ inverse.transpose(1, 2)).clamp(-(2**30), 2**30)  # (F, 4, 2)
     # Samples lie within the corners; bilinear ones need a pixel more.
-    low, high = points.amin(1).floor() - 1, points.amax(1).ceil() + 2
-    limits: list[list[int]] = torch.cat([low, high], 1).clamp(-(2**30), 2**30).long().tolist()
-    return limits
+    low, high = points.amin(1).floor().long() - 1, points.amax(1).ceil().long() + 2
+    low = low.minimum(limits - 1).clamp(min=0) // factors[:, None] * factors[:, None]
+    return torch.cat([low, high.minimum(limits).maximum(low + 1)], 1)
 
 
-def _part(image: Tensor, limits: list[int], factor: int) -> tuple[Tensor, tuple[int, int]]:
-    """Return the part (H, W, 3) of an image, shrunk by whole blocks, and its place x, y."""
-    height, width = image.shape[:2]
-    x0, y0 = (
-        max(0, min(v, side - 1)) // factor * factor
-        for v, side in zip(limits, (width, height), strict=False)
-    )
-    x1, y1 = max(x0 + 1, limits[2]), max(y0 + 1, limits[3])
-    part = image[y0:y1, x0:x1]
-    if factor > 1:
-        pad_h, pad_w = -part.shape[0] % factor, -part.shape[1] % factor
-        part = F.pad(part, (0, 0, 0, pad_w, 0, pad_h)) if pad_h or pad_w else part
-        # Sums of integers, rows first, take a fraction of the time of avg_pool2d.
-        rows = part[::factor].to(torch.int16 if factor <= 128 else torch.int32)
-        for n in range(1, factor):
-            rows += part[n::factor]
-        part = rows[:, ::factor].float()
-        for n in range(1, factor):
-            part += rows[:, n::factor]
-        part = (part / factor**2).round_()
-    return part, (x0, y0)
+def _cut(images: Sequence[Tensor], places: list[list[int]]) -> Tensor:
+    """Return parts of images in one batch, (F, 3, H, W), with black on the right and below.
 
-
-def _sample(parts: list[Tensor], inverse: Tensor, size: int, samples: int) -> Tensor:
-    """Average bilinear samples of parts of images, (F, 3, size, size); black outside of them."""
-    height = max(part.shape[0] for part in parts)
-    width = max(part.shape[1] for part in parts)
-    shape = (len(parts), 3, height, width)
-    pixels = torch.zeros(shape, dtype=torch.float32, device=parts[0].device)
+    Args:
+        images: uint8 RGB, each (H, W, 3).
+        places: image, x0, y0, x1, y1 and the factor by which the part is reduced, for each crop.
+    """
+    parts = []
+    for index, x0, y0, x1, y1, factor in places:
+        part = images[index][y0:y1, x0:x1]
+        if factor > 1:
+            part = _shrink(part, factor)
+        parts.append(part.permute(2, 0, 1))
+    height, width = map(max, zip(*[part.shape[1:] for part in parts], strict=True))
+    shape = len(parts), 3, height, width
+    pixels = torch.zeros(shape, dtype=torch.float32, device=images[0].device)
     for target, part in zip(pixels, parts, strict=True):
-        target[:, : part.shape[0], : part.shape[1]] = part.permute(2, 0, 1)
+        target[:, : part.shape[1], : part.shape[2]] = part
+    return pixels
+
+
+def _shrink(part: Tensor, factor: int) -> Tensor:
+    """Average blocks of a part (H, W, 3), with black on the right and below."""
+    pad_h, pad_w = -part.shape[0] % factor, -part.shape[1] % factor
+    part = F.pad(part, (0, 0, 0, pad_w, 0, pad_h)) if pad_h or pad_w else part
+    # Sums of integers, rows first, take a fraction of the time of avg_pool2d.
+    rows = part[::factor].to(torch.int16 if factor <= 128 else torch.int32)
+    for n in range(1, factor):
+        rows += part[n::factor]
+    part = rows[:, ::factor].float()
+    for n in range(1, factor):
+        part += rows[:, n::factor]
+    return (part / factor**2).round_()
+
+
+def _sample(pixels: Tensor, inverse: Tensor, size: int, samples: int) -> Tensor:
+    """Average bilinear samples of parts (F, 3, H, W), (F, 3, size, size); black outside of them."""
     # grid_sample counts from -1 to 1 between the outer edges of the pixels.
-    extent = inverse.new_tensor([width, height])
+    extent = inverse.new_tensor(pixels.shape[:1:-1])
     matrices = inverse * (2 / extent)[:, None]
     matrices[..., 2] += 1 / extent - 1
     scaled = matrices.float().to(pixels.device)[:, None, None]  # (F, 1, 1, 2, 3)
@@ -191,9 +207,9 @@ def _sample(parts: list[Tensor], inverse: Tensor, size: int, samples: int) -> Te
     grid = scaled[..., 0] * steps[:, None] + (
         scaled[..., 1] * steps[:, None, None] + scaled[..., 2]
     )
-    offsets = [(n + 0.5) / samples - 0.5 for n in range(samples)]
-    total = pixels.new_zeros(len(parts), 3, size, size)
-    for y, x in product(offsets, offsets):
-        shifted = grid + (scaled[..., 0] * x + scaled[..., 1] * y)
+    total = pixels.new_zeros(len(pixels), 3, size, size)
+    for y, x in product(range(samples), repeat=2):
+        shift_x, shift_y = (x + 0.5) / samples - 0.5, (y + 0.5) / samples - 0.5
+        shifted = grid + (scaled[..., 0] * shift_x + scaled[..., 1] * shift_y)
         total += F.grid_sample(pixels, shifted, align_corners=False)
     return total / samples**2
