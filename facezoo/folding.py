@@ -70,14 +70,20 @@ def fused(network: nn.Module, x: Tensor, build: Callable[[], Built]) -> Built | 
     """
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
         return None
-    modules = list(network.modules())
-    if [m for m in modules if m.training or m._forward_hooks or m._forward_pre_hooks]:
-        return None
-    weights = [w for m in modules for w in m._parameters.values() if w is not None]
+    modules, weights, buffers = [network], list[Any](), list[Any]()
+    for module in modules:  # which grows
+        if module.training or module._forward_hooks or module._forward_pre_hooks:
+            return None
+        weights += module._parameters.values()
+        buffers += module._buffers.values()
+        for child in module._modules.values():
+            if child is not None:
+                modules.append(child)
+    weights = [w for w in weights if w is not None]
     # Inference tensors do not count their changes.
     if weights[0].dtype != x.dtype or weights[0].is_inference() or torch.is_autocast_enabled("cpu"):
         return None
-    tensors = weights + [b for m in modules for b in m._buffers.values() if b is not None]
+    tensors = weights + [b for b in buffers if b is not None]
     entry = _FUSED.get(network)
     if entry is None or entry[0] != modules[1:] or not entry[1].unchanged(tensors):
         kinds = {(type(w), w.dtype) for w in weights}

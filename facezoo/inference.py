@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -18,45 +18,53 @@ _RESTORE: list[Callable[[], None]] = []
 """The function that restores the TF32 settings, once per current user of ``exact``."""
 
 
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
+def evaluating(module: nn.Module) -> AbstractContextManager[None]:
     """Put a module into eval mode and compute exactly; restore its training mode afterwards.
 
     Several threads may use a module or parts of it: the last one to leave restores the mode. A part
     deep inside that alone is in training mode, as for Monte Carlo dropout, stays in it.
     """
+    if _USERS or module.training or True in {child.training for child in module.children()}:
+        return _restoring(module)
+    return _exact_for(module)
+
+
+def _exact_for(module: nn.Module) -> AbstractContextManager[None]:
+    # Without CUDA no parameter is on a GPU, and looking for one costs time.
+    on_cuda = torch.cuda.is_initialized()
+    return exact(next(module.parameters()).device) if on_cuda else nullcontext()
+
+
+@contextmanager
+def _restoring(module: nn.Module) -> Iterator[None]:
     with _LOCK:
-        parts = []
-        if _USERS or module.training or True in {child.training for child in module.children()}:
-            parts = [part for part in module.modules() if part.training or part in _USERS]
+        parts = [part for part in module.modules() if part.training or part in _USERS]
         for part in parts:
             part.training = False
             _USERS[part] = _USERS.get(part, 0) + 1
     try:
-        # Without CUDA no parameter is on a GPU, and looking for one costs time.
-        on_cuda = torch.cuda.is_initialized()
-        with exact(next(module.parameters()).device) if on_cuda else nullcontext():
+        with _exact_for(module):
             yield
     finally:
-        if parts:
-            with _LOCK:
-                for part in parts:
-                    _USERS[part] -= 1
-                    if not _USERS[part]:
-                        del _USERS[part]
-                        part.training = True
+        with _LOCK:
+            for part in parts:
+                _USERS[part] -= 1
+                if not _USERS[part]:
+                    del _USERS[part]
+                    part.training = True
 
 
-@contextmanager
-def exact(device: torch.device) -> Iterator[None]:
+def exact(device: torch.device) -> AbstractContextManager[None]:
     """Compute float32 in full on an NVIDIA GPU, without TF32, which rounds to 10 bits.
 
     torch allows TF32 in convolutions by default, and features would then depend on the GPU. The
     settings are global to the process; the last of several threads to leave restores them.
     """
-    if device.type != "cuda":
-        yield
-        return
+    return _without_tf32() if device.type == "cuda" else nullcontext()
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
     with _LOCK:
         _RESTORE.append(_RESTORE[0] if _RESTORE else _disable_tf32())
     try:

@@ -387,10 +387,11 @@ class FaceModel(Freezable, Model):
             images: one image or several.
             stage: the function.
             options: of the pipeline of images.
-            measured: whether to measure pose and quality of the faces.
+            measured: whether to return the faces, with their sharpness.
 
         Returns:
-            float32 result with one row per face, and the faces; None for aligned crops.
+            float32 result with one row per face, and the faces; None for aligned crops, or if they
+            are not ``measured``.
         """
         sources, device = as_list(images), self._weight().device
         if not sources:
@@ -412,8 +413,9 @@ class FaceModel(Freezable, Model):
         for batch in face_batches(sources, device, options, jpeg=self.jpeg, runtime=self.runtime):
             assert batch.faces is not None
             results.append(self._encode_faces(batch.images, batch.faces, stage, options.batch_size))
-            faces.append(faces_of(batch, measured))
-        return concatenate(results), join_faces(faces, sources)
+            if measured:
+                faces.append(faces_of(batch))
+        return concatenate(results), join_faces(faces, sources) if measured else None
 
     def _encode_faces(
         self,

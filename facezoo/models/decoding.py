@@ -145,7 +145,7 @@ class DecodingModel(FaceModel):
         sides = as_list(source), as_list(target)
         results = []
         for images, stage in zip(sides, stages, strict=True):
-            result, faces = self._encode(images, stage, options)
+            result, faces = self._encode(images, stage, options, measured=True)
             results.append(result)
             with_face = len(images) if faces is None else len(faces.image_index.unique())
             if len(sides[0]) > 1 and 0 < with_face < len(images):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -59,9 +58,11 @@ class ResNet(nn.Module):
         """Compute the maps of the stem (0) and of stages (1 to 4), by timm's name."""
         if not (stop_early and intermediates_only):
             raise ValueError("this ResNet returns the intermediate maps only; leave the flags out")
+        run = fused(self, images, self._fused)
+        if run is not None:
+            return run(images, indices)
         x, maps = images, []
-        stages = fused(self, images, self._fused) or [self._stem, *self._layers()]
-        for index, stage in enumerate(stages[: max(indices) + 1]):
+        for index, stage in enumerate([self._stem, *self._layers()][: max(indices) + 1]):
             x = stage(self.maxpool(x) if index == 1 else x)
             if index in indices:
                 maps.append(x)
@@ -70,31 +71,32 @@ class ResNet(nn.Module):
     def _stem(self, images: Tensor) -> Tensor:
         return convolve(images, self.conv1, self.bn1)
 
-    def _layers(self) -> list[nn.Sequential]:
-        return [self.get_submodule(f"layer{number}") for number in range(1, 5)]  # type: ignore[misc]
+    def _layers(self) -> list[Any]:
+        return [self.get_submodule(f"layer{number}") for number in range(1, 5)]
 
-    def _fused(self) -> list[Step]:
-        """Return the stem and the stages as functions of fused convolutions."""
+    def _fused(self) -> Callable[[Tensor, Sequence[int]], list[Tensor]]:
+        """Return the computation of ``forward_intermediates`` with fused convolutions."""
         *first, last = self.conv1 if isinstance(self.conv1, nn.Sequential) else [self.conv1]
-        stem = [*first, fuse(last, self.bn1)]
-        layers: list[Any] = self._layers()
-        stages = [[block.fused() for block in layer] for layer in layers]
+        stem, pool = [*first, fuse(last, self.bn1)], self.maxpool
+        stages = [[block.fused() for block in layer] for layer in self._layers()]
 
-        def run_stem(x: Tensor) -> Tensor:
-            x = x.contiguous(memory_format=torch.channels_last)
+        def run(images: Tensor, indices: Sequence[int]) -> list[Tensor]:
+            x = images.contiguous(memory_format=torch.channels_last)
             for step in stem:
                 x = step(x)
-            return x
+            maps = [x] if 0 in indices else []
+            for index, blocks in enumerate(stages[: max(indices)], 1):
+                x = pool(x) if index == 1 else x
+                for conv1, conv2, downsample in blocks:
+                    shortcut = x
+                    for step in downsample:
+                        shortcut = step(shortcut)
+                    x = conv2(conv1(x), shortcut)
+                if index in indices:
+                    maps.append(x)
+            return maps
 
-        def run_stage(x: Tensor, blocks: Any) -> Tensor:
-            for conv1, conv2, downsample in blocks:
-                shortcut = x
-                for step in downsample:
-                    shortcut = step(shortcut)
-                x = conv2(conv1(x), shortcut)
-            return x
-
-        return [run_stem, *(partial(run_stage, blocks=blocks) for blocks in stages)]
+        return run
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute the pooled features (B, 512) of images (B, 3, H, W)."""

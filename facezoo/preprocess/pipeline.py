@@ -245,9 +245,9 @@ def face_batches(
         with timed("detect"):
             faces = _detect(batch.images, device, options.faces, options.detection, runtime)
         lacking = _without_face(faces, len(batch.images))
-        if options.on_missing == "raise":
+        if lacking and options.on_missing == "raise":
             missing += [batch.first + batch.index[place] for place in lacking]
-        elif options.on_missing == "nan" and lacking:
+        elif lacking and options.on_missing == "nan":
             faces = _with_gaps(faces, lacking)
         if not missing:
             yield replace(batch, faces=faces)
@@ -291,19 +291,15 @@ def find_faces(
     return _with_gaps(found, missing) if missing and on_missing == "nan" else found
 
 
-def faces_of(batch: ImageBatch, measured: bool = True) -> Faces:
-    """Return the faces of a batch, with the indices of their images among all sources.
+def faces_of(batch: ImageBatch) -> Faces:
+    """Return the faces of a batch, measured, with the indices of their images among all sources.
 
     Args:
         batch: images and their faces, without unreadable images.
-        measured: whether to add the sharpness of the faces and the signatures of the images.
     """
     assert batch.faces is not None
-    faces = replace(batch.faces, image_index=batch.faces.image_index + batch.first)
-    if not measured:
-        return faces
-    sharpness = measure(batch.images, batch.faces).sharpness
-    return replace(faces, sharpness=sharpness, signatures=signatures(batch.images))
+    index, faces = batch.faces.image_index + batch.first, measure(batch.images, batch.faces)
+    return replace(faces, image_index=index, signatures=signatures(batch.images))
 
 
 def join_faces(batches: Sequence[Faces], sources: Sequence[Any]) -> Faces:
