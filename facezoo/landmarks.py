@@ -118,10 +118,11 @@ def head_pose(landmarks: Tensor) -> Tensor:
         aligned = torch.einsum("nij,npj->npi", matrices[..., :2], points[known])
         aligned += matrices[:, None, :, 2]
         angles = torch.cat([_solve(part)[:, :3] for part in aligned.split(_ROWS)])
-        result[known] = torch.rad2deg(angles).float()
-        result[:, 1] -= FRONTAL_PITCH_DEG
-        result[:, 2] -= alignment_deg(landmarks)
-        result[:, 2] = (result[:, 2] + 180) % 360 - 180
+        angles = torch.rad2deg(angles).float()
+        angles[:, 1] -= FRONTAL_PITCH_DEG
+        angles[:, 2] -= torch.rad2deg(torch.atan2(matrices[:, 1, 0], matrices[:, 0, 0])).float()
+        angles[:, 2] = (angles[:, 2] + 180) % 360 - 180
+        result[known] = angles
     return result
 
 
@@ -195,22 +196,23 @@ def _solve(seen: Tensor) -> Tensor:
     rotation = torch.eye(3, dtype=seen.dtype, device=seen.device).repeat(len(seen), 1, 1)
     translation = _frontal_place(seen, head)
     damping = torch.full((len(seen),), 1e-3, dtype=seen.dtype, device=seen.device)
-    turned, error = _project(head, rotation, translation, seen)
+    diagonal = torch.eye(6, dtype=seen.dtype, device=seen.device)
+    # Matrices of the cross product with each axis, (3, 3, 3).
+    cross = torch.linalg.cross(diagonal[:3, None, :3], diagonal[None, :3, :3]).mT
+    error, jacobian = _project(head, rotation, translation, seen)
     for _ in range(_STEPS):
-        jacobian = _jacobian(turned, translation)
         normal = jacobian.mT @ jacobian
-        damped = normal * (
-            1 + damping[:, None, None] * torch.eye(6, dtype=seen.dtype, device=seen.device)
-        )
-        step = -torch.linalg.solve(damped, jacobian.mT @ error.flatten(1)[..., None])[..., 0]
-        new_rotation = torch.linalg.matrix_exp(_cross_matrix(step[:, :3])) @ rotation
-        new_translation = translation + step[:, 3:]
-        new_turned, new_error = _project(head, new_rotation, new_translation, seen)
-        better = new_error.square().sum((1, 2)) < error.square().sum((1, 2))
+        damped = normal * (1 + damping[:, None, None] * diagonal)
+        step = -torch.linalg.solve(damped, jacobian.mT @ error[..., None])[..., 0]
+        turn = torch.linalg.matrix_exp(torch.einsum("na,aij->nij", step[:, :3], cross))
+        new_rotation, new_translation = turn @ rotation, translation + step[:, 3:]
+        new_error, new_jacobian = _project(head, new_rotation, new_translation, seen)
+        better = new_error.square().sum(1) < error.square().sum(1)
         wide = better[:, None, None]
         rotation = torch.where(wide, new_rotation, rotation)
         translation = torch.where(better[:, None], new_translation, translation)
-        turned, error = torch.where(wide, new_turned, turned), torch.where(wide, new_error, error)
+        error = torch.where(better[:, None], new_error, error)
+        jacobian = torch.where(wide, new_jacobian, jacobian)
         damping = torch.where(better, damping / 10, damping * 10).clamp(1e-12, 1e12)
         if float(step[:, :3].abs().max()) < _STOP:
             break
@@ -233,26 +235,15 @@ def _frontal_place(seen: Tensor, head: Tensor) -> Tensor:
 def _project(
     head: Tensor, rotation: Tensor, translation: Tensor, seen: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return the rotated head, mm, (N, 5, 3), and the errors of its image, pixels, (N, 5, 2)."""
+    """Return the errors of the image of a head, pixels, (N, 10), and their derivatives.
+
+    The derivatives are by rotation and translation, (N, 10, 6).
+    """
     turned = torch.einsum("nij,pj->npi", rotation, head)
     placed = turned + translation[:, None]
-    return turned, FOCAL * placed[..., :2] / placed[..., 2:] + CENTER - seen
-
-
-def _jacobian(turned: Tensor, translation: Tensor) -> Tensor:
-    """Return the derivatives of image points by rotation and translation, (N, 10, 6)."""
-    placed = turned + translation[:, None]
-    depth = placed[..., 2]
-    by_place = turned.new_zeros(*depth.shape, 2, 3)
-    by_place[..., 0, 0] = by_place[..., 1, 1] = FOCAL / depth
-    by_place[..., :, 2] = -FOCAL * placed[..., :2] / depth[..., None].square()
-    by_rotation = by_place @ -_cross_matrix(turned)
-    return torch.cat([by_rotation, by_place], -1).flatten(1, 2)
-
-
-def _cross_matrix(vectors: Tensor) -> Tensor:
-    """Return the matrices of the cross product with each vector, (..., 3, 3)."""
-    x, y, z = vectors.unbind(-1)
-    zero = torch.zeros_like(x)
-    rows = [(zero, -z, y), (z, zero, -x), (-y, x, zero)]
-    return torch.stack([torch.stack(row, -1) for row in rows], -2)
+    by_place = turned.new_zeros(*turned.shape[:2], 2, 3)
+    by_place[..., 0, 0] = by_place[..., 1, 1] = FOCAL / placed[..., 2]
+    by_place[..., :, 2] = -FOCAL * placed[..., :2] / placed[..., 2:].square()
+    by_rotation = torch.linalg.cross(turned[:, :, None].expand_as(by_place), by_place)
+    error = FOCAL * placed[..., :2] / placed[..., 2:] + CENTER - seen
+    return error.flatten(1), torch.cat([by_rotation, by_place], -1).flatten(1, 2)
