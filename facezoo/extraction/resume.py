@@ -236,21 +236,18 @@ def replacing(path: Path, folder: Path | None = None) -> Iterator[Path]:
     partial = (folder or path.parent) / f"{path.name}.tmp"
     try:
         yield partial
-        _sync(partial)
+        with partial.open("rb+") as file:
+            os.fsync(file)
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
     with suppress(OSError):  # not every system opens folders
-        _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        handle = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _lock(path: Path, output: Path) -> int | None:

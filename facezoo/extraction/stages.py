@@ -57,6 +57,8 @@ class Plan:
     names: list[str]
     """Keys of ``facezoo.models.base.STAGES``."""
     layout: Layout
+    basis: tuple[torch.Tensor, torch.Tensor] | None
+    """``expression_basis`` of the model for compact features; None for all numbers."""
 
 
 @dataclass(frozen=True)
@@ -107,9 +109,10 @@ def plan_for(
     if videos:
         mark = sha256(f"{mark} {CONVERSION}".encode()).hexdigest()[: len(mark)]
     checkpoint = f"{card}@{digest_of(model)[:12]}"
-    compact = compact and "expression" in features and model.expression_basis() is not None
+    basis = model.expression_basis() if compact and "expression" in features else None
+    compact = basis is not None
     layout = Layout(checkpoint, mark, tuple(features), tuple(classes), videos, smooth, compact)
-    return Plan(model, names, layout)
+    return Plan(model, names, layout, basis)
 
 
 class _Reader:
@@ -180,14 +183,12 @@ def _block(batch: ImageBatch, task: Task, times: dict[str, float], clock: Clock)
         results = plan.model.encode_faces(
             batch.images, faces, plan.names, task.options.batch_size, clock
         )
-        rows.append(shared | dict(_column(plan, *item) for item in results.items()))
+        features = [_column(plan, name, result) for name, result in results.items()]
+        rows.append(shared | dict(features))
     return Block(
         names,
         len(batch.images) - len(np.unique(index[face >= 0])),
-        [
-            (names[place], sources.reason_of(error, task.root, names[place]))
-            for place, error in batch.errors.items()
-        ],
+        [(names[n], sources.reason_of(e, task.root, names[n])) for n, e in batch.errors.items()],
         rows,
     )
 
@@ -196,6 +197,7 @@ def _column(plan: Plan, name: str, result: Any) -> tuple[str, NDArray[np.float32
     if name == "predict_expression":
         return "probabilities", result.softmax(-1).cpu().numpy()
     rows = result if isinstance(result, torch.Tensor) else flatten_rows(result)
-    if name == "encode_expression" and plan.layout.compact:
-        rows = plan.model.compact_expression(rows)
+    if name == "encode_expression" and plan.basis is not None:
+        origin, basis = plan.basis
+        rows = (rows - origin.to(rows)) @ basis.to(rows)
     return name.removeprefix(FEATURES), rows.cpu().numpy()
