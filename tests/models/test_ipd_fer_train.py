@@ -29,7 +29,8 @@ from facezoo.models.ipd_fer.train import (
     sources,
 )
 from facezoo.models.ipd_fer.train import train as training
-from facezoo.models.ipd_fer.train.sources import Sources, from_packs, split_rows
+from facezoo.models.ipd_fer.train.data import Sources
+from facezoo.models.ipd_fer.train.sources import from_packs, split_rows
 from facezoo.models.ipd_fer.train.train import train
 from facezoo.training.loop import fit
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from facezoo.data.packs import (
     teacher_embeddings,
     yaw_column,
 )
+from facezoo.evaluate.verification import Pairs
 from facezoo.landmarks import crop_pose, pose_labels, similarity_transform
 from facezoo.models.ipd_fer.train.recipes import MARGIN, SIZE, TEMPLATE
 from facezoo.preprocess.templates import template_points
@@ -61,6 +62,26 @@ class Rows:
             for name, column in vars(self).items()
         }
         return Rows(**columns)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The data sets of a run by name; the validation split of the first one selects the epoch."""
+
+    train: dict[str, Rows]
+    """Training splits of the data sets with expression labels."""
+    val: dict[str, Rows]
+    """Validation splits of the same data sets."""
+    descriptions: tuple[str, ...]
+    """Descriptions of the data sets, for the card."""
+    digest: dict[str, Any]
+    """Fingerprint of the data, see ``facezoo.training.run.check_data``."""
+    faces: dict[str, Rows] = field(default_factory=dict)
+    """Training splits of the packs of ``sources.FACES``."""
+    heads: dict[str, Rows] = field(default_factory=dict)
+    """Training images in color that show the whole head, for the decoder."""
+    pairs: Pairs | None = None
+    """Pairs of LFW's validation split, which select the epoch of E_id."""
 
 
 def read_rows(data: Path, pack: str, split: str, cache: Path | None = None) -> Rows:

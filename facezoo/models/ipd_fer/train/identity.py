@@ -21,13 +21,13 @@ from facezoo.models.ipd_fer import losses
 from facezoo.models.ipd_fer.networks import Encoder
 from facezoo.models.ipd_fer.train.data import (
     Rows,
+    Sources,
     embed,
     gather,
     rows_by_identity,
     sample_images,
 )
 from facezoo.models.ipd_fer.train.recipes import IdentityConfig, Recipe
-from facezoo.models.ipd_fer.train.sources import Sources
 from facezoo.training.loop import Position, fit
 from facezoo.training.optim import autocast, descend, layer_groups
 from facezoo.training.processes import Processes

@@ -19,7 +19,7 @@ from facezoo.models.identity_removal import IdentityRemoval
 from facezoo.models.ipd_fer import losses
 from facezoo.models.ipd_fer.model import IPDFER
 from facezoo.models.ipd_fer.networks import PoseEncoder
-from facezoo.models.ipd_fer.train.data import Rows, as_index, sample_images_and_poses
+from facezoo.models.ipd_fer.train.data import Rows, Sources, as_index, sample_images_and_poses
 from facezoo.models.ipd_fer.train.decoder import (
     DecoderRows,
     cached_features,
@@ -33,7 +33,6 @@ from facezoo.models.ipd_fer.train.identity import (
     train_identity,
 )
 from facezoo.models.ipd_fer.train.recipes import Recipe, Stage
-from facezoo.models.ipd_fer.train.sources import Sources
 from facezoo.training.loop import Position, fit
 from facezoo.training.optim import autocast, descend, layer_groups
 from facezoo.training.state import load_state, save_state

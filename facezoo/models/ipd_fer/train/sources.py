@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,9 @@ from facezoo.data.crops import load_crops
 from facezoo.data.expressions import ExpressionData
 from facezoo.data.official import read_official
 from facezoo.data.packs import check_packs, read_pack
-from facezoo.evaluate.verification import Pairs, read_pairs
+from facezoo.evaluate.verification import read_pairs
 from facezoo.landmarks import pose_labels
-from facezoo.models.ipd_fer.train.data import Rows, read_rows
+from facezoo.models.ipd_fer.train.data import Rows, Sources, read_rows
 from facezoo.models.ipd_fer.train.recipes import MARGIN, SIZE, TEMPLATE
 from facezoo.training.run import digest_of_files
 
@@ -29,26 +28,6 @@ INSIDE = 0.85
 """Share of a crop of faces_wild inside its source from which it shows the whole head."""
 _VAL_SHARE = 0.1
 """Share of the training images that selects the epoch where a set has no validation split."""
-
-
-@dataclass(frozen=True)
-class Sources:
-    """The data sets of a run by name; the validation split of the first one selects the epoch."""
-
-    train: dict[str, Rows]
-    """Training splits of the data sets with expression labels."""
-    val: dict[str, Rows]
-    """Validation splits of the same data sets."""
-    descriptions: tuple[str, ...]
-    """Descriptions of the data sets, for the card."""
-    digest: dict[str, Any]
-    """Fingerprint of the data, see ``facezoo.training.run.check_data``."""
-    faces: dict[str, Rows] = field(default_factory=dict)
-    """Training splits of the packs of ``FACES``."""
-    heads: dict[str, Rows] = field(default_factory=dict)
-    """Training images in color that show the whole head, for the decoder."""
-    pairs: Pairs | None = None
-    """Pairs of LFW's validation split, which select the epoch of E_id."""
 
 
 def from_packs(folder: Path, cache: Path | None = None) -> Sources:

@@ -20,7 +20,7 @@ from torch import Tensor
 from facezoo.hub.card import Card, Licenses, Preprocessing
 from facezoo.models.ipd_fer.model import IPDFER
 from facezoo.models.ipd_fer.train.algorithm import train_disentangled
-from facezoo.models.ipd_fer.train.data import Rows
+from facezoo.models.ipd_fer.train.data import Rows, Sources
 from facezoo.models.ipd_fer.train.expression import (
     ExpressionTraining,
     calibrate,
@@ -30,7 +30,7 @@ from facezoo.models.ipd_fer.train.expression import (
 from facezoo.models.ipd_fer.train.identity import train_identity
 from facezoo.models.ipd_fer.train.recipes import SIZE, TEMPLATE, Recipe, recipe
 from facezoo.models.ipd_fer.train.redecode import redecode, with_decoder
-from facezoo.models.ipd_fer.train.sources import Sources, from_official, from_packs
+from facezoo.models.ipd_fer.train.sources import from_official, from_packs
 from facezoo.results import EXPRESSIONS
 from facezoo.training.processes import Processes
 from facezoo.training.run import begin_run, check_data, shortened, write_checkpoint
