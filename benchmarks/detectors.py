@@ -22,11 +22,10 @@ import torch.nn.functional as F
 from measuring import in_turn, stamp, write
 from torch import Tensor
 
+import facezoo
 from facezoo.data.detection import LabeledImage, labeled_images
 from facezoo.data.packs import read_pack
 from facezoo.evaluate.detection import central_faces, compare
-from facezoo.preprocess.detection import DetectionConfig
-from facezoo.preprocess.pipeline import find_faces
 from facezoo.results import Faces
 
 Finder = Callable[[list[Tensor]], Faces]
@@ -43,8 +42,9 @@ def faces_of(rows: list[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Faces:
 
 
 def by_facezoo(threshold: float | None = None) -> Finder:
-    config = DetectionConfig.override(score_threshold=threshold)
-    return lambda images: find_faces(images, faces="all", on_missing="skip", config=config)
+    return lambda images: facezoo.detect(
+        [image.numpy() for image in images], "cpu", score_threshold=threshold
+    )
 
 
 def by_yuface(images: list[Tensor]) -> Faces:

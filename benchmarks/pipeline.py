@@ -32,8 +32,6 @@ import facezoo
 from facezoo.errors import UnsupportedError
 from facezoo.extraction import extract
 from facezoo.extraction.sources import list_images
-from facezoo.preprocess.images import read_image
-from facezoo.preprocess.pipeline import find_faces, to_device
 from facezoo.preprocess.templates import template_points
 
 Pictures = list[np.ndarray]
@@ -118,8 +116,7 @@ def by_mtcnn(device: str) -> Points:
 
 def given(files: list[str]) -> Points:
     """Return stored landmarks, at no cost."""
-    photos = to_device([read_image(file) for file in files], torch.device("cpu"))
-    faces = find_faces(photos, faces="largest", on_missing="nan")
+    faces = facezoo.detect(files, "cpu", faces="largest", on_missing="nan")
     known = {
         file: None if np.isnan(points).any() else points
         for file, points in zip(files, faces.landmarks.numpy(), strict=True)

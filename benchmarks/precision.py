@@ -20,7 +20,7 @@ from facezoo.errors import UnsupportedError
 from facezoo.extraction.sources import list_images
 from facezoo.preprocess.alignment import prepare
 from facezoo.preprocess.images import read_image
-from facezoo.preprocess.pipeline import find_faces, to_device
+from facezoo.preprocess.pipeline import to_device
 
 DTYPES = (torch.bfloat16, torch.float16)
 
@@ -64,7 +64,7 @@ def main(folder: Path, limit: int, device: str = "cpu") -> dict:
     listed = list_images(folder)
     read = [read_image(listed.root / name) for name in listed.names[:limit]]
     photos = to_device(read, torch.device(device))
-    faces = find_faces(photos, faces="largest", on_missing="skip")
+    faces = facezoo.detect(read, device, faces="largest")
     names = facezoo.list_models(pretrained=True)
     without = [name for name in names if refused(name)]
     rows = [

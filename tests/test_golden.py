@@ -21,7 +21,7 @@ from facezoo.models.mesh_base import MeshModel
 from facezoo.preprocess.detector import FaceDetector
 from facezoo.preprocess.fingerprint import fingerprint
 from facezoo.preprocess.images import read_image
-from facezoo.preprocess.pipeline import find_faces, to_device
+from facezoo.preprocess.pipeline import to_device
 from facezoo.results import flatten_rows
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -47,7 +47,8 @@ def outputs_of_model(name, device="cpu"):
     for key, value in model.run(crop, wanted).items():
         stored[f"pattern.{key}"] = thinned(rows_of(value))
     photos = to_device([read_image(path) for path in PORTRAITS], model.device)
-    for key, value in model.encode_faces(photos, find_faces(photos), wanted).items():
+    faces = facezoo.detect(PORTRAITS, model.device)
+    for key, value in model.encode_faces(photos, faces, wanted).items():
         stored[f"portraits.{key}"] = thinned(rows_of(value))
     return stored
 
@@ -83,7 +84,7 @@ def outputs_of_detector(name):
     with torch.inference_mode():
         image = torch.from_numpy(pattern(128)).permute(2, 0, 1)[None] / 127.5 - 1
         said = detector(image)
-    faces = find_faces(to_device([read_image(path) for path in PORTRAITS], torch.device("cpu")))
+    faces = facezoo.detect(PORTRAITS, "cpu")
     return {
         "pattern.logits": said.logits[:, ::7].tolist(),
         "pattern.landmarks": said.landmarks[:, ::31].tolist(),

@@ -16,8 +16,6 @@ from torch.nn.functional import cosine_similarity
 import facezoo
 from facezoo.errors import UnsupportedError
 from facezoo.hub.card import bundled_cards
-from facezoo.preprocess.images import read_image
-from facezoo.preprocess.pipeline import find_faces
 
 PORTRAITS = sorted((Path(__file__).parents[1] / "examples" / "portraits").glob("*.jpg"))
 NAMES = [name for name, card in bundled_cards().items() if card.model != "face-detector"]
@@ -59,8 +57,7 @@ def test_a_checkpoint_gives_its_stored_outputs(name):
 
 
 def test_faces_are_those_of_the_cpu():
-    images = [torch.from_numpy(read_image(p)) for p in PORTRAITS]
-    expected, result = find_faces(images), find_faces([image.cuda() for image in images])
+    expected, result = (facezoo.detect(PORTRAITS, device) for device in ("cpu", "cuda"))
     torch.testing.assert_close(result.boxes.cpu(), expected.boxes, atol=0.1, rtol=0)
     torch.testing.assert_close(result.landmarks.cpu(), expected.landmarks, atol=0.1, rtol=0)
 

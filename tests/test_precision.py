@@ -13,7 +13,7 @@ from facezoo.models.latentface.diffusion import RepresentationDiffusion
 from facezoo.preprocess.alignment import prepare
 from facezoo.preprocess.bundled import load_detector
 from facezoo.preprocess.images import read_image
-from facezoo.preprocess.pipeline import find_faces, to_device
+from facezoo.preprocess.pipeline import to_device
 from facezoo.results import flatten_rows
 
 PORTRAITS = sorted((Path(__file__).parents[1] / "examples" / "portraits").glob("*.jpg"))
@@ -28,7 +28,7 @@ def turned(name, dtype, device="cpu"):
         for place, precision in (("cpu", None), (device, dtype))
     )
     photos = to_device([read_image(path) for path in PORTRAITS], exact.device)
-    crops = prepare(photos, find_faces(photos), exact.preprocessing)
+    crops = prepare(photos, facezoo.detect(PORTRAITS, exact.device), exact.preprocessing)
     wanted = [feature for feature in exact.capabilities() if feature.startswith("encode_")]
     here, there = exact.run(crops, wanted), reduced.run(crops, wanted)
     rows = [

@@ -221,23 +221,18 @@ def orientation_note(source: object) -> str:
 
 
 def no_face(
-    missing: Sequence[int],
-    sources: Sequence[Any],
-    names: Sequence[str] | None = None,
-    *,
-    skipping: bool = True,
+    missing: Sequence[int], sources: Sequence[Any], *, skipping: bool = True
 ) -> NoFaceError:
     """Build the error for images without a face.
 
     Args:
         missing: indices of these images.
         sources: all images.
-        names: names of all images; None to describe the sources.
         skipping: whether the caller may leave images out.
     """
     shown = missing[:NAMED]
     several = len(sources) > 1
-    called = [names[i] if names else describe(sources[i], i if several else None) for i in shown]
+    called = [describe(sources[i], i if several else None) for i in shown]
     more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
     notes = [note for index in shown if (note := orientation_note(sources[index]))]
     skip = 'on_missing="skip" to leave them out or ' if skipping else ""

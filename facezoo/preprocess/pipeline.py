@@ -255,42 +255,6 @@ def face_batches(
         raise no_face(missing, sources)
 
 
-def find_faces(
-    images: Sequence[Tensor],
-    *,
-    faces: Which = "all",
-    on_missing: OnMissing = "raise",
-    names: Sequence[str] | None = None,
-    config: DetectionConfig | None = None,
-) -> Faces:
-    """Find faces in images.
-
-    Args:
-        images: uint8 RGB, each (H, W, 3), on one device, which runs the detector.
-        faces: ``"all"`` for every face, ``"largest"`` for one face per image.
-        on_missing: ``"raise"`` an error for an image without a face, ``"skip"`` it, or keep its
-            place with a row of ``"nan"``.
-        names: names of the images for an error.
-        config: scales and thresholds of the detector.
-
-    Returns:
-        Faces ordered by image, then by falling score.
-
-    Raises:
-        NoFaceError: if an image has no face and ``on_missing`` is ``"raise"``; it names all
-            such images.
-        ValueError: if an option has no such value.
-    """
-    ImageOptions(faces, on_missing)
-    device = images[0].device if images else torch.device("cpu")
-    found = _detect(images, device, faces, config)
-    missing = _without_face(found, len(images))
-    if missing and on_missing == "raise":
-        raise no_face(missing, images, names or [f"image {index}" for index in range(len(images))])
-    found = replace(measure(images, found), signatures=signatures(images))
-    return _with_gaps(found, missing) if missing and on_missing == "nan" else found
-
-
 def faces_of(batch: ImageBatch) -> Faces:
     """Return the faces of a batch, measured, with the indices of their images among all sources.
 

@@ -18,7 +18,6 @@ from facezoo.models.capabilities import CAPABILITIES, STAGES
 from facezoo.models.ipd_fer import IPDFER
 from facezoo.preprocess import pipeline
 from facezoo.preprocess.alignment import prepare
-from facezoo.preprocess.pipeline import find_faces
 from facezoo.results import flatten_rows
 
 BACKBONE = "test_resnet.r160_in1k"
@@ -148,7 +147,7 @@ def test_a_batch_on_the_device_is_read_at_once_and_stays_there(model, monkeypatc
 
 def test_features_are_those_of_the_aligned_crop(model):
     photo = torch.from_numpy(PORTRAITS[2])
-    crop = prepare([photo], find_faces([photo]), model.preprocessing)
+    crop = prepare([photo], facezoo.detect([PORTRAITS[2]], "cpu"), model.preprocessing)
     with torch.no_grad():
         wanted = model.embed_identity(crop)
     torch.testing.assert_close(model.encode_identity(PORTRAITS[2]), wanted, atol=1e-5, rtol=1e-4)
@@ -159,7 +158,7 @@ def test_features_are_those_of_the_aligned_crop(model):
 )
 def test_a_crowd_is_cut_out_in_slices_of_whole_batches(model, monkeypatch, batch_size, together):
     photo = torch.from_numpy(CROWD)
-    crowd = find_faces([photo], faces="all")[torch.tensor([0, 1] * 4)]
+    crowd = facezoo.detect(CROWD, "cpu")[torch.tensor([0, 1] * 4)]
     wanted = model.encode_faces([photo], crowd, "encode_expression", batch_size)
     sizes = []
     cut = pipeline.prepare
