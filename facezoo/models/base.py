@@ -307,7 +307,7 @@ class FaceModel(Freezable, Model):
         self,
         images: Sequence[Tensor],
         faces: Faces,
-        names: str | Sequence[str],
+        names: str | Sequence[str] | Stage,
         batch_size: int = 64,
         clock: Clock | None = None,
     ) -> Any:
@@ -316,14 +316,24 @@ class FaceModel(Freezable, Model):
         Args:
             images: uint8 RGB, each (H, W, 3), on the model's device.
             faces: faces of these images.
-            names: keys of ``STAGES``, one or several.
+            names: keys of ``STAGES``, one or several, or a function of prepared crops.
             batch_size: faces per forward pass.
             clock: measures the time of alignment and encoding.
 
         Returns:
             As ``run``, one row per face.
         """
-        return self._encode_faces(images, faces, self.stage(names), batch_size, clock)
+        timed = clock.stage if clock else nullcontext
+        stage = names if callable(names) else self.stage(names)
+        known = torch.isfinite(faces.scores)
+        complete = bool(known.all())
+        parts = []
+        found = faces if complete else faces[known]
+        for crops in cut_batches(images, found, self.preprocessing, batch_size, clock):
+            with timed("encode"):
+                parts.append(self.in_batches(stage, crops, batch_size))
+        result = concatenate(parts)
+        return result if complete else fill_rows(result, known)
 
     def in_batches(self, function: Stage, rows: Any, batch_size: int) -> Any:
         """Apply a function to rows in batches, in eval mode and without gradients.
@@ -412,29 +422,10 @@ class FaceModel(Freezable, Model):
             return concatenate(results), None
         for batch in face_batches(sources, device, options, jpeg=self.jpeg, runtime=self.runtime):
             assert batch.faces is not None
-            results.append(self._encode_faces(batch.images, batch.faces, stage, options.batch_size))
+            results.append(self.encode_faces(batch.images, batch.faces, stage, options.batch_size))
             if measured:
                 faces.append(faces_of(batch))
         return concatenate(results), join_faces(faces, sources) if measured else None
-
-    def _encode_faces(
-        self,
-        images: Sequence[Tensor],
-        faces: Faces,
-        stage: Stage,
-        batch_size: int,
-        clock: Clock | None = None,
-    ) -> Any:
-        timed = clock.stage if clock else nullcontext
-        known = torch.isfinite(faces.scores)
-        complete = bool(known.all())
-        parts = []
-        found = faces if complete else faces[known]
-        for crops in cut_batches(images, found, self.preprocessing, batch_size, clock):
-            with timed("encode"):
-                parts.append(self.in_batches(stage, crops, batch_size))
-        result = concatenate(parts)
-        return result if complete else fill_rows(result, known)
 
 
 def check_shape(images: Tensor, shape: tuple[int, int, int], name: str = "images") -> None:
