@@ -9,10 +9,9 @@ YuNet (Wu et al., 2023).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -24,19 +23,6 @@ DETECTOR = "face-detector"
 STRIDES = (8, 16, 32, 64)
 BASES = (40.0, 80.0, 160.0, 320.0)
 """Typical side of a level's faces in pixels; the head's outputs are in this unit."""
-
-
-class _Step(NamedTuple):
-    """A convolution and what follows it."""
-
-    layer: nn.Conv2d
-    options: Any
-    """Stride, padding, dilation and groups of the convolution."""
-    norm: nn.Module | None
-    """Batch norm until it is folded."""
-    relu: bool
-    adds: bool
-    """Whether to add the input of the step before."""
 
 
 def _conv(
@@ -55,20 +41,36 @@ def _conv(
     )
 
 
-def _separable(width: int) -> nn.ModuleDict:
-    """Build a depthwise separable convolution, to whose output its input is added."""
-    depthwise = _conv(width, width, groups=width, relu=False)
-    return nn.ModuleDict({"body": nn.Sequential(depthwise, _conv(width, width, kernel=1))})
+class _Separable(nn.Module):
+    """A residual depthwise separable convolution."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            _conv(width, width, groups=width, relu=False), _conv(width, width, kernel=1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
 
 
-def _head(width: int) -> nn.ModuleDict:
-    """Build the layers for score, box and landmarks of the cells of one level."""
-    tower = nn.Sequential(_separable(width), _separable(width))
-    output = nn.Linear(width, 1 + 4 + 10)
-    nn.init.normal_(output.weight, std=0.01)
-    # Most cells hold no face.
-    output.bias = nn.Parameter(torch.tensor([-4.0] + 14 * [0.0]))
-    return nn.ModuleDict({"tower": tower, "output": output})
+class _Head(nn.Module):
+    """Score, box and landmarks of the cells of one level."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.tower = nn.Sequential(_Separable(width), _Separable(width))
+        self.output = nn.Linear(width, 1 + 4 + 10)
+        nn.init.normal_(self.output.weight, std=0.01)
+        # Most cells hold no face.
+        self.output.bias = nn.Parameter(torch.tensor([-4.0] + 14 * [0.0]))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Compute the numbers of every cell, (B, A, 15), in float32 as they become pixels."""
+        x = self.tower(features).permute(0, 2, 3, 1).flatten(1, 2)
+        with torch.autocast(x.device.type, enabled=False):
+            numbers: Tensor = self.output(x.to(self.output.weight.dtype))
+        return numbers.float()
 
 
 @dataclass(frozen=True)
@@ -101,17 +103,16 @@ class FaceDetector(nn.Module):
         self.stem = nn.Sequential(_conv(3, stem // 2, 2), _conv(stem // 2, stem, 2))
         self.stages = nn.ModuleList(
             [
-                nn.Sequential(_conv(stem, width, 2), _separable(width), _separable(width)),
-                nn.Sequential(_conv(width, coarse, 2), _conv(coarse, coarse), _separable(coarse)),
-                nn.Sequential(_conv(coarse, coarse, 2), _separable(coarse), _separable(coarse)),
-                nn.Sequential(_conv(coarse, coarse, 2), _separable(coarse), _separable(coarse)),
+                nn.Sequential(_conv(stem, width, 2), _Separable(width), _Separable(width)),
+                nn.Sequential(_conv(width, coarse, 2), _conv(coarse, coarse), _Separable(coarse)),
+                nn.Sequential(_conv(coarse, coarse, 2), _Separable(coarse), _Separable(coarse)),
+                nn.Sequential(_conv(coarse, coarse, 2), _Separable(coarse), _Separable(coarse)),
             ]
         )
         self.laterals = nn.ModuleList(
             _conv(inputs, width, kernel=1) for inputs in (width, coarse, coarse, coarse)
         )
-        self.heads = nn.ModuleList(_head(width) for _ in STRIDES)
-        self._list_steps()
+        self.heads = nn.ModuleList(_Head(width) for _ in STRIDES)
 
     def forward(self, images: Tensor) -> Candidates:
         """Compute the outputs of every cell.
@@ -135,28 +136,19 @@ class FaceDetector(nn.Module):
 
     def raw(self, images: Tensor) -> Tensor:
         """Compute the numbers that ``decode`` takes, (B, A, 15), from images (B, 3, H, W)."""
-        maps = _run(self._trunk, images)[1:]
-        towers: list[Tensor] = []
-        merged = None
+        features = []
+        x = self.stem(images)
+        for stage in self.stages:
+            x = stage(x)
+            features.append(x)
+        outputs: list[Tensor] = []
+        merged = self.laterals[-1](features[-1])
         for level in reversed(range(len(STRIDES))):
-            lateral = self.laterals[level](maps[level])
-            if merged is not None:
-                lateral = lateral + F.interpolate(merged, scale_factor=2.0, mode="nearest")
-            merged = lateral
-            towers += _run(self._towers[level : level + 1], merged)
-        numbers = []
-        with torch.autocast(images.device.type, enabled=False):  # these numbers become pixels
-            for output, x in zip(self._outputs, reversed(towers), strict=True):
-                x = x.permute(0, 2, 3, 1).flatten(1, 2).to(output.weight.dtype)
-                numbers.append(output(x).float())
-        return torch.cat(numbers, 1)
-
-    def _list_steps(self) -> None:
-        """List the layers in the order in which ``raw`` applies them."""
-        heads: Any = self.heads
-        self._trunk = [_steps(part) for part in (self.stem, *self.stages)]
-        self._towers = [_steps(head["tower"]) for head in heads]
-        self._outputs = [head["output"] for head in heads]
+            if outputs:
+                above = F.interpolate(merged, scale_factor=2.0, mode="nearest")
+                merged = self.laterals[level](features[level]) + above
+            outputs.append(self.heads[level](merged))
+        return torch.cat(outputs[::-1], 1)
 
     @torch.no_grad()
     def fold_norms(self) -> FaceDetector:
@@ -171,38 +163,7 @@ class FaceDetector(nn.Module):
             if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                 layer[0] = fuse_conv_bn_eval(convolution.eval(), norm.eval())
                 del layer[1]
-        self._list_steps()
         return self.eval()
-
-
-def _steps(part: Any) -> list[_Step]:
-    """List the convolutions of a part in their order."""
-    steps = []
-    for block in part:
-        layers: Any = block["body"] if isinstance(block, nn.ModuleDict) else [block]
-        for position, (c, *others) in enumerate(layers):
-            norm = others[0] if others and isinstance(others[0], nn.BatchNorm2d) else None
-            relu = bool(others) and isinstance(others[-1], nn.ReLU)
-            # A separable convolution adds its input to the output of its second layer.
-            options = c.stride, c.padding, c.dilation, c.groups
-            steps.append(_Step(c, options, norm, relu, position == 1))
-    return steps
-
-
-def _run(parts: Sequence[Sequence[_Step]], x: Tensor) -> list[Tensor]:
-    """Apply parts one after the other, and return the output of each."""
-    outputs, shortcut = list[Tensor](), x
-    for part in parts:
-        for layer, options, norm, relu, adds in part:
-            weights: Any = layer._parameters  # faster than the attributes of a module
-            y = F.conv2d(x, weights["weight"], weights["bias"], *options)
-            y = y if norm is None else norm(y)
-            y = y.relu_() if relu else y
-            if adds:
-                y = shortcut + y
-            shortcut, x = x, y
-        outputs.append(x)
-    return outputs
 
 
 def cells_of(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
