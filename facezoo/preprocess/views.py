@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import inf
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,13 +21,42 @@ OVERLAP, _COARSER = 160, 4
 class View:
     """A part of an image at one scale and rotation."""
 
+    image: int
+    """Index of the image."""
     pixels: Tensor
     """In [-1, 1], padded to whole strides, (3, H, W)."""
-    numbers: tuple[float, ...]
-    """Edges that boxes must not cross, x0, y0, x1, y1, and the largest longer side of a box, pixels
-    of the view; view pixels per pixel of the rotated image, x and y; place of the view in it, x and
-    y; the matrix (2, 3) from the rotated image to the image; its rotation, quarter turns
-    counterclockwise; and the index of the image."""
+    limits: tuple[float, ...]
+    """Edges that boxes must not cross, x0, y0, x1, y1, pixels of the view."""
+    largest: float
+    """Largest longer side of a box, pixels of the view."""
+    scale: tuple[float, float]
+    """View pixels per pixel of the rotated image, x and y."""
+    offset: tuple[int, int]
+    """Place of the view in the rotated image, x and y."""
+    turn: tuple[int, ...]
+    """Matrix from the rotated image to the image, (2, 3) row by row."""
+    quarters: int
+    """Rotation of the image, quarter turns counterclockwise."""
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """All but the pixels, in the order of the fields; the image comes last."""
+        place = (*self.scale, *self.offset, *self.turn)
+        return (*self.limits, self.largest, *place, self.quarters, self.image)
+
+
+class _Grid(NamedTuple):
+    """Tiles of one scale; the whole image is one tile."""
+
+    numerator: float
+    """The scale is this number over ``denominator``, so that it is exact for the whole image."""
+    denominator: float
+    extent: int
+    """Side of a tile, pixels of the image."""
+    overlap: int
+    """Pixels of the image that neighbors share."""
+    largest: float
+    """See ``View``."""
 
 
 def views_of(
@@ -60,14 +90,14 @@ def views_of(
     height, width = pixels.shape[2:]
     longest = max(height, width)
     side = min(max(longest, min_side), max_side)
-    grids: list[tuple[float, float, int, int, float]] = []
+    grids = []
     if min_face is not None:
         detailed = longest * detector.smallest_face / min_face
         while detailed > side:
             scale = detailed / longest
-            grids.append((scale, 1, int(max_side / scale), int(OVERLAP / scale), OVERLAP))
+            grids.append(_Grid(scale, 1, int(max_side / scale), int(OVERLAP / scale), OVERLAP))
             detailed /= _COARSER
-    grids.append((side, longest, longest, 0, inf))
+    grids.append(_Grid(side, longest, longest, 0, inf))
     right, below = image.shape[1] - 1, image.shape[0] - 1
     turn = (
         (1, 0, 0, 0, 1, 0),
@@ -76,22 +106,24 @@ def views_of(
         (0, 1, 0, -1, 0, below),
     )[quarters]
     views = []
-    for multiplier, divisor, extent, overlap, largest in grids:
-        for y in range(0, max(1, height - overlap), extent - overlap):
-            for x in range(0, max(1, width - overlap), extent - overlap):
-                part = pixels[..., y : y + extent, x : x + extent]
+    for grid in grids:
+        step = grid.extent - grid.overlap
+        for y in range(0, max(1, height - grid.overlap), step):
+            for x in range(0, max(1, width - grid.overlap), step):
+                part = pixels[..., y : y + grid.extent, x : x + grid.extent]
                 rows, columns = part.shape[2:]
-                high = max(1, round(rows * multiplier / divisor))
-                wide = max(1, round(columns * multiplier / divisor))
+                high = max(1, round(rows * grid.numerator / grid.denominator))
+                wide = max(1, round(columns * grid.numerator / grid.denominator))
                 limits = (
                     0.0 if x else -inf,
                     0.0 if y else -inf,
                     wide - 1.0 if x + columns < width else inf,
                     high - 1.0 if y + rows < height else inf,
                 )
-                ratio = (wide / columns, high / rows)
+                scale_xy = (wide / columns, high / rows)
                 shown = _shown(part, (high, wide), detector.multiple)
-                views.append(View(shown, (*limits, largest, *ratio, x, y, *turn, quarters, index)))
+                view = View(index, shown, limits, grid.largest, scale_xy, (x, y), turn, quarters)
+                views.append(view)
     return views
 
 
