@@ -257,7 +257,7 @@ def test_the_own_detector_is_among_those_at_hand():
 
 @pytest.mark.parametrize(
     ("journey", "most_calls", "most_files"),
-    [("first", 620, 21), ("encode", 150, 16), ("extract", 350, 27)],
+    [("first", 570, 21), ("encode", 150, 16), ("extract", 350, 27)],
 )
 def test_one_image_makes_few_calls_in_few_files(journey, most_calls, most_files):
     script = benchmark("calls")
