@@ -73,8 +73,11 @@ def groups_of(table, crops: Tensor) -> Iterator[tuple[str, str, Tensor]]:
     if len(table) < MIN_IMAGES:
         return
     if "yaw" in table.column_names:
-        for name, rows in bands(yaw_column(table).abs(), YAW_DEG, "degrees"):
+        yaw = yaw_column(table).abs()
+        for name, rows in bands(yaw, YAW_DEG, "degrees"):
             yield "yaw", name, rows
+        if len(rows := yaw.isnan().nonzero()[:, 0]):
+            yield "yaw", "unknown", rows
     for name, rows in thirds(crop_sharpness(crops)):
         yield "sharpness", name, rows
     for name, rows in thirds(cheek_luminance(crops)):
