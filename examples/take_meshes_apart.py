@@ -20,7 +20,7 @@ from facezoo.geometry.rasterize import interpolate, rasterize
 
 SIZE, PIXELS_PER_MM, WORST_MM = 224, 0.74, 4.0
 COLORS = matplotlib.colormaps["YlOrRd"]
-FIRST = "mesh", "reconstruct", "neutralize", "error of it", "transfer_expression"
+FIRST = "mesh", "reconstruct", "neutralize", "error of neutralize", "transfer_expression"
 LAST = "interpolate: first identity", "25 %", "50 %", "75 %", "second identity"
 LIGHT = torch.nn.functional.normalize(torch.tensor([-0.4, 0.5, 1.0]), dim=0)
 CHOSEN = ((2, 1), (8, 2))  # numbers of test identities and expressions
