@@ -55,10 +55,12 @@ def begin_run(out: Path, *, seed: int, recipe: dict[str, Any]) -> dict[str, Any]
     """Write the record of a new run, or return the record of the run that is resumed.
 
     Raises:
-        ValueError: if the folder holds a run of another recipe or seed.
+        ValueError: if the folder holds a run of another recipe or seed, or the recipe has a number
+            that is not finite.
     """
     record = out / "run.json"
-    settings = json.loads(json.dumps({"seed": seed, "recipe": recipe}))
+    # A card is strict JSON, so a number that it cannot hold is an error before the training.
+    settings = json.loads(json.dumps({"seed": seed, "recipe": recipe}, allow_nan=False))
     if record.is_file():
         run: dict[str, Any] = json.loads(record.read_text())
         before = {key: run[key] for key in settings}

@@ -1,6 +1,7 @@
 """Cards: strict parsing, the trip through JSON, what users see, the cards in the package."""
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -93,6 +94,8 @@ def test_an_unknown_field_is_named(section):
         ({"labels": ["happy", 3]}, r"labels\[1\] must be text, got 3"),
         ({"tag": "Big One"}, "tag must be lower-case letters"),
         ({"architecture": []}, r"architecture must be a JSON object, got \[\]"),
+        ({"architecture": {"size": math.inf}}, "architecture must hold finite numbers only"),
+        ({"architecture": {"sizes": [{"a": math.nan}]}}, "must hold finite numbers only, got"),
         ({"metrics": [{"name": "x"}]}, r"missing field metrics\[0\]\.value"),
         ({"weights": None}, "weights must be a JSON object, got None"),
     ],

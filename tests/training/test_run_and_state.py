@@ -3,6 +3,8 @@
 import csv
 import json
 import math
+from dataclasses import asdict
+from importlib import import_module
 
 import pytest
 import torch
@@ -113,6 +115,18 @@ def test_a_run_records_its_recipe_and_finds_it_again(tmp_path):
     assert first["recipe"]["sizes"] == [[0, 32], [4, 64]]
     assert begin_run(tmp_path / "run", seed=4, recipe=recipe) == first
     assert json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8")) == first
+
+
+@pytest.mark.parametrize("family", ["adv3d", "ipd_fer", "latent_simclr", "latentface"])
+def test_every_recipe_can_be_written_to_a_card(tmp_path, family):
+    recipes = import_module(f"facezoo.models.{family}.train.recipes").RECIPES
+    for name, recipe in recipes.items():
+        begin_run(tmp_path / name, seed=0, recipe=asdict(recipe))
+
+
+def test_a_recipe_that_no_card_can_hold_is_an_error_before_the_training(tmp_path):
+    with pytest.raises(ValueError, match="Out of range float values"):
+        begin_run(tmp_path, seed=0, recipe={"limit": float("inf")})
 
 
 @pytest.mark.parametrize(("seed", "rate"), [(5, 0.1), (4, 0.2)])

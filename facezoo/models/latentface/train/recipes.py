@@ -43,8 +43,8 @@ class Disentangling:
     schedule: Schedule
     frames: int = 16
     """Images sampled per identity, Sec. 3.1."""
-    snr_limit: float | None = float("inf")
-    """Largest weight of eq. (10), which has no limit; None for eq. (4) without weights."""
+    weighted: bool = True
+    """Weight the steps by eq. (10), without a limit; False for eq. (4)."""
     others: bool = False
     """Average only the other images of an identity (ours). With two or three images, an image's own
     code would dominate the mean."""
@@ -84,7 +84,7 @@ RECIPES = {
             grey=0.2,
         ),
         Disentangling(
-            Schedule(20, lr=3e-4, schedule="cosine", average=0.998), snr_limit=None, others=True
+            Schedule(20, lr=3e-4, schedule="cosine", average=0.998), weighted=False, others=True
         ),
         COMPACT,
         wild=True,
@@ -100,7 +100,7 @@ RECIPES = {
             grey=0.2,
         ),
         Disentangling(
-            Schedule(60, lr=5e-4, schedule="cosine", average=0.998), snr_limit=None, others=True
+            Schedule(60, lr=5e-4, schedule="cosine", average=0.998), weighted=False, others=True
         ),
         COMPACT,
     ),

@@ -152,8 +152,7 @@ def train_diffusion(
             noise = torch.randn(face.shape, generator=at.generator).to(device)
             noisy = add_noise(identity, noise, steps)
             predicted = networks[part].denoise(noisy, steps, face)
-            limit = config.snr_limit
-            weights = None if limit is None else snr_weights(steps, limit)
+            weights = snr_weights(steps) if config.weighted else None
             terms[part] = denoising_loss(predicted, identity, weights)
         loss = terms["texture"] + terms["shape"]
         descend(optimizer, loss)
