@@ -2,7 +2,7 @@
 
     python benchmarks/latent_simclr.py latent-simclr --data DATA --early FILE [--json FILE]
 
-Tables: the generator, also after a tenth of its training; inversion by w, by w and f, and refined;
+Tables: the generator, also after a tenth of its training; inversion by w+, with f, and refined;
 expression and leakage by an SVM on raw codes and on h, and by the two CNNs of the paper; the
 identity features. Crops are aligned by the landmarks of the packs. FILE of ``--early`` is what
 ``facezoo train stylegan2`` writes after a tenth of the training. Tables are added to the JSON file
@@ -205,11 +205,11 @@ def inversion_table(model: LatentSimCLR, crops: Tensor, know: Recognizer) -> lis
     with torch.inference_mode():
         fine = torch.cat([inverter.synthesize(part.w_plus, part.feature) for part in refined])
     pictures = {
-        "w": (plain, crops),
-        "w and f": (both, crops),
-        f"w, first {REFINED}": (plain[:REFINED], some),
-        f"w and f, first {REFINED}": (both[:REFINED], some),
-        f"w and f, {REFINE_STEPS} steps, first {REFINED}": (fine, some),
+        "w+": (plain, crops),
+        "w+ and f": (both, crops),
+        f"w+, first {REFINED}": (plain[:REFINED], some),
+        f"w+ and f, first {REFINED}": (both[:REFINED], some),
+        f"w+ and f, {REFINE_STEPS} steps, first {REFINED}": (fine, some),
         "another's crop": (crops.roll(len(crops) // 2, 0), crops),
     }
     return [

@@ -163,7 +163,7 @@ def measure(
         codes.append((encoding.identity, encoding.expression))
         kept.append(item)
     good = [error < 3 for error in face_errors]
-    row: dict[str, Any] = {"meshes": len(items), "success, %": 100 * sum(good) / len(items)}
+    row: dict[str, Any] = {"meshes": len(items), "succeeded": sum(good)}
     if not codes:
         return row
     identities = torch.tensor([item.identity for item in kept])
@@ -223,6 +223,23 @@ print(json.dumps({**row, "surface, mm": found.residuals_mm["surface"]}))
 """The first registration of a process, and the peak memory of the process."""
 
 
+def rejected(model: MeshModel) -> list[dict[str, Any]]:
+    """Measure how long the search for a face takes on a sphere, which has none."""
+    import trimesh
+
+    ball = trimesh.creation.icosphere(5, radius=90.0)
+    vertices, triangles = np.array(ball.vertices), np.array(ball.faces, np.int64)
+    begin = time.process_time()
+    try:
+        model.register(Mesh(torch.from_numpy(vertices), "mm", torch.from_numpy(triangles)))
+    except ValueError as error:
+        seconds = time.process_time() - begin
+        return [
+            {"mesh": "sphere", "vertices": len(vertices), "CPU s": seconds, "error": str(error)}
+        ]
+    raise RuntimeError("a face was found on a sphere")
+
+
 def heads(model: MeshModel, paths: list[Path]) -> list[dict[str, Any]]:
     """Register meshes from files in unknown units; returns a row per file."""
     rows = []
@@ -255,7 +272,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("checkpoint")
     parser.add_argument("--meshes", type=int, default=10, help="per resampling")
-    parser.add_argument("--only", nargs="+", help="names of resamplings, or sizes")
+    parser.add_argument("--only", nargs="+", help="names of resamplings, sizes, or rejected")
     parser.add_argument("--heads", nargs="*", type=Path, default=[])
     options = parser.parse_args()
     model = MeshModel.from_pretrained(options.checkpoint)
@@ -280,7 +297,7 @@ def main() -> None:
     content: dict[str, Any] = {
         **stamp(f"{command} --meshes {options.meshes}"),
         "checkpoints": {model.card.name: model.card.weights.sha256},
-        "tables": {"resampled": [], "sizes": [], "heads": []},
+        "tables": {"resampled": [], "sizes": [], "rejected": [], "heads": []},
     }
     if options.out.is_file():
         old = json.loads(options.out.read_text("utf-8"))
@@ -312,8 +329,11 @@ def main() -> None:
         save()
     if not tables["sizes"] and (not options.only or "sizes" in options.only):
         tables["sizes"] = sizes(options.checkpoint, full, folder)
+    if not tables["rejected"] and (not options.only or "rejected" in options.only):
+        tables["rejected"] = rejected(model)
     tables["heads"] = heads(model, options.heads) or tables["heads"]
-    print(json.dumps([tables["sizes"], tables["heads"]], indent=2, ensure_ascii=False))
+    others = [tables[name] for name in ("sizes", "rejected", "heads")]
+    print(json.dumps(others, indent=2, ensure_ascii=False))
     save()
 
 

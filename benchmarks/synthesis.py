@@ -38,7 +38,7 @@ def main(options: argparse.Namespace) -> dict:
         results += of_checkpoint(options, device)
     rows = [
         {
-            "what": r.get("what", "synthesis, new weights"),
+            "what": r.get("what", f"synthesis, {options.max_channels} channels, random weights"),
             "image": f"{r['size']} x {r['size']}",
             "batch": r["batch"],
             **{f"{name}, images/s": value for name, value in r["images_per_second"].items()},

@@ -73,6 +73,7 @@ RENAMED = {
     "by hand, landmarks given": "OpenCV + ResNet-18, landmarks given",
     "by hand, ": "OpenCV + ResNet-18, ",
     "validation people": "validation identities",
+    "synthesis, new weights": "synthesis, 512 channels, random weights",
 }
 """Words of older results files, and the field's words."""
 HEADERS = {"way": "pipeline"}
@@ -138,6 +139,7 @@ def value(path: str, results: Path = ROOT / "docs" / "results") -> float:
 
 
 def _number_at(file: Path, keys: str) -> float:
+    """Read a number of one file; a whole number stays an ``int``."""
     found: Any = json.loads(file.read_text(encoding="utf-8"))
     for key in keys.split("/"):
         if isinstance(found, list):
@@ -147,7 +149,10 @@ def _number_at(file: Path, keys: str) -> float:
             found = found[_default(key[1:])]
         else:
             found = found[key]
-    return float(found.split()[0] if isinstance(found, str) else found)
+    if isinstance(found, str):
+        found = found.split()[0]
+        return int(found) if found.isdecimal() else float(found)
+    return found if isinstance(found, int) else float(found)
 
 
 def numbers_text(model: str) -> str:
@@ -187,6 +192,8 @@ def _valued(path: str) -> str:
 
 
 def _short(number: float) -> str:
+    if isinstance(number, int):
+        return f"{number:,}"
     digits = 2 if abs(number) < 10 else 1
     return f"{number:.{digits}f}" if abs(number) < 100 else f"{number:.0f}"
 
@@ -306,7 +313,8 @@ def results_text(file: str, table: str, results: Path = ROOT / "docs" / "results
     grouped = [column for column in columns if ": " in column]
     plain = [column for column in columns if column not in grouped]
     tables = [_measures(plain[0], grouped, rows)] if grouped else []
-    cells = [[_renamed(_cell(row[column])) for column in plain] for row in rows]
+    texts = [_column(column, [row[column] for row in rows]) for column in plain]
+    cells = [[_renamed(cell) for cell in row] for row in zip(*texts, strict=True)]
     tables.append(_table([_renamed(HEADERS.get(column, column)) for column in plain], cells))
     return "\n\n".join(tables)
 
@@ -326,6 +334,12 @@ def _measures(key: str, columns: Sequence[str], rows: Sequence[Mapping[str, Any]
 
 def _one_decimal(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}"
+
+
+def _column(name: str, values: Sequence[Any]) -> list[str]:
+    """Format a column; recalls and milliseconds with one decimal."""
+    one = re.match(r"recall at|ms at", name)
+    return [_one_decimal(v) if one and isinstance(v, float) else _cell(v) for v in values]
 
 
 def _renamed(text: str, words: Mapping[str, str] = RENAMED) -> str:
