@@ -160,6 +160,20 @@ def test_a_value_of_several_files_is_their_mean(tmp_path):
         tables().value("y:metrics", tmp_path)
 
 
+def test_whole_numbers_in_sentences_have_no_decimals(tmp_path):
+    rows = [{"name": "a", "count": 49, "size": 9409, "rule": "1973 pairs, cosine", "s": 2.0}]
+    (tmp_path / "x.json").write_text(json.dumps({"rows": rows}))
+    keys = ("count", "size", "rule", "s")
+    numbers = [tables().value(f"x:rows/[name=a]/{key}", tmp_path) for key in keys]
+    assert list(map(tables()._short, numbers)) == ["49", "9,409", "1,973", "2.00"]
+
+
+def test_recalls_and_milliseconds_have_one_decimal(tmp_path):
+    rows = [{"recall at 1 %": 96.012, "ms at 250 px": 4.7, "error": 4.7}]
+    (tmp_path / "d.json").write_text(json.dumps({"tables": {"t": rows}}))
+    assert tables().results_text("d", "t", tmp_path).endswith("| 96.0 | 4.7 | 4.700 |")
+
+
 def test_a_region_of_unknown_name_raises_an_error():
     with pytest.raises(ValueError, match="no region is named 'mdoels'"):
         tables().regenerated("<!-- mdoels:begin -->\n<!-- mdoels:end -->", [])
