@@ -13,7 +13,7 @@ from facezoo.errors import CardError
 from facezoo.hub.card import Card
 from facezoo.registry import info
 
-_COMMITS = ("autoencoding_commit", "commits")
+_COMMITS = ("autoencoding_commit", "commits", "training_commit")
 """Entries of a recipe that name commits; they differ in every training."""
 
 
@@ -42,7 +42,7 @@ def reproduce(
     Args:
         name: a bundled checkpoint, or a model for its default checkpoint.
         data: folder that replaces DATA in the command.
-        out: folder that replaces the one after ``--out``.
+        out: folder that replaces the one after ``--out``, also in paths of files below it.
         smoke: train one epoch of small batches on a few rows, to check that the recipe still gives
             a model of the same architecture.
         device: where to train; None for the best available.
@@ -89,10 +89,14 @@ def commands(card: Card, data: Path, out: Path) -> list[list[str]]:
                 f"{card.name}: the card's command is {text.strip()!r}; only 'facezoo train ... "
                 "--out ...' can be run again"
             )
-        words = [str(data) if word == "DATA" else word for word in words[1:]]
-        words[words.index("--out") + 1] = str(out)
-        runs.append(words)
+        folder = words[words.index("--out") + 1]
+        moved = {word: str(out / word[len(folder) + 1 :]) for word in words if _below(word, folder)}
+        runs.append([{"DATA": str(data), **moved}.get(word, word) for word in words[1:]])
     return runs
+
+
+def _below(word: str, folder: str) -> bool:
+    return word == folder or word.startswith(f"{folder}/")
 
 
 def _run(words: list[str]) -> None:

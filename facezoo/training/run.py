@@ -139,13 +139,15 @@ def write_checkpoint(
     intended_use: str,
     citation: str,
     base: Card | None = None,
+    before: str = "",
     smoke: bool = False,
 ) -> Path:
     """Write weights and card of a finished run; ``facezoo evaluate --card`` adds the metrics.
 
     The card's command joins one ``facezoo train`` per stage: of ``model`` with the stage's flags,
     or of each of ``parts`` if these are commands of their own. ``base`` is the checkpoint that
-    training started from; its name and data enter the card. ``smoke`` marks a rehearsal.
+    training started from; its name and data enter the card. The command ``before`` ran earlier.
+    ``smoke`` marks a rehearsal.
 
     Returns:
         The card's path, ``out/<model>.<tag>.json``.
@@ -157,6 +159,7 @@ def write_checkpoint(
         + " --smoke" * smoke
         for part, stage in runs
     )
+    command = " && ".join(filter(None, (before, command)))
     card = Card(
         model=model,
         tag=tag,

@@ -75,6 +75,15 @@ def test_commands_of_several_steps_are_run_in_turn(monkeypatch, tmp_path):
     assert "equal to" in str(done)
 
 
+def test_files_below_the_folder_of_the_card_are_those_of_the_new_run():
+    """A second command starts from the result of the first, not from a bundled checkpoint."""
+    card = next(iter(bundled_cards().values()))
+    command = "facezoo train a --data DATA --out runs/a --start runs/a/a.x.safetensors --seed 0"
+    ran = commands(with_command(card, command), Path("packs"), Path("new"))
+    words = "train a --data packs --out new --start new/a.x.safetensors --seed 0"
+    assert [shlex.join(run) for run in ran] == [words]
+
+
 @pytest.mark.parametrize(
     "command", ["", "rm -r /", "facezoo publish x --out y", "python train.py --out x", "facezoo"]
 )
@@ -94,7 +103,7 @@ def test_a_recipe_that_gives_another_model_is_an_error(monkeypatch, tmp_path):
         reproduce("x", tmp_path, tmp_path)
 
 
-@pytest.mark.parametrize("key", ["autoencoding_commit", "commits"])
+@pytest.mark.parametrize("key", ["autoencoding_commit", "commits", "training_commit"])
 def test_a_recipe_may_be_trained_again_at_another_commit(monkeypatch, tmp_path, key):
     """Recipes of several parts name the commits of those before the last."""
     card = next(c for c in bundled_cards().values() if key in c.training.recipe)

@@ -93,8 +93,16 @@ def test_principal_axes_are_added_to_a_checkpoint_without_them(folder, tmp_path,
     add = partial(command.run, data=folder, seed=0, device=CPU, start=str(tmp_path / "bare"))
     path = add("ict", out=tmp_path / "second")
     again = Adv3D.from_pretrained(path.with_suffix(".safetensors"))
-    assert again.card.training.base == "adv3d.ict"
-    assert "--start" in again.card.training.command
+    training = again.card.training
+    trains, adds = training.command.split(" && ")
+    assert trains == whole.card.training.command
+    assert adds == trains.replace("ict --", "ict --start runs/adv3d/adv3d.ict.safetensors --")
+    assert training.recipe["training_commit"] == whole.card.training.commit
+    assert training.data == whole.card.training.data
+    assert training.base is None  # it does not start from itself
+    add("ict", out=tmp_path / "twice", start=str(path.with_suffix(".safetensors")))
+    twice = Card.load(tmp_path / "twice" / path.name).training
+    assert (twice.command, twice.recipe) == (training.command, training.recipe)
     for name, tensor in bare.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
     meshes = torch.from_numpy(IctFaces(folder).split("tiny")[0].vertices).flatten(0, 1)

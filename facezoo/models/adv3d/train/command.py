@@ -32,6 +32,8 @@ TITLES = {
     "facescape": "FaceScape's registered meshes (Yang et al. 2020)",
     "ict": "ICT-3D, synthetic meshes from the modes of ICT-FaceKit",
 }
+RESULT = "runs/adv3d/adv3d.{}.safetensors"
+"""Weights that the command of a card writes, by recipe."""
 MESHES_OF_AXES = 5000
 """Most meshes that the stored principal axes are computed from."""
 SMOKE = {
@@ -60,7 +62,7 @@ def run(
     """Train by a recipe and write weights and card; a call after an interruption resumes.
 
     With ``start``, nothing is trained: the principal axes of the training meshes are added to a
-    checkpoint that has none, see ``MeshModel.set_shape_axes``.
+    checkpoint that has none, see ``MeshModel.set_shape_axes``. The card then has both commands.
 
     Args:
         name: of the recipe, a key of ``RECIPES``.
@@ -70,7 +72,7 @@ def run(
         device: where to train.
         start: checkpoint of the same recipe to which the axes are added.
         smoke: train a few steps only, to test that the recipe runs; with ``start``, take any meshes
-            with as many vertices as the template.
+            with the same number of vertices as the template.
 
     Returns:
         The card's path.
@@ -82,10 +84,10 @@ def run(
         FileNotFoundError: if ``data`` does not hold the data set.
     """
     config = recipe(name)
-    if smoke and start is None:
+    if smoke:
         registered = min(8, getattr(config, "registered", 0))
         config = shortened(config, **SMOKE, registered=registered)
-    base = None
+    base: Card | None = None
     if isinstance(config, IctConfig):
         faces = IctFaces(data)
         record = begin_run(out, seed=seed, recipe=asdict(config))
@@ -119,6 +121,13 @@ def run(
         source, data_note = config.source, _describe(config, registered)
         use = "the training set. Not for identifying people, nor for decisions about them."
     license_name = "mit" if source == "ict" else "research-only"
+    first = ""
+    if base is not None:  # the checkpoint itself, without axes: its training comes first
+        training = base.training
+        first = training.command.partition(" && ")[0]
+        commit = training.recipe.get("training_commit", training.commit)
+        recorded = {**record["recipe"], "training_commit": commit}
+        record = {**record, "recipe": recorded, "hardware": training.hardware}
     return write_checkpoint(
         model,
         out,
@@ -126,19 +135,19 @@ def run(
         model="adv3d",
         tag=name,
         default=name == "ict",
-        flags=f" --recipe {name}" + (f" --start {start}" if base else ""),
+        flags=f" --recipe {name}" + (f" --start {RESULT.format(name)}" if base else ""),
         architecture=model.architecture,
         preprocessing=None,
         labels=(),
         precision=config.precision,
         licenses=Licenses(code="Apache-2.0", weights=license_name, data=license_name),
-        data=() if base else (data_note,),
+        data=base.training.data if base else (data_note,),
         intended_use=(
             "Research on the shape of faces: identity and expression of meshes in the topology of "
             + use
         ),
         citation=CITATION,
-        base=base,
+        before=first,
         smoke=smoke,
     )
 
