@@ -33,7 +33,7 @@ import torch
 from facezoo.evaluate.benchmark.report import table_text
 from facezoo.evaluate.embedding import ALIGNED, DETECTED
 from facezoo.evaluate.metrics import compare
-from facezoo.hub.card import Card, Metric, bundled_cards
+from facezoo.hub.card import Card, Metric, Training, bundled_cards
 from facezoo.hub.families import FAMILIES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,6 +61,7 @@ RENAMED = {
     "the same, each photograph's code less its class's mean": "the same, after subtracting the "
     "mean code of each expression",
     "people told": "identification",
+    "RDM (this checkpoint)": "RDM: `latentface.lfw`",
     "person": "identity",
     "photograph": "image",
     "picture": "image",
@@ -101,10 +102,13 @@ PLAIN = {
 MESH_NUMBERS = {
     "E_rec": "Reconstruction error (E_rec), mm",
     "AVD_neu": "Error of the neutral face (AVD_neu), mm",
+    "AVD_neu face": "The same on the face area, mm",
     "E_dis": "Spread of the neutral faces of one identity (E_dis), mm",
     "rank-1": "Identity of an expressive mesh (rank-1), %",
     "expression": "Expression, 20 classes (linear probe), %",
 }
+MESH_CHANCE = {"rank-1": 100 / 90, "expression": 100 / 20}
+"""Chance level in percent, of 90 identities and 20 expressions of the test set of ICT-3D."""
 
 
 def pages(root: Path = ROOT) -> list[Path]:
@@ -128,7 +132,8 @@ def value(path: str, results: Path = ROOT / "docs" / "results") -> float:
     Args:
         path: ``file:key/key/...``. ``@ipd-fer`` is the default checkpoint of a model, and
             ``[name=E_rec & protocol=shuffled]`` the first row of a list with these values. With
-            ``*`` in ``file``, the mean over these files.
+            ``*`` in ``file``, the mean over these files. The key ``lowest`` is the entry with the
+            lowest number.
         results: the folder.
     """
     file, _, keys = path.partition(":")
@@ -140,8 +145,13 @@ def value(path: str, results: Path = ROOT / "docs" / "results") -> float:
 
 def _number_at(file: Path, keys: str) -> float:
     """Read a number of one file; a whole number stays an ``int``."""
-    found: Any = json.loads(file.read_text(encoding="utf-8"))
-    for key in keys.split("/"):
+    return _within(json.loads(file.read_text(encoding="utf-8")), keys.split("/"))
+
+
+def _within(found: Any, keys: Sequence[str]) -> float:
+    for number, key in enumerate(keys, 1):
+        if key == "lowest":
+            return min(_within(entry, keys[number:]) for entry in found.values())
         if isinstance(found, list):
             wanted = dict(part.split("=") for part in key.strip("[]").split(" & "))
             found = next(r for r in found if all(str(r[c]) == v for c, v in wanted.items()))
@@ -159,7 +169,7 @@ def numbers_text(model: str) -> str:
     """Format the headline numbers of a model next to a baseline."""
     entries = json.loads((ROOT / "docs/results/benchmark.json").read_text(encoding="utf-8"))
     if model == "adv3d":
-        header = ["measure", "`adv3d.ict`", "`adv3d.ict-neutral`", "copy of the input"]
+        header = ["measure", "`adv3d.ict`", "`adv3d.ict-neutral`", "copy of the input", "chance"]
         rows = [
             [
                 title,
@@ -168,8 +178,9 @@ def numbers_text(model: str) -> str:
                     for tag in ("ict", "ict-neutral")
                 ),
                 _short(value(f"ict:tables/faces/[method=copy of the input]/{name}"))
-                if name.isupper() or "_" in name
+                if name not in MESH_CHANCE
                 else "–",
+                _short(MESH_CHANCE[name]) if name in MESH_CHANCE else "–",
             ]
             for name, title in MESH_NUMBERS.items()
         ]
@@ -456,7 +467,7 @@ def _card_text(card: Card) -> str:
         f"training data {card.licenses.data}",
         "trained on": "; ".join(training.data),
         "trained by": f"`{training.command}`" if training.command else "",
-        "at commit": training.commit,
+        "at commit": _commits(training),
         "on hardware": training.hardware,
         "intended use": card.intended_use,
     }
@@ -464,6 +475,13 @@ def _card_text(card: Card) -> str:
     limits = [f"- {limit}" for limit in card.limits] or ["None on record."]
     parts = ["\n".join(lines), "Limits:\n\n" + "\n".join(limits), _metrics_text(card.metrics)]
     return f"### {card.name}\n\n" + folded("Model card", "\n\n".join(parts))
+
+
+def _commits(training: Training) -> str:
+    """Name the commit of the last command, and of the first where a card has two."""
+    first = {"autoencoding_commit", "training_commit"} & training.recipe.keys()
+    earlier = "".join(f"; of the first command: {training.recipe[key]}" for key in first)
+    return training.commit + earlier
 
 
 def _metrics_text(metrics: Sequence[Metric]) -> str:

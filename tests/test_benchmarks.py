@@ -9,6 +9,7 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from packs import (
@@ -184,6 +185,15 @@ def test_predictions_are_measured_in_groups_of_faces(tmp_path, monkeypatch):
             parts = [int(row["images"]) for row in of_data if row["group"].startswith(kind)]
             assert (len(parts), sum(parts)) == (3, int(whole["images"]))
     assert all(row["predicted happiness"].endswith(" %") for row in tables["ages"])
+
+
+def test_faces_of_unknown_yaw_are_a_group(monkeypatch):
+    script = benchmark("groups")
+    monkeypatch.setattr(script, "MIN_IMAGES", 1)
+    crops = torch.randint(0, 256, (4, 3, 112, 112), generator=torch.Generator().manual_seed(0))
+    groups = script.groups_of(pa.table({"yaw": [5.0, None, -50.0, -3.0]}), crops.byte())
+    yaws = {name: rows.tolist() for kind, name, rows in groups if kind == "yaw"}
+    assert yaws == {"0 to 10 degrees": [0, 3], "30 to 90 degrees": [2], "unknown": [1]}
 
 
 def test_the_scores_of_a_group_are_those_of_its_confusion_matrix():

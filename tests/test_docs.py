@@ -174,6 +174,12 @@ def test_recalls_and_milliseconds_have_one_decimal(tmp_path):
     assert tables().results_text("d", "t", tmp_path).endswith("| 96.0 | 4.7 | 4.700 |")
 
 
+def test_a_value_may_be_the_lowest_of_a_mapping(tmp_path):
+    swap = {"first": {"kept": 90.0}, "second": {"kept": 70.0}}
+    (tmp_path / "b.json").write_text(json.dumps({"swap": swap}))
+    assert tables().value("b:swap/lowest/kept", tmp_path) == 70
+
+
 def test_a_region_of_unknown_name_raises_an_error():
     with pytest.raises(ValueError, match="no region is named 'mdoels'"):
         tables().regenerated("<!-- mdoels:begin -->\n<!-- mdoels:end -->", [])

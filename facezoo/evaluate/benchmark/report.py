@@ -124,7 +124,7 @@ def _overview_row(
         "identity from expression features": _n(others[1]),
         "expression from identity features": _n(others[2]),
         "parameters": _millions(entry["parameters"]) if entry else "",
-        "images/s": _n(speed["images_per_second"]) if speed else "",
+        "images/s": _rate(speed["images_per_second"]) if speed else "",
     }
 
 
@@ -179,7 +179,7 @@ def identity(content: Content) -> Iterator[Row]:
 
 
 def leakage(content: Content) -> Iterator[Row]:
-    """List what each kind of features holds of the other, next to the features meant for it."""
+    """List what each kind of features holds of the other, next to the intended features."""
     for name, entry in content["models"].items():
         scores = entry["scores"]
         if len(scores) < 2:
@@ -202,7 +202,7 @@ def _leak(name: str, measure: str, space: str, leak: Content, meant: Content) ->
         "accuracy": _with_spread(leak),
         "chance": _n(leak["chance"]),
         "control": _n(leak["control"]),
-        "from the features meant for it": _with_spread(meant),
+        "from the intended features": _with_spread(meant),
     }
 
 
@@ -311,7 +311,7 @@ def cost(content: Content) -> Iterator[Row]:
             "features": ", ".join(f"{k} {v['dim']}" for k, v in entry["scores"].items()),
             "parameters": _millions(entry["parameters"]),
             "file": f"{entry['bytes'] / 1e6:.1f} MB" if entry["bytes"] else NONE,
-            "images/s": _n(speed["images_per_second"]),
+            "images/s": _rate(speed["images_per_second"]),
             "time / untrained network": _n(speed["times_untrained"]),
             "on": f"{speed['device']}, {threads}",
         }
@@ -368,6 +368,12 @@ def _spaces(entry: Content) -> tuple[str, str]:
 def _n(value: float | None) -> str:
     """Format a number with three digits or one decimal: the sets are small."""
     return NONE if value is None else f"{value:.{1 if abs(value) >= 10 else 2}f}"
+
+
+def _rate(value: float) -> str:
+    """Format a speed with three digits: it varies between runs."""
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:,.0f}" if rounded >= 100 else _n(rounded)
 
 
 def _with_spread(score: Content) -> str:
