@@ -32,5 +32,7 @@ def main(output: Path, photos: list[Path], pretrained: bool = True) -> None:
 
 
 if __name__ == "__main__":
+    if {"-h", "--help"} & {*sys.argv}:
+        sys.exit(__doc__)
     target, *files = sys.argv[1:] or ["portraits.jpg"]
     main(Path(target), [Path(file) for file in files] or PORTRAITS)

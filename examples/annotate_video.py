@@ -49,4 +49,6 @@ def main(output: Path, clip: Path | None = None, model="ipd-fer") -> None:
 
 
 if __name__ == "__main__":
+    if {"-h", "--help"} & {*sys.argv}:
+        sys.exit(__doc__)
     main(*map(Path, sys.argv[1:3] or ["video"]))

@@ -75,5 +75,7 @@ def main(output: Path, photos: list[Path], model=None) -> None:
 
 
 if __name__ == "__main__":
+    if {"-h", "--help"} & {*sys.argv}:
+        sys.exit(__doc__)
     target, *files = sys.argv[1:] or ["edits.png"]
     main(Path(target), [Path(file) for file in files] or PORTRAITS)

@@ -30,4 +30,6 @@ def main(photos: list[Path], pretrained: bool = True) -> None:
 
 
 if __name__ == "__main__":
+    if {"-h", "--help"} & {*sys.argv}:
+        sys.exit(__doc__)
     main([Path(p) for p in sys.argv[1:]] or PORTRAITS)

@@ -76,4 +76,6 @@ def main(folder: Path, word: str = "") -> None:
 
 
 if __name__ == "__main__":
+    if {"-h", "--help"} & {*sys.argv}:
+        sys.exit(__doc__)
     main(Path((sys.argv[1:] or ["gallery"])[0]), *sys.argv[2:3])

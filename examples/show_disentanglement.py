@@ -40,5 +40,7 @@ def main(output: Path, model=None, images: list[Path] = PORTRAITS) -> None:
 
 
 if __name__ == "__main__":
+    if {"-h", "--help"} & {*sys.argv}:
+        sys.exit(__doc__)
     target, name, *files = [*sys.argv[1:], *["disentanglement.png", "ipd-fer"][len(sys.argv) - 1 :]]
     main(Path(target), facezoo.load(name), [Path(file) for file in files] or PORTRAITS)

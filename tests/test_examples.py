@@ -3,6 +3,7 @@
 import shutil
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+from runpy import run_path
 
 import pytest
 import torch
@@ -21,6 +22,16 @@ def example(name):
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.mark.parametrize("script", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_help_of_an_example_shows_its_usage_and_writes_nothing(script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", [script.name, "--help"])
+    with pytest.raises(SystemExit) as stopped:
+        run_path(str(script), run_name="__main__")
+    assert f"python examples/{script.name}" in str(stopped.value.code)
+    assert not any(tmp_path.iterdir())
 
 
 def test_encode_portraits_predicts_an_expression_per_portrait(capsys):

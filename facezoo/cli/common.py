@@ -35,7 +35,7 @@ runtime_option = click.option(
     "--runtime",
     type=click.Choice(["torch", "onnxruntime", "openvino"]),
     default="torch",
-    help="what computes the networks; others than torch use the CPU  [default: torch]",
+    help="what computes the networks; others than torch use the CPU",
 )
 
 Command = TypeVar("Command", bound=Callable[..., Any])
