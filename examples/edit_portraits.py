@@ -2,9 +2,8 @@
 
 python examples/edit_portraits.py edits.png examples/portraits/*.jpg
 
-Writes edits.png (the crop of each portrait, drawn again from w+, from w+ and f, and refined),
-edits-directions.png (each portrait moved along every direction of the model), edits-samples.png
-(faces of nobody) and edits-mixing.png (rows keep expression, columns give appearance). Needs [viz].
+Writes edits.png (portraits drawn again), edits-directions.png, edits-samples.png (faces of nobody)
+and edits-mixing.png (rows keep expression, columns give appearance). Needs the extra [viz].
 """
 
 import sys
@@ -77,5 +76,4 @@ def main(output: Path, photos: list[Path], model=None) -> None:
 if __name__ == "__main__":
     if {"-h", "--help"} & {*sys.argv}:
         sys.exit(__doc__)
-    target, *files = sys.argv[1:] or ["edits.png"]
-    main(Path(target), [Path(file) for file in files] or PORTRAITS)
+    main(Path(([*sys.argv, "edits.png"])[1]), [Path(file) for file in sys.argv[2:]] or PORTRAITS)

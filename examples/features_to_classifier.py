@@ -63,6 +63,6 @@ def main(folder: Path, pretrained: bool = True) -> float:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
+    if len(sys.argv) != 2 or "--help" in sys.argv:
         raise SystemExit(__doc__)
     main(Path(sys.argv[1]))

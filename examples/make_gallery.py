@@ -37,9 +37,8 @@ def crowd():
     picture = Image.new("RGB", (1180, 650), "#777")
     for number, face in enumerate(samples(40)):
         pixels = Image.fromarray((face * 255).byte().permute(1, 2, 0).numpy())
-        side = (64, 92, 120)[number % 3]
         place = 20 + 144 * (number % 8), 20 + 124 * (number // 8)
-        picture.paste(pixels.resize((side, side)), place)
+        picture.paste(pixels.resize(2 * [(64, 92, 120)[number % 3]]), place)
     return annotate(picture, predict(picture), style="label")
 
 
@@ -47,8 +46,7 @@ def relief():
     model = load("latentface")
     names = {"albedo": (), "depth": (), "rotate": (0.5,), "relight": ((-0.6, 0.8, 0.9, 0.2),)}
     columns = {n: getattr(model, n)(PORTRAITS, *a, faces="largest") for n, a in names.items()}
-    columns["depth"] = -columns["depth"]  # the nearest is white
-    return plot.grid({"crop": plot.crops(model, PORTRAITS), **columns})
+    return plot.grid({"crop": plot.crops(model, PORTRAITS), **columns, "depth": -columns["depth"]})
 
 
 PICTURES = {
