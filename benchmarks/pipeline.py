@@ -155,7 +155,7 @@ def compare(files: list[str], options: argparse.Namespace) -> list[dict]:
                 options.model, runtime=runtime, dtype=torch.bfloat16
             )
     ways = {
-        n: lambda f, b, m=m: m.encode_expression(f, batch_size=b, on_missing="nan")
+        n: lambda f, b, m=m: m.encode_expression(f, batch_size=b, faces="largest", on_missing="nan")
         for n, m in loaded.items()
     } | {n: ByHand("resnet18", p, options.device) for n, p in rivals(files, options).items()}
     many = in_turn(
