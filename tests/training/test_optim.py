@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from facezoo.training.optim import descend, fixed, layer_groups
+from facezoo.training import optim
+from facezoo.training.optim import autocast, descend, fixed, layer_groups
 
 
 def test_only_matrices_decay_and_frozen_parameters_are_left_out():
@@ -37,3 +38,21 @@ def test_gradients_pass_through_a_fixed_module():
     assert torch.equal(x.grad, network.weight)
     assert network.weight.grad is None
     assert all(p.requires_grad for p in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("instructions", "is_intel", "fast"),
+    [
+        ({"amx_bf16": True, "avx512_bf16": True}, True, True),
+        ({"avx512_bf16": True}, False, True),
+        ({"avx512_bf16": True}, True, False),
+        ({"avx2": True}, False, False),
+    ],
+)
+def test_a_cpu_computes_in_bfloat16_where_that_is_faster(instructions, is_intel, fast, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions, raising=False)
+    monkeypatch.setattr(optim, "_is_intel", lambda: is_intel)
+    monkeypatch.setattr(optim, "_is_fast_on_cpu", optim._is_fast_on_cpu.__wrapped__)
+    with autocast(torch.device("cpu")):
+        product = torch.ones(2, 2) @ torch.ones(2, 2)
+    assert (product.dtype == torch.bfloat16) is fast
