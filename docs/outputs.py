@@ -71,8 +71,6 @@ def run_examples(page: str) -> Iterator[tuple[Example, str]]:
     """Run the examples of a page in the current folder, and return what each prints."""
     names: dict[str, Any] = {"__name__": "page"}
     shutil.copytree(ROOT / "examples" / "portraits", "examples/portraits")
-    Path("docs/images").mkdir(parents=True)
-    shutil.copy(ROOT / "docs" / "images" / "gallery_crowd.jpg", "docs/images")
     for example in examples(page):
         if example.kind == "python":
             yield example, _python(example.code, names)
