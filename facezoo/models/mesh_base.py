@@ -193,7 +193,7 @@ class MeshModel(Model):
         Raises:
             ValueError: naming the mesh.
         """
-        if not len(self.code_limit):
+        if not len(self.code_limit) or not any(one.registration for one in placed):
             return
         limit = float(self.code_limit)
         for one, distance in zip(placed, self.code_distances(codes).tolist(), strict=True):

@@ -267,7 +267,14 @@ def _check_place(points: Tensor, template: Template) -> None:
     advice = "align it with align='vertices' or align='landmarks'"
     if distance > FARTHEST_MM:
         raise ValueError(f"its center is {distance:.0f} mm from the template's; {advice}")
-    some = points[:: max(1, len(points) // 200)].double()
+    limit = LARGEST_RESIDUAL * template.radius
+    step = max(1, len(points) // 200)
+    some = points[::step].double()
+    if len(points) == len(template.vertices):
+        # Nearest vertices are no farther than the corresponding ones.
+        apart = (some - template.vertices[::step].double()).norm(dim=1).mean()
+        if float(apart) <= limit:
+            return
     nearest = torch.cdist(some, template.vertices.double()).amin(1)
-    if (error := float(nearest.mean())) > LARGEST_RESIDUAL * template.radius:
+    if (error := float(nearest.mean())) > limit:
         raise ValueError(f"it is {error:.0f} mm from the template on average; {advice}")
