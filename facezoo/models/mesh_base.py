@@ -209,10 +209,12 @@ class MeshModel(Model):
         Reconstructions follow shape and expression of a mesh, and its pose only in part.
         """
         if not one.registration:
-            if not len(self.code_limit) or is_moved(one.points, self.template):
-                return  # random weights, or a mesh that has a warning already
+            if not len(self.code_limit):
+                return  # random weights
             angle, shift = pose_difference(one.points, reconstruction)
             moved = angle > WARN_OWN_ROTATION_DEG or shift > WARN_OWN_SHIFT_MM
+            if (moved or error_mm > WARN_RESIDUAL_MM) and is_moved(one.points, self.template):
+                return  # it has a warning already
             if moved and error_mm < MAX_MOVED_MM:
                 warnings.warn(
                     f"{one.name}: it is rotated by {angle:.1f} degrees and shifted by {shift:.1f} "

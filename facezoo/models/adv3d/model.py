@@ -232,15 +232,15 @@ class Adv3D(MeshModel):
         """Encode meshes, and check the means of the codes and the pose; adds ``residual_mm``."""
         points = [one.points for one in placed]
         codes = self._codes(points, batch_size)
-        self.check_codes(placed, torch.cat([codes.identity, codes.expression], 1))
+        joint = torch.cat([codes.identity, codes.expression], 1)
+        self.check_codes(placed, joint)
         residual = codes.identity.new_full((len(placed),), torch.nan)
         rows = [row for row, one in enumerate(placed) if one.corresponds]
         for part in (rows[i : i + batch_size] for i in range(0, len(rows), batch_size)):
-            decoded = self.synthesize(codes.identity[part], codes.expression[part])
-            for row, mesh in zip(part, decoded, strict=True):
-                error = float((mesh.vertices - placed[row].points).norm(dim=1).mean())
+            for row, vertices in zip(part, self.decode_samples(joint[part]), strict=True):
+                error = float((vertices - placed[row].points).norm(dim=1).mean())
                 residual[row] = error
-                self.warn_of_residual(placed[row], mesh.vertices, error)
+                self.warn_of_residual(placed[row], vertices, error)
         if sampled:
             codes = self._codes(points, batch_size, True, generator)
         return replace(codes, residual_mm=residual)
