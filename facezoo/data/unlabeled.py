@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from facezoo.data.crops import cut_faces
-from facezoo.data.packs import aligned_crops, read_pack
+from facezoo.data.packs import aligned_crops, check_packs, read_pack
 from facezoo.errors import warn_once
 from facezoo.hub.card import Preprocessing
 from facezoo.preprocess.folders import images_in, skipped_message
@@ -44,9 +44,10 @@ def image_files(data: Path, wild: bool = False) -> list[Path]:
         wild: add ``faces_wild.parquet``.
 
     Raises:
-        FileNotFoundError: if there is neither.
+        FileNotFoundError: if there is neither, or no ``faces_wild.parquet`` for ``wild``.
     """
     if wild:
+        check_packs(data, WILD)
         return [*image_files(data), data / WILD]
     if (data / PACK).is_file():
         return [data / PACK]

@@ -21,7 +21,7 @@ from facezoo.extraction.resume import Block, Rows
 from facezoo.extraction.videos import CONVERSION
 from facezoo.extraction.writers import Layout
 from facezoo.hub.tensors import digest_of
-from facezoo.models.base import FaceModel
+from facezoo.models.base import FaceModel, coordinates
 from facezoo.preprocess.fingerprint import fingerprint
 from facezoo.preprocess.jpeg import Photo, check_decoder
 from facezoo.preprocess.pipeline import ImageBatch, ImageOptions, face_batches
@@ -198,6 +198,5 @@ def _column(plan: Plan, name: str, result: Any) -> tuple[str, NDArray[np.float32
         return "probabilities", result.softmax(-1).cpu().numpy()
     rows = result if isinstance(result, torch.Tensor) else flatten_rows(result)
     if name == "encode_expression" and plan.basis is not None:
-        origin, basis = plan.basis
-        rows = (rows - origin.to(rows)) @ basis.to(rows)
+        rows = coordinates(rows, *plan.basis)
     return name.removeprefix(FEATURES), rows.cpu().numpy()

@@ -185,10 +185,8 @@ class FaceModel(Freezable, Model):
             >>> model.compact_expression(features).shape
             torch.Size([1, 12])
         """
-        if (space := self.expression_basis()) is None:
-            return features
-        origin, basis = (part.to(features) for part in space)
-        return (features - origin) @ basis
+        space = self.expression_basis()
+        return features if space is None else coordinates(features, *space)
 
     def encode_identity(self, images: Images, **options: Unpack[ImageKeywords]) -> Tensor:
         """Compute identity features of the faces in images, float32, (F, D); compare by cosine.
@@ -426,6 +424,11 @@ class FaceModel(Freezable, Model):
             if measured:
                 faces.append(faces_of(batch))
         return concatenate(results), join_faces(faces, sources) if measured else None
+
+
+def coordinates(features: Tensor, origin: Tensor, basis: Tensor) -> Tensor:
+    """Compute the coordinates (F, R) of features (F, D) by an origin (D,) and a basis (D, R)."""
+    return (features - origin.to(features)) @ basis.to(features)
 
 
 def check_shape(images: Tensor, shape: tuple[int, int, int], name: str = "images") -> None:

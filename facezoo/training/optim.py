@@ -24,11 +24,10 @@ def autocast(device: torch.device) -> torch.autocast:
 
 @cache
 def _is_fast_on_cpu() -> bool:
-    """Return whether bfloat16 is faster than float32: with AMX, or AVX512-bf16 of AMD.
+    """Return whether bfloat16 is faster than float32: with AMX, or with AVX512-bf16 of AMD.
 
-    Processors of Intel multiply twice as many float32 numbers per cycle as those of AMD, so their
-    AVX512-bf16 alone brings nothing: ResNet-18 at 112 pixels took 1.4 times as long on a Xeon, and
-    less than half as long on an EPYC.
+    With AVX512-bf16 alone it was slower on a Xeon and faster on an EPYC; docs/measurements/speed.md
+    has the rates.
     """
     capabilities = getattr(torch.cpu, "get_capabilities", None)  # not in torch 2.4
     supported = capabilities() if capabilities else {}

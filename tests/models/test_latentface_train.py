@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 from interrupting import interrupted
-from packs import write_ferplus, write_lfw
+from packs import write_faces_wild, write_ferplus, write_lfw
 from PIL import Image
 
 import facezoo
@@ -356,6 +356,16 @@ def test_the_recipe_wild_starts_from_a_checkpoint_and_adds_whole_heads(tmp_path,
     assert model.architecture["expression_directions"] == 5
     before, after = (m.texture_autoencoder.encoder[0].weight.flatten() for m in (start, model))
     assert 0.9 < torch.cosine_similarity(before, after, dim=0) < 1
+
+
+@pytest.mark.parametrize("missing", ["ferplus.parquet", "faces_wild.parquet"])
+def test_a_pack_that_the_recipe_wild_lacks_is_named_before_the_training(missing, tmp_path):
+    write_lfw(tmp_path)
+    write_ferplus(tmp_path)
+    write_faces_wild(tmp_path)
+    (tmp_path / missing).unlink()
+    with pytest.raises(FileNotFoundError, match=f"has no {missing}; --data must name"):
+        run(tmp_path, tmp_path / "out", stage="1", seed=1, device=CPU, name="wild")
 
 
 def test_the_distance_of_expressions_compares_the_inner_faces():

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from facezoo.data.packs import check_packs
 from facezoo.data.unlabeled import FaceCrops, image_files, read_face_crops
 from facezoo.hub.card import Card, Licenses, bundled_cards
 from facezoo.hub.tensors import load_into, read_tensors, save
@@ -76,7 +77,7 @@ def run(
     Raises:
         ValueError: for an unknown stage, a ``start`` that is missing or has no use, or if the
             folder has a run with another recipe or other images.
-        FileNotFoundError: if stage 1 is not finished.
+        FileNotFoundError: if stage 1 is not finished, or a pack of the recipe is missing.
     """
     if stage not in STAGES:
         raise ValueError(f"stage must be one of {', '.join(STAGES)}, got {stage}")
@@ -85,6 +86,8 @@ def run(
     config = recipe(name)
     if smoke:
         config = shortened(config, epochs=1, batch_size=2)
+    if config.neutral:  # its labels are read after all training
+        check_packs(data, *PACKS)
     folder = out / f"{name}-seed{seed}"
     if start is not None:
         return run_neutral(config, data, start, folder / "neutral", seed, device, smoke)

@@ -84,7 +84,7 @@ def reconstruction_terms(
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """Compute the four losses of eq. (8) and (9), by the names of ``reconstruction_loss``.
 
-    The networks run in bfloat16, the renderer and the losses in float32.
+    The networks run under ``autocast``, the renderer and the losses in float32.
 
     Args:
         model: model with a confidence network.
@@ -126,7 +126,7 @@ def expression_distance(features: FeatureMaps, images: Tensor, targets: Tensor) 
     Args:
         features: feature network, trained on crops of the template ``arcface112``.
         images: crops of the template ``facenet-loose``, (B, 3, S, S).
-        targets: the same of the images that they should look like.
+        targets: crops that they should look like, (B, 3, S, S).
 
     Returns:
         Scalar, as a share of the mean absolute value of the targets' maps, averaged over stages.
