@@ -77,9 +77,9 @@ RECIPES = {
     ),
     "wild": Recipe(
         Autoencoding(
-            Schedule(3, lr=3e-4, schedule="cosine", average=0.998),
-            feature_stages=(1, 2),
-            lambda_expression=2.0,
+            Schedule(9, lr=4e-4, schedule="cosine", average=0.998),
+            feature_stages=(1, 2, 3),
+            lambda_expression=4.0,
             smoothness=3.0,
             grey=0.2,
         ),
