@@ -5,6 +5,8 @@
 DATA holds the packs of ``facezoo evaluate``, and ``faces_wild.parquet``. Groups are bands of yaw,
 of sharpness and of the luminance of the cheeks; faces without expression labels are grouped by age.
 The luminance is that of a crop, so it depends on light and camera as well as on skin.
+Values have 95 % intervals: Wilson's for shares of images, and a bootstrap over the images of a
+group for the balanced accuracy.
 """
 
 import argparse
@@ -12,6 +14,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import torch
 from measuring import stamp, write
 from scipy.stats import binomtest
@@ -30,11 +33,13 @@ SIDE = 112
 CHEEKS = ((slice(64, 80), slice(30, 46)), (slice(64, 80), slice(66, 82)))
 """Rows and columns of both cheeks in a crop of the template arcface112."""
 YAW_DEG = (0.0, 10.0, 20.0, 30.0, 90.0)
+BEYOND_DEG = (10.0, 40.0)
 AGES = (0, 10, 20, 40, 60, 120)
 MIN_IMAGES = 100
 """Images of a data set below which its groups say nothing."""
 THIRDS = ("lowest", "middle", "highest")
 HAPPY = EXPRESSIONS.index("happiness")
+RESAMPLES = 2000
 NAMES = {"ferplus": "FER+ test", "lfw": "LFW val", "london_expr": "London val"}
 
 
@@ -76,6 +81,9 @@ def groups_of(table, crops: Tensor) -> Iterator[tuple[str, str, Tensor]]:
         yaw = yaw_column(table).abs()
         for name, rows in bands(yaw, YAW_DEG, "degrees"):
             yield "yaw", name, rows
+        for limit in BEYOND_DEG:
+            if len(rows := (yaw > limit).nonzero()[:, 0]):
+                yield "yaw", f"beyond {limit:.0f} degrees", rows
         if len(rows := yaw.isnan().nonzero()[:, 0]):
             yield "yaw", "unknown", rows
     for name, rows in thirds(crop_sharpness(crops)):
@@ -84,24 +92,45 @@ def groups_of(table, crops: Tensor) -> Iterator[tuple[str, str, Tensor]]:
         yield "luminance of the cheeks", name, rows
 
 
-def percent(share: float) -> str:
-    """Format a share."""
-    return f"{100 * share:.1f} %"
+def share(count: int, total: int) -> str:
+    """Format the share of a count with its Wilson interval."""
+    if not total:
+        return "–"
+    interval = binomtest(count, total).proportion_ci(method="wilson")
+    return ranged(count / total, interval.low, interval.high)
+
+
+def ranged(value: float, low: float, high: float) -> str:
+    """Format a share and its interval."""
+    return f"{100 * value:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def balanced_interval(counts: Tensor, seed: int = 0) -> tuple[float, float]:
+    """Return the 95 % percentile interval of the balanced accuracy over resampled images.
+
+    To draw images with replacement is to draw the entries of their confusion matrix. A class that
+    a resample lacks does not count in it.
+    """
+    images = int(counts.sum())
+    shares = counts.double().flatten().numpy() / images
+    draws = np.random.default_rng(seed).multinomial(images, shares, size=RESAMPLES)
+    matrices = torch.from_numpy(draws).view(RESAMPLES, *counts.shape)
+    balanced = (matrices.diagonal(dim1=1, dim2=2) / matrices.sum(2)).nanmean(1)
+    low, high = np.quantile(balanced.numpy(), (0.025, 0.975))
+    return float(low), float(high)
 
 
 def scored(predicted: Tensor, truth: Tensor, classes: int) -> dict[str, str]:
     """Return the scores of one group."""
-    right = int((predicted == truth).sum())
     counts = confusion(predicted, truth, classes)
-    interval = binomtest(right, len(truth)).proportion_ci(method="wilson")
     others = truth != HAPPY
-    false = (predicted[others] == HAPPY).double().mean()
+    called_happy = int((predicted[others] == HAPPY).sum())
     return {
         "images": str(len(truth)),
-        "accuracy": percent(right / len(truth)),
-        "95 % interval": f"{100 * interval.low:.1f} to {100 * interval.high:.1f}",
-        "balanced accuracy": percent(balanced_accuracy(counts)),
-        "false happiness": percent(float(false)),
+        "accuracy": share(int(counts.diagonal().sum()), len(truth)),
+        "balanced accuracy": ranged(balanced_accuracy(counts), *balanced_interval(counts)),
+        "images not happy": str(int(others.sum())),
+        "false happiness": share(called_happy, int(others.sum())),
     }
 
 
@@ -141,8 +170,8 @@ def age_rows(model: FaceModel, data: Path) -> list[dict]:
         {
             "age": name,
             "images": str(len(rows)),
-            "predicted happiness": percent(float((predicted[rows] == HAPPY).double().mean())),
-            "mean confidence": percent(float(probabilities[rows].amax(1).mean())),
+            "predicted happiness": share(int((predicted[rows] == HAPPY).sum()), len(rows)),
+            "mean confidence": f"{100 * float(probabilities[rows].amax(1).mean()):.1f} %",
         }
         for name, rows in bands(ages, AGES, "years")
     ]

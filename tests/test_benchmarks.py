@@ -186,26 +186,51 @@ def test_predictions_are_measured_in_groups_of_faces(tmp_path, monkeypatch):
         for kind in ("sharpness", "luminance of the cheeks"):
             parts = [int(row["images"]) for row in of_data if row["group"].startswith(kind)]
             assert (len(parts), sum(parts)) == (3, int(whole["images"]))
-    assert all(row["predicted happiness"].endswith(" %") for row in tables["ages"])
+    assert all(" % (" in row["predicted happiness"] for row in tables["ages"])
 
 
 def test_faces_of_unknown_yaw_are_a_group(monkeypatch):
     script = benchmark("groups")
     monkeypatch.setattr(script, "MIN_IMAGES", 1)
     crops = torch.randint(0, 256, (4, 3, 112, 112), generator=torch.Generator().manual_seed(0))
-    groups = script.groups_of(pa.table({"yaw": [5.0, None, -50.0, -3.0]}), crops.byte())
+    groups = script.groups_of(pa.table({"yaw": [5.0, None, -50.0, -10.0]}), crops.byte())
     yaws = {name: rows.tolist() for kind, name, rows in groups if kind == "yaw"}
-    assert yaws == {"0 to 10 degrees": [0, 3], "30 to 90 degrees": [2], "unknown": [1]}
+    assert yaws == {
+        "0 to 10 degrees": [0],
+        "10 to 20 degrees": [3],
+        "30 to 90 degrees": [2],
+        "beyond 10 degrees": [2],
+        "beyond 40 degrees": [2],
+        "unknown": [1],
+    }
 
 
 def test_the_scores_of_a_group_are_those_of_its_confusion_matrix():
     script = benchmark("groups")
     happy = script.HAPPY
     scores = script.scored(torch.tensor([0, happy, happy, 0]), torch.tensor([0, happy, 0, 0]), 8)
-    assert (scores["images"], scores["accuracy"]) == ("4", "75.0 %")
-    assert scores["balanced accuracy"] == "83.3 %"
-    assert scores["false happiness"] == "33.3 %"
-    assert scores["95 % interval"] == "30.1 to 95.4"
+    assert (scores["images"], scores["accuracy"]) == ("4", "75.0 % (30.1 to 95.4)")
+    assert scores["balanced accuracy"].startswith("83.3 % (")
+    assert (scores["images not happy"], scores["false happiness"][:6]) == ("3", "33.3 %")
+    only_happy = script.scored(torch.tensor([happy]), torch.tensor([happy]), 8)
+    assert (only_happy["images not happy"], only_happy["false happiness"]) == ("0", "–")
+
+
+def test_the_interval_of_the_balanced_accuracy_is_that_of_resampled_images():
+    script = benchmark("groups")
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.randint(0, 3, (90,), generator=generator)
+    noise = torch.rand(90, generator=generator) < 0.3
+    predicted = torch.where(noise, (truth + 1) % 3, truth)
+    interval = script.balanced_interval(script.confusion(predicted, truth, 3))
+    drawn = torch.randint(0, 90, (2000, 90), generator=generator)
+    values = [
+        script.balanced_accuracy(script.confusion(predicted[rows], truth[rows], 3))
+        for rows in drawn
+    ]
+    naive = torch.tensor(values).quantile(torch.tensor([0.025, 0.975]))
+    assert interval == pytest.approx(naive.tolist(), abs=0.015)
+    assert interval == script.balanced_interval(script.confusion(predicted, truth, 3))
 
 
 def test_the_luminance_of_cheeks_is_read_from_the_cheeks():
