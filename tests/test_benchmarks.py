@@ -22,6 +22,7 @@ from packs import (
     write_pairs,
 )
 from PIL import Image
+from scipy.stats import beta
 
 from facezoo.models.ipd_fer import IPDFER, losses
 from facezoo.preprocess import pipeline
@@ -216,21 +217,20 @@ def test_the_scores_of_a_group_are_those_of_its_confusion_matrix():
     assert (only_happy["images not happy"], only_happy["false happiness"]) == ("0", "–")
 
 
-def test_the_interval_of_the_balanced_accuracy_is_that_of_resampled_images():
+def test_the_interval_of_the_balanced_accuracy_is_that_of_the_mean_recall():
     script = benchmark("groups")
-    generator = torch.Generator().manual_seed(0)
-    truth = torch.randint(0, 3, (90,), generator=generator)
-    noise = torch.rand(90, generator=generator) < 0.3
-    predicted = torch.where(noise, (truth + 1) % 3, truth)
-    interval = script.balanced_interval(script.confusion(predicted, truth, 3))
-    drawn = torch.randint(0, 90, (2000, 90), generator=generator)
-    values = [
-        script.balanced_accuracy(script.confusion(predicted[rows], truth[rows], 3))
-        for rows in drawn
-    ]
-    naive = torch.tensor(values).quantile(torch.tensor([0.025, 0.975]))
-    assert interval == pytest.approx(naive.tolist(), abs=0.015)
-    assert interval == script.balanced_interval(script.confusion(predicted, truth, 3))
+    one_class = torch.tensor([[30, 10, 0], [0, 0, 0]])
+    known = beta(30.5, 10.5).ppf([0.025, 0.975])
+    assert script.balanced_interval(one_class) == pytest.approx(known, abs=0.005)
+    low, high = script.balanced_interval(torch.tensor([[900, 100, 0], [250, 750, 0]]))
+    error = 1.96 * (0.9 * 0.1 / 1000 + 0.75 * 0.25 / 1000) ** 0.5 / 2
+    assert (low, high) == pytest.approx((0.825 - error, 0.825 + error), abs=0.002)
+    assert script.balanced_interval(one_class) == script.balanced_interval(one_class)
+
+
+def test_a_class_with_one_image_makes_the_balanced_accuracy_uncertain():
+    low, high = benchmark("groups").balanced_interval(torch.tensor([[1000, 0, 0], [0, 1, 0]]))
+    assert (low < 0.7, high) == (True, pytest.approx(1, abs=0.01))
 
 
 def test_the_luminance_of_cheeks_is_read_from_the_cheeks():
