@@ -3,10 +3,17 @@
     python examples/plot_expression_space.py photos space.png
 
 where photos has one folder of images per identity, or is a parquet file with the columns image,
-expression and identity. If features hold no identity, the colors on the right are mixed.
+expression and identity. If features hold no identity, the colors on the right are mixed. Only the
+largest face of each image is used. Draw a part of a parquet file, such as the validation images
+with two expressions of identities with ten images or more:
+
+    python examples/plot_expression_space.py DATA/lfw.parquet space.png --method tsne \\
+        --split val --expressions neutral happiness --min-images 10
 """
 
 import argparse
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,24 +24,55 @@ from facezoo import plot
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
-def read(source: Path) -> tuple[list, list[str] | None, list[str]]:
-    """Read images, their expressions where these are known, and their identities."""
+def read(
+    source: Path, split: str | None = None, expressions: Sequence[str] | None = None
+) -> tuple[list, list[str] | None, list[str]]:
+    """Read images, their expressions where these are known, and their identities.
+
+    Args:
+        source: a folder per identity, or a parquet file.
+        split: value of the column ``split``; None for all rows.
+        expressions: labels of the rows to read; None for all rows.
+    """
     if source.is_dir():
         images = [p for p in sorted(source.glob("*/*")) if p.suffix.lower() in SUFFIXES]
         return images, None, [image.parent.name for image in images]
     import pyarrow.parquet as pq
 
-    columns = pq.read_table(source, columns=["image", "expression", "identity"]).to_pydict()
+    filters = [("split", "==", split)] if split else []
+    filters += [("expression", "in", list(expressions))] if expressions else []
+    names = ["image", "expression", "identity"]
+    columns = pq.read_table(source, columns=names, filters=filters or None).to_pydict()
     known = [word or "unknown" for word in columns["expression"]]
     return columns["image"], known, columns["identity"]
 
 
-def main(source: Path, target: Path, method: str = "pca", model: str = "ipd-fer") -> None:
+def frequent(identities: Sequence[str], min_images: int) -> list[int]:
+    """Return the indices of the images of identities with ``min_images`` images or more."""
+    counts = Counter(identities)
+    return [i for i, name in enumerate(identities) if counts[name] >= min_images]
+
+
+def main(
+    source: Path,
+    target: Path,
+    method: str = "pca",
+    model: str = "ipd-fer",
+    split: str | None = None,
+    expressions: Sequence[str] | None = None,
+    min_images: int = 1,
+) -> None:
     """Draw the features of the images of ``source``, by expression and by identity."""
-    images, expressions, identities = read(source)
+    images, words, identities = read(source, split, expressions)
+    rows = frequent(identities, min_images)
+    images, identities = [images[i] for i in rows], [identities[i] for i in rows]
     network = facezoo.load(model)
-    features = network.encode_expression(images, on_missing="nan").cpu()
-    labels = expressions or network.predict_expression(images, on_missing="nan").labels
+    options = {"faces": "largest", "on_missing": "nan"}
+    features = network.encode_expression(images, **options).cpu()
+    if words is None:
+        labels = network.predict_expression(images, **options).labels
+    else:
+        labels = [words[i] for i in rows]
     found = torch.isfinite(features).all(1).tolist()
     if sum(found) < 3:
         raise ValueError(f"{sum(found)} faces are found in {source}; give 3 or more")
@@ -54,4 +92,7 @@ if __name__ == "__main__":
     parser.add_argument("target", type=Path, help="the figure to write")
     parser.add_argument("--method", choices=["pca", "tsne"], default="pca")
     parser.add_argument("--model", default="ipd-fer", help="default: %(default)s")
+    parser.add_argument("--split", help="split of a parquet file, such as val")
+    parser.add_argument("--expressions", nargs="+", help="expressions of a parquet file to draw")
+    parser.add_argument("--min-images", type=int, default=1, help="least images of an identity")
     main(**vars(parser.parse_args()))

@@ -62,6 +62,28 @@ def test_a_pack_is_drawn_with_the_expressions_that_it_knows(example, people, mon
     assert panels[1] == [PORTRAITS[0].stem] * 2 + [PORTRAITS[1].stem] * 2
 
 
+def test_a_part_of_a_pack_is_drawn(example, people, capsys):
+    first, second = PORTRAITS[:2]
+    rows = [
+        {"image": path.read_bytes(), "expression": word, "identity": path.stem, "split": split}
+        for path, word, split in (
+            *[(first, "happiness", "val")] * 3,
+            (first, "anger", "val"),
+            (first, "happiness", "train"),
+            (second, "happiness", "val"),
+        )
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), people / "pack.parquet")
+    example.main(
+        people / "pack.parquet",
+        people / "space.png",
+        split="val",
+        expressions=["happiness"],
+        min_images=3,
+    )
+    assert "3 faces of 3 images" in capsys.readouterr().out
+
+
 def test_too_few_faces_raise_an_error(example, tmp_path):
     (tmp_path / "one").mkdir()
     shutil.copy(PORTRAITS[0], tmp_path / "one")
