@@ -77,7 +77,7 @@ RECIPES = {
     ),
     "wild": Recipe(
         Autoencoding(
-            Schedule(9, lr=4e-4, schedule="cosine", average=0.998),
+            Schedule(7, lr=4e-4, schedule="cosine", average=0.998),
             feature_stages=(1, 2, 3),
             lambda_expression=4.0,
             smoothness=3.0,
