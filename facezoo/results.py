@@ -274,7 +274,8 @@ class Faces(FaceTable):
 
     def _line(self) -> str:
         index = self.image_index[self.scores.isfinite()].tolist()
-        return f"{counted(len(index), 'face')} in {counted(len(set(index)), 'image')}"
+        found = counted(len(index), "face")
+        return f"{found} in {counted(len(set(index)), 'image')}" if index else found
 
     def _table(self) -> str:
         shown = self[:ROWS]

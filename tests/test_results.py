@@ -321,7 +321,7 @@ def test_faces_count_those_that_were_found():
     faces = facezoo.Faces(torch.zeros(3, 4), torch.zeros(3, 5, 2), scores, torch.tensor([0, 0, 1]))
     assert repr(faces) == "Faces(2 faces in 1 image)"
     assert "0.98" in faces._repr_html_()
-    assert repr(faces[:0]) == "Faces(0 faces in 0 images)"
+    assert repr(faces[:0]) == "Faces(0 faces)"
 
 
 def test_the_repr_of_a_mesh_has_size_and_units():
