@@ -53,6 +53,10 @@ NUMBERS = {
         "identity/identification",
     ),
     "Leakage: expression from identity features (FER+ test), %": ("identity", PROBE),
+    "The same by nearest neighbors instead of a linear probe, %": (
+        "identity",
+        "expression/FER+ test/neighbors",
+    ),
 }
 """Features and place in a results file by title, for models of images."""
 RENAMED = {
@@ -190,7 +194,8 @@ def numbers_text(model: str) -> str:
     for title, (space, place) in NUMBERS.items():
         mine = SCORES.format(f"@{model}", space) + place
         theirs = SCORES.format("pixels", "features") + place
-        row = (f"{mine}/accuracy", f"{theirs}/accuracy", f"{mine}/chance")
+        chance = mine.replace("/neighbors", "/probe")
+        row = (f"{mine}/accuracy", f"{theirs}/accuracy", f"{chance}/chance")
         rows.append([title, *(_short(value(path)) for path in row)])
     time = _short(value(f"benchmark:models/@{model}/speed/times_untrained"))
     rows.append(["Time per crop, relative to an untrained ResNet-18", time, "–", "–"])
