@@ -149,7 +149,8 @@ def value(path: str, results: Path = ROOT / "docs" / "results") -> float:
 
 def _number_at(file: Path, keys: str) -> float:
     """Read a number of one file; a whole number stays an ``int``."""
-    return _within(json.loads(file.read_text(encoding="utf-8")), keys.split("/"))
+    parts = re.split(r"(?<=\])/|/(?!s(?:/|$))", keys)  # but not the unit of "images/s"
+    return _within(json.loads(file.read_text(encoding="utf-8")), parts)
 
 
 def _within(found: Any, keys: Sequence[str]) -> float:

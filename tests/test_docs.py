@@ -174,6 +174,13 @@ def test_recalls_and_milliseconds_have_one_decimal(tmp_path):
     assert tables().results_text("d", "t", tmp_path).endswith("| 96.0 | 4.7 | 4.700 |")
 
 
+def test_a_key_may_have_the_unit_per_second(tmp_path):
+    rows = [{"way": "a", "images/s": 20.0, "s": 2.0}]
+    (tmp_path / "x.json").write_text(json.dumps({"rows": rows, "n": {"items/s": 3.0}}))
+    paths = ("x:rows/[way=a]/images/s", "x:rows/[way=a]/s", "x:n/items/s")
+    assert [tables().value(path, tmp_path) for path in paths] == [20, 2, 3]
+
+
 def test_a_value_may_be_the_lowest_of_a_mapping(tmp_path):
     swap = {"first": {"kept": 90.0}, "second": {"kept": 70.0}}
     (tmp_path / "b.json").write_text(json.dumps({"swap": swap}))
