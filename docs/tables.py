@@ -78,6 +78,7 @@ RENAMED = {
     "by hand, landmarks given": "OpenCV + ResNet-18, landmarks given",
     "by hand, ": "OpenCV + ResNet-18, ",
     "validation people": "validation identities",
+    "cosine with the fixed seed's": "cosine with the code of the fixed noise",
     "synthesis, new weights": "synthesis, 512 channels, random weights",
 }
 """Words of older results files, and the field's words."""
