@@ -3,17 +3,12 @@
     python examples/plot_expression_space.py photos space.png
 
 where photos has one folder of images per identity, or is a parquet file with the columns image,
-expression and identity. If features hold no identity, the colors on the right are mixed. Only the
-largest face of each image is used. Draw a part of a parquet file, such as the validation images
-with two expressions of identities with ten images or more:
-
-    python examples/plot_expression_space.py DATA/lfw.parquet space.png --method tsne \\
-        --split val --expressions neutral happiness --min-images 10
+expression and identity. If features hold no identity, the colors on the right are mixed. Options
+draw a part of a parquet file, such as ``--split val --expressions neutral happiness``.
 """
 
 import argparse
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -24,33 +19,19 @@ from facezoo import plot
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
-def read(
-    source: Path, split: str | None = None, expressions: Sequence[str] | None = None
-) -> tuple[list, list[str] | None, list[str]]:
-    """Read images, their expressions where these are known, and their identities.
-
-    Args:
-        source: a folder per identity, or a parquet file.
-        split: value of the column ``split``; None for all rows.
-        expressions: labels of the rows to read; None for all rows.
-    """
+def read(source: Path, split: str | None, expressions: list[str] | None) -> list[tuple]:
+    """Read image, expression (None where it is unknown) and identity of every row."""
     if source.is_dir():
         images = [p for p in sorted(source.glob("*/*")) if p.suffix.lower() in SUFFIXES]
-        return images, None, [image.parent.name for image in images]
+        return [(image, None, image.parent.name) for image in images]
     import pyarrow.parquet as pq
 
     filters = [("split", "==", split)] if split else []
-    filters += [("expression", "in", list(expressions))] if expressions else []
+    filters += [("expression", "in", expressions)] if expressions else []
     names = ["image", "expression", "identity"]
     columns = pq.read_table(source, columns=names, filters=filters or None).to_pydict()
-    known = [word or "unknown" for word in columns["expression"]]
-    return columns["image"], known, columns["identity"]
-
-
-def frequent(identities: Sequence[str], min_images: int) -> list[int]:
-    """Return the indices of the images of identities with ``min_images`` images or more."""
-    counts = Counter(identities)
-    return [i for i, name in enumerate(identities) if counts[name] >= min_images]
+    words = [word or "unknown" for word in columns["expression"]]
+    return list(zip(columns["image"], words, columns["identity"], strict=True))
 
 
 def main(
@@ -59,20 +40,19 @@ def main(
     method: str = "pca",
     model: str = "ipd-fer",
     split: str | None = None,
-    expressions: Sequence[str] | None = None,
+    expressions: list[str] | None = None,
     min_images: int = 1,
 ) -> None:
-    """Draw the features of the images of ``source``, by expression and by identity."""
-    images, words, identities = read(source, split, expressions)
-    rows = frequent(identities, min_images)
-    images, identities = [images[i] for i in rows], [identities[i] for i in rows]
+    """Draw the features of the largest face of each image, by expression and by identity."""
+    rows = read(source, split, expressions)
+    counts = Counter(identity for *_, identity in rows)
+    rows = [row for row in rows if counts[row[2]] >= min_images]
+    images, labels, identities = ([row[column] for row in rows] for column in range(3))
     network = facezoo.load(model)
     options = {"faces": "largest", "on_missing": "nan"}
     features = network.encode_expression(images, **options).cpu()
-    if words is None:
+    if source.is_dir():
         labels = network.predict_expression(images, **options).labels
-    else:
-        labels = [words[i] for i in rows]
     found = torch.isfinite(features).all(1).tolist()
     if sum(found) < 3:
         raise ValueError(f"{sum(found)} faces are found in {source}; give 3 or more")
