@@ -1,4 +1,4 @@
-"""Convolutions that include their batch norm, addition and ReLU while a model encodes on a CPU."""
+"""Faster layers while a model encodes on a CPU, such as convolutions that include a batch norm."""
 
 from __future__ import annotations
 
@@ -144,6 +144,12 @@ def fuse(
     return partial(operator, attr=activation or "none", scalars=[], algorithm="", **options)
 
 
+def linear(points: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Apply a linear layer to points (N, C) by oneDNN, in functions that ``fused`` built."""
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(points, weight, bias, "none", [], "")
+    return result
+
+
 def _packed(weight: Tensor, *geometry: Any) -> Tensor:
     weight = weight.contiguous(memory_format=torch.channels_last)
     return torch.ops.mkldnn._reorder_convolution_weight(weight, *geometry, [])
@@ -151,7 +157,7 @@ def _packed(weight: Tensor, *geometry: Any) -> Tensor:
 
 @cache
 def _supported(dtype: torch.dtype) -> bool:
-    """Return whether oneDNN computes fused convolutions in this precision here."""
+    """Return whether oneDNN computes fused layers in this precision here."""
     if dtype not in (torch.float32, torch.bfloat16) or not torch.backends.mkldnn.is_available():
         return False
     generator = torch.Generator().manual_seed(0)
@@ -160,12 +166,15 @@ def _supported(dtype: torch.dtype) -> bool:
         x = torch.randn(1, 64, 8, 8, generator=generator, dtype=torch.float32).to(dtype)
         weight = torch.randn(64, 64, 3, 3, generator=generator, dtype=torch.float32).to(dtype)
         y = F.conv2d(x.float(), weight.float(), padding=1)
-        expected = [y.relu(), (y + x.float()).relu()]
+        points, matrix = x[0].flatten(1).T.contiguous(), weight[:, :, 1, 1].contiguous()
+        z = F.linear(points.float(), matrix.float())
+        expected = [y.relu(), (y + x.float()).relu(), z]
         try:
             operator, weight = torch.ops.mkldnn._convolution_pointwise, _packed(weight, *geometry)
             results = [
                 operator(x, weight, None, *geometry, "relu", [], ""),
                 operator.binary(x, x, weight, None, *geometry, "add", 1.0, "relu", [], ""),
+                linear(points, matrix),
             ]
         except (AttributeError, RuntimeError, TypeError):  # another version or build of torch
             return False

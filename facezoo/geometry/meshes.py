@@ -38,6 +38,8 @@ class Mesh(Result):
 
     def to_units(self, units: str) -> Mesh:
         """Convert the vertices to other units."""
+        if units == self.units:
+            return self
         factor = millimeters(self.units) / millimeters(units)
         return Mesh(self.vertices * factor, units, self.triangles)
 

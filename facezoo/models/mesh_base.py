@@ -378,7 +378,8 @@ class MeshModel(Model):
             return Placed(name, registration.vertices.to(self.device), True, registration)
         if not isinstance(source, Mesh):
             millimeters(units)
-        mesh = Mesh(mesh.vertices.to(self.device), mesh.units, mesh.triangles)
+        if mesh.vertices.device != template.vertices.device:
+            mesh = Mesh(mesh.vertices.to(self.device), mesh.units, mesh.triangles)
         points = align_mesh(mesh, template, None if automatic else align, landmarks)
         return Placed(name, points, corresponds(points, template, name))
 

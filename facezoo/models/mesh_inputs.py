@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,15 @@ class Template:
     landmarks: Tensor
     """Vertex numbers, int64, (K,)."""
 
-    @property
+    @cached_property
+    def precise(self) -> Tensor:
+        """The vertices in float64, (N, 3)."""
+        return self.vertices.double()
+
+    @cached_property
     def radius(self) -> float:
         """The mean distance of the vertices from their center, mm."""
-        return float((self.vertices - self.vertices.mean(0)).norm(dim=1).mean())
+        return _radius(self.precise)
 
     def landmark_points(self, count: int) -> Tensor:
         """Return all landmarks, or five of 68, (count, 3).
@@ -173,7 +179,7 @@ def align_mesh(
 
 def _align_by_vertices(points: Tensor, template: Template) -> Tensor:
     """Fit all vertices to the template's; check that they correspond."""
-    target = template.vertices.double().to(points.device)
+    target = template.precise.to(points.device)
     if len(points) != len(target):
         raise ValueError(
             f"align='vertices' needs the template's {len(target)} vertices in its order, got "
@@ -181,10 +187,11 @@ def _align_by_vertices(points: Tensor, template: Template) -> Tensor:
         )
 
     limit = LARGEST_RESIDUAL * template.radius
-    if (error := _residual(points, target)) > limit:
+    motion = rigid_motion(points, target)
+    if (error := _residual(points, target, motion)) > limit:
         if _residual(_mirrored(points), target) < limit:
             cause = "the mesh is mirrored; negate one coordinate"
-        elif _residual(points / (scale := _scale(points, target)), target) < limit:
+        elif _residual(points / (scale := _radius(points) / template.radius), target) < limit:
             cause = f"it is {scale:.2f} times as large as the template; check units, or scale it"
         else:
             cause = (
@@ -195,7 +202,7 @@ def _align_by_vertices(points: Tensor, template: Template) -> Tensor:
             f"after align='vertices' its vertices are {error:.0f} mm from the template's on "
             f"average (limit {limit:.0f} mm): {cause}"
         )
-    return apply_motion(points, *rigid_motion(points, target))
+    return apply_motion(points, *motion)
 
 
 def corresponds(points: Tensor, template: Template, name: str) -> bool:
@@ -204,16 +211,19 @@ def corresponds(points: Tensor, template: Template, name: str) -> bool:
     Raises:
         ValueError: if they are the mirrored vertices.
     """
-    points, target = points.double(), template.vertices.double().to(points.device)
+    points, target = points.double(), template.precise.to(points.device)
     limit = LARGEST_RESIDUAL * template.radius
     if len(points) != len(target):
         return False
-    if _residual(points, target) > limit:
+    motion = rigid_motion(points, target)
+    # The root of the mean square without a fit is never below the mean distance after the fit.
+    near = float((points - target).norm()) <= limit * len(points) ** 0.5
+    if not near and _residual(points, target, motion) > limit:
         if _residual(_mirrored(points), target) < limit:
             raise ValueError("the mesh is mirrored; negate one coordinate")
         return False
-    if is_moved(points, template):
-        angle, shift = pose_difference(points, target)
+    angle, shift = pose_difference(points, target, motion[0])
+    if angle > WARN_ROTATION_DEG or shift > WARN_SHIFT_MM:
         warnings.warn(
             f"{name}: it is rotated by {angle:.0f} degrees and shifted by {shift:.0f} mm from the "
             "template, which changes its codes; pass align='vertices'",
@@ -224,29 +234,37 @@ def corresponds(points: Tensor, template: Template, name: str) -> bool:
 
 def is_moved(points: Tensor, template: Template) -> bool:
     """Return True if corresponding points have clearly another pose than the template."""
-    angle, shift = pose_difference(points, template.vertices)
+    angle, shift = pose_difference(points, template.precise)
     return angle > WARN_ROTATION_DEG or shift > WARN_SHIFT_MM
 
 
-def pose_difference(points: Tensor, target: Tensor) -> tuple[float, float]:
-    """Return the rotation in degrees and the shift in mm between corresponding points (N, 3)."""
+def pose_difference(
+    points: Tensor, target: Tensor, rotation: Tensor | None = None
+) -> tuple[float, float]:
+    """Return the rotation in degrees and the shift in mm between corresponding points (N, 3).
+
+    Args:
+        points: (N, 3).
+        target: the corresponding points, (N, 3).
+        rotation: that of ``rigid_motion``, if it is known.
+    """
     points, target = points.double(), target.double().to(points.device)
-    rotation, _ = rigid_motion(points, target)
+    if rotation is None:
+        rotation, _ = rigid_motion(points, target)
     cosine = (rotation.trace() - 1) / 2
     shift = (points.mean(0) - target.mean(0)).norm()
     return math.degrees(math.acos(cosine.clamp(-1, 1))), float(shift)
 
 
-def _residual(points: Tensor, target: Tensor) -> float:
-    """Compute the mean distance of corresponding points after a rigid fit."""
-    moved = apply_motion(points, *rigid_motion(points, target))
+def _residual(points: Tensor, target: Tensor, motion: tuple[Tensor, Tensor] | None = None) -> float:
+    """Compute the mean distance of corresponding points after a rigid fit, or after ``motion``."""
+    moved = apply_motion(points, *(motion or rigid_motion(points, target)))
     return float((moved - target).norm(dim=1).mean())
 
 
-def _scale(points: Tensor, target: Tensor) -> float:
-    """Return how many times as large as the target the points are."""
-    sizes = [(part - part.mean(0)).norm(dim=1).mean() for part in (points, target)]
-    return float(sizes[0] / sizes[1])
+def _radius(points: Tensor) -> float:
+    """Compute the mean distance of points from their center."""
+    return float((points - points.mean(0)).norm(dim=1).mean())
 
 
 def _mirrored(points: Tensor) -> Tensor:
@@ -254,7 +272,7 @@ def _mirrored(points: Tensor) -> Tensor:
 
 
 def _check_size(points: Tensor, template: Template) -> None:
-    ratio = _scale(points, template.vertices.double().to(points.device))
+    ratio = _radius(points) / template.radius
     if not 0.4 < ratio < 2.5:
         raise ValueError(
             f"it is {ratio:.3g} times as large as the template; check units, or use a mesh of the "
@@ -272,9 +290,9 @@ def _check_place(points: Tensor, template: Template) -> None:
     some = points[::step].double()
     if len(points) == len(template.vertices):
         # Nearest vertices are no farther than the corresponding ones.
-        apart = (some - template.vertices[::step].double()).norm(dim=1).mean()
+        apart = (some - template.precise[::step]).norm(dim=1).mean()
         if float(apart) <= limit:
             return
-    nearest = torch.cdist(some, template.vertices.double()).amin(1)
+    nearest = torch.cdist(some, template.precise).amin(1)
     if (error := float(nearest.mean())) > limit:
         raise ValueError(f"it is {error:.0f} mm from the template on average; {advice}")

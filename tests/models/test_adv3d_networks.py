@@ -1,5 +1,6 @@
 import json
 import zlib
+from copy import deepcopy
 
 import golden_vectors
 import numpy as np
@@ -176,6 +177,89 @@ def test_an_adapter_on_the_last_shared_layer_acts_in_eval_mode():
     norm = network.bn5
     change = norm.weight / (norm.running_var + norm.eps).sqrt()
     torch.testing.assert_close(network.responses(points), before + change)
+
+
+def varied():
+    """An encoder whose batch norms differ in every channel, in eval mode."""
+    torch.manual_seed(0)
+    network = VAE(40, 3, 2)
+    for part in network.modules():
+        if isinstance(part, torch.nn.BatchNorm1d):
+            part.running_mean.normal_()
+            part.running_var.uniform_(0.5, 1.5)
+            part.weight.data.normal_()  # of either sign
+            part.bias.data.normal_()
+    return network.eval()
+
+
+def layers_one_by_one(network, points):
+    hidden = network.point_features(points)
+    return network.bn5(network.conv5(hidden)).amax(2).detach()
+
+
+@pytest.mark.parametrize("count", [1, 40, 576, 1300])
+def test_without_gradients_responses_are_those_of_the_layers_one_by_one(count):
+    network, points = varied(), torch.randn(3, count, 3)
+    before = deepcopy(network.state_dict())
+    with torch.no_grad():
+        responses = network.responses(points)
+        for row, cloud in zip(responses, points, strict=True):
+            assert torch.equal(network.responses(cloud[None])[0], row)  # in any batch
+        assert network.responses(torch.full((1, count, 3), torch.nan)).isnan().all()
+    torch.testing.assert_close(responses, layers_one_by_one(network, points), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(network.state_dict(), before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda net: net.conv1.weight.data.add_(1),
+        lambda net: net.bn3.running_var.mul_(2),
+        lambda net: net.bn5.bias.data.add_(1),
+        lambda net: net.load_state_dict({k: 2 * v for k, v in net.state_dict().items()}),
+        lambda net: setattr(net, "conv2", Adapter(net.conv2)),
+        lambda net: setattr(net, "bn4", torch.nn.Identity()),
+        lambda net: net.conv4.register_forward_hook(lambda _, __, hidden: hidden + 1),
+    ],
+)
+def test_changed_layers_of_the_encoder_act_without_gradients(change):
+    network, points = varied(), torch.randn(2, 40, 3)
+    with torch.no_grad():
+        before = network.responses(points)
+        change(network)
+        after = network.responses(points)
+    assert not torch.allclose(after, before)
+    torch.testing.assert_close(after, layers_one_by_one(network, points), rtol=1e-5, atol=1e-4)
+
+
+def test_training_mode_computes_batch_statistics_also_without_gradients():
+    network, points = varied(), torch.randn(2, 40, 3)
+    with torch.no_grad():
+        network.responses(points)
+        mean = network.train().bn1.running_mean.clone()
+        responses = network.responses(points)
+    assert not torch.equal(network.bn1.running_mean, mean)
+    torch.testing.assert_close(responses, layers_one_by_one(network, points), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda net: None,
+        lambda net: net.fc2_id.weight.data.add_(1),
+        lambda net: setattr(net, "fc2_id", Adapter(net.fc2_id)),
+        lambda net: net.fc2_id.register_forward_hook(lambda _, __, flat: flat + 1),
+    ],
+)
+def test_one_code_is_decoded_as_in_a_batch(change):
+    network, codes = varied(), torch.randn(2, 3)
+    with torch.no_grad():
+        network.decode_identity(codes[:1])
+        change(network)
+        batch = network.decode_identity(codes)
+        for code, face in zip(codes, batch, strict=True):
+            torch.testing.assert_close(network.decode_identity(code[None])[0], face)
+    assert network.decode_identity(codes[:1]).requires_grad
 
 
 def test_the_order_of_the_points_changes_nothing():
