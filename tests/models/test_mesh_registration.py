@@ -12,10 +12,11 @@ from scipy.spatial.transform import Rotation
 
 import facezoo
 from facezoo.geometry.mesh_files import write_mesh
-from facezoo.geometry.meshes import Mesh
+from facezoo.geometry.meshes import Mesh, apply_motion, rigid_motion
 from facezoo.models import face_finding, mesh_base
 from facezoo.models.adv3d import Adv3D
 from facezoo.models.mesh_base import Placed
+from facezoo.models.mesh_inputs import LARGEST_RESIDUAL, corresponds
 
 TURN = Rotation.from_euler("xyz", [90, 30, 0], degrees=True).as_matrix()
 
@@ -210,6 +211,18 @@ def test_a_small_rotation_of_a_corresponding_mesh_gets_a_warning(model, face, ax
 def test_a_small_shift_of_a_corresponding_mesh_gets_a_warning(model, face):
     with pytest.warns(UserWarning, match=r"shifted by .* pass align='vertices'"):
         model.encode_identity(face.vertices + torch.tensor([0, 6.0, 0]), units="mm")
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.97, 1.03, 1.2])
+def test_vertices_correspond_if_a_rigid_fit_brings_them_near_the_template(model, share):
+    generator = torch.Generator().manual_seed(0)
+    limit = LARGEST_RESIDUAL * model.template.radius
+    noise = torch.randn(model.template_mm.shape, generator=generator)
+    points = model.template_mm + share * limit * noise / noise.norm(dim=1).mean()
+    moved = apply_motion(points, *rigid_motion(points, model.template_mm))
+    error = (moved - model.template_mm).norm(dim=1).mean()
+    assert bool(error < limit) == (share < 1)
+    assert corresponds(points, model.template, "mesh 0") == (share < 1)
 
 
 def test_alignment_by_vertices_finds_the_pose_of_the_training_faces(model, face):

@@ -20,7 +20,7 @@ from facezoo.folding import fused, linear
 FEATURES = 1024
 """Features of a face, after the maximum over its vertices."""
 POINTS = 576
-"""Points whose responses the encoder computes at once on a CPU."""
+"""Points whose responses the encoder computes at once on a CPU; these stay in its cache."""
 DECODER_WIDTH = 256
 SHARED, HEAD = (64, 128, 1024), (512, 256)
 """Discriminator widths of the authors' code: over points, and after pooling."""
@@ -98,7 +98,7 @@ class VAE(nn.Module):
         """Compute ``features`` before the last ReLU, (B, 1024).
 
         In eval mode the batch norm is folded into the last layer, which saves 30 % of the time.
-        Then hooks on these two layers are not called. ``_fused`` saves another 20 % on a CPU.
+        Then hooks on these two layers are not called.
         """
         if self.training or not _plain(self.conv5, self.bn5):
             values: Tensor = self.bn5(self.conv5(self.point_features(points)))
@@ -135,7 +135,7 @@ class VAE(nn.Module):
 
         The channels of a point are adjacent in memory. The responses of the last layer stay in the
         cache until their maximum is known. The batch norms of the other layers are not folded into
-        the weights: this would change codes by 4e-4, as much as all rounding of float32.
+        the weights: rounded weights would change the codes as much as all rounding of float32.
         """
         steps = []
         for layer, norm in self._layers():
@@ -205,7 +205,7 @@ def _last(layer: nn.Module, hidden: Tensor) -> Tensor:
 
     On a CPU, one code takes less than half the time with a transposed copy of the weight.
     """
-    if len(hidden) == 1 and type(layer) is nn.Linear:
+    if type(layer) is nn.Linear and hidden.shape[0] == 1:
         weight = fused(layer, hidden, lambda: layer.weight.T.contiguous())
         if weight is not None:
             return torch.addmm(layer.bias, hidden, weight)
