@@ -15,6 +15,7 @@ SAMPLES = 8
 """Numbers of each tensor that show if it was changed behind torch's back."""
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 Built = TypeVar("Built")
+Step = Callable[[Tensor], Tensor]
 
 
 class Watch:
@@ -144,10 +145,20 @@ def fuse(
     return partial(operator, attr=activation or "none", scalars=[], algorithm="", **options)
 
 
-def linear(points: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Apply a linear layer to points (N, C) by oneDNN, in functions that ``fused`` built."""
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(points, weight, bias, "none", [], "")
-    return result
+def fuse_linear(weight: Tensor, bias: Tensor | None, rows: int) -> Step:
+    """Return a linear layer of oneDNN with a packed weight, for functions that ``fused`` builds.
+
+    Args:
+        weight: (C2, C1).
+        bias: (C2,), or None.
+        rows: the usual number of points.
+
+    Returns:
+        A function of points (N, C1).
+    """
+    operator = torch.ops.mkldnn._linear_pointwise
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), rows)
+    return lambda points: operator(points, packed, bias, "none", [], "")
 
 
 def _packed(weight: Tensor, *geometry: Any) -> Tensor:
@@ -174,7 +185,7 @@ def _supported(dtype: torch.dtype) -> bool:
             results = [
                 operator(x, weight, None, *geometry, "relu", [], ""),
                 operator.binary(x, x, weight, None, *geometry, "add", 1.0, "relu", [], ""),
-                linear(points, matrix),
+                fuse_linear(matrix, None, len(points))(points),
             ]
         except (AttributeError, RuntimeError, TypeError):  # another version or build of torch
             return False

@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from facezoo.folding import fused, linear
+from facezoo.folding import fuse_linear, fused
 
 FEATURES = 1024
 """Features of a face, after the maximum over its vertices."""
-POINTS = 576
+POINTS = 288
 """Points whose responses the encoder computes at once on a CPU; these stay in its cache."""
 DECODER_WIDTH = 256
 SHARED, HEAD = (64, 128, 1024), (512, 256)
@@ -141,14 +141,15 @@ class VAE(nn.Module):
         for layer, norm in self._layers():
             factor, mean = _factor(norm), norm.running_mean
             assert mean is not None
-            matrix = layer.weight[:, :, 0].contiguous()
-            steps.append((matrix, layer.bias, factor, norm.bias - mean * factor))
+            step = _step(layer.weight[:, :, 0], layer.bias)
+            steps.append((step, factor, norm.bias - mean * factor))
         weight, bias = self._folded()
+        last = fuse_linear(weight, None, POINTS)
 
         def responses(points: Tensor) -> Tensor:
-            for matrix, offset, factor, shift in steps:
-                points = torch.addcmul(shift, linear(points, matrix, offset), factor).relu_()
-            parts = [linear(part, weight).amax(0) for part in points.split(POINTS)]
+            for step, factor, shift in steps:
+                points = torch.addcmul(shift, step(points), factor).relu_()
+            parts = [last(part).amax(0) for part in points.split(POINTS)]
             return torch.stack(parts).amax(0) + bias
 
         return lambda points: torch.stack([responses(cloud.contiguous()) for cloud in points])
@@ -192,6 +193,14 @@ class VAE(nn.Module):
 def _plain(layer: nn.Module, norm: nn.Module) -> bool:
     """Return whether both can be folded; adapters and parametrizations change the type."""
     return type(layer) is nn.Conv1d and type(norm) is nn.BatchNorm1d
+
+
+def _step(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """Return a linear layer as a function; layers that kept the identity cost nothing."""
+    identity = torch.eye(*weight.shape).to(weight)
+    if bias is not None and not bias.any() and torch.equal(weight, identity):
+        return lambda points: points
+    return fuse_linear(weight, bias, POINTS)
 
 
 def _factor(norm: nn.BatchNorm1d) -> Tensor:
