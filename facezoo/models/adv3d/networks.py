@@ -105,7 +105,7 @@ class VAE(nn.Module):
             return values.amax(2)
         if all(_plain(*pair) for pair in self._layers()):
             run = fused(self, points, self._fused)
-            if run is not None:
+            if run is not None and points.numel():
                 return run(points)
         weight, bias = self._folded()
         if torch.is_grad_enabled():
@@ -197,7 +197,7 @@ def _plain(layer: nn.Module, norm: nn.Module) -> bool:
 
 def _step(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:
     """Return a linear layer as a function; layers that kept the identity cost nothing."""
-    identity = torch.eye(*weight.shape).to(weight)
+    identity = torch.eye(*weight.shape, dtype=weight.dtype, device=weight.device)
     if bias is not None and not bias.any() and torch.equal(weight, identity):
         return lambda points: points
     return fuse_linear(weight, bias, POINTS)
