@@ -39,6 +39,7 @@ TINY = {
         "trunk_size": 32,
         "code_width": 8,
         "num_features": 16,
+        "expression_axes": 3,
     },
     "latentface": {
         "width": 4,

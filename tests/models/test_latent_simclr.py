@@ -6,8 +6,8 @@ import torch
 from packs import photo_of, use_square_detector
 
 import facezoo
-from facezoo.errors import UnknownNameError, WeightsMismatchError
-from facezoo.models.latent_simclr import LatentSimCLR, StyleGANInverter
+from facezoo.errors import UnknownNameError, UnsupportedError, WeightsMismatchError
+from facezoo.models.latent_simclr import Inversion, LatentSimCLR, StyleGANInverter
 from facezoo.models.latent_simclr.convert import convert_generator, load_generator
 from facezoo.models.latent_simclr.directions import load_directions
 
@@ -21,6 +21,8 @@ TINY = {
     "code_width": 8,
     "num_features": 12,
     "directions": ("blur", "smile"),
+    "feature_directions": True,
+    "expression_axes": 3,
 }
 
 
@@ -34,6 +36,9 @@ def model():
     torch.manual_seed(0)
     made = LatentSimCLR(**TINY).eval()
     made.directions.normal_()
+    made.feature_directions.normal_()
+    for buffer in made.expression_axes.buffers():
+        buffer.normal_()
     return made
 
 
@@ -106,6 +111,7 @@ def test_no_edit_is_the_reconstruction_and_an_edit_is_not(model):
     torch.testing.assert_close(model.edit(PHOTOS, "blur", 0.0), plain, atol=1e-5, rtol=1e-4)
     assert (model.edit(PHOTOS, "blur", 3.0) - plain).abs().max() > 1e-4
     own = model.directions[0].clone()
+    model.feature_directions = None  # as in a checkpoint without them
     moved = [model.edit(PHOTOS, which, 2.0) for which in ("blur", own)]
     torch.testing.assert_close(*moved)
 
@@ -145,10 +151,47 @@ def test_images_and_features_can_be_learned_from(model):
 def test_one_expression_goes_to_several_faces(model):
     crops = list(torch.rand(3, 3, 64, 64))
     both = model.transfer_expression(crops[0], crops[1:], aligned=True)
-    mixed = model.mix_styles([crops[0], crops[0]], crops[1:], aligned=True)
-    torch.testing.assert_close(both, mixed)
+    alone = [model.transfer_expression(crops[0], crop, aligned=True) for crop in crops[1:]]
+    torch.testing.assert_close(both, torch.cat(alone))
     with pytest.raises(ValueError, match="2 source faces and 1 target"):
         model.transfer_expression(crops[:2], crops[2], aligned=True)
+
+
+def test_a_transfer_moves_codes_and_feature_by_the_difference_of_the_coordinates(model):
+    crops = list(torch.rand(2, 3, 64, 64))
+    factors, axes = model.encode_factors(crops, aligned=True), model.expression_axes
+    coordinates = torch.einsum("bld,kld->bk", factors.w_plus, axes.read)
+    amounts = 0.1 * (coordinates[0] - coordinates[1])
+    codes = factors.w_plus[1] + torch.einsum("k,kld->ld", amounts, axes.codes)
+    feature = factors.feature[1] + torch.einsum("k,kchw->chw", amounts, axes.feature)
+    expected = model.synthesize(Inversion(codes[None], feature[None]))
+    made = model.transfer_expression(*crops, strength=0.1, aligned=True)
+    torch.testing.assert_close(made, expected, atol=1e-4, rtol=1e-4)
+    same = model.transfer_expression(*crops, strength=0, aligned=True)
+    torch.testing.assert_close(same, model.reconstruct(crops[1], aligned=True))
+    with pytest.raises(ValueError, match="strength must be one number"):
+        model.transfer_expression(*crops, strength=[1, 2], aligned=True)
+
+
+def test_a_model_without_axes_says_what_it_cannot_do():
+    model = LatentSimCLR(**{**TINY, "expression_axes": 0})
+    assert "transfer_expression" not in model.capabilities()
+    with pytest.raises(UnsupportedError, match=r"no expression axes .*mix_styles works"):
+        model.transfer_expression(*PHOTOS)
+
+
+def test_an_edit_moves_the_feature_by_its_own_direction(model):
+    crops = list(torch.rand(2, 3, 64, 64))
+    factors = model.encode_factors(crops, aligned=True)
+    moved = Inversion(
+        factors.w_plus + 0.5 * model.directions[1],
+        factors.feature + 0.5 * model.feature_directions[1],
+    )
+    expected = model.synthesize(moved)
+    torch.testing.assert_close(model.edit(crops, "smile", 0.5, aligned=True), expected)
+    # A direction of one's own has no part of the feature: the generator's own change is used.
+    own = model.edit(crops, model.directions[1], 0.5, aligned=True)
+    assert not torch.allclose(own, expected, atol=1e-3)
 
 
 def test_samples_repeat_with_their_generator(model):

@@ -45,7 +45,7 @@ TINY = Recipe(
         architecture={"size": 64, "style_dim": 8, "mapping_layers": 1, "max_channels": 8},
     ),
     Inverting(SHORT, architecture={"depths": (1, 1, 1, 1), "width": 8, "trunk_size": 32}),
-    Contrasting(SHORT, architecture={"code_width": 8, "num_features": 12}),
+    Contrasting(SHORT, expression_axes=3, architecture={"code_width": 8, "num_features": 12}),
 )
 """Small enough for milliseconds, with everything that the paper's recipe switches on."""
 
@@ -76,6 +76,8 @@ def test_the_parts_end_in_a_checkpoint_that_loads(tmp_path):
     crops = list(torch.rand(2, 3, 64, 64))
     assert model.encode_expression(crops, aligned=True).shape == (2, 12)
     assert model.edit(crops, "smile", 2.0, aligned=True).shape == (2, 3, 64, 64)
+    assert model.expression_axes.read.shape == (3, 10, 8)
+    assert model.feature_directions.shape == (4, *model.inverter.generator.feature_shape(5))
     early = load_file(written[0].with_name("early.safetensors"))
     final = load_file(written[0])
     assert early.keys() == final.keys()
@@ -86,6 +88,33 @@ def test_the_parts_end_in_a_checkpoint_that_loads(tmp_path):
 def test_a_part_wants_those_before_it(tmp_path, part):
     with pytest.raises(FileNotFoundError, match="finish facezoo train stylegan2 first"):
         train(tmp_path, part)
+
+
+def test_edits_are_fitted_again_for_a_finished_checkpoint(tmp_path):
+    card = [train(tmp_path, part) for part in PARTS][-1]
+    weights = str(card.with_suffix(".safetensors"))
+    again = run(
+        PARTS[2], tmp_path, tmp_path / "again", seed=1, device=CPU, name="preview", start=weights
+    )
+    first, second = (load_file(path.with_suffix(".safetensors")) for path in (card, again))
+    assert first.keys() == second.keys()
+    fitted = {name for name, tensor in first.items() if not torch.equal(second[name], tensor)}
+    assert fitted <= {name for name in first if name.startswith(("expression_axes", "feature_d"))}
+    assert all(second[name].any() and second[name].isfinite().all() for name in fitted)
+    training = json.loads(again.read_text())["training"]
+    commands = training["command"].split(" && ")
+    assert [text.split()[2] for text in commands] == [*PARTS, PARTS[2]]
+    assert commands[-1].endswith("--recipe preview --start latent-simclr.lfw-preview --seed 1")
+    assert training["data"].count("perceptual and identity loss by ipd-fer") == 1
+    assert training["recipe"]["edits"] == {"features": "ipd-fer", "expression_axes": 3}
+
+
+def test_edits_want_the_last_part_and_a_checkpoint_of_the_recipe(tmp_path):
+    options = {"seed": 1, "device": CPU, "start": "latent-simclr"}
+    with pytest.raises(ValueError, match="facezoo train latent-simclr only, got it for stylegan2"):
+        run(PARTS[0], tmp_path, tmp_path / "runs", name="preview", **options)
+    with pytest.raises(ValueError, match="a checkpoint of the recipe paper, got latent-simclr"):
+        run(PARTS[2], tmp_path, tmp_path / "runs", name="paper", **options)
 
 
 def test_too_few_images_for_a_batch_raise_an_error(tmp_path):

@@ -24,12 +24,25 @@ def _train(
     device: torch.device,
     smoke: bool,
     recipe: str,
+    start: str | None = None,
 ) -> Path:
-    return train.run(part, data, out, seed=seed, device=device, name=recipe, smoke=smoke)
+    return train.run(
+        part, data, out, seed=seed, device=device, name=recipe, start=start, smoke=smoke
+    )
 
 
+_START = click.Option(
+    ["--start"],
+    metavar="CHECKPOINT",
+    help="train nothing: fit edits and expression axes for this checkpoint of the recipe",
+)
 TRAIN_STYLEGAN2, TRAIN_FEATURE_STYLE, TRAIN_LATENT_SIMCLR = (
-    TrainCommand(partial(_train, part), recipes=tuple(RECIPES)) for part in train.PARTS
+    TrainCommand(
+        partial(_train, part),
+        recipes=tuple(RECIPES),
+        options=(_START,) if part == "latent-simclr" else (),
+    )
+    for part in train.PARTS
 )
 CONVERT_STYLEGAN2 = ConvertCommand(
     convert_generator,

@@ -181,16 +181,23 @@ class StyleGANInverter(nn.Module):
         images: Tensor = self.generator(w_plus, noise, replace)
         return images
 
-    def move(self, inversion: Inversion, direction: Tensor, strength: float | Tensor) -> Inversion:
+    def move(
+        self,
+        inversion: Inversion,
+        direction: Tensor,
+        strength: float | Tensor,
+        feature: Tensor | None = None,
+    ) -> Inversion:
         """Move codes along a direction, and the feature with them.
 
-        The feature changes as the generator's own feature at layer K does. Otherwise the replaced
-        feature would hide the effect of the direction on the coarse layers.
+        Without ``feature``, the feature changes as the generator's own feature at layer K does.
+        If it did not change, it would hide the effect of the direction on the coarse layers.
 
         Args:
             inversion: codes and feature of B images.
             direction: (D,), (1, D) or (L, D).
             strength: one number, or (B,).
+            feature: change of the feature for a strength of 1, (C, H_K, H_K).
 
         Returns:
             New codes and feature; gradients are kept.
@@ -201,7 +208,10 @@ class StyleGANInverter(nn.Module):
         codes = inversion.w_plus
         rows = check_direction(direction, *codes.shape[1:]).to(codes)
         amounts = torch.as_tensor(strength, device=codes.device).to(codes).reshape(-1, 1, 1)
-        return self.move_by(inversion, amounts * rows)
+        if feature is None:
+            return self.move_by(inversion, amounts * rows)
+        change = amounts[..., None] * feature.to(codes)
+        return Inversion(codes + amounts * rows, inversion.feature + change)
 
     def move_by(self, inversion: Inversion, change: Tensor) -> Inversion:
         """Add a change (B, L, D) or (L, D) to the codes, and move the feature as ``move`` does."""

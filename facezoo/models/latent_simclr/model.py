@@ -15,12 +15,16 @@ from facezoo.models.base import check_shape
 from facezoo.models.decoding import DecodingModel, check_pairs
 from facezoo.models.latent_simclr.augment import appearance_layers
 from facezoo.models.latent_simclr.directions import check_direction
+from facezoo.models.latent_simclr.expression import ExpressionAxes
 from facezoo.models.latent_simclr.inverter import Inversion, StyleGANInverter, encoder_for
 from facezoo.models.latent_simclr.simclr import CodeEncoder
 from facezoo.models.latent_simclr.stylegan2 import StyleGANGenerator, mix_codes
 from facezoo.preprocess.images import Images
 from facezoo.preprocess.pipeline import ONE_FACE, ImageKeywords, ImageOptions
-from facezoo.results import map_tensors
+
+TRANSFER = 1.5
+"""Default strength of ``transfer_expression``."""
+LACKS_AXES = "it has no expression axes (expression_axes=0); mix_styles works without"
 
 
 class LatentSimCLR(DecodingModel):
@@ -41,6 +45,10 @@ class LatentSimCLR(DecodingModel):
         code_width: channels of the code encoders.
         num_features: size of h.
         directions: names of the directions that the weights include.
+        feature_directions: the weights include a change of f for each direction (ours); without,
+            edits change f as the generator's own feature changes.
+        expression_axes: number of coordinates of ``ExpressionAxes``, by which
+            ``transfer_expression`` moves a face (ours); 0 for none.
     """
 
     model_name: ClassVar[str | None] = "latent-simclr"
@@ -55,6 +63,7 @@ class LatentSimCLR(DecodingModel):
     )
     unexported = ("reconstruct",)
     directions: Tensor
+    feature_directions: Tensor | None
 
     def __init__(
         self,
@@ -69,6 +78,8 @@ class LatentSimCLR(DecodingModel):
         code_width: int = 256,
         num_features: int = 512,
         directions: Sequence[str] = (),
+        feature_directions: bool = False,
+        expression_axes: int = 0,
     ) -> None:
         super().__init__()
         self.architecture: dict[str, Any] = {
@@ -83,6 +94,8 @@ class LatentSimCLR(DecodingModel):
             "code_width": code_width,
             "num_features": num_features,
             "directions": list(directions),
+            "feature_directions": feature_directions,
+            "expression_axes": expression_axes,
         }
         self.preprocessing = Preprocessing(size=size)
         self.num_features = num_features
@@ -95,6 +108,14 @@ class LatentSimCLR(DecodingModel):
         self.expression_encoder = CodeEncoder(*codes, code_width, num_features)
         self.identity_encoder = CodeEncoder(*codes, code_width, num_features)
         self.register_buffer("directions", torch.zeros(len(directions), *codes))
+        shape = generator.feature_shape(self.inverter.layer)
+        moved = torch.zeros(len(directions), *shape) if feature_directions else None
+        self.register_buffer("feature_directions", moved)
+        self.expression_axes = (
+            ExpressionAxes(expression_axes, *codes, shape) if expression_axes else None
+        )
+        if not expression_axes:
+            self.absent = {"transfer_expression": LACKS_AXES}
 
     # --- stages on tensors; gradients are kept ----------------------------------------------------
 
@@ -264,10 +285,13 @@ class LatentSimCLR(DecodingModel):
                 number.
         """
         change, amount = self.direction(direction), _as_number(strength)
+        feature = None
+        if isinstance(direction, str) and self.feature_directions is not None:
+            feature = self.feature_directions[self.architecture["directions"].index(direction)]
 
         def edit_crops(crops: Tensor) -> Tensor:
             inversion = self.embed_factors(crops)
-            return self._generate(self.inverter.move(inversion, change.to(crops), amount))
+            return self._generate(self.inverter.move(inversion, change.to(crops), amount, feature))
 
         return self._encode_crops(images, edit_crops, ImageOptions(**options))
 
@@ -300,16 +324,23 @@ class LatentSimCLR(DecodingModel):
         return self._mix(coarse, fine, checked.batch_size)
 
     def transfer_expression(
-        self, source: Images, target: Images, **options: Unpack[ImageKeywords]
+        self,
+        source: Images,
+        target: Images,
+        *,
+        strength: float = TRANSFER,
+        **options: Unpack[ImageKeywords],
     ) -> Tensor:
-        """Mix styles as in the paper: coarse ones for expression, fine ones for the identity.
+        """Give the faces of ``target`` the expression of ``source``; ours.
 
-        The coarse styles of this generator hold much more than the expression; the page of the
-        model shows how little of the target remains.
+        Codes and feature of the target move along ``ExpressionAxes``, by the difference of both
+        faces' coordinates. The style mixing of the paper is ``mix_styles``.
 
         Args:
             source: images of the expression: one, or as many faces as ``target`` has.
             target: images of the appearance.
+            strength: factor on the difference. The codes show less expression than the faces do,
+                so that 1 gives too little of it.
             **options: choice and detection of the faces, as in ``FaceModel.encode_expression``; by
                 default the largest face of each image.
 
@@ -317,15 +348,27 @@ class LatentSimCLR(DecodingModel):
             RGB crops in [0, 1], (F, 3, S, S); none without a target face.
 
         Raises:
-            ValueError: if the numbers of faces do not match, or if some of several pairs lack a
-                face and ``on_missing`` is "skip".
+            ValueError: if the numbers of faces do not match, if some of several pairs lack a face
+                and ``on_missing`` is "skip", or if ``strength`` is not one number.
+            UnsupportedError: if the checkpoint has no axes.
         """
+        axes, amount = self.expression_axes, _as_number(strength)
+        if axes is None:
+            self.reject("transfer_expression")
         checked = ImageOptions(**(ONE_FACE | options))
-        stages = (self.embed_factors, self.embed_factors)
-        coarse, fine = self._encode_pairs(source, target, stages, checked)
-        check_pairs(len(coarse), len(fine))
-        coarse = map_tensors(lambda tensor: tensor.expand(len(fine), *tensor.shape[1:]), coarse)
-        return self._mix(coarse, fine, checked.batch_size)
+        stages = (self.embed_codes, self.embed_factors)
+        codes, faces = self._encode_pairs(source, target, stages, checked)
+        check_pairs(len(codes), len(faces))
+
+        def moved(pair: dict[str, Any]) -> Tensor:
+            face = pair["face"]
+            change = axes.change(amount * axes.coordinates(pair["source"] - face.w_plus))
+            return self._generate(
+                Inversion(face.w_plus + change.w_plus, face.feature + change.feature)
+            )
+
+        pairs = {"source": codes.expand(len(faces), *codes.shape[1:]), "face": faces}
+        return self.to_unit(self.decode_batched(pairs, moved, checked.batch_size))
 
     def direction(self, name: str | Tensor) -> Tensor:
         """Return a direction of the model by name, or check a custom one, (1 or L, D).

@@ -20,6 +20,7 @@ from facezoo.models.latent_simclr.model import LatentSimCLR
 from facezoo.models.latent_simclr.simclr import CodeEncoder
 from facezoo.models.latent_simclr.stylegan2 import StyleGANGenerator
 from facezoo.models.latent_simclr.train.adversarial import FINAL, train_generator
+from facezoo.models.latent_simclr.train.edits import with_edits
 from facezoo.models.latent_simclr.train.inversion import train_encoder
 from facezoo.models.latent_simclr.train.recipes import Recipe, recipe
 from facezoo.models.latent_simclr.train.simclr import (
@@ -41,6 +42,8 @@ from facezoo.training.run import (
 PARTS = ("stylegan2", "feature-style", "latent-simclr")
 """Parts in training order."""
 ENCODER = "encoder.safetensors"
+BY_IPD_FER = ("perceptual and identity loss by ipd-fer", "expression axes by ipd-fer")
+"""What a card says of the other model that took part in the training."""
 CITATION = """@inproceedings{hoock2025disentanglement,
   title = {Disentanglement Learning of Facial Expression and Appearance},
   author = {Hoock, Rafael and Br{\\"u}gge, Nele Sophie and Handels, Heinz},
@@ -57,9 +60,13 @@ def run(
     seed: int,
     device: torch.device,
     name: str = "paper",
+    start: str | None = None,
     smoke: bool = False,
 ) -> Path:
     """Train one part by a recipe; each part needs the earlier parts in the same folder.
+
+    With ``start``, nothing is trained: changes of f and expression axes are fitted for a finished
+    checkpoint of the recipe, see ``with_edits``.
 
     An interrupted run resumes when it is called again, and ends at the same weights.
 
@@ -71,14 +78,15 @@ def run(
         seed: seed of weights, order and random numbers.
         device: where to train.
         name: recipe name.
+        start: checkpoint of the recipe, for the last part only.
         smoke: run a few steps of small batches, as a test.
 
     Returns:
         Path of the generator, the encoder or the card.
 
     Raises:
-        ValueError: for an unknown part, or if the folder has a run with another recipe or other
-            images.
+        ValueError: for an unknown part, if the folder has a run with another recipe or other
+            images, or for a ``start`` of another recipe or part.
         FileNotFoundError: if an earlier part is not finished.
     """
     if part not in PARTS:
@@ -87,6 +95,10 @@ def run(
     if smoke:
         config = shortened(config, images=8, epochs=1, batch_size=2)
     folder = out / f"{name}-seed{seed}"
+    if start is not None:
+        if part != PARTS[2]:
+            raise ValueError(f"--start is for facezoo train {PARTS[2]} only, got it for {part}")
+        return run_edits(config, name, data, start, folder / "edits", seed, device, smoke)
     if part == "stylegan2":
         return run_generator(config, data, folder / part, seed, device)
     if part == "feature-style":
@@ -157,10 +169,50 @@ def run_contrast(
             encoder, codes, slider_directions, contrast, layers, out / what, seed, device
         )
         load_into(encoder, tensors)
+    teacher, count = config.inversion.features, config.contrast.expression_axes
+    model = with_edits(model, data, faces, codes[0], labels, teacher, count, device)
     # The labels are in the pack only; earlier parts may have used a folder of images.
     others = [part for part, run in runs.items() if run.get("data", digest) != digest]
     sources = (faces.description, *(_other(part, runs[part]["data"]) for part in others))
-    return _write(model, name, faces.tag, sources, folder, record, smoke)
+    return _write(model, name, f"{faces.tag}-{name}", sources, folder, record, smoke)
+
+
+def run_edits(
+    config: Recipe,
+    name: str,
+    data: Path,
+    start: str,
+    out: Path,
+    seed: int,
+    device: torch.device,
+    smoke: bool,
+) -> Path:
+    """Fit changes of f and expression axes for a checkpoint; write weights and card; see ``run``.
+
+    The card has the commands of the training, then this one.
+    """
+    teacher, count = config.inversion.features, config.contrast.expression_axes
+    record = begin_run(out, seed=seed, recipe={"features": teacher, "expression_axes": count})
+    check_data(out, digest_of_files(data, [data / PACK]))
+    model: LatentSimCLR = LatentSimCLR.from_pretrained(start)
+    base = model.card
+    if base is None or base.tag.rpartition("-")[2] != name:
+        raise ValueError(f"--start needs a checkpoint of the recipe {name}, got {start}")
+    model = model.float()
+    faces = _face_crops(config, data, device)
+    codes = codes_of(model.inverter.encoder, faces.crops, device)[0]
+    labels = direction_labels(data, faces)
+    model = with_edits(model, data, faces, codes, labels, teacher, count, device)
+    training = base.training
+    commands = training.command.split(" && ")[: len(PARTS)]
+    recipe = {**training.recipe, "edits": record["recipe"]}
+    recipe["training_commit"] = training.recipe.get("training_commit", training.commit)
+    record = {**record, "recipe": recipe, "hardware": training.hardware}
+    flags = f" --recipe {name} --start {base.name}"
+    before = " && ".join(commands)
+    return _write(
+        model, name, base.tag, training.data, out, record, smoke, PARTS[2:], flags, before
+    )
 
 
 def _other(part: str, data: dict[str, Any]) -> str:
@@ -230,22 +282,26 @@ def _write(
     out: Path,
     record: dict[str, Any],
     smoke: bool,
+    parts: tuple[str, ...] = PARTS,
+    flags: str | None = None,
+    before: str = "",
 ) -> Path:
     return write_checkpoint(
         model.cpu(),
         out,
         record,
         model="latent-simclr",
-        tag=f"{tag}-{name}",
+        tag=tag,
         default=name == "preview",
-        flags=f" --recipe {name}",
-        parts=PARTS,
+        flags=flags or f" --recipe {name}",
+        parts=parts,
+        before=before,
         architecture=model.architecture,
         preprocessing=model.preprocessing,
         labels=(),
         precision="float16",
         licenses=Licenses(code="Apache-2.0", weights="research-only", data="research-only"),
-        data=(*sources, "perceptual and identity loss by ipd-fer"),
+        data=tuple(dict.fromkeys((*sources, *BY_IPD_FER))),
         intended_use=(
             "Research on W+ codes of faces and on separating expression from appearance in them. "
             "Not for identifying people, for decisions about them, or for deceptive images."

@@ -66,6 +66,8 @@ class Contrasting:
     """Sliders of the expression encoder's views; yaw is ours."""
     identity_sliders: tuple[str, ...] = ("blur", "yaw", "smile")
     """Sliders of the identity encoder's views."""
+    expression_axes: int = 12
+    """Number of coordinates of ``ExpressionAxes`` (ours)."""
     architecture: dict[str, Any] = field(default_factory=dict)
     """``code_width`` and ``num_features`` of ``LatentSimCLR``."""
 
