@@ -3,25 +3,30 @@
     python benchmarks/latent_simclr.py latent-simclr --data DATA --early FILE [--json FILE]
 
 Tables: the generator, also after a tenth of its training; inversion by w+, with f, and refined;
-expression and leakage by an SVM on raw codes and on h, and by the two CNNs of the paper; the
-identity features. Crops are aligned by the landmarks of the packs. FILE of ``--early`` is what
+edits along the directions; expression and leakage by an SVM on raw codes and on h, and by the two
+CNNs of the paper; the identity features. Crops are aligned by the landmarks of the packs. FILE of
+``--early`` is what
 ``facezoo train stylegan2`` writes after a tenth of the training. Tables are added to the JSON file
-if it is of the same weights.
+if its networks are the same.
 """
 
 import argparse
 import json
+import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from skimage.feature import hog
 from skimage.metrics import structural_similarity
+from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 import facezoo
@@ -36,10 +41,11 @@ from facezoo.evaluate.leakage import identity_from
 from facezoo.evaluate.metrics import scores
 from facezoo.evaluate.report import write_tables
 from facezoo.evaluate.verification import read_pairs, verification_accuracy
-from facezoo.hub.tensors import load_into, read_tensors
+from facezoo.hub.tensors import digest_of, load_into, read_tensors
 from facezoo.models.latent_simclr.model import LatentSimCLR
 from facezoo.models.latent_simclr.simclr import CodeEncoder
 from facezoo.models.latent_simclr.stylegan2 import StyleGANGenerator
+from facezoo.models.latent_simclr.train.simclr import face_middles
 from facezoo.models.latent_simclr.train.supervised import train_classifier
 from facezoo.results import EXPRESSIONS
 from facezoo.training.loop import Schedule
@@ -53,6 +59,10 @@ SEEDS = 3
 PAPERS = Schedule(15, batch_size=128, lr=1e-3, schedule="cosine")
 """Seeds of the two CNNs."""
 REFINE_STEPS = 100
+EDITED, STRENGTHS = 256, (-3.0, -2.0, 2.0, 3.0)
+"""Images that are edited, and strengths."""
+SEEN = {"blur": math.log(1.25), "skin_tone": 10.0, "yaw": 5.0}
+"""Least change: sharpness by a quarter, 10 of 255 gray values, 5 degrees."""
 
 
 @dataclass(frozen=True)
@@ -218,6 +228,82 @@ def inversion_table(model: LatentSimCLR, crops: Tensor, know: Recognizer) -> lis
     ]
 
 
+# --- edits ------
+
+
+class Smiles:
+    """Judge smiles by gradients of the pixels; fitted to real crops, no network takes part."""
+
+    def __init__(self, pack: Pack) -> None:
+        rows, _, happy = with_labels(pack, ("neutral", "happiness"))
+        self.machine = make_pipeline(StandardScaler(), LogisticRegression(C=1e-3, max_iter=1000))
+        self.machine.fit(self.gradients(pack.crops[rows]), happy.numpy())
+
+    @staticmethod
+    def gradients(crops: Tensor) -> np.ndarray:
+        gray = crops.clamp(-1, 1).mean(1).numpy()
+        return np.stack([hog(image, pixels_per_cell=(8, 8)) for image in gray])
+
+    def __call__(self, crops: Tensor) -> Tensor:
+        return torch.from_numpy(self.machine.decision_function(self.gradients(crops)))
+
+
+def blur(crops: Tensor) -> Tensor:
+    """Compute minus the logarithm of the deviation of the Laplacian."""
+    kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]])[None, None]
+    return -F.conv2d(crops.mean(1, keepdim=True), kernel).flatten(1).std(1).log()
+
+
+def darkness(crops: Tensor) -> Tensor:
+    """Compute minus the mean gray value of the middle of the face, of 255."""
+    return -face_middles(crops).mean((1, 2)) * 127.5
+
+
+def yaw(crops: Tensor) -> Tensor:
+    """Compute the yaw from landmarks of the detector, degrees; NaN without a face."""
+    large = F.interpolate(crops.clamp(-1, 1), scale_factor=4, mode="bicubic", antialias=True)
+    images = list(((large.clamp(-1, 1) + 1) * 127.5).byte())
+    found = facezoo.detect(images, faces="largest", on_missing="nan")
+    return found.pose_deg[:, 0]
+
+
+def edits_table(model: LatentSimCLR, train: Pack, val: Pack, know: Recognizer) -> list[dict]:
+    """Measure how often an edit changes what it should, and what remains of the identity.
+
+    A smile counts as changed if the judge calls the face smiling or not, as wanted. Of the other
+    directions, the measure must move by the least change of ``SEEN``.
+    """
+    smiles, crops = Smiles(train), val.crops[:EDITED]
+    measures = {"smile": smiles, "blur": blur, "skin_tone": darkness, "yaw": yaw}
+    unit = (crops + 1) / 2
+    before = model.reconstruct(list(unit), aligned=True) * 2 - 1
+    whose = know(before)
+    rows = []
+    for name in model.architecture["directions"]:
+        measure, start = measures[name], measures[name](before)
+        for strength in STRENGTHS:
+            after = model.edit(list(unit), name, strength, aligned=True) * 2 - 1
+            end, sign = measure(after), 1 if strength > 0 else -1
+            if name == "smile":
+                concerned = sign * start < 0
+                changed = sign * end > 0
+            else:
+                concerned = start.isfinite()
+                changed = sign * (end - start) >= SEEN[name]
+            cosine = F.cosine_similarity(know(after), whose)
+            rows.append(
+                {
+                    "direction": name,
+                    "strength": strength,
+                    "faces": int(concerned.sum()),
+                    "changed as wanted, %": 100 * float(changed[concerned].double().mean()),
+                    "identity cosine": float(cosine[concerned].mean()),
+                }
+            )
+            print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
 # --- features -------------------------------------------------------------------------------------
 
 
@@ -337,8 +423,9 @@ def identity_table(model: LatentSimCLR, people: Pack, data: Path) -> list[dict]:
 def main(options: argparse.Namespace) -> dict:
     model = facezoo.load(options.name, device="cpu")
     know = Recognizer()
-    keys = [("lfw", "train"), ("lfw", "val"), ("london_expr", "")]
-    keys += [("ferplus", "train"), ("ferplus", "test")]
+    keys = [("lfw", "train"), ("lfw", "val")]
+    if "expression" in options.parts:
+        keys += [("london_expr", ""), ("ferplus", "train"), ("ferplus", "test")]
     packs = {key: read(options.data, *key, model) for key in keys}
     train, val = packs["lfw", "train"], packs["lfw", "val"]
     tables = {}
@@ -348,14 +435,19 @@ def main(options: argparse.Namespace) -> dict:
         )
     if "inversion" in options.parts:
         tables["inversion"] = inversion_table(model, val.crops, know)
+    if "edits" in options.parts:
+        tables["edits"] = edits_table(model, train, val, know)
     if "expression" in options.parts:
         tables["expression"] = expression_table(model, packs)
     if "identity" in options.parts:
         tables["identity"] = identity_table(model, val, options.data)
-    return {"checkpoint": model.card.name, "sha256": model.card.weights.sha256, "tables": tables}
+    # Directions and axes do not change the tables of the networks.
+    networks = (model.inverter, model.expression_encoder, model.identity_encoder)
+    digest = digest_of(nn.ModuleList(networks).half())
+    return {"checkpoint": model.card.name, "sha256": digest, "tables": tables}
 
 
-PARTS = ("generator", "inversion", "expression", "identity")
+PARTS = ("generator", "inversion", "edits", "expression", "identity")
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -105,12 +105,17 @@ def measured_labels(crops: Tensor) -> dict[str, Tensor]:
     laplacian = 4 * gray[:, 1:-1, 1:-1] - (
         gray[:, :-2, 1:-1] + gray[:, 2:, 1:-1] + gray[:, 1:-1, :-2] + gray[:, 1:-1, 2:]
     )
-    height, width = gray.shape[1:]
-    middle = gray[:, height * 2 // 5 : height * 3 // 4, width // 4 : width * 3 // 4]
     return {
         "blur": label_extremes(-laplacian.flatten(1).std(1)),
-        "skin_tone": label_extremes(-middle.flatten(1).mean(1)),
+        "skin_tone": label_extremes(-face_middles(crops.float()).flatten(1).mean(1)),
     }
+
+
+def face_middles(crops: Tensor) -> Tensor:
+    """Cut the gray middle of the face out of crops (N, 3, H, W), (N, H', W')."""
+    height, width = crops.shape[2:]
+    gray = crops.mean(1)
+    return gray[:, height * 2 // 5 : height * 3 // 4, width // 4 : width * 3 // 4]
 
 
 def label_extremes(values: Tensor) -> Tensor:
