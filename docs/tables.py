@@ -14,6 +14,7 @@ A region lies between ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``. NAME is
     benchmark-<table>           a table of ``facezoo benchmark``
     results-<file>.<table>      a table that a script of ``benchmarks`` wrote
     stamp-<file>                date, hardware and command of such a file
+    training-data               training data of every checkpoint, as the cards record it
 
 A number in a sentence lies between ``<!-- value PATH -->`` and ``<!-- end -->``; see ``value``.
 """
@@ -265,15 +266,27 @@ def _region(name: str, cards: Sequence[Card]) -> str:
         text = stamp_text(name.removeprefix("stamp-"))
     elif name == "removal":
         text = removal_text()
+    elif name == "training-data":
+        text = training_data_text(cards)
     elif name == "finetuning":
         text = finetuning_text(ROOT / "docs" / "results" / "finetune.lfw.json")
     else:
         raise ValueError(
-            f"no region is named {name!r}; expected models, finetuning, removal, card-<model>, "
-            "numbers-<model>, comparison-<checkpoint>, benchmark-<table>, results-<file>.<table> "
-            "or stamp-<file>"
+            f"no region is named {name!r}; expected models, finetuning, removal, training-data, "
+            "card-<model>, numbers-<model>, comparison-<checkpoint>, benchmark-<table>, "
+            "results-<file>.<table> or stamp-<file>"
         )
     return f"<!-- {name}:begin -->\n{text}\n<!-- {name}:end -->"
+
+
+def training_data_text(cards: Iterable[Card]) -> str:
+    """The training data of every checkpoint, a line per data set."""
+    rows = []
+    for card in cards:
+        texts = [part for text in card.training.data for part in text.split("; ")]
+        lines = dict.fromkeys(_renamed(text, PLAIN) for text in texts)
+        rows.append([f"`{card.name}`", "<br>".join(lines)])
+    return _table(["weights", "trained on"], rows)
 
 
 def removal_text(results: Path = ROOT / "docs" / "results") -> str:
