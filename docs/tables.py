@@ -106,14 +106,21 @@ PLAIN = {
 }
 """Words of the cards' protocols, and the field's words."""
 MESH_NUMBERS = {
-    "E_rec": "Reconstruction error (E_rec), mm",
-    "AVD_neu": "Error of the neutral face (AVD_neu), mm",
+    "E_rec": "Distance of the reconstruction from the input, mm",
+    "AVD_neu": "Distance of the neutral face from the true one, mm",
     "AVD_neu face": "The same on the face area, mm",
-    "E_dis": "Spread of the neutral faces of one identity (E_dis), mm",
-    "rank-1": "Identity of an expressive mesh (rank-1), %",
-    "expression": "Expression, 20 classes (linear probe), %",
+    "E_dis": "Differences between the neutral faces of one identity, mm",
+    "rank-1": "Identity found with the identity code, %",
+    "rank-1 from z_exp": "Leakage: identity found with the expression code, %",
+    "expression": "Expression found with the expression code, 20 classes, %",
+    "expression from z_id": "Leakage: expression found with the identity code, %",
 }
-MESH_CHANCE = {"rank-1": 100 / 90, "expression": 100 / 20}
+MESH_CHANCE = {
+    "rank-1": 100 / 90,
+    "rank-1 from z_exp": 100 / 90,
+    "expression": 100 / 20,
+    "expression from z_id": 100 / 20,
+}
 """Chance level in percent, of 90 identities and 20 expressions of the test set of ICT-3D."""
 
 
