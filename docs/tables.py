@@ -14,6 +14,7 @@ A region lies between ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``. NAME is
     benchmark-<table>           a table of ``facezoo benchmark``
     results-<file>.<table>      a table that a script of ``benchmarks`` wrote
     stamp-<file>                date, hardware and command of such a file
+    training-data               training data of every checkpoint, as the cards record it
 
 A number in a sentence lies between ``<!-- value PATH -->`` and ``<!-- end -->``; see ``value``.
 """
@@ -105,14 +106,21 @@ PLAIN = {
 }
 """Words of the cards' protocols, and the field's words."""
 MESH_NUMBERS = {
-    "E_rec": "Reconstruction error (E_rec), mm",
-    "AVD_neu": "Error of the neutral face (AVD_neu), mm",
+    "E_rec": "Distance of the reconstruction from the input, mm",
+    "AVD_neu": "Distance of the neutral face from the true one, mm",
     "AVD_neu face": "The same on the face area, mm",
-    "E_dis": "Spread of the neutral faces of one identity (E_dis), mm",
-    "rank-1": "Identity of an expressive mesh (rank-1), %",
-    "expression": "Expression, 20 classes (linear probe), %",
+    "E_dis": "Differences between the neutral faces of one identity, mm",
+    "rank-1": "Identity found with the identity code, %",
+    "rank-1 from z_exp": "Leakage: identity found with the expression code, %",
+    "expression": "Expression found with the expression code, 20 classes, %",
+    "expression from z_id": "Leakage: expression found with the identity code, %",
 }
-MESH_CHANCE = {"rank-1": 100 / 90, "expression": 100 / 20}
+MESH_CHANCE = {
+    "rank-1": 100 / 90,
+    "rank-1 from z_exp": 100 / 90,
+    "expression": 100 / 20,
+    "expression from z_id": 100 / 20,
+}
 """Chance level in percent, of 90 identities and 20 expressions of the test set of ICT-3D."""
 
 
@@ -265,15 +273,27 @@ def _region(name: str, cards: Sequence[Card]) -> str:
         text = stamp_text(name.removeprefix("stamp-"))
     elif name == "removal":
         text = removal_text()
+    elif name == "training-data":
+        text = training_data_text(cards)
     elif name == "finetuning":
         text = finetuning_text(ROOT / "docs" / "results" / "finetune.lfw.json")
     else:
         raise ValueError(
-            f"no region is named {name!r}; expected models, finetuning, removal, card-<model>, "
-            "numbers-<model>, comparison-<checkpoint>, benchmark-<table>, results-<file>.<table> "
-            "or stamp-<file>"
+            f"no region is named {name!r}; expected models, finetuning, removal, training-data, "
+            "card-<model>, numbers-<model>, comparison-<checkpoint>, benchmark-<table>, "
+            "results-<file>.<table> or stamp-<file>"
         )
     return f"<!-- {name}:begin -->\n{text}\n<!-- {name}:end -->"
+
+
+def training_data_text(cards: Iterable[Card]) -> str:
+    """The training data of every checkpoint, a line per data set."""
+    rows = []
+    for card in cards:
+        texts = [part for text in card.training.data for part in text.split("; ")]
+        lines = dict.fromkeys(_renamed(text, PLAIN) for text in texts)
+        rows.append([f"`{card.name}`", "<br>".join(lines)])
+    return _table(["weights", "trained on"], rows)
 
 
 def removal_text(results: Path = ROOT / "docs" / "results") -> str:

@@ -2,9 +2,8 @@
 
     python examples/take_meshes_apart.py ICT_FOLDER meshes.png
 
-ICT_FOLDER holds the files of ICT-3D. Upper rows: two unseen identities, each as mesh,
-reconstruction, neutralized face, its distance from the true neutral face, and with the other's
-expression. Bottom row: from one identity to the other.
+ICT_FOLDER holds the files of ICT-3D. Upper rows: two unseen identities as mesh, reconstruction,
+neutralized face, its error, and with the other's expression. Bottom row: between the identities.
 """
 
 import sys
@@ -20,7 +19,7 @@ from facezoo.geometry.rasterize import interpolate, rasterize
 
 SIZE, PIXELS_PER_MM, WORST_MM = 224, 0.74, 4.0
 COLORS = matplotlib.colormaps["YlOrRd"]
-FIRST = "mesh", "reconstruct", "neutralize", "error of neutralize", "transfer_expression"
+FIRST = "mesh", "reconstruct", "neutralize", "error: {:.2f} mm", "transfer_expression"
 LAST = "interpolate: first identity", "25 %", "50 %", "75 %", "second identity"
 LIGHT = torch.nn.functional.normalize(torch.tensor([-0.4, 0.5, 1.0]), dim=0)
 CHOSEN = ((2, 1), (8, 2))  # numbers of test identities and expressions
@@ -52,25 +51,25 @@ def main(folder: Path, output: Path, name: str = "adv3d") -> None:
     again = model.reconstruct(both, units="mm")
     plain = model.neutralize(both, units="mm")
     swapped = model.transfer_expression(both.flip(0), both, units="mm")
-    triangles, pictures = model.triangles.long(), []
+    triangles, pictures, titles = model.triangles.long(), [], []
     for row, neutral in enumerate(shapes[:, 0]):
         error = (plain[row].vertices - neutral).norm(dim=1)
-        shown = [both[row], again[row].vertices, plain[row].vertices]
-        pictures += [draw(vertices, triangles) for vertices in shown]
+        titles += [title.format(error.mean()) for title in FIRST]
+        for vertices in (both[row], again[row].vertices, plain[row].vertices):
+            pictures.append(draw(vertices, triangles))
         pictures.append(draw(neutral, triangles, error))
         pictures.append(draw(swapped[row].vertices, triangles))
     between = model.interpolate(both[0], both[1], 5, what="identity", units="mm")
     pictures += [draw(mesh.vertices, triangles) for mesh in between]
     figure, axes = plt.subplots(3, 5, figsize=(10, 6.2), layout="constrained")
-    titles = FIRST + ("",) * 5 + LAST
-    for cell, picture, title in zip(axes.flat, pictures, titles, strict=True):
+    for cell, picture, title in zip(axes.flat, pictures, [*titles, *LAST], strict=True):
         cell.imshow(picture.clamp(0, 1).numpy())
         cell.set_title(title, fontsize=11)
         cell.axis("off")
     scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, WORST_MM), COLORS)
     figure.colorbar(scale, ax=axes[:2, 4], label="error, mm", shrink=0.8)
     figure.savefig(output, dpi=120)
-    print(output)
+    print(f"{output}; {titles[3]}; {titles[8]}")
 
 
 if __name__ == "__main__":

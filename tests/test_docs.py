@@ -187,6 +187,14 @@ def test_a_value_may_be_the_lowest_of_a_mapping(tmp_path):
     assert tables().value("b:swap/lowest/kept", tmp_path) == 70
 
 
+def test_responsible_use_names_all_training_data():
+    page = (ROOT / "docs/responsible-use.md").read_text(encoding="utf-8")
+    for name, entry in bundled_cards().items():
+        assert f"`{name}`" in page
+        for text in entry.training.data:
+            assert text.replace("photograph", "image").split("; ")[0] in page
+
+
 def test_a_region_of_unknown_name_raises_an_error():
     with pytest.raises(ValueError, match="no region is named 'mdoels'"):
         tables().regenerated("<!-- mdoels:begin -->\n<!-- mdoels:end -->", [])
