@@ -302,3 +302,31 @@ def test_one_image_makes_few_calls_in_few_files(journey, most_calls, most_files)
     calls = script.calls_of(journey, str(PORTRAIT))
     assert calls.total() <= most_calls, calls.most_common(12)
     assert len(script.by_file(calls)) <= most_files, script.by_file(calls)
+
+
+def test_edits_count_faces_that_change_as_wanted(monkeypatch):
+    """A model whose edits are known: brightness by the strength, and nothing else."""
+    script = benchmark("latent_simclr")
+
+    class Brighter:
+        architecture = {"directions": ["skin_tone", "smile"]}  # noqa: RUF012
+
+        def reconstruct(self, crops, **_):
+            return torch.stack(crops)
+
+        def edit(self, crops, name, strength, **_):
+            change = -0.05 * strength if name == "skin_tone" else 0.0
+            return (torch.stack(crops) + change).clamp(0, 1)
+
+    generator = torch.Generator().manual_seed(0)
+    crops = torch.rand(8, 3, 64, 64, generator=generator) * 0.8 - 0.4
+    pack = script.Pack(crops, torch.zeros(8, 1, 1), torch.tensor([0, 1] * 4), [], torch.arange(8))
+    rows = script.edits_table(Brighter(), pack, pack, lambda images: images.flatten(1))
+    assert [row["strength"] for row in rows] == [*script.STRENGTHS] * 2
+    dark, smile = rows[:4], rows[4:]
+    # A change of 0.05 a strength is 12.75 of 255 gray values.
+    assert all(row["changed as wanted, %"] == 100 for row in dark)
+    assert all(row["faces"] == 8 and row["identity cosine"] < 1 for row in dark)
+    # The judge, fitted to these faces, knows their classes, and the edit changes none.
+    assert all(row["changed as wanted, %"] == 0 and row["faces"] == 4 for row in smile)
+    assert all(row["identity cosine"] == pytest.approx(1) for row in smile)

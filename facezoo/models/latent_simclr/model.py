@@ -22,7 +22,7 @@ from facezoo.models.latent_simclr.stylegan2 import StyleGANGenerator, mix_codes
 from facezoo.preprocess.images import Images
 from facezoo.preprocess.pipeline import ONE_FACE, ImageKeywords, ImageOptions
 
-TRANSFER = 1.5
+TRANSFER = 1.75
 """Default strength of ``transfer_expression``."""
 LACKS_AXES = "it has no expression axes (expression_axes=0); mix_styles works without"
 
