@@ -303,11 +303,25 @@ def removal_text(results: Path = ROOT / "docs" / "results") -> str:
     for name, entry in content["models"].items():
         removed = entry["removal"]
         before = entry["scores"][removed["space"]]
-        after, control = removed["expressions kept"], removed["control"]
-        leaks = [s["identity"]["identification"]["accuracy"] for s in (before, after, control)]
-        uses = [s["expression"]["LFW val"]["linear"]["accuracy"] for s in (before, after)]
-        rows.append([f"`{name}`", *(_short(number) for number in (*leaks, *uses))])
-    header = ["features", "identification before", "after", "control", "expression before", "after"]
+        after, control, bare = (
+            removed[key] for key in ("expressions kept", "control", "nothing kept")
+        )
+        leaks = [part["identity"]["identification"] for part in (before, after, control)]
+        uses = [
+            part["expression"]["LFW val"]["linear"]["accuracy"] for part in (before, after, bare)
+        ]
+        found = [f"{leak['accuracy']:.1f} ± {leak['spread']:.1f}" for leak in leaks]
+        rows.append([f"`{name}`", str(after["directions"]), *found, *map(_short, uses)])
+    header = [
+        "features",
+        "directions removed",
+        "identity before",
+        "identity after",
+        "identity, control",
+        "expression before",
+        "expression after",
+        "the same without `keep=`",
+    ]
     return _table(header, rows)
 
 

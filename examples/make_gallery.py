@@ -1,8 +1,6 @@
 """Draw the pictures of docs/gallery.md.
 
-python examples/make_gallery.py docs/images [WORD]
-
-Needs the extra [viz]. With a word, only the pictures with this word in their name.
+python examples/make_gallery.py docs/images [WORD]  (with a word in their name; needs [viz])
 """
 
 import sys
@@ -29,11 +27,10 @@ def samples(count: int, psi: float = 0.7) -> torch.Tensor:
 
 
 def predict(images, **options):
-    return load("ipd-fer").predict_expression(images, faces="all", on_missing="skip", **options)
+    return load("ipd-fer").predict_expression(images, on_missing="skip", **options)
 
 
 def crowd():
-    """Annotate forty generated faces of three sizes."""
     picture = Image.new("RGB", (1180, 650), "#777")
     for number, face in enumerate(samples(40)):
         pixels = Image.fromarray((face * 255).byte().permute(1, 2, 0).numpy())
@@ -52,10 +49,13 @@ def relief():
 PICTURES = {
     "gallery_bars.jpg": lambda: annotate(PORTRAITS[1], predict(PORTRAITS[1]), landmarks=True),
     "gallery_crowd.jpg": crowd,
-    "gallery_probabilities.png": lambda: plot.bars(predict(PORTRAITS)),
+    "gallery_faces.jpg": lambda: plot.show(predict(PORTRAITS), PORTRAITS),
+    "gallery_probabilities.png": lambda: plot.bars(
+        predict(load("ipd-fer").transfer_expression(*PORTRAITS, strength=0.6), aligned=True)
+    ),
     "gallery_cosines.png": lambda: plot.show(load("ipd-fer").encode(PORTRAITS, faces="largest")),
     "gallery_space.png": lambda: plot.embedding(
-        load("ipd-fer").encode_expression(samples(96), faces="all", on_missing="skip"),
+        load("ipd-fer").encode_expression(samples(96), on_missing="skip"),
         predict(samples(96)).labels,
     ),
     "gallery_parts.jpg": lambda: plot.parts(load("ipd-fer"), PORTRAITS),

@@ -30,6 +30,8 @@ FERPLUS_TRAIN, FERPLUS, LFW_TRAIN, LFW, LONDON = SPLITS = (
 
 NEUTRAL_OR_HAPPY = ("neutral", "happiness")
 """The two classes whose labels are reliable on LFW and the London set."""
+BY_WAY = ", by way of "
+"""In training data that another model saw: between the data and this model."""
 TRAINING_ROWS = 8000
 """Rows of FER+ train that are used, the first with a label."""
 

@@ -49,11 +49,11 @@ def _ffhq() -> list[tuple[float, float]]:
 
 
 TEMPLATES: dict[str, list[tuple[float, float]]] = {
-    # Tight, from above the brows to below the mouth; 35 of 112 pixels between the eyes.
+    # Tight, from the forehead to the chin; 35 of 112 pixels between the eyes.
     "arcface112": _arcface_in(112, 0, 0),
     # Loose, the head with hair and chin, with the margins of FaceNet's crops.
     "facenet-loose": _loose(1.5),
-    # FFHQ: looser still, by the rule of that data set for a frontal face.
+    # FFHQ: between the two, by the rule of that data set for a frontal face.
     "ffhq": _ffhq(),
 }
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from facezoo.data.packs import aligned_crops, read_pack
 from facezoo.evaluate.embedding import embed_aligned
-from facezoo.evaluate.packs import SPLITS, Packs
+from facezoo.evaluate.packs import BY_WAY, SPLITS, Packs
 from facezoo.hub.card import Card, Preprocessing, bundled_cards
 from facezoo.hub.families import FAMILIES, model_class
 from facezoo.hub.tensors import read_tensors, save, sha256_of
@@ -184,7 +184,7 @@ def _collect(card: Card, through: str, texts: dict[str, None], seen: set[str]) -
     texts |= dict.fromkeys(f"{text}{through}" for text in own_texts if text and text not in cards)
     for model in dict.fromkeys(card.model for card in cards.values()):
         if model not in seen and any(model in text for text in own_texts):
-            _collect(info(model), f", by way of {model}", texts, seen)
+            _collect(info(model), f"{BY_WAY}{model}", texts, seen)
 
 
 # --- features ----------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from facezoo.evaluate.benchmark.scores import PROTOCOLS
-from facezoo.evaluate.packs import FERPLUS, LFW, LONDON
+from facezoo.evaluate.packs import BY_WAY, FERPLUS, LFW, LONDON
 
 Row = dict[str, str]
 Content = dict[str, Any]
@@ -21,7 +21,8 @@ TITLES = {
     "overview": "Overview",
     "expression": "Expression",
     "identity": "Identity",
-    "leakage": "Leakage",
+    "leakage": "Leakage of identity into expression features",
+    "leakage_of_expression": "Leakage of expression into identity features",
     "yaw": "Accuracy by head yaw",
     "removal": "Identity removed",
     "swap": "Swap test",
@@ -67,6 +68,7 @@ DATA_NAMES = {
 """Names of the data of an evaluation in texts and file names."""
 SPLIT_NAMES = re.compile(r"\b(train|val|test)\b", re.IGNORECASE)
 CLEAN, PART, SEEN, UNKNOWN = "no", "train split", "yes", "not stated"
+INDIRECT = "indirectly"
 
 
 def contamination_of(trained_on: Sequence[str] | None) -> dict[str, str]:
@@ -77,21 +79,29 @@ def contamination_of(trained_on: Sequence[str] | None) -> dict[str, str]:
 
     Returns:
         By evaluation: ``"no"`` if no text names the data set, ``"train split"`` if every text that
-        names it states train and no other split, else ``"yes"``.
+        names it states train and no other split, ``"indirectly"`` if only a model that the model
+        learned from saw the images, else ``"yes"``.
     """
     if trained_on is None:
         return dict.fromkeys(DATA_NAMES, UNKNOWN)
+    direct = [text for text in trained_on if BY_WAY not in text]
     answers = {}
-    for evaluation, pattern in DATA_NAMES.items():
-        split = evaluation.split()[-1]
-        splits = [
-            {word.lower() for word in SPLIT_NAMES.findall(pattern.sub("", text))}
-            for text in trained_on
-            if pattern.search(text)
-        ]
-        clean = all(names == {"train"} for names in splits) and split in ("val", "test")
-        answers[evaluation] = CLEAN if not splits else PART if clean else SEEN
+    for evaluation in DATA_NAMES:
+        answer = _seen(evaluation, trained_on)
+        by_others = answer == SEEN and _seen(evaluation, direct) != SEEN
+        answers[evaluation] = INDIRECT if by_others else answer
     return answers
+
+
+def _seen(evaluation: str, trained_on: Sequence[str]) -> str:
+    pattern, split = DATA_NAMES[evaluation], evaluation.split()[-1]
+    splits = [
+        {word.lower() for word in SPLIT_NAMES.findall(pattern.sub("", text))}
+        for text in trained_on
+        if pattern.search(text)
+    ]
+    clean = all(names == {"train"} for names in splits) and split in ("val", "test")
+    return CLEAN if not splits else PART if clean else SEEN
 
 
 # --- tables -----------------------------------------------------------------------------------
@@ -128,19 +138,25 @@ def _overview_row(
     }
 
 
-SHORT = (
-    "model",
-    f"expression, {FERPLUS}",
-    "same identity, LFW pairs",
-    "identity from expression features",
-    "expression from identity features",
-)
+SHORT = {
+    "model": "model",
+    f"expression, {FERPLUS}": f"expression, {FERPLUS}",
+    "same identity, LFW pairs": "same identity, LFW pairs",
+    "identity from expression features": "identity from expression features, LFW",
+    "London": "the same, London",
+    "expression from identity features": "expression from identity features, FER+",
+}
+"""Columns of the short table, by column of the overview."""
 
 
 def short(content: Content) -> Iterator[Row]:
-    """Select a few columns of the overview."""
-    for row in overview(content):
-        yield {key: row[key] for key in SHORT}
+    """Select a few columns of the overview, and add the leakage of identity on London."""
+    scores = [entry["scores"] for entry in content["models"].values()]
+    matches = [part[next(iter(part))]["identity"]["same identity"] for part in scores]
+    values = [match["chance"] for match in matches[:1]] + [m["accuracy"] for m in matches]
+    for row, value in zip(overview(content), values, strict=True):
+        cells = row | {"London": _n(value)}
+        yield {title: cells[column] for column, title in SHORT.items()}
 
 
 def expression(content: Content) -> Iterator[Row]:
@@ -179,31 +195,39 @@ def identity(content: Content) -> Iterator[Row]:
 
 
 def leakage(content: Content) -> Iterator[Row]:
-    """List what each kind of features holds of the other, next to the intended features."""
-    for name, entry in content["models"].items():
-        scores = entry["scores"]
-        if len(scores) < 2:
-            continue
-        for key, column in IDENTITY.items():
-            leak, meant = (scores[s]["identity"][key] for s in ("expression", "identity"))
-            yield _leak(name, column, "expression", leak, meant)
-        for key in PROTOCOLS:
-            leak, meant = (
-                scores[s]["expression"][key]["probe"] for s in ("identity", "expression")
-            )
-            yield _leak(name, f"expression, {key}", "identity", leak, meant)
+    """List how well expression features predict the identity."""
+    yield from _leaks(content, "expression", "identity", _identity_scores)
 
 
-def _leak(name: str, measure: str, space: str, leak: Content, meant: Content) -> Row:
-    return {
-        "model": f"`{name}`",
-        "measured": measure,
-        "from": FEATURES[space],
-        "accuracy": _with_spread(leak),
-        "chance": _n(leak["chance"]),
-        "control": _n(leak["control"]),
-        "from the intended features": _with_spread(meant),
-    }
+def leakage_of_expression(content: Content) -> Iterator[Row]:
+    """List how well identity features predict the expression."""
+    yield from _leaks(content, "identity", "expression", _expression_scores)
+
+
+def _identity_scores(scores: Content) -> Content:
+    return {column: scores["identity"][key] for key, column in IDENTITY.items()}
+
+
+def _expression_scores(scores: Content) -> Content:
+    return {f"expression, {key}": scores["expression"][key]["probe"] for key in PROTOCOLS}
+
+
+def _leaks(
+    content: Content, space: str, intended: str, scores_of: Callable[[Content], Content]
+) -> Iterator[Row]:
+    """Yield chance, and for each model the leak, its control and the intended features."""
+    both = {k: e["scores"] for k, e in content["models"].items() if len(e["scores"]) > 1}
+    for number, (name, scores) in enumerate(both.items()):
+        leak, meant = scores_of(scores[space]), scores_of(scores[intended])
+        if number == 0:
+            chance = {key: _n(score["chance"]) for key, score in leak.items()}
+            yield {"model": "*chance*", "from": "", **chance}
+        cells = {key: _with_spread(score) for key, score in leak.items()}
+        yield {"model": f"`{name}`", "from": FEATURES[space], **cells}
+        control = {key: _n(score["control"]) for key, score in leak.items()}
+        yield {"model": "", "from": "the same, shuffled labels (control)", **control}
+        cells = {key: _with_spread(score) for key, score in meant.items()}
+        yield {"model": "", "from": f"{FEATURES[intended]}, for comparison", **cells}
 
 
 def yaw(content: Content) -> Iterator[Row]:
@@ -318,14 +342,27 @@ def cost(content: Content) -> Iterator[Row]:
 
 
 def contamination(content: Content) -> Iterator[Row]:
-    """List the training data."""
+    """List the training data by name; the model cards describe them."""
     for name, entry in content["models"].items():
         texts = entry["trained on"]
         yield {
             "model": f"`{name}`",
-            **entry["contamination"],
-            "trained on": NONE if texts is None else "; ".join(texts) or "nothing",
+            **contamination_of(texts),
+            "trained on": NONE if texts is None else _names_of(texts) or "nothing",
         }
+
+
+def _names_of(texts: Sequence[str]) -> str:
+    """Shorten training data to names: its own, then those of each model that it learned from."""
+    names: dict[str, dict[str, None]] = {}
+    for text in (part for whole in texts for part in whole.split("; ")):
+        data, _, model = text.partition(BY_WAY)
+        name = data.partition(":")[0].replace(" (deep-funneled)", "")
+        names.setdefault(model, {})[name] = None
+    groups = {model: ", ".join(group) for model, group in names.items()}
+    return "; ".join(
+        f"by way of `{model}`: {group}" if model else group for model, group in groups.items()
+    )
 
 
 def meshes(content: Content) -> Iterator[Row]:
@@ -348,6 +385,7 @@ TABLES: dict[str, Callable[[Content], Iterator[Row]]] = {
         expression,
         identity,
         leakage,
+        leakage_of_expression,
         yaw,
         removal,
         swap,

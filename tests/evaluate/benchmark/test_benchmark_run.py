@@ -398,6 +398,8 @@ def test_the_pixels_baseline_has_the_directions_of_largest_variance(packs, tmp_p
         (("lfw_train: 8,408 faces of 2 classes",), ("no", "yes", "no")),
         (("FER-2013 and FER plus", "fer_2013.csv"), ("yes", "no", "no")),
         (("Londoners, halfway", "offer 2013"), ("no", "no", "no")),
+        (("London set, by way of ipd-fer", "LFW train"), ("no", "train split", "indirectly")),
+        (("London set, by way of ipd-fer", "London"), ("no", "no", "yes")),
     ],
 )
 def test_contamination_follows_the_training_data(texts, expected):
@@ -531,6 +533,28 @@ def test_yaw_columns_stay_if_a_pack_has_no_such_faces():
     assert lines[0] == "| measured on | model | any yaw | over 10° |"
     assert lines[2] == "| FER+ test | `mine` | 90.0 (8) | – |"
     assert lines[3] == "| LFW val | `mine` | 90.0 (8) | 70.0 (8) |"
+
+
+def test_training_data_are_listed_by_name_and_by_the_model_that_saw_them():
+    texts = ["LFW (deep-funneled) train: 8 images", "LFW train: 8; FER+ train: 9"]
+    texts += ["London: 73 identities, by way of ipd-fer", "teacher, by way of ipd-fer"]
+    models = {"mine": {"trained on": texts}, "theirs": {"trained on": None}}
+    mine, theirs = TABLES["contamination"]({"models": models})
+    assert mine["trained on"] == "LFW train, FER+ train; by way of `ipd-fer`: London, teacher"
+    assert (mine["London"], theirs["London"]) == ("indirectly", "not stated")
+    assert theirs["trained on"] == "–"
+
+
+def test_leakage_is_between_its_control_and_the_intended_features():
+    def scores(accuracy):
+        part = {"accuracy": accuracy, "chance": 5.0, "control": 6.0, "spread": None}
+        return {
+            "identity": dict.fromkeys(("verification", "identification", "same identity"), part)
+        }
+
+    entry = {"scores": {"expression": scores(30.0), "identity": scores(90.0)}}
+    rows = list(TABLES["leakage"]({"models": {"mine": entry, "one": {"scores": {"x": {}}}}}))
+    assert [row["identification, LFW val"] for row in rows] == ["5.00", "30.0", "6.00", "90.0"]
 
 
 def test_an_unknown_table_raises_an_error():
