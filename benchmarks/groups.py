@@ -109,7 +109,8 @@ def balanced_interval(counts: Tensor, seed: int = 0) -> tuple[float, float]:
     """Return the 95 % interval of the balanced accuracy of a confusion matrix.
 
     The recall of each class is drawn from its Jeffreys posterior. A bootstrap would give no
-    uncertainty to a class with one image, or lose the class.
+    uncertainty to a class with one image, or lose the class. The interval includes the balanced
+    accuracy, also if all images are right.
     """
     images, right = counts.sum(1).numpy(), counts.diagonal().numpy()
     occurs = images > 0
@@ -117,7 +118,8 @@ def balanced_interval(counts: Tensor, seed: int = 0) -> tuple[float, float]:
         right[occurs] + 0.5, (images - right)[occurs] + 0.5, size=(DRAWS, occurs.sum())
     )
     low, high = np.quantile(recalls.mean(1), (0.025, 0.975))
-    return float(low), float(high)
+    value = balanced_accuracy(counts)
+    return min(float(low), value), max(float(high), value)
 
 
 def scored(predicted: Tensor, truth: Tensor, classes: int) -> dict[str, str]:

@@ -83,10 +83,10 @@ RENAMED = {
     "synthesis, new weights": "synthesis, 512 channels, random weights",
 }
 """Words of older results files, and the field's words."""
-HEADERS = {"way": "pipeline"}
+HEADERS = {"way": "pipeline", "slowest to fastest": "images/s, slowest to fastest"}
 """Columns of older results files, and the field's words."""
 HIDDEN = re.compile(
-    r"slowest to fastest|: relative difference$|over bare(, speed)?$|speed over it$|: times faster$"
+    r"(?<!^pipeline: )slowest to fastest|: relative difference$|over bare(, speed)?$|speed over it$|: times faster$"
     r"|above chance$|^stages: share$"
 )
 """Columns of results files that pages leave out, as ``table: column``.

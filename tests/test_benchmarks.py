@@ -233,6 +233,11 @@ def test_a_class_with_one_image_makes_the_balanced_accuracy_uncertain():
     assert (low < 0.7, high) == (True, pytest.approx(1, abs=0.01))
 
 
+def test_the_interval_includes_a_balanced_accuracy_of_one():
+    low, high = benchmark("groups").balanced_interval(torch.tensor([[3, 0], [0, 3]]))
+    assert (low < 0.7, high) == (True, 1.0)
+
+
 def test_the_luminance_of_cheeks_is_read_from_the_cheeks():
     script = benchmark("groups")
     crops = torch.zeros(2, 3, 112, 112, dtype=torch.uint8)
