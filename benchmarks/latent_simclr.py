@@ -59,7 +59,7 @@ SEEDS = 3
 PAPERS = Schedule(15, batch_size=128, lr=1e-3, schedule="cosine")
 """Seeds of the two CNNs."""
 REFINE_STEPS = 100
-EDITED, STRENGTHS = 256, (-3.0, -2.0, 2.0, 3.0)
+EDITED, STRENGTHS = 256, (-3, -2, 2, 3)
 """Images that are edited, and strengths."""
 SEEN = {"blur": math.log(1.25), "skin_tone": 10.0, "yaw": 5.0}
 """Least change: sharpness by a quarter, 10 of 255 gray values, 5 degrees."""
