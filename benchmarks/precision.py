@@ -21,6 +21,7 @@ from facezoo.extraction.sources import list_images
 from facezoo.preprocess.alignment import prepare
 from facezoo.preprocess.images import read_image
 from facezoo.preprocess.pipeline import to_device
+from facezoo.results import flatten_rows
 
 DTYPES = (torch.bfloat16, torch.float16)
 
@@ -35,7 +36,7 @@ def compare(name: str, photos: list, faces, device: str) -> list[dict]:
     for dtype in DTYPES:
         reduced = facezoo.load(name, device=device, dtype=dtype).run(crops, wanted)
         for feature in wanted:
-            pair = features[feature].double(), reduced[feature].double()
+            pair = (flatten_rows(side[feature]).double() for side in (features, reduced))
             cosine = F.cosine_similarity(*pair, dim=1)
             rows.append(
                 {

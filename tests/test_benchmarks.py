@@ -24,6 +24,7 @@ from packs import (
 from PIL import Image
 from scipy.stats import beta
 
+import facezoo
 from facezoo.models.ipd_fer import IPDFER, losses
 from facezoo.preprocess import pipeline
 
@@ -126,6 +127,15 @@ def test_images_are_timed_against_a_manual_pipeline(tmp_path):
     installed = {"by hand, libfacedetection", "by hand, MTCNN"}
     assert found.keys() - {*ways} <= installed
     assert {row["stage"] for row in result["tables"]["stages"]} >= {"decode", "detect", "encode"}
+
+
+def test_reduced_precision_is_compared_for_features_and_codes(tmp_path, monkeypatch):
+    shutil.copy(PORTRAIT, tmp_path)
+    monkeypatch.setattr(facezoo, "list_models", lambda **_: ["latent-simclr"])
+    rows = benchmark("precision").main(tmp_path, 1)["tables"]["precision"]
+    names = ["expression", "identity", "factors"]
+    assert [row["feature"] for row in rows] == names * 2  # bfloat16 and float16
+    assert all(float(row["least cosine"]) > 0.999 and row["faces"] == 1 for row in rows)
 
 
 def test_loading_and_parts_report_the_spread_of_repeats(monkeypatch):
