@@ -104,7 +104,8 @@ def test_edits_are_fitted_again_for_a_finished_checkpoint(tmp_path):
     training = json.loads(again.read_text())["training"]
     commands = training["command"].split(" && ")
     assert [text.split()[2] for text in commands] == [*PARTS, PARTS[2]]
-    assert commands[-1].endswith("--recipe preview --start latent-simclr.lfw-preview --seed 1")
+    result = "runs/latent-simclr/preview-seed1/latent-simclr.lfw-preview.safetensors"
+    assert commands[-1].endswith(f"--recipe preview --start {result} --seed 1")
     assert training["data"].count("perceptual and identity loss by ipd-fer") == 1
     assert training["recipe"]["edits"] == {"features": "ipd-fer", "expression_axes": 3}
 

@@ -42,6 +42,8 @@ from facezoo.training.run import (
 PARTS = ("stylegan2", "feature-style", "latent-simclr")
 """Parts in training order."""
 ENCODER = "encoder.safetensors"
+RESULT = "runs/latent-simclr/{}-seed{}/{}.safetensors"
+"""Weights that the training of a recipe and seed writes."""
 BY_IPD_FER = ("perceptual and identity loss by ipd-fer", "expression axes by ipd-fer")
 """What a card says of the other model that took part in the training."""
 CITATION = """@inproceedings{hoock2025disentanglement,
@@ -98,7 +100,7 @@ def run(
     if start is not None:
         if part != PARTS[2]:
             raise ValueError(f"--start is for facezoo train {PARTS[2]} only, got it for {part}")
-        return run_edits(config, name, data, start, folder / "edits", seed, device, smoke)
+        return run_edits(config, name, data, start, folder, seed, device, smoke)
     if part == "stylegan2":
         return run_generator(config, data, folder / part, seed, device)
     if part == "feature-style":
@@ -189,11 +191,12 @@ def run_edits(
 ) -> Path:
     """Fit changes of f and expression axes for a checkpoint; write weights and card; see ``run``.
 
-    The card has the commands of the training, then this one.
+    The card has the commands of the training, then this one, which starts from their result.
     """
     teacher, count = config.inversion.features, config.contrast.expression_axes
-    record = begin_run(out, seed=seed, recipe={"features": teacher, "expression_axes": count})
-    check_data(out, digest_of_files(data, [data / PACK]))
+    settings = {"features": teacher, "expression_axes": count}
+    record = begin_run(out / "edits", seed=seed, recipe=settings)
+    check_data(out / "edits", digest_of_files(data, [data / PACK]))
     model: LatentSimCLR = LatentSimCLR.from_pretrained(start)
     base = model.card
     if base is None or base.tag.rpartition("-")[2] != name:
@@ -208,7 +211,7 @@ def run_edits(
     recipe = {**training.recipe, "edits": record["recipe"]}
     recipe["training_commit"] = training.recipe.get("training_commit", training.commit)
     record = {**record, "recipe": recipe, "hardware": training.hardware}
-    flags = f" --recipe {name} --start {base.name}"
+    flags = f" --recipe {name} --start {RESULT.format(name, training.seed, base.name)}"
     before = " && ".join(commands)
     return _write(
         model, name, base.tag, training.data, out, record, smoke, PARTS[2:], flags, before
