@@ -296,18 +296,23 @@ def swap(content: Content) -> Iterator[Row]:
 
 
 def worst(content: Content) -> Iterator[Row]:
-    """Summarize the swap test by the lowest score among the judges."""
+    """Summarize the swap test by the lowest score among the judges.
+
+    The scores of original crops are those of the judge that gave the lowest score.
+    """
     for name, entry in content["models"].items():
         judges = list(entry["swap"].values())
-        edited = [part["edited"] for part in judges if part.get("edited")]
+        edited = [{**part, **part["edited"]} for part in judges if part.get("edited")]
         for kind, scores in (("edited crop", edited), ("decoded features", judges)):
-            if scores:
-                yield {
-                    "model": f"`{name}`",
-                    "image": kind,
-                    "identity kept": _n(min(s["identity kept"] for s in scores)),
-                    "expression taken": _n(min(s["expression taken"] for s in scores)),
-                }
+            if not scores:
+                continue
+            row = {"model": f"`{name}`", "image": kind}
+            for measure in ("identity kept", "expression taken"):
+                lowest = min(scores, key=lambda part: part[measure])
+                original = lowest.get(f"{measure.split()[0]}, photographs")
+                row[measure] = _n(lowest[measure])
+                row[f"{measure}, original crops"] = _n(original)
+            yield row
 
 
 def _swap_scores(scores: Mapping[str, float]) -> Row:

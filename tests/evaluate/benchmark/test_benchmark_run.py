@@ -509,11 +509,12 @@ def test_the_lowest_score_among_the_judges_summarizes_the_swaps():
         "pixels": {"identity kept": 50.0, "expression taken": 9.876, "edited": {}},
         "latentface.lfw": {"identity kept": 60.0, "expression taken": 5.0},
     }
+    judges["pixels"] |= {"identity, photographs": 99.0, "expression, photographs": 75.0}
     judges["pixels"]["edited"] = {"identity kept": 90.0, "expression taken": 80.0}
     content = {"models": {"mine": {"swap": judges}}, "meshes": {}}
     rows = [list(row.values()) for row in TABLES["worst"](content)]
-    assert rows[0] == ["`mine`", "edited crop", "90.0", "80.0"]
-    assert rows[1] == ["`mine`", "decoded features", "50.0", "5.00"]
+    assert rows[0] == ["`mine`", "edited crop", "90.0", "99.0", "80.0", "75.0"]
+    assert rows[1] == ["`mine`", "decoded features", "50.0", "99.0", "5.00", "–"]
 
 
 def test_a_model_that_keeps_detail_is_judged_with_and_without_it(packs):
