@@ -86,8 +86,8 @@ RENAMED = {
 HEADERS = {"way": "pipeline", "slowest to fastest": "images/s, slowest to fastest"}
 """Columns of older results files, and the field's words."""
 HIDDEN = re.compile(
-    r"(?<!^pipeline: )slowest to fastest|: relative difference$|over bare(, speed)?$|speed over it$|: times faster$"
-    r"|above chance$|^stages: share$"
+    r"(?<!^pipeline: )slowest to fastest|: relative difference$|over bare(, speed)?$|speed over it$"
+    r"|: times faster$|above chance$|^stages: share$"
 )
 """Columns of results files that pages leave out, as ``table: column``.
 
