@@ -109,6 +109,7 @@ def test_the_encoder_of_meshes_costs_no_more_than_its_layers_one_after_the_other
         assert ratio(lambda: vae.features(points), lambda: layers_one_by_one(vae, points)) < 1.1
 
 
+@pytest.mark.slow  # the margin is narrow, so other work on the machine must not disturb it
 def test_encoding_a_mesh_with_its_checks_costs_no_more_than_the_plain_layers_of_the_encoder():
     model = facezoo.load("adv3d", device="cpu")
     mesh = model.template_mm
