@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from facezoo.models.latent_simclr.inverter import Inversion
 
 PENALTY = 0.02
-"""Ridge penalty of the coordinates, as a share of the variance of the standardized codes."""
+"""Ridge penalty of the coordinates, as a share of the mean variance of an entry of the codes."""
 
 
 class ExpressionAxes(nn.Module):
@@ -25,6 +25,12 @@ class ExpressionAxes(nn.Module):
         num_codes: number of styles L.
         style_dim: size D of a style.
         feature_shape: shape (C, H, W) of the feature f.
+
+    Examples:
+        >>> model = facezoo.load("latent-simclr")
+        >>> axes, codes = model.expression_axes, model.encode_factors(images).w_plus
+        >>> axes.change(axes.coordinates(codes)).w_plus.shape  # two images
+        torch.Size([2, 10, 128])
     """
 
     read: Tensor
@@ -67,7 +73,8 @@ class ExpressionAxes(nn.Module):
             identities: name of each face, N; empty if unknown.
 
         Raises:
-            ValueError: if no identity has two faces, or the features have too few dimensions.
+            ValueError: if no identity has two faces, or the expression features vary in fewer than
+                K dimensions.
         """
         count = len(self.read)
         centered = (expression - expression.mean(0)).double()

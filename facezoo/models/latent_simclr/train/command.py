@@ -45,7 +45,7 @@ ENCODER = "encoder.safetensors"
 RESULT = "runs/latent-simclr/{}-seed{}/{}.safetensors"
 """Weights that the training of a recipe and seed writes."""
 BY_IPD_FER = ("perceptual and identity loss by ipd-fer", "expression axes by ipd-fer")
-"""What a card says of the other model that took part in the training."""
+"""Lines of a card on the other model that took part in the training."""
 CITATION = """@inproceedings{hoock2025disentanglement,
   title = {Disentanglement Learning of Facial Expression and Appearance},
   author = {Hoock, Rafael and Br{\\"u}gge, Nele Sophie and Handels, Heinz},
