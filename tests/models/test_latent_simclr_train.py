@@ -116,6 +116,9 @@ def test_edits_want_the_last_part_and_a_checkpoint_of_the_recipe(tmp_path):
         run(PARTS[0], tmp_path, tmp_path / "runs", name="preview", **options)
     with pytest.raises(ValueError, match="a checkpoint of the recipe paper, got latent-simclr"):
         run(PARTS[2], tmp_path, tmp_path / "runs", name="paper", **options)
+    (tmp_path / "lfw.parquet").unlink()
+    with pytest.raises(FileNotFoundError, match=r"has no lfw\.parquet; --data"):
+        run(PARTS[2], tmp_path, tmp_path / "other", name="preview", **options)
 
 
 def test_too_few_images_for_a_batch_raise_an_error(tmp_path):

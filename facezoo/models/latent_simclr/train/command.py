@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facezoo.data.packs import majority_labels, read_pack, yaw_column
+from facezoo.data.packs import check_packs, majority_labels, read_pack, yaw_column
 from facezoo.data.unlabeled import PACK, FaceCrops, image_files, read_face_crops
 from facezoo.hub.card import Licenses, Preprocessing
 from facezoo.hub.tensors import load_into, read_tensors, save
@@ -89,7 +89,7 @@ def run(
     Raises:
         ValueError: for an unknown part, if the folder has a run with another recipe or other
             images, or for a ``start`` of another recipe or part.
-        FileNotFoundError: if an earlier part is not finished.
+        FileNotFoundError: if an earlier part is not finished, or ``start`` lacks ``lfw.parquet``.
     """
     if part not in PARTS:
         raise ValueError(f"part must be one of {', '.join(PARTS)}, got {part!r}")
@@ -193,6 +193,7 @@ def run_edits(
 
     The card has the commands of the training, then this one, which starts from their result.
     """
+    check_packs(data, PACK)
     teacher, count = config.inversion.features, config.contrast.expression_axes
     settings = {"features": teacher, "expression_axes": count}
     record = begin_run(out / "edits", seed=seed, recipe=settings)
