@@ -6,8 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 from interrupting import interrupted
-from packs import write_faces_wild, write_groups, write_lfw, write_negatives
+from packs import write_faces_wild, write_ferplus, write_groups, write_lfw, write_negatives
 
+from facezoo.hub.card import card_named
+from facezoo.hub.files import find
+from facezoo.hub.tensors import read_tensors
 from facezoo.models.face_detector import train as training
 from facezoo.models.face_detector.train import DetectorConfig, StageConfig, read_sources, train
 from facezoo.preprocess.detector import FaceDetector
@@ -80,3 +83,20 @@ def test_other_images_are_no_continuation(packs, tmp_path, monkeypatch):
     write_negatives(packs, count=5)
     with pytest.raises(ValueError, match=r"begun with other data .*sha256 was"):
         training.run(packs, tmp_path / "out", seed=0, device=CPU)
+
+
+def test_a_recipe_can_start_from_a_checkpoint_and_learn_from_ferplus(packs):
+    write_ferplus(packs)
+    width = card_named("face-detector").architecture["width"]
+    config = replace(CONFIG, width=width, ferplus=0.25, start="face-detector")
+    sources = read_sources(packs, config)
+    assert sum(source.share for source in sources) == pytest.approx(1.0)
+    assert sources[-1].share == 0.25
+    assert sources[-1].tight == (0.0, 48.0)
+    still = replace(config.boxes, epochs=1, lr=1e-9), replace(config.refine, lr=1e-9)
+    state = train(
+        replace(config, boxes=still[0], refine=still[1]), packs, packs / "run", seed=0, device=CPU
+    )
+    start = read_tensors(find(card_named("face-detector")))
+    learned = [key for key in state if key.endswith("weight")]
+    assert all(torch.allclose(state[key], start[key].float(), atol=1e-6) for key in learned)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,13 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from facezoo.data.detection import BoxRegression, LabeledImage, face_crops, labeled_images
-from facezoo.data.packs import as_points, check_packs, read_pack
+from facezoo.data.packs import as_points, check_packs, decode, read_pack
 from facezoo.evaluate.detection import TIGHT, compare
-from facezoo.hub.card import Licenses, Preprocessing
+from facezoo.hub.card import Licenses, Preprocessing, card_named
+from facezoo.hub.files import find
+from facezoo.hub.tensors import load_into, read_tensors
 from facezoo.models.face_detector.losses import Targets, detection_loss, targets_of
 from facezoo.models.face_detector.scenes import CLOSE_UP_SIDES, Source, close_up, scene
 from facezoo.preprocess.detection import DetectionConfig, detect
-from facezoo.preprocess.detector import FaceDetector, cells
+from facezoo.preprocess.detector import DETECTOR, FaceDetector, cells
 from facezoo.training.loop import Position, Schedule, fit
 from facezoo.training.optim import autocast, descend, layer_groups
 from facezoo.training.processes import Processes
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 CPU = torch.device("cpu")
 PACKS = ("lfw.parquet", "groups.parquet", "faces_wild.parquet", "negatives.parquet")
+FERPLUS = "ferplus.parquet"
 _SOURCES = {
     "webfaces": 0.38,
     "groups": 0.15,
@@ -37,7 +40,8 @@ _SOURCES = {
     "crops": 0.15,
     "negatives": 0.08,
 }
-"""Share of the tiles by source; about a third of the faces wear masks."""
+"""Share of the tiles by source; about a third of the faces wear masks. With FER+, the shares are
+reduced by its share."""
 _WATCHED = 80  # validation images of each kind that are measured after every epoch
 
 
@@ -81,27 +85,56 @@ class DetectorConfig:
     """Images of LFW that are used; training holds all images in memory."""
     crops: int = 10000
     """Face crops that are used."""
+    ferplus: float = 0.0
+    """Share of the tiles that show an image of FER+."""
+    start: str | None = None
+    """Checkpoint that training starts from."""
 
 
-def run(data: Path, out: Path, *, seed: int, device: torch.device, smoke: bool = False) -> Path:
-    """Train by the default recipe and write weights and card; returns the card's path.
+RECIPES = {
+    "wild": DetectorConfig(),
+    "wild-ferplus": DetectorConfig(
+        boxes=StageConfig("boxes", 20, 2e-3, 1.0, 20 / 24, 0.0, False),
+        refine=StageConfig("refine", 7, 5e-4, 0.65, 1.0, 0.25, True),
+        images=8408,
+        crops=24000,
+        ferplus=0.08,
+        start="face-detector.wild",
+    ),
+}
+"""``wild`` starts from random weights. ``wild-ferplus`` trains its result further, also on the
+small gray face crops of FER+."""
+
+
+def run(
+    data: Path,
+    out: Path,
+    *,
+    recipe: str = "wild",
+    seed: int,
+    device: torch.device,
+    smoke: bool = False,
+) -> Path:
+    """Train by a recipe and write weights and card; returns the card's path.
 
     With ``smoke`` training takes two small steps, to see that it runs.
     """
-    config = DetectorConfig()
+    config = RECIPES[recipe]
     if smoke:
         config = shortened(config, epochs=1, steps_per_epoch=2, pixels=2**16, images=20, crops=20)
-    check_packs(data, *PACKS)
+    packs = (*PACKS, *([FERPLUS] if config.ferplus else []))
+    check_packs(data, *packs)
     record = begin_run(out, seed=seed, recipe=asdict(config))
-    check_data(out, digest_of_files(data, [data / name for name in PACKS]))
+    check_data(out, digest_of_files(data, [data / name for name in packs]))
     detector = FaceDetector(config.width)
     detector.load_state_dict(train(config, data, out, seed=seed, device=device))
     return write_checkpoint(
         detector,
         out,
         record,
-        model="face-detector",
-        tag="wild",
+        model=DETECTOR,
+        tag=recipe,
+        flags="" if recipe == "wild" else f" --recipe {recipe}",
         architecture={"width": config.width},
         preprocessing=Preprocessing(),
         labels=(),
@@ -113,12 +146,14 @@ def run(data: Path, out: Path, *, seed: int, device: torch.device, smoke: bool =
         ),
         data=(
             "groups and crowds train: 3,356 images, boxes by hand and by YuNet, marks by hand",
-            "LFW (deep-funneled) train: 4,000 images, boxes and landmarks by YuNet",
-            "faces_wild train: 10,000 face crops, landmarks by YuNet",
+            f"LFW (deep-funneled) train: {config.images:,} images, boxes and landmarks by YuNet",
+            f"faces_wild train: {config.crops:,} face crops, landmarks by YuNet",
+            *(["FER+ train: 26,091 images, landmarks by YuNet"] if config.ferplus else []),
             "negatives: 1,000 images of objects and clothes",
         ),
         intended_use="Detecting faces and aligning them for the models of this package.",
         citation="",
+        base=None if config.start is None else card_named(config.start),
         smoke=smoke,
     )
 
@@ -142,7 +177,14 @@ def read_sources(data: Path, config: DetectorConfig) -> list[Source]:
     sources = [Source(rows, _SOURCES[name]) for name, rows in images.items() if rows]
     tight = (float(TIGHT.start), float(TIGHT.stop))
     rows = face_crops(_spread(crops, config.crops), regression)
-    return [*sources, Source(rows, _SOURCES["crops"], tight)]
+    sources.append(Source(rows, _SOURCES["crops"], tight))
+    if config.ferplus:
+        sources = [replace(s, share=s.share * (1 - config.ferplus)) for s in sources]
+        small = read_pack(data / FERPLUS, "train")
+        small = small.filter(small["landmarks"].is_valid())
+        tight = (0.0, float(decode(small["image"][0].as_py()).shape[1]))
+        sources.append(Source(face_crops(small, regression), config.ferplus, tight))
+    return sources
 
 
 def _spread(table: pa.Table, count: int) -> pa.Table:
@@ -200,7 +242,10 @@ def train(
         for name, rows in (("everyday", is_everyday), ("groups", ~is_everyday))
     }
     torch.manual_seed(seed)
-    detector = FaceDetector(config.width).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    detector = FaceDetector(config.width)
+    if config.start is not None:
+        load_into(detector, read_tensors(find(card_named(config.start))))
+    detector = detector.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     for number, stage in enumerate((config.boxes, config.refine)):
         state = _fit(
             detector, stage, config, sources, watched, out / stage.name, seed + number, save_every
