@@ -17,7 +17,7 @@ from facezoo.preprocess.alignment import align
 from facezoo.preprocess.boxes import nms, paired_iou
 from facezoo.preprocess.detector import Candidates, FaceDetector
 from facezoo.preprocess.templates import template_points
-from facezoo.preprocess.views import OVERLAP, View, views_of
+from facezoo.preprocess.views import OVERLAP, View, as_batch, padded_shape, views_of
 from facezoo.results import Faces, concatenate
 
 # Share of a box that a box of lower score may cover before it counts as a box around that face.
@@ -263,7 +263,7 @@ def _search(
     config: DetectionConfig,
 ) -> Faces:
     """Detect the faces of rotated images, on the CPU."""
-    views: dict[torch.Size, list[View]] = {}
+    views: dict[tuple[int, int], list[View]] = {}
     for number, image in enumerate(images):
         for view in views_of(
             image,
@@ -274,7 +274,7 @@ def _search(
             max_side=config.max_side,
             min_face=config.min_face,
         ):
-            views.setdefault(view.pixels.shape, []).append(view)
+            views.setdefault(padded_shape(view, detector.multiple), []).append(view)
     parts = []
     for alike in views.values():
         for begin in range(0, len(alike), config.batch_size):
@@ -295,8 +295,7 @@ def _likely(
     detector: FaceDetector, views: list[View], threshold: float, config: DetectionConfig
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return boxes, landmarks, scores and image numbers of likely cells, in image pixels."""
-    batch = torch.stack([view.pixels for view in views])
-    candidates: Candidates = detector(batch.contiguous(memory_format=torch.channels_last))
+    candidates: Candidates = detector(as_batch(views, detector.multiple))
     scores, boxes = candidates.logits.sigmoid(), candidates.boxes
     extent = (boxes[..., 2:] - boxes[..., :2]).amax(-1)
     table = boxes.new_tensor([view.numbers for view in views])  # (V, 17)

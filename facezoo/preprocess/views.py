@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import NamedTuple
@@ -24,7 +25,7 @@ class View:
     image: int
     """Index of the image."""
     pixels: Tensor
-    """In [-1, 1], padded to whole strides, (3, H, W)."""
+    """RGB in [0, 255], uint8 on a CPU, (H, W, 3)."""
     limits: tuple[float, ...]
     """Edges that boxes must not cross, x0, y0, x1, y1, pixels of the view."""
     largest: float
@@ -121,17 +122,37 @@ def views_of(
                     high - 1.0 if y + rows < height else inf,
                 )
                 scale_xy = (wide / columns, high / rows)
-                shown = _shown(part, (high, wide), detector.multiple)
+                shown = _shown(part, (high, wide))
                 view = View(index, shown, limits, grid.largest, scale_xy, (x, y), turn, quarters)
                 views.append(view)
     return views
 
 
-def _shown(pixels: Tensor, shape: tuple[int, int], multiple: int) -> Tensor:
-    """Resize uint8 (1, 3, H, W), map it to [-1, 1], and pad it on the right and below."""
+def _shown(pixels: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Resize uint8 (1, 3, H, W); the result is (H, W, 3)."""
     if shape != tuple(pixels.shape[2:]):
         # CPUs resize bytes many times as fast as floats; GPUs resize floats only.
         pixels = pixels if pixels.device.type == "cpu" else pixels.float()
         pixels = F.interpolate(pixels, size=shape, mode="bilinear", antialias=True)
-    shown = pixels[0].float() / 127.5 - 1
-    return F.pad(shown, (0, -shape[1] % multiple, 0, -shape[0] % multiple))
+    return pixels[0].permute(1, 2, 0)
+
+
+def padded_shape(view: View, multiple: int) -> tuple[int, int]:
+    """Return height and width of a view that is padded to multiples of a number of pixels."""
+    height, width = view.pixels.shape[:2]
+    return height + -height % multiple, width + -width % multiple
+
+
+def as_batch(views: Sequence[View], multiple: int) -> Tensor:
+    """Map views of one padded shape to [-1, 1], and pad them with 0 on the right and below.
+
+    Returns:
+        Input of the network, channels last in memory, (B, 3, H, W).
+    """
+    pixels = views[0].pixels
+    shape = (len(views), *padded_shape(views[0], multiple), 3)
+    batch = torch.full(shape, 127.5, dtype=torch.float32, device=pixels.device)
+    for place, view in zip(batch, views, strict=True):
+        height, width = view.pixels.shape[:2]
+        place[:height, :width] = view.pixels
+    return batch.div_(127.5).sub_(1).permute(0, 3, 1, 2)
