@@ -100,6 +100,11 @@ class Model(nn.Module, Pretrained):
         return titled(self, table([], model_rows(self).items()))
 
 
+def constructor_arguments(variables: Mapping[str, Any], leave_out: str = "") -> dict[str, Any]:
+    """Return the arguments of a constructor from its first ``locals()``, for ``architecture``."""
+    return {k: v for k, v in variables.items() if k not in ("self", "__class__", leave_out)}
+
+
 def explain_missing(model: Any, name: str) -> str:
     """Explain why a model lacks a capability, and name models that have it."""
     if name in model.absent:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from typing_extensions import Unpack
 from facezoo.geometry.meshes import Mesh
 from facezoo.inference import evaluating
 from facezoo.models.adv3d.networks import VAE, sample
+from facezoo.models.capabilities import constructor_arguments
 from facezoo.models.mesh_base import (
     MeshEncoding,
     MeshKeywords,
@@ -65,17 +66,7 @@ class Adv3D(MeshModel):
     ) -> None:
         dims = identity_dim + expression_dim if code_statistics else 0
         super().__init__(num_vertices, num_triangles, num_landmarks, dims, shape_axes)
-        self.architecture: dict[str, Any] = {
-            "num_vertices": num_vertices,
-            "num_triangles": num_triangles,
-            "num_landmarks": num_landmarks,
-            "identity_dim": identity_dim,
-            "expression_dim": expression_dim,
-            "scale": scale,
-            "hidden_dim": hidden_dim,
-            "code_statistics": code_statistics,
-            "shape_axes": shape_axes,
-        }
+        self.architecture = constructor_arguments(locals(), leave_out="dims")
         self.scale = scale
         self.vae = VAE(num_vertices, identity_dim, expression_dim, hidden_dim)
 

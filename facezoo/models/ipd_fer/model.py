@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from operator import index
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from typing_extensions import Unpack
 from facezoo.inference import evaluating
 from facezoo.landmarks import FRONTAL_PITCH_DEG, alignment_deg
 from facezoo.models.base import check_shape
+from facezoo.models.capabilities import constructor_arguments
 from facezoo.models.decoding import DecodingModel, check_pairs
 from facezoo.models.identity_removal import IdentityRemoval
 from facezoo.models.ipd_fer.networks import Decoder, Encoder, PoseEncoder, RefinedDecoder
@@ -72,18 +73,7 @@ class IPDFER(DecodingModel):
     ) -> None:
         super().__init__()
         num_classes = index(num_classes)  # a plain int, not one of numpy's, which no card can hold
-        self.architecture: dict[str, Any] = {
-            "backbone": backbone,
-            "feature_dim": feature_dim,
-            "num_classes": num_classes,
-            "pose_backbone": pose_backbone,
-            "decoder_size": decoder_size,
-            "decoder_width": decoder_width,
-            "expression_rank": expression_rank,
-            "pose_bottleneck": pose_bottleneck,
-            "removed_directions": removed_directions,
-            "refined_decoder": refined_decoder,
-        }
+        self.architecture = constructor_arguments(locals())
         self.num_features = feature_dim
         self.identity_encoder = Encoder(backbone, feature_dim)
         self.expression_encoder = Encoder(backbone, feature_dim, rank=expression_rank)

@@ -12,6 +12,7 @@ from typing_extensions import Unpack
 from facezoo.errors import UnknownNameError
 from facezoo.hub.card import Preprocessing
 from facezoo.models.base import check_shape
+from facezoo.models.capabilities import constructor_arguments
 from facezoo.models.decoding import DecodingModel, check_pairs
 from facezoo.models.latent_simclr.augment import appearance_layers
 from facezoo.models.latent_simclr.directions import check_direction
@@ -82,21 +83,8 @@ class LatentSimCLR(DecodingModel):
         expression_axes: int = 0,
     ) -> None:
         super().__init__()
-        self.architecture: dict[str, Any] = {
-            "size": size,
-            "style_dim": style_dim,
-            "mapping_layers": mapping_layers,
-            "channel_multiplier": channel_multiplier,
-            "max_channels": max_channels,
-            "depths": list(depths),
-            "width": width,
-            "trunk_size": trunk_size,
-            "code_width": code_width,
-            "num_features": num_features,
-            "directions": list(directions),
-            "feature_directions": feature_directions,
-            "expression_axes": expression_axes,
-        }
+        depths, directions = list(depths), list(directions)
+        self.architecture = constructor_arguments(locals())
         self.preprocessing = Preprocessing(size=size)
         self.num_features = num_features
         generator = StyleGANGenerator(

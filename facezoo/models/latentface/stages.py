@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from facezoo.geometry.rasterize import Renderer
 from facezoo.geometry.shading import Light
 from facezoo.hub.card import Preprocessing
 from facezoo.models.base import check_shape
+from facezoo.models.capabilities import constructor_arguments
 from facezoo.models.decoding import DecodingModel
 from facezoo.models.identity_removal import IdentityRemoval
 from facezoo.models.latentface.diffusion import RepresentationDiffusion
@@ -68,19 +69,7 @@ class LatentFaceStages(DecodingModel):
         renderer: Renderer = "auto",
     ) -> None:
         super().__init__()
-        self.architecture: dict[str, Any] = {
-            "size": size,
-            "width": width,
-            "number_width": number_width,
-            "code_dim": code_dim,
-            "unet_width": unet_width,
-            "map_size": map_size,
-            "sampler": sampler,
-            "code_limit": code_limit,
-            "diffusion": diffusion,
-            "confidence": confidence,
-            "expression_directions": expression_directions,
-        }
+        self.architecture = constructor_arguments(locals(), leave_out="renderer")
         self.preprocessing = Preprocessing(template="facenet-loose", size=size)
         self.num_features = 2 * code_dim
         self.renderer = FaceRenderer(size, renderer)
