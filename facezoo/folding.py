@@ -61,11 +61,6 @@ def fused(network: nn.Module, x: Tensor, build: Callable[[], Built]) -> Built | 
     This is in eval mode, without gradients and hooks, and on a CPU with oneDNN. Parameters, state
     dict and training are not affected. A network with a changed layer or weight is built again.
 
-    Args:
-        network: the network.
-        x: its input.
-        build: builds the functions of this network.
-
     Returns:
         The result of ``build``; None if the layers must run one by one.
     """

@@ -78,9 +78,7 @@ def use_runtime(
     its new graph is there. Parameters and state dict are not affected.
 
     Args:
-        module: a network.
         runtime: ``"torch"`` restores the method.
-        method: its name.
         free: dimensions of the input that may change from call to call.
         like: shape of the input for the graph, (B, C, H, W); None for that of the first call.
     """
@@ -102,10 +100,6 @@ def write_onnx(
 
     Args:
         module: the module, in eval mode.
-        path: the file to write.
-        inputs: example of the input.
-        name: name of the input.
-        outputs: names of the outputs.
         free: dimensions of the input that the graph leaves open.
         multiple: what the open sides of the images are multiples of; 0 if it is not known.
     """

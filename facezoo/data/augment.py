@@ -32,7 +32,6 @@ def augment(
     Args:
         canvases: crops with a margin around the template, uint8, (B, 1 or 3, H, H).
         size: side S of the result, pixels.
-        generator: random numbers.
         zoom: the template's share of the canvas side; a crop without changes is the template.
         rotation_deg: largest rotation; angles are uniform.
         scaling: standard deviation of the logarithm of the scale, cut at two.

@@ -59,11 +59,8 @@ def load_crops(
     Args:
         data: data set as ``read_official`` returns it.
         indices: rows to load, such as ``data.rows("train")``, int64, (N,); None for all.
-        template: name of the alignment template.
         size: side of the square that the template fills, pixels.
         margin: pixels around it on every side, for random shifts.
-        device: device of the detector.
-        batch_size: images at a time.
 
     Returns:
         Crops with side S = size + 2 margin, in the order of ``indices``.
@@ -108,11 +105,8 @@ def cut_faces(
         images: inputs of ``read_image``, N; read twice if landmarks are missing.
         landmarks: five points in pixels, NaN if unknown, (N, 5, 2); None if none is known.
         cropped: whether each image shows a single face that fills it.
-        template: name of the alignment template.
         size: side of the square that the template fills, pixels.
         margin: pixels around it on every side.
-        device: device of the detector.
-        batch_size: images at a time.
         names: name of each image in an error, N; None for its own.
         detection: settings of the detector by name, such as ``min_face``; None for the defaults.
 
@@ -167,7 +161,6 @@ def align_images(
         matrices: pixels of the image to pixels of the crop, (N, 2, 3).
         side: side of the crops, pixels.
         channels: 3, or 1 to keep the first.
-        batch_size: images at a time.
 
     Returns:
         uint8, (N, channels, side, side).

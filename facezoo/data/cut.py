@@ -19,7 +19,6 @@ def cut_packs(source: Path, target: Path, rows: int = ROWS) -> None:
 
     Args:
         source: folder with ``.parquet`` packs and other files.
-        target: new folder.
         rows: number of rows of each split.
 
     Raises:

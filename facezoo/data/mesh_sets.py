@@ -92,7 +92,6 @@ def read_bu3dfe(root: str | Path, suffix: str = ".obj") -> MeshSet:
     alphabetical order, are the test set.
 
     Args:
-        root: the folder.
         suffix: of the registered meshes, ``.obj`` or ``.ply``.
 
     Raises:

@@ -72,7 +72,6 @@ def read_raf_db(root: str | Path, *, aligned: bool = False) -> ExpressionData:
     spelling, which the readme also has, is read too.
 
     Args:
-        root: folder of the unpacked set.
         aligned: read ``Image/aligned``, 100 x 100 crops, instead of ``Image/original``. Only the
             originals have landmarks: five points by hand in ``Annotation/manual``, which are read
             if that folder exists.
@@ -125,7 +124,6 @@ def read_sfew(root: str | Path, *, aligned: bool = False) -> ExpressionData:
     Test labels are not published, so test images are not read.
 
     Args:
-        root: folder of the unpacked set.
         aligned: read the aligned faces instead of the stills.
 
     Raises:
@@ -227,7 +225,6 @@ def read_official(name: str, root: str | Path) -> ExpressionData:
 
     Args:
         name: a key of ``READERS``.
-        root: folder of the unpacked set.
 
     Raises:
         UnknownNameError: if there is no such data set; the message lists similar names.

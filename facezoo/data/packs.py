@@ -133,7 +133,6 @@ def aligned_crops(
 
     Args:
         table: rows with ``image`` and ``landmarks``.
-        template: name of the alignment template.
         size: side of the square that the template fills, pixels.
         margin: pixels around it on every side, for random shifts.
         gray: keep one channel instead of three.

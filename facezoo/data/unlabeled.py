@@ -71,8 +71,6 @@ def read_face_crops(
         data: a folder with ``lfw.parquet``, whose split ``train`` is used; or a folder of
             images, each in the folder of its person or video at any depth, as in VoxCeleb. Images
             outside of such a folder have no identity.
-        preprocessing: preprocessing of the model.
-        device: device of the detector.
         wild: add the whole heads of the split ``train`` of ``faces_wild.parquet``, which have no
             identity.
 
@@ -120,7 +118,6 @@ def augmented(
 
     Args:
         crops: uint8, (B, 3, S + 2 MARGIN, S + 2 MARGIN).
-        generator: random numbers.
         gray: share of the crops without color.
         shift: largest shift in pixels, up to ``MARGIN``.
 

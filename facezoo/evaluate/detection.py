@@ -85,8 +85,6 @@ def compare(
     detections that lie mostly on them or on an unsure region, are ignored.
 
     Args:
-        find: the detector.
-        images: images with their faces.
         min_face: least length of a face's longer side, pixels.
         marks: compare eyes and the middle of the mouth with marks set by hand, rather than five
             landmarks with those of the pack.
@@ -217,7 +215,6 @@ def tight_crops(find: Finder, table: pa.Table, sides: Iterable[int] = SIDES) -> 
     """Measure the share of tight face crops with a face, by the side of the crop.
 
     Args:
-        find: the detector.
         table: rows of ``faces_wild``.
         sides: sides that the crops are resized to, pixels.
 
@@ -259,8 +256,6 @@ def detection(find: Finder, data: Path, command: str, crops: int = 150) -> list[
     """Measure a detector on everyday images, groups, portraits, tight crops and rotations.
 
     Args:
-        find: the detector.
-        data: folder of the packs.
         command: command that prints the metrics.
         crops: number of tight crops and of rotated images.
     """

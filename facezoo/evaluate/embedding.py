@@ -49,7 +49,6 @@ def embed_aligned(model: Encoder, table: pa.Table, stages: Sequence[str]) -> dic
     """Compute results on crops that are aligned by the landmarks of the pack.
 
     Args:
-        model: the model.
         table: rows with ``image`` and ``landmarks``.
         stages: names of capabilities, such as ``"encode_expression"``.
 
@@ -68,9 +67,7 @@ def embed_detected(model: FaceModel, table: pa.Table, stages: Sequence[str]) -> 
     """Compute results on the largest face of each whole image, NaN rows where there is none.
 
     Args:
-        model: the model.
         table: rows with ``image``.
-        stages: names of capabilities.
 
     Returns:
         float32 on the CPU by name, (N, D).

@@ -48,7 +48,6 @@ def inception_features(images: Tensor, weights: str | Path, batch_size: int = 32
     Args:
         images: RGB in [-1, 1], (N, 3, H, W); they are rounded to 8 bits, as image files are.
         weights: torch-fidelity's file of the network, a pickle: use only one that you trust.
-        batch_size: images per step.
 
     Returns:
         Pooled features, (N, 2048).

@@ -77,10 +77,8 @@ def evaluate(model: FaceModel, data: Path, command: str) -> Measurements:
     Protocols whose classes the model does not predict are left out with a warning.
 
     Args:
-        model: the model.
         data: folder with ``ferplus.parquet``, ``lfw.parquet``, ``lfw_pairs_val.csv`` and
             ``london_expr.parquet``.
-        command: the command line, for the record.
 
     Returns:
         Metrics, shares in percent, and a confusion matrix.

@@ -29,7 +29,6 @@ def measure_checkpoint(name: str, data: Path, device: torch.device) -> tuple[Car
     Args:
         name: a checkpoint, or a folder or ``.safetensors`` file with a card.
         data: folder with the packs, or with the files of ICT-3D for a model of meshes.
-        device: where to run.
 
     Returns:
         The card before the measurement, and the measurements.

@@ -39,8 +39,6 @@ def with_ray(
 
     Args:
         task: work to share; its models may be on any device.
-        names: images.
-        clock: gets the times of all actors.
         device: device of the actors; None for the best that each has.
 
     Raises:

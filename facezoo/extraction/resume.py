@@ -70,9 +70,7 @@ class Parts:
     """The parts of one run, locked against other runs until ``close``.
 
     Args:
-        output: the first output.
         settings: everything that decides the rows, as JSON; a run resumes only with the same.
-        names: all images.
         overwrite: whether to drop the parts of an earlier run.
         state: function of names that returns a mark of their files, see ``sources.state_of``.
 

@@ -50,7 +50,6 @@ def read_frame(path: Path, key: str) -> tuple[NDArray[np.uint8], float]:
     Frames in ascending order are read once; an earlier frame opens the video again.
 
     Args:
-        path: the video.
         key: one of ``frame_keys``.
 
     Returns:

@@ -82,7 +82,6 @@ class Table:
     """All rows of one output: those of the parts, with the tracks of videos.
 
     Args:
-        parts: the parts of a run.
         output: which of its outputs.
         layout: properties that all rows share.
     """
@@ -170,9 +169,7 @@ def write_table(path: Path, suffix: str, table: Table) -> int:
     """Write all rows of an output to a file, and return their number.
 
     Args:
-        path: the file to write.
         suffix: one of ``SUFFIXES``.
-        table: the rows.
     """
     return {".parquet": _write_parquet, ".csv": _write_csv, ".npz": _write_npz}[suffix](path, table)
 
@@ -316,7 +313,6 @@ def _write_array(
     """Write one array piece by piece, so that it is never whole in memory.
 
     Args:
-        archive: open NPZ file.
         key: name of the array.
         rows: rows of all pieces; None for a single piece of any shape.
         pieces: consecutive rows, one piece or more.

@@ -138,11 +138,8 @@ def fit(
 
     Args:
         model: model with as many classes as the labels have.
-        train: training split.
         val: validation split; None or an empty one for no validation.
-        recipe: recipe.
         out: folder for ``state.pt`` and ``log.csv``; None to write nothing.
-        seed: seed of order and augmentation.
         progress: show a progress bar, on a terminal or in a notebook.
 
     Returns:

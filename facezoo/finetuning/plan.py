@@ -27,9 +27,7 @@ def plan(net: FaceModel, parts: Mapping[str, Examples], recipe: Finetuning, star
 
     Args:
         net: the model, with its new classifier and its frozen parts.
-        parts: examples of each split.
         recipe: recipe with the number of epochs and the batch size.
-        start: name of the checkpoint.
     """
     assert recipe.epochs is not None
     assert recipe.batch_size is not None
@@ -84,9 +82,6 @@ def draw_confusion(counts: Tensor, labels: Sequence[str], title: str, path: Path
 
     Args:
         counts: number of faces, (K, K).
-        labels: names of the K classes.
-        title: text above it.
-        path: picture to write.
     """
     font = ImageFont.load_default(14)
     left = GAP + ceil(max(font.getlength(label) for label in labels)) + GAP

@@ -41,7 +41,6 @@ def fetch(repo: str, file: str, revision: str | None, options: HubOptions) -> tu
 
     Args:
         repo: ``org/name``.
-        file: name within the repository.
         revision: commit, branch or tag; None for ``main``. A cached commit needs no request.
         options: token, cache folder and the like.
 

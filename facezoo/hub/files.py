@@ -23,7 +23,6 @@ def find(card: Card, path: str | Path | None = None, options: HubOptions | None 
     corrupted file in the package or in the cache gives a warning, and the Hub is asked instead.
 
     Args:
-        card: the card of the checkpoint.
         path: the caller's own file.
         options: token, cache folder and the like, for the Hub.
 

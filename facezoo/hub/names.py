@@ -83,7 +83,6 @@ def family_of(card: Card, cls: type[Any] | None = None) -> Any:
     """Return the class that loads a card's weights.
 
     Args:
-        card: the checkpoint's card.
         cls: the class that was asked to load it, if any.
 
     Raises:

@@ -120,7 +120,6 @@ def read_tensors(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor
 
     Args:
         tensors: as ``read_image`` takes them.
-        device: target device.
 
     Returns:
         uint8, RGB, each (H, W, 3), with the values of ``read_image``; or the reason, without the
@@ -226,8 +225,6 @@ def no_face(
     """Build the error for images without a face.
 
     Args:
-        missing: indices of these images.
-        sources: all images.
         skipping: whether the caller may leave images out.
     """
     shown = missing[:NAMED]

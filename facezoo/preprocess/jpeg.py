@@ -83,7 +83,6 @@ def read_or_keep(source: ImageSource, index: int | None, decoder: JpegDecoder) -
     Args:
         source: anything that ``read_image`` takes; only paths and bytes are kept.
         index: its place in a list, for the error message.
-        decoder: decoder of JPEG files.
 
     Raises:
         ImageError: if the image cannot be read; ``decode`` returns the errors of kept files.

@@ -149,11 +149,9 @@ def read_batches(
 
     Args:
         sources: single images, see ``facezoo.preprocess.images.as_list``, or inputs of ``read``.
-        device: device of the images.
         batch_size: images per batch; fewer if they exceed ``BATCH_BYTES``.
         read: function, run in threads, of a source and its index (None for a single one); returns
             (H, W, 3) or a ``Jpeg``, may raise ``ImageError``. None for ``read_image``.
-        workers: number of threads.
         serial: whether a source must be read after all earlier serial ones, see ``prefetch``.
         jpeg: decoder of JPEG files, if ``read`` is None.
         collect_errors: whether an unreadable image goes into ``ImageBatch.errors``.
@@ -223,8 +221,6 @@ def face_batches(
         sources: single images, or inputs of ``read``, as in ``read_batches``.
         device: device of the images and of the detector.
         options: choice of faces, batch size and progress bar.
-        runtime: runtime of the detector.
-        clock: measures the time of reading and detection.
         **reading: further arguments of ``read_batches``.
 
     Raises:
@@ -285,9 +281,7 @@ def cut_batches(
     Args:
         images: uint8 RGB, each (H, W, 3).
         faces: faces of these images, without NaN rows.
-        preprocessing: template, size and normalization.
         batch_size: crops that are encoded at once.
-        clock: measures the time of the alignment.
 
     Yields:
         Normalized crops (F, 3, S, S); one part without crops if there is no face.
@@ -309,7 +303,6 @@ def to_device(images: Sequence[Loaded], device: torch.device) -> list[Any]:
 
     Args:
         images: arrays, JPEG files or tensors.
-        device: target device.
 
     Returns:
         uint8 RGB, each (H, W, 3); an ``ImageError`` for each image that cannot be read.

@@ -31,10 +31,8 @@ def prefetch(
     Args:
         work: runs in a thread; its exception is raised here in the item's turn.
         items: inputs of ``work``.
-        workers: number of threads.
         ahead: results that may be ready or in progress beyond the current one. Fewer are, if they
             would need more than ``PREFETCH_BYTES``.
-        size: bytes of a result.
         serial: whether an item must be worked on after all earlier serial items, such as a frame of
             a video. One additional thread works on these.
     """

@@ -119,7 +119,6 @@ def fit(
         optimizers: their learning rates follow the schedule. The learning rate at this call is
             the highest one; a parameter group may scale it by ``"lr_scale"``.
         step: updates the weights with a batch of ``rows``; returns losses for the log.
-        schedule: length, batch size, learning rate and EMA.
         rows: training examples along the last dimension, such as row numbers (N,) or pairs of
             data set and row (2, N); None if ``step`` samples its own.
         out: folder for ``state.pt`` and ``log.csv``; None to write nothing.

@@ -46,7 +46,6 @@ def descend(optimizer: torch.optim.Optimizer, loss: Tensor, max_norm: float | No
 
     Args:
         optimizer: optimizer of the parameters to update.
-        loss: scalar.
         max_norm: clip the gradient to this norm; None for no clipping.
     """
     optimizer.zero_grad()

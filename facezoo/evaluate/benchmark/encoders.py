@@ -105,7 +105,6 @@ def checkpoint(name: str, model: FaceModel) -> Entry:
     """Make an entry of a loaded checkpoint.
 
     Args:
-        name: name in the tables.
         model: with its card; a model with one of the two features enters with that one.
 
     Raises:
@@ -196,10 +195,7 @@ def features_of(
     """Compute the features of splits, or read them from the cache.
 
     Args:
-        entry: the encoder.
-        packs: the data.
         cache: folder that gets a file per split when the split is done.
-        splits: names of splits.
     """
     folder = cache / re.sub(r"[^\w.-]+", "-", f"{entry.name}-{entry.key[:12]}")
     folder.mkdir(parents=True, exist_ok=True)
@@ -225,7 +221,6 @@ def baseline(name: str, data: Path, cache: Path, device: torch.device) -> Entry:
             LFW without labels; or ``"random-network"``: an untrained network of timm.
         data: folder with ``lfw.parquet``.
         cache: folder that keeps the components, by a hash of the images.
-        device: where to run.
     """
     if name == UNTRAINED:
         with torch.random.fork_rng(devices=[]):

@@ -30,7 +30,6 @@ def score_features(features: dict[str, Tensor], packs: Packs) -> Numbers:
 
     Args:
         features: by split, (N, D).
-        packs: the data.
     """
     expression: Numbers = {}
     for train, words, tests in FITS:

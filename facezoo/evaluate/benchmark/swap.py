@@ -63,7 +63,6 @@ def swaps(entry: Entry, packs: Packs, seed: int = 0, *, detail: bool = False) ->
 
     Args:
         entry: of a model that can transfer expressions.
-        packs: the data.
         seed: seed of the order.
         detail: let a model that can keep detail edit the crops, instead of decoding its features
             alone.
@@ -124,11 +123,8 @@ def judge_swaps(
       the neutral image of the other identity; chance is 50.
 
     Args:
-        swap: the images.
         preprocessing: that of the crops in ``swap``.
         judge: encoder that judges.
-        features: the judge's, of the splits.
-        packs: the data.
     """
     crops = {"photographs": swap.real, "decoded": swap.decoded, "swapped": swap.swapped}
     if swap.neutralized is not None:

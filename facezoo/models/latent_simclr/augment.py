@@ -34,7 +34,6 @@ def mix_with_bank(codes: Tensor, bank: Tensor, layers: range, generator: Generat
         codes: (B, L, D).
         bank: codes of other faces, (M, L, D).
         layers: indices of the replaced styles, such as ``appearance_layers(L)``.
-        generator: random generator.
 
     Returns:
         New codes, (B, L, D).
@@ -62,7 +61,6 @@ def slide(codes: Tensor, directions: list[Tensor], strength: float, generator: G
         codes: (B, L, D).
         directions: each (1, D) or (L, D); not normalized.
         strength: amounts are uniform in [-strength, strength].
-        generator: random generator.
 
     Returns:
         (B, L, D).
@@ -96,7 +94,6 @@ def augment_codes(
         codes: (B, L, D).
         bank: codes of other faces, (M, L, D).
         directions: directions of the sliders; an empty list for mixing only.
-        generator: random generator.
         layers: indices of the replaced styles; None for ``appearance_layers(L)``.
         strength: slider range; the paper gives no value.
 

@@ -107,7 +107,6 @@ class Regressor(nn.Module):
     Args:
         weight: of the linear map, (K, 1024).
         bias: (K,).
-        hidden_dim: hidden units.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor, hidden_dim: int) -> None:

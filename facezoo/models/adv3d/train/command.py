@@ -66,10 +66,7 @@ def run(
 
     Args:
         name: of the recipe, a key of ``RECIPES``.
-        data: folder of the recipe's data set.
         out: folder for state, logs and result; meshes from files are saved in ``out/meshes``.
-        seed: of all random numbers.
-        device: where to train.
         start: checkpoint of the same recipe to which the axes are added.
         smoke: train a few steps only, to test that the recipe runs; with ``start``, take any meshes
             with the same number of vertices as the template.
@@ -197,8 +194,6 @@ def read_meshes(
     """Read one split of a recipe's data set, prepared as for training.
 
     Args:
-        config: the recipe.
-        data: folder of the data set.
         split: ``"train"`` or ``"test"``.
         cache: see ``read_registered``.
     """

@@ -39,7 +39,6 @@ def set_shared_layers(
         meshes: some of the training meshes, (M, N, 3).
         spreads: range of the standard deviations of the anchors about the mean mesh. Each anchor
             has its own. Far anchors measure smooth surfaces well, near ones measure detail.
-        generator: of anchors and sample points.
     """
     points = meshes.flatten(0, 1)
     points = points[torch.randint(len(points), (SAMPLES,), generator=generator)]

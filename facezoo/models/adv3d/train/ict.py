@@ -60,12 +60,7 @@ def train(
     """Train the model; a call after an interruption resumes and ends at the same weights.
 
     Args:
-        config: the recipe.
-        faces: generator of the meshes.
         full: generator of the same meshes in full resolution, which are registered.
-        out: folder for state and logs.
-        seed: of all random numbers.
-        device: where to train.
     """
     train_set, _ = faces.split(config.size)
     meshes = torch.from_numpy(train_set.vertices) / config.scale  # (P, E, N, 3)
@@ -144,11 +139,8 @@ def compute_features(
 
     Args:
         vae: with its shared layers set.
-        frame: of the coordinates.
         inputs: R rows.
-        out: folder.
         unit: one millimeter.
-        seed: of the errors and the corruption.
         batch: whole meshes at once.
 
     Returns:
@@ -196,9 +188,7 @@ def initial_branches(config: IctConfig, mesh: Tensor, frame: Frame) -> Start:
     with a random half: nothing defines the identity yet.
 
     Args:
-        config: the recipe.
         mesh: training meshes in coordinates, expression 0 neutral, (P, E, C).
-        frame: of the coordinates.
     """
     deviation, dims = frame.deviation, (config.identity_dim, config.expression_dim)
     if config.neutrals:
@@ -231,12 +221,9 @@ def fit_regressor(
     """Fit a ridge regression from features to scores, then hidden units for its residuals.
 
     Args:
-        config: the recipe.
         features: (R, 1024).
         targets: (R, K).
         sizes: weight of an error in each score, (K,).
-        out: folder of the run.
-        seed: of the hidden units and batches.
     """
     torch.manual_seed(seed)
     regressor = Regressor(*ridge(features, targets, config.penalty), config.hidden_dim)

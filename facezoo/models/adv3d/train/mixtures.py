@@ -68,7 +68,6 @@ def sample_mixtures(
         identities: P.
         expressions: E.
         count: new rows, in addition to the P · E meshes.
-        generator: of identities, expressions and weights.
         joined: J, identities in a mixture; at most P.
 
     Returns:
@@ -100,7 +99,6 @@ def corrupt(points: Tensor, unit: float, generator: torch.Generator) -> Tensor:
     Args:
         points: (N, 3).
         unit: one millimeter, in the units of the points.
-        generator: of all random numbers.
 
     Returns:
         (N', 3), between 30 % and all of the remaining points.

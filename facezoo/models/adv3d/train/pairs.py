@@ -38,7 +38,6 @@ class PairSampler:
         Args:
             rows: (B,).
             same: True for a partner of the same identity, bool, (B,).
-            generator: of the partners.
 
         Returns:
             Rows of the partners, (B,).

@@ -90,11 +90,7 @@ def train(
     """Train both stages; a call after an interruption resumes and ends at the same weights.
 
     Args:
-        config: the recipe.
         meshes: the training part, with neutrals if the recipe uses them.
-        out: folder for states and logs.
-        seed: of initial weights, order and random numbers.
-        device: where to train.
         save_every: seconds between saved states.
 
     Raises:
@@ -160,11 +156,7 @@ class Joint:
     """One step of the joint training, with the data that every step needs.
 
     Args:
-        config: the recipe.
         vae: in training mode.
-        judge: the discriminator.
-        meshes: the training part.
-        device: of the networks.
     """
 
     def __init__(

@@ -51,9 +51,7 @@ def registration_errors(
         config: the recipe; meshes that registration rejects are left out.
         faces: generator of the template's vertices.
         full: generator of the full resolution.
-        frame: principal axes of the training meshes.
         out: folder of the saved state; a call after an interruption resumes.
-        seed: of identities, expressions and changes.
 
     Returns:
         Registered minus true vertices, millimeters, (K, N, 3).

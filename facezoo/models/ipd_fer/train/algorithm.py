@@ -64,7 +64,6 @@ class Disentangler:
         start: tensors of E_exp and C_exp to start from, named as in ``IPDFER``; C_exp starts from
             random weights if it is not among them.
         crops: training crops with a margin, for the axes of an E_exp of lower rank, (N, C, H, H).
-        device: where to train.
     """
 
     def __init__(

@@ -88,7 +88,6 @@ def read_rows(data: Path, pack: str, split: str, cache: Path | None = None) -> R
     """Align and load one split of a pack.
 
     Args:
-        data: folder with the packs.
         pack: file name without its ending.
         split: ``"train"`` or ``"val"``.
         cache: folder for the aligned rows, which all processes and later runs map into memory;
@@ -183,10 +182,8 @@ def sample_images_and_poses(
     """Return augmented images, and the poses of the heads in them.
 
     Args:
-        rows: data sets.
         index: (data set, row) of each image, (2, B).
         size: side of the images.
-        generator: source of every random number.
         change: ``augment`` or a stronger version of it.
         posed: compute the poses; False returns NaN.
 

@@ -80,9 +80,6 @@ class PairLosses:
 
     Args:
         model: with trained encoders, which stay as they are.
-        config: weights.
-        data: images and features.
-        device: where to train.
     """
 
     def __init__(
@@ -229,12 +226,8 @@ def train_decoder(
 
     Args:
         model: its own decoder is replaced.
-        config: schedule and weights.
         data: training images in color; identities with several images give the pairs.
         val: validation images with identities, such as LFW's.
-        out: folder for states and logs.
-        seed: seed of initial weights, order and pairs.
-        device: where to train.
 
     Returns:
         The model with the trained decoder.
@@ -311,9 +304,6 @@ def decoder_rows(
 
     Args:
         model: whose encoders compute them.
-        rows: splits in color by name.
-        cache: folder for the features.
-        device: where to compute.
     """
     parts = list(rows.values())
     columns: dict[str, Any] = {
@@ -354,9 +344,7 @@ def sample_pairs(data: DecoderRows, index: Tensor, generator: torch.Generator) -
     """Choose B, C and N for the images of a batch, and which of them are mirrored.
 
     Args:
-        data: all images.
         index: rows of A, (B,).
-        generator: source of every random number.
     """
     labels = data.rows.labels
     neutral, partner = index.clone(), index.clone()

@@ -37,9 +37,7 @@ class ExpressionTraining:
     Args:
         recipe: kind of targets, trust in other packs than the first, logit adjustment.
         rows: training split of each data set by name, FER+ or the official set first.
-        val: validation splits.
         encoder: tensors of the encoder that E_exp starts from.
-        device: where to train.
         rank: dimensions that the features may use, see ``Encoder``.
     """
 
@@ -184,7 +182,6 @@ def soft_labels(networks: Sequence[nn.Module], rows: Rows, device: torch.device)
     Args:
         networks: each with ``expression_encoder`` and ``expression_classifier``.
         rows: images without labels.
-        device: where to compute.
 
     Returns:
         The same rows with these probabilities as ``expression``.
@@ -251,7 +248,6 @@ def reclassify(
         recipe: kind of targets, logit adjustment, steps and weight decay.
         rows: training split of each data set by name, FER+ or the official set first.
         val: validation splits; the first one gives the temperature.
-        device: where to compute.
     """
     encoder = model.to(device).eval().embed_expression
     labels = ExpressionTargets(recipe, rows)

@@ -83,10 +83,6 @@ def train_identity(
 
     Args:
         recipe: recipe whose ``start.identity`` is used.
-        sources: the packs.
-        out: folder for the state and log.
-        seed: seed of initial weights, order and augmentation.
-        device: where to train.
         first: tensors of the E_id to start from; None for random weights.
 
     Returns:
@@ -188,7 +184,6 @@ def expression_removal(
     Args:
         features: of E_id, one tensor (N, D) per pack.
         labels: expressions, -1 where unknown, one tensor (N,) per pack.
-        directions: number of directions to remove.
     """
     centered, classes = [], []
     for number, (rows, expressions) in enumerate(zip(features, labels, strict=True)):

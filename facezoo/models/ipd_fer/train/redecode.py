@@ -54,12 +54,6 @@ def train_pose(
 
     Args:
         start: model whose backbone of E_pose the training starts from.
-        packs: training images.
-        val: validation images.
-        stage: schedule.
-        out: folder for the state and log.
-        seed: seed of initial weights, order and augmentation.
-        device: where to train.
     """
     torch.manual_seed(seed)
     assert start.pose_encoder is not None
@@ -102,12 +96,7 @@ def redecode(
     """Train E_pose and G_dec of a checkpoint again, after its other parts if the recipe says so.
 
     Args:
-        chosen: the recipe.
-        sources: the packs.
         start: the checkpoint, changed in place.
-        out: folder for features, states and logs.
-        seed: seed of both trainings.
-        device: where to train.
     """
     if chosen.further:
         train_further(chosen, sources, start, out, seed, device)

@@ -74,9 +74,7 @@ def from_official(name: str, root: Path, fold: int | None, device: torch.device)
 
     Args:
         name: a name from ``facezoo.data.official.READERS``.
-        root: the folder of the unpacked set.
         fold: the test fold, for sets with folds.
-        device: where faces are detected.
 
     Raises:
         ValueError: if the set has folds and ``fold`` is None, or the other way round.

@@ -80,8 +80,6 @@ def run(
         out: folder for the runs. Recipes with the same first stages may share it; these stages are
             then trained once.
         seeds: seeds of Algorithm 1, one checkpoint each.
-        device: where to train.
-        name: name of the recipe.
         without: terms of the objective to leave out.
         dataset: a name from ``facezoo.data.official.READERS``, or None for the packs.
         fold: test fold of ``dataset``, if it has folds.
@@ -188,13 +186,10 @@ def train(
     weights.
 
     Args:
-        chosen: the recipe.
         sources: data to train and validate on.
         start_folder: folder for the states and logs of the stages before Algorithm 1.
-        out: folder for the later ones.
         start: checkpoint that replaces the first stages.
         seed: seed of Algorithm 1; the stages before it have their own.
-        device: where to train.
 
     Returns:
         The trained model, float32, on the CPU.

@@ -41,11 +41,7 @@ def train_generator(
     """Train a generator on face crops, from the saved state if there is one.
 
     Args:
-        config: recipe.
         crops: uint8 with a margin, see ``facezoo.data.unlabeled``.
-        out: folder for state, log and generators.
-        seed: seed of weights, order and random numbers.
-        device: where to train.
         save_every: seconds between saved states.
 
     Returns:
@@ -79,10 +75,7 @@ class Gan:
     """Generator and discriminator with everything that a training step changes.
 
     Args:
-        config: recipe.
         crops: uint8 with a margin, (N, 3, H, H).
-        seed: seed of the weights.
-        device: where to train.
     """
 
     def __init__(self, config: Adversarial, crops: Tensor, seed: int, device: torch.device) -> None:

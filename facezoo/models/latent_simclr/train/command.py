@@ -77,9 +77,6 @@ def run(
         data: folder with ``lfw.parquet``, or of images. The last part fits the directions to the
             labels in ``lfw.parquet``.
         out: folder of the runs; each has a folder ``<recipe>-seed<n>``.
-        seed: seed of weights, order and random numbers.
-        device: where to train.
-        name: recipe name.
         start: checkpoint of the recipe, for the last part only.
         smoke: run a few steps of small batches, as a test.
 

@@ -30,14 +30,11 @@ def with_edits(
     """Return the model with changes of f for its directions, and with expression axes.
 
     Args:
-        model: model with fitted directions.
         data: folder of the training images, see ``read_face_crops``.
         faces: these images, aligned for the model.
         codes: their codes, (N, L, D).
         labels: labels of the directions by name, each (N,).
         teacher: checkpoint whose expression features the axes follow.
-        count: number of axes.
-        device: where to compute.
     """
     features = features_of(model.inverter.encoder, faces.crops, device)
     arguments = {**model.architecture, "feature_directions": True, "expression_axes": count}

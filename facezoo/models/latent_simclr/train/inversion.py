@@ -33,12 +33,8 @@ def train_encoder(
     """Train the encoder of an inverter; its generator is frozen.
 
     Args:
-        inverter: generator and untrained encoder.
         crops: uint8 crops with a margin, see ``facezoo.data.unlabeled``.
-        config: settings.
-        out: folder for state and log.
         seed: seed of order and random numbers; the weights are the encoder's.
-        device: where to train.
 
     Returns:
         Averaged tensors of the encoder, on the CPU.
@@ -73,10 +69,8 @@ def inversion_terms(
     """Compute the four losses; image losses are summed over the images of w and of w with f.
 
     Args:
-        inverter: generator and encoder.
         network: returns the maps of the perceptual stages, then of the identity stages.
         images: crops, (B, 3, S, S).
-        config: stages and scales.
     """
     inversion, layer = inverter.encode(images), inverter.layer
     plain = inverter.generator.synthesize(inversion.w_plus, read=(layer,))

@@ -54,12 +54,8 @@ def train_contrast(
     Args:
         encoder: encoder whose scale was fitted to the codes.
         codes: codes of images and of their mirror images, (2, N, L, D).
-        directions: directions of the sliders.
-        config: settings.
         layers: indices of the styles that views replace.
-        out: folder for state and log.
         seed: seed of the head, order and random numbers.
-        device: where to train.
 
     Returns:
         Averaged tensors of the encoder, on the CPU.

@@ -32,11 +32,8 @@ def train_classifier(
         encoder: untrained base encoder whose scale was fitted to the codes.
         codes: codes, (N, L, D).
         labels: classes 0 to K - 1, int64, (N,).
-        schedule: training schedule.
-        out: folder for state and log.
         seed: seed of the linear layer, order and random numbers.
         directions: slider directions of the augmentation; None for no augmentation.
-        strength: slider range.
 
     Returns:
         Network from codes (B, L, D) to logits (B, K), in eval mode.

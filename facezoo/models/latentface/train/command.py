@@ -65,9 +65,6 @@ def run(
         data: see ``read_face_crops``.
         out: folder of the runs; each has a folder ``<recipe>-seed<n>``.
         stage: "1", "2" or "neutral".
-        seed: seed of weights, order and random numbers.
-        device: where to train.
-        name: recipe name.
         start: checkpoint that stage ``neutral`` starts from.
         smoke: run one epoch of small batches, as a test.
 

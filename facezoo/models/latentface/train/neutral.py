@@ -29,8 +29,6 @@ def with_neutral_codes(
     Args:
         model: model with trained autoencoders.
         data: folder with the packs ``PACKS``, whose training splits are used.
-        directions: number of directions.
-        device: where to compute the codes.
 
     Raises:
         FileNotFoundError: if a pack is missing.
@@ -59,7 +57,6 @@ def fit_removal(codes: Tensor, labels: Tensor, packs: Tensor, directions: int) -
         codes: (N, 2, D), of images and of their mirror images.
         labels: expressions, (N, 2).
         packs: number of the pack, which the directions must not depend on, (N, 2).
-        directions: number of directions.
     """
     codes, labels, packs = codes.flatten(0, 1), labels.flatten(), packs.flatten()
     removal = remove_identity(codes, labels, keep=packs, directions=directions)

@@ -40,11 +40,7 @@ def train_autoencoders(
 
     Args:
         model: model without diffusion, with a confidence network.
-        faces: training images.
-        config: settings of the stage.
-        out: folder for state and log.
         seed: seed of order and random numbers; the weights are the model's.
-        device: where to train.
 
     Returns:
         Averaged tensors of ``model``, on the CPU.

@@ -30,8 +30,6 @@ def codes_of(
     Args:
         model: model with the encoders.
         crops: uint8 crops with a margin, (N, 3, S + 2 MARGIN, S + 2 MARGIN).
-        device: where to compute.
-        batch_size: crops per forward pass.
 
     Returns:
         Z_t and Z_s of crop and mirror image, on the CPU, (N, 2 sides, 2 codes, D).
@@ -96,7 +94,6 @@ def sample_pairs(
     Args:
         persons: codes of each identity, (n, 2, 2, D).
         config: number of images per identity, and the images in the mean.
-        generator: random generator.
 
     Returns:
         Z_exp and Z_id, texture and shape, both (B, 2, D).
@@ -126,10 +123,7 @@ def train_diffusion(
     Args:
         model: model with diffusion; its other networks are not used.
         persons: codes of each person, (n, 2, 2, D).
-        config: settings of the stage.
-        out: folder for state and log.
         seed: seed of order and random numbers; the weights are the model's.
-        device: where to train.
 
     Returns:
         Averaged tensors of both U-Nets by their names in ``model``, on the CPU.
