@@ -147,13 +147,10 @@ class IctFaces:
         return train_part, test_part
 
     def training_identities(self, size: str = "standard") -> NDArray[np.int64]:
-        """Return the numbers of the identities in the training split.
+        """Return the numbers of the identities in the training split, int64, ascending, (P,).
 
         Args:
             size: a key of ``SIZES``, as for ``split``.
-
-        Returns:
-            int64, ascending, (P,).
         """
         return np.flatnonzero(~self._is_test(size))
 

@@ -36,9 +36,6 @@ def read_pack(
         split: ``"train"``, ``"val"``, ``"test"``, or None for all rows.
         columns: names of the columns to read; None for all.
 
-    Returns:
-        A pyarrow table.
-
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if the split has no rows.
@@ -105,14 +102,11 @@ def majority_labels(table: pa.Table) -> Tensor:
 
 
 def label_distributions(table: pa.Table) -> Tensor:
-    """Return the annotators' votes as probabilities over ``EXPRESSIONS``.
+    """Return the annotators' votes as probabilities over ``EXPRESSIONS``, (N, 8).
 
     As in the majority rule of FER+, a class with a single vote loses it, and votes for "unknown"
     and "not a face" do not count. A pack without votes has its labels instead. Rows without votes
     or label are zero.
-
-    Returns:
-        (N, 8).
     """
     if "votes" not in table.column_names:
         labels = majority_labels(table)

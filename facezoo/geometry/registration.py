@@ -180,14 +180,11 @@ class Surface:
 
 
 def _barycentric(points: Array, corners: Array) -> Array:
-    """Compute barycentric weights of the closest points of triangles.
+    """Compute barycentric weights of the closest points of triangles, (P, K, 3).
 
     Args:
         points: (P, 1, 3).
         corners: (P, K, 3, 3).
-
-    Returns:
-        (P, K, 3).
     """
     a, b, c = corners[..., 0, :], corners[..., 1, :], corners[..., 2, :]
     ab, ac, ap = b - a, c - a, points - a

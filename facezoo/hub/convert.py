@@ -39,9 +39,6 @@ def convert(
         key: entry of the file to take, if it holds several state dicts.
         overwrite: replace ``target`` if it exists.
 
-    Returns:
-        The new file.
-
     Raises:
         PickleRefusedError: if the file holds more than tensors and plain containers, or torch is
             too old to be safe.

@@ -22,9 +22,6 @@ def reconstruction_loss(offsets: Tensor, truth: Tensor) -> Tensor:
     Args:
         offsets: decoded offsets from the mean face, divided by the scale, (B, N, 3).
         truth: the mesh minus the mean face, (B, N, 3).
-
-    Returns:
-        Scalar.
     """
     return F.mse_loss(offsets, truth)
 
@@ -70,9 +67,6 @@ def adversarial_loss(fake: Tensor) -> Tensor:
 
     Args:
         fake: log-probabilities of meshes with their decoded identity, (B, 2).
-
-    Returns:
-        Scalar.
     """
     return -fake[:, SAME].mean()
 
@@ -83,9 +77,6 @@ def neutral_loss(z_id: Tensor, again: Tensor) -> Tensor:
     Args:
         z_id: (B, L).
         again: z̄_id, (B, L).
-
-    Returns:
-        Scalar.
     """
     return F.l1_loss(again, z_id)
 
@@ -101,9 +92,6 @@ def independence_loss(identity: Tensor, expression: Tensor, covariance: Tensor) 
         identity: weights of the mean of z_id on scores, (L, K).
         expression: weights of the mean of z_exp on scores, (L', K).
         covariance: of the scores of the training meshes, (K, K).
-
-    Returns:
-        Scalar.
     """
     first, second = (
         ((weight @ covariance) * weight).sum(1).clamp(min=1e-12).sqrt() + 1e-3
@@ -120,9 +108,6 @@ def rest_loss(again: Tensor) -> Tensor:
 
     Args:
         again: (B, L).
-
-    Returns:
-        Scalar.
     """
     return again.abs().mean()
 

@@ -66,9 +66,6 @@ def identity_consistency_loss(full: Tensor, neutral: Tensor, real: Tensor) -> Te
         full: N(G_dec(f_id + f_pose + f_exp)), (B, D).
         neutral: N(G_dec(f_id + f_pose)), (B, D).
         real: N(x), (B, D).
-
-    Returns:
-        Scalar.
     """
     return (full.float() - real).abs().mean() + (neutral.float() - real).abs().mean()
 
@@ -125,9 +122,6 @@ def discriminator_loss(logits: Tensor, targets: Tensor) -> Tensor:
     Args:
         logits: D(x) before the softmax, (B, K).
         targets: probabilities of the real expression, rows sum to one, (B, K).
-
-    Returns:
-        Scalar.
     """
     return expression_loss(logits, targets)
 
@@ -138,9 +132,6 @@ def fake_neutral_loss(logits: Tensor, neutral: int) -> Tensor:
     Args:
         logits: D(G_dec(f_id + f_pose)) before the softmax, (B, K).
         neutral: index c of the neutral class.
-
-    Returns:
-        Scalar.
     """
     return -F.log_softmax(logits.float(), -1)[:, neutral].mean()
 
@@ -151,9 +142,6 @@ def fake_expression_loss(logits: Tensor, targets: Tensor) -> Tensor:
     Args:
         logits: D(G_dec(f_id + f_pose + f_exp)) before the softmax, (B, K).
         targets: probabilities of the real expression, rows sum to one, (B, K).
-
-    Returns:
-        Scalar.
     """
     return expression_loss(logits, targets)
 

@@ -55,15 +55,12 @@ def mix_with_bank(codes: Tensor, bank: Tensor, layers: range, generator: Generat
 
 
 def slide(codes: Tensor, directions: list[Tensor], strength: float, generator: Generator) -> Tensor:
-    """Move each code along each direction by a random amount.
+    """Move each code along each direction by a random amount, (B, L, D).
 
     Args:
         codes: (B, L, D).
         directions: each (1, D) or (L, D); not normalized.
         strength: amounts are uniform in [-strength, strength].
-
-    Returns:
-        (B, L, D).
 
     Raises:
         ValueError: if a direction does not fit the codes.

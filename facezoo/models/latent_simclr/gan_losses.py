@@ -20,9 +20,6 @@ def generator_loss(fake_logits: Tensor) -> Tensor:
 
     Args:
         fake_logits: D of generated images, (B, 1).
-
-    Returns:
-        Scalar.
     """
     return F.softplus(-fake_logits.float()).mean()
 
@@ -33,9 +30,6 @@ def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
     Args:
         real_logits: D of real images, (B, 1).
         fake_logits: D of generated images, (B', 1).
-
-    Returns:
-        Scalar.
     """
     return F.softplus(-real_logits.float()).mean() + F.softplus(fake_logits.float()).mean()
 
@@ -81,9 +75,6 @@ def path_length_penalty(lengths: Tensor, target: Tensor) -> Tensor:
     Args:
         lengths: ``path_lengths``, (B,).
         target: running mean a from ``update_path_length``, ().
-
-    Returns:
-        Scalar.
     """
     return (lengths - target.detach()).square().mean()
 

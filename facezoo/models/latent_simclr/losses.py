@@ -20,9 +20,6 @@ def image_loss(images: Tensor, targets: Tensor) -> Tensor:
     Args:
         images: generated images, (B, 3, S, S).
         targets: target images, (B, 3, S, S).
-
-    Returns:
-        Scalar.
     """
     return (images.float() - targets.float()).square().mean()
 
@@ -72,9 +69,6 @@ def feature_loss(feature: Tensor, generated: Tensor) -> Tensor:
     Args:
         feature: f, (B, C, H, H).
         generated: output of layer K for the codes w of the same images, (B, C, H, H).
-
-    Returns:
-        Scalar.
     """
     return (feature.float() - generated.float()).square().mean()
 

@@ -56,9 +56,6 @@ def feature_confidence_loss(
         target: I, (B, 3, S, S).
         sigma: σ_f, (B, 1, H', W'); resized to the maps' size if needed.
         mask: Ω, (B, 1, S, S); each map position is weighted by its share of face pixels.
-
-    Returns:
-        Scalar.
     """
     with torch.no_grad():
         target_maps = features(target)
@@ -93,9 +90,6 @@ def reconstruction_loss(
         flipped_feature: L_f(Î', I), with the second channel of σ_f.
         lambda_feature: λ_f; 1 in Sec. 3.1.
         lambda_flip: λ_flip; 0.5 in Sec. 3.1.
-
-    Returns:
-        Scalar.
     """
     straight = pixel + lambda_feature * feature
     return straight + lambda_flip * (flipped_pixel + lambda_feature * flipped_feature)

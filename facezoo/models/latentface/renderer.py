@@ -88,15 +88,12 @@ class FaceRenderer:
 
 
 def depth_from_output(output: Tensor) -> Tensor:
-    """Convert the shape decoder's output to a canonical depth map.
+    """Convert the shape decoder's output to a canonical depth map, (B, S, S).
 
     The output is centered and squashed into [0.9, 1.1]; the border columns have a fixed depth.
 
     Args:
         output: (B, 1, S, S).
-
-    Returns:
-        (B, S, S).
     """
     output = output[:, 0]
     relative = (output - output.mean((1, 2), keepdim=True)).tanh()

@@ -48,14 +48,11 @@ class UNet(nn.Module):
         self.conv_out = nn.Conv2d(width, out_channels, 3, padding=1)
 
     def forward(self, maps: Tensor, steps: Tensor) -> Tensor:
-        """Predict the clean map.
+        """Predict the clean map, (B, out_channels, H, W).
 
         Args:
             maps: noisy map and condition, (B, in_channels, H, W).
             steps: time steps of the noise, (B,).
-
-        Returns:
-            (B, out_channels, H, W).
         """
         time = self.time_embedding(time_features(steps, self.width).to(maps.dtype))
         hidden = self.conv_in(maps)

@@ -71,9 +71,6 @@ def run(
         smoke: train a few steps only, to test that the recipe runs; with ``start``, take any meshes
             with the same number of vertices as the template.
 
-    Returns:
-        The card's path.
-
     Raises:
         UnknownNameError: if there is no such recipe.
         ValueError: if ``out`` holds a run of another recipe or other data, the meshes do not fit

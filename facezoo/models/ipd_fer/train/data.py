@@ -215,11 +215,7 @@ def embed(
     batch: int = 128,
     mirrored: bool = False,
 ) -> Tensor:
-    """Compute features of crops with a margin, without augmentation.
-
-    Returns:
-        float32 on the CPU, (N, D).
-    """
+    """Compute features of crops with a margin, without augmentation, float32 on the CPU, (N, D)."""
     features = []
     for part in crops.split(batch):
         images = center_crop(part, size, MARGIN).to(device)
