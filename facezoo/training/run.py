@@ -23,6 +23,8 @@ from facezoo.version import __version__
 
 Recipe = TypeVar("Recipe")
 
+RESEARCH_ONLY = Licenses(code="Apache-2.0", weights="research-only", data="research-only")
+"""Licenses of checkpoints that were trained on images."""
 REHEARSED = "Trained with --smoke for a few steps: these weights have learned nothing."
 """Limit in the card of a rehearsal."""
 
@@ -130,11 +132,11 @@ def write_checkpoint(
     flags: str = "",
     stages: tuple[str, ...] = ("",),
     parts: tuple[str, ...] = (),
-    architecture: dict[str, Any],
-    preprocessing: Preprocessing | None,
-    labels: tuple[str, ...],
+    architecture: dict[str, Any] | None = None,
+    preprocessing: Preprocessing | None = None,
+    labels: tuple[str, ...] = (),
     precision: str,
-    licenses: Licenses,
+    licenses: Licenses = RESEARCH_ONLY,
     data: tuple[str, ...],
     intended_use: str,
     citation: str,
@@ -147,7 +149,7 @@ def write_checkpoint(
     The card's command joins one ``facezoo train`` per stage: of ``model`` with the stage's flags,
     or of each of ``parts`` if these are commands of their own. ``base`` is the checkpoint that
     training started from; its name and data enter the card. The command ``before`` ran earlier.
-    ``smoke`` marks a rehearsal.
+    ``smoke`` marks a rehearsal. ``architecture`` is by default the module's own.
 
     Returns:
         The card's path, ``out/<model>.<tag>.json``.
@@ -164,7 +166,7 @@ def write_checkpoint(
         model=model,
         tag=tag,
         default=default,
-        architecture=architecture,
+        architecture=module.architecture if architecture is None else architecture,  # type: ignore[arg-type]
         preprocessing=preprocessing,
         labels=labels,
         weights=Weights(

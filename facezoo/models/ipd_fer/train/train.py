@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from facezoo.hub.card import Card, Licenses, Preprocessing
+from facezoo.hub.card import Preprocessing
 from facezoo.models.ipd_fer.model import IPDFER
 from facezoo.models.ipd_fer.train.algorithm import train_disentangled
 from facezoo.models.ipd_fer.train.data import Rows, Sources
@@ -42,6 +42,10 @@ CITATION = """@article{jiang2022disentangling,
   journal = {IEEE Transactions on Affective Computing},
   year = {2022}
 }"""
+USE = (
+    "Features for research on facial expression: describing what a face shows, not what a person "
+    "feels. Not for identifying people, nor for decisions about them."
+)
 START_SEED = 0
 """Seed of the stages before Algorithm 1, which all seeds of a run share."""
 CONTINUING = ("compact", "redecode", "reclassify", "refine")
@@ -125,8 +129,25 @@ def run(
             check_data(folder, digest)
         model = train(chosen, sources, out / "start", folder, start, seed=seed, device=device)
         if Processes.present().first:
-            about = sources.descriptions
-            cards.append(_write(model, chosen, about, folder, record, tag, flags, base, smoke))
+            cards.append(
+                write_checkpoint(
+                    model,
+                    folder,
+                    record,
+                    model="ipd-fer",
+                    tag=tag,
+                    default=tag in ("ferplus-lfw", "ferplus-lfw-wide"),
+                    flags=flags,
+                    preprocessing=Preprocessing(TEMPLATE, SIZE),
+                    labels=EXPRESSIONS,
+                    precision=chosen.precision,
+                    data=sources.descriptions,
+                    intended_use=USE,
+                    citation=CITATION,
+                    base=base,
+                    smoke=smoke,
+                )
+            )
     return cards
 
 
@@ -328,42 +349,3 @@ def finish(
     if chosen.decoder is not None:
         model = with_decoder(model, chosen, sources, out, seed, device)
     return model.cpu()
-
-
-def _write(
-    model: IPDFER,
-    chosen: Recipe,
-    descriptions: tuple[str, ...],
-    out: Path,
-    record: dict[str, Any],
-    tag: str,
-    flags: str,
-    base: Card | None,
-    smoke: bool,
-) -> Path:
-    return write_checkpoint(
-        model,
-        out,
-        record,
-        model="ipd-fer",
-        tag=tag,
-        default=tag in ("ferplus-lfw", "ferplus-lfw-wide"),
-        flags=flags,
-        architecture=model.architecture,
-        preprocessing=Preprocessing(TEMPLATE, SIZE),
-        labels=EXPRESSIONS,
-        precision=chosen.precision,
-        licenses=Licenses(
-            code="Apache-2.0",
-            weights="research-only",
-            data="research-only",
-        ),
-        data=descriptions,
-        intended_use=(
-            "Features for research on facial expression: describing what a face shows, not what a "
-            "person feels. Not for identifying people, nor for decisions about them."
-        ),
-        citation=CITATION,
-        base=base,
-        smoke=smoke,
-    )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from facezoo.data.packs import check_packs, majority_labels, read_pack, yaw_column
 from facezoo.data.unlabeled import PACK, FaceCrops, image_files, read_face_crops
-from facezoo.hub.card import Licenses, Preprocessing
+from facezoo.hub.card import Preprocessing
 from facezoo.hub.tensors import load_into, read_tensors, save
 from facezoo.models.latent_simclr.directions import fit_directions
 from facezoo.models.latent_simclr.inverter import StyleGANInverter, encoder_for
@@ -173,7 +173,10 @@ def run_contrast(
     # The labels are in the pack only; earlier parts may have used a folder of images.
     others = [part for part, run in runs.items() if run.get("data", digest) != digest]
     sources = (faces.description, *(_other(part, runs[part]["data"]) for part in others))
-    return _write(model, name, f"{faces.tag}-{name}", sources, folder, record, smoke)
+    tag, flags = f"{faces.tag}-{name}", f" --recipe {name}"
+    return _write(
+        model, name, sources, folder, record, tag=tag, flags=flags, parts=PARTS, smoke=smoke
+    )
 
 
 def run_edits(
@@ -209,10 +212,17 @@ def run_edits(
     recipe = {**training.recipe, "edits": record["recipe"]}
     recipe["training_commit"] = training.recipe.get("training_commit", training.commit)
     record = {**record, "recipe": recipe, "hardware": training.hardware}
-    flags = f" --recipe {name} --start {RESULT.format(name, training.seed, base.name)}"
-    before = " && ".join(commands)
     return _write(
-        model, name, base.tag, training.data, out, record, smoke, PARTS[2:], flags, before
+        model,
+        name,
+        training.data,
+        out,
+        record,
+        tag=base.tag,
+        flags=f" --recipe {name} --start {RESULT.format(name, training.seed, base.name)}",
+        parts=PARTS[2:],
+        before=" && ".join(commands),
+        smoke=smoke,
     )
 
 
@@ -278,35 +288,24 @@ def _finished(path: Path, part: str) -> dict[str, Tensor]:
 def _write(
     model: LatentSimCLR,
     name: str,
-    tag: str,
     sources: tuple[str, ...],
     out: Path,
     record: dict[str, Any],
-    smoke: bool,
-    parts: tuple[str, ...] = PARTS,
-    flags: str | None = None,
-    before: str = "",
+    **about: Any,
 ) -> Path:
     return write_checkpoint(
         model.cpu(),
         out,
         record,
         model="latent-simclr",
-        tag=tag,
         default=name == "preview",
-        flags=flags or f" --recipe {name}",
-        parts=parts,
-        before=before,
-        architecture=model.architecture,
         preprocessing=model.preprocessing,
-        labels=(),
         precision="float16",
-        licenses=Licenses(code="Apache-2.0", weights="research-only", data="research-only"),
         data=tuple(dict.fromkeys((*sources, *BY_IPD_FER))),
         intended_use=(
             "Research on W+ codes of faces and on separating expression from appearance in them. "
             "Not for identifying people, for decisions about them, or for deceptive images."
         ),
         citation=CITATION,
-        smoke=smoke,
+        **about,
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from facezoo.data.packs import check_packs
 from facezoo.data.unlabeled import FaceCrops, image_files, read_face_crops
-from facezoo.hub.card import Card, Licenses, bundled_cards
+from facezoo.hub.card import bundled_cards
 from facezoo.hub.tensors import load_into, read_tensors, save
 from facezoo.models.latentface.model import LatentFace
 from facezoo.models.latentface.train.neutral import PACKS, with_neutral_codes
@@ -152,14 +152,21 @@ def run_stage2(
         faces.description,
         f"feature loss by {config.autoencoding.features}",
     )
-    flags = f" --recipe {name}"
     tag = faces.tag if name in ("compact", faces.tag) else f"{faces.tag}-{name}"
-    stages = (" --stage 1", " --stage 2")
     if config.neutral:
         model = with_neutral_codes(model, data, config.expression_directions, device)
         sources = (*sources, EXPRESSION_LABELS)
-    base = None if config.start is None else bundled_cards()[config.start]
-    return _write(model, flags, tag, sources, out, record, smoke, stages=stages, base=base)
+    return _write(
+        model,
+        tag,
+        out,
+        record,
+        flags=f" --recipe {name}",
+        stages=(" --stage 1", " --stage 2"),
+        data=sources,
+        base=None if config.start is None else bundled_cards()[config.start],
+        smoke=smoke,
+    )
 
 
 def run_neutral(
@@ -173,9 +180,9 @@ def run_neutral(
     base = model.card
     assert base is not None
     fitted = with_neutral_codes(model.float(), data, config.expression_directions, device)
-    sources = (EXPRESSION_LABELS,)
-    flags = f" --stage neutral --start {base.name}"
-    return _write(fitted, flags, f"{base.tag}-neutral", sources, out, record, smoke, base=base)
+    flags, labels = f" --stage neutral --start {base.name}", (EXPRESSION_LABELS,)
+    tag = f"{base.tag}-neutral"
+    return _write(fitted, tag, out, record, flags=flags, data=labels, base=base, smoke=smoke)
 
 
 def prepare_codes(model: LatentFace, faces: FaceCrops, device: torch.device) -> list[Tensor]:
@@ -187,17 +194,7 @@ def prepare_codes(model: LatentFace, faces: FaceCrops, device: torch.device) -> 
     return group_by_identity(codes, faces)
 
 
-def _write(
-    model: LatentFace,
-    flags: str,
-    tag: str,
-    data: tuple[str, ...],
-    out: Path,
-    record: dict[str, Any],
-    smoke: bool,
-    stages: tuple[str, ...] = ("",),
-    base: Card | None = None,
-) -> Path:
+def _write(model: LatentFace, tag: str, out: Path, record: dict[str, Any], **about: Any) -> Path:
     return write_checkpoint(
         model.cpu(),
         out,
@@ -205,19 +202,12 @@ def _write(
         model="latentface",
         tag=tag,
         default=tag == "wild",
-        flags=flags,
-        stages=stages,
-        architecture=model.architecture,
         preprocessing=model.preprocessing,
-        labels=(),
         precision="float16",
-        licenses=Licenses(code="Apache-2.0", weights="research-only", data="research-only"),
-        data=data,
         intended_use=(
             "Research on the factors of faces: shape, color, light and view, identity and "
             "expression. Not for identifying people, nor for decisions about them."
         ),
         citation=CITATION,
-        base=base,
-        smoke=smoke,
+        **about,
     )
