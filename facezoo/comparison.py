@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from typing_extensions import Unpack
 
-from facezoo.errors import NoFaceError
+from facezoo.errors import NoFaceError, explained_import
 from facezoo.hub.card import Card, Verification, card_named
 from facezoo.preprocess.images import Images, ImageSource, describe
 from facezoo.preprocess.pipeline import ONE_FACE, ImageKeywords
@@ -171,12 +171,10 @@ def cluster(
     rows = torch.as_tensor(features).detach().float().cpu()
     if rows.ndim != 2:
         raise ValueError(f"features must be (N, D), got {tuple(rows.shape)}")
-    try:
+    with explained_import("cluster needs scikit-learn: pip install 'facezoo[sklearn]'"):
         from scipy.cluster.hierarchy import fcluster, linkage
         from scipy.spatial.distance import squareform
         from sklearn.cluster import HDBSCAN
-    except ImportError as error:
-        raise ImportError("cluster needs scikit-learn: pip install 'facezoo[sklearn]'") from error
     known = torch.isfinite(rows).all(1)
     result = torch.full((len(rows),), -1)
     unit = F.normalize(rows[known], dim=1)

@@ -20,6 +20,7 @@ from PIL import Image
 
 from facezoo.comparison import verify
 from facezoo.display import table
+from facezoo.errors import explained_import
 from facezoo.faces import crops
 from facezoo.plot.annotation import Style, annotate
 from facezoo.registry import info, list_models, load
@@ -171,10 +172,8 @@ def build() -> Any:
     Raises:
         ImportError: if Gradio is missing.
     """
-    try:
+    with explained_import("the demo needs Gradio: pip install 'facezoo[demo]'"):
         import gradio as gr
-    except ImportError as error:
-        raise ImportError("the demo needs Gradio: pip install 'facezoo[demo]'") from error
 
     def shown(function: Callable[..., Any], files: Sequence[int] = (0,)) -> Callable[..., Any]:
         """Show expected errors in the page, such as missing files."""

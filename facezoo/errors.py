@@ -13,7 +13,8 @@ Examples:
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 
 class ImageError(ValueError):
@@ -82,6 +83,15 @@ class PickleRefusedError(WeightsError):
 
 _WARNED: set[str] = set()
 """Messages of the warnings of this process so far."""
+
+
+@contextmanager
+def explained_import(message: str) -> Iterator[None]:
+    """Replace the message of a failed import, with the command that installs the package."""
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError(message) from error
 
 
 def differences(before: Mapping[str, object], now: Mapping[str, object]) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from facezoo.errors import UnsupportedError
+from facezoo.errors import UnsupportedError, explained_import
 from facezoo.hub.card import card_named
 from facezoo.hub.tensors import digest_of
 from facezoo.models.base import FaceModel
@@ -325,11 +325,9 @@ def _write_onnx(stage: Stage, name: str, folder: Path, inputs: Tensor) -> tuple[
 
 
 def _check_onnx() -> None:
-    try:
+    with explained_import("exporting ONNX needs an extra: pip install 'facezoo[export]'"):
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ImportError("exporting ONNX needs an extra: pip install 'facezoo[export]'") from error
 
 
 def _write_program(stage: Stage, name: str, folder: Path, inputs: Tensor) -> tuple[Path, Run]:

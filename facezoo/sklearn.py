@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from facezoo.errors import UnsupportedError
+from facezoo.errors import UnsupportedError, explained_import
 from facezoo.models.base import FaceModel
 from facezoo.preprocess.detection import DetectionConfig
 from facezoo.preprocess.fingerprint import fingerprint
@@ -21,14 +21,10 @@ from facezoo.preprocess.images import as_list, no_face, read_image
 from facezoo.preprocess.pipeline import DETECTION
 from facezoo.registry import load
 
-try:
+with explained_import("facezoo.sklearn needs scikit-learn: pip install 'facezoo[sklearn]'"):
     from sklearn.base import BaseEstimator, TransformerMixin
     from sklearn.utils import Tags
     from sklearn.utils.validation import check_memory
-except ImportError as error:
-    raise ImportError(
-        "facezoo.sklearn needs scikit-learn: pip install 'facezoo[sklearn]'"
-    ) from error
 
 WHAT = ("expression", "identity", "pose", "probabilities")
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from facezoo.errors import warn_once
+from facezoo.errors import explained_import, warn_once
 from facezoo.preprocess.folders import images_in, skipped_message
 from facezoo.preprocess.images import ImageSource
 
@@ -325,12 +325,8 @@ def _csv_columns(path: Path) -> dict[str, list[Any]]:
 
 def _parquet_columns(path: Path, label_column: str | None) -> dict[str, list[Any]]:
     """Return the columns, and the class names of the datasets library as ``classes of COLUMN``."""
-    try:
+    with explained_import(f"reading {path.name} needs pyarrow: pip install 'facezoo[parquet]'"):
         import pyarrow.parquet as pq
-    except ImportError as error:
-        raise ImportError(
-            f"reading {path.name} needs pyarrow: pip install 'facezoo[parquet]'"
-        ) from error
     known = {"image", "landmarks", *LABELS, *FILES, *IDENTITIES, *SPLIT_COLUMNS}
     names = pq.read_schema(path).names
     used = [name for name in names if name == label_column or name.lower() in known]

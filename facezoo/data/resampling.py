@@ -11,6 +11,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
+from facezoo.errors import explained_import
+
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
 Change = Callable[[Array, Indices, np.random.Generator], tuple[Array, Indices]]
@@ -27,12 +29,10 @@ def decimate(vertices: Array, triangles: Indices, count: int) -> tuple[Array, In
     Raises:
         ImportError: without fast-simplification.
     """
-    try:
+    with explained_import(
+        "simplifying meshes needs fast-simplification: pip install 'facezoo[mesh]'"
+    ):
         import fast_simplification
-    except ImportError as error:
-        raise ImportError(
-            "simplifying meshes needs fast-simplification: pip install 'facezoo[mesh]'"
-        ) from error
     points, corners = fast_simplification.simplify(
         vertices.astype(np.float32),
         triangles.astype(np.int32),

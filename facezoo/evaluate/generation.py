@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from facezoo.errors import explained_import
+
 
 def frechet_distance(first: Tensor, second: Tensor) -> float:
     """Compute the Fréchet distance of normal distributions fitted to two sets of features (FID).
@@ -56,10 +58,8 @@ def inception_features(images: Tensor, weights: str | Path, batch_size: int = 32
         ImportError: if ``torch-fidelity`` is not installed.
         FileNotFoundError: if there is no such file.
     """
-    try:
+    with explained_import("the standard FID needs: pip install torch-fidelity"):
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-    except ImportError as error:
-        raise ImportError("the standard FID needs: pip install torch-fidelity") from error
     if not Path(weights).is_file():
         raise FileNotFoundError(f"no file {str(weights)!r} with the weights of Inception")
     network = FeatureExtractorInceptionV3("inception", ["2048"], str(weights))

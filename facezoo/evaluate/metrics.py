@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from facezoo.errors import explained_import
+
 YAW_LIMITS_DEG = (10, 20, 30, 40)
 """Limits of Table 8 of IPD-FER's paper, degrees."""
 
@@ -222,10 +224,8 @@ def compare(
         ImportError: if the extra ``[evaluate]`` is missing.
         ValueError: if the two are not of the same images, or there are none.
     """
-    try:
+    with explained_import("compare needs: pip install 'facezoo[evaluate]'"):
         from scipy.stats import binomtest, bootstrap
-    except ImportError as error:
-        raise ImportError("compare needs: pip install 'facezoo[evaluate]'") from error
     if first.shape != second.shape or first.ndim != 1 or not len(first):
         raise ValueError(
             "compare needs two rows of N correct or wrong answers about the same images, got "

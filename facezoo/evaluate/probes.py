@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from facezoo.errors import explained_import
+
 PENALTIES = (1.0, 0.1, 0.01, 0.001)
 """L2 penalties that a linear probe chooses from, strongest first."""
 NEIGHBORS = (50, 20, 10, 5, 1)
@@ -119,10 +121,8 @@ def nearest_neighbors(
         ValueError: if features are not finite, a group is in train and test, or train is too small
             to choose a number.
     """
-    try:
+    with explained_import("nearest_neighbors needs: pip install 'facezoo[evaluate]'"):
         from sklearn.neighbors import KNeighborsClassifier
-    except ImportError as error:
-        raise ImportError("nearest_neighbors needs: pip install 'facezoo[evaluate]'") from error
     _check(features, train, test, groups)
 
     def predict(fit: Tensor, rows: Tensor, count: float) -> Tensor:

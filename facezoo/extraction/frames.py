@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from typing_extensions import Unpack
 
+from facezoo.errors import explained_import
 from facezoo.extraction import sources
 from facezoo.extraction.tracks import Tracker
 from facezoo.models.base import FaceModel
@@ -125,10 +126,8 @@ def _camera_batches(camera: int, network: FaceModel, settings: ImageOptions, eve
 
 def _camera_frames(camera: int) -> Iterator[tuple[float, NDArray[np.uint8]]]:
     """Yield seconds since the first frame, and RGB (H, W, 3), until the camera ends."""
-    try:
+    with explained_import("a camera needs OpenCV: pip install 'facezoo[live]'"):
         import cv2
-    except ImportError as error:
-        raise ImportError("a camera needs OpenCV: pip install 'facezoo[live]'") from error
     capture = cv2.VideoCapture(camera)
     if not capture.isOpened():
         raise OSError(

@@ -22,7 +22,7 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 
-from facezoo.errors import ImageError
+from facezoo.errors import ImageError, explained_import
 from facezoo.extraction.videos import frame_keys, read_frame
 from facezoo.preprocess.folders import image_suffixes, images_in, skipped_message
 from facezoo.preprocess.images import read_image
@@ -345,13 +345,9 @@ def _target(name: str, links: Mapping[str, str]) -> str:
 
 
 def _open_table(path: str) -> pq.ParquetFile:
-    try:
+    with explained_import(f"reading {path} needs pyarrow: pip install 'facezoo[parquet]'"):
         import pyarrow as pa
         import pyarrow.parquet as pq
-    except ImportError as error:
-        raise ImportError(
-            f"reading {path} needs pyarrow: pip install 'facezoo[parquet]'"
-        ) from error
     try:
         return pq.ParquetFile(path)
     except pa.ArrowException as error:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from facezoo.errors import ImageError
+from facezoo.errors import ImageError, explained_import
 
 if TYPE_CHECKING:
     import av
@@ -155,12 +155,8 @@ def _packets(container: av.container.InputContainer, stream: av.VideoStream) -> 
 
 
 def _open(path: Path) -> av.container.InputContainer:
-    try:
+    with explained_import(f"reading {path.name} needs PyAV: pip install 'facezoo[video]'"):
         import av
-    except ImportError as error:
-        raise ImportError(
-            f"reading {path.name} needs PyAV: pip install 'facezoo[video]'"
-        ) from error
     if int(av.__version__.split(".")[0]) < 17:
         raise ImportError(
             f"PyAV {av.__version__} ignores the color matrix of videos: pip install 'av>=17'"

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from facezoo.errors import explained_import
 from facezoo.extraction.resume import Parts, Rows, replacing
 from facezoo.progress import progress_bar
 from facezoo.results import BOX, LANDMARKS, POSE
@@ -69,13 +70,11 @@ def check_output(output: Path) -> None:
     if output.is_dir():
         raise IsADirectoryError(f"output {str(output)!r} is a folder; name a file in it")
     if output.suffix.lower() == ".parquet":
-        try:
+        with explained_import(
+            f"writing {output.name} needs pyarrow: pip install 'facezoo[parquet]', or write "
+            ".csv or .npz"
+        ):
             import pyarrow.parquet  # noqa: F401
-        except ImportError as error:
-            raise ImportError(
-                f"writing {output.name} needs pyarrow: pip install 'facezoo[parquet]', or write "
-                ".csv or .npz"
-            ) from error
 
 
 class Table:
@@ -348,10 +347,8 @@ def join_files(
         ValueError: if there is no file, a file is named twice or was not written by ``extract``,
             the files differ in checkpoint, preprocessing or columns, or ``output`` is not Parquet.
     """
-    try:
+    with explained_import("joining needs pyarrow: pip install 'facezoo[parquet]'"):
         import pyarrow.parquet as pq
-    except ImportError as error:
-        raise ImportError("joining needs pyarrow: pip install 'facezoo[parquet]'") from error
     paths, target = [Path(file) for file in files], Path(output)
     if not paths:
         raise ValueError("no file to join; name at least one .parquet file of facezoo extract")

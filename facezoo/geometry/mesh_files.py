@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from facezoo.errors import explained_import
 from facezoo.geometry.meshes import Mesh, millimeters
 
 SUFFIXES = (".obj", ".ply", ".stl", ".glb", ".gltf")
@@ -247,10 +248,8 @@ def _read_gltf(path: Path) -> Arrays:
 
 
 def _trimesh(suffix: str) -> Any:
-    try:
+    with explained_import(
+        f"{suffix} files need trimesh: pip install 'facezoo[mesh]', or use .obj files"
+    ):
         import trimesh
-    except ImportError as error:
-        raise ImportError(
-            f"{suffix} files need trimesh: pip install 'facezoo[mesh]', or use .obj files"
-        ) from error
     return trimesh

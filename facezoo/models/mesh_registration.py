@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from facezoo.errors import explained_import
 from facezoo.geometry.meshes import UNITS_MM, Mesh
 from facezoo.geometry.registration import (
     Array,
@@ -173,12 +174,10 @@ def one_thread() -> Iterator[None]:
     Raises:
         ImportError: without threadpoolctl.
     """
-    try:
+    with explained_import(
+        "registration needs scipy and threadpoolctl: pip install 'facezoo[mesh]'"
+    ):
         from threadpoolctl import threadpool_limits
-    except ImportError as error:
-        raise ImportError(
-            "registration needs scipy and threadpoolctl: pip install 'facezoo[mesh]'"
-        ) from error
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

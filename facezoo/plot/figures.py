@@ -18,21 +18,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-try:
-    from matplotlib import colormaps
-    from matplotlib.figure import Figure
-except ImportError as error:
-    raise ImportError(
-        "facezoo.plot.figures needs matplotlib: pip install 'facezoo[viz]'"
-    ) from error
-
-from facezoo.errors import UnsupportedError
+from facezoo.errors import UnsupportedError, explained_import
 from facezoo.faces import crops as cut_out
 from facezoo.models.base import FaceModel
 from facezoo.models.mesh_base import MeshEncoding
 from facezoo.plot.annotation import COLORS, Style, annotate
 from facezoo.preprocess.images import Images, as_list
 from facezoo.results import EXPRESSIONS, ExpressionPrediction, FaceEncoding, Faces, VideoFrame
+
+with explained_import("facezoo.plot.figures needs matplotlib: pip install 'facezoo[viz]'"):
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

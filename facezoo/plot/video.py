@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from facezoo.errors import explained_import
 from facezoo.plot.annotation import Style, annotate
 from facezoo.results import VideoFrame
 
@@ -34,10 +35,8 @@ class VideoWriter:
         style: Style | None = "label",
         landmarks: bool = False,
     ) -> None:
-        try:
+        with explained_import(f"writing {path} needs PyAV: pip install 'facezoo[video]'"):
             import av
-        except ImportError as error:
-            raise ImportError(f"writing {path} needs PyAV: pip install 'facezoo[video]'") from error
         self.count = 0
         """Number of frames so far."""
         self._av: Any = av

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from facezoo.errors import explained_import
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -98,12 +100,8 @@ class Processes:
 
 
 def _partial_state() -> Any:
-    try:
+    with explained_import("several processes need accelerate: pip install 'facezoo[train]'"):
         from accelerate import PartialState
-    except ImportError as error:
-        raise ImportError(
-            "several processes need accelerate: pip install 'facezoo[train]'"
-        ) from error
     is_new = not torch.distributed.is_initialized()
     # The first process may write for long; the launcher ends processes that wait in vain.
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=1))
