@@ -90,13 +90,10 @@ def commands(card: Card, data: Path, out: Path) -> list[list[str]]:
                 "--out ...' can be run again"
             )
         folder = words[words.index("--out") + 1]
-        moved = {word: str(out / word[len(folder) + 1 :]) for word in words if _below(word, folder)}
+        inside = [word for word in words if f"{word}/".startswith(f"{folder}/")]
+        moved = {word: str(out / word[len(folder) + 1 :]) for word in inside}
         runs.append([{"DATA": str(data), **moved}.get(word, word) for word in words[1:]])
     return runs
-
-
-def _below(word: str, folder: str) -> bool:
-    return word == folder or word.startswith(f"{folder}/")
 
 
 def _run(words: list[str]) -> None:

@@ -85,7 +85,9 @@ def _read_affectnet_lists(lists: Path, images: Path) -> ExpressionData:
             files.append(images / row[0])
             words.append(word_of(row[6], LABELS, where))
             splits.append(split)
-            boxes.append(_box(_numbers(row[1:5], 4)))
+            x, y, width, height = _numbers(row[1:5], 4)
+            box = [x, y, x + width, y + height]  # the width is -1 without a face
+            boxes.append(box if width > 0 else [float("nan")] * 4)
             points.append(_five_of_68(_numbers(row[5].split(";"), 136)))
         check_files(files[before:], path)
     landmarks = in_landmark_order(torch.tensor(points).view(-1, 5, 2))
@@ -101,12 +103,6 @@ def _numbers(cells: Sequence[str], count: int) -> list[float]:
     except ValueError:
         values = []
     return values if len(values) == count and np.isfinite(values).all() else [float("nan")] * count
-
-
-def _box(values: Sequence[float]) -> list[float]:
-    """Convert corner, width and height to two corners; NaN without a face, whose width is -1."""
-    x, y, width, height = values
-    return [x, y, x + width, y + height] if width > 0 else [float("nan")] * 4
 
 
 def _five_of_68(values: Sequence[float]) -> list[float]:

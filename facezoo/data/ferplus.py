@@ -51,12 +51,14 @@ def read_ferplus(root: str | Path) -> ExpressionData:
     files = list(votes)
     check_files(files, whole if whole.is_file() else base)
     split_of = {folder: split for split, folder in FOLDERS.values()}
+    import pyarrow as pa
+
     counts = torch.tensor(list(votes.values()))
     return ExpressionData(
         name="ferplus",
         files=files,
         labels=majority_of_votes(counts),
-        distributions=_vote_distributions(counts),
+        distributions=label_distributions(pa.table({"votes": counts.tolist()})),
         splits=[split_of[file.parent.name] for file in files],
         identities=[""] * len(files),
         cropped=True,
@@ -80,13 +82,6 @@ def majority_of_votes(votes: Tensor) -> Tensor:
     most, winner = counted.max(1)
     clear = (2 * most > counted.sum(1)) & (winner < len(EXPRESSIONS))
     return torch.where(clear, winner, -1)
-
-
-def _vote_distributions(votes: Tensor) -> Tensor:
-    """Compute soft labels by the rule of the packs, (N, 8)."""
-    import pyarrow as pa
-
-    return label_distributions(pa.table({"votes": votes.tolist()}))
 
 
 def _whole_votes(path: Path, base: Path) -> dict[Path, list[int]]:

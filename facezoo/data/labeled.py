@@ -91,7 +91,8 @@ class LabeledImages:
         counts = {key: one_hot[rows].sum(0) for key, rows in groups.items()}
         missing = VALIDATION_SHARE * sum(counts.values(), torch.zeros(len(self.classes)))
         names = list(self.splits)
-        for key in sorted(groups, key=_hash):
+        encoded = {key: f"facezoo:{key}".encode("utf-8", "surrogateescape") for key in groups}
+        for key in sorted(groups, key=lambda key: hashlib.sha256(encoded[key]).digest()):
             # Take a group if the classes come closer to their share of validation images.
             if (missing - counts[key]).square().sum() < missing.square().sum():
                 missing = missing - counts[key]
@@ -353,7 +354,3 @@ def _split_name(path: Path, value: Any) -> str:
             f"{path} has the split {value!r}; expected {', '.join(SPLITS)} or an empty cell"
         )
     return _MORE_NAMES.get(word, "")
-
-
-def _hash(key: tuple[str, str]) -> bytes:
-    return hashlib.sha256(f"facezoo:{key}".encode("utf-8", "surrogateescape")).digest()

@@ -320,6 +320,11 @@ def leakage(model: FaceModel, data: Path, command: str) -> list[Metric]:
     able = model.capabilities()
     stages = [name for name in ("encode_expression", "encode_identity") if name in able]
     results = {k: embed_aligned(model, s.table, stages) for k, s in packs.splits.items()}
+    pairs = f"ten folds of {len(packs.pairs.same)} pairs, cosine"
+    neutrals = (
+        f"the smiling photograph of each of {len(packs.splits[LONDON].files) // 2} people, nearest "
+        "of their neutral ones by cosine"
+    )
     metrics: list[Metric] = []
     for stage in stages:
         name = f"{stage.removeprefix('encode_')} features"
@@ -327,8 +332,8 @@ def leakage(model: FaceModel, data: Path, command: str) -> list[Metric]:
         scores = identity_scores(features, packs)
         for score, title, dataset, split, rule in (
             (scores["identification"], "identity from", "LFW", "val", _identification_rule(packs)),
-            (scores["verification"], "verification by", "LFW pairs", "val", _pairs_rule(packs)),
-            (scores["same identity"], "identity from", _LONDON, "all", _same_identity_rule(packs)),
+            (scores["verification"], "verification by", "LFW pairs", "val", pairs),
+            (scores["same identity"], "identity from", _LONDON, "all", neutrals),
         ):
             rule = f"{rule}; {ALIGNED}"
             metrics += score.metrics(f"{title} {name}", dataset, split, rule, command)
@@ -357,15 +362,4 @@ def _identification_rule(packs: Packs) -> str:
     return (
         f"linear probe, {len(enough)} people with {MIN_IMAGES} photographs or more "
         f"({int(enough.sum())}), half of each fitted to, {SPLITS} splits"
-    )
-
-
-def _pairs_rule(packs: Packs) -> str:
-    return f"ten folds of {len(packs.pairs.same)} pairs, cosine"
-
-
-def _same_identity_rule(packs: Packs) -> str:
-    return (
-        f"the smiling photograph of each of {len(packs.splits[LONDON].files) // 2} people, nearest "
-        "of their neutral ones by cosine"
     )

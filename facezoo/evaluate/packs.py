@@ -98,7 +98,11 @@ class Packs:
         every = sorted({name for part in names.values() for name in part})
         number = {name: index for index, name in enumerate(every)}
         identities = {k: torch.tensor([number[n] for n in part]) for k, part in names.items()}
-        splits = {key: _split(table, identities.get(key)) for key, table in tables.items()}
+        splits = {}
+        for key, table in tables.items():
+            unknown = torch.full((len(table),), float("nan"))
+            yaw_deg = yaw_column(table) if "yaw" in table.column_names else unknown
+            splits[key] = Split(table, majority_labels(table), identities.get(key), yaw_deg)
         return cls(splits, read_pairs(folder / PAIRS))
 
     def description(self) -> dict[str, str]:
@@ -112,9 +116,3 @@ class Packs:
 
 def _labeled(table: pa.Table) -> pa.Table:
     return table.filter([word in EXPRESSIONS for word in table["expression"].to_pylist()])
-
-
-def _split(table: pa.Table, identities: Tensor | None) -> Split:
-    unknown = torch.full((len(table),), float("nan"))
-    yaw_deg = yaw_column(table) if "yaw" in table.column_names else unknown
-    return Split(table, majority_labels(table), identities, yaw_deg)

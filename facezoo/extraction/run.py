@@ -171,32 +171,8 @@ def extract(
         >>> report.rows
         2
     """
-    (report,) = extract_each(
-        source,
-        {output: model},
-        what=what,
-        faces=faces,
-        on_missing=on_missing,
-        device=device,
-        jpeg=jpeg,
-        runtime=runtime,
-        min_face=min_face,
-        score_threshold=score_threshold,
-        max_side=max_side,
-        rotations=rotations,
-        batch_size=batch_size,
-        workers=workers,
-        every=every,
-        smooth=smooth,
-        compact=compact,
-        engine=engine,
-        strict=strict,
-        profile=profile,
-        recursive=recursive,
-        overwrite=overwrite,
-        progress=progress,
-    )
-    return report
+    options = {k: v for k, v in locals().items() if k not in ("source", "output", "model")}
+    return extract_each(source, {output: model}, **options)[0]
 
 
 def extract_each(

@@ -355,19 +355,15 @@ def _parse(kind: Any, value: Any, where: str) -> Any:
         return float(value)
     if type(value) is (origin or kind):
         if origin is dict:
-            _check_finite(value, where)
+            try:
+                json.dumps(value, allow_nan=False)
+            except ValueError:
+                raise CardError(f"{where} must hold finite numbers only, got {value}") from None
         return value
     names = {str: "text", int: "a whole number", float: "a finite number", bool: "true or false"}
     expected = f"a list of {len(args)}" if origin is tuple and args[-1] is not ... else "a list"
     kinds_in_words = names.get(kind, expected if origin is tuple else "a JSON object")
     raise CardError(f"{where} must be {kinds_in_words}, got {value!r}")
-
-
-def _check_finite(value: dict[str, Any], where: str) -> None:
-    try:
-        json.dumps(value, allow_nan=False)
-    except ValueError:
-        raise CardError(f"{where} must hold finite numbers only, got {value}") from None
 
 
 def _mapping(value: Any) -> Any:

@@ -118,17 +118,14 @@ def _value(metric: Any) -> str:
     return f"{metric.value:.4g}{unit}"
 
 
-def _place(metric: Any) -> str:
-    return " ".join(part for part in (metric.dataset, metric.split) if part)
-
-
 def _metrics(metrics: Sequence[Any]) -> Iterator[str]:
     """List metrics, each name once, with one line per protocol below it."""
     for name in dict.fromkeys(metric.name for metric in metrics):
         yield f"  {name}"
         for metric in metrics:
             if metric.name == name:
-                yield _wrapped(f"    {_value(metric):<12}", f"{_place(metric)}: {metric.protocol}")
+                place = " ".join(filter(None, (metric.dataset, metric.split)))
+                yield _wrapped(f"    {_value(metric):<12}", f"{place}: {metric.protocol}")
 
 
 def readme(card: Any, picture: str | None = None) -> str:

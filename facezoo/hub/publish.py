@@ -94,7 +94,10 @@ def publish(
             "in [project.urls] of pyproject.toml, and install the package again"
         )
     for publication in publications:
-        _show(publication, dry_run)
+        verb = "would send" if dry_run else "sending"
+        print(f"{publication.name}: {verb} to {publication.repo}")
+        for name, size in publication.files.items():
+            print(f"  {name:<20} {size:>12,} bytes")
         if out is not None:
             print(f"  written to {_write(publication, Path(out))}")
     if dry_run:
@@ -156,13 +159,6 @@ def _write(publication: Publication, out: Path) -> Path:
         else:
             shutil.copyfile(item, folder / name)
     return folder
-
-
-def _show(publication: Publication, dry_run: bool) -> None:
-    verb = "would send" if dry_run else "sending"
-    print(f"{publication.name}: {verb} to {publication.repo}")
-    for name, size in publication.files.items():
-        print(f"  {name:<20} {size:>12,} bytes")
 
 
 def _send(api: HfApi, publication: Publication, private: bool) -> Publication:

@@ -157,7 +157,12 @@ def align_mesh(
     if landmarks is not None and align != "landmarks":
         raise ValueError(f"landmarks need align='landmarks', got align={align!r}")
     points = mesh.to_units("mm").vertices.double()
-    _check_size(points, template)
+    ratio = _radius(points) / template.radius
+    if not 0.4 < ratio < 2.5:
+        raise ValueError(
+            f"it is {ratio:.3g} times as large as the template; check units, or use a mesh of the "
+            "face only"
+        )
     if (zeros := int((points == 0).all(1).sum())) > 2:
         raise ValueError(
             f"{zeros} vertices are (0, 0, 0), as missing points of scans are; remove them"
@@ -269,15 +274,6 @@ def _radius(points: Tensor) -> float:
 
 def _mirrored(points: Tensor) -> Tensor:
     return points * points.new_tensor([-1.0, 1, 1])
-
-
-def _check_size(points: Tensor, template: Template) -> None:
-    ratio = _radius(points) / template.radius
-    if not 0.4 < ratio < 2.5:
-        raise ValueError(
-            f"it is {ratio:.3g} times as large as the template; check units, or use a mesh of the "
-            "face only"
-        )
 
 
 def _check_place(points: Tensor, template: Template) -> None:

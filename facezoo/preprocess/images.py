@@ -360,7 +360,8 @@ def _from_array(array: NDArray[Any]) -> NDArray[np.uint8]:
         raise ImageError(_array_shape_message(array.shape))
     if array.size == 0:
         raise ImageError("has no pixels")
-    array = _to_rgb_channels(array)
+    array = array[..., None] if array.ndim == 2 else array
+    array = np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array[..., :3]
     if array.dtype == np.uint8:
         return array
     if array.dtype.kind == "u" and array.dtype.itemsize == 2:
@@ -397,13 +398,6 @@ def _bytes_of_tensors(batch: Tensor) -> Tensor:
         batch = batch[:, None]
     batch = batch.expand(-1, 3, -1, -1) if batch.shape[1] == 1 else batch[:, :3]
     return batch.permute(0, 2, 3, 1).contiguous()
-
-
-def _to_rgb_channels(array: NDArray[Any]) -> NDArray[Any]:
-    """Convert (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) to (H, W, 3)."""
-    if array.ndim == 2:
-        array = array[..., None]
-    return np.repeat(array, 3, axis=2) if array.shape[2] == 1 else array[..., :3]
 
 
 def _check_range(low: float, high: float) -> None:

@@ -240,7 +240,7 @@ def face_batches(
     ):
         with timed("detect"):
             faces = _detect(batch.images, device, options.faces, options.detection, runtime)
-        lacking = _without_face(faces, len(batch.images))
+        lacking = sorted({*range(len(batch.images))}.difference(faces.image_index.tolist()))
         if lacking and options.on_missing == "raise":
             missing += [batch.first + batch.index[place] for place in lacking]
         elif lacking and options.on_missing == "nan":
@@ -381,11 +381,6 @@ def _detect(
         first[1:] = index[1:] != index[:-1]
         faces = faces[order[first]]
     return faces
-
-
-def _without_face(faces: Faces, count: int) -> list[int]:
-    """List which of ``count`` images have no face."""
-    return sorted(set(range(count)).difference(faces.image_index.tolist()))
 
 
 def _with_gaps(faces: Faces, missing: list[int]) -> Faces:

@@ -50,7 +50,8 @@ def check_images(images: Sequence[Tensor], faces: Faces, first: int = 0) -> None
                 f"{given.width}x{given.height}; pass the images of the result, in the same order "
                 "and not resized"
             )
-        if _difference(given, found) > MOST_DIFFERENT:
+        pairs = zip(given.pixels, found.pixels, strict=True)
+        if sum(abs(a - b) for a, b in pairs) / len(given.pixels) > MOST_DIFFERENT:
             raise ValueError(
                 f"{called} looks different from the image given for it; pass the images of the "
                 "result, in the same order. For an edited copy, first remove the signatures: "
@@ -63,8 +64,3 @@ def _pixels(image: Tensor) -> Tensor:
     cells = 2 * torch.arange(GRID, device=image.device) + 1
     rows, columns = (cells * side // (2 * GRID) for side in image.shape[:2])
     return image[rows[:, None], columns]
-
-
-def _difference(first: Signature, second: Signature) -> float:
-    pairs = zip(first.pixels, second.pixels, strict=True)
-    return sum(abs(a - b) for a, b in pairs) / len(first.pixels)

@@ -99,7 +99,13 @@ def layer_groups(module: nn.Module, decay: float = 1.0) -> list[dict[str, Any]]:
     """
     if not 0 < decay <= 1:
         raise ValueError(f"decay per layer must be above 0 and at most 1, got {decay}")
-    depths, exempt = _backbone_layers(module) if decay < 1 else {}, _without_weight_decay(module)
+    depths = _backbone_layers(module) if decay < 1 else {}
+    exempt = {
+        _joined(prefix, name)
+        for prefix, part in module.named_modules()
+        if hasattr(part, "no_weight_decay")
+        for name in part.no_weight_decay()
+    }
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
@@ -122,15 +128,6 @@ def _backbone_layers(module: nn.Module) -> dict[str, int]:
             last = max(layers.values(), default=0)
             depths |= {_joined(prefix, name): last + 1 - layer for name, layer in layers.items()}
     return depths
-
-
-def _without_weight_decay(module: nn.Module) -> set[str]:
-    return {
-        _joined(prefix, name)
-        for prefix, part in module.named_modules()
-        if hasattr(part, "no_weight_decay")
-        for name in part.no_weight_decay()
-    }
 
 
 def _joined(prefix: str, name: str) -> str:

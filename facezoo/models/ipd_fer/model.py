@@ -95,7 +95,8 @@ class IPDFER(DecodingModel):
             angles=isinstance(self.pose_encoder, PoseEncoder),
             decoder=decoder_size is not None,
         )
-        self.labels = _default_labels(num_classes)
+        named = num_classes == len(EXPRESSIONS)
+        self.labels = EXPRESSIONS if named else _numbered(num_classes)
 
     def embed_expression(self, images: Tensor) -> Tensor:
         """Compute the expression features f_exp (Sec. 3.1); gradients are kept.
@@ -402,12 +403,6 @@ def _absent(*, pose: bool, angles: bool, decoder: bool) -> dict[str, str]:
         names = ("reconstruct", "neutralize", "frontalize", "transfer_expression")
         reasons |= dict.fromkeys(names, reason)
     return reasons
-
-
-def _default_labels(num_classes: int) -> tuple[str, ...]:
-    if num_classes == len(EXPRESSIONS):
-        return EXPRESSIONS
-    return _numbered(num_classes)
 
 
 def _numbered(num_classes: int) -> tuple[str, ...]:

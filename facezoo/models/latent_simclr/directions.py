@@ -241,7 +241,10 @@ def principal_directions(
         )
     if not 1 <= count <= generator.style_dim:
         raise ValueError(f"count must be 1 to {generator.style_dim}, got {count}")
-    used = [weight for index, weight in _style_weights(generator) if index in layers]
+    colors = enumerate([generator.to_rgb1, *generator.to_rgbs])
+    readers = [*enumerate([generator.conv1, *generator.convs])]  # by their W+ index
+    readers += [(2 * k + 1, color) for k, color in colors]
+    used = [reader.conv.modulation.weight for index, reader in readers if index in layers]
     stacked = torch.cat(used).double()
     values, vectors = torch.linalg.eigh(stacked.T @ stacked)
     strongest = vectors.T.flip(0)[:count]
@@ -251,11 +254,3 @@ def principal_directions(
     directions[:, list(layers)] = strongest[:, None]
     kind = generator.input.input.dtype
     return directions.to(kind), values.flip(0)[:count].to(kind)
-
-
-def _style_weights(generator: StyleGANGenerator) -> list[tuple[int, Tensor]]:
-    """List W+ index and weight (channels, D) of each modulation."""
-    layers = [generator.conv1, *generator.convs]
-    colors = [generator.to_rgb1, *generator.to_rgbs]
-    readers = [*enumerate(layers), *((2 * k + 1, rgb) for k, rgb in enumerate(colors))]
-    return [(index, reader.conv.modulation.weight) for index, reader in readers]

@@ -122,18 +122,16 @@ class _Block(nn.Module):
         self.prelu = PReLU(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, stride, padding=1, bias=False)
         self.bn3 = nn.BatchNorm2d(outputs)
-        self.downsample = _shortcut(inputs, outputs, stride) if stride > 1 else None
+        self.downsample = None
+        if stride > 1:
+            shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(outputs))
 
     def forward(self, features: Tensor) -> Tensor:
         residual = self.prelu(self.bn2(self.conv1(self.bn1(features))))
         residual = self.bn3(self.conv2(residual))
         shortcut: Tensor = features if self.downsample is None else self.downsample(features)
         return residual + shortcut
-
-
-def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential:
-    convolution = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(outputs))
 
 
 def _stage(inputs: int, outputs: int, blocks: int) -> nn.Sequential:

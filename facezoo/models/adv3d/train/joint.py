@@ -176,7 +176,9 @@ class Joint:
             # The identity face gets the expression of the next mesh of the batch, so that both
             # kinds of pairs differ in expression.
             expressive = identity + expression.roll(1, 0)
-            noise_mm, partner = self._pair_noise(progress), self._partner(rows, generator)
+            start, end = config.pair_noise  # falls linearly until 70 % of the training
+            noise_mm = end + (start - end) * max(0.0, 1 - progress / 0.7)
+            partner = self._partner(rows, generator)
             judged = self._judge(mesh, [partner, expressive.detach()], noise_mm, generator)
             discriminator = discriminator_loss(*judged)
             descend(judge_optimizer, discriminator)
@@ -191,7 +193,9 @@ class Joint:
             parts["neutral_truth"] = self.frame.mean_squared(identity - truth)
             weights["neutral_truth"] = weigh.reconstruction * weigh.neutral_truth
         else:
-            parts["laplacian"] = self._roughness(identity)
+            coordinates = extended(identity)
+            curved = coordinates @ self.curvature
+            parts["laplacian"] = (curved * coordinates).sum(1).mean()
             weights["laplacian"] = weigh.laplacian
         total = torch.stack([weights[name] * value for name, value in parts.items()]).sum()
         descend(optimizer, total)
@@ -199,11 +203,6 @@ class Joint:
 
     def _noise(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
         return torch.randn(shape, generator=generator).to(self.device)
-
-    def _pair_noise(self, progress: float) -> float:
-        """Return the noise of pairs, mm: falls linearly until 70 % of the training."""
-        start, end = self.config.pair_noise
-        return end + (start - end) * max(0.0, 1 - progress / 0.7)
 
     def _rows(self, generator: torch.Generator) -> Tensor:
         """Sample the rows of a batch: half of them meshes, half mixtures."""
@@ -267,11 +266,6 @@ class Joint:
             "independence": independence_loss(*weights, self.covariance),
             "center": self.frame.mean_squared(mean),
         }
-
-    def _roughness(self, identity: Tensor) -> Tensor:
-        """Compute the Laplacian loss of decoded identities plus the mean face."""
-        coordinates = extended(identity)
-        return ((coordinates @ self.curvature) * coordinates).sum(1).mean()
 
 
 def pair_channels(mean: Tensor, first: Tensor, second: Tensor) -> Tensor:

@@ -19,7 +19,6 @@ from torch import Tensor
 from facezoo.data import resampling
 from facezoo.data.ict import IctFaces
 from facezoo.geometry.meshes import Mesh
-from facezoo.geometry.registration import ShapeModel
 from facezoo.models.adv3d.train.autoencoder import Frame
 from facezoo.models.adv3d.train.recipes import IctConfig
 from facezoo.models.mesh_registration import register, shape_model
@@ -59,7 +58,12 @@ def registration_errors(
     Raises:
         ValueError: if every mesh is rejected.
     """
-    model = _shape_model(faces, frame, config.scale)
+    model = shape_model(
+        (frame.mean * config.scale).double().numpy(),
+        (frame.shape_axes() * config.scale).double().numpy(),
+        faces.topology.triangles,
+        faces.topology.landmarks,
+    )
     identities = faces.training_identities(config.size)
     path = out / "registration-errors.pt"
     state = load_state(path) or {"done": 0, "errors": []}
@@ -95,12 +99,3 @@ def sample_error(errors: Tensor, generator: torch.Generator, joined: int = 4) ->
     weights = F.normalize(torch.randn(len(members), generator=generator), dim=0)
     mean = errors.mean(0)
     return mean + torch.einsum("j,jnx->nx", weights, errors[members] - mean)
-
-
-def _shape_model(faces: IctFaces, frame: Frame, scale: float) -> ShapeModel:
-    return shape_model(
-        (frame.mean * scale).double().numpy(),
-        (frame.shape_axes() * scale).double().numpy(),
-        faces.topology.triangles,
-        faces.topology.landmarks,
-    )

@@ -240,7 +240,11 @@ def begin(
     if checkpoint is None:
         identity = begin_identity(chosen, sources, out, device)
     else:
-        identity = _identity_of(_load_start(chosen, checkpoint))
+        identity = {
+            name: value.float() if value.is_floating_point() else value
+            for name, value in _load_start(chosen, checkpoint).state_dict().items()
+            if name.startswith(("identity_encoder.", "expression_removal."))
+        }
     encoder = _of_encoder(identity)
     if start.expression is None:
         first = {f"expression_encoder.{k}": v for k, v in encoder.items()}
@@ -279,15 +283,6 @@ def _record(folder: Path, config: dict[str, Any], sources: Sources) -> None:
     with Processes.present().first_alone():
         begin_run(folder, seed=START_SEED, recipe=config)
         check_data(folder, sources.digest)
-
-
-def _identity_of(model: IPDFER) -> dict[str, Tensor]:
-    parts = ("identity_encoder.", "expression_removal.")
-    return {
-        name: value.float() if value.is_floating_point() else value
-        for name, value in model.state_dict().items()
-        if name.startswith(parts)
-    }
 
 
 def _of_encoder(identity: Mapping[str, Tensor]) -> dict[str, Tensor]:
