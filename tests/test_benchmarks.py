@@ -259,6 +259,23 @@ def test_the_luminance_of_cheeks_is_read_from_the_cheeks():
     assert groups[0][0] == "lowest third (1 to 1)"
 
 
+def test_pairs_of_faces_score_a_clustering():
+    script = benchmark("clusters")
+    identities = torch.tensor([0, 0, 0, 1, 1, 2])
+    # One pair of the four is right, and one of two pairs in a group. The last face is left out.
+    assert script.pair_scores(torch.tensor([0, 0, 1, 1, 2, -1]), identities) == (0.5, 0.25)
+    assert script.pair_scores(identities, identities) == (1, 1)
+    assert script.pair_scores(torch.full((6,), -1), identities) == (0, 0)
+
+
+def test_clusters_are_measured_on_the_validation_split(tmp_path):
+    write_lfw(tmp_path)
+    tables = benchmark("clusters").main(tmp_path)["tables"]
+    assert tables["data"] == [{"faces": 4, "identities": 2, "identities with one image": 0}]
+    assert [row["method"] for row in tables["clusters"]] == ["average"] * 4 + ["hdbscan"]
+    assert all(row["groups"] <= 4 for row in tables["clusters"])
+
+
 def test_parts_of_the_objective_are_named_by_their_equations():
     words = benchmark("ablation").WORDS
     functions = {
