@@ -40,7 +40,7 @@ ROWS = [
 ]
 # In these rows modules of different folders may import each other, as long as no cycle arises.
 FRIENDLY_ROWS = [0, len(ROWS) - 1]
-LONGEST_CHAIN = 14
+LONGEST_CHAIN = 13
 
 
 def modules(root: Path) -> dict[str, Path]:

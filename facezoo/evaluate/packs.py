@@ -28,6 +28,8 @@ FERPLUS_TRAIN, FERPLUS, LFW_TRAIN, LFW, LONDON = SPLITS = (
     "London",
 )
 
+PROTOCOLS = (FERPLUS, LFW, LONDON)
+"""Splits on which expressions are classified."""
 NEUTRAL_OR_HAPPY = ("neutral", "happiness")
 """The two classes whose labels are reliable on LFW and the London set."""
 BY_WAY = ", by way of "

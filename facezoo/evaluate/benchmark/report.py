@@ -6,8 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from facezoo.evaluate.benchmark.scores import PROTOCOLS
-from facezoo.evaluate.packs import BY_WAY, FERPLUS, LFW, LONDON
+from facezoo.evaluate.packs import BY_WAY, FERPLUS, LFW, LONDON, PROTOCOLS
 
 Row = dict[str, str]
 Content = dict[str, Any]

@@ -16,11 +16,8 @@ from facezoo.evaluate.leakage import (
     identity_scores,
 )
 from facezoo.evaluate.metrics import accuracy_by_yaw, scores
-from facezoo.evaluate.packs import FERPLUS, LFW, LONDON, Packs
+from facezoo.evaluate.packs import Packs
 from facezoo.evaluate.probes import nearest_neighbors
-
-PROTOCOLS = (FERPLUS, LFW, LONDON)
-"""Splits on which expressions are classified."""
 
 Numbers = dict[str, Any]
 

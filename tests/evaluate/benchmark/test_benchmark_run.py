@@ -22,9 +22,8 @@ from facezoo.evaluate.benchmark.encoders import (
     training_data,
 )
 from facezoo.evaluate.benchmark.report import TABLES, contamination_of, table_text
-from facezoo.evaluate.benchmark.scores import PROTOCOLS
 from facezoo.evaluate.benchmark.swap import judge_swaps, partners, swaps
-from facezoo.evaluate.packs import LONDON, Packs
+from facezoo.evaluate.packs import LONDON, PROTOCOLS, Packs
 from facezoo.hub.card import Preprocessing, Training, bundled_cards
 
 CPU = torch.device("cpu")

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from facezoo.data.unlabeled import FaceCrops, center
 from facezoo.models.latentface.diffusion import TRAIN_STEPS, add_noise
 from facezoo.models.latentface.losses import denoising_loss, snr_weights
-from facezoo.models.latentface.model import LatentFace
 from facezoo.models.latentface.networks import AutoEncoder
+from facezoo.models.latentface.stages import LatentFaceStages
 from facezoo.models.latentface.train.recipes import Disentangling
 from facezoo.training.loop import Position, fit
 from facezoo.training.optim import descend
@@ -23,7 +23,7 @@ PARTS = ("texture", "shape")
 
 @torch.no_grad()
 def codes_of(
-    model: LatentFace, crops: Tensor, device: torch.device, batch_size: int = 128
+    model: LatentFaceStages, crops: Tensor, device: torch.device, batch_size: int = 128
 ) -> Tensor:
     """Encode crops and their mirror images.
 
@@ -111,7 +111,7 @@ def sample_pairs(
 
 
 def train_diffusion(
-    model: LatentFace,
+    model: LatentFaceStages,
     persons: Sequence[Tensor],
     config: Disentangling,
     out: Path,
