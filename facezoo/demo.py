@@ -220,11 +220,7 @@ def build() -> Any:
             with gr.Column():
                 photo = image("image")
                 button = gr.Button("Compute", variant="primary")
-            button.click(
-                shown(relief),
-                photo,
-                gr.Model3D(label="latentface", height=420),
-            )
+            button.click(shown(relief), photo, gr.Model3D(label="latentface", height=420))
         with gr.Tab("Meshes"):
             with gr.Row():
                 with gr.Column():

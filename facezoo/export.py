@@ -85,10 +85,7 @@ def stage_names(model: Model) -> dict[str, str]:
 
 
 def export(
-    model: Model,
-    out: str | Path,
-    kind: str = "onnx",
-    stages: Sequence[str] | None = None,
+    model: Model, out: str | Path, kind: str = "onnx", stages: Sequence[str] | None = None
 ) -> list[Path]:
     """Write stages of a model in another format, and compare each with the model.
 

@@ -13,12 +13,7 @@ from facezoo.cli.common import OUT, PATH, device_option
 @click.command()
 @click.argument("mesh", type=PATH)
 @click.option(
-    *OUT,
-    "out",
-    type=PATH,
-    required=True,
-    metavar="FILE",
-    help="registered mesh, .ply or .obj",
+    *OUT, "out", type=PATH, required=True, metavar="FILE", help="registered mesh, .ply or .obj"
 )
 @click.option(
     "--units",

@@ -135,10 +135,7 @@ def finetune(
     """
     target, together = Path(out), Processes.present()
     options = ImageOptions(
-        min_face=min_face,
-        score_threshold=score_threshold,
-        max_side=max_side,
-        rotations=rotations,
+        min_face=min_face, score_threshold=score_threshold, max_side=max_side, rotations=rotations
     )
     detection = {name: v for name in DETECTION if (v := getattr(options, name)) is not None}
     labeled = read_labeled(data, label_column=label_column, classes=classes)

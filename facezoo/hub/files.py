@@ -5,12 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from facezoo.errors import (
-    WeightsCorruptedError,
-    WeightsError,
-    WeightsNotFoundError,
-    warn_once,
-)
+from facezoo.errors import WeightsCorruptedError, WeightsError, WeightsNotFoundError, warn_once
 from facezoo.hub.card import Card, bundled_cards, packaged_file
 from facezoo.hub.download import HubOptions, cached_file, fetch
 from facezoo.hub.tensors import reject_pickle, sha256_of

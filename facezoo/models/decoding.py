@@ -131,11 +131,7 @@ class DecodingModel(FaceModel):
         return self.to_unit(self._encode(images, stage, options)[0])
 
     def _encode_pairs(
-        self,
-        source: Images,
-        target: Images,
-        stages: tuple[Stage, Stage],
-        options: ImageOptions,
+        self, source: Images, target: Images, stages: tuple[Stage, Stage], options: ImageOptions
     ) -> tuple[Any, Any]:
         """Encode the sources and the targets of pairs.
 

@@ -14,13 +14,7 @@ import torch
 from torch import Tensor
 
 from facezoo.geometry.rasterize import interpolate, rasterize
-from facezoo.geometry.registration import (
-    Array,
-    Indices,
-    Similarity,
-    fit_similarity,
-    vertex_normals,
-)
+from facezoo.geometry.registration import Array, Indices, Similarity, fit_similarity, vertex_normals
 from facezoo.preprocess.bundled import load_detector
 from facezoo.preprocess.detection import DetectionConfig, detect
 

@@ -30,10 +30,7 @@ class VideoWriter:
     """
 
     def __init__(
-        self,
-        path: str | os.PathLike[str],
-        style: Style | None = "label",
-        landmarks: bool = False,
+        self, path: str | os.PathLike[str], style: Style | None = "label", landmarks: bool = False
     ) -> None:
         with explained_import(f"writing {path} needs PyAV: pip install 'facezoo[video]'"):
             import av

@@ -8,13 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from facezoo.evaluate.leakage import (
-    FITS,
-    Score,
-    expression_task,
-    expressions_from,
-    identity_scores,
-)
+from facezoo.evaluate.leakage import FITS, Score, expression_task, expressions_from, identity_scores
 from facezoo.evaluate.metrics import accuracy_by_yaw, scores
 from facezoo.evaluate.packs import Packs
 from facezoo.evaluate.probes import nearest_neighbors

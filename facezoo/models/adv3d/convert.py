@@ -60,11 +60,7 @@ def convert_file(
 
 
 def from_published(
-    tensors: Mapping[str, Tensor],
-    template: Mesh,
-    *,
-    scale: float,
-    landmarks: Sequence[int] = (),
+    tensors: Mapping[str, Tensor], template: Mesh, *, scale: float, landmarks: Sequence[int] = ()
 ) -> Adv3D:
     """Build a model in eval mode from a state dict in the authors' layout.
 

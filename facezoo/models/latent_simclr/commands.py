@@ -68,9 +68,7 @@ CONVERT_STYLEGAN2 = ConvertCommand(
     help="table with a column per property: 1, 0 or empty",
 )
 @click.option(
-    "--model",
-    default="latent-simclr",
-    help="checkpoint whose generator is used without labels",
+    "--model", default="latent-simclr", help="checkpoint whose generator is used without labels"
 )
 @click.option(
     "--count", type=int, metavar="N", help="number of directions without labels  [default: 8]"

@@ -13,12 +13,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from facezoo.models.latent_simclr.layers import (
-    BiasActivation,
-    EqualConv2d,
-    EqualLinear,
-    Filter,
-)
+from facezoo.models.latent_simclr.layers import BiasActivation, EqualConv2d, EqualLinear, Filter
 from facezoo.models.latent_simclr.modulation import BEFORE
 from facezoo.models.latent_simclr.stylegan2 import channels_at, check_size
 

@@ -15,12 +15,7 @@ import torch
 from einops import repeat
 from torch import Generator, Tensor, nn
 
-from facezoo.models.latent_simclr.layers import (
-    EqualLinear,
-    Filter,
-    PixelNorm,
-    shift_and_activate,
-)
+from facezoo.models.latent_simclr.layers import EqualLinear, Filter, PixelNorm, shift_and_activate
 from facezoo.models.latent_simclr.modulation import ModulatedConv2d, ModulatedRGB
 
 Noise = Sequence[Tensor]
@@ -134,10 +129,7 @@ class StyleGANGenerator(nn.Module):
         return [_normal((count, 1, s, s), self.input.input, generator) for s in sides]
 
     def forward(
-        self,
-        codes: Tensor,
-        noise: Noise | None = None,
-        replace: Mapping[int, Tensor] | None = None,
+        self, codes: Tensor, noise: Noise | None = None, replace: Mapping[int, Tensor] | None = None
     ) -> Tensor:
         """Generate images around [-1, 1], (B, 3, S, S); arguments are those of ``synthesize``."""
         return self.synthesize(codes, noise, replace).images

@@ -37,10 +37,7 @@ ENCODER_LAYERS = 13
 
 # Order matters: the first matching pattern wins.
 _AUTOENCODER = [(r"network1\.", "encoder."), (r"network2\.", "decoder.")]
-_CONFIDENCE = [
-    (r"out_net1\.", "pixel_head."),
-    (r"out_net2\.", "feature_head."),
-]
+_CONFIDENCE = [(r"out_net1\.", "pixel_head."), (r"out_net2\.", "feature_head.")]
 _UNET = [
     (r"time_embedding\.linear_1\.", "time_embedding.0."),
     (r"time_embedding\.linear_2\.", "time_embedding.2."),

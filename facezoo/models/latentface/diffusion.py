@@ -69,11 +69,7 @@ def ddim_step(noisy: Tensor, predicted: Tensor, now: Tensor, after: Tensor, limi
 
 
 def published_step(
-    noisy: Tensor,
-    predicted: Tensor,
-    now: Tensor,
-    after: Tensor,
-    limit: float,
+    noisy: Tensor, predicted: Tensor, now: Tensor, after: Tensor, limit: float
 ) -> Tensor:
     """Take the step of diffusers 0.14, which the published results were made with.
 

@@ -43,11 +43,7 @@ COMA = Losses(kl=5e-7, consistency=5e-3)
 """Weights of Sec. IV-B, and of the authors' code where the paper gives none. Where both differ, the
 paper's: the code has λ1 = 600 for CoMA without neutrals."""
 OURS = Losses(
-    reconstruction=20_000.0,
-    adversarial=3e-2,
-    rest=2e-2,
-    independence=5e-2,
-    center=20_000.0,
+    reconstruction=20_000.0, adversarial=3e-2, rest=2e-2, independence=5e-2, center=20_000.0
 )
 """For ICT-3D; docs/models/adv3d.md explains the differences from FaceScape's."""
 OURS_WITH_NEUTRALS = replace(
@@ -152,12 +148,7 @@ class PaperConfig:
 
 _ICT = IctConfig()
 _ICT_NEUTRAL = replace(
-    _ICT,
-    neutrals=True,
-    losses=OURS_WITH_NEUTRALS,
-    regressor_steps=30_000,
-    steps=4000,
-    lr=3e-4,
+    _ICT, neutrals=True, losses=OURS_WITH_NEUTRALS, regressor_steps=30_000, steps=4000, lr=3e-4
 )
 _FACESCAPE = PaperConfig(simplify_to=FACESCAPE_VERTICES)
 _BU3DFE = PaperConfig(

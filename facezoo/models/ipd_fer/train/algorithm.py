@@ -21,11 +21,7 @@ from facezoo.models.ipd_fer import losses
 from facezoo.models.ipd_fer.model import IPDFER
 from facezoo.models.ipd_fer.networks import Discriminator, Encoder, PoseEncoder
 from facezoo.models.ipd_fer.train.data import Rows, embed, gather, sample_images_and_poses
-from facezoo.models.ipd_fer.train.expression import (
-    ExpressionTargets,
-    score_expression,
-    selection,
-)
+from facezoo.models.ipd_fer.train.expression import ExpressionTargets, score_expression, selection
 from facezoo.models.ipd_fer.train.recipes import Objective, Recipe, Stage
 from facezoo.results import EXPRESSIONS
 from facezoo.training.loop import Position, fit

@@ -17,14 +17,7 @@ from torch import Tensor, nn
 from facezoo.models.ipd_fer.losses import expression_loss
 from facezoo.models.ipd_fer.model import IPDFER
 from facezoo.models.ipd_fer.networks import Encoder
-from facezoo.models.ipd_fer.train.data import (
-    Rows,
-    as_index,
-    embed,
-    gather,
-    sample_images,
-    targets,
-)
+from facezoo.models.ipd_fer.train.data import Rows, as_index, embed, gather, sample_images, targets
 from facezoo.models.ipd_fer.train.recipes import SIZE, Recipe, Stage
 from facezoo.results import EXPRESSIONS
 from facezoo.training.loop import Position, fit

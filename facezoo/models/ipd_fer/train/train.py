@@ -224,11 +224,7 @@ def train(
 
 
 def begin(
-    chosen: Recipe,
-    sources: Sources,
-    out: Path,
-    device: torch.device,
-    checkpoint: str | None = None,
+    chosen: Recipe, sources: Sources, out: Path, device: torch.device, checkpoint: str | None = None
 ) -> Beginning:
     """Train the stages before Algorithm 1, with E_id from a checkpoint if there is one.
 

@@ -31,13 +31,7 @@ from facezoo.models.latent_simclr.train.simclr import (
     views,
 )
 from facezoo.results import EXPRESSIONS
-from facezoo.training.run import (
-    begin_run,
-    check_data,
-    digest_of_files,
-    shortened,
-    write_checkpoint,
-)
+from facezoo.training.run import begin_run, check_data, digest_of_files, shortened, write_checkpoint
 
 PARTS = ("stylegan2", "feature-style", "latent-simclr")
 """Parts in training order."""

@@ -9,11 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from facezoo.data.unlabeled import center
-from facezoo.models.latent_simclr.augment import (
-    appearance_layers,
-    augment_codes,
-    structure_layers,
-)
+from facezoo.models.latent_simclr.augment import appearance_layers, augment_codes, structure_layers
 from facezoo.models.latent_simclr.feature_style import FeatureStyleEncoder
 from facezoo.models.latent_simclr.losses import nt_xent_loss
 from facezoo.models.latent_simclr.simclr import CodeEncoder, ProjectionHead

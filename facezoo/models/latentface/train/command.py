@@ -24,13 +24,7 @@ from facezoo.models.latentface.train.stage2 import (
     group_by_identity,
     train_diffusion,
 )
-from facezoo.training.run import (
-    begin_run,
-    check_data,
-    digest_of_files,
-    shortened,
-    write_checkpoint,
-)
+from facezoo.training.run import begin_run, check_data, digest_of_files, shortened, write_checkpoint
 
 STAGES = ("1", "2", "neutral")
 AUTOENCODERS = "autoencoders.safetensors"

@@ -11,11 +11,7 @@ from torch import Tensor
 from facezoo.data.unlabeled import FaceCrops, augmented
 from facezoo.geometry.shading import Light
 from facezoo.models.feature_maps import FeatureMaps
-from facezoo.models.latentface.losses import (
-    confidence_loss,
-    feature_map_loss,
-    reconstruction_loss,
-)
+from facezoo.models.latentface.losses import confidence_loss, feature_map_loss, reconstruction_loss
 from facezoo.models.latentface.model import LatentFace
 from facezoo.models.latentface.renderer import BORDER, MAX_DEPTH, MIN_DEPTH, depth_from_output
 from facezoo.models.latentface.train.recipes import Autoencoding
