@@ -310,8 +310,7 @@ def _formats_in(folder: Path, description: dict[str, Any]) -> dict[str, Any]:
             f"{now['checkpoint']!r} in {', '.join(differences) or 'its layout'}; choose another "
             "folder"
         )
-    formats: dict[str, Any] = before["formats"]
-    return formats
+    return before["formats"]
 
 
 def _write_onnx(stage: Stage, name: str, folder: Path, inputs: Tensor) -> tuple[Path, Run]:

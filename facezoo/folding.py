@@ -91,8 +91,7 @@ def fused(network: nn.Module, x: Tensor, build: Callable[[], Built]) -> Built | 
         # Tensors from outside of inference mode serve everywhere.
         with torch.inference_mode(False), torch.no_grad():
             entry = _FUSED[network] = (modules[1:], Watch(tensors), build())
-    result: Built = entry[2]
-    return result
+    return entry[2]
 
 
 def fuse(

@@ -43,7 +43,4 @@ def register(
         >>> registration.units  # doctest: +SKIP
         'taken as m'
     """
-    registration: Registration = load(model, device=device).register(
-        mesh, units=units, landmarks=landmarks
-    )
-    return registration
+    return load(model, device=device).register(mesh, units=units, landmarks=landmarks)

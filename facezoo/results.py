@@ -55,8 +55,7 @@ class Result:
             keep = hasattr(target, "is_floating_point") and not tensor.is_floating_point()
             return tensor if keep else tensor.to(target)
 
-        result: Self = map_tensors(moved, self)
-        return result
+        return map_tensors(moved, self)
 
     def numpy(self) -> dict[str, Any]:
         """Convert tensors to float32 or integer arrays, and nested results to dicts of these."""
@@ -252,8 +251,7 @@ class Faces(FaceTable):
     def __getitem__(self, index: Any) -> Faces:
         """Select faces by a number, a slice, a boolean mask or an index tensor."""
         index = as_rows(index, len(self.image_index))
-        selected: Faces = map_tensors(lambda tensor: tensor[index], self)
-        return selected
+        return map_tensors(lambda tensor: tensor[index], self)
 
     @cached_property
     def pose_deg(self) -> Tensor:

@@ -250,8 +250,7 @@ class _Plain(nn.Module):
         self.module, self.method = module, method
 
     def forward(self, images: Tensor) -> Tensor:
-        result: Tensor = getattr(type(self.module), self.method)(self.module, images)
-        return result
+        return getattr(type(self.module), self.method)(self.module, images)
 
 
 def _cached(module: nn.Module, key: Sequence[object]) -> Path:

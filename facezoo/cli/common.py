@@ -98,8 +98,7 @@ def resolve(address: str) -> Any:
 
 def command_at(name: str, address: str) -> click.Command:  # noqa: ARG001
     """Import a click command."""
-    command: click.Command = resolve(address)
-    return command
+    return resolve(address)
 
 
 class LazyGroup(click.Group):

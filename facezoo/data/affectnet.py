@@ -109,8 +109,7 @@ def _five_of_68(values: Sequence[float]) -> list[float]:
     """Return eye centers, nose tip and mouth corners, x and y, of the 68 points of iBUG."""
     points = np.array(values).reshape(68, 2)
     eyes = points[36:42].mean(0), points[42:48].mean(0)
-    five: list[float] = np.concatenate([*eyes, points[30], points[48], points[54]]).tolist()
-    return five
+    return np.concatenate([*eyes, points[30], points[48], points[54]]).tolist()
 
 
 def _read_affectnet_folders(root: Path) -> ExpressionData:

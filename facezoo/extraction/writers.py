@@ -398,8 +398,7 @@ def _read_layout(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not a Parquet file: {error}") from error
     if metadata is None:
         raise ValueError(f"{path} was not written by facezoo extract; only its files can be joined")
-    layout: dict[str, Any] = json.loads(metadata)
-    return layout
+    return json.loads(metadata)
 
 
 def _join_versions(layouts: Iterable[dict[str, Any]]) -> dict[str, str]:

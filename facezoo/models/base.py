@@ -372,8 +372,7 @@ class FaceModel(Freezable, Model):
             return expression
         if removal.mean.device != expression.device:  # it may be fitted on another device
             removal.to(expression.device)
-        features: Tensor = removal(expression)
-        return features
+        return removal(expression)
 
     def as_timm(self, stage: str) -> nn.Module:
         """Return a stage as one timm model with a linear last layer and the same outputs.

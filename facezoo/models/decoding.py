@@ -65,8 +65,7 @@ class DecodingModel(FaceModel):
         def edit(crops: Tensor) -> Tensor:
             return self.edited(crops, before(crops), after(crops))
 
-        edited: Tensor = self._encode(images, edit, ImageOptions(**options))[0]
-        return edited
+        return self._encode(images, edit, ImageOptions(**options))[0]
 
     def frontalize(self, images: Images, **options: Unpack[ImageKeywords]) -> Tensor:
         """Decode the faces as seen from the front.

@@ -44,10 +44,9 @@ class FeatureMaps(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """Compute the maps of every stage, (B, C, H', W'), for images (B, 3, H, W)."""
         normalized = (images / 2 + 0.5 - self.mean) / self.std
-        maps: list[Tensor] = self.backbone.forward_intermediates(
+        return self.backbone.forward_intermediates(
             normalized, indices=self.stages, stop_early=True, intermediates_only=True
         )
-        return maps
 
 
 def _backbone(name: str, encoder: str) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...]]:

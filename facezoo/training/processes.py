@@ -81,8 +81,7 @@ class Processes:
 
     def device(self) -> torch.device | None:
         """Return the device of this process; None, for the best device, if there is one process."""
-        device: torch.device | None = _partial_state().device if self.count > 1 else None
-        return device
+        return _partial_state().device if self.count > 1 else None
 
     def same_buffers(self, module: nn.Module) -> None:
         """Copy the buffers of the first process, such as statistics of norms, to all."""

@@ -54,8 +54,7 @@ def transfer_of(model: FaceModel | None) -> Transfer | None:
     """Return ``transfer_expression`` of a model, or None if it cannot do it."""
     if model is None or "transfer_expression" not in model.capabilities():
         return None
-    transfer: Transfer = model.transfer_expression
-    return transfer
+    return model.transfer_expression
 
 
 def swaps(entry: Entry, packs: Packs, seed: int = 0, *, detail: bool = False) -> Swap:

@@ -212,8 +212,7 @@ def _last(layer: nn.Module, hidden: Tensor) -> Tensor:
         weight = fused(layer, hidden, lambda: layer.weight.T.contiguous())
         if weight is not None:
             return torch.addmm(layer.bias, hidden, weight)
-    result: Tensor = layer(hidden)
-    return result
+    return layer(hidden)
 
 
 def _as_vertices(flat: Tensor) -> Tensor:
@@ -337,8 +336,7 @@ def _normed(
     norm: nn.BatchNorm1d,
     hidden: Tensor,
 ) -> Tensor:
-    normed: Tensor = norm(hidden) if network.use_norm else hidden
-    return normed
+    return norm(hidden) if network.use_norm else hidden
 
 
 def _pooled(network: PointFeatures | InputTransform, points: Tensor) -> Tensor:

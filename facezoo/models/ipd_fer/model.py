@@ -111,8 +111,7 @@ class IPDFER(DecodingModel):
             ValueError: if ``images`` has another shape.
         """
         check_shape(images, self.input_shape)
-        features: Tensor = self.expression_encoder(images)
-        return features
+        return self.expression_encoder(images)
 
     def expression_basis(self) -> tuple[Tensor, Tensor] | None:
         """Return the subspace of the R = ``expression_rank`` dimensions that f_exp keeps to.
@@ -169,8 +168,7 @@ class IPDFER(DecodingModel):
         check_shape(images, self.input_shape)
         if self.pose_encoder is None:
             self.reject("encode_pose")
-        features: Tensor = self.pose_encoder(images)
-        return features
+        return self.pose_encoder(images)
 
     def estimate_pose(self, images: Tensor) -> Tensor:
         """Estimate yaw, pitch, roll (radians) and log size of the heads in crops, (B, 4).
@@ -219,8 +217,7 @@ class IPDFER(DecodingModel):
         """
         if self.pose_classifier is None:
             self.reject("encode_pose")
-        logits: Tensor = self.pose_classifier(features)
-        return logits
+        return self.pose_classifier(features)
 
     def decode(self, features: Tensor) -> Tensor:
         """Decode a sum of features with G_dec; gradients are kept.
@@ -236,8 +233,7 @@ class IPDFER(DecodingModel):
         """
         if self.decoder is None:
             self.reject("reconstruct")
-        images: Tensor = self.decoder(features)
-        return images
+        return self.decoder(features)
 
     def frontalize_crops(self, images: Tensor) -> Tensor:
         """G_dec(f_id) (Fig. 9): the frontal, neutral face, normalized, (B, 3, 112, 112)."""
@@ -307,13 +303,11 @@ class IPDFER(DecodingModel):
         check_pairs(len(expression), len(targets["identity"]))
         change = strength * (expression - targets["expression"])
         rows = {**targets, "change": change}
-        edited: Tensor = self.decode_batched(rows, decode, checked.batch_size)
-        return edited
+        return self.decode_batched(rows, decode, checked.batch_size)
 
     def classify_features(self, features: Tensor) -> Tensor:
         """Compute the logits (B, K) of C_exp (Sec. 3.2) from features (B, D), with gradients."""
-        logits: Tensor = self.expression_classifier(features)
-        return logits
+        return self.expression_classifier(features)
 
     def classify_expression(self, images: Tensor) -> Tensor:
         """Compute the logits (B, K) of C_exp(E_exp(x)) (Sec. 3.2); gradients are kept."""

@@ -51,8 +51,7 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Compute features (B, D) of normalized crops (B, 3, H, W)."""
         projected = self.projection(self.backbone(images))
-        features: Tensor = self.norm(projected.to(self.norm.weight.dtype))
-        return features
+        return self.norm(projected.to(self.norm.weight.dtype))
 
     @torch.no_grad()
     def as_timm(self, name: str, last: nn.Module | None = None) -> nn.Module:
@@ -145,13 +144,11 @@ class PoseEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute f_pose (B, D) of normalized crops (B, 3, H, W)."""
-        features: Tensor = self.expansion(self.pose(images))
-        return features
+        return self.expansion(self.pose(images))
 
     def pose(self, images: Tensor) -> Tensor:
         """Estimate yaw, pitch, roll and log size of normalized crops, (B, 4)."""
-        pose: Tensor = self.angles(self.backbone(images))
-        return pose
+        return self.angles(self.backbone(images))
 
     @torch.no_grad()
     def as_timm(self, name: str) -> nn.Module:
@@ -180,8 +177,7 @@ class Discriminator(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute logits (B, K) of normalized crops (B, 3, H, W)."""
-        logits: Tensor = self.classifier(self.encoder(images))
-        return logits
+        return self.classifier(self.encoder(images))
 
 
 class Decoder(nn.Module):
@@ -218,8 +214,7 @@ class Decoder(nn.Module):
 
     def generate(self, features: Tensor) -> Tensor:
         """Crops in [-1, 1] at the size of the last stage, (B, 3, size, size), of (B, D)."""
-        images: Tensor = self.to_rgb(self.stages(features[:, :, None, None])).tanh()
-        return images
+        return self.to_rgb(self.stages(features[:, :, None, None])).tanh()
 
     def forward(self, features: Tensor) -> Tensor:
         """Crops in [-1, 1], (B, 3, full_size, full_size), of features (B, D)."""

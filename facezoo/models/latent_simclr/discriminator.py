@@ -67,8 +67,7 @@ class StyleGANDiscriminator(nn.Module):
             )
         features = self.convs(images.contiguous(memory_format=torch.channels_last))
         features = self.final_conv(append_deviation(features))
-        logits: Tensor = self.final_linear(features.flatten(1))  # in the order C, H, W
-        return logits
+        return self.final_linear(features.flatten(1))  # in the order C, H, W
 
 
 def append_deviation(features: Tensor) -> Tensor:

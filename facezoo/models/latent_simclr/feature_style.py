@@ -127,5 +127,4 @@ class _FeatureHead(nn.Module):
         """Map (B, inputs, H, H) to (B, C, H_K, H_K)."""
         if stage.shape[-1] != self.before:
             stage = F.interpolate(stage, size=(self.before, self.before), mode="bilinear")
-        feature: Tensor = self.layers(stage)
-        return feature
+        return self.layers(stage)

@@ -178,8 +178,7 @@ class StyleGANInverter(nn.Module):
             ValueError: if a shape does not fit.
         """
         replace = None if feature is None else {self.layer: feature}
-        images: Tensor = self.generator(w_plus, noise, replace)
-        return images
+        return self.generator(w_plus, noise, replace)
 
     def move(
         self,

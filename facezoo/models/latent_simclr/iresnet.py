@@ -107,8 +107,7 @@ class IResNet(IResNetTrunk):
                 "align or resize them, or call stages() for any size"
             )
         features = self.bn2(self.stages(images)[-1])
-        embeddings: Tensor = self.features(self.fc(features.flatten(1)))  # in the order C, H, W
-        return embeddings
+        return self.features(self.fc(features.flatten(1)))  # in the order C, H, W
 
 
 class _Block(nn.Module):

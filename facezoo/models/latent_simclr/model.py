@@ -110,18 +110,15 @@ class LatentSimCLR(DecodingModel):
     def embed_codes(self, images: Tensor) -> Tensor:
         """Compute w in W+, (B, L, D), of prepared crops, (B, 3, S, S)."""
         check_shape(images, self.input_shape)
-        codes: Tensor = self.inverter.encoder.encode_codes(images)
-        return codes
+        return self.inverter.encoder.encode_codes(images)
 
     def embed_expression(self, images: Tensor) -> Tensor:
         """Compute h of prepared crops (Sec. II.III), (B, num_features)."""
-        features: Tensor = self.expression_encoder(self.embed_codes(images))
-        return features
+        return self.expression_encoder(self.embed_codes(images))
 
     def embed_identity(self, images: Tensor) -> Tensor:
         """Compute the identity features of prepared crops (ours), (B, num_features)."""
-        features: Tensor = self.identity_encoder(self.embed_codes(images))
-        return features
+        return self.identity_encoder(self.embed_codes(images))
 
     def embed_factors(self, images: Tensor) -> Inversion:
         """Compute w and f of prepared crops (B, 3, S, S)."""
@@ -198,8 +195,7 @@ class LatentSimCLR(DecodingModel):
         Returns:
             Codes ``w_plus``, (F, L, D), and ``feature``, (F, C, H, H).
         """
-        inversion: Inversion = self._encode(images, self.embed_factors, ImageOptions(**options))[0]
-        return inversion
+        return self._encode(images, self.embed_factors, ImageOptions(**options))[0]
 
     def invert(
         self, images: Images, refine_steps: int = 0, **options: Unpack[ImageKeywords]
@@ -223,8 +219,7 @@ class LatentSimCLR(DecodingModel):
         def refine(crops: Tensor) -> Inversion:
             return self.inverter.invert(crops, refine_steps)
 
-        inversion: Inversion = self._encode(images, refine, ImageOptions(**options))[0]
-        return inversion
+        return self._encode(images, refine, ImageOptions(**options))[0]
 
     def synthesize(self, inversion: Inversion, batch_size: int = 64) -> Tensor:
         """Generate RGB images in [0, 1], (F, 3, S, S), from codes and features."""

@@ -76,8 +76,7 @@ class CodeEncoder(nn.Module):
         self._check(codes)
         standard = (codes - self.mean) / self.deviation
         features = self.convolutions(rearrange(standard, "b l d -> b d l"))
-        mapped: Tensor = self.mapping(rearrange(features, "b d l -> b (d l)"))
-        return mapped
+        return self.mapping(rearrange(features, "b d l -> b (d l)"))
 
     def _check(self, codes: Tensor) -> None:
         if codes.ndim != 3 or codes.shape[1:] != self.mean.shape:

@@ -174,8 +174,7 @@ class RepresentationDiffusion(nn.Module):
         codes = rearrange(torch.cat([noisy, condition], 1), "b d -> b d 1 1")
         border = self.map_size // 2
         predicted = self.unet(F.pad(codes, [border] * 4), steps)
-        middle: Tensor = predicted[:, :, border, border]
-        return middle
+        return predicted[:, :, border, border]
 
     def forward(self, condition: Tensor, noise: Tensor | None = None) -> Tensor:
         """Sample the identity codes Z_id of faces; gradients are kept.

@@ -80,8 +80,7 @@ class LatentFace(LatentFaceStages):
 
         Any of them may be exchanged before ``draw`` renders them, with gradients if required.
         """
-        latents: Latents = self._encode(images, self.embed_latents, ImageOptions(**options))[0]
-        return latents
+        return self._encode(images, self.embed_latents, ImageOptions(**options))[0]
 
     def depth(self, images: Images, **options: Unpack[ImageKeywords]) -> Tensor:
         """Compute frontal depth maps of the faces; see ``reconstruct``.
@@ -211,8 +210,7 @@ class LatentFace(LatentFaceStages):
         check_pairs(len(expression), len(targets["neutral"]))
         own = targets["latents"].codes - targets["neutral"]
         rows = {**targets, "change": strength * (expression - own)}
-        edited: Tensor = self.decode_batched(rows, decode, checked.batch_size)
-        return edited
+        return self.decode_batched(rows, decode, checked.batch_size)
 
     def to_mesh(self, images: Images, **options: Unpack[ImageKeywords]) -> list[TexturedMesh]:
         """Compute meshes of the faces with their albedo as texture, for ``.obj`` or ``.ply`` files.
@@ -258,7 +256,6 @@ class LatentFace(LatentFaceStages):
         self, images: Images, decode: Callable[[Latents], Tensor], options: ImageKeywords
     ) -> Tensor:
         """Apply a function of latents to the faces of images."""
-        maps: Tensor = self._encode(
+        return self._encode(
             images, lambda crops: decode(self.embed_latents(crops)), ImageOptions(**options)
         )[0]
-        return maps

@@ -279,8 +279,7 @@ class LatentFaceStages(DecodingModel):
         check_shape(images, self.input_shape)
         if self.confidence_network is None:
             self.reject("confidence")
-        sigmas: tuple[Tensor, Tensor] = self.confidence_network(images)
-        return sigmas
+        return self.confidence_network(images)
 
 
 def _absent(*, diffusion: bool, confidence: bool) -> dict[str, str]:

@@ -64,8 +64,7 @@ class UNet(nn.Module):
         hidden = self.middle[1](self.attention(hidden), time)
         for layer in self.up:
             hidden = layer(torch.cat([hidden, skips.pop()], 1), time)
-        clean: Tensor = self.conv_out(F.silu(self.norm_out(hidden)))
-        return clean
+        return self.conv_out(F.silu(self.norm_out(hidden)))
 
 
 class ResidualLayer(nn.Module):
@@ -85,8 +84,7 @@ class ResidualLayer(nn.Module):
         hidden = self.conv1(F.silu(self.norm1(maps)))
         hidden = hidden + rearrange(self.time(F.silu(time)), "b c -> b c 1 1")
         hidden = self.conv2(F.silu(self.norm2(hidden)))
-        total: Tensor = self.shortcut(maps) + hidden
-        return total
+        return self.shortcut(maps) + hidden
 
 
 class Attention(nn.Module):

@@ -122,8 +122,7 @@ class Regressor(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Compute scores (B, K) of features (B, 1024)."""
-        scores: Tensor = self.linear(features) + self.correction(F.relu(self.hidden(features)))
-        return scores
+        return self.linear(features) + self.correction(F.relu(self.hidden(features)))
 
     def joined(self) -> tuple[Tensor, Tensor]:
         """Return the weight on [features, hidden units], (K, 1024 + H), and the bias (K,)."""

@@ -100,8 +100,7 @@ class PairLosses:
         if not isinstance(encoder, PoseEncoder):
             return torch.zeros(1, self.model.num_features, device=self.device)
         pose = self.data.pose[index[0]] * (1 - 2 * index[1][:, None] * torch.tensor([1, 0, 1, 0]))
-        features: Tensor = encoder.expansion(pose.to(self.device))
-        return features
+        return encoder.expansion(pose.to(self.device))
 
     def expression_of(self, index: Tensor) -> Tensor:
         """Return f_exp at (row, mirroring) (2, B), (B, D)."""
@@ -336,8 +335,7 @@ def cached_features(
     if saved is None:
         saved = {"features": embed(encode, crops, device)}
         save_state(file, **saved)
-    features: Tensor = saved["features"]
-    return features
+    return saved["features"]
 
 
 def sample_pairs(data: DecoderRows, index: Tensor, generator: torch.Generator) -> Pairs:

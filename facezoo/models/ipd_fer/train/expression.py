@@ -165,8 +165,7 @@ def expression_logits(
     """Compute the logits of C_exp(E_exp(x)) for crops with a margin, on the CPU, (N, K)."""
     encoder = network.get_submodule("expression_encoder")
     features = embed(encoder, crops, device, size, mirrored=mirrored)
-    logits: Tensor = network.get_submodule("expression_classifier")(features.to(device)).cpu()
-    return logits
+    return network.get_submodule("expression_classifier")(features.to(device)).cpu()
 
 
 def soft_labels(networks: Sequence[nn.Module], rows: Rows, device: torch.device) -> Rows:
