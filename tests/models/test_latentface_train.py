@@ -28,7 +28,7 @@ from facezoo.models.latentface import LatentFace
 from facezoo.models.latentface.networks import AutoEncoder
 from facezoo.models.latentface.train import command, run, stage1, stage2
 from facezoo.models.latentface.train.neutral import fit_removal
-from facezoo.models.latentface.train.recipes import RECIPES, Disentangling, recipe
+from facezoo.models.latentface.train.recipes import RECIPES, Disentangling
 from facezoo.models.latentface.train.stage1 import convex_depth, roughness
 from facezoo.models.latentface.train.stage2 import (
     codes_of,
@@ -38,6 +38,7 @@ from facezoo.models.latentface.train.stage2 import (
 )
 from facezoo.training import loop
 from facezoo.training.loop import Schedule
+from facezoo.training.run import recipe_named
 
 CPU = torch.device("cpu")
 SMALL = {"width": 4, "number_width": 4, "code_dim": 8, "unet_width": 8}
@@ -309,9 +310,9 @@ def test_another_feature_network_gets_the_colours_that_it_wants(monkeypatch):
 
 
 def test_recipes_are_found_by_name():
-    assert recipe("paper").architecture["size"] == 128
+    assert recipe_named(RECIPES, "paper").architecture["size"] == 128
     with pytest.raises(UnknownNameError, match="did you mean compact"):
-        recipe("compct")
+        recipe_named(RECIPES, "compct")
 
 
 def test_the_feature_network_of_a_checkpoint_is_its_identity_encoder(monkeypatch):

@@ -90,11 +90,16 @@ class IPDFER(DecodingModel):
         if decoder_size is not None:
             kind = RefinedDecoder if refined_decoder else Decoder
             self.decoder = kind(feature_dim, decoder_size, decoder_width)
-        self.absent = _absent(
-            pose=pose_backbone is not None,
-            angles=isinstance(self.pose_encoder, PoseEncoder),
-            decoder=decoder_size is not None,
-        )
+        absent = {}
+        if pose_backbone is None:
+            absent["encode_pose"] = "it was built without a pose branch (pose_backbone=None)"
+        if not isinstance(self.pose_encoder, PoseEncoder):
+            absent["predict_pose"] = "it has no pose bottleneck (pose_bottleneck=False)"
+        if decoder_size is None:
+            reason = "it was built without a decoder (decoder_size=None)"
+            names = ("reconstruct", "neutralize", "frontalize", "transfer_expression")
+            absent |= dict.fromkeys(names, reason)
+        self.absent = absent
         named = num_classes == len(EXPRESSIONS)
         self.labels = EXPRESSIONS if named else _numbered(num_classes)
 
@@ -137,32 +142,18 @@ class IPDFER(DecodingModel):
         return points[0], basis * largest.sign()
 
     def embed_identity(self, images: Tensor) -> Tensor:
-        """Compute the identity features f_id (Sec. 3.1); gradients are kept. Compare by cosine.
+        """Compute the identity features f_id (Sec. 3.1), (B, D), to be compared by cosine.
 
-        Args:
-            images: aligned, normalized crops, (B, 3, 112, 112).
-
-        Returns:
-            (B, D).
-
-        Raises:
-            ValueError: if ``images`` has another shape.
+        Gradients, ``images`` and errors are those of ``embed_expression``.
         """
         check_shape(images, self.input_shape)
         features: Tensor = self.identity_encoder(images)
         return features if self.expression_removal is None else self.expression_removal(features)
 
     def embed_pose(self, images: Tensor) -> Tensor:
-        """Compute the pose features f_pose (Sec. 3.1); gradients are kept.
-
-        Args:
-            images: aligned, normalized crops, (B, 3, 112, 112).
-
-        Returns:
-            (B, D).
+        """Compute the pose features f_pose (Sec. 3.1), (B, D); see ``embed_expression``.
 
         Raises:
-            ValueError: if ``images`` has another shape.
             UnsupportedError: if this model has no pose branch.
         """
         check_shape(images, self.input_shape)
@@ -383,20 +374,6 @@ class IPDFER(DecodingModel):
         )
         self.architecture = {**self.architecture, "num_classes": num_classes}
         self.labels = names or _numbered(num_classes)
-
-
-def _absent(*, pose: bool, angles: bool, decoder: bool) -> dict[str, str]:
-    """List the capabilities that a configuration lacks, with the reason."""
-    reasons = {}
-    if not pose:
-        reasons["encode_pose"] = "it was built without a pose branch (pose_backbone=None)"
-    if not angles:
-        reasons["predict_pose"] = "it has no pose bottleneck (pose_bottleneck=False)"
-    if not decoder:
-        reason = "it was built without a decoder (decoder_size=None)"
-        names = ("reconstruct", "neutralize", "frontalize", "transfer_expression")
-        reasons |= dict.fromkeys(names, reason)
-    return reasons
 
 
 def _numbered(num_classes: int) -> tuple[str, ...]:

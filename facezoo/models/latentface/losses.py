@@ -6,7 +6,6 @@ Source: He et al., LatentFace, eq. (1) to (10). Eq. (1) and (2), the two reconst
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import sqrt
 
 import torch
@@ -17,8 +16,6 @@ from facezoo.models.latentface.diffusion import alphas_cumprod
 
 MIN_SIGMA = 1e-6
 """Smallest σ, so that a confident network cannot divide by 0."""
-
-Features = Callable[[Tensor], Tensor]
 
 
 def confidence_loss(predicted: Tensor, target: Tensor, sigma: Tensor, mask: Tensor) -> Tensor:
@@ -42,8 +39,8 @@ def confidence_loss(predicted: Tensor, target: Tensor, sigma: Tensor, mask: Tens
     return (losses * weights).sum() / weights.sum().clamp(min=1)
 
 
-def feature_confidence_loss(
-    features: Features, predicted: Tensor, target: Tensor, sigma: Tensor, mask: Tensor
+def feature_map_loss(
+    predicted_maps: Tensor, target_maps: Tensor, sigma: Tensor, mask: Tensor
 ) -> Tensor:
     """Compute the same loss between feature maps: L_f, eq. (6).
 
@@ -51,21 +48,11 @@ def feature_confidence_loss(
     returns maps can be used. The loss of Unsup3D, which the paper cites, has a Gaussian here.
 
     Args:
-        features: images (B, 3, S, S) to maps (B, C, H, W).
-        predicted: Î, (B, 3, S, S).
-        target: I, (B, 3, S, S).
+        predicted_maps: of Î, (B, C, H, W).
+        target_maps: of I, (B, C, H, W).
         sigma: σ_f, (B, 1, H', W'); resized to the maps' size if needed.
         mask: Ω, (B, 1, S, S); each map position is weighted by its share of face pixels.
     """
-    with torch.no_grad():
-        target_maps = features(target)
-    return feature_map_loss(features(predicted), target_maps, sigma, mask)
-
-
-def feature_map_loss(
-    predicted_maps: Tensor, target_maps: Tensor, sigma: Tensor, mask: Tensor
-) -> Tensor:
-    """Compute ``feature_confidence_loss`` from feature maps, both (B, C, H, W)."""
     size = (predicted_maps.shape[-2], predicted_maps.shape[-1])
     if tuple(sigma.shape[-2:]) != size:
         sigma = F.interpolate(sigma, size, mode="bilinear", align_corners=False)

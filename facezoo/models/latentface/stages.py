@@ -86,7 +86,14 @@ class LatentFaceStages(DecodingModel):
         self.expression_removal = None
         if expression_directions:
             self.expression_removal = IdentityRemoval(self.num_features, expression_directions)
-        self.absent = _absent(diffusion=diffusion, confidence=confidence)
+        absent = {}
+        if not diffusion:
+            reason = "it was built without the second stage (diffusion=False)"
+            names = ("encode_identity", "encode_expression", "neutralize", "transfer_expression")
+            absent |= dict.fromkeys(names, reason)
+        if not confidence:
+            absent["confidence"] = "it was built without the confidence network (confidence=False)"
+        self.absent = absent
 
     # --- codes ------------------------------------------------------------------------------------
 
@@ -164,34 +171,19 @@ class LatentFaceStages(DecodingModel):
         return replace(latents, texture=texture, shape=shape)
 
     def embed_identity(self, images: Tensor) -> Tensor:
-        """Compute the identity Z_id of texture, then of shape (Sec. 3.3).
-
-        Args:
-            images: aligned, normalized crops, (B, 3, S, S).
-
-        Returns:
-            (B, 2 D).
+        """Compute the identity Z_id of texture, then of shape (Sec. 3.3), (B, 2 D).
 
         Raises:
-            ValueError: if ``images`` has another shape.
+            ValueError: as ``embed_latents``.
             UnsupportedError: if this model has no diffusion.
         """
         return self.identity_latents(self.embed_latents(images)).codes
 
     def embed_expression(self, images: Tensor) -> Tensor:
-        """Compute the expression γ_exp = Z_exp - Z_id of texture, then of shape (Sec. 2.3).
+        """Compute the expression γ_exp = Z_exp - Z_id of texture, then of shape, (B, 2 D).
 
-        A model with ``expression_directions`` subtracts its neutral codes, see ``neutral_latents``.
-
-        Args:
-            images: aligned, normalized crops, (B, 3, S, S).
-
-        Returns:
-            (B, 2 D).
-
-        Raises:
-            ValueError: if ``images`` has another shape.
-            UnsupportedError: if this model has no diffusion.
+        Source: Sec. 2.3. A model with ``expression_directions`` subtracts its neutral codes, see
+        ``neutral_latents``. Errors are those of ``embed_identity``.
         """
         latents = self.embed_latents(images)
         return latents.codes - self.neutral_latents(latents).codes
@@ -242,16 +234,9 @@ class LatentFaceStages(DecodingModel):
         return self.draw(latents), self.draw(latents, flip=True)
 
     def reconstruct_crops(self, images: Tensor) -> Tensor:
-        """Reconstruct faces from their latents.
+        """Reconstruct faces from their latents: normalized crops, 0 outside the face.
 
-        Args:
-            images: aligned, normalized crops, (B, 3, S, S).
-
-        Returns:
-            Normalized crops, 0 outside the face, (B, 3, S, S).
-
-        Raises:
-            ValueError: if ``images`` has another shape.
+        Shapes and errors are those of ``embed_latents``.
         """
         return self.draw(self.embed_latents(images)).image
 
@@ -280,15 +265,3 @@ class LatentFaceStages(DecodingModel):
         if self.confidence_network is None:
             self.reject("confidence")
         return self.confidence_network(images)
-
-
-def _absent(*, diffusion: bool, confidence: bool) -> dict[str, str]:
-    """List the capabilities that a configuration lacks, with the reason."""
-    reasons: dict[str, str] = {}
-    if not diffusion:
-        reason = "it was built without the second stage (diffusion=False)"
-        names = ("encode_identity", "encode_expression", "neutralize", "transfer_expression")
-        reasons |= dict.fromkeys(names, reason)
-    if not confidence:
-        reasons["confidence"] = "it was built without the confidence network (confidence=False)"
-    return reasons

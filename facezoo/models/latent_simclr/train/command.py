@@ -22,7 +22,7 @@ from facezoo.models.latent_simclr.stylegan2 import StyleGANGenerator
 from facezoo.models.latent_simclr.train.adversarial import FINAL, train_generator
 from facezoo.models.latent_simclr.train.edits import with_edits
 from facezoo.models.latent_simclr.train.inversion import train_encoder
-from facezoo.models.latent_simclr.train.recipes import Recipe, recipe
+from facezoo.models.latent_simclr.train.recipes import RECIPES, Recipe
 from facezoo.models.latent_simclr.train.simclr import (
     codes_of,
     label_extremes,
@@ -31,7 +31,14 @@ from facezoo.models.latent_simclr.train.simclr import (
     views,
 )
 from facezoo.results import EXPRESSIONS
-from facezoo.training.run import begin_run, check_data, digest_of_files, shortened, write_checkpoint
+from facezoo.training.run import (
+    begin_run,
+    check_data,
+    digest_of_files,
+    recipe_named,
+    shortened,
+    write_checkpoint,
+)
 
 PARTS = ("stylegan2", "feature-style", "latent-simclr")
 """Parts in training order."""
@@ -84,7 +91,7 @@ def run(
     """
     if part not in PARTS:
         raise ValueError(f"part must be one of {', '.join(PARTS)}, got {part!r}")
-    config = recipe(name)
+    config = recipe_named(RECIPES, name)
     if smoke:
         config = shortened(config, images=8, epochs=1, batch_size=2)
     folder = out / f"{name}-seed{seed}"

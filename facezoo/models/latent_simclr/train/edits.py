@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -11,7 +11,6 @@ from torch import Tensor
 from facezoo.data.unlabeled import FaceCrops, center, read_face_crops
 from facezoo.models.base import FaceModel
 from facezoo.models.latent_simclr.expression import feature_direction
-from facezoo.models.latent_simclr.feature_style import FeatureStyleEncoder
 from facezoo.models.latent_simclr.model import LatentSimCLR
 from facezoo.progress import progress_bar
 from facezoo.training.optim import autocast
@@ -36,7 +35,8 @@ def with_edits(
         labels: labels of the directions by name, each (N,).
         teacher: checkpoint whose expression features the axes follow.
     """
-    features = features_of(model.inverter.encoder, faces.crops, device)
+    encoder = model.inverter.encoder.eval().to(device)
+    features = encode_crops(lambda images: encoder(images)[1].half(), faces.crops, device)
     arguments = {**model.architecture, "feature_directions": True, "expression_axes": count}
     fitted = LatentSimCLR(**arguments)
     fitted.load_state_dict({**fitted.state_dict(), **model.cpu().state_dict()})
@@ -46,29 +46,18 @@ def with_edits(
         fitted.feature_directions[number] = feature_direction(
             fitted.directions[number], codes, features, labels[name]
         )
-    expression = expression_of(teacher, data, device)
+    other = FaceModel.from_pretrained(teacher).to(device)
+    crops = read_face_crops(data, other.preprocessing, device).crops
+    expression = encode_crops(lambda images: other.embed_expression(images).float(), crops, device)
     fitted.expression_axes.fit(codes, features, expression, faces.identities)
     return fitted
 
 
 @torch.inference_mode()
-def features_of(encoder: FeatureStyleEncoder, crops: Tensor, device: torch.device) -> Tensor:
-    """Encode crops with a margin as feature maps f, float16, (N, C, H, W)."""
-    encoder.eval().to(device)
+def encode_crops(encode: Callable[[Tensor], Tensor], crops: Tensor, device: torch.device) -> Tensor:
+    """Apply a network to crops with a margin, in batches, on the CPU, (N, ...)."""
     parts = []
     for part in progress_bar(crops.split(256), desc="features", unit="batch"):
         with autocast(device):
-            parts.append(encoder(center(part).to(device))[1].half().cpu())
-    return torch.cat(parts).clone()
-
-
-@torch.inference_mode()
-def expression_of(teacher: str, data: Path, device: torch.device) -> Tensor:
-    """Compute the expression features of the training images by another model, (N, M)."""
-    model = FaceModel.from_pretrained(teacher).to(device)
-    crops = read_face_crops(data, model.preprocessing, device).crops
-    parts = []
-    for part in progress_bar(crops.split(256), desc="expressions", unit="batch"):
-        with autocast(device):
-            parts.append(model.embed_expression(center(part).to(device)).float().cpu())
+            parts.append(encode(center(part).to(device)).cpu())
     return torch.cat(parts).clone()

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from facezoo.training.loop import Schedule
-from facezoo.training.run import recipe_named
 
 
 @dataclass(frozen=True)
@@ -120,12 +119,3 @@ RECIPES = {
     ),
 }
 """``paper`` has the papers' widths at 64 pixels; ``preview`` takes 1.5 hours on a CPU core."""
-
-
-def recipe(name: str) -> Recipe:
-    """Return a recipe by name.
-
-    Raises:
-        UnknownNameError: if the name is unknown.
-    """
-    return recipe_named(RECIPES, name)

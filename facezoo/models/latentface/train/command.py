@@ -16,7 +16,7 @@ from facezoo.hub.card import bundled_cards
 from facezoo.hub.tensors import load_into, read_tensors, save
 from facezoo.models.latentface.model import LatentFace
 from facezoo.models.latentface.train.neutral import PACKS, with_neutral_codes
-from facezoo.models.latentface.train.recipes import Recipe, recipe
+from facezoo.models.latentface.train.recipes import RECIPES, Recipe
 from facezoo.models.latentface.train.stage1 import train_autoencoders
 from facezoo.models.latentface.train.stage2 import (
     codes_of,
@@ -24,7 +24,14 @@ from facezoo.models.latentface.train.stage2 import (
     group_by_identity,
     train_diffusion,
 )
-from facezoo.training.run import begin_run, check_data, digest_of_files, shortened, write_checkpoint
+from facezoo.training.run import (
+    begin_run,
+    check_data,
+    digest_of_files,
+    recipe_named,
+    shortened,
+    write_checkpoint,
+)
 
 STAGES = ("1", "2", "neutral")
 AUTOENCODERS = "autoencoders.safetensors"
@@ -74,7 +81,7 @@ def run(
         raise ValueError(f"stage must be one of {', '.join(STAGES)}, got {stage}")
     if (start is None) == (stage == "neutral"):
         raise ValueError("--start names the checkpoint for --stage neutral, and only for that")
-    config = recipe(name)
+    config = recipe_named(RECIPES, name)
     if smoke:
         config = shortened(config, epochs=1, batch_size=2)
     if config.neutral:  # its labels are read after all training

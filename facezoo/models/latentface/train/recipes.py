@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from facezoo.training.loop import Schedule
-from facezoo.training.run import recipe_named
 
 
 @dataclass(frozen=True)
@@ -108,12 +107,3 @@ RECIPES = {
 """``paper`` follows Sec. 3.1, with VGG-16's third stage for eq. (6). ``compact`` takes 1.5 hours
 on a CPU core: narrow networks at 64 pixels, a larger, decaying learning rate, a convex prior.
 ``wild`` trains the networks of ``compact`` further, on more faces and with more feature maps."""
-
-
-def recipe(name: str) -> Recipe:
-    """Return a recipe by name.
-
-    Raises:
-        UnknownNameError: if the name is unknown.
-    """
-    return recipe_named(RECIPES, name)
