@@ -86,7 +86,7 @@ class LatentFaceStages(DecodingModel):
         self.expression_removal = None
         if expression_directions:
             self.expression_removal = IdentityRemoval(self.num_features, expression_directions)
-        absent = {}
+        absent: dict[str, str] = {}
         if not diffusion:
             reason = "it was built without the second stage (diffusion=False)"
             names = ("encode_identity", "encode_expression", "neutralize", "transfer_expression")
