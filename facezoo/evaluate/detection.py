@@ -89,13 +89,18 @@ def compare(
         marks: compare eyes and the middle of the mouth with marks set by hand, rather than five
             landmarks with those of the pack.
     """
-    parts = []
+    found = _detected(find, images)
+    parts = [_compare(faces, image, min_face, marks) for image, faces in found]
+    return Comparison(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _detected(find: Finder, images: Sequence[LabeledImage]) -> Iterator[tuple[LabeledImage, Faces]]:
+    """Yield each image with the faces that are detected in it."""
     for begin in range(0, len(images), _AT_ONCE):
         batch = images[begin : begin + _AT_ONCE]
         faces = find([image.pixels for image in batch]).to("cpu")
         for index, image in enumerate(batch):
-            parts.append(_compare(faces[faces.image_index == index], image, min_face, marks))
-    return Comparison(*(torch.cat(column) for column in zip(*parts, strict=True)))
+            yield image, faces[faces.image_index == index]
 
 
 def _compare(
@@ -176,12 +181,8 @@ def rotated_faces(
         Share of the faces with landmarks nearer than a quarter of the eye distance, and the mean
         error of these.
     """
-    errors: list[float] = []
-    for begin in range(0, len(images), _AT_ONCE):
-        batch = [rotate(image, degrees) for image in images[begin : begin + _AT_ONCE]]
-        faces = find([image.pixels for image in batch]).to("cpu")
-        errors += _nearest_errors(faces, [image.landmarks[0] for image in batch])
-    near = torch.tensor(errors)
+    found = _detected(find, [rotate(image, degrees) for image in images])
+    near = torch.tensor([_nearest_error(faces, image.landmarks[0]) for image, faces in found])
     return float((near < _NEAR).float().mean()), float(near[near < _NEAR].mean())
 
 
@@ -193,22 +194,17 @@ def misplaced_faces(find: Finder, images: Sequence[LabeledImage], degrees: float
         least 0.3, and whose landmarks are a quarter of the eye distance off or more.
     """
     count = 0
-    for begin in range(0, len(images), _AT_ONCE):
-        batch = [rotate(image, degrees) for image in images[begin : begin + _AT_ONCE]]
-        faces = find([image.pixels for image in batch]).to("cpu")
-        for index, image in enumerate(batch):
-            mine = faces[faces.image_index == index]
-            on_face = mine.landmarks[iou(mine.boxes, image.boxes)[:, 0] >= _ON_FACE]
-            errors = [float(_landmark_error(p, image.landmarks[0], False)) for p in on_face]
-            count += any(error >= _NEAR for error in errors)
+    for image, faces in _detected(find, [rotate(image, degrees) for image in images]):
+        on_face = faces.landmarks[iou(faces.boxes, image.boxes)[:, 0] >= _ON_FACE]
+        errors = [float(_landmark_error(p, image.landmarks[0], False)) for p in on_face]
+        count += any(error >= _NEAR for error in errors)
     return count / len(images)
 
 
-def _nearest_errors(faces: Faces, truth: Sequence[Tensor]) -> Iterator[float]:
-    """Yield the least landmark error of the detections in each image, infinite without any."""
-    for index, points in enumerate(truth):
-        mine = faces.landmarks[faces.image_index == index]
-        yield min((float(_landmark_error(p, points, False)) for p in mine), default=math.inf)
+def _nearest_error(faces: Faces, truth: Tensor) -> float:
+    """Return the least landmark error of the detections in an image, infinite without any."""
+    errors = (float(_landmark_error(p, truth, False)) for p in faces.landmarks)
+    return min(errors, default=math.inf)
 
 
 def tight_crops(find: Finder, table: pa.Table, sides: Iterable[int] = SIDES) -> dict[int, float]:
@@ -235,7 +231,9 @@ def tight_crops(find: Finder, table: pa.Table, sides: Iterable[int] = SIDES) -> 
             )
             images = list(part.round().clamp(0, 255).byte().permute(0, 2, 3, 1))
             faces = find(images).to("cpu")
-            errors += _nearest_errors(faces, points[begin : begin + _AT_ONCE])
+            for index, truth_of_one in enumerate(points[begin : begin + _AT_ONCE]):
+                mine = faces[faces.image_index == index]
+                errors.append(_nearest_error(mine, truth_of_one))
         shares[side] = float((torch.tensor(errors) < _NEAR).float().mean())
     return shares
 
