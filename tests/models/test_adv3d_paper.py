@@ -14,7 +14,7 @@ from facezoo.models.adv3d.networks import VAE, IdentityDiscriminator
 from facezoo.models.adv3d.train import command
 from facezoo.models.adv3d.train import paper as training
 from facezoo.models.adv3d.train.command import run
-from facezoo.models.adv3d.train.pairs import PairSampler
+from facezoo.models.adv3d.train.paper import PairSampler
 from facezoo.models.adv3d.train.recipes import RECIPES as ALL
 from facezoo.models.adv3d.train.recipes import PaperConfig
 from facezoo.training.loop import Position
