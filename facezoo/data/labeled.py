@@ -156,7 +156,10 @@ def _labeled(
 ) -> LabeledImages:
     """Keep the rows whose label is among the classes."""
     words = columns["label"]
-    known = _sorted_classes({word for word in words if word is not None}, columns["class"])
+    present, order = {word for word in words if word is not None}, columns["class"]
+    known = [word for word in order if word in present] + sorted(present - set(order))
+    if all(re.fullmatch(r"-?\d+", word) for word in present):
+        known = sorted(present, key=lambda word: (int(word), word))
     requested = tuple(known if classes is None else classes)
     if unknown := [word for word in requested if word not in known]:
         raise ValueError(f"{path} has no class {unknown[0]!r}; it has {', '.join(known) or 'none'}")
@@ -183,13 +186,6 @@ def _labeled(
         identities=[_word(columns["identity"][row]) or "" for row in rows],
         landmarks=None if points is None else _points([points[row] for row in rows]),
     )
-
-
-def _sorted_classes(words: set[str], order: Sequence[str]) -> list[str]:
-    """Sort class names: first those of ``order``, then numbers by value, or all by name."""
-    if all(re.fullmatch(r"-?\d+", word) for word in words):
-        return sorted(words, key=lambda word: (int(word), word))
-    return [word for word in order if word in words] + sorted(words - set(order))
 
 
 def _from_folder(root: Path) -> dict[str, list[Any]]:

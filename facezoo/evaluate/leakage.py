@@ -320,6 +320,14 @@ def leakage(model: FaceModel, data: Path, command: str) -> list[Metric]:
     able = model.capabilities()
     stages = [name for name in ("encode_expression", "encode_identity") if name in able]
     results = {k: embed_aligned(model, s.table, stages) for k, s in packs.splits.items()}
+    identities = packs.splits[LFW].identities
+    assert identities is not None
+    counts = identities.bincount()
+    enough = counts[counts >= MIN_IMAGES]
+    several = (
+        f"linear probe, {len(enough)} people with {MIN_IMAGES} photographs or more "
+        f"({int(enough.sum())}), half of each fitted to, {SPLITS} splits"
+    )
     pairs = f"ten folds of {len(packs.pairs.same)} pairs, cosine"
     neutrals = (
         f"the smiling photograph of each of {len(packs.splits[LONDON].files) // 2} people, nearest "
@@ -331,7 +339,7 @@ def leakage(model: FaceModel, data: Path, command: str) -> list[Metric]:
         features = {split: rows[stage] for split, rows in results.items()}
         scores = identity_scores(features, packs)
         for score, title, dataset, split, rule in (
-            (scores["identification"], "identity from", "LFW", "val", _identification_rule(packs)),
+            (scores["identification"], "identity from", "LFW", "val", several),
             (scores["verification"], "verification by", "LFW pairs", "val", pairs),
             (scores["same identity"], "identity from", _LONDON, "all", neutrals),
         ):
@@ -352,14 +360,3 @@ def leakage(model: FaceModel, data: Path, command: str) -> list[Metric]:
 
 
 _LONDON = "Face Research Lab London Set"
-
-
-def _identification_rule(packs: Packs) -> str:
-    identities = packs.splits[LFW].identities
-    assert identities is not None
-    counts = identities.bincount()
-    enough = counts[counts >= MIN_IMAGES]
-    return (
-        f"linear probe, {len(enough)} people with {MIN_IMAGES} photographs or more "
-        f"({int(enough.sum())}), half of each fitted to, {SPLITS} splits"
-    )

@@ -68,18 +68,15 @@ class Tracker:
         rows["track"] = np.full(len(rows["image"]), -1, np.int32)
         bounds = np.searchsorted(rows["image"], np.arange(len(videos) + 1))
         for place, video in enumerate(videos):
-            self._next_frame(video)
+            if video != self._video:
+                self._video, self._frame, self._count, self._tracks = video, 0, 0, []
+            self._frame += 1
+            self._tracks = [t for t in self._tracks if self._frame - t.frame <= PATIENCE + 1]
             faces = np.arange(bounds[place], bounds[place + 1])
             faces = faces[rows["face"][faces] >= 0]
             if self._video and len(faces):
                 self._follow(rows, faces, columns)
         return rows
-
-    def _next_frame(self, video: str) -> None:
-        if video != self._video:
-            self._video, self._frame, self._count, self._tracks = video, 0, 0, []
-        self._frame += 1
-        self._tracks = [t for t in self._tracks if self._frame - t.frame <= PATIENCE + 1]
 
     def _follow(self, rows: Rows, faces: NDArray[Any], columns: Sequence[str]) -> None:
         for row, track in zip(faces, self._match(rows["box"][faces]), strict=True):

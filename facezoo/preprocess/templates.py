@@ -26,12 +26,6 @@ def _arcface_in(side: float, left: float, top: float) -> list[tuple[float, float
     return [((x - left + 0.5) / side, (y - top + 0.5) / side) for x, y in ARCFACE_112]
 
 
-def _loose(factor: float) -> list[tuple[float, float]]:
-    """Convert ArcFace's points to a square ``factor`` times as wide about the same center."""
-    side = 112 * factor
-    return _arcface_in(side, 55.5 - (side - 1) / 2, 55.5 - (side - 1) / 2)
-
-
 def _ffhq() -> list[tuple[float, float]]:
     """Convert ArcFace's points by FFHQ's rule (Karras et al. 2019, appendix C).
 
@@ -51,8 +45,8 @@ def _ffhq() -> list[tuple[float, float]]:
 TEMPLATES: dict[str, list[tuple[float, float]]] = {
     # Tight, from the forehead to the chin; 35 of 112 pixels between the eyes.
     "arcface112": _arcface_in(112, 0, 0),
-    # Loose, the head with hair and chin, with the margins of FaceNet's crops.
-    "facenet-loose": _loose(1.5),
+    # Loose, the head with hair and chin, with the margins of FaceNet's crops: 1.5 times as wide.
+    "facenet-loose": _arcface_in(168, -28, -28),
     # FFHQ: between the two, by the rule of that data set for a frontal face.
     "ffhq": _ffhq(),
 }

@@ -83,20 +83,17 @@ class FeatureStyleEncoder(nn.Module):
                 f"images must be square, (B, 3, H, H), got {tuple(images.shape)}; "
                 "crop and align them first"
             )
-        return self.trunk.stages(self._resized(images))
+        if images.shape[-1] != self.trunk_size:
+            size = (self.trunk_size, self.trunk_size)
+            # Antialiased resizing does not support bfloat16 on every device.
+            resized = F.interpolate(images.float(), size=size, mode="bilinear", antialias=True)
+            images = resized.to(images.dtype)
+        return self.trunk.stages(images)
 
     def _codes(self, stages: list[Tensor]) -> Tensor:
         pooled = torch.cat([F.adaptive_avg_pool2d(stage, POOLED) for stage in stages], dim=1)
         offsets = rearrange(self.maps(pooled.flatten(1)), "b (l d) -> b l d", l=self.num_codes)
         return self.mean_code + offsets
-
-    def _resized(self, images: Tensor) -> Tensor:
-        if images.shape[-1] == self.trunk_size:
-            return images
-        size = (self.trunk_size, self.trunk_size)
-        # Antialiased resizing does not support bfloat16 on every device.
-        resized = F.interpolate(images.float(), size=size, mode="bilinear", antialias=True)
-        return resized.to(images.dtype)
 
 
 class _FeatureHead(nn.Module):

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -346,7 +345,10 @@ def sample_pairs(data: DecoderRows, index: Tensor, generator: torch.Generator) -
     """
     labels = data.rows.labels
     neutral, partner = index.clone(), index.clone()
-    choose = partial(_choose, generator=generator)
+
+    def choose(rows: list[int]) -> int:
+        return rows[int(torch.randint(len(rows), (), generator=generator))]
+
     for place, row in enumerate(index.tolist()):
         others = [m for m in data.members.get(data.rows.identities[row], ()) if m != row]
         calm = [m for m in others if data.calm[m]]
@@ -364,10 +366,6 @@ def sample_pairs(data: DecoderRows, index: Tensor, generator: torch.Generator) -
         n=mirrored(neutral),
         has_neutral=data.calm[neutral],
     )
-
-
-def _choose(rows: list[int], generator: torch.Generator) -> int:
-    return rows[int(torch.randint(len(rows), (), generator=generator))]
 
 
 @torch.no_grad()
