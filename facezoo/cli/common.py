@@ -50,11 +50,7 @@ def _degrees(_: click.Context, __: click.Parameter, value: str | None) -> tuple[
 
 @contextmanager
 def resumable(without: str = "") -> Iterator[None]:
-    """Print how to resume if the user interrupts the block.
-
-    Args:
-        without: option that the next call must leave out.
-    """
+    """Print how to resume, without the option ``without``, if the user interrupts the block."""
     try:
         yield
     except KeyboardInterrupt:

@@ -147,11 +147,7 @@ class IctFaces:
         return train_part, test_part
 
     def training_identities(self, size: str = "standard") -> NDArray[np.int64]:
-        """Return the numbers of the identities in the training split, int64, ascending, (P,).
-
-        Args:
-            size: a key of ``SIZES``, as for ``split``.
-        """
+        """Return the numbers of the training identities, int64, ascending, (P,); see ``split``."""
         return np.flatnonzero(~self._is_test(size))
 
     def _is_test(self, size: str) -> NDArray[np.bool_]:

@@ -165,11 +165,7 @@ def printable(name: str) -> str:
 
 
 def write_table(path: Path, suffix: str, table: Table) -> int:
-    """Write all rows of an output to a file, and return their number.
-
-    Args:
-        suffix: one of ``SUFFIXES``.
-    """
+    """Write all rows of an output to a file by its suffix, and return their number."""
     return {".parquet": _write_parquet, ".csv": _write_csv, ".npz": _write_npz}[suffix](path, table)
 
 

@@ -78,11 +78,7 @@ def _step_seconds(net: FaceModel, train: Examples, recipe: Finetuning) -> float:
 
 
 def draw_confusion(counts: Tensor, labels: Sequence[str], title: str, path: Path) -> None:
-    """Draw a confusion matrix: true classes in rows, predicted ones in columns.
-
-    Args:
-        counts: number of faces, (K, K).
-    """
+    """Draw a confusion matrix (K, K): true classes in rows, predicted ones in columns."""
     font = ImageFont.load_default(14)
     left = GAP + ceil(max(font.getlength(label) for label in labels)) + GAP
     top = 2 * GAP + 20

@@ -198,11 +198,7 @@ def orientation_of(image: Image.Image) -> int:
 
 
 def orientation_note(source: object) -> str:
-    """Mention the EXIF orientation tag of an image in an error; empty if it has none.
-
-    Args:
-        source: any input of ``read_image``.
-    """
+    """Mention the EXIF orientation tag of an input of ``read_image`` in an error, if it has one."""
     try:
         if isinstance(source, (str, os.PathLike, bytes)):
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
@@ -222,11 +218,7 @@ def orientation_note(source: object) -> str:
 def no_face(
     missing: Sequence[int], sources: Sequence[Any], *, skipping: bool = True
 ) -> NoFaceError:
-    """Build the error for images without a face.
-
-    Args:
-        skipping: whether the caller may leave images out.
-    """
+    """Build the error for images without a face; ``skipping`` if they may be left out."""
     shown = missing[:NAMED]
     several = len(sources) > 1
     called = [describe(sources[i], i if several else None) for i in shown]

@@ -252,11 +252,7 @@ def face_batches(
 
 
 def faces_of(batch: ImageBatch) -> Faces:
-    """Return the faces of a batch, measured, with the indices of their images among all sources.
-
-    Args:
-        batch: images and their faces, without unreadable images.
-    """
+    """Return the measured faces of a batch of readable images, indexed among all sources."""
     assert batch.faces is not None
     index, faces = batch.faces.image_index + batch.first, measure(batch.images, batch.faces)
     return replace(faces, image_index=index, signatures=signatures(batch.images))

@@ -192,11 +192,7 @@ def _collect(card: Card, through: str, texts: dict[str, None], seen: set[str]) -
 def features_of(
     entry: Entry, packs: Packs, cache: Path, splits: Iterable[str] = SPLITS
 ) -> Features:
-    """Compute the features of splits, or read them from the cache.
-
-    Args:
-        cache: folder that gets a file per split when the split is done.
-    """
+    """Compute the features of splits, or read them from the folder ``cache``, a file per split."""
     folder = cache / re.sub(r"[^\w.-]+", "-", f"{entry.name}-{entry.key[:12]}")
     folder.mkdir(parents=True, exist_ok=True)
     features: Features = {space: {} for space in entry.spaces}

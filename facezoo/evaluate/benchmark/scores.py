@@ -17,11 +17,7 @@ Numbers = dict[str, Any]
 
 
 def score_features(features: dict[str, Tensor], packs: Packs) -> Numbers:
-    """Compute all scores of one kind of features, in percent.
-
-    Args:
-        features: by split, (N, D).
-    """
+    """Compute all scores of one kind of features, by split (N, D), in percent."""
     expression: Numbers = {}
     for train, words, tests in FITS:
         expression |= _expression(features, packs, train, words, tests)

@@ -70,22 +70,14 @@ class VAE(nn.Module):
         self.bn5 = nn.BatchNorm1d(FEATURES)
 
     def point_features(self, points: Tensor) -> Tensor:
-        """Compute the features of each point before the last shared layer, (B, 128, N).
-
-        Args:
-            points: coordinates divided by the scale of the training frame, (B, N, 3).
-        """
+        """Compute features of scaled points (B, N, 3) before the last shared layer, (B, 128, N)."""
         hidden = points.transpose(1, 2)
         for layer, norm in self._layers():
             hidden = F.relu(norm(layer(hidden)))
         return hidden
 
     def features(self, points: Tensor) -> Tensor:
-        """Compute the largest response over the points, for any number and order, (B, 1024).
-
-        Args:
-            points: coordinates divided by the scale of the training frame, (B, N, 3).
-        """
+        """Compute the largest response over scaled points (B, N, 3), in any order, (B, 1024)."""
         return F.relu(self.responses(points))
 
     def responses(self, points: Tensor) -> Tensor:

@@ -198,11 +198,7 @@ class PairSampler:
 
 
 class Joint:
-    """One step of the joint training, with the data that every step needs.
-
-    Args:
-        vae: in training mode.
-    """
+    """One step of the joint training, with its data; ``vae`` must be in training mode."""
 
     def __init__(
         self,

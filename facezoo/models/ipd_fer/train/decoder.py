@@ -75,11 +75,7 @@ class Pairs:
 
 
 class PairLosses:
-    """The losses of G_dec on a batch of pairs.
-
-    Args:
-        model: with trained encoders, which stay as they are.
-    """
+    """The losses of G_dec on a batch of pairs; the encoders of ``model`` stay as they are."""
 
     def __init__(
         self, model: IPDFER, config: DecoderConfig, data: DecoderRows, device: torch.device
@@ -298,11 +294,7 @@ def training_order(data: DecoderRows) -> Tensor:
 def decoder_rows(
     model: IPDFER, rows: Mapping[str, Rows], cache: Path, device: torch.device
 ) -> DecoderRows:
-    """Compute the features of color images, or read them.
-
-    Args:
-        model: whose encoders compute them.
-    """
+    """Compute the features of color images by the encoders of ``model``, or read them."""
     parts = list(rows.values())
     columns: dict[str, Any] = {
         name: torch.cat([getattr(part, name) for part in parts])
@@ -338,11 +330,7 @@ def cached_features(
 
 
 def sample_pairs(data: DecoderRows, index: Tensor, generator: torch.Generator) -> Pairs:
-    """Choose B, C and N for the images of a batch, and which of them are mirrored.
-
-    Args:
-        index: rows of A, (B,).
-    """
+    """Choose B, C and N for the images A of a batch, (B,), and which of them are mirrored."""
     labels = data.rows.labels
     neutral, partner = index.clone(), index.clone()
 

@@ -50,11 +50,7 @@ def train_pose(
     seed: int,
     device: torch.device,
 ) -> PoseEncoder:
-    """Train an E_pose of four numbers on the poses that landmarks show.
-
-    Args:
-        start: model whose backbone of E_pose the training starts from.
-    """
+    """Train an E_pose of four numbers on landmarks, from the backbone of that of ``start``."""
     torch.manual_seed(seed)
     assert start.pose_encoder is not None
     encoder = PoseEncoder(start.architecture["pose_backbone"], start.num_features)
@@ -93,11 +89,7 @@ def train_pose(
 def redecode(
     chosen: Recipe, sources: Sources, start: IPDFER, out: Path, seed: int, device: torch.device
 ) -> IPDFER:
-    """Train E_pose and G_dec of a checkpoint again, after its other parts if the recipe says so.
-
-    Args:
-        start: the checkpoint, changed in place.
-    """
+    """Train E_pose and G_dec of ``start`` again, in place, after its other parts if ``further``."""
     if chosen.further:
         train_further(chosen, sources, start, out, seed, device)
     val = sources.val["lfw"]

@@ -72,11 +72,7 @@ def train_generator(
 
 
 class Gan:
-    """Generator and discriminator with everything that a training step changes.
-
-    Args:
-        crops: uint8 with a margin, (N, 3, H, H).
-    """
+    """Both networks and all that a step changes, for uint8 crops with a margin, (N, 3, H, H)."""
 
     def __init__(self, config: Adversarial, crops: Tensor, seed: int, device: torch.device) -> None:
         torch.manual_seed(seed)
