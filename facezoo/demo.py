@@ -57,11 +57,7 @@ def model(name: str) -> Any:
 
 
 def predict(image: str, style: Style | None = None) -> tuple[Image.Image, str]:
-    """Predict the expressions of all faces.
-
-    Returns:
-        The image with its faces, and a table of probabilities as HTML.
-    """
+    """Predict the expressions of all faces: the image with them, and probabilities as HTML."""
     prediction = model("ipd-fer").predict_expression(image, faces="all")
     columns = prediction.probabilities[:COLUMNS].T.tolist()
     rows = ([name, *shares] for name, shares in zip(prediction.classes, columns, strict=True))
@@ -70,11 +66,7 @@ def predict(image: str, style: Style | None = None) -> tuple[Image.Image, str]:
 
 
 def compare(first: str, second: str) -> tuple[str, str]:
-    """Decide if the largest faces of two images show one person.
-
-    Returns:
-        The decision as Markdown, and both faces as HTML.
-    """
+    """Decide if the largest faces show one person, as Markdown; and both faces as HTML."""
     match = verify(first, second, model("ipd-fer"))
     words = "The same person" if match.same else "Different persons"
     text = (
@@ -116,13 +108,7 @@ def relief(image: str) -> str:
 
 
 def sample_mesh(identity: int, expression: int, strength: float) -> str:
-    """Decode a random face mesh; return a ``.glb`` file.
-
-    Args:
-        identity: seed of its identity.
-        expression: seed of its expression.
-        strength: factor of the expression; 0 is neutral.
-    """
+    """Decode a random face mesh from two seeds as a ``.glb`` file; strength 0 is neutral."""
     sampler = model("adv3d")
     dims = sampler.architecture["identity_dim"], sampler.architecture["expression_dim"]
     codes = [

@@ -81,11 +81,6 @@ def diversity(features: Tensor) -> float:
 
 
 def nearest(queries: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Find the most similar row of each query by cosine: similarities and row numbers, (Q,) each.
-
-    Args:
-        queries: (Q, D).
-        rows: (N, D).
-    """
+    """Find the row (N, D) most similar to each query (Q, D) by cosine: similarity and number, (Q,)."""
     best = (F.normalize(queries, dim=1) @ F.normalize(rows, dim=1).T).max(1)
     return best.values, best.indices

@@ -227,9 +227,7 @@ def check_free(outputs: Sequence[Path]) -> None:
 def replacing(path: Path, folder: Path | None = None) -> Iterator[Path]:
     """Give a temporary file that replaces ``path`` at the end, on disk, if there was no error.
 
-    Args:
-        path: the file to replace.
-        folder: where to put the temporary file, on the same file system; None for that of ``path``.
+    It is in ``folder``, on the same file system; None for that of ``path``.
     """
     partial = (folder or path.parent) / f"{path.name}.tmp"
     try:

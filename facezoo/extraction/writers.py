@@ -78,12 +78,7 @@ def check_output(output: Path) -> None:
 
 
 class Table:
-    """All rows of one output: those of the parts, with the tracks of videos.
-
-    Args:
-        output: which of its outputs.
-        layout: properties that all rows share.
-    """
+    """All rows of one output of some parts, in a layout, with the tracks of videos."""
 
     def __init__(self, parts: Parts, output: int, layout: Layout) -> None:
         self.layout = layout

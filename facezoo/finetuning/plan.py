@@ -23,12 +23,7 @@ CELL, GAP = 64, 12
 
 
 def plan(net: FaceModel, parts: Mapping[str, Examples], recipe: Finetuning, start: str) -> str:
-    """Describe a fine-tuning before it starts.
-
-    Args:
-        net: the model, with its new classifier and its frozen parts.
-        recipe: recipe with the number of epochs and the batch size.
-    """
+    """Describe the fine-tuning of a model, with its new classifier, before it starts."""
     assert recipe.epochs is not None
     assert recipe.batch_size is not None
     width = max(map(len, net.labels))

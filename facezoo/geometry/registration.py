@@ -139,12 +139,7 @@ class Closest:
 
 
 class Surface:
-    """Triangle mesh that finds closest points.
-
-    Args:
-        vertices: (N, 3).
-        triangles: (T, 3), without degenerate ones.
-    """
+    """Triangle mesh, (N, 3) and (T, 3) without degenerate triangles, that finds closest points."""
 
     def __init__(self, vertices: Array, triangles: Indices) -> None:
         from scipy.spatial import cKDTree
@@ -180,12 +175,7 @@ class Surface:
 
 
 def _barycentric(points: Array, corners: Array) -> Array:
-    """Compute barycentric weights of the closest points of triangles, (P, K, 3).
-
-    Args:
-        points: (P, 1, 3).
-        corners: (P, K, 3, 3).
-    """
+    """Compute weights (P, K, 3) of the points of triangles (P, K, 3, 3) closest to (P, 1, 3)."""
     a, b, c = corners[..., 0, :], corners[..., 1, :], corners[..., 2, :]
     ab, ac, ap = b - a, c - a, points - a
     d00, d01, d11 = (ab * ab).sum(-1), (ab * ac).sum(-1), (ac * ac).sum(-1)

@@ -248,10 +248,7 @@ def pose_difference(
 ) -> tuple[float, float]:
     """Return the rotation in degrees and the shift in mm between corresponding points (N, 3).
 
-    Args:
-        points: (N, 3).
-        target: the corresponding points, (N, 3).
-        rotation: that of ``rigid_motion``, if it is known.
+    ``rotation`` is that of ``rigid_motion``, if it is known.
     """
     points, target = points.double(), target.double().to(points.device)
     if rotation is None:

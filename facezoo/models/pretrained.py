@@ -417,12 +417,7 @@ def _derived(base: Card) -> Card:
 
 
 def card_of_published(model: Any, source: str) -> Card:
-    """Write a card for converted weights of other authors; pass it to ``save_pretrained``.
-
-    Args:
-        model: with the weights.
-        source: name of the converted file.
-    """
+    """Write a card for weights converted from the file ``source``, for ``save_pretrained``."""
     stored = Weights(WEIGHTS, "0" * 64, 1, "float32", 0)  # replaced when saved
     note = f"Converted from {source}; data and training are not on record here."
     return replace(_untrained(model, stored), tag=PUBLISHED, limits=(note,))

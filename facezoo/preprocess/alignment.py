@@ -162,11 +162,9 @@ def _parts(inverse: Tensor, size: int, limits: Tensor, factors: Tensor) -> Tenso
 
 
 def _cut(images: Sequence[Tensor], places: list[list[int]]) -> Tensor:
-    """Return parts of images in one batch, (F, 3, H, W), with black on the right and below.
+    """Return parts of images (H, W, 3) in one batch, (F, 3, H, W), black on the right and below.
 
-    Args:
-        images: uint8 RGB, each (H, W, 3).
-        places: image, x0, y0, x1, y1 and the factor by which the part is reduced, for each crop.
+    ``places`` are image, x0, y0, x1, y1 and factor of reduction of each crop.
     """
     parts = []
     for index, x0, y0, x1, y1, factor in places:

@@ -7,15 +7,7 @@ from torch import Tensor
 
 
 def iou(first: Tensor, second: Tensor) -> Tensor:
-    """Intersection over union of every pair.
-
-    Args:
-        first: (..., N, 4).
-        second: (..., M, 4).
-
-    Returns:
-        In [0, 1], (..., N, M).
-    """
+    """Intersection over union of every pair of (..., N, 4) and (..., M, 4), (..., N, M)."""
     return paired_iou(first[..., :, None, :], second[..., None, :, :])
 
 

@@ -44,9 +44,7 @@ def _is_intel() -> bool:
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor, max_norm: float | None = None) -> None:
     """Take one optimizer step along the gradient of a loss, averaged over all processes.
 
-    Args:
-        optimizer: optimizer of the parameters to update.
-        max_norm: clip the gradient to this norm; None for no clipping.
+    The gradient is clipped to the norm ``max_norm``, if that is set.
     """
     optimizer.zero_grad()
     loss.backward()

@@ -72,12 +72,7 @@ def adversarial_loss(fake: Tensor) -> Tensor:
 
 
 def neutral_loss(z_id: Tensor, again: Tensor) -> Tensor:
-    """Compute L_neu: the mean absolute difference of z_id and the code of its decoded face.
-
-    Args:
-        z_id: (B, L).
-        again: z̄_id, (B, L).
-    """
+    """Compute L_neu: the mean absolute difference of z_id and its decoded face's code, (B, L)."""
     return F.l1_loss(again, z_id)
 
 

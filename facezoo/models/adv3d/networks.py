@@ -307,13 +307,9 @@ class IdentityDiscriminator(nn.Module):
         self.bn5 = nn.BatchNorm1d(head[1])
 
     def forward(self, pairs: Tensor) -> Tensor:
-        """Compute log-probabilities of two identities (0) and one identity (1).
+        """Compute log-probabilities of two identities (0) and one identity (1), (B, 2).
 
-        Args:
-            pairs: x y z of one face and x y z of the other, per vertex, (B, N, 6).
-
-        Returns:
-            (B, 2).
+        Pairs have x y z of one face and of the other per vertex, (B, N, 6).
         """
         hidden = self.feature_network(pairs)
         hidden = F.relu(_normed(self, self.bn4, self.fc1(hidden)))

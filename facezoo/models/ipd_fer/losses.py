@@ -117,32 +117,17 @@ def classification_loss(expression: Tensor, pose: Tensor) -> Tensor:
 
 
 def discriminator_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Compute the cross-entropy of D on real crops: L^r_exp, eq. (8).
-
-    Args:
-        logits: D(x) before the softmax, (B, K).
-        targets: probabilities of the real expression, rows sum to one, (B, K).
-    """
+    """Compute the cross-entropy of D(x) with the real expression, (B, K): L^r_exp, eq. (8)."""
     return expression_loss(logits, targets)
 
 
 def fake_neutral_loss(logits: Tensor, neutral: int) -> Tensor:
-    """Compute the cross-entropy of neutral on neutralized crops: L^f_neu, eq. (9).
-
-    Args:
-        logits: D(G_dec(f_id + f_pose)) before the softmax, (B, K).
-        neutral: index c of the neutral class.
-    """
+    """Compute the cross-entropy of neutral for D on neutralized crops, (B, K): L^f_neu, eq. (9)."""
     return -F.log_softmax(logits.float(), -1)[:, neutral].mean()
 
 
 def fake_expression_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Compute the cross-entropy of D on reconstructed crops: L^f_exp, eq. (10).
-
-    Args:
-        logits: D(G_dec(f_id + f_pose + f_exp)) before the softmax, (B, K).
-        targets: probabilities of the real expression, rows sum to one, (B, K).
-    """
+    """Compute ``discriminator_loss`` of D on reconstructed crops, (B, K): L^f_exp, eq. (10)."""
     return expression_loss(logits, targets)
 
 
@@ -150,12 +135,7 @@ def generative_loss(
     terms: tuple[Tensor, Tensor, Tensor, Tensor],
     lambdas: tuple[float, float, float, float] = (0.001, 0.001, 1.0, 10.0),
 ) -> Tensor:
-    """Compute L'_G = λ1 L^f_neu + λ2 L^f_exp + λ3 L_id + λ4 L_recon, eq. (11).
-
-    Args:
-        terms: the four losses, in this order.
-        lambdas: their weights; by default those of Sec. 4.2.
-    """
+    """Compute L'_G = λ1 L^f_neu + λ2 L^f_exp + λ3 L_id + λ4 L_recon, eq. (11); λ of Sec. 4.2."""
     return torch.stack([w * t for w, t in zip(lambdas, terms, strict=True)]).sum()
 
 

@@ -71,13 +71,10 @@ class StyleGANDiscriminator(nn.Module):
 
 
 def append_deviation(features: Tensor) -> Tensor:
-    """Append a channel with the standard deviation within groups of the batch, (B, C + 1, H, W).
+    """Append the deviation within groups of a batch (B, C, H, W) as a channel, (B, C + 1, H, W).
 
     A group holds the samples whose index is equal modulo B / G, where G is the largest number up
     to 4 that divides B.
-
-    Args:
-        features: (B, C, H, W).
     """
     count, _, height, width = features.shape
     size = next(g for g in range(min(GROUP, count), 0, -1) if count % g == 0)

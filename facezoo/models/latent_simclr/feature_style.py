@@ -97,14 +97,9 @@ class FeatureStyleEncoder(nn.Module):
 
 
 class _FeatureHead(nn.Module):
-    """Head of two convolutions from the third stage to the generator's feature.
+    """Head of two convolutions from the third stage to the generator's feature of ``shape``.
 
-    A stride reduces a larger stage; a smaller stage is upsampled first.
-
-    Args:
-        inputs: channels of the third stage.
-        side: its height and width.
-        shape: channels, height and width of the feature.
+    A stride reduces a larger stage, of height and width ``side``; a smaller one is upsampled first.
     """
 
     def __init__(self, inputs: int, side: int, shape: tuple[int, int, int]) -> None:

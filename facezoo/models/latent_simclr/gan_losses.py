@@ -14,12 +14,9 @@ from torch import Generator, Tensor
 
 
 def generator_loss(fake_logits: Tensor) -> Tensor:
-    """Compute the non-saturating generator loss: mean of -log sigmoid(D(G(z))).
+    """Compute the non-saturating generator loss: mean of -log sigmoid(D(G(z))), D(G(z)) (B, 1).
 
     Source: Goodfellow et al., "Generative Adversarial Nets", NIPS 2014, Sec. 3.
-
-    Args:
-        fake_logits: D of generated images, (B, 1).
     """
     return F.softplus(-fake_logits.float()).mean()
 

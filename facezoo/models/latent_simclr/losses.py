@@ -15,12 +15,7 @@ from torch import Tensor
 
 
 def image_loss(images: Tensor, targets: Tensor) -> Tensor:
-    """Compute the mean squared error of pixels.
-
-    Args:
-        images: generated images, (B, 3, S, S).
-        targets: target images, (B, 3, S, S).
-    """
+    """Compute the mean squared error of the pixels of images, (B, 3, S, S)."""
     return (images.float() - targets.float()).square().mean()
 
 

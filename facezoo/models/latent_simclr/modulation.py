@@ -79,14 +79,9 @@ class ModulatedConv2d(_Modulated):
         self.modulation = EqualLinear(style_dim, inputs, bias=1.0)
 
     def convolve(self, features: Tensor, style: Tensor) -> tuple[Tensor, Tensor]:
-        """Convolve without demodulation, and return the demodulation factors.
+        """Convolve features (B, inputs, H, W) by styles (B, D), without demodulation.
 
-        Args:
-            features: (B, inputs, H, W).
-            style: w, (B, D).
-
-        Returns:
-            (B, outputs, H', W') and (B, outputs).
+        Return (B, outputs, H', W'), and the factors of the demodulation, (B, outputs).
         """
         factors = self.modulation(style) * self.scale
         modulated = features * factors.to(features.dtype)[..., None, None]

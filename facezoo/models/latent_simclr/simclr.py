@@ -88,12 +88,7 @@ class CodeEncoder(nn.Module):
 
 
 class ProjectionHead(nn.Sequential):
-    """Projection head g from h to the z of the contrastive loss, Chen et al., Sec. 2.1.
-
-    Args:
-        inputs: size of h.
-        outputs: size of z.
-    """
+    """Projection head g from h to the z of the contrastive loss, Chen et al., Sec. 2.1."""
 
     def __init__(self, inputs: int, outputs: int = 128) -> None:
         super().__init__(

@@ -88,12 +88,9 @@ class FaceRenderer:
 
 
 def depth_from_output(output: Tensor) -> Tensor:
-    """Convert the shape decoder's output to a canonical depth map, (B, S, S).
+    """Convert the shape decoder's output, (B, 1, S, S), to a canonical depth map, (B, S, S).
 
     The output is centered and squashed into [0.9, 1.1]; the border columns have a fixed depth.
-
-    Args:
-        output: (B, 1, S, S).
     """
     output = output[:, 0]
     relative = (output - output.mean((1, 2), keepdim=True)).tanh()
@@ -104,12 +101,5 @@ def depth_from_output(output: Tensor) -> Tensor:
 
 
 def view_from_output(output: Tensor) -> Tensor:
-    """Scale the view encoder's output to radians and shifts.
-
-    Args:
-        output: in [-1, 1], (B, 6).
-
-    Returns:
-        rx, ry, rz in radians, tx, ty, tz, (B, 6).
-    """
+    """Scale the view encoder's output to rx, ry, rz in radians and tx, ty, tz, (B, 6)."""
     return output * output.new_tensor([MAX_TURN] * 3 + list(MAX_SHIFT))

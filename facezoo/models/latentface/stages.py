@@ -213,15 +213,7 @@ class LatentFaceStages(DecodingModel):
         return self.texture_autoencoder.decode(latents.texture.to(self.dtype)).float()
 
     def draw(self, latents: Latents, flip: bool = False) -> Rendering:
-        """Render faces: Î of eq. (1), or Î' of eq. (2).
-
-        Args:
-            latents: latents of B faces.
-            flip: mirror depth and albedo.
-
-        Returns:
-            Image, mask and depth, float32.
-        """
+        """Render faces, float32: Î of eq. (1), or with ``flip`` Î' of eq. (2)."""
         depth, albedo = self.decode_depth(latents), self.decode_albedo(latents)
         if flip:
             depth, albedo = depth.flip(-1), albedo.flip(-1)

@@ -48,12 +48,7 @@ class UNet(nn.Module):
         self.conv_out = nn.Conv2d(width, out_channels, 3, padding=1)
 
     def forward(self, maps: Tensor, steps: Tensor) -> Tensor:
-        """Predict the clean map, (B, out_channels, H, W).
-
-        Args:
-            maps: noisy map and condition, (B, in_channels, H, W).
-            steps: time steps of the noise, (B,).
-        """
+        """Predict the clean map of a noisy map and its condition, (B, C, H, W), at steps (B,)."""
         time = self.time_embedding(time_features(steps, self.width).to(maps.dtype))
         hidden = self.conv_in(maps)
         skips = [hidden]

@@ -102,12 +102,7 @@ def ridge(inputs: Tensor, targets: Tensor, penalty: float) -> tuple[Tensor, Tens
 
 
 class Regressor(nn.Module):
-    """Scores from the encoder's features: a linear map, and hidden units that correct it.
-
-    Args:
-        weight: of the linear map, (K, 1024).
-        bias: (K,).
-    """
+    """Scores from features: a linear map, (K, 1024) and (K,), with hidden units that correct it."""
 
     def __init__(self, weight: Tensor, bias: Tensor, hidden_dim: int) -> None:
         super().__init__()

@@ -185,12 +185,7 @@ def shape_axes(meshes: Tensor, seed: int) -> Tensor:
 def read_meshes(
     config: PaperConfig, data: Path, split: str = "train", cache: Path | None = None
 ) -> RegisteredMeshes:
-    """Read one split of a recipe's data set, prepared as for training.
-
-    Args:
-        split: ``"train"`` or ``"test"``.
-        cache: see ``read_registered``.
-    """
+    """Read one split, train or test, of a recipe's data set, prepared as for training."""
     if config.source == "ict":
         faces = IctFaces(data)
         parts = dict(zip(("train", "test"), faces.split(config.size), strict=True))

@@ -218,12 +218,9 @@ def initial_branches(config: IctConfig, mesh: Tensor, frame: Frame) -> Start:
 def fit_regressor(
     config: IctConfig, features: Tensor, targets: Tensor, sizes: Tensor, out: Path, seed: int
 ) -> Regressor:
-    """Fit a ridge regression from features to scores, then hidden units for its residuals.
+    """Fit a ridge regression from features (R, 1024) to scores (R, K), then hidden units.
 
-    Args:
-        features: (R, 1024).
-        targets: (R, K).
-        sizes: weight of an error in each score, (K,).
+    ``sizes`` (K,) weigh the errors of the scores. The hidden units learn the residuals.
     """
     torch.manual_seed(seed)
     regressor = Regressor(*ridge(features, targets, config.penalty), config.hidden_dim)

@@ -139,11 +139,7 @@ def aligned_landmarks(points: Tensor) -> Tensor:
 
 
 def targets(rows: Rows, *, soft: bool) -> Tensor:
-    """Return what C_exp learns: shares of the votes, or the majority's class; zero if unknown.
-
-    Returns:
-        (N, 8).
-    """
+    """Return what C_exp learns, (N, 8): votes, or the majority's class; zero if unknown."""
     if soft:
         return rows.expression
     hot = F.one_hot(rows.labels.clamp(min=0), len(EXPRESSIONS)).float()

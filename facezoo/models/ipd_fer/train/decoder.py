@@ -270,11 +270,7 @@ def train_decoder(
 def linear_examples(
     pairs: PairLosses, order: Tensor, seed: int, size: int
 ) -> tuple[Tensor, Tensor]:
-    """Return sums of features and the crops that they must give: pairs, and neutral images.
-
-    Returns:
-        (M, D) and (M, 3, size, size).
-    """
+    """Return sums (M, D) and the crops (M, 3, H, W) that they must give: pairs, neutral images."""
     generator = torch.Generator().manual_seed(seed)
     features, images = [], []
     for index in order[torch.randperm(len(order), generator=generator)].split(FIT_BATCH):

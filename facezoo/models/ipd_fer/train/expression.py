@@ -169,15 +169,7 @@ def expression_logits(
 
 
 def soft_labels(networks: Sequence[nn.Module], rows: Rows, device: torch.device) -> Rows:
-    """Label images by the mean probabilities of several models, over each image and its mirror.
-
-    Args:
-        networks: each with ``expression_encoder`` and ``expression_classifier``.
-        rows: images without labels.
-
-    Returns:
-        The same rows with these probabilities as ``expression``.
-    """
+    """Return the rows with the networks' mean probabilities, over image and mirror image."""
     total = torch.zeros(len(rows.crops), len(EXPRESSIONS))
     for network in networks:
         network.eval()
@@ -187,12 +179,7 @@ def soft_labels(networks: Sequence[nn.Module], rows: Rows, device: torch.device)
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """Fit the temperature that minimizes the cross-entropy of logits divided by it.
-
-    Args:
-        logits: of a validation split, (N, K).
-        labels: classes, (N,).
-    """
+    """Fit the temperature that minimizes the cross-entropy of logits (N, K) for classes (N,)."""
     log_temperature = torch.zeros((), dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([log_temperature], max_iter=50, line_search_fn="strong_wolfe")
 
@@ -208,11 +195,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
 @torch.no_grad()
 def calibrate(network: nn.Module, val: Rows, device: torch.device) -> float:
-    """Fold the temperature that suits a validation split into the weights of C_exp.
-
-    Returns:
-        The temperature.
-    """
+    """Fold the temperature of a validation split into the weights of C_exp, and return it."""
     known = val.labels >= 0
     logits = expression_logits(network, val.crops[known], device)
     with torch.enable_grad():

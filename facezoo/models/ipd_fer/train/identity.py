@@ -40,13 +40,7 @@ REMOVAL_ROWS = 8192
 
 
 class EmbeddingQueue(nn.Module):
-    """The features and teacher embeddings of the latest training images.
-
-    Args:
-        length: Q, rows.
-        feature_dim: D of the features.
-        teacher_dim: D' of the teacher.
-    """
+    """The last Q features, of D numbers, and teacher embeddings, of D', of training images."""
 
     features: Tensor
     teacher: Tensor

@@ -31,13 +31,7 @@ _VAL_SHARE = 0.1
 
 
 def from_packs(folder: Path, cache: Path | None = None) -> Sources:
-    """Read the packs of a folder.
-
-    Args:
-        folder: folder with the parquet files of ``PACKS`` and ``FACES`` and
-            ``lfw_pairs_val.csv``.
-        cache: folder for aligned crops, see ``read_rows``.
-    """
+    """Read the files of ``PACKS``, ``FACES`` and LFW's pairs in a folder; see ``read_rows``."""
     names = (*(f"{pack}.parquet" for pack in (*PACKS, *FACES)), "lfw_pairs_val.csv")
     check_packs(folder, *names)
     digest = digest_of_files(folder, [folder / name for name in names])

@@ -177,12 +177,9 @@ class Gan:
 def mixed_codes(
     generator: StyleGANGenerator, count: int, share: float, chance: Generator
 ) -> Tensor:
-    """Return W+ codes of random z; a share of the batches mixes the styles of two z.
+    """Return W+ codes (B, L, D) of random z, with gradients; a share of the batches mixes two z.
 
     Source: Karras et al., "A Style-Based Generator Architecture for GANs", CVPR 2019, Sec. 3.1.
-
-    Returns:
-        (B, L, D), with gradients.
     """
     z = torch.randn(2 * count, generator.style_dim, generator=chance)
     w = generator.map(z.to(generator.input.input.device))

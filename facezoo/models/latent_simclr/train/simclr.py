@@ -85,13 +85,10 @@ def train_contrast(
 
 
 def measured_labels(crops: Tensor) -> dict[str, Tensor]:
-    """Label crops by image statistics, for ``fit_directions``.
+    """Label crops, uint8, (N, 3, H, W), by image statistics, for ``fit_directions``.
 
     ``blur`` is a small variance of the Laplacian. ``skin_tone`` is a dark center of the face, which
     depends on light as well as on skin.
-
-    Args:
-        crops: uint8 crops, (N, 3, H, W).
     """
     gray = crops.float().mean(1)
     laplacian = 4 * gray[:, 1:-1, 1:-1] - (
@@ -121,10 +118,5 @@ def label_extremes(values: Tensor) -> Tensor:
 
 
 def views(what: str, num_codes: int) -> range:
-    """Return the indices of the styles that views of an encoder replace.
-
-    Args:
-        what: ``"expression"`` as in the paper, or ``"identity"`` (ours).
-        num_codes: number of styles L.
-    """
+    """Return the styles that views for expression, as in the paper, or identity, ours, replace."""
     return appearance_layers(num_codes) if what == "expression" else structure_layers(num_codes)

@@ -142,13 +142,9 @@ def inner_faces(crops: Tensor) -> Tensor:
 
 
 def roughness(depth: Tensor) -> Tensor:
-    """Compute the mean absolute second difference of depth maps without their fixed borders.
+    """Compute the mean absolute second difference of depth maps (B, S, S) inside their borders.
 
-    Args:
-        depth: (B, S, S).
-
-    Returns:
-        Scalar, as a share of the depth range.
+    It is a share of the depth range.
     """
     inside = depth[..., BORDER:-BORDER]
     across = inside[..., 2:] - 2 * inside[..., 1:-1] + inside[..., :-2]
