@@ -81,6 +81,6 @@ def diversity(features: Tensor) -> float:
 
 
 def nearest(queries: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Find the row (N, D) most similar to each query (Q, D) by cosine: similarity and number, (Q,)."""
+    """Find the row (N, D) of highest cosine to each query (Q, D): cosine and number, (Q,)."""
     best = (F.normalize(queries, dim=1) @ F.normalize(rows, dim=1).T).max(1)
     return best.values, best.indices
