@@ -21,8 +21,10 @@ from facezoo.hub.families import FAMILIES
 from facezoo.models.adv3d import Adv3D
 from facezoo.models.identity_removal import IdentityRemoval
 from facezoo.models.ipd_fer import IPDFER
+from facezoo.models.ipd_fer.networks import RefinedDecoder
 from facezoo.preprocess.alignment import prepare_aligned
 from facezoo.preprocess.images import read_image
+from facezoo.runtimes import open_onnx, write_onnx
 
 BACKBONE = "test_resnet.r160_in1k"
 PORTRAITS = sorted((Path(__file__).parent.parent / "examples" / "portraits").glob("*.jpg"))
@@ -259,6 +261,15 @@ def test_rasterized_images_are_not_a_stage():
     small = {"width": 8, "number_width": 8, "code_dim": 16, "unet_width": 8}
     model = facezoo.load("latentface", pretrained=False, device="cpu", **small)
     assert list(stage_names(model)) == ["expression", "identity", "pose", "factors"]
+
+
+def test_the_graph_of_the_refined_decoder_takes_any_batch(tmp_path):
+    decoder = RefinedDecoder(16, size=32, width=8, rank=4).eval()
+    features = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
+    path = tmp_path / "decoder.onnx"
+    write_onnx(decoder, path, features[:2], "features", ["images"], free=[0])
+    output = open_onnx(path, "onnxruntime")(features)
+    torch.testing.assert_close(output, decoder(features), atol=1e-4, rtol=0)
 
 
 @pytest.mark.slow

@@ -295,9 +295,9 @@ class RefinedDecoder(nn.Module):
 
     def generate(self, features: Tensor) -> Tensor:
         """Crops, about -1 to 1 but not clipped, (B, 3, size, size), of features (B, D)."""
-        count = len(features)
-        base = self.outward(self.inward(features)).view(count, 3, self.base_side, self.base_side)
-        maps = F.leaky_relu(self.seed(features), 0.2).view(count, -1, self.side, self.side)
+        # unflatten, since len() fixes the batch size of an exported graph
+        base = self.outward(self.inward(features)).unflatten(1, (3, self.base_side, self.base_side))
+        maps = F.leaky_relu(self.seed(features), 0.2).unflatten(1, (-1, self.side, self.side))
         maps = maps.contiguous(memory_format=torch.channels_last)
         layers = zip(self.enlarge, self.modulate, self.refine, strict=True)
         for number, (enlarge, modulate, refine) in enumerate(layers):
