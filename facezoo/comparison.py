@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import os
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -14,15 +17,18 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from facezoo.errors import NoFaceError, explained_import
-from facezoo.hub.card import Card, Verification, card_named
+from facezoo.hub.card import Card, Verification
+from facezoo.hub.names import card_hash, resolve
 from facezoo.preprocess.images import Images, ImageSource, describe
-from facezoo.preprocess.pipeline import ONE_FACE, ImageKeywords
+from facezoo.preprocess.pipeline import ImageKeywords
 from facezoo.registry import load
 
 if TYPE_CHECKING:
     from facezoo.models.base import FaceModel
 
 _DEFAULT = "ipd-fer"
+_PAIR: ImageKeywords = {"faces": "largest", "on_missing": "raise"}
+"""Options of a decision about two images."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class Match:
 def similarity(
     images_a: Images,
     images_b: Images,
-    model: str | FaceModel = _DEFAULT,
+    model: str | os.PathLike[str] | FaceModel = _DEFAULT,
     **options: Unpack[ImageKeywords],
 ) -> Tensor:
     """Compute the cosine between the identity features of every two faces.
@@ -55,7 +61,7 @@ def similarity(
     Args:
         images_a: one image or several.
         images_b: one image or several.
-        model: a checkpoint or model with identity features.
+        model: a checkpoint, its folder, or a model with identity features.
         **options: choice and detection of the faces, as in ``FaceModel.encode_expression``.
 
     Returns:
@@ -81,7 +87,7 @@ def similarity(
 def verify(
     a: ImageSource,
     b: ImageSource,
-    model: str | FaceModel = _DEFAULT,
+    model: str | os.PathLike[str] | FaceModel = _DEFAULT,
     *,
     threshold: float | None = None,
     **options: Unpack[ImageKeywords],
@@ -94,9 +100,10 @@ def verify(
     Args:
         a: an image.
         b: another image.
-        model: a checkpoint or model with identity features.
+        model: a checkpoint, its folder, or a model with identity features.
         threshold: least similarity of one identity; None for the one in the checkpoint's card.
-        **options: choice and detection of the faces, as in ``FaceModel.encode_expression``.
+        **options: detection of the faces, as in ``FaceModel.encode_expression``. ``faces`` is
+            ``"largest"`` and ``on_missing`` is ``"raise"``: a decision needs one face per image.
 
     Returns:
         Decision, similarity, threshold and the false-match rate of the threshold; true or false
@@ -106,37 +113,47 @@ def verify(
         ImageError: if an image cannot be read.
         NoFaceError: if an image has no face.
         UnsupportedError: if the model has no identity features.
-        ValueError: if ``threshold`` is None and the card has none.
+        ValueError: if ``threshold`` is None and the card has none, if it is NaN, or if ``faces`` or
+            ``on_missing`` has another value.
 
     Examples:
         >>> facezoo.verify("grace_hopper.jpg", "eileen_collins.jpg").same
         False
     """
+    for name, value in _PAIR.items():
+        if options.get(name, value) != value:
+            raise ValueError(
+                f"verify compares one face of each image: {name} must be {value!r}, got "
+                f"{options[name]!r}; for several faces, or images without a face, call similarity()"  # type: ignore[literal-required]
+            )
     network = _model(model)
     rates: tuple[float | None, float | None] = (None, None)
     if threshold is None:
         measured = _verification(network.card, network.model_name)
         threshold = measured.threshold
         rates = measured.false_match_rate, measured.false_non_match_rate
+    threshold = _number(threshold)
     features = []
     for image in (a, b):
         try:
-            features.append(network.encode_identity([image], **(ONE_FACE | options)))
+            features.append(network.encode_identity([image], **(options | _PAIR)))
         except NoFaceError as error:
             raise NoFaceError(
                 f"no face found in {describe(image)}; verify needs one in each image: try a "
                 "smaller min_face, a lower score_threshold or other rotations",
                 error.missing,
             ) from error
-    value = float(F.cosine_similarity(*features))
-    return Match(value > threshold, value, threshold, *rates)
+    if len(features[0]) != 1 or len(features[1]) != 1:
+        raise ValueError("verify compares two images, got a batch of several; pass one at a time")
+    cosine = float(F.cosine_similarity(*features))
+    return Match(cosine > threshold, cosine, threshold, *rates)
 
 
 def cluster(
     features: Tensor | NDArray[Any],
     *,
     threshold: float | None = None,
-    model: str = _DEFAULT,
+    model: str | os.PathLike[str] | FaceModel = _DEFAULT,
     method: Literal["average", "hdbscan"] = "average",
 ) -> Tensor:
     """Group faces by identity. Needs the extra ``[sklearn]``.
@@ -147,7 +164,7 @@ def cluster(
         features: identity features of ``encode_identity``, (N, D); rows of NaN are left out.
         threshold: least mean cosine between two groups that are merged; None for the verification
             threshold in the card of ``model``. ``"hdbscan"`` has none.
-        model: checkpoint that computed the features; only its card is read.
+        model: checkpoint, folder or model that computed the features; only its card is read.
         method: ``"average"`` for agglomerative clustering with average linkage, which gives every
             face a group; ``"hdbscan"`` for groups of two or more faces in dense regions (Campello
             et al. 2013), without a threshold.
@@ -158,8 +175,8 @@ def cluster(
 
     Raises:
         ImportError: if scikit-learn is not installed.
-        ValueError: if ``features`` is not (N, D), ``method`` is unknown, or the card has no
-            threshold and none is given.
+        ValueError: if ``features`` is not (N, D), ``method`` is unknown, ``threshold`` is NaN, or
+            the card has no threshold and none is given.
 
     Examples:
         >>> features = model.encode_identity(["eileen_collins.jpg", "grace_hopper.jpg"])
@@ -182,7 +199,8 @@ def cluster(
         groups = HDBSCAN(2, copy=True).fit_predict(unit) if len(unit) > 1 else -np.ones(len(unit))
     else:
         if threshold is None:
-            threshold = _verification(card_named(model), model).threshold
+            threshold = _verification(*_card(model)).threshold
+        threshold = _number(threshold)
         distances = squareform(
             (1 - unit @ unit.T).clamp(min=0).fill_diagonal_(0).numpy(), checks=False
         )
@@ -205,10 +223,31 @@ def _verification(card: Card | None, name: str) -> Verification:
     return card.verification
 
 
-def _model(model: str | FaceModel) -> Any:
-    return _loaded(model) if isinstance(model, str) else model
+def _number(threshold: float) -> float:
+    """Convert a threshold to a plain number.
+
+    Raises:
+        ValueError: if it is not a number: no similarity is above NaN.
+    """
+    number = float(threshold)
+    if math.isnan(number):
+        raise ValueError("threshold must be a cosine from -1 to 1, got nan")
+    return number
+
+
+def _model(model: str | os.PathLike[str] | FaceModel) -> Any:
+    if isinstance(model, (str, os.PathLike)):
+        return _loaded(Path(model) if isinstance(model, os.PathLike) else model, card_hash(model))
+    return model
 
 
 @lru_cache(maxsize=1)
-def _loaded(name: str) -> Any:
+def _loaded(name: str | Path, _: str) -> Any:
     return load(name)
+
+
+def _card(model: str | os.PathLike[str] | FaceModel) -> tuple[Card | None, str]:
+    """Return the card of a model, and its name for messages."""
+    if isinstance(model, (str, os.PathLike)):
+        return resolve(model).card, os.fspath(model)
+    return model.card, str(model.model_name)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from facezoo.errors import UnsupportedError, explained_import
+from facezoo.hub.names import card_hash
 from facezoo.models.base import FaceModel
 from facezoo.preprocess.detection import DetectionConfig
 from facezoo.preprocess.fingerprint import fingerprint
@@ -94,6 +94,8 @@ class FaceFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             ValueError: if a parameter has no such value, or there is no image.
             UnsupportedError: if the model has no such features.
         """
+        if isinstance(X, Iterator):
+            raise ValueError("X must be a sequence of images, got a generator; pass list(X)")
         _images(X)
         self.get_feature_names_out()
         return self
@@ -115,7 +117,8 @@ class FaceFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         """
         self._check()
         images = _images(X)
-        memory = check_memory(self.memory)
+        memory = self.memory
+        memory = check_memory(os.fspath(memory) if isinstance(memory, os.PathLike) else memory)
         rows = self._encode(images) if memory.location is None else self._cached(images, memory)
         missing = np.flatnonzero(np.isnan(rows).all(1)).tolist()
         if missing and self.on_missing == "raise":
@@ -165,12 +168,13 @@ class FaceFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             )
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be 1 or more, got {self.batch_size}")
+        DetectionConfig.override(**self._detection())
 
     def _detection(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in DETECTION}
 
     def _model(self) -> FaceModel:
-        return _load(self.model, self.device, _card_hash(self.model))
+        return _load(self.model, self.device, card_hash(self.model))
 
     def _encode(self, images: Sequence[Any]) -> NDArray[np.float32]:
         """Compute the rows of all images; NaN where there is no face."""
@@ -208,13 +212,6 @@ class FaceFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 def _row(key: str, row: NDArray[np.float32] | None) -> NDArray[np.float32] | None:  # noqa: ARG001
     """Return the row that the cache stores under a key."""
     return row
-
-
-def _card_hash(name: str) -> str:
-    """Hash the card of a model's folder or file, which changes with the weights; else empty."""
-    path = Path(name)
-    card = path.with_suffix(".json") if path.suffix == ".safetensors" else path / "config.json"
-    return hashlib.sha256(card.read_bytes()).hexdigest() if card.is_file() else ""
 
 
 @lru_cache(maxsize=4)

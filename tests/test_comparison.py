@@ -1,7 +1,8 @@
 """Comparison of faces by identity: similarities, decisions and thresholds."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -65,6 +66,46 @@ def test_an_image_without_a_face_is_named_with_what_to_try(model):
     with pytest.raises(NoFaceError, match=message) as caught:
         facezoo.verify(HOPPER, gray, model, threshold=0.5)
     assert "on_missing" not in str(caught.value)
+
+
+@pytest.mark.parametrize("options", [{"faces": "all"}, {"on_missing": "nan"}])
+def test_a_decision_needs_one_face_of_each_image(model, crops, options):
+    name = next(iter(options))
+    with pytest.raises(ValueError, match=rf"{name} must be .*call similarity\(\)"):
+        facezoo.verify(*crops[:2], model, threshold=0.5, aligned=True, **options)
+    with pytest.raises(ValueError, match="got a batch of several"):
+        facezoo.verify(torch.stack(crops), crops[0], model, threshold=0.5, aligned=True)
+
+
+def test_thresholds_are_plain_numbers(model, crops):
+    match = facezoo.verify(*crops[:2], model, threshold=np.float32(0.5), aligned=True)
+    assert json.loads(json.dumps(asdict(match)))["threshold"] == 0.5
+    assert type(match.same) is bool
+    for threshold in (float("nan"), np.float32("nan")):
+        with pytest.raises(ValueError, match="threshold must be a cosine"):
+            facezoo.verify(*crops[:2], model, threshold=threshold, aligned=True)
+        with pytest.raises(ValueError, match="threshold must be a cosine"):
+            facezoo.cluster(torch.eye(3), threshold=threshold)
+
+
+def test_a_folder_is_taken_by_all_functions_and_loaded_again_after_a_change(
+    model, crops, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    card = replace(facezoo.info("ipd-fer"), verification=VERIFICATION)
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        network = IPDFER("test_resnet.r160_in1k", 16, 8, None, None).eval()
+        network.save_pretrained("mine", card=card)
+        expected = facezoo.similarity(*crops[:2], network, aligned=True)
+        for name in ("mine", Path("mine")):
+            found = facezoo.similarity(*crops[:2], name, aligned=True)
+            torch.testing.assert_close(found, expected)
+            match = facezoo.verify(*crops[:2], name, aligned=True)
+            assert match.similarity == pytest.approx(float(expected))
+            assert facezoo.cluster(torch.eye(3), model=name).tolist() == [0, 1, 2]
+    network.card = card
+    assert facezoo.cluster(torch.eye(3), model=network).tolist() == [0, 1, 2]
 
 
 def test_the_bundled_checkpoint_recognizes_a_portrait():

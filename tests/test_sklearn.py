@@ -241,6 +241,25 @@ def test_unknown_parameters_raise_an_error_in_fit(base, crops):
         features(base, on_missing="skip").fit(crops)
     with pytest.raises(UnsupportedError, match="pose"):
         features(base, what="pose").fit(crops)
+    with pytest.raises(ValueError, match="min_face must be at least 1 pixel"):
+        features(base, min_face=-1).fit(crops)
+    with pytest.raises(ValueError, match="multiples of 90"):
+        features(base, rotations=(45,)).fit(crops)
+
+
+def test_a_generator_raises_an_error_before_it_is_used_up(base, crops):
+    with pytest.raises(ValueError, match=r"got a generator; pass list\(X\)"):
+        features(base).fit_transform(crop for crop in crops)
+
+
+def test_settings_of_a_numpy_grid_share_the_cache(base, tmp_path):
+    image = str(PORTRAITS[0])
+    rows = [
+        FaceFeatures(base, device="cpu", min_face=side, memory=tmp_path).fit_transform([image])
+        for side in (20, *np.array([20]), 20.0)
+    ]
+    np.testing.assert_array_equal(rows[0], rows[1])
+    assert len(list(tmp_path.rglob("output.pkl"))) == 1
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,19 @@ class Source:
 
     card: Card
     path: Path | None = None
+
+
+def card_hash(name: str | os.PathLike[str]) -> str:
+    """Hash the cards at a path, which change with the weights; empty for another name."""
+    path = Path(name)
+    if path.is_dir():
+        cards = sorted(path.glob("*.json"))
+    else:
+        cards = [path.with_suffix(".json"), path.with_name(CONFIG)] if path.is_file() else []
+    contents = sha256()
+    for card in cards:
+        contents.update(card.read_bytes() if card.is_file() else b"")
+    return contents.hexdigest() if cards else ""
 
 
 def resolve(

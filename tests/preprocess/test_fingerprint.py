@@ -3,6 +3,7 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from facezoo.hub.card import Preprocessing
@@ -51,6 +52,25 @@ def test_the_fingerprint_changes_with_the_detectors_settings(detector_card, monk
     monkeypatch.setattr(fingerprints, "DetectionConfig", lambda: other)
     changed = fingerprint(Preprocessing()) != before
     assert changed
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"min_face": 20.0}, {"min_face": 20}),
+        ({"min_face": 20.0}, {"min_face": np.int64(20)}),
+        ({"score_threshold": 0.5}, {"score_threshold": np.float32(0.5)}),
+        ({"max_side": 1280}, {"max_side": 1280.0}),
+        ({"max_side": 1280}, {"max_side": np.int64(1280)}),
+        ({"rotations": (0, 90)}, {"rotations": (0, np.int64(90), 360)}),
+    ],
+)
+def test_equal_settings_of_another_number_type_have_one_fingerprint(detector_card, one, other):
+    marks = {
+        fingerprint(Preprocessing(), detection=DetectionConfig.override(**settings))
+        for settings in (one, other)
+    }
+    assert len(marks) == 1
 
 
 def test_the_fingerprint_changes_with_detector_template_and_revision(detector_card, monkeypatch):
