@@ -90,8 +90,8 @@ def crops(
     Raises:
         ImageError: if an image cannot be read.
         NoFaceError: if an image has no face and ``on_missing`` is ``"raise"``.
-        ValueError: if ``on_missing`` is ``"nan"``, since pixels cannot be NaN, or if
-            ``detections`` are of other images.
+        ValueError: if ``on_missing`` is ``"nan"``, since pixels cannot be NaN, if ``size`` is not a
+            whole number above 0, or if ``detections`` are of other images.
 
     Examples:
         >>> facezoo.crops("grace_hopper.jpg", template="arcface112").shape
@@ -100,6 +100,9 @@ def crops(
     settings = ImageOptions(**options)
     if settings.on_missing == "nan":
         raise ValueError("crops cannot be NaN; on_missing must be 'raise' or 'skip'")
+    if int(size) != size or size < 1:
+        raise ValueError(f"size must be a whole number of pixels, 1 or more, got {size}")
+    size = int(size)
     preprocessing = Preprocessing(template=template, size=size, mean=(0,) * 3, std=(1,) * 3)
     target, sources = best_device(device), as_list(images)
     if detections is None:

@@ -1,5 +1,6 @@
 """Detection and aligned crops in one call."""
 
+import numpy as np
 import pytest
 import torch
 from packs import FACE, photo_of, use_square_detector
@@ -46,6 +47,14 @@ def test_crops_are_the_pixels_that_a_model_sees(template, size):
     preprocessing = Preprocessing(template=template, size=size, mean=(0,) * 3, std=(1,) * 3)
     expected = prepare(images, facezoo.detect([i.numpy() for i in images], "cpu"), preprocessing)
     assert (crops - expected * 255).abs().max() <= 0.51
+
+
+def test_the_size_of_crops_is_a_whole_number():
+    crops = facezoo.crops(ONE.numpy(), size=np.int64(40), device="cpu")
+    assert torch.equal(crops, facezoo.crops(ONE.numpy(), size=40, device="cpu"))
+    for size in (0, -3, 40.5):
+        with pytest.raises(ValueError, match="size must be a whole number of pixels"):
+            facezoo.crops(ONE.numpy(), size=size, device="cpu")
 
 
 def test_crops_of_known_faces_need_no_detection(monkeypatch):

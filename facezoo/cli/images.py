@@ -81,6 +81,7 @@ def predict(
     loaded = load(model, device=device, runtime=runtime)
     entries: list[dict[str, Any]] = []
     table: list[dict[str, Any]] = []
+    columns: list[str] = []
     for file in files:
         draw = pictures.get(file)
         try:
@@ -97,6 +98,9 @@ def predict(
                     del row["image_index"]
                     row["file"] = name
                     table.append({"file": name, "face": row["face"], **place, **row})
+                if as_csv and not found and file not in videos:
+                    print(f"facezoo: no face found in {name}", file=sys.stderr)
+                columns = columns or list(prediction._columns())
                 if not as_json and not as_csv and (found or file not in videos):
                     print(_prediction_text(entries[-1]))
         except ImageError as error:
@@ -104,8 +108,9 @@ def predict(
             entries.append({"file": str(file), "error": str(error)})
     if as_json:
         print(json.dumps(entries, indent=2))
-    if as_csv and table:
-        names = dict.fromkeys(name for row in table for name in row)
+    if as_csv and columns:
+        of_videos = [name for name in ("time", "track") if any(name in row for row in table)]
+        names = ["file", "face", *of_videos, *columns[columns.index("face") + 1 :]]
         writer = csv.DictWriter(sys.stdout, names, lineterminator="\n")
         writer.writeheader()
         writer.writerows(table)

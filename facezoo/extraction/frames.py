@@ -29,7 +29,7 @@ BATCH = 16
 
 def video(
     source: str | os.PathLike[str] | int,
-    model: str | FaceModel = "ipd-fer",
+    model: str | os.PathLike[str] | FaceModel = "ipd-fer",
     *,
     every: int = 1,
     smooth: float | None = None,
@@ -59,7 +59,8 @@ def video(
         ImportError: if PyAV or OpenCV is missing.
         OSError: if the camera or the file cannot be opened.
         UnsupportedError: if the model has no expression classes.
-        ValueError: if an option has no such value, or the file is not named like a video.
+        ValueError: if an option has no such value, the file is not named like a video, or a pattern
+            matches several.
 
     Examples:
         >>> for frame in facezoo.video("clip.mp4", model):
@@ -76,7 +77,7 @@ def video(
     one = isinstance(source, int)
     defaults: ImageKeywords = {"faces": "all", "batch_size": 1 if one else BATCH}
     settings = ImageOptions(**{**defaults, **options, "on_missing": "skip"})  # type: ignore[arg-type]
-    network = load(model, device=device) if isinstance(model, str) else model
+    network = load(model, device=device) if isinstance(model, (str, os.PathLike)) else model
     network.stage("predict_expression")
     if isinstance(source, int):
         return _results(
@@ -85,6 +86,11 @@ def video(
     path = os.fspath(source)
     if not sources.is_video(path):
         raise ValueError(f"{path} is not named like a video, such as clip.mp4")
+    if len(files := sources.expand(path)) > 1:
+        raise ValueError(
+            f"{path} matches {len(files)} videos, and a track belongs to one; call video() for "
+            "each, or facezoo.extract() for all"
+        )
     names = sources.list_images(Path(path), every=every).names
     return _results(_file_batches(names, network, settings), network, smooth, settings.batch_size)
 

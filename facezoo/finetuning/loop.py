@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -55,6 +56,14 @@ class Finetuning:
     """Start from the weights of the checkpoint; False starts from random ones, for comparison."""
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, np.generic):  # of a search over values
+                object.__setattr__(self, field.name, value.item())
+        for name in ("epochs", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and int(value) != value:
+                raise ValueError(f"{name} must be a whole number, got {value}")
         bounds = {
             "epochs": (self.epochs is None or self.epochs >= 1, "1 or more"),
             "batch_size": (self.batch_size is None or self.batch_size >= 1, "1 or more"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -150,6 +151,28 @@ class DecodingModel(FaceModel):
                     "which keeps the place of each"
                 )
         return results[0], results[1]
+
+
+def one_number(name: str, value: float) -> float:
+    """Convert a parameter of an edit to one finite number for all faces.
+
+    Args:
+        name: name of the parameter, for the message.
+        value: a number, or a scalar of numpy or torch.
+
+    Raises:
+        ValueError: if it is not a number, is several numbers, or is NaN or infinite.
+    """
+    try:
+        number = float("nan") if isinstance(value, str) else float(value)
+    except (TypeError, ValueError, RuntimeError):
+        number = float("nan")
+    if not math.isfinite(number):
+        raise ValueError(
+            f"{name} must be one finite number for all faces, got {value!r}; for several, edit "
+            "once for each"
+        )
+    return number
 
 
 def check_pairs(sources: int, targets: int) -> None:

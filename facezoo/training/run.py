@@ -62,7 +62,12 @@ def begin_run(out: Path, *, seed: int, recipe: dict[str, Any]) -> dict[str, Any]
     """
     record = out / "run.json"
     # A card is strict JSON, so a number that it cannot hold is an error before the training.
-    settings = json.loads(json.dumps({"seed": seed, "recipe": recipe}, allow_nan=False))
+    text = json.dumps(
+        {"seed": seed, "recipe": recipe},
+        allow_nan=False,
+        default=lambda value: value.tolist(),  # scalars of numpy
+    )
+    settings = json.loads(text)
     if record.is_file():
         run: dict[str, Any] = json.loads(record.read_text())
         before = {key: run[key] for key in settings}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ def generator(seed: int, *path: int) -> torch.Generator:
 
     Every place has its own, so a resumed run gets the same numbers as an uninterrupted one.
     """
-    value = seed
+    value = index(seed)  # an int of any size, also from a scalar of numpy
     for part in path:
         value = (value * 1_000_003 + part + 1) % (2**63)
     return torch.Generator().manual_seed(value)

@@ -80,6 +80,17 @@ def test_predict_prints_a_csv_row_per_face(tiny, tmp_path, capsys):
     assert {"label", "score", "x0", *(f"p_{name}" for name in tiny.labels)} <= rows[0].keys()
 
 
+def test_predict_prints_the_header_of_a_csv_table_without_rows(tiny, tmp_path, capsys):
+    write_image(tmp_path / "one.png", 1)
+    assert main(["predict", "--csv", str(tmp_path / "one.png")]) == 0
+    expected = capsys.readouterr().out.splitlines()[0]
+    write_image(tmp_path / "none.png", 0)
+    assert main(["predict", "--csv", str(tmp_path / "none.png")]) == 1
+    printed = capsys.readouterr()
+    assert printed.out.splitlines() == [expected]
+    assert f"no face found in {tmp_path / 'none.png'}" in printed.err
+
+
 @pytest.mark.parametrize("command", ["predict", "extract"])
 def test_settings_of_the_detector_reach_it(tiny, tmp_path, monkeypatch, command):
     write_image(tmp_path / "two.png", 2)

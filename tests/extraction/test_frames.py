@@ -14,6 +14,7 @@ import facezoo
 from facezoo import plot
 from facezoo.cli.main import main
 from facezoo.errors import ImageError, UnsupportedError
+from facezoo.extraction import frames as frames_module
 from facezoo.extraction.videos import read_frame
 
 av = pytest.importorskip("av")
@@ -91,6 +92,20 @@ def test_what_is_not_a_video_is_an_error(tmp_path, tiny):
         facezoo.video(tmp_path / "a.mp4", tiny, aligned=True)
     with pytest.raises(UnsupportedError):
         facezoo.video(tmp_path / "a.mp4", facezoo.load("latentface", pretrained=False))
+
+
+def test_a_pattern_of_several_videos_raises_an_error_as_tracks_belong_to_one(clip, tiny):
+    assert len(list(facezoo.video(clip.parent / "*.mkv", tiny))) == len(COUNTS)
+    write_video(clip.parent / "other.mkv", frames_with(COUNTS), "ffv1", "bgr0")
+    with pytest.raises(ValueError, match=r"matches 2 videos.*call video\(\) for each"):
+        facezoo.video(clip.parent / "*.mkv", tiny)
+
+
+def test_the_model_of_a_video_may_be_a_folder(clip, tiny, tmp_path, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(frames_module, "load", lambda name, device: loaded.append(name) or tiny)
+    assert len(list(facezoo.video(clip, tmp_path / "mine"))) == len(COUNTS)
+    assert loaded == [tmp_path / "mine"]
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "mov", "webm"])

@@ -288,6 +288,20 @@ def test_few_images_are_all_trained_on_and_no_score_is_reported(tree, base, tmp_
     assert "model-index" not in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_a_search_over_numpy_values_is_recorded_in_plain_numbers(tree, base, tmp_path):
+    recipe = Finetuning(epochs=np.int64(1), batch_size=np.int64(16), rate=np.float64(0.02))
+    out = tmp_path / "out"
+    finetune(tree, out, model=base, recipe=recipe, aligned=True, device="cpu", seed=np.int64(3))
+    run = json.loads((out / "training" / "run.json").read_text())
+    assert (run["seed"], run["recipe"]["epochs"], run["recipe"]["rate"]) == (3, 1, 0.02)
+    command = facezoo.load(out, device="cpu").card.training.command
+    assert "--rate 0.02" in command
+    assert command.endswith("--seed 3")
+    for name in ("epochs", "batch_size"):
+        with pytest.raises(ValueError, match=f"{name} must be a whole number, got 1.5"):
+            Finetuning(**{name: 1.5})
+
+
 def test_few_validation_images_of_the_user_are_neither_trained_on_nor_reported(
     tree, base, tmp_path
 ):

@@ -72,6 +72,9 @@ def test_methods_return_edited_crops_and_decoded_images(name):
     torch.testing.assert_close(same, crops, rtol=0, atol=1e-4)
     twice = model.transfer_expression(images, images, strength=2, aligned=True, detail=False)
     torch.testing.assert_close(twice, own, rtol=0, atol=1e-4)
+    for strength in (float("nan"), "2", torch.tensor([1.0, 2.0])):
+        with pytest.raises(ValueError, match="strength must be one finite number"):
+            model.transfer_expression(images, images, strength=strength, aligned=True)
     swapped = model.transfer_expression(images[::-1], images, aligned=True, detail=False)
     edited = model.transfer_expression(images[::-1], images, aligned=True, detail=True)
     torch.testing.assert_close(edited, keep_detail(crops, own, swapped), rtol=0, atol=1e-4)

@@ -86,6 +86,8 @@ def test_light_from_the_left_brightens_what_looks_to_the_left(model, crops):
     assert dark.max() <= 0.5  # black, and grey beside the face
     with pytest.raises(ValueError, match=r"light must be \(4,\)"):
         model.relight(list(crops), torch.zeros(3, 4), aligned=True)
+    with pytest.raises(ValueError, match="light must be four finite numbers"):
+        model.relight(list(crops), [0.0, 1.0, float("nan"), 0.0], aligned=True)
 
 
 def test_a_face_that_is_not_turned_is_the_frontal_one(model, crops):
@@ -95,6 +97,14 @@ def test_a_face_that_is_not_turned_is_the_frontal_one(model, crops):
     assert not torch.allclose(left, frontal)
     assert not torch.allclose(left, right)
     assert not torch.allclose(model.rotate(list(crops), 0.0, 0.3, aligned=True), frontal)
+
+
+def test_angles_in_degrees_and_other_wrong_angles_raise_an_error(model, crops):
+    with pytest.raises(ValueError, match=r"yaw is in radians.*got 30; .*math.radians\(30\)"):
+        model.rotate(crops[0], 30, aligned=True)
+    for pitch in (float("nan"), [0.1, 0.2], torch.tensor([0.1, 0.2]), "0.1"):
+        with pytest.raises(ValueError, match="pitch must be one finite number"):
+            model.rotate(crops[0], 0.0, pitch, aligned=True)
 
 
 def test_a_mesh_is_the_depth_map_seen_from_the_front(model, crops):

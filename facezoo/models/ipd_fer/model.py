@@ -14,7 +14,7 @@ from facezoo.inference import evaluating
 from facezoo.landmarks import FRONTAL_PITCH_DEG, alignment_deg
 from facezoo.models.base import check_shape
 from facezoo.models.capabilities import constructor_arguments
-from facezoo.models.decoding import DecodingModel, check_pairs
+from facezoo.models.decoding import DecodingModel, check_pairs, one_number
 from facezoo.models.identity_removal import IdentityRemoval
 from facezoo.models.ipd_fer.networks import Decoder, Encoder, PoseEncoder, RefinedDecoder
 from facezoo.preprocess.images import Images
@@ -270,12 +270,13 @@ class IPDFER(DecodingModel):
             face.
 
         Raises:
-            ValueError: if the numbers of faces do not match, or if some of several pairs lack a
-                face and ``on_missing`` is "skip".
+            ValueError: if the numbers of faces do not match, if some of several pairs lack a face
+                and ``on_missing`` is "skip", or if ``strength`` is not one number.
             UnsupportedError: if this model has no decoder.
         """
         if "transfer_expression" in self.absent:
             self.reject("transfer_expression")
+        amount = one_number("strength", strength)
 
         def of_target(crops: Tensor) -> dict[str, Tensor]:
             features = self._posed_identity(crops), self.embed_expression(crops)
@@ -292,7 +293,7 @@ class IPDFER(DecodingModel):
         stages = (self.embed_expression, of_target)
         expression, targets = self._encode_pairs(source, target, stages, checked)
         check_pairs(len(expression), len(targets["identity"]))
-        change = strength * (expression - targets["expression"])
+        change = amount * (expression - targets["expression"])
         rows = {**targets, "change": change}
         return self.decode_batched(rows, decode, checked.batch_size)
 

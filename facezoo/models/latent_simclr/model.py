@@ -13,7 +13,7 @@ from facezoo.errors import UnknownNameError
 from facezoo.hub.card import Preprocessing
 from facezoo.models.base import check_shape
 from facezoo.models.capabilities import constructor_arguments
-from facezoo.models.decoding import DecodingModel, check_pairs
+from facezoo.models.decoding import DecodingModel, check_pairs, one_number
 from facezoo.models.latent_simclr.augment import appearance_layers
 from facezoo.models.latent_simclr.directions import check_direction
 from facezoo.models.latent_simclr.expression import ExpressionAxes
@@ -267,7 +267,7 @@ class LatentSimCLR(DecodingModel):
             ValueError: if a direction of your own has another shape, or ``strength`` is not one
                 number.
         """
-        change, amount = self.direction(direction), _as_number(strength)
+        change, amount = self.direction(direction), one_number("strength", strength)
         feature = None
         if isinstance(direction, str) and self.feature_directions is not None:
             feature = self.feature_directions[self.architecture["directions"].index(direction)]
@@ -335,7 +335,7 @@ class LatentSimCLR(DecodingModel):
                 and ``on_missing`` is "skip", or if ``strength`` is not one number.
             UnsupportedError: if the checkpoint has no axes.
         """
-        axes, amount = self.expression_axes, _as_number(strength)
+        axes, amount = self.expression_axes, one_number("strength", strength)
         if axes is None:
             self.reject("transfer_expression")
         checked = ImageOptions(**(ONE_FACE | options))
@@ -405,18 +405,3 @@ class LatentSimCLR(DecodingModel):
 
     def _generate(self, inversion: Inversion) -> Tensor:
         return self.inverter.synthesize(inversion.w_plus, inversion.feature)
-
-
-def _as_number(strength: float) -> float:
-    """Convert a strength to one number for all faces.
-
-    Raises:
-        ValueError: if it is not one number.
-    """
-    try:
-        return float(strength)
-    except (TypeError, ValueError, RuntimeError):
-        raise ValueError(
-            f"strength must be one number for all faces, got {strength!r}; call edit() once for "
-            "each strength"
-        ) from None

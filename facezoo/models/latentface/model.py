@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,7 @@ from typing_extensions import Unpack
 
 from facezoo.geometry.camera import grid_triangles
 from facezoo.geometry.textured_mesh import TexturedMesh
-from facezoo.models.decoding import check_pairs
+from facezoo.models.decoding import check_pairs, one_number
 from facezoo.models.latentface.latents import LatentFaceEncoding, Latents
 from facezoo.models.latentface.renderer import BORDER
 from facezoo.models.latentface.stages import LatentFaceStages
@@ -121,13 +122,15 @@ class LatentFace(LatentFaceStages):
             RGB crops in [0, 1], (F, 3, S, S).
 
         Raises:
-            ValueError: if ``light`` has another shape.
+            ValueError: if ``light`` has another shape, or is not finite.
         """
         parameters = torch.as_tensor(light)
         if tuple(parameters.shape) != (4,):
             raise ValueError(
                 f"light must be (4,), ambient, diffuse, dx, dy, got {tuple(parameters.shape)}"
             )
+        if not bool(torch.isfinite(parameters).all()):
+            raise ValueError(f"light must be four finite numbers, got {parameters.tolist()}")
 
         def render(latents: Latents) -> Tensor:
             other = parameters.to(latents.light).expand(len(latents), 4)
@@ -148,10 +151,20 @@ class LatentFace(LatentFaceStages):
 
         Returns:
             RGB crops in [0, 1], (F, 3, S, S).
+
+        Raises:
+            ValueError: if an angle is not one number from -π to π.
         """
+        angles = [one_number("pitch", pitch), one_number("yaw", yaw)]
+        for name, angle in zip(("pitch", "yaw"), angles, strict=True):
+            if abs(angle) > math.pi:
+                raise ValueError(
+                    f"{name} is in radians, from -3.14 to 3.14, got {angle:g}; for degrees, pass "
+                    f"math.radians({angle:g})"
+                )
 
         def render(latents: Latents) -> Tensor:
-            view = latents.view.new_tensor([pitch, yaw, 0, 0, 0, 0]).expand(len(latents), 6)
+            view = latents.view.new_tensor([*angles, 0, 0, 0, 0]).expand(len(latents), 6)
             return self.draw(replace(latents, view=view)).image
 
         return self.to_unit(self._decode(images, render, options))
@@ -181,12 +194,13 @@ class LatentFace(LatentFaceStages):
             RGB crops in [0, 1] in the model's template, (F, 3, S, S); none without a target face.
 
         Raises:
-            ValueError: if the numbers of faces do not match, or if some of several pairs lack a
-                face and ``on_missing`` is "skip".
+            ValueError: if the numbers of faces do not match, if some of several pairs lack a face
+                and ``on_missing`` is "skip", or if ``strength`` is not one number.
             UnsupportedError: if this model has no diffusion.
         """
         if "transfer_expression" in self.absent:
             self.reject("transfer_expression")
+        amount = one_number("strength", strength)
 
         def of_source(crops: Tensor) -> Tensor:
             latents = self.embed_latents(crops)
@@ -209,7 +223,7 @@ class LatentFace(LatentFaceStages):
         expression, targets = self._encode_pairs(source, target, (of_source, of_target), checked)
         check_pairs(len(expression), len(targets["neutral"]))
         own = targets["latents"].codes - targets["neutral"]
-        rows = {**targets, "change": strength * (expression - own)}
+        rows = {**targets, "change": amount * (expression - own)}
         return self.decode_batched(rows, decode, checked.batch_size)
 
     def to_mesh(self, images: Images, **options: Unpack[ImageKeywords]) -> list[TexturedMesh]:
