@@ -10,6 +10,7 @@ from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
+from operator import index
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -242,6 +243,7 @@ def extract_each(
             raise ValueError(f"{name} must be 1 or more, got {value}")
     if smooth is not None and not smooth > 0:
         raise ValueError(f"smooth must be above 0 seconds, or None, got {smooth}")
+    every, smooth = index(every), None if smooth is None else float(smooth)
     together = Processes.present()
     if together.first and not overwrite:
         check_free(targets)

@@ -92,3 +92,12 @@ def test_the_face_of_a_video_is_one_track_and_smoothing_reduces_changes(
     labels = [max(names, key=row.get).removeprefix("p_") for row in smooth]
     assert [row["label"] for row in smooth] == labels
     assert [row["x0"] for row in raw] == [row["x0"] for row in smooth]
+
+
+@pytest.mark.usefixtures("_fake_faces")
+def test_scalars_of_numpy_give_the_rows_of_plain_numbers(tmp_path, tiny):
+    video = write_video(tmp_path / "video.mp4", moving(PORTRAITS[0], 5))
+    plain, numpy = tmp_path / "plain.csv", tmp_path / "numpy.csv"
+    run(video, plain, tiny, smooth=0.5, every=2, min_face=20)
+    run(video, numpy, tiny, smooth=np.float32(0.5), every=np.int64(2), min_face=np.int64(20))
+    assert plain.read_text() == numpy.read_text()
