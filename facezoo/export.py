@@ -85,7 +85,7 @@ def stage_names(model: Model) -> dict[str, str]:
 
 
 def export(
-    model: Model, out: str | Path, kind: str = "onnx", stages: Sequence[str] | None = None
+    model: Model, out: str | Path, kind: str = "onnx", stages: str | Sequence[str] | None = None
 ) -> list[Path]:
     """Write stages of a model in another format, and compare each with the model.
 
@@ -98,7 +98,7 @@ def export(
             ``timm`` writes a folder ``<stage>`` for ``timm.create_model("local-dir:...")``. All
             write ``facezoo.json``, which describes the preparation of crops.
         kind: one of ``FORMATS``.
-        stages: keys of ``stage_names``; None for all that the format supports.
+        stages: one or several keys of ``stage_names``; None for all that the format supports.
 
     Returns:
         The files, or folders, in the order of the stages.
@@ -226,7 +226,7 @@ def export_detector(out: str | Path) -> list[Path]:
     return [path]
 
 
-def _requested(model: Model, kind: str, stages: Sequence[str] | None) -> dict[str, str]:
+def _requested(model: Model, kind: str, stages: str | Sequence[str] | None) -> dict[str, str]:
     names = stage_names(model)
     if isinstance(model, MeshModel) and kind != "torch-export":
         raise UnsupportedError(
@@ -240,6 +240,7 @@ def _requested(model: Model, kind: str, stages: Sequence[str] | None) -> dict[st
         names = {name: names[name] for name in able if name in names and name != excluded}
     if not names:
         raise UnsupportedError(f"{model.model_name} has no stage that {kind} supports")
+    stages = [stages] if isinstance(stages, str) else stages
     if unknown := [name for name in stages or () if name not in names]:
         raise UnsupportedError(
             f"{model.model_name} has no stage {unknown[0]!r} for {kind}; it has {', '.join(names)}"

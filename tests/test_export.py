@@ -76,7 +76,8 @@ def test_every_capability_is_a_stage(model):
 def test_changed_weights_do_not_go_into_the_export_of_the_checkpoint(tmp_path):
     model = IPDFER(BACKBONE, 8, pose_backbone=None, decoder_size=None)
     model = facezoo.load(model.save_pretrained(tmp_path / "model"), device="cpu")
-    export(model, tmp_path / "out", "torch-export", ["probabilities"])
+    (path,) = export(model, tmp_path / "out", "torch-export", "probabilities")
+    assert path.name == "probabilities.pt2"
     with torch.no_grad():
         model.expression_classifier.bias += 1
     with pytest.raises(ValueError, match=r"differs from .* in tensors_sha256"):

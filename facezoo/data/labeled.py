@@ -155,6 +155,8 @@ def _labeled(
     path: Path, columns: Mapping[str, list[Any]], classes: Sequence[str] | None
 ) -> LabeledImages:
     """Keep the rows whose label is among the classes."""
+    if isinstance(classes, str):
+        raise ValueError(f"classes must be a list of names, got the text {classes!r}")
     words = columns["label"]
     present, order = {word for word in words if word is not None}, columns["class"]
     known = [word for word in order if word in present] + sorted(present - set(order))

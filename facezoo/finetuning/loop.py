@@ -60,6 +60,8 @@ class Finetuning:
             value = getattr(self, field.name)
             if isinstance(value, np.generic):  # of a search over values
                 object.__setattr__(self, field.name, value.item())
+        if isinstance(self.freeze, str):
+            object.__setattr__(self, "freeze", (self.freeze,))
         for name in ("epochs", "batch_size"):
             value = getattr(self, name)
             if value is not None and int(value) != value:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +19,10 @@ UNITS_MM = {"mm": 1.0, "cm": 10.0, "m": 1000.0, "dm": 100.0, "inch": 25.4}
 
 @dataclass(frozen=True, repr=False)
 class Mesh(Result):
-    """A triangle mesh, or a point cloud."""
+    """A triangle mesh, or a point cloud.
+
+    Arrays become tensors, so a mesh of trimesh is ``Mesh(mesh.vertices, "mm", mesh.faces)``.
+    """
 
     vertices: Tensor
     """In ``units``, (N, 3)."""
@@ -29,6 +33,12 @@ class Mesh(Result):
 
     def __post_init__(self) -> None:
         millimeters(self.units)
+        for name, dtype in (("vertices", np.float64), ("triangles", np.int64)):
+            if isinstance(values := getattr(self, name), np.ndarray):
+                if name == "triangles" and values.dtype.kind not in "iu":
+                    raise ValueError(f"triangles must be whole numbers, got {values.dtype}")
+                array = np.array(values, dtype, order="C")  # torch rejects some byte orders
+                object.__setattr__(self, name, torch.from_numpy(array))
         if self.vertices.ndim != 2 or self.vertices.shape[1] != 3 or not len(self.vertices):
             raise ValueError(f"vertices must be (N, 3), got {tuple(self.vertices.shape)}")
         if not bool(torch.isfinite(self.vertices).all()):

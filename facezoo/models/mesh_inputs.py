@@ -86,11 +86,19 @@ def as_list(meshes: Meshes) -> list[MeshSource]:
     if isinstance(meshes, (np.ndarray, Tensor)):
         return list(meshes) if meshes.ndim == 3 else [meshes]
     if not isinstance(meshes, Iterable):
-        raise TypeError(
-            "expected a mesh file, a Mesh, vertices (N, 3) or (M, N, 3) as an array or tensor, or "
-            f"a list of these; got {type(meshes).__name__}"
-        )
+        raise _not_a_mesh(meshes)
     return [one for source in meshes for one in as_list(source)]
+
+
+def _not_a_mesh(source: object) -> TypeError:
+    """Build the error for another object."""
+    other = ""
+    if hasattr(source, "vertices") and hasattr(source, "faces"):  # of trimesh and others
+        other = "; pass Mesh(mesh.vertices, units, mesh.faces) of facezoo.geometry.meshes"
+    return TypeError(
+        "expected a mesh file, a Mesh, vertices (N, 3) or (M, N, 3) as an array or tensor, or "
+        f"a list of these; got {type(source).__name__}{other}"
+    )
 
 
 def is_file(source: MeshSource) -> bool:
@@ -108,6 +116,7 @@ def as_mesh(source: MeshSource, units: str | None) -> Mesh:
 
     Raises:
         FileNotFoundError: if the file is missing.
+        TypeError: if it is neither a file nor a mesh.
         ValueError: if units are missing, or the mesh is damaged.
     """
     if isinstance(source, Mesh):
@@ -116,6 +125,8 @@ def as_mesh(source: MeshSource, units: str | None) -> Mesh:
     assert units is not None
     if isinstance(source, (str, Path)):
         return read_mesh(source, units)
+    if not isinstance(source, (np.ndarray, Tensor)):
+        raise _not_a_mesh(source)
     if source.dtype in (np.uint8, torch.uint8):
         raise ValueError("its vertices are uint8, as the pixels of an image; pass a mesh")
     if isinstance(source, np.ndarray):  # torch rejects some byte orders and strides

@@ -90,6 +90,8 @@ def test_classes_that_differ_only_in_case_are_an_error(tree, tmp_path):
     with pytest.raises(ValueError, match=r"only in upper and lower case .Calm, calm"):
         read_labeled(tmp_path)
     assert read_labeled(tmp_path, classes=["calm", "cross"]).classes == CLASSES
+    with pytest.raises(ValueError, match="classes must be a list of names, got the text"):
+        read_labeled(tmp_path, classes="calm,cross")
 
 
 def test_hidden_folders_and_files_are_ignored(tree, tmp_path):

@@ -297,6 +297,7 @@ def test_a_search_over_numpy_values_is_recorded_in_plain_numbers(tree, base, tmp
     command = facezoo.load(out, device="cpu").card.training.command
     assert "--rate 0.02" in command
     assert command.endswith("--seed 3")
+    assert Finetuning(freeze="identity_encoder").freeze == ("identity_encoder",)
     for name in ("epochs", "batch_size"):
         with pytest.raises(ValueError, match=f"{name} must be a whole number, got 1.5"):
             Finetuning(**{name: 1.5})

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -290,6 +292,24 @@ def test_arrays_of_any_layout_are_read(model, meshes, changed):
     wanted = model.encode_identity(meshes[0], units="mm")
     found = model.encode_identity(changed(meshes[0].numpy()), units="mm")
     assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint32, ">i4"])
+def test_a_mesh_takes_arrays_as_other_libraries_have_them(model, meshes, dtype):
+    wanted = model.encode_identity(meshes[0], units="mm")
+    triangles = np.asarray(model.triangles.numpy(), dtype)
+    mesh = Mesh(meshes[0].numpy(), "mm", triangles)
+    assert torch.equal(mesh.triangles, model.triangles.long())
+    assert torch.equal(model.encode_identity(mesh), wanted)
+    with pytest.raises(ValueError, match="triangles must be whole numbers, got float64"):
+        Mesh(meshes[0].numpy(), "mm", triangles.astype(np.float64))
+
+
+def test_a_mesh_of_another_library_raises_an_error_with_what_to_pass(model, meshes):
+    other = SimpleNamespace(vertices=meshes[0].numpy(), faces=model.triangles.numpy())
+    for method in (model.encode, model.register):
+        with pytest.raises(TypeError, match=r"got SimpleNamespace; pass Mesh\(mesh\.vertices"):
+            method(other)
 
 
 def test_a_mesh_that_is_being_learned_is_encoded_without_its_gradients(model, meshes):
