@@ -44,20 +44,27 @@ def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
     return sorted(name for name in names if fnmatchcase(name, pattern))
 
 
-def info(name: str) -> Card:
+def info(name: str | os.PathLike[str]) -> Card:
     """Return the card of a checkpoint: licenses, data, metrics, limits, input, size.
 
     Args:
-        name: a checkpoint, or a model for its default checkpoint.
+        name: a checkpoint, a model for its default checkpoint, or a folder, file or ``hf-hub:``
+            repository, as ``load`` takes it.
 
     Raises:
         UnknownNameError: if there is no such name; the message lists near matches.
+        WeightsError: if a folder or repository has no card.
 
     Examples:
         >>> facezoo.info("ipd-fer").licenses.code
         'Apache-2.0'
     """
-    return card_named(name, FAMILIES)
+    cards = bundled_cards()
+    if name in {*FAMILIES, *cards, *(card.model for card in cards.values())}:
+        return card_named(str(name), FAMILIES)
+    from facezoo.hub.names import resolve  # imports torch
+
+    return resolve(name).card
 
 
 def download(names: str | Iterable[str]) -> dict[str, Path]:

@@ -45,6 +45,13 @@ def test_info_gives_the_card_of_a_checkpoint_or_of_the_default_one():
         facezoo.info("other-face")
 
 
+def test_info_gives_the_card_of_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    facezoo.load("tiny-face.wide").save_pretrained("mine")
+    for name in ("mine", Path("mine")):
+        assert facezoo.info(name).architecture["width"] == 9
+
+
 def test_download_returns_the_verified_file_of_each_name(folder):
     files = facezoo.download(["tiny-face", "tiny-face.wide"])
     assert files["tiny-face"] == folder / "tiny-face.first.safetensors"

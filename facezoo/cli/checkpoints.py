@@ -36,7 +36,7 @@ def list_names(pattern: str, pretrained: bool) -> int:
 @click.option("--all", "full", is_flag=True, help="print every metric and every limit in full")
 @click.option("--json", "as_json", is_flag=True, help="print the card as JSON")
 def info(name: str, full: bool, as_json: bool) -> None:
-    """Show the card of a checkpoint, or of the default checkpoint of a model."""
+    """Show the card of a checkpoint, of the default checkpoint of a model, or of a folder."""
     from facezoo.registry import info as card_of
 
     card = card_of(name)

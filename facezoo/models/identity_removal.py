@@ -68,7 +68,7 @@ def remove_identity(
     features: Tensor,
     identities: Tensor | Sequence[Hashable],
     *,
-    keep: Tensor | None = None,
+    keep: Tensor | Sequence[int | str | None] | None = None,
     directions: int | None = None,
     seed: int = 0,
 ) -> IdentityRemoval:
@@ -87,10 +87,11 @@ def remove_identity(
         features: features of training images, (N, D).
         identities: identity of each image, numbers or names, N; identities with one image are
             ignored.
-        keep: classes to preserve, such as expressions, int64, -1 for unknown, (N,). Only directions
-            that are uncorrelated with these classes are removed. Preserving a covariance while
-            erasing another follows Holstege et al., "Preserving task-relevant information under
-            linear concept removal", 2025.
+        keep: classes to preserve, such as expressions, N: whole numbers, -1 for unknown; or names,
+            None for unknown, as in ``prediction.labels``. Only directions that are uncorrelated
+            with these classes are removed. Preserving a covariance while erasing another follows
+            Holstege et al., "Preserving task-relevant information under linear concept removal",
+            2025.
         directions: number of directions to remove; None to choose it as above.
         seed: seed of the permutations.
 
@@ -112,16 +113,16 @@ def remove_identity(
     """
     if directions is not None and directions < 0:
         raise ValueError(f"directions must be 0 or more, or None, got {directions}")
-    features, keep = _tensor(features), None if keep is None else _tensor(keep)
+    features, classes = _tensor(features), None if keep is None else _classes(keep)
     labels = _numbers(identities)
-    _check(features, labels, keep)
+    _check(features, labels, classes)
     rows = features.detach().cpu().double()
     mean, whiten, unwhiten = _whitening(rows)
     if not whiten.shape[1]:
         raise ValueError("features are the same in every row; pass those of different images")
     white = (rows - mean) @ whiten
-    if keep is not None:
-        axes = _class_axes(white, keep.cpu())
+    if classes is not None:
+        axes = _class_axes(white, classes.cpu())
         white = white - white @ axes @ axes.T
     several = labels.bincount()[labels] > 1
     white, labels = white[several], labels[several].unique(return_inverse=True)[1]
@@ -188,6 +189,15 @@ def _numbers(identities: Tensor | Sequence[Hashable]) -> Tensor:
     names = [name.item() if isinstance(name, Tensor) else name for name in identities]
     number = {name: index for index, name in enumerate(dict.fromkeys(names))}
     return torch.tensor([number[name] for name in names], device="cpu")
+
+
+def _classes(keep: Tensor | Sequence[int | str | None]) -> Tensor:
+    """Number the names of classes, -1 for None; numbers stay."""
+    if isinstance(keep, Tensor) or not any(isinstance(name, str) for name in keep):
+        return _tensor(keep)
+    numbers = _numbers(keep)
+    unknown = torch.tensor([not isinstance(name, str) for name in keep], device="cpu")
+    return numbers.masked_fill(unknown, -1)
 
 
 def _check(features: Tensor, labels: Tensor, keep: Tensor | None) -> None:

@@ -1,5 +1,6 @@
 """Identity removal: what it takes, what it leaves, and that it stays with a model."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -121,6 +122,16 @@ def test_labels_that_are_not_known_are_left_out_of_what_is_kept():
     some[::3] = -1
     removal = remove_identity(features, PEOPLE, keep=some)
     assert expressed(removal(features)) >= expressed(features) - 0.05
+
+
+def test_names_of_classes_are_kept_as_their_numbers_are():
+    features, some = made(correlated=True), LABELS.clone()
+    some[::3] = -1
+    expected = remove_identity(features, PEOPLE, keep=some)
+    names = [{-1: None, 0: "neutral", 1: "happiness"}[number] for number in some.tolist()]
+    for keep in (names, np.array(names, object)):
+        removal = remove_identity(features, PEOPLE, keep=keep)
+        torch.testing.assert_close(removal(features), expected(features))
 
 
 def test_directions_that_do_not_vary_and_identities_of_one_image_do_no_harm():
