@@ -138,6 +138,34 @@ def test_reduced_precision_is_compared_for_features_and_codes(tmp_path, monkeypa
     assert all(float(row["least cosine"]) > 0.999 and row["faces"] == 1 for row in rows)
 
 
+class Tinting:
+    """A model whose expression is the mean color; it transfers four fifths of it."""
+
+    def encode_expression(self, images, aligned):
+        return torch.stack([torch.as_tensor(image).float().mean((-2, -1)) for image in images])
+
+    def transfer_expression(self, source, target, aligned, strength):
+        own, wanted = (self.encode_expression(images, aligned) for images in (target, source))
+        moved = torch.stack(target) + (0.8 * strength * (wanted - own))[..., None, None]
+        return moved.clamp(0, 255) / 255
+
+
+@pytest.mark.parametrize(("strength", "share"), [(1.0, 0.8), (1.25, 1.0)])
+def test_the_strength_of_a_transfer_is_found_in_the_result(strength, share):
+    crops = torch.full((4, 3, 8, 8), 100, dtype=torch.uint8)
+    crops[2:] = 150
+    found, _ = benchmark("transfer").change_found(Tinting(), crops, strength, {})
+    assert found == pytest.approx(share, abs=1e-3)
+
+
+def test_transfers_are_measured_by_strength(tmp_path):
+    write_lfw(tmp_path)
+    rows = benchmark("transfer").main(tmp_path, ["ipd-fer.ferplus-lfw"], [0.0], 1, 0)
+    rows = rows["tables"]["transfer"]
+    assert [row["image"] for row in rows] == ["decoded features", "edited crop"]
+    assert rows[1]["change found, %"] == pytest.approx(0, abs=1), "nothing was asked for"
+
+
 def test_loading_and_parts_report_the_spread_of_repeats(monkeypatch):
     loading, parts = benchmark("loading"), benchmark("parts")
     monkeypatch.setattr(loading, "names", lambda: [])
