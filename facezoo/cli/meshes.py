@@ -33,6 +33,8 @@ def register(
     from facezoo.geometry.mesh_files import write_mesh
     from facezoo.registration import register as register_mesh
 
+    if out.resolve() == mesh.resolve():
+        raise click.UsageError(f"{out} is MESH itself; name another file for the result")
     result = register_mesh(mesh, units=units, model=model, device=device)
     write_mesh(out, result.mesh)
     if as_json:

@@ -9,6 +9,7 @@ Letters: P identities, E expressions, N vertices, L latent dimensions.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,9 @@ def predict(model: MeshModel, meshes: Tensor, corrupt: Corruption | None = None)
         face = torch.stack([m.vertices for m in model.synthesize(*codes)])
         return tuple(part.cpu() for part in (*codes, face, neutral))
 
-    parts = in_batches(clouds, 32, work)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* lack a part of the face")  # as the corruptions do
+        parts = in_batches(clouds, 32, work)
     return Predictions(*(part.unflatten(0, meshes.shape[:2]) for part in parts))
 
 

@@ -32,6 +32,7 @@ from facezoo.models.mesh_inputs import (
     is_moved,
     landmark_positions,
     pose_difference,
+    warn_of_gaps,
 )
 from facezoo.models.mesh_registration import Registration, one_thread, register, shape_model
 from facezoo.results import Result
@@ -381,7 +382,10 @@ class MeshModel(Model):
         if mesh.vertices.device != template.vertices.device:
             mesh = Mesh(mesh.vertices.to(self.device), mesh.units, mesh.triangles)
         points = align_mesh(mesh, template, None if automatic else align, landmarks)
-        return Placed(name, points, corresponds(points, template, name))
+        corresponding = corresponds(points, template, name)
+        if not corresponding:
+            warn_of_gaps(points, template, name)
+        return Placed(name, points, corresponding)
 
 
 def in_topology(topology: str, placed: Sequence[Placed], faces: list[Mesh]) -> list[Mesh]:

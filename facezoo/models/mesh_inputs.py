@@ -284,6 +284,20 @@ def _mirrored(points: Tensor) -> Tensor:
     return points * points.new_tensor([-1.0, 1, 1])
 
 
+def warn_of_gaps(points: Tensor, template: Template, name: str) -> None:
+    """Warn of a point cloud in mm, (N, 3), that lacks a large part of the face."""
+    some = template.precise[:: max(1, len(template.vertices) // 200)].to(points.device)
+    cloud = points[:: max(1, len(points) // 5000)].double()
+    distance = float(torch.cdist(some, cloud).amin(1).mean())
+    if distance > LARGEST_RESIDUAL * template.radius:
+        warnings.warn(
+            f"{name}: the template is {distance:.0f} mm from its points on average, so they lack a "
+            "part of the face, and the codes do not describe it; pass a whole face, or a mesh with "
+            "triangles, which is registered",
+            stacklevel=6,
+        )
+
+
 def _check_place(points: Tensor, template: Template) -> None:
     distance = float((points.mean(0) - template.vertices.mean(0)).norm())
     advice = "align it with align='vertices' or align='landmarks'"

@@ -32,3 +32,11 @@ def test_register_writes_the_mesh_and_reports_every_step(tmp_path, capsys, monke
     assert main(["register", "scan.ply", "-o", str(out), "--units", "cm", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["residuals_mm"]["surface"] == 0.5
     assert calls[1][1] == {"units": "cm", "model": "adv3d", "device": None}
+
+
+def test_register_does_not_overwrite_its_input(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scan.ply").write_text("a scan")
+    assert main(["register", "scan.ply", "-o", str(tmp_path / "scan.ply")]) == 2
+    assert "is MESH itself; name another file" in capsys.readouterr().err
+    assert (tmp_path / "scan.ply").read_text() == "a scan"

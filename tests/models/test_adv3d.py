@@ -97,6 +97,14 @@ def test_a_scan_of_another_topology_is_encoded_as_points_and_decoded_in_the_temp
         model.neutralize(scan, units="mm", align="vertices")
 
 
+def test_points_of_a_part_of_the_face_get_a_warning(model, meshes):
+    part = meshes[0][meshes[0][:, 0] > 0]
+    with pytest.warns(
+        UserWarning, match=r"mesh 1: the template is \d+ mm.*lack a part of the face"
+    ):
+        model.encode_expression([meshes[0], part], units="mm")
+
+
 @pytest.mark.parametrize(
     ("align", "landmarks", "reason"),
     [
