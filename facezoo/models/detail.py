@@ -10,6 +10,8 @@ GAIN, FREE = 16.0, 0.15
 GAIN`` smooths fully."""
 CHANGE, MASK, SMOOTH, WIDE = 1 / 16, 1 / 22, 1 / 12, 1 / 3.6
 """Sides of the blurs, as shares of the side of a crop."""
+SHARPEN = 1.5
+"""Factor on the detail of the decoded face, since a decoder draws less than there is."""
 
 
 def keep_detail(crops: Tensor, before: Tensor, after: Tensor) -> Tensor:
@@ -17,7 +19,7 @@ def keep_detail(crops: Tensor, before: Tensor, after: Tensor) -> Tensor:
 
     A decoder blurs. So an edit adds what it changes to the crop, instead of replacing the crop.
     What the edit changes over wide areas, such as color and light, is left out. Where the change is
-    large, the crop is smoothed first, because its detail shows the old expression.
+    large, the detail of the crop shows the old expression, so the detail of ``after`` replaces it.
 
     Ours. GANimation (Pumarola et al., ECCV 2018) also keeps the input outside of a mask, which a
     network predicts there.
@@ -39,7 +41,13 @@ def keep_detail(crops: Tensor, before: Tensor, after: Tensor) -> Tensor:
     change = change - _blurred(change, WIDE)
     size = _blurred(change.abs().mean(1, keepdim=True), CHANGE)
     changed = _blurred((GAIN * size - FREE).clamp(0, 1), MASK)
-    return (crops + change - changed * (crops - _blurred(crops, SMOOTH))).clamp(0, 1)
+    # ``change`` removes the detail of ``before`` already, so that of the crop must replace it.
+    replaced = _detail(crops) - _detail(before) - (SHARPEN - 1) * _detail(after)
+    return (crops + change - changed * replaced).clamp(0, 1)
+
+
+def _detail(images: Tensor) -> Tensor:
+    return images - _blurred(images, SMOOTH)
 
 
 def _blurred(images: Tensor, share: float) -> Tensor:

@@ -46,6 +46,15 @@ def test_detail_is_smoothed_where_the_change_is_large(crops):
     assert edited[..., :16, :].std() == pytest.approx(float(crops[..., :16, :].std()), rel=0.02)
 
 
+def test_what_a_decoder_drew_well_leaves_no_ghost(crops):
+    """If the decoder draws the crop itself, the edit is what it draws after the change."""
+    stripes = torch.where(torch.arange(SIDE) % 4 < 2, 0.2, -0.2) * (spot(1.0) > 0.3)
+    before = torch.full_like(crops, 0.5) + stripes
+    edited = keep_detail(before, before, torch.full_like(crops, 0.5))
+    middle = edited[..., round(0.7 * SIDE), SIDE // 2 - 2 : SIDE // 2 + 2]
+    assert middle.std() < 0.02 < before[..., round(0.7 * SIDE), :].std()
+
+
 def test_a_change_of_the_whole_color_is_left_out(crops):
     before = torch.full_like(crops, 0.5)
     assert (keep_detail(crops, before, before + 0.3) - crops).abs().max() < 1e-5

@@ -286,7 +286,7 @@ def test_an_expression_is_transferred_onto_every_target(model):
     batch = torch.stack([source, *targets]) / 127.5 - 1
     features = model.embed_identity(batch) + model.embed_pose(batch)
     wanted = model.decode(features[1:] + model.embed_expression(batch)[:1])
-    made = model.transfer_expression(source, targets, aligned=True, detail=False)
+    made = model.transfer_expression(source, targets, strength=1, aligned=True, detail=False)
     torch.testing.assert_close(made, (wanted + 1) / 2, atol=1e-3, rtol=0)
     with pytest.raises(ValueError, match="got 2 source faces and 3 target faces"):
         model.transfer_expression(targets, [source, *targets], aligned=True)

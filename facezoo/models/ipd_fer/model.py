@@ -23,6 +23,8 @@ from facezoo.results import EXPRESSIONS, PosePrediction
 
 POSES = 5
 """K_P: |yaw| of 0 to 10, 10 to 20, 20 to 30, 30 to 40 and over 40 degrees (Table 1)."""
+TRANSFER = 1.2
+"""Default strength of ``transfer_expression``."""
 
 
 class IPDFER(DecodingModel):
@@ -247,7 +249,7 @@ class IPDFER(DecodingModel):
         source: Images,
         target: Images,
         *,
-        strength: float = 1.0,
+        strength: float = TRANSFER,
         detail: bool | None = None,
         **options: Unpack[ImageKeywords],
     ) -> Tensor:
@@ -258,8 +260,9 @@ class IPDFER(DecodingModel):
         Args:
             source: images of the expression: one, or as many faces as ``target`` has.
             target: images of the identity and the pose.
-            strength: factor on the difference of the two f_exp: 0 for the target's own expression,
-                1 for the source's; more exaggerates it.
+            strength: factor on the difference of the two f_exp: 0 for the target's own expression;
+                more exaggerates it. A decoded face shows less than what its features ask for; at
+                1.2, it is as expressive as the source (``benchmarks/transfer.py``, LFW val).
             detail: edit the crop of the target, which keeps its detail; False returns the decoded
                 face; None for the model's ``keeps_detail``.
             **options: choice and detection of the faces, as in ``encode_expression``; by default
