@@ -25,7 +25,8 @@ def register(
 
     Args:
         mesh: a file or a ``Mesh``, with triangles.
-        units: unit of the numbers in the file; None finds it by the size of the face.
+        units: unit of the numbers in the file; None finds it by the size of the face. A ``Mesh``
+            states its own.
         landmarks: the 68 landmarks or 5 points as vertex numbers (K,) or coordinates (K, 3); they
             replace the face detector.
         model: name of a mesh model, or a path.

@@ -239,17 +239,24 @@ class MeshModel(Model):
 
         Args:
             mesh: a file or a ``Mesh``, with triangles.
-            units: unit of the mesh; None finds it by the size of the face.
+            units: unit of the file; None finds it by the size of the face. A ``Mesh`` states its
+                own.
             landmarks: the 68 landmarks of the template, or 5, as vertex numbers (K,) or
                 coordinates (K, 3); they replace the face detector.
 
         Raises:
             FileNotFoundError: if the file is missing.
             ImportError: without the extra ``[mesh]``.
-            ValueError: if no face is found, or the mesh does not fit the template.
+            ValueError: if no face is found, the mesh does not fit the template, or ``units`` are
+                not those of a ``Mesh``.
         """
         self._check_template()
         stated = mesh.units if isinstance(mesh, Mesh) else units
+        if units not in (None, stated):
+            raise ValueError(
+                f"units={units!r}, but the mesh states {stated!r}; omit units, or convert the mesh "
+                f"with mesh.to_units({units!r})"
+            )
         return self._register(as_mesh(mesh, stated or "mm"), stated, landmarks)
 
     def _register(

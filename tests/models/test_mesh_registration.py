@@ -89,6 +89,11 @@ def test_a_mesh_in_another_unit_keeps_it(face, tmp_path, scale_mm, units, expect
     assert registration.residuals_mm["surface"] < 0.4
 
 
+def test_units_that_a_mesh_does_not_state_are_an_error(face):
+    with pytest.raises(ValueError, match=r"units='m', but the mesh states 'mm'"):
+        facezoo.register(face, units="m", model="adv3d", device="cpu")
+
+
 def test_a_mirrored_mesh_is_an_error_that_names_the_direction_of_its_triangles(face, tmp_path):
     mirrored = Mesh(face.vertices * torch.tensor([-1.0, 1, 1]), "mm", face.triangles)
     path = write_mesh(tmp_path / "mirrored.ply", mirrored)
