@@ -174,6 +174,23 @@ def test_images_go_through_every_public_method(model):
     assert 0 <= picture.min() <= picture.max() <= 1
 
 
+@pytest.mark.parametrize(("directions", "strength"), [(0, 1.0), (2, 1.4)])
+def test_the_default_strength_is_that_of_the_source(directions, strength):
+    torch.manual_seed(0)
+    model = LatentFace(**SMALL, expression_directions=directions).eval()
+    if directions:
+        model.expression_removal.load_state_dict(
+            {k: torch.randn_like(v) for k, v in model.expression_removal.state_dict().items()}
+        )
+    crops = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    pair = crops[0], crops[1]
+    made = model.transfer_expression(*pair, aligned=True)
+    wanted = model.transfer_expression(*pair, strength=strength, aligned=True)
+    torch.testing.assert_close(made, wanted, rtol=0, atol=0)
+    other = model.transfer_expression(*pair, strength=2.4 - strength, aligned=True)
+    assert not torch.equal(made, other)
+
+
 def test_an_expression_is_transferred_to_another_face_and_its_own_is_its_reconstruction(model):
     draw = torch.Generator().manual_seed(0)
     first, second = torch.randint(0, 256, (2, 3, 64, 64), generator=draw, dtype=torch.uint8)

@@ -21,7 +21,8 @@ from facezoo.preprocess.images import Images
 from facezoo.preprocess.pipeline import ONE_FACE, ImageKeywords, ImageOptions
 
 TRANSFER = 1.4
-"""Default strength of ``transfer_expression``."""
+"""Default strength of ``transfer_expression`` of a model with ``expression_directions``. Without,
+γ_exp holds identity too, and more of it would replace the target's."""
 
 
 class LatentFace(LatentFaceStages):
@@ -177,7 +178,7 @@ class LatentFace(LatentFaceStages):
         source: Images,
         target: Images,
         *,
-        strength: float = TRANSFER,
+        strength: float | None = None,
         detail: bool | None = None,
         **options: Unpack[ImageKeywords],
     ) -> Tensor:
@@ -189,9 +190,9 @@ class LatentFace(LatentFaceStages):
             source: images of γ_exp: one, or as many faces as ``target`` has.
             target: images of the face, its light and view.
             strength: factor on the difference of the two γ_exp: 0 for the target's own expression;
-                more exaggerates it. A redrawn face shows less than what its codes ask for, so the
-                default is above 1: at 1.4 the result is about as expressive as the source
-                (measured on LFW val by ``benchmarks/transfer.py``).
+                more exaggerates it. None for 1.4, at which a redrawn face is as expressive as the
+                source (``benchmarks/transfer.py``, LFW val), or for 1 if the model has no
+                ``expression_directions``, as ``latentface.lfw``.
             detail: see ``neutralize``.
             **options: see ``encode_expression``; by default the largest face of each image.
 
@@ -205,6 +206,8 @@ class LatentFace(LatentFaceStages):
         """
         if "transfer_expression" in self.absent:
             self.reject("transfer_expression")
+        if strength is None:
+            strength = 1.0 if self.expression_removal is None else TRANSFER
         amount = one_number("strength", strength)
 
         def of_source(crops: Tensor) -> Tensor:
