@@ -69,9 +69,9 @@ def test_ipd_fer_moves_expressions_for_every_judge():
         assert judge["identity, neutralized"] > 85
         edited = judge["edited"]
         assert edited["identity kept"] > 95
-        assert edited["expression taken"] > 78
+        assert edited["expression taken"] > 80
         assert edited["expression taken"] > judge["expression, photographs"]
-        assert edited["neutral"] > 95
+        assert edited["neutral"] > 90
         assert edited["identity, neutralized"] > 95
 
 
