@@ -207,8 +207,6 @@ def numbers_text(model: str) -> str:
         chance = mine.replace("/neighbors", "/probe")
         row = (f"{mine}/accuracy", f"{theirs}/accuracy", f"{chance}/chance")
         rows.append([title, *(_short(value(path)) for path in row)])
-    time = _short(value(f"benchmark:models/@{model}/speed/times_untrained"))
-    rows.append(["Time per crop, relative to an untrained ResNet-18", time, "–", "–"])
     name = _default(model)
     return _table(header, rows) + _earlier({name: entries["models"][name]})
 
