@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 from collections.abc import Callable, Sequence
 from math import sqrt
 from pathlib import Path
@@ -24,6 +25,7 @@ CHARTS = ROOT / "docs" / "images" / "charts"
 TEXT, MODEL, LEAK, BASELINE = "#7f8794", "#4f7cd8", "#d9822b", "#a9adb5"
 LFW_PAIRS, IDENTIFIED = 1973, 346
 """Pairs of LFW, and tested images of one split of the identification."""
+ACCURACIES = ("accuracy", "balanced accuracy")
 PROBE = ("expression", "FER+ test", "probe")
 PANELS = (
     ("Expression\nFER+ test, 8 classes", "expression", PROBE, "higher"),
@@ -143,10 +145,41 @@ def draw_detectors(rows: list[dict[str, Any]]) -> Any:
     return figure
 
 
+def group_numbers() -> list[list[Any]]:
+    """Collect both accuracies of the groups of FER+ test, each with its 95 % interval."""
+    return [
+        [row["group"].partition(" (")[0], *(_bounds(row[key]) for key in ACCURACIES)]
+        for row in _read("groups")["tables"]["groups"]
+        if row["data"] == "FER+ test"
+    ]
+
+
+def draw_groups(rows: list[list[Any]]) -> Any:
+    """Draw one panel per accuracy and one line per group, from the top."""
+    figure, axes = plt.subplots(1, 2, figsize=(6.4, 3.4), sharey=True, layout="tight")
+    names = [row[0].replace(" of the cheeks", "") for row in rows]
+    for column, (axis, title) in enumerate(zip(axes, ACCURACIES, strict=True), 1):
+        values = [row[column] for row in rows]
+        colors = [BASELINE, *[MODEL] * (len(rows) - 1)]
+        axis.hlines(range(len(rows)), *zip(*(bounds[1:] for bounds in values), strict=True), colors)
+        axis.scatter([bounds[0] for bounds in values], range(len(rows)), color=colors, s=16)
+        axis.axvline(values[0][0], color=BASELINE, linewidth=0.8, linestyle=":")
+        axis.set_xlabel(f"{title}, %")
+    axes[0].set_yticks(range(len(rows)), names)
+    axes[0].invert_yaxis()
+    return figure
+
+
+def _bounds(text: str) -> list[float]:
+    """Read a value and its interval, such as 86.8 % (85.6 to 88.0)."""
+    return [float(number) for number in re.findall(r"[\d.]+", text)]
+
+
 CHART: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "benchmark": (benchmark_numbers, draw_benchmark),
     "encode": (encode_numbers, draw_encode),
     "detectors": (detector_numbers, draw_detectors),
+    "groups": (group_numbers, draw_groups),
 }
 
 
