@@ -174,6 +174,19 @@ def test_images_go_through_every_public_method(model):
     assert 0 <= picture.min() <= picture.max() <= 1
 
 
+def test_expression_features_along_directions_have_a_compact_form():
+    model = facezoo.load("latentface", device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    crops = list(torch.randint(0, 256, (4, 3, 64, 64), generator=generator, dtype=torch.uint8))
+    features = model.encode_expression(crops, aligned=True)
+    compact = model.encode_expression(crops, aligned=True, compact=True)
+    assert compact.shape == (4, model.architecture["expression_directions"])
+    distances = torch.cdist(features, features)
+    torch.testing.assert_close(torch.cdist(compact, compact), distances, rtol=1e-3, atol=1e-3)
+    assert torch.equal(model.encode(crops, aligned=True, compact=True).expression, compact)
+    assert LatentFace(**SMALL).expression_basis() is None
+
+
 @pytest.mark.parametrize(("directions", "strength"), [(0, 1.0), (2, 1.4)])
 def test_the_default_strength_is_that_of_the_source(directions, strength):
     torch.manual_seed(0)

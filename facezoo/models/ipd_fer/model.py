@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 
 from facezoo.inference import evaluating
 from facezoo.landmarks import FRONTAL_PITCH_DEG, alignment_deg
-from facezoo.models.base import check_shape
+from facezoo.models.base import basis_of, check_shape
 from facezoo.models.capabilities import constructor_arguments
 from facezoo.models.decoding import DecodingModel, check_pairs, one_number
 from facezoo.models.identity_removal import IdentityRemoval
@@ -133,15 +133,7 @@ class IPDFER(DecodingModel):
             _, outward = encoder.projection.parameters()
             # Rows of an affine map show its offset at zero and its directions at the unit vectors.
             points = torch.cat([outward.new_zeros(1, len(outward)), outward.T])
-            points = self.without_identity(encoder.norm(points)).double().cpu()
-        if not points.isfinite().all():
-            return None
-        vectors, sizes, _ = torch.linalg.svd((points[1:] - points[0]).T, full_matrices=False)
-        basis = vectors[:, sizes > 1e-6 * sizes[0]]
-        if basis.shape[0] == basis.shape[1]:
-            return None
-        largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))
-        return points[0], basis * largest.sign()
+            return basis_of(self.without_identity(encoder.norm(points)))
 
     def embed_identity(self, images: Tensor) -> Tensor:
         """Compute the identity features f_id (Sec. 3.1), (B, D), to be compared by cosine.

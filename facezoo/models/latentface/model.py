@@ -46,7 +46,7 @@ class LatentFace(LatentFaceStages):
         self,
         images: Images,
         *,
-        compact: bool = False,  # noqa: ARG002 (the features fill all their dimensions)
+        compact: bool = False,
         **options: Unpack[ImageKeywords],
     ) -> LatentFaceEncoding:
         """Compute all features and codes of the faces in images; see ``encode_expression``.
@@ -69,8 +69,11 @@ class LatentFace(LatentFaceStages):
 
         features, faces = self._encode(images, stage, ImageOptions(**options), measured=True)
         latents: Latents = features["latents"]
+        expression = features.get("expression")
+        if compact and expression is not None:
+            expression = self.compact_expression(expression)
         return LatentFaceEncoding(
-            expression=features.get("expression"),
+            expression=expression,
             identity=features.get("identity"),
             pose=latents.view,
             faces=faces,

@@ -11,7 +11,7 @@ from torch import Tensor
 from facezoo.geometry.rasterize import Renderer
 from facezoo.geometry.shading import Light
 from facezoo.hub.card import Preprocessing
-from facezoo.models.base import check_shape
+from facezoo.models.base import basis_of, check_shape
 from facezoo.models.capabilities import constructor_arguments
 from facezoo.models.decoding import DecodingModel
 from facezoo.models.identity_removal import IdentityRemoval
@@ -169,6 +169,18 @@ class LatentFaceStages(DecodingModel):
             return self.identity_latents(latents)
         texture, shape = self.expression_removal(latents.codes).chunk(2, -1)
         return replace(latents, texture=texture, shape=shape)
+
+    def expression_basis(self) -> tuple[Tensor, Tensor] | None:
+        """Return the subspace of the ``expression_directions`` that γ_exp keeps to.
+
+        Returns:
+            Origin, (D,), and orthonormal basis, (D, R); None without such directions.
+        """
+        if self.expression_removal is None:
+            return None
+        directions = self.expression_removal.write.detach()
+        zero = directions.new_zeros(1, self.num_features)
+        return basis_of(self.without_identity(torch.cat([zero, directions])))
 
     def embed_identity(self, images: Tensor) -> Tensor:
         """Compute the identity Z_id of texture, then of shape (Sec. 3.3), (B, 2 D).
