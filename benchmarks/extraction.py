@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from itertools import cycle, islice
 from pathlib import Path
 
-import torch
+from measuring import stamp
 
 import facezoo
 from facezoo.extraction.resume import folder_of
@@ -204,11 +204,9 @@ def write(out: Path, runs: list[dict[str, object]], options: argparse.Namespace)
     assert isinstance(speed, dict)
     stages = [{stage: value for stage, value in speed.items() if stage != "wait"}]
     results = {
-        "command": "python benchmarks/extraction.py " + " ".join(_words(options)),
+        **stamp("python benchmarks/extraction.py " + " ".join(_words(options)), options.device),
         "model": options.model,
         "device": options.device,
-        "torch": str(torch.__version__),
-        "threads": torch.get_num_threads(),
         "tables": {"memory": memory, "stages": stages, "kills": _kills(runs[-1])},
         "runs": runs,
     }
@@ -231,7 +229,14 @@ def _kills(run: dict[str, object]) -> list[dict[str, object]]:
 
 def _words(options: argparse.Namespace) -> list[str]:
     counts = map(str, options.counts)
-    return ["--images", options.images.name, "--counts", *counts, "--kill", str(options.kill)]
+    return [
+        "--images",
+        f"DATA/{options.images.name}",
+        "--counts",
+        *counts,
+        "--kill",
+        str(options.kill),
+    ]
 
 
 if __name__ == "__main__":
