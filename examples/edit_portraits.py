@@ -17,7 +17,7 @@ from facezoo.models.latent_simclr.augment import appearance_layers
 from facezoo.models.latent_simclr.stylegan2 import mix_codes
 
 PORTRAITS = sorted((Path(__file__).parent / "portraits").glob("*.jpg"))
-SEED, PSI, STRENGTHS = 3, 0.7, (-4.0, 0.0, 4.0)
+SEED, PSI, STRENGTHS = 3, 0.7, (-3.0, 0.0, 3.0)
 
 
 def samples(model, count: int = 4) -> dict[str, torch.Tensor]:
