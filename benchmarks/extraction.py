@@ -17,6 +17,7 @@ import json
 import os
 import random
 import resource
+import shlex
 import shutil
 import subprocess
 import sys
@@ -204,7 +205,7 @@ def write(out: Path, runs: list[dict[str, object]], options: argparse.Namespace)
     assert isinstance(speed, dict)
     stages = [{stage: value for stage, value in speed.items() if stage != "wait"}]
     results = {
-        **stamp("python benchmarks/extraction.py " + " ".join(_words(options)), options.device),
+        **stamp(shlex.join(["python", "benchmarks/extraction.py", *sys.argv[1:]]), options.device),
         "model": options.model,
         "device": options.device,
         "tables": {"memory": memory, "stages": stages, "kills": _kills(runs[-1])},
@@ -224,18 +225,6 @@ def _kills(run: dict[str, object]) -> list[dict[str, object]]:
             "images resumed by the last run": kills["resumed"],
             "same file as without kills": "yes" if kills["identical"] else "no",
         }
-    ]
-
-
-def _words(options: argparse.Namespace) -> list[str]:
-    counts = map(str, options.counts)
-    return [
-        "--images",
-        f"DATA/{options.images.name}",
-        "--counts",
-        *counts,
-        "--kill",
-        str(options.kill),
     ]
 
 
