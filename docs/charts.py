@@ -9,6 +9,7 @@ Colors are readable on white and on dark pages; the background is transparent.
 from __future__ import annotations
 
 import argparse
+import csv
 import hashlib
 import json
 import re
@@ -170,6 +171,24 @@ def draw_groups(rows: list[list[Any]]) -> Any:
     return figure
 
 
+def training_numbers() -> dict[str, list[float]]:
+    """Read three losses of stage 1 of ``latentface.wild``, by epoch, from the log of the run."""
+    with (RESULTS / "latentface.wild-stage1.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return {name: [float(row[name]) for row in rows] for name in ("pixel", "feature", "expression")}
+
+
+def draw_training(losses: dict[str, list[float]]) -> Any:
+    """Draw one panel per loss."""
+    figure, axes = plt.subplots(1, len(losses), figsize=(6.4, 2.2), layout="constrained")
+    for axis, (name, values) in zip(axes, losses.items(), strict=True):
+        axis.plot(range(1, len(values) + 1), values, color=MODEL, marker="o", markersize=3)
+        axis.set_title(f"{name} loss", fontsize=9.5, color=TEXT)
+        axis.set_xlabel("epoch")
+        axis.set_xticks(range(1, len(values) + 1))
+    return figure
+
+
 def _bounds(text: str) -> list[float]:
     """Read a value and its interval, such as 86.8 % (85.6 to 88.0)."""
     return [float(number) for number in re.findall(r"[\d.]+", text)]
@@ -180,6 +199,7 @@ CHART: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "encode": (encode_numbers, draw_encode),
     "detectors": (detector_numbers, draw_detectors),
     "groups": (group_numbers, draw_groups),
+    "training": (training_numbers, draw_training),
 }
 
 
