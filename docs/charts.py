@@ -157,7 +157,7 @@ def group_numbers() -> list[list[Any]]:
 
 def draw_groups(rows: list[list[Any]]) -> Any:
     """Draw one panel per accuracy and one line per group, from the top."""
-    figure, axes = plt.subplots(1, 2, figsize=(6.4, 3.4), sharey=True, layout="tight")
+    figure, axes = plt.subplots(2, 1, figsize=(4.4, 6.4), layout="tight")  # for phones
     names = [row[0].replace(" of the cheeks", "") for row in rows]
     for column, (axis, title) in enumerate(zip(axes, ACCURACIES, strict=True), 1):
         values = [row[column] for row in rows]
@@ -166,8 +166,8 @@ def draw_groups(rows: list[list[Any]]) -> Any:
         axis.scatter([bounds[0] for bounds in values], range(len(rows)), color=colors, s=16)
         axis.axvline(values[0][0], color=BASELINE, linewidth=0.8, linestyle=":")
         axis.set_xlabel(f"{title}, %")
-    axes[0].set_yticks(range(len(rows)), names)
-    axes[0].invert_yaxis()
+        axis.set_yticks(range(len(rows)), names)
+        axis.invert_yaxis()
     return figure
 
 
@@ -180,7 +180,7 @@ def training_numbers() -> dict[str, list[float]]:
 
 def draw_training(losses: dict[str, list[float]]) -> Any:
     """Draw one panel per loss."""
-    figure, axes = plt.subplots(1, len(losses), figsize=(6.4, 2.2), layout="constrained")
+    figure, axes = plt.subplots(1, len(losses), figsize=(5.4, 2.2), layout="constrained")
     for axis, (name, values) in zip(axes, losses.items(), strict=True):
         axis.plot(range(1, len(values) + 1), values, color=MODEL, marker="o", markersize=3)
         axis.set_title(f"{name} loss", fontsize=9.5, color=TEXT)
