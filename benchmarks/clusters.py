@@ -7,11 +7,10 @@ with a single image. Precision and recall count pairs of faces: pairs in one gro
 identity.
 """
 
-import argparse
 from pathlib import Path
 
 import torch
-from measuring import stamp, write
+from measuring import run_on_packs, stamp
 from torch import Tensor
 
 import facezoo
@@ -75,9 +74,4 @@ def main(data: Path, model: str = "ipd-fer") -> dict:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--model", default="ipd-fer")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    arguments = parser.parse_args()
-    write(main(arguments.data, arguments.model), arguments.json)
+    run_on_packs(main, __doc__)

@@ -9,14 +9,13 @@ Values have 95 % intervals: Wilson's for shares of images, and one from draws of
 balanced accuracy.
 """
 
-import argparse
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
-from measuring import stamp, write
+from measuring import run_on_packs, stamp
 from scipy.stats import binomtest
 from torch import Tensor
 
@@ -193,9 +192,4 @@ def main(data: Path, model: str = "ipd-fer") -> dict:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--model", default="ipd-fer")
-    parser.add_argument("--json", type=Path, metavar="FILE")
-    arguments = parser.parse_args()
-    write(main(arguments.data, arguments.model), arguments.json)
+    run_on_packs(main, __doc__)

@@ -371,7 +371,7 @@ def expression_table(model: LatentSimCLR, packs: dict) -> list[dict]:
         _, test, truth = with_labels(packs[tested], words)
         for name, take in kinds.items():
             found = scored(by_svm(take(codes), labels, take(test)), truth)
-            whose = told(take(people.codes), people)
+            whose = identification(take(people.codes), people)
             said = {"task": task, "method": name, "seeds": 1}
             rows.append({**said, **found, **whose, "accuracy, spread": None})
             print(json.dumps(rows[-1]), flush=True)
@@ -380,7 +380,7 @@ def expression_table(model: LatentSimCLR, packs: dict) -> list[dict]:
             for seed in range(SEEDS):
                 cnn = CNN(model, codes, labels, seed, given)
                 outcome = scored(cnn.predict(test), truth)
-                outcomes.append({**outcome, **told(cnn.features(people.codes), people)})
+                outcomes.append({**outcome, **identification(cnn.features(people.codes), people)})
             mean = {key: sum(o[key] for o in outcomes) / SEEDS for key in outcomes[0]}
             spread = torch.tensor([o["accuracy"] for o in outcomes]).std().item()
             rows.append(
@@ -390,11 +390,11 @@ def expression_table(model: LatentSimCLR, packs: dict) -> list[dict]:
     return rows
 
 
-def told(features: Tensor, people: Pack) -> dict[str, float]:
+def identification(features: Tensor, people: Pack) -> dict[str, float]:
     reading = identity_from(features.float(), people.persons)
     return {
-        "people told": 100 * reading.accuracy,
-        "people told, above chance": 100 * (reading.accuracy - reading.chance),
+        "identification": 100 * reading.accuracy,
+        "identification, above chance": 100 * (reading.accuracy - reading.chance),
     }
 
 
@@ -414,7 +414,7 @@ def identity_table(model: LatentSimCLR, people: Pack, data: Path) -> list[dict]:
                 "features": name,
                 "LFW pairs": 100 * mean,
                 "spread over folds": 100 * spread,
-                **told(features, people),
+                **identification(features, people),
             }
         )
     return rows

@@ -4,6 +4,7 @@ On a GPU and with several threads, times are wall-clock times and need an idle m
 thread on a CPU they are processor times, which other work on the machine changes little.
 """
 
+import argparse
 import json
 import os
 import platform
@@ -92,6 +93,16 @@ def write(content: Mapping[str, object], path: Path | None) -> None:
     print(text)
     if path:
         path.write_text(text + "\n", encoding="utf-8")
+
+
+def run_on_packs(measure: Callable[[Path, str], Mapping[str, object]], description: str) -> None:
+    """Run a measurement of one checkpoint on the packs, with the options of the command line."""
+    parser = argparse.ArgumentParser(description=description.split("\n", 1)[0])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--model", default="ipd-fer")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    options = parser.parse_args()
+    write(measure(options.data, options.model), options.json)
 
 
 def _versions() -> dict[str, str]:

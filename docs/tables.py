@@ -65,7 +65,6 @@ RENAMED = {
     "other images",
     "the same, each photograph's code less its class's mean": "the same, after subtracting the "
     "mean code of each expression",
-    "people told": "identification",
     "RDM (this checkpoint)": "RDM: `latentface.lfw`",
     "person": "identity",
     "photograph": "image",

@@ -231,7 +231,7 @@ UNSUPPORTED = {
     ("adv3d", "onnx"): "cannot be exported as onnx",
     ("adv3d", "timm"): "cannot be exported as timm",
 }
-"""What each family cannot do."""
+"""Formats that a family cannot be exported to, with the error."""
 LOADABLE = [name for name, card in bundled_cards().items() if card.model in FAMILIES]
 
 
