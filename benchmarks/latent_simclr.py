@@ -42,7 +42,7 @@ from facezoo.evaluate.metrics import scores
 from facezoo.evaluate.report import write_tables
 from facezoo.evaluate.verification import read_pairs, verification_accuracy
 from facezoo.hub.tensors import digest_of, load_into, read_tensors
-from facezoo.models.latent_simclr.model import LatentSimCLR
+from facezoo.models.latent_simclr.model import COLOR, LOCAL, LatentSimCLR
 from facezoo.models.latent_simclr.simclr import CodeEncoder
 from facezoo.models.latent_simclr.stylegan2 import StyleGANGenerator
 from facezoo.models.latent_simclr.train.simclr import face_middles
@@ -271,18 +271,22 @@ def edits_table(model: LatentSimCLR, train: Pack, val: Pack, know: Recognizer) -
     """Measure how often an edit changes what it should, and what remains of the identity.
 
     A smile counts as changed if the judge calls the face smiling or not, as wanted. Of the other
-    directions, the measure must move by the least change of ``SEEN``.
+    directions, the measure must move by the least change of ``SEEN``. The cosine compares the
+    result with the crop.
     """
     smiles, crops = Smiles(train), val.crops[:EDITED]
     measures = {"smile": smiles, "blur": blur, "skin_tone": darkness, "yaw": yaw}
-    unit = (crops + 1) / 2
-    before = model.reconstruct(list(unit), aligned=True) * 2 - 1
-    whose = know(before)
+    unit = list((crops + 1) / 2)
+    whose = know(crops)
+    kept = {True: "edited crop", False: "generated"}
+    kinds = [(n, d) for n in model.architecture["directions"] for d in (True, False)]
+    kinds = [(n, d) for n, d in kinds if not d or n in COLOR + LOCAL]
     rows = []
-    for name in model.architecture["directions"]:
-        measure, start = measures[name], measures[name](before)
+    for name, detail in kinds:
+        measure = measures[name]
+        start = measure(model.edit(unit, name, 0, detail=detail, aligned=True) * 2 - 1)
         for strength in STRENGTHS:
-            after = model.edit(list(unit), name, strength, aligned=True) * 2 - 1
+            after = model.edit(unit, name, strength, detail=detail, aligned=True) * 2 - 1
             end, sign = measure(after), 1 if strength > 0 else -1
             if name == "smile":
                 concerned = sign * start < 0
@@ -294,6 +298,7 @@ def edits_table(model: LatentSimCLR, train: Pack, val: Pack, know: Recognizer) -
             rows.append(
                 {
                     "direction": name,
+                    "image": kept[detail],
                     "strength": strength,
                     "faces": int(concerned.sum()),
                     "changed as wanted, %": 100 * float(changed[concerned].double().mean()),

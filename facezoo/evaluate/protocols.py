@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from facezoo.data.packs import (
+    aligned_crops,
+    as_points,
     check_packs,
     label_distributions,
     majority_labels,
@@ -34,6 +36,7 @@ from facezoo.evaluate.metrics import (
 from facezoo.evaluate.packs import NEUTRAL_OR_HAPPY
 from facezoo.evaluate.verification import read_pairs, threshold_at, verification_accuracy
 from facezoo.hub.card import Metric, Verification
+from facezoo.landmarks import head_pose
 from facezoo.models.base import FaceModel
 from facezoo.results import EXPRESSIONS
 
@@ -105,6 +108,8 @@ def evaluate(model: FaceModel, data: Path, command: str) -> Measurements:
         pairs = lfw_pairs(model, data, command)
         metrics += pairs.metrics
         verification = pairs.verification
+    if "predict_pose" in able:
+        metrics += poses(model, data, command)
     metrics += leakage(model, data, command)
     return Measurements(metrics, matrix, verification)
 
@@ -229,3 +234,29 @@ def lfw_pairs(model: FaceModel, data: Path, command: str) -> Measurements:
         name = f"false non-matches at a false-match rate of {100 * FALSE_MATCH_RATE:g} %"
         metrics.append(Metric(name, 100 * missed, "%", "LFW pairs", "val", rule, command))
     return Measurements(metrics, verification=verification)
+
+
+def poses(model: FaceModel, data: Path, command: str) -> list[Metric]:
+    """Measure yaw and pitch on LFW val against those of ``facezoo.landmarks.head_pose``.
+
+    These come from five landmarks of the data set, so they are estimates too. The median of all
+    images, as a constant prediction, is the baseline.
+
+    Returns:
+        Mean absolute errors in degrees.
+    """
+    table = read_pack(data / "lfw.parquet", "val")
+    truth = head_pose(as_points(table["landmarks"].to_pylist(), 5))
+    crops = aligned_crops(table, model.preprocessing.template, model.preprocessing.size)
+    predicted = model.predict_pose(list(crops), aligned=True)  # type: ignore[attr-defined]
+    rule = f"mean absolute difference to the angle from landmarks, {len(truth)} images; {ALIGNED}"
+    metrics = []
+    for column, name in enumerate(("yaw", "pitch")):
+        angles = truth[:, column]
+        for what, values in (
+            (f"error of {name}", getattr(predicted, f"{name}_deg").cpu()),
+            (f"error of {name}, constant prediction", angles.nanmedian()),
+        ):
+            error = float((values - angles).abs().nanmean())
+            metrics.append(Metric(what, error, "degrees", "LFW", "val", rule, command))
+    return metrics

@@ -88,18 +88,22 @@ class DecodingModel(FaceModel):
         """Return True if ``detail`` asks for edited crops; None is the default of the model."""
         return bool(self.keeps_detail if detail is None else detail)
 
-    def edited(self, crops: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    def edited(
+        self, crops: Tensor, before: Tensor, after: Tensor, *, everywhere: bool = False
+    ) -> Tensor:
         """Apply the difference of two decoded crops to a crop, so that the crop keeps its detail.
 
         Args:
             crops: normalized, as the other two, (B, 3, S, S).
             before: decoded from the features of ``crops``.
             after: decoded from the changed features.
+            everywhere: the edit changes color or light only, see ``keep_detail``.
 
         Returns:
             RGB in [0, 1], (B, 3, S, S).
         """
-        return keep_detail(*(self.to_unit(images.float()) for images in (crops, before, after)))
+        units = (self.to_unit(images.float()) for images in (crops, before, after))
+        return keep_detail(*units, everywhere=everywhere)
 
     def to_unit(self, crops: Tensor) -> Tensor:
         """Convert normalized crops (F, 3, S, S) to RGB in [0, 1]."""

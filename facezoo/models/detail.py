@@ -14,7 +14,9 @@ SHARPEN = 1.5
 """Factor on the detail of the decoded face, since a decoder draws less than there is."""
 
 
-def keep_detail(crops: Tensor, before: Tensor, after: Tensor) -> Tensor:
+def keep_detail(
+    crops: Tensor, before: Tensor, after: Tensor, *, everywhere: bool = False
+) -> Tensor:
     """Apply the difference between two decoded crops to the real crop.
 
     A decoder blurs. So an edit adds what it changes to the crop, instead of replacing the crop.
@@ -28,6 +30,8 @@ def keep_detail(crops: Tensor, before: Tensor, after: Tensor) -> Tensor:
         crops: RGB in [0, 1], (B, 3, S, S).
         before: decoded from the features of ``crops``, (B, 3, S, S).
         after: decoded from the changed features, (B, 3, S, S).
+        everywhere: the edit changes color or light and moves nothing, so add the whole change and
+            keep the detail of the crop everywhere.
 
     Returns:
         RGB in [0, 1], (B, 3, S, S); ``crops`` itself where nothing changes.
@@ -38,6 +42,8 @@ def keep_detail(crops: Tensor, before: Tensor, after: Tensor) -> Tensor:
         True
     """
     change = after - before
+    if everywhere:
+        return (crops + change).clamp(0, 1)
     change = change - _blurred(change, WIDE)
     size = _blurred(change.abs().mean(1, keepdim=True), CHANGE)
     changed = _blurred((GAIN * size - FREE).clamp(0, 1), MASK)

@@ -6,10 +6,12 @@ import pytest
 import torch
 from packs import write_ferplus, write_lfw
 
+from facezoo.data.packs import as_points, read_pack
 from facezoo.evaluate import protocols
 from facezoo.evaluate.embedding import ALIGNED, DETECTED
+from facezoo.landmarks import head_pose
 from facezoo.models.ipd_fer import IPDFER
-from facezoo.results import EXPRESSIONS
+from facezoo.results import EXPRESSIONS, PosePrediction
 
 
 @pytest.fixture
@@ -134,3 +136,23 @@ def test_neutral_or_happy_goes_by_the_names_of_the_classes(tmp_path, model, monk
     (metric,) = protocols.neutral_or_happy(model, tmp_path, "lfw", "c")
     assert metric.value == 100
     assert "4 images" in metric.protocol
+
+
+def test_poses_are_compared_with_the_angles_of_the_landmarks(tmp_path, model, monkeypatch):
+    write_lfw(tmp_path, train=6, val=6)
+    table = read_pack(tmp_path / "lfw.parquet", "val")
+    truth = head_pose(as_points(table["landmarks"].to_pylist(), 5))
+
+    def predict_pose(images, *, aligned):
+        assert aligned
+        assert len(images) == 6
+        return PosePrediction(truth[:, 0] + 3, truth[:, 1] - 2, truth[:, 2])
+
+    monkeypatch.setattr(model, "predict_pose", predict_pose)
+    metrics = {metric.name: metric for metric in protocols.poses(model, tmp_path, "c")}
+    assert metrics["error of yaw"].value == pytest.approx(3, abs=1e-4)
+    assert metrics["error of pitch"].value == pytest.approx(2, abs=1e-4)
+    spread = (truth[:, 0] - truth[:, 0].median()).abs().mean()
+    assert metrics["error of yaw, constant prediction"].value == pytest.approx(float(spread))
+    assert {metric.unit for metric in metrics.values()} == {"degrees"}
+    assert "6 images" in metrics["error of yaw"].protocol

@@ -136,7 +136,7 @@ def test_everything_is_measured_that_the_model_is_able_to(monkeypatch):
     threshold = Verification(0.5, 0.01, 0.2, "LFW pairs", "some pairs")
     pairs = Measurements([METRIC], verification=threshold)
     monkeypatch.setattr(protocols, "lfw_pairs", lambda *_: called.append("lfw_pairs") or pairs)
-    for name in ("neutral_or_happy", "leakage"):
+    for name in ("neutral_or_happy", "poses", "leakage"):
         monkeypatch.setattr(protocols, name, lambda *_, name=name: called.append(name) or [METRIC])
     monkeypatch.setattr(protocols, "check_packs", lambda *_: None)
     found = protocols.evaluate(Able("predict_expression", "encode_identity"), "D", "c")
@@ -146,6 +146,9 @@ def test_everything_is_measured_that_the_model_is_able_to(monkeypatch):
     alone = protocols.evaluate(Able("encode_identity"), "D", "c")
     assert called == ["lfw_pairs", "leakage"]
     assert alone.confusion is None
+    called.clear()
+    protocols.evaluate(Able("predict_pose"), "D", "c")
+    assert called == ["poses", "leakage"]
     assert alone.verification == threshold
     for labels, wanted in (
         (EXPRESSIONS[:7], ["neutral_or_happy", "neutral_or_happy", "leakage"]),

@@ -9,6 +9,7 @@ from packs import photo_of, use_square_detector
 
 import facezoo
 from facezoo.errors import UnknownNameError, UnsupportedError, WeightsMismatchError
+from facezoo.models.detail import keep_detail
 from facezoo.models.latent_simclr import Inversion, LatentSimCLR, StyleGANInverter
 from facezoo.models.latent_simclr.convert import convert_generator, load_generator
 from facezoo.models.latent_simclr.directions import load_directions
@@ -118,6 +119,44 @@ def test_no_edit_is_the_reconstruction_and_an_edit_is_not(model):
     torch.testing.assert_close(*moved)
 
 
+def test_edits_of_smiles_and_colors_keep_the_detail_of_the_crop_and_others_are_generated():
+    model = facezoo.load("latent-simclr", device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    crops = torch.randint(256, (2, 3, 64, 64), generator=generator) / 255
+    images, plain = list(crops), model.reconstruct(list(crops), aligned=True)
+    for name, expected in {
+        "smile": lambda after: keep_detail(crops, plain, after),
+        "skin_tone": lambda after: (crops + after - plain).clamp(0, 1),
+        "blur": lambda after: after,
+    }.items():
+        after = model.edit(images, name, 2.0, detail=False, aligned=True)
+        made = model.edit(images, name, 2.0, aligned=True)
+        torch.testing.assert_close(made, expected(after), atol=1e-4, rtol=0)
+    same = model.edit(images, "smile", 0.0, aligned=True)
+    torch.testing.assert_close(same, crops, atol=1e-4, rtol=0)
+    # a direction of your own keeps the detail on request
+    after = model.edit(images, model.directions[0], 2.0, aligned=True)
+    made = model.edit(images, model.directions[0], 2.0, detail=True, aligned=True)
+    torch.testing.assert_close(made, keep_detail(crops, plain, after), atol=1e-4, rtol=0)
+
+
+def test_codes_are_edited_as_the_images_that_gave_them(model):
+    codes = model.encode_factors(PHOTOS)
+    edited = model.edit(PHOTOS, "smile", 2.0, detail=False)
+    torch.testing.assert_close(model.edit(codes, "smile", 2.0), edited, atol=1e-5, rtol=1e-4)
+    moved = model.transfer_expression(PHOTOS[0], PHOTOS, detail=False)
+    of_codes = model.transfer_expression(PHOTOS[0], codes)
+    torch.testing.assert_close(of_codes, moved, atol=1e-4, rtol=1e-4)
+    for edit in (
+        lambda: model.edit(codes, "smile", 2.0, detail=True),
+        lambda: model.transfer_expression(PHOTOS[0], codes, detail=True),
+    ):
+        with pytest.raises(ValueError, match="detail=True needs the images, got codes"):
+            edit()
+    with pytest.raises(ValueError, match="3 source faces and 2 target"):
+        model.transfer_expression([*PHOTOS, PHOTOS[0]], codes)
+
+
 @pytest.mark.parametrize("strength", [torch.tensor([1.0, 2.0]), [1.0], None, "much", math.nan])
 def test_the_strength_of_an_edit_is_one_number(model, strength):
     with pytest.raises(ValueError, match="strength must be one finite number for all faces"):
@@ -167,9 +206,9 @@ def test_a_transfer_moves_codes_and_feature_by_the_difference_of_the_coordinates
     codes = factors.w_plus[1] + torch.einsum("k,kld->ld", amounts, axes.codes)
     feature = factors.feature[1] + torch.einsum("k,kchw->chw", amounts, axes.feature)
     expected = model.synthesize(Inversion(codes[None], feature[None]))
-    made = model.transfer_expression(*crops, strength=0.1, aligned=True)
+    made = model.transfer_expression(*crops, strength=0.1, aligned=True, detail=False)
     torch.testing.assert_close(made, expected, atol=1e-4, rtol=1e-4)
-    same = model.transfer_expression(*crops, strength=0, aligned=True)
+    same = model.transfer_expression(*crops, strength=0, aligned=True, detail=False)
     torch.testing.assert_close(same, model.reconstruct(crops[1], aligned=True))
     with pytest.raises(ValueError, match="strength must be one finite number"):
         model.transfer_expression(*crops, strength=[1, 2], aligned=True)
@@ -190,7 +229,9 @@ def test_an_edit_moves_the_feature_by_its_own_direction(model):
         factors.feature + 0.5 * model.feature_directions[1],
     )
     expected = model.synthesize(moved)
-    torch.testing.assert_close(model.edit(crops, "smile", 0.5, aligned=True), expected)
+    torch.testing.assert_close(
+        model.edit(crops, "smile", 0.5, aligned=True, detail=False), expected
+    )
     # A direction of one's own has no part of the feature: the generator's own change is used.
     own = model.edit(crops, model.directions[1], 0.5, aligned=True)
     assert not torch.allclose(own, expected, atol=1e-3)

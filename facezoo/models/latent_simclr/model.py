@@ -25,6 +25,8 @@ from facezoo.preprocess.pipeline import ONE_FACE, ImageKeywords, ImageOptions
 
 TRANSFER = 1.75
 """Default strength of ``transfer_expression``."""
+COLOR, LOCAL = ("skin_tone",), ("smile",)
+"""Directions that change colors only, and a part of the face only; crops keep their detail."""
 LACKS_AXES = "it has no expression axes (expression_axes=0); mix_styles works without"
 
 
@@ -63,6 +65,7 @@ class LatentSimCLR(DecodingModel):
         *("expression_encoder", "identity_encoder"),
     )
     unexported = ("reconstruct",)
+    keeps_detail = True
     directions: Tensor
     feature_directions: Tensor | None
 
@@ -245,18 +248,23 @@ class LatentSimCLR(DecodingModel):
 
     def edit(
         self,
-        images: Images,
+        images: Images | Inversion,
         direction: str | Tensor,
         strength: float,
+        *,
+        detail: bool | None = None,
         **options: Unpack[ImageKeywords],
     ) -> Tensor:
         """Change one attribute of the faces in images.
 
         Args:
-            images: one image or several.
+            images: one image or several, or their codes, as ``invert`` returns them.
             direction: one of ``architecture["directions"]``, or your own, (1, D) or (L, D).
             strength: size of the change; 1 is a standard deviation of real faces for the model's
                 own directions.
+            detail: apply what the generator changes to the crops, which keeps their detail, see
+                ``facezoo.models.detail``; False returns the generated faces. None for True if
+                ``images`` are not codes and the direction is ``"smile"`` or ``"skin_tone"``.
             **options: choice and detection of the faces, as in ``FaceModel.encode_expression``.
 
         Returns:
@@ -264,19 +272,31 @@ class LatentSimCLR(DecodingModel):
 
         Raises:
             UnknownNameError: if the model has no direction of that name.
-            ValueError: if a direction of your own has another shape, or ``strength`` is not one
-                number.
+            ValueError: if a direction of your own has another shape, ``strength`` is not one
+                number, or codes are edited with ``detail=True``.
         """
         change, amount = self.direction(direction), one_number("strength", strength)
-        feature = None
+        checked, feature = ImageOptions(**options), None
         if isinstance(direction, str) and self.feature_directions is not None:
             feature = self.feature_directions[self.architecture["directions"].index(direction)]
 
-        def edit_crops(crops: Tensor) -> Tensor:
-            inversion = self.embed_factors(crops)
-            return self._generate(self.inverter.move(inversion, change.to(crops), amount, feature))
+        def moved(face: Inversion) -> Tensor:
+            return self._generate(self.inverter.move(face, change, amount, feature))
 
-        return self._encode_crops(images, edit_crops, ImageOptions(**options))
+        if isinstance(images, Inversion):
+            check_codes(detail)
+            return self.to_unit(self.decode_batched(images, moved, checked.batch_size))
+        name = direction if isinstance(direction, str) else ""
+        keeps = name in COLOR + LOCAL if detail is None else detail
+
+        def edit_crops(crops: Tensor) -> Tensor:
+            face = self.embed_factors(crops)
+            after = moved(face)
+            if not keeps:
+                return self.to_unit(after)
+            return self.edited(crops, self._generate(face), after, everywhere=name in COLOR)
+
+        return self._encode(images, edit_crops, checked)[0]
 
     def mix_styles(
         self, images: Images, appearance: Images, **options: Unpack[ImageKeywords]
@@ -309,9 +329,10 @@ class LatentSimCLR(DecodingModel):
     def transfer_expression(
         self,
         source: Images,
-        target: Images,
+        target: Images | Inversion,
         *,
         strength: float = TRANSFER,
+        detail: bool | None = None,
         **options: Unpack[ImageKeywords],
     ) -> Tensor:
         """Give the faces of ``target`` the expression of ``source``; ours.
@@ -321,9 +342,11 @@ class LatentSimCLR(DecodingModel):
 
         Args:
             source: images of the expression: one, or as many faces as ``target`` has.
-            target: images of the appearance.
+            target: images of the appearance, or their codes, as ``invert`` returns them.
             strength: factor on the difference. The codes show less expression than the faces do,
                 so that 1 gives too little of it.
+            detail: edit the crop of the target, which keeps its detail; False returns the generated
+                face; None for True if ``target`` are not codes.
             **options: choice and detection of the faces, as in ``FaceModel.encode_expression``; by
                 default the largest face of each image.
 
@@ -332,26 +355,40 @@ class LatentSimCLR(DecodingModel):
 
         Raises:
             ValueError: if the numbers of faces do not match, if some of several pairs lack a face
-                and ``on_missing`` is "skip", or if ``strength`` is not one number.
+                and ``on_missing`` is "skip", if ``strength`` is not one number, or if codes are
+                edited with ``detail=True``.
             UnsupportedError: if the checkpoint has no axes.
         """
         axes, amount = self.expression_axes, one_number("strength", strength)
         if axes is None:
             self.reject("transfer_expression")
         checked = ImageOptions(**(ONE_FACE | options))
-        stages = (self.embed_codes, self.embed_factors)
-        codes, faces = self._encode_pairs(source, target, stages, checked)
-        check_pairs(len(codes), len(faces))
 
-        def moved(pair: dict[str, Any]) -> Tensor:
-            face = pair["face"]
-            change = axes.change(amount * axes.coordinates(pair["source"] - face.w_plus))
-            return self._generate(
+        def of_target(crops: Tensor) -> dict[str, Any]:
+            return {"crops": crops, "face": self.embed_factors(crops)}
+
+        if isinstance(target, Inversion):
+            check_codes(detail)
+            codes = self._encode(source, self.embed_codes, checked)[0]
+            targets, keeps = {"face": target}, False
+        else:
+            stages = (self.embed_codes, of_target)
+            codes, targets = self._encode_pairs(source, target, stages, checked)
+            keeps = self._edits_crops(detail)
+        check_pairs(len(codes), len(targets["face"]))
+
+        def moved(rows: dict[str, Any]) -> Tensor:
+            face = rows["face"]
+            change = axes.change(amount * axes.coordinates(rows["source"] - face.w_plus))
+            after = self._generate(
                 Inversion(face.w_plus + change.w_plus, face.feature + change.feature)
             )
+            if not keeps:
+                return self.to_unit(after)
+            return self.edited(rows["crops"], self._generate(face), after)
 
-        pairs = {"source": codes.expand(len(faces), *codes.shape[1:]), "face": faces}
-        return self.to_unit(self.decode_batched(pairs, moved, checked.batch_size))
+        sources = codes.expand(len(targets["face"]), *codes.shape[1:])
+        return self.decode_batched({"source": sources, **targets}, moved, checked.batch_size)
 
     def direction(self, name: str | Tensor) -> Tensor:
         """Return a direction of the model by name, or check a custom one, (1 or L, D).
@@ -405,3 +442,9 @@ class LatentSimCLR(DecodingModel):
 
     def _generate(self, inversion: Inversion) -> Tensor:
         return self.inverter.synthesize(inversion.w_plus, inversion.feature)
+
+
+def check_codes(detail: bool | None) -> None:
+    """Check that codes, which have no crop, are not to keep its detail."""
+    if detail:
+        raise ValueError("detail=True needs the images, got codes; pass images, or detail=False")
