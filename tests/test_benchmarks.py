@@ -371,9 +371,6 @@ def test_edits_count_faces_that_change_as_wanted(monkeypatch):
     class Brighter:
         architecture = {"directions": ["skin_tone", "smile"]}  # noqa: RUF012
 
-        def reconstruct(self, crops, **_):
-            return torch.stack(crops)
-
         def edit(self, crops, name, strength, **_):
             change = -0.05 * strength if name == "skin_tone" else 0.0
             return (torch.stack(crops) + change).clamp(0, 1)
@@ -382,8 +379,9 @@ def test_edits_count_faces_that_change_as_wanted(monkeypatch):
     crops = torch.rand(8, 3, 64, 64, generator=generator) * 0.8 - 0.4
     pack = script.Pack(crops, torch.zeros(8, 1, 1), torch.tensor([0, 1] * 4), [], torch.arange(8))
     rows = script.edits_table(Brighter(), pack, pack, lambda images: images.flatten(1))
-    assert [row["strength"] for row in rows] == [*script.STRENGTHS] * 2
-    dark, smile = rows[:4], rows[4:]
+    assert [row["strength"] for row in rows] == [*script.STRENGTHS] * 4
+    assert [row["image"] for row in rows] == (["edited crop"] * 4 + ["generated"] * 4) * 2
+    dark, smile = rows[:8], rows[8:]
     # A change of 0.05 a strength is 12.75 of 255 gray values.
     assert all(row["changed as wanted, %"] == 100 for row in dark)
     assert all(row["faces"] == 8 and row["identity cosine"] < 1 for row in dark)
