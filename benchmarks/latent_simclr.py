@@ -3,9 +3,9 @@
     python benchmarks/latent_simclr.py latent-simclr --data DATA --early FILE [--json FILE]
 
 Tables: the generator, also after a tenth of its training; inversion by w+, with f, and refined;
-edits along the directions; expression and leakage by an SVM on raw codes and on h, and by the two
-CNNs of the paper; the identity features. Crops are aligned by the landmarks of the packs. FILE of
-``--early`` is what
+edits along the directions; transferred expressions; expression and leakage by an SVM on raw codes
+and on h, and by the two CNNs of the paper; the identity features. Crops are aligned by the
+landmarks of the packs. FILE of ``--early`` is what
 ``facezoo train stylegan2`` writes after a tenth of the training. Tables are added to the JSON file
 if its networks are the same.
 """
@@ -61,6 +61,8 @@ PAPERS = Schedule(15, batch_size=128, lr=1e-3, schedule="cosine")
 REFINE_STEPS = 100
 EDITED, STRENGTHS = 256, (-3, -2, 2, 3)
 """Images that are edited, and strengths."""
+TRANSFERS = (1.0, 1.75, 2.25, 2.75)
+"""Strengths of transferred expressions."""
 SEEN = {"blur": math.log(1.25), "skin_tone": 10.0, "yaw": 5.0}
 """Least change: sharpness by a quarter, 10 of 255 gray values, 5 degrees."""
 
@@ -309,6 +311,47 @@ def edits_table(model: LatentSimCLR, train: Pack, val: Pack, know: Recognizer) -
     return rows
 
 
+def transfers_table(model: LatentSimCLR, train: Pack, val: Pack, know: Recognizer) -> list[dict]:
+    """Exchange expressions between neutral and smiling faces, by strength.
+
+    *Smile taken* and *neutral taken* are the shares of the results that the judge of smiles calls
+    so. The first row has the real sources. The cosine compares the result with the target's crop.
+    """
+    smiles = Smiles(train)
+    rows, _, happy = with_labels(val, ("neutral", "happiness"))
+    sides = [rows[happy == label][: EDITED // 2] for label in (0, 1)]
+    count = min(map(len, sides))
+    crops = torch.cat([val.crops[side[:count]] for side in sides])
+    targets, sources = list((crops + 1) / 2), list((crops.roll(count, 0) + 1) / 2)
+    whose = know(crops)
+    kinds = [("real source", None, 0.0)]
+    kinds += [
+        (kind, detail, strength)
+        for kind, detail in (("edited crop", True), ("generated", False))
+        for strength in TRANSFERS
+    ]
+    table = []
+    for kind, detail, strength in kinds:
+        after = torch.stack(sources)
+        if detail is not None:
+            options = {"strength": strength, "detail": detail, "aligned": True}
+            after = model.transfer_expression(sources, targets, **options)
+        after = after * 2 - 1
+        smiling = smiles(after) > 0
+        table.append(
+            {
+                "image": kind,
+                "strength": "–" if detail is None else strength,
+                "faces": 2 * count,
+                "smile taken, %": 100 * float(smiling[:count].double().mean()),
+                "neutral taken, %": 100 * float((~smiling[count:]).double().mean()),
+                "identity cosine": float(F.cosine_similarity(know(after), whose).mean()),
+            }
+        )
+        print(json.dumps(table[-1]), flush=True)
+    return table
+
+
 # --- features -------------------------------------------------------------------------------------
 
 
@@ -442,6 +485,8 @@ def main(options: argparse.Namespace) -> dict:
         tables["inversion"] = inversion_table(model, val.crops, know)
     if "edits" in options.parts:
         tables["edits"] = edits_table(model, train, val, know)
+    if "transfers" in options.parts:
+        tables["transfers"] = transfers_table(model, train, val, know)
     if "expression" in options.parts:
         tables["expression"] = expression_table(model, packs)
     if "identity" in options.parts:
@@ -452,7 +497,7 @@ def main(options: argparse.Namespace) -> dict:
     return {"checkpoint": model.card.name, "sha256": digest, "tables": tables}
 
 
-PARTS = ("generator", "inversion", "edits", "expression", "identity")
+PARTS = ("generator", "inversion", "edits", "transfers", "expression", "identity")
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -388,3 +388,26 @@ def test_edits_count_faces_that_change_as_wanted(monkeypatch):
     # The judge, fitted to these faces, knows their classes, and the edit changes none.
     assert all(row["changed as wanted, %"] == 0 and row["faces"] == 4 for row in smile)
     assert all(row["identity cosine"] == pytest.approx(1) for row in smile)
+
+
+def test_transfers_count_the_expressions_that_the_results_show(monkeypatch):
+    """A model that returns the source, and one that returns the target."""
+    script = benchmark("latent_simclr")
+
+    class Copies:
+        def transfer_expression(self, sources, targets, *, detail, **_):
+            return torch.stack(sources if detail else targets)
+
+    generator = torch.Generator().manual_seed(0)
+    crops = torch.rand(8, 3, 64, 64, generator=generator) * 0.8 - 0.4
+    pack = script.Pack(crops, torch.zeros(8, 1, 1), torch.tensor([0, 1] * 4), [], torch.arange(8))
+    rows = script.transfers_table(Copies(), pack, pack, lambda images: images.flatten(1))
+    steps = len(script.TRANSFERS)
+    real, edited, generated = rows[0], rows[1 : 1 + steps], rows[1 + steps :]
+    # The judge is fitted to these faces, so it knows the class of each.
+    for row in (real, *edited):
+        assert (row["smile taken, %"], row["neutral taken, %"]) == (100, 100)
+        assert row["faces"] == 8
+    for row in generated:
+        assert (row["smile taken, %"], row["neutral taken, %"]) == (0, 0)
+        assert row["identity cosine"] == pytest.approx(1)

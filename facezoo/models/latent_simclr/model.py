@@ -23,7 +23,7 @@ from facezoo.models.latent_simclr.stylegan2 import StyleGANGenerator, mix_codes
 from facezoo.preprocess.images import Images
 from facezoo.preprocess.pipeline import ONE_FACE, ImageKeywords, ImageOptions
 
-TRANSFER = 1.75
+TRANSFER = 2.25
 """Default strength of ``transfer_expression``."""
 COLOR, LOCAL = ("skin_tone",), ("smile",)
 """Directions that change colors only, and a part of the face only; crops keep their detail."""
@@ -343,8 +343,9 @@ class LatentSimCLR(DecodingModel):
         Args:
             source: images of the expression: one, or as many faces as ``target`` has.
             target: images of the appearance, or their codes, as ``invert`` returns them.
-            strength: factor on the difference. The codes show less expression than the faces do,
-                so that 1 gives too little of it.
+            strength: factor on the difference. The codes show less expression than the faces do;
+                at 2.25, about as many results as real faces are classified as smiling or neutral
+                (``benchmarks/latent_simclr.py``, LFW val).
             detail: edit the crop of the target, which keeps its detail; False returns the generated
                 face; None for True if ``target`` are not codes.
             **options: choice and detection of the faces, as in ``FaceModel.encode_expression``; by
@@ -377,18 +378,17 @@ class LatentSimCLR(DecodingModel):
             keeps = self._edits_crops(detail)
         check_pairs(len(codes), len(targets["face"]))
 
-        def moved(rows: dict[str, Any]) -> Tensor:
+        def transfer(rows: dict[str, Any]) -> Tensor:
             face = rows["face"]
             change = axes.change(amount * axes.coordinates(rows["source"] - face.w_plus))
-            after = self._generate(
-                Inversion(face.w_plus + change.w_plus, face.feature + change.feature)
-            )
+            moved = Inversion(face.w_plus + change.w_plus, face.feature + change.feature)
+            after = self._generate(moved)
             if not keeps:
                 return self.to_unit(after)
             return self.edited(rows["crops"], self._generate(face), after)
 
         sources = codes.expand(len(targets["face"]), *codes.shape[1:])
-        return self.decode_batched({"source": sources, **targets}, moved, checked.batch_size)
+        return self.decode_batched({"source": sources, **targets}, transfer, checked.batch_size)
 
     def direction(self, name: str | Tensor) -> Tensor:
         """Return a direction of the model by name, or check a custom one, (1 or L, D).
