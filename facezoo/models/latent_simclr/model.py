@@ -23,7 +23,7 @@ from facezoo.models.latent_simclr.stylegan2 import StyleGANGenerator, mix_codes
 from facezoo.preprocess.images import Images
 from facezoo.preprocess.pipeline import ONE_FACE, ImageKeywords, ImageOptions
 
-TRANSFER = 2.25
+TRANSFER = 2.0
 """Default strength of ``transfer_expression``."""
 COLOR, LOCAL = ("skin_tone",), ("smile",)
 """Directions that change colors only, and a part of the face only; crops keep their detail."""
@@ -344,7 +344,7 @@ class LatentSimCLR(DecodingModel):
             source: images of the expression: one, or as many faces as ``target`` has.
             target: images of the appearance, or their codes, as ``invert`` returns them.
             strength: factor on the difference. The codes show less expression than the faces do;
-                at 2.25, about as many results as real faces are classified as smiling or neutral
+                at 2, nearly as many results as real faces are classified as smiling or neutral
                 (``benchmarks/latent_simclr.py``, LFW val).
             detail: edit the crop of the target, which keeps its detail; False returns the generated
                 face; None for True if ``target`` are not codes.
