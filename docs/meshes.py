@@ -96,7 +96,7 @@ def draw_registration(path: Path) -> None:
     mesh = scan(model, model.synthesize(codes[:, :64], codes[:, 64:])[0])
     registered = model.register(mesh).mesh
     panels = {
-        f"input scan: {len(mesh.vertices):,} vertices": mesh,
+        f"input: {len(mesh.vertices):,} vertices": mesh,
         f"registered: {len(registered.vertices):,} vertices": registered,
         "neutralized": model.neutralize(registered)[0],
     }

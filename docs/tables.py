@@ -167,7 +167,10 @@ def _within(found: Any, keys: Sequence[str]) -> float:
             return min(_within(entry, keys[number:]) for entry in found.values())
         if isinstance(found, list):
             wanted = dict(part.split("=") for part in key.strip("[]").split(" & "))
-            found = next(r for r in found if all(str(r[c]) == v for c, v in wanted.items()))
+            rows = [r for r in found if all(str(r[c]) == v for c, v in wanted.items())]
+            if not rows:
+                raise LookupError(f"no row {key} among {len(found)} rows")
+            found = rows[0]
         elif key.startswith("@"):
             found = found[_default(key[1:])]
         else:

@@ -29,7 +29,7 @@ def columns(model, images: list[Path]) -> dict[str, torch.Tensor]:
         shown["relight"] = model.relight(images, torch.tensor([-0.6, 0.8, 0.9, 0.2]))
     if "edit" in able:
         shown["edit smile −3"] = model.edit(images, "smile", -3.0)
-        shown["edit smile +3"] = model.edit(images, "smile", 3.0)
+        shown["edit smile +2"] = model.edit(images, "smile", 2.0)
     return shown
 
 
