@@ -70,7 +70,7 @@ def main(data: Path, names: list[str], strengths: list[float], count: int, seed:
                 share, cosine = change_found(model, crops, strength, options)
                 row = {
                     "model": f"`{name}`",
-                    "image": "edited crop" if detail else "decoded features",
+                    "image": "edited crop" if detail else "decoded face",
                     "strength": strength,
                     "change found, %": 100 * share,
                     "cosine with the source": cosine,

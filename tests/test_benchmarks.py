@@ -162,7 +162,7 @@ def test_transfers_are_measured_by_strength(tmp_path):
     write_lfw(tmp_path)
     rows = benchmark("transfer").main(tmp_path, ["ipd-fer.ferplus-lfw"], [0.0], 1, 0)
     rows = rows["tables"]["transfer"]
-    assert [row["image"] for row in rows] == ["decoded features", "edited crop"]
+    assert [row["image"] for row in rows] == ["decoded face", "edited crop"]
     assert rows[1]["change found, %"] == pytest.approx(0, abs=1), "nothing was asked for"
 
 

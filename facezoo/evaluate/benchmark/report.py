@@ -288,7 +288,7 @@ def swap(content: Content) -> Iterator[Row]:
                 "judge": f"`{judge}`",
                 "the model was trained with the judge": "yes" if family in texts else "no",
             }
-            images = {"decoded features": part, "edited crop": part.get("edited")}
+            images = {"decoded face": part, "edited crop": part.get("edited")}
             for kind, scores in images.items():
                 if scores:
                     yield {**first, "image": kind, **_swap_scores(scores)}
@@ -302,7 +302,7 @@ def worst(content: Content) -> Iterator[Row]:
     for name, entry in content["models"].items():
         judges = list(entry["swap"].values())
         edited = [{**part, **part["edited"]} for part in judges if part.get("edited")]
-        for kind, scores in (("edited crop", edited), ("decoded features", judges)):
+        for kind, scores in (("edited crop", edited), ("decoded face", judges)):
             if not scores:
                 continue
             row = {"model": f"`{name}`", "image": kind}

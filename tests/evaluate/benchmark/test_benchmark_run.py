@@ -497,7 +497,7 @@ def test_edited_crops_have_a_row_of_their_own():
     edited = {"identity kept": 90.0, "expression taken": 80.0, "neutral": 70.0}
     entry = {"trained on": [], "swap": {"pixels": {**scores, "edited": edited}}}
     rows = list(TABLES["swap"]({"models": {"mine": entry}, "meshes": {}}))
-    assert [row["image"] for row in rows] == ["decoded features", "edited crop"]
+    assert [row["image"] for row in rows] == ["decoded face", "edited crop"]
     assert [row["identity kept"] for row in rows] == ["50.0", "90.0"]
     assert rows[1]["neutralized: neutral"] == "70.0"
     assert rows[1]["identity kept, unswapped"] == "–"
@@ -513,7 +513,7 @@ def test_the_lowest_score_among_the_judges_summarizes_the_swaps():
     content = {"models": {"mine": {"swap": judges}}, "meshes": {}}
     rows = [list(row.values()) for row in TABLES["worst"](content)]
     assert rows[0] == ["`mine`", "edited crop", "90.0", "99.0", "80.0", "75.0"]
-    assert rows[1] == ["`mine`", "decoded features", "50.0", "99.0", "5.00", "–"]
+    assert rows[1] == ["`mine`", "decoded face", "50.0", "99.0", "5.00", "–"]
 
 
 def test_a_model_that_keeps_detail_is_judged_with_and_without_it(packs):
