@@ -248,7 +248,7 @@ def poses(model: FaceModel, data: Path, command: str) -> list[Metric]:
     table = read_pack(data / "lfw.parquet", "val")
     truth = head_pose(as_points(table["landmarks"].to_pylist(), 5))
     crops = aligned_crops(table, model.preprocessing.template, model.preprocessing.size)
-    predicted = model.predict_pose(list(crops), aligned=True)  # type: ignore[attr-defined]
+    predicted = model.predict_pose(list(crops), aligned=True)
     rule = f"mean absolute difference to the angle from landmarks, {len(truth)} images; {ALIGNED}"
     metrics = []
     for column, name in enumerate(("yaw", "pitch")):

@@ -14,13 +14,12 @@ from facezoo.evaluate.ict import as_metrics, benchmark
 from facezoo.evaluate.protocols import Measurements, evaluate
 from facezoo.hub.card import Card
 from facezoo.hub.families import model_class
-from facezoo.hub.files import find
 from facezoo.hub.names import resolve
-from facezoo.hub.tensors import load_into, read_tensors
 from facezoo.models.base import FaceModel
 from facezoo.models.mesh_base import MeshModel
+from facezoo.preprocess.bundled import load_detector
 from facezoo.preprocess.detection import detect
-from facezoo.preprocess.detector import DETECTOR, FaceDetector
+from facezoo.preprocess.detector import DETECTOR
 
 
 def measure_checkpoint(name: str, data: Path, device: torch.device) -> tuple[Card, Measurements]:
@@ -33,13 +32,10 @@ def measure_checkpoint(name: str, data: Path, device: torch.device) -> tuple[Car
     Returns:
         The card before the measurement, and the measurements.
     """
-    source = resolve(name)
-    card = source.card
+    card = resolve(name).card
     command = f"facezoo evaluate {card.name} --data DATA"
     if card.model == DETECTOR:
-        detector = FaceDetector(**card.architecture)
-        load_into(detector, read_tensors(find(card, source.path)))
-        detector.to(device).eval()
+        detector = load_detector(device, name)
         find_faces = lambda images: detect(detector, [i.to(device) for i in images])  # noqa: E731
         measured = Measurements(detection(find_faces, data, command))
     elif issubclass(model_class(card.model), MeshModel):

@@ -1,31 +1,48 @@
-"""The bundled face detector, loaded once per device or runtime."""
+"""Face detectors, loaded once per device or runtime."""
 
 from __future__ import annotations
 
+import os
 from copy import deepcopy
 from functools import cache
 
 import torch
 
-from facezoo.hub.card import card_named
+from facezoo.errors import UnsupportedError
 from facezoo.hub.files import find
+from facezoo.hub.names import resolve
 from facezoo.hub.tensors import load_into, read_tensors
 from facezoo.preprocess.detector import DETECTOR, FaceDetector
 from facezoo.runtimes import Runtime, use_runtime
 
 
 @cache
-def load_detector(device: torch.device) -> FaceDetector:
-    """Load the bundled face detector; all models on a device share it.
+def load_detector(device: torch.device, name: str | os.PathLike[str] = DETECTOR) -> FaceDetector:
+    """Load a face detector; all models on a device share it.
+
+    Args:
+        device: where it runs.
+        name: its checkpoint, or a folder or ``.safetensors`` file with a card. The default is the
+            detector of all models.
+
+    Returns:
+        The detector, for ``facezoo.preprocess.detection.detect``.
 
     Raises:
+        UnknownNameError: if there is no such checkpoint.
+        UnsupportedError: if the checkpoint is not a face detector.
         WeightsError: if its weights cannot be found or trusted.
     """
-    card = card_named(DETECTOR)
+    source = resolve(name)
+    card = source.card
+    if card.model != DETECTOR:
+        raise UnsupportedError(
+            f"{card.name} is a checkpoint of {card.model}; expected one of {DETECTOR}"
+        )
     # The state of the first caller's thread must not reach later ones.
     with torch.inference_mode(False), torch.device("cpu"):
         detector = FaceDetector(**card.architecture).float()
-        load_into(detector, read_tensors(find(card)))
+        load_into(detector, read_tensors(find(card, source.path)))
         detector.fold_norms()
         return detector.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 

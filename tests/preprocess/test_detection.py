@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from PIL import Image
 from torch import nn
 
 from facezoo.data.detection import LabeledImage
+from facezoo.errors import UnsupportedError
 from facezoo.evaluate.detection import misplaced_faces, rotated_faces
+from facezoo.hub.card import CHECKPOINTS
 from facezoo.preprocess import detection
 from facezoo.preprocess.bundled import load_detector
 from facezoo.preprocess.detection import DetectionConfig
@@ -514,3 +517,15 @@ def test_landmarks_of_portraits_at_any_rotation_are_right_or_missing(name):
     everywhere = functools.partial(detection.detect, detector, config=config)
     for degrees in (75, 90, 180, 240, 270):
         assert rotated_faces(everywhere, [labeled], degrees)[0] == 1, f"{degrees} degrees"
+
+
+def test_a_detector_is_loaded_by_name_or_from_its_folder(tmp_path):
+    for suffix in ("json", "safetensors"):
+        shutil.copy(CHECKPOINTS / f"face-detector.wild.{suffix}", tmp_path)
+    own = load_detector(CPU, tmp_path / "face-detector.wild.safetensors")
+    image = torch.from_numpy(np.array(Image.open("examples/portraits/grace_hopper.jpg")))
+    expected = detection.detect(load_detector(CPU), [image])
+    assert detection.detect(own, [image]).boxes.equal(expected.boxes)
+    assert load_detector(CPU, "face-detector.wild") is not own
+    with pytest.raises(UnsupportedError, match="is a checkpoint of ipd-fer; expected one of face"):
+        load_detector(CPU, "ipd-fer")

@@ -46,8 +46,13 @@ def _squares_are_faces(monkeypatch):
 @pytest.fixture
 def detector_card(monkeypatch):
     """A card in place of the bundled detector's."""
-    card = SimpleNamespace(weights=SimpleNamespace(sha256="a" * 64), architecture={"width": 8})
-    monkeypatch.setattr(bundled, "card_named", lambda name: card)
+    card = SimpleNamespace(
+        name="face-detector.tiny",
+        model="face-detector",
+        weights=SimpleNamespace(sha256="a" * 64),
+        architecture={"width": 8},
+    )
+    monkeypatch.setattr(bundled, "resolve", lambda name: SimpleNamespace(card=card, path=None))
     return card
 
 
@@ -203,7 +208,7 @@ def test_decoded_images_become_tensors_without_a_change():
 def test_the_detector_is_loaded_once_and_in_eval_mode(detector_card, monkeypatch):
     loads = []
     weights = FaceDetector(8).state_dict()
-    monkeypatch.setattr(bundled, "find", lambda card: card)
+    monkeypatch.setattr(bundled, "find", lambda card, path: card)
     monkeypatch.setattr(bundled, "read_tensors", lambda path: loads.append(path) or weights)
     load_detector.cache_clear()
     try:
