@@ -86,8 +86,9 @@ def test_light_from_the_left_brightens_what_looks_to_the_left(model, crops):
     assert dark.max() <= 0.5  # black, and grey beside the face
     with pytest.raises(ValueError, match=r"light must be \(4,\)"):
         model.relight(list(crops), torch.zeros(3, 4), aligned=True)
-    with pytest.raises(ValueError, match="light must be four finite numbers"):
-        model.relight(list(crops), [0.0, 1.0, float("nan"), 0.0], aligned=True)
+    for number in (float("nan"), float("inf"), 30, -1.01):
+        with pytest.raises(ValueError, match=r"light must be four numbers in \[-1, 1\], got"):
+            model.relight(list(crops), [0.0, 1.0, number, 0.0], aligned=True)
 
 
 def test_a_face_that_is_not_turned_is_the_frontal_one(model, crops):

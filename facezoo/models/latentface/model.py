@@ -129,15 +129,18 @@ class LatentFace(LatentFaceStages):
             RGB crops in [0, 1], (F, 3, S, S).
 
         Raises:
-            ValueError: if ``light`` has another shape, or is not finite.
+            ValueError: if ``light`` has another shape, or a number that is not in [-1, 1].
         """
         parameters = torch.as_tensor(light)
         if tuple(parameters.shape) != (4,):
             raise ValueError(
                 f"light must be (4,), ambient, diffuse, dx, dy, got {tuple(parameters.shape)}"
             )
-        if not bool(torch.isfinite(parameters).all()):
-            raise ValueError(f"light must be four finite numbers, got {parameters.tolist()}")
+        if not bool((parameters.abs() <= 1).all()):  # NaN is not either
+            raise ValueError(
+                f"light must be four numbers in [-1, 1], got {parameters.tolist()}; ambient and "
+                "diffuse are brightest at 1"
+            )
 
         def render(latents: Latents) -> Tensor:
             other = parameters.to(latents.light).expand(len(latents), 4)
