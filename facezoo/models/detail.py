@@ -10,6 +10,9 @@ GAIN, FREE = 16.0, 0.15
 GAIN`` smooths fully."""
 CHANGE, MASK, SMOOTH, WIDE = 1 / 16, 1 / 22, 1 / 12, 1 / 3.6
 """Sides of the blurs, as shares of the side of a crop."""
+DARK, BRIGHTEN = 0.05, 3.0
+"""Added to renderings before their ratio is taken, so that dark pixels make no noise; and the
+largest ratio."""
 SHARPEN = 1.5
 """Factor on the detail of the decoded face, since a decoder draws less than there is."""
 
@@ -50,6 +53,24 @@ def keep_detail(
     # ``change`` removes the detail of ``before`` already, so that of the crop must replace it.
     replaced = _detail(crops) - _detail(before) - (SHARPEN - 1) * _detail(after)
     return (crops + change - changed * replaced).clamp(0, 1)
+
+
+def relit(crops: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """Apply the ratio of two renderings in different light to the real crop.
+
+    The ratio contains light and no color of the face, so the crop keeps its detail. Source: the
+    quotient image of Shashua and Riklin-Raviv, TPAMI 2001.
+
+    Args:
+        crops: RGB in [0, 1], (B, 3, S, S).
+        before: rendered in the light of ``crops``, (B, 3, S, S).
+        after: rendered in the other light, (B, 3, S, S).
+
+    Returns:
+        RGB in [0, 1], (B, 3, S, S); ``crops`` itself where the light stays.
+    """
+    ratio = (after + DARK) / (before + DARK)
+    return (crops * ratio.clamp(max=BRIGHTEN)).clamp(0, 1)
 
 
 def _detail(images: Tensor) -> Tensor:

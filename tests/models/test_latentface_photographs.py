@@ -5,7 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
+import facezoo
 from facezoo.models.latentface import LatentFace
 
 PORTRAITS = sorted((Path(__file__).parents[2] / "examples" / "portraits").glob("*.jpg"))
@@ -72,23 +74,48 @@ def test_maps_have_the_documented_shapes_and_ranges(model, crops):
 
 def test_light_from_the_left_brightens_what_looks_to_the_left(model, crops):
     left, right = (
-        model.relight(list(crops), torch.tensor([-1.0, 1.0, dx, 0.0]), aligned=True)
+        model.relight(list(crops), torch.tensor([-1.0, 1.0, dx, 0.0]), detail=False, aligned=True)
         for dx in (0.9, -0.9)
     )
     assert left.shape == (3, 3, 64, 64)
     assert not torch.allclose(left, right, atol=0.01)
     for light in ([-1, 1, 0.9, 0], np.array([-1, 1, 0.9, 0])):
-        assert torch.equal(model.relight(list(crops), light, aligned=True), left)
+        assert torch.equal(model.relight(list(crops), light, detail=False, aligned=True), left)
     own = model.encode(crops[0], aligned=True).light[0]
-    same = model.relight(crops[0], own, aligned=True)
+    same = model.relight(crops[0], own, detail=False, aligned=True)
     torch.testing.assert_close(same, model.reconstruct(crops[0], aligned=True))
-    dark = model.relight(list(crops), torch.tensor([-1.0, -1.0, 0.0, 0.0]), aligned=True)
+    off = torch.tensor([-1.0, -1.0, 0.0, 0.0])
+    dark = model.relight(list(crops), off, detail=False, aligned=True)
     assert dark.max() <= 0.5  # black, and grey beside the face
     with pytest.raises(ValueError, match=r"light must be \(4,\)"):
         model.relight(list(crops), torch.zeros(3, 4), aligned=True)
     for number in (float("nan"), float("inf"), 30, -1.01):
         with pytest.raises(ValueError, match=r"light must be four numbers in \[-1, 1\], got"):
             model.relight(list(crops), [0.0, 1.0, number, 0.0], aligned=True)
+
+
+def test_a_relit_crop_keeps_its_detail_and_takes_the_light():
+    model = facezoo.load("latentface", device="cpu")
+    image = "examples/portraits/eileen_collins.jpg"
+    crop = facezoo.plot.crops(model, image)
+    code = model.encode(image)
+    torch.testing.assert_close(model.relight(image, code.light[0]), crop, atol=5e-3, rtol=0)
+    recognizer = facezoo.load("ipd-fer", device="cpu")
+    place = (slice(None), slice(None), slice(24, 48), slice(16, 48))  # the face, without hair
+
+    def from_left(images):
+        brightness = images[place].mean((1, 2))
+        return float(brightness[:, :16].mean() / brightness[:, 16:].mean())
+
+    def similarity(images):
+        large = F.interpolate(images, size=(250, 250), mode="bicubic")
+        features = recognizer.encode_identity(large.clamp(0, 1))
+        return float(F.cosine_similarity(features, recognizer.encode_identity(image)))
+
+    light = (-0.5, 1.0, 0.8, 0.0)
+    kept, drawn = model.relight(image, light), model.relight(image, light, detail=False)
+    assert from_left(kept) > 1.2 * from_left(crop)
+    assert similarity(kept) > similarity(drawn) + 0.2
 
 
 def test_a_face_that_is_not_turned_is_the_frontal_one(model, crops):

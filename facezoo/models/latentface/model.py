@@ -14,6 +14,7 @@ from typing_extensions import Unpack
 from facezoo.geometry.camera import grid_triangles
 from facezoo.geometry.textured_mesh import TexturedMesh
 from facezoo.models.decoding import check_pairs, one_number
+from facezoo.models.detail import relit
 from facezoo.models.latentface.latents import LatentFaceEncoding, Latents
 from facezoo.models.latentface.renderer import BORDER
 from facezoo.models.latentface.stages import LatentFaceStages
@@ -115,14 +116,21 @@ class LatentFace(LatentFaceStages):
         return self.to_unit(self._decode(images, self.decode_albedo, options))
 
     def relight(
-        self, images: Images, light: Tensor | Sequence[float], **options: Unpack[ImageKeywords]
+        self,
+        images: Images,
+        light: Tensor | Sequence[float],
+        *,
+        detail: bool = True,
+        **options: Unpack[ImageKeywords],
     ) -> Tensor:
-        """Render the faces in another light; see ``reconstruct``.
+        """Show the faces in another light.
 
         Args:
             images: one image or several.
             light: ambient, diffuse, dx, dy, each in [-1, 1], (4,). Ambient and diffuse of -1 are
                 dark; the light travels to the right and down for dx and dy above 0.
+            detail: apply the ratio of the renderings in both lights to the crop, which keeps its
+                detail; False returns the rendering in the other light.
             **options: see ``encode_expression``.
 
         Returns:
@@ -142,11 +150,16 @@ class LatentFace(LatentFaceStages):
                 "diffuse are brightest at 1"
             )
 
-        def render(latents: Latents) -> Tensor:
+        def render(crops: Tensor) -> Tensor:
+            latents = self.embed_latents(crops)
             other = parameters.to(latents.light).expand(len(latents), 4)
-            return self.draw(replace(latents, light=other)).image
+            after = self.to_unit(self.draw(replace(latents, light=other)).image.float())
+            if not detail:
+                return after
+            before = self.to_unit(self.draw(latents).image.float())
+            return relit(self.to_unit(crops.float()), before, after)
 
-        return self.to_unit(self._decode(images, render, options))
+        return self._encode(images, render, ImageOptions(**options))[0]
 
     def rotate(
         self, images: Images, yaw: float, pitch: float = 0.0, **options: Unpack[ImageKeywords]
