@@ -6,7 +6,7 @@ DATA holds the packs of ``facezoo evaluate``, and ``faces_wild.parquet``. Groups
 of sharpness and of the luminance of the cheeks; faces without expression labels are grouped by age.
 The luminance is that of a crop, so it depends on light and camera as well as on skin.
 Values have 95 % intervals: Wilson's for shares of images, and one from draws of the recalls for the
-balanced accuracy.
+balanced accuracy. The classes of the groups of FER+ show if they explain a difference in accuracy.
 """
 
 from collections.abc import Iterator
@@ -35,7 +35,8 @@ YAW_DEG = (0.0, 10.0, 20.0, 30.0, 90.0)
 BEYOND_DEG = (10.0, 40.0)
 AGES = (0, 10, 20, 40, 60, 120)
 MIN_IMAGES = 100
-"""Images of a data set below which its groups say nothing."""
+"""Smaller data sets are left out: their groups show nothing."""
+OVERLAPPING = "(also in other rows)"
 THIRDS = ("lowest", "middle", "highest")
 HAPPY = EXPRESSIONS.index("happiness")
 DRAWS = 10_000
@@ -74,17 +75,15 @@ def bands(values: Tensor, limits: tuple[float, ...], unit: str) -> Iterator[tupl
 def groups_of(table, crops: Tensor) -> Iterator[tuple[str, str, Tensor]]:
     """Yield name of the property, name of the group, and rows."""
     yield "all faces", "", torch.arange(len(table))
-    if len(table) < MIN_IMAGES:
-        return
     if "yaw" in table.column_names:
         yaw = yaw_column(table).abs()
         for name, rows in bands(yaw, YAW_DEG, "degrees"):
             yield "yaw", name, rows
         for limit in BEYOND_DEG:
             if len(rows := (yaw > limit).nonzero()[:, 0]):
-                yield "yaw", f"beyond {limit:.0f} degrees", rows
+                yield "yaw", f"beyond {limit:.0f} degrees {OVERLAPPING}", rows
         if len(rows := yaw.isnan().nonzero()[:, 0]):
-            yield "yaw", "unknown", rows
+            yield "faces", "without landmarks", rows
     for name, rows in thirds(crop_sharpness(crops)):
         yield "sharpness", name, rows
     for name, rows in thirds(cheek_luminance(crops)):
@@ -141,24 +140,45 @@ def logits_of(model: FaceModel, table) -> Tensor:
     return embed_aligned(model, table, ["predict_expression"])["predict_expression"][:, columns]
 
 
-def labeled_rows(model: FaceModel, data: Path, pack: str, split: str) -> list[dict]:
-    """Measure the groups of a pack with labels."""
+def mixed(predicted: Tensor, truth: Tensor, rows: Tensor) -> dict[str, str]:
+    """Return the classes of a group, and its accuracy if only their shares differed.
+
+    The expected accuracy has the recall of each class in all faces. So it differs from that of all
+    faces by the classes of the group alone.
+    """
+    counts = confusion(predicted, truth, len(EXPRESSIONS))
+    recalls = counts.diagonal() / counts.sum(1).clamp(min=1)
+    images = torch.bincount(truth[rows], minlength=len(EXPRESSIONS))
+    expected = float(100 * (images * recalls).sum() / images.sum())
+    right = float(100 * (predicted[rows] == truth[rows]).double().mean())
+    shares = (100 * images / images.sum()).tolist()
+    named = {f"{word}, %": f"{share:.1f}" for word, share in zip(EXPRESSIONS, shares, strict=True)}
+    return named | {"expected accuracy, %": f"{expected:.1f}", "accuracy, %": f"{right:.1f}"}
+
+
+def labeled_rows(
+    model: FaceModel, data: Path, pack: str, split: str
+) -> tuple[list[dict], list[dict]]:
+    """Measure the groups of a pack with labels: their scores, and their classes."""
     table = read_pack(data / f"{pack}.parquet", split)
     truth = majority_labels(table)
     two = [EXPRESSIONS.index(word) for word in NEUTRAL_OR_HAPPY]
     known = truth >= 0 if pack == "ferplus" else torch.isin(truth, torch.tensor(two))
     table, truth = table.filter(known.tolist()), truth[known]
+    if len(table) < MIN_IMAGES:
+        return [], []
     logits = logits_of(model, table)
     if pack != "ferplus":
         others = [k for k in range(len(EXPRESSIONS)) if k not in two]
         logits[:, others] = -torch.inf
     predicted = predicted_classes(logits.softmax(1))
     crops = aligned_crops(table, "arcface112", SIDE)
-    return [
-        {"data": NAMES[pack], "group": f"{kind} {name}".strip()}
-        | scored(predicted[rows], truth[rows], len(EXPRESSIONS))
-        for kind, name, rows in groups_of(table, crops)
-    ]
+    scores, mixes = [], []
+    for kind, name, rows in groups_of(table, crops):
+        group = {"data": NAMES[pack], "group": f"{kind} {name}".strip()}
+        scores.append(group | scored(predicted[rows], truth[rows], len(EXPRESSIONS)))
+        mixes.append(group | mixed(predicted, truth, rows))
+    return scores, mixes
 
 
 def age_rows(model: FaceModel, data: Path) -> list[dict]:
@@ -181,12 +201,16 @@ def age_rows(model: FaceModel, data: Path) -> list[dict]:
 def main(data: Path, model: str = "ipd-fer") -> dict:
     """Measure all groups of a checkpoint that predicts the eight expressions."""
     network = facezoo.load(model, device="cpu")
-    rows = [
-        row
-        for pack, split in (("ferplus", "test"), ("lfw", "val"), ("london_expr", "val"))
-        for row in labeled_rows(network, data, pack, split)
-    ]
-    tables = {"groups": rows, "ages": age_rows(network, data)}
+    packs = (("ferplus", "test"), ("lfw", "val"), ("london_expr", "val"))
+    found = {pack: labeled_rows(network, data, pack, split) for pack, split in packs}
+    tables = {
+        "groups": [row for scores, _ in found.values() for row in scores],
+        "classes": [
+            {name: value for name, value in row.items() if name != "data"}
+            for row in found["ferplus"][1]
+        ],
+        "ages": age_rows(network, data),
+    }
     command = f"python benchmarks/groups.py DATA --model {model} --json OUT"
     return {**stamp(command), "checkpoint": network.card.name, "tables": tables}
 

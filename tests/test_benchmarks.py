@@ -228,19 +228,19 @@ def test_predictions_are_measured_in_groups_of_faces(tmp_path, monkeypatch):
     assert all(" % (" in row["predicted happiness"] for row in tables["ages"])
 
 
-def test_faces_of_unknown_yaw_are_a_group(monkeypatch):
+def test_faces_without_landmarks_are_a_group(monkeypatch):
     script = benchmark("groups")
     monkeypatch.setattr(script, "MIN_IMAGES", 1)
     crops = torch.randint(0, 256, (4, 3, 112, 112), generator=torch.Generator().manual_seed(0))
     groups = script.groups_of(pa.table({"yaw": [5.0, None, -50.0, -10.0]}), crops.byte())
-    yaws = {name: rows.tolist() for kind, name, rows in groups if kind == "yaw"}
+    yaws = {name: rows.tolist() for kind, name, rows in groups if kind in ("yaw", "faces")}
     assert yaws == {
         "0 to 10 degrees": [0],
         "10 to 20 degrees": [3],
         "30 to 90 degrees": [2],
-        "beyond 10 degrees": [2],
-        "beyond 40 degrees": [2],
-        "unknown": [1],
+        "beyond 10 degrees (also in other rows)": [2],
+        "beyond 40 degrees (also in other rows)": [2],
+        "without landmarks": [1],
     }
 
 
@@ -253,6 +253,14 @@ def test_the_scores_of_a_group_are_those_of_its_confusion_matrix():
     assert (scores["images not happy"], scores["false happiness"][:6]) == ("3", "33.3 %")
     only_happy = script.scored(torch.tensor([happy]), torch.tensor([happy]), 8)
     assert (only_happy["images not happy"], only_happy["false happiness"]) == ("0", "–")
+
+
+def test_the_expected_accuracy_of_a_group_depends_on_its_classes_only():
+    script = benchmark("groups")
+    truth, predicted = torch.tensor([0, 0, 1, 1, 1, 1]), torch.tensor([0, 0, 1, 0, 0, 0])
+    found = script.mixed(predicted, truth, torch.tensor([0, 3]))
+    assert (found["neutral, %"], found["happiness, %"], found["fear, %"]) == ("50.0", "50.0", "0.0")
+    assert (found["expected accuracy, %"], found["accuracy, %"]) == ("62.5", "50.0")
 
 
 def test_the_interval_of_the_balanced_accuracy_is_that_of_the_mean_recall():
