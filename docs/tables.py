@@ -82,8 +82,17 @@ RENAMED = {
     "synthesis, new weights": "synthesis, 512 channels, random weights",
 }
 """Words of older results files, and the field's words."""
-HEADERS = {"way": "pipeline", "slowest to fastest": "images/s, slowest to fastest"}
-"""Columns of older results files, and the field's words."""
+HEADERS = {
+    "way": "pipeline",
+    "slowest to fastest": "images/s, slowest to fastest",
+    "E_rec": "reconstruction (E_rec)",
+    "E_rec face": "reconstruction, face",
+    "AVD_neu": "neutral face (AVD_neu)",
+    "AVD_neu face": "neutral face, face",
+    "E_dis": "differences (E_dis)",
+    "rank-1": "identity found (rank-1)",
+}
+"""Names of columns in results files, and plain ones."""
 HIDDEN = re.compile(
     r"(?<!^pipeline: )slowest to fastest|: relative difference$|over bare(, speed)?$|speed over it$"
     r"|: times faster$|above chance$|^stages: share$"
@@ -145,7 +154,7 @@ def value(path: str, results: Path = ROOT / "docs" / "results") -> float:
         path: ``file:key/key/...``. ``@ipd-fer`` is the default checkpoint of a model, and
             ``[name=E_rec & protocol=shuffled]`` the first row of a list with these values. With
             ``*`` in ``file``, the mean over these files. The key ``lowest`` is the entry with the
-            lowest number.
+            lowest number. In a text such as ``1.17 ± 0.16``, the key ``±`` is the number after it.
         results: the folder.
     """
     file, _, keys = path.partition(":")
@@ -173,6 +182,8 @@ def _within(found: Any, keys: Sequence[str]) -> float:
             found = rows[0]
         elif key.startswith("@"):
             found = found[_default(key[1:])]
+        elif isinstance(found, str):
+            found = found.partition(f" {key} ")[2]
         else:
             found = found[key]
     if isinstance(found, str):
