@@ -160,6 +160,13 @@ def test_a_value_of_several_files_is_their_mean(tmp_path):
         tables().value("y:metrics", tmp_path)
 
 
+def test_a_value_may_be_a_later_number_of_a_text(tmp_path):
+    rows = [{"name": "a", "mean": "1.17 ± 0.16 / 1.15", "range": "111.2 to 121.4"}]
+    (tmp_path / "x.json").write_text(json.dumps({"rows": rows}))
+    paths = [f"x:rows/[name=a]/{key}" for key in ("mean", "mean/±", "range", "range/to")]
+    assert [tables().value(path, tmp_path) for path in paths] == [1.17, 0.16, 111.2, 121.4]
+
+
 def test_whole_numbers_in_sentences_have_no_decimals(tmp_path):
     rows = [{"name": "a", "count": 49, "size": 9409, "rule": "1973 pairs, cosine", "s": 2.0}]
     (tmp_path / "x.json").write_text(json.dumps({"rows": rows}))
