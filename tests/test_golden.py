@@ -18,6 +18,8 @@ from facezoo.hub.files import find
 from facezoo.hub.tensors import load_into, read_tensors
 from facezoo.models.capabilities import STAGES
 from facezoo.models.mesh_base import MeshModel
+from facezoo.preprocess.bundled import load_detector
+from facezoo.preprocess.detection import detect
 from facezoo.preprocess.detector import FaceDetector
 from facezoo.preprocess.fingerprint import fingerprint
 from facezoo.preprocess.images import read_image
@@ -84,7 +86,8 @@ def outputs_of_detector(name):
     with torch.inference_mode():
         image = torch.from_numpy(pattern(128)).permute(2, 0, 1)[None] / 127.5 - 1
         said = detector(image)
-    faces = facezoo.detect(PORTRAITS, "cpu")
+    images = [torch.from_numpy(read_image(portrait)) for portrait in PORTRAITS]
+    faces = detect(load_detector(torch.device("cpu"), name), images)
     return {
         "pattern.logits": said.logits[:, ::7].tolist(),
         "pattern.landmarks": said.landmarks[:, ::31].tolist(),
