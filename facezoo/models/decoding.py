@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -140,21 +141,22 @@ class DecodingModel(FaceModel):
         """Encode the sources and the targets of pairs.
 
         Raises:
-            ValueError: if there are several sources, and images of either side were skipped.
+            ValueError: if ``check_images`` finds that their images do not match.
         """
-        sides = as_list(source), as_list(target)
-        results = []
-        for images, stage in zip(sides, stages, strict=True):
-            result, faces = self._encode(images, stage, options, measured=True)
-            results.append(result)
-            with_face = len(images) if faces is None else len(faces.image_index.unique())
-            if len(sides[0]) > 1 and 0 < with_face < len(images):
-                raise ValueError(
-                    f"{len(images) - with_face} of {len(images)} images without a face were "
-                    'skipped, so the others no longer match their pairs; pass on_missing="nan", '
-                    "which keeps the place of each"
-                )
-        return results[0], results[1]
+        first, sources = self._encode_counted(source, stages[0], options)
+        second, targets = self._encode_counted(target, stages[1], options)
+        check_images(sources, targets)
+        return first, second
+
+    def _encode_counted(
+        self, images: Images, stage: Stage, options: ImageOptions
+    ) -> tuple[Any, list[int]]:
+        """Encode images as ``_encode``, and count the faces of each image."""
+        images = as_list(images)
+        result, faces = self._encode(images, stage, options, measured=True)
+        if faces is None:
+            return result, [1] * len(images)
+        return result, torch.bincount(faces.image_index, minlength=len(images)).tolist()
 
 
 def one_number(name: str, value: float) -> float:
@@ -177,6 +179,26 @@ def one_number(name: str, value: float) -> float:
             "once for each"
         )
     return number
+
+
+def check_images(sources: Sequence[int], targets: Sequence[int]) -> None:
+    """Check that the images of both sides of pairs still match.
+
+    Args:
+        sources: number of faces in each image.
+        targets: number of faces in each image, or 1 for each row of codes.
+
+    Raises:
+        ValueError: if there are several sources, and images of either side were skipped.
+    """
+    if len(sources) == 1 and sources[0] <= 1:  # one source for all targets
+        return
+    for counts in (sources, targets):
+        if 0 < (skipped := counts.count(0)) < len(counts):
+            raise ValueError(
+                f"{skipped} of {len(counts)} images without a face were skipped, so the others no "
+                'longer match their pairs; pass on_missing="nan", which keeps the place of each'
+            )
 
 
 def check_pairs(sources: int, targets: int) -> None:

@@ -157,6 +157,15 @@ def test_codes_are_edited_as_the_images_that_gave_them(model):
         model.transfer_expression([*PHOTOS, PHOTOS[0]], codes)
 
 
+def test_codes_are_not_paired_with_the_rest_of_skipped_sources(model):
+    codes = model.encode_factors(PHOTOS)
+    for sources in ([EMPTY, PHOTOS[1]], [PHOTOS[0], EMPTY, PHOTOS[1]]):
+        with pytest.raises(ValueError, match=r'1 of . images .* on_missing="nan"'):
+            model.transfer_expression(sources, codes, on_missing="skip")
+    moved = model.transfer_expression([EMPTY, PHOTOS[1]], codes, on_missing="nan")
+    assert moved.isnan().flatten(1).all(1).tolist() == [True, False]
+
+
 @pytest.mark.parametrize("strength", [torch.tensor([1.0, 2.0]), [1.0], None, "much", math.nan])
 def test_the_strength_of_an_edit_is_one_number(model, strength):
     with pytest.raises(ValueError, match="strength must be one finite number for all faces"):

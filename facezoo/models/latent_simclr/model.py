@@ -13,7 +13,7 @@ from facezoo.errors import UnknownNameError
 from facezoo.hub.card import Preprocessing
 from facezoo.models.base import check_shape
 from facezoo.models.capabilities import constructor_arguments
-from facezoo.models.decoding import DecodingModel, check_pairs, one_number
+from facezoo.models.decoding import DecodingModel, check_images, check_pairs, one_number
 from facezoo.models.latent_simclr.augment import appearance_layers
 from facezoo.models.latent_simclr.directions import check_direction
 from facezoo.models.latent_simclr.expression import ExpressionAxes
@@ -370,7 +370,8 @@ class LatentSimCLR(DecodingModel):
 
         if isinstance(target, Inversion):
             check_codes(detail)
-            codes = self._encode(source, self.embed_codes, checked)[0]
+            codes, counts = self._encode_counted(source, self.embed_codes, checked)
+            check_images(counts, [1] * len(target))
             targets, keeps = {"face": target}, False
         else:
             stages = (self.embed_codes, of_target)
@@ -421,12 +422,9 @@ class LatentSimCLR(DecodingModel):
             assert images is not None
             features = self._encode(images, self.stage(name), options)[0]
             return features
-        codes = torch.as_tensor(w_plus)
-        if name == "encode_identity":
-            features = self.decode_batched(codes, self.identity_encoder, options.batch_size)
-            return features
-        features = self.decode_batched(codes, self.expression_encoder, options.batch_size)
-        return self.without_identity(features)
+        encoder = self.identity_encoder if name == "encode_identity" else self.expression_encoder
+        features = self.decode_batched(torch.as_tensor(w_plus), encoder, options.batch_size)
+        return features if name == "encode_identity" else self.without_identity(features)
 
     def _mix(self, coarse: Inversion, fine: Inversion, batch_size: int) -> Tensor:
         """Generate faces with the coarse styles of ``coarse`` and the fine styles of ``fine``."""
