@@ -189,7 +189,8 @@ def check_images(sources: Sequence[int], targets: Sequence[int]) -> None:
         targets: number of faces in each image, or 1 for each row of codes.
 
     Raises:
-        ValueError: if there are several sources, and images of either side were skipped.
+        ValueError: if there are several sources, and images of either side were skipped, or images
+            of several faces do not have as many as the image at their place on the other side.
     """
     if len(sources) == 1 and sources[0] <= 1:  # one source for all targets
         return
@@ -199,6 +200,14 @@ def check_images(sources: Sequence[int], targets: Sequence[int]) -> None:
                 f"{skipped} of {len(counts)} images without a face were skipped, so the others no "
                 'longer match their pairs; pass on_missing="nan", which keeps the place of each'
             )
+    # The faces of a group match images of one face each.
+    if sum(sources) == sum(targets) and min(max(sources), max(targets)) > 1:
+        for place, (first, second) in enumerate(zip(sources, targets, strict=False)):
+            if first != second:
+                raise ValueError(
+                    f"image {place} of each side has {first} and {second} faces; expected as many "
+                    'on both sides. Pass faces="largest", or crops of the faces with aligned=True'
+                )
 
 
 def check_pairs(sources: int, targets: int) -> None:

@@ -409,6 +409,24 @@ def test_pairs_with_skipped_images_raise_an_error(family):
         torch.testing.assert_close(kept[:1], pair(first, second))
     alone = model.transfer_expression(first, [second, EMPTY, third], on_missing="skip")
     assert len(alone) == 2
+    with pytest.raises(ValueError, match="1 of 3 images without a face were skipped"):
+        model.transfer_expression(CROWD, [first, EMPTY, second], faces="all", on_missing="skip")
+
+
+@pytest.mark.parametrize("family", sorted(TINY))
+def test_faces_are_paired_within_the_images_at_the_same_place(family):
+    model = model_class(family)(**TINY[family]).eval()
+    one, other = PORTRAITS[:2]
+    pairs = [model.transfer_expression, getattr(model, "mix_styles", model.transfer_expression)]
+    for pair in pairs:
+        for sides in (([CROWD, one], [one, CROWD]), ([one, CROWD, CROWD], [CROWD, one, CROWD])):
+            with pytest.raises(ValueError, match=r"image 0 of each side has . and . faces"):
+                pair(*sides, faces="all")
+        assert len(pair([CROWD, one], [CROWD, other], faces="all")) == 3
+        # a group, and one image for each of its faces
+        assert len(pair(CROWD, [one, other], faces="all")) == 2
+        assert len(pair([one, other], CROWD, faces="all")) == 2
+    assert len(model.transfer_expression(one, [CROWD, other], faces="all")) == 3
 
 
 # What a model cannot do.
