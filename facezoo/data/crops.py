@@ -17,7 +17,7 @@ from facezoo.errors import ImageError, NoFaceError, warn_once
 from facezoo.landmarks import similarity_transform, yaw_deg
 from facezoo.preprocess.alignment import align
 from facezoo.preprocess.images import ImageSource, describe, read_image
-from facezoo.preprocess.pipeline import ImageOptions, face_batches, read_batches
+from facezoo.preprocess.pipeline import ImageBatch, ImageOptions, face_batches, read_batches
 from facezoo.preprocess.templates import template_points
 
 CPU = torch.device("cpu")
@@ -97,6 +97,7 @@ def cut_faces(
     batch_size: int = 32,
     names: Sequence[str] | None = None,
     detection: Mapping[str, Any] | None = None,
+    skip_unreadable: bool = False,
 ) -> Crops:
     """Crop the face in each of several images, by its landmarks or by the detector.
 
@@ -109,25 +110,32 @@ def cut_faces(
         margin: pixels around it on every side.
         names: name of each image in an error, N; None for its own.
         detection: settings of the detector by name, such as ``min_face``; None for the defaults.
+        skip_unreadable: leave out images that cannot be read, with a warning.
 
     Returns:
         Crops in the order of the images; ``rows`` are indices of ``images``.
 
     Raises:
         NoFaceError: if no image has a face.
-        ImageError: if an image cannot be read; the message names it.
+        ImageError: if an image cannot be read, or all with ``skip_unreadable``; the message names
+            it.
     """
     points = torch.full((len(images), 5, 2), float("nan"))
     if landmarks is not None:
         points = landmarks.clone()
     named = list(zip(images, names or [""] * len(images), strict=True))
-    sizes = _detect(named, points, torch.device(device), batch_size, detection or {})
+    errors: dict[int, ImageError] | None = {} if skip_unreadable else None
+    sizes = _detect(named, points, torch.device(device), batch_size, detection or {}, errors)
     places = points.clone()
     if cropped:
         missing = ~_known(points)
         places[missing] = _usual_places(points, sizes, template)[missing]
-    rows, missing_rows = _known(places).nonzero()[:, 0], (~_known(places)).nonzero()[:, 0].tolist()
+    rows = _known(places).nonzero()[:, 0]
+    missing_rows = [
+        row for row in (~_known(places)).nonzero()[:, 0].tolist() if row not in (errors or {})
+    ]
     if not len(rows):
+        warn_unreadable(name, errors or {}, len(images))
         raise NoFaceError(f"no face was found in any of {len(images):,} images of {name}")
     if missing_rows:
         warn_once(
@@ -140,8 +148,39 @@ def cut_faces(
     moved = torch.einsum("nij,npj->npi", matrices[..., :2], points[rows])
     moved = moved + matrices[:, None, :, 2]
     chosen = [named[row] for row in rows.tolist()]
-    crops = align_images(chosen, read_pair, matrices, size + 2 * margin, batch_size=batch_size)
+    broken: dict[int, ImageError] | None = None if errors is None else {}
+    crops = align_images(
+        chosen, read_pair, matrices, size + 2 * margin, batch_size=batch_size, errors=broken
+    )
+    if errors is not None and broken is not None:
+        errors |= {int(rows[place]): error for place, error in broken.items()}
+        warn_unreadable(name, errors, len(images))
+        readable = [place for place in range(len(rows)) if place not in broken]
+        crops, moved, rows = crops[readable], moved[readable], rows[readable]
     return Crops(crops, moved, rows, yaw_deg(moved))
+
+
+def warn_unreadable(name: str, errors: Mapping[int, ImageError], count: int) -> None:
+    """Warn of images that cannot be read and are left out.
+
+    Args:
+        name: name of the images.
+        errors: errors by the index of the image.
+        count: number of all images.
+
+    Raises:
+        ImageError: if none can be read.
+    """
+    if not errors:
+        return
+    first = errors[min(errors)]
+    if len(errors) == count:
+        raise ImageError(f"none of {count:,} images of {name} can be read; the first: {first}")
+    warn_once(
+        f"{len(errors):,} of {count:,} images of {name} cannot be read and are left out; the "
+        f"first: {first}",
+        stacklevel=3,
+    )
 
 
 def align_images(
@@ -152,6 +191,7 @@ def align_images(
     *,
     channels: int = 3,
     batch_size: int = 64,
+    errors: dict[int, ImageError] | None = None,
 ) -> Tensor:
     """Read images and cut one crop of each.
 
@@ -161,16 +201,34 @@ def align_images(
         matrices: pixels of the image to pixels of the crop, (N, 2, 3).
         side: side of the crops, pixels.
         channels: 3, or 1 to keep the first.
+        errors: receives the error of each source that cannot be read, by its index; its crop is
+            black. None to raise the error.
 
     Returns:
         uint8, (N, channels, side, side).
+
+    Raises:
+        ImageError: if a source cannot be read and ``errors`` is None.
     """
-    crops = torch.empty(len(sources), channels, side, side, dtype=torch.uint8)
-    for batch in read_batches(sources, CPU, batch_size=batch_size, read=read, progress=True):
-        part = slice(batch.first, batch.first + len(batch.images))
-        aligned = align(batch.images, torch.arange(len(batch.images)), matrices[part], side)
-        crops[part] = aligned[:, :channels].round().to(torch.uint8)
+    crops = torch.zeros(len(sources), channels, side, side, dtype=torch.uint8)
+    for batch in read_batches(
+        *(sources, CPU),
+        batch_size=batch_size,
+        read=read,
+        collect_errors=errors is not None,
+        progress=True,
+    ):
+        if errors is not None:
+            errors |= errors_of(batch)
+        if rows := [batch.first + place for place in batch.index]:
+            aligned = align(batch.images, torch.arange(len(rows)), matrices[rows], side)
+            crops[rows] = aligned[:, :channels].round().to(torch.uint8)
     return crops
+
+
+def errors_of(batch: ImageBatch) -> dict[int, ImageError]:
+    """Return the errors of a batch by the index among all sources."""
+    return {batch.first + place: error for place, error in batch.errors.items()}
 
 
 def read_named(image: ImageSource, name: str) -> NDArray[np.uint8]:
@@ -203,8 +261,11 @@ def _detect(
     device: torch.device,
     batch_size: int,
     detection: Mapping[str, Any],
+    errors: dict[int, ImageError] | None,
 ) -> Tensor:
     """Fill in missing landmarks by the detector.
+
+    ``errors`` receives those of unreadable images by their row; None to raise them.
 
     Returns:
         Width and height of the images that it searched, NaN for the others, (N, 2).
@@ -213,8 +274,14 @@ def _detect(
     missing = (~_known(points)).nonzero()[:, 0]
     sources = [images[row] for row in missing.tolist()]
     options = ImageOptions("largest", "skip", batch_size=batch_size, progress=True, **detection)
-    for batch in face_batches(sources, device, options, read=read_pair):
-        rows = missing[batch.first : batch.first + len(batch.images)]
+    for batch in face_batches(
+        sources, device, options, read=read_pair, collect_errors=errors is not None
+    ):
+        if errors is not None:
+            errors |= {int(missing[place]): error for place, error in errors_of(batch).items()}
+        if not batch.images:
+            continue
+        rows = missing[[batch.first + place for place in batch.index]]
         sizes[rows] = torch.tensor([[float(i.shape[1]), float(i.shape[0])] for i in batch.images])
         assert batch.faces is not None
         faces = batch.faces

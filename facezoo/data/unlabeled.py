@@ -70,7 +70,8 @@ def read_face_crops(
     Args:
         data: a folder with ``lfw.parquet``, whose split ``train`` is used; or a folder of
             images, each in the folder of its person or video at any depth, as in VoxCeleb. Images
-            outside of such a folder have no identity.
+            outside of such a folder have no identity. Images that cannot be read or have no face
+            are left out with a warning.
         wild: add the whole heads of the split ``train`` of ``faces_wild.parquet``, which have no
             identity.
 
@@ -86,7 +87,14 @@ def read_face_crops(
         crops = aligned_crops(table, template, size, MARGIN)
         description = f"LFW (deep-funneled) train: {len(table):,} images with names"
         return FaceCrops(crops, table["identity"].to_pylist(), description, "lfw")
-    faces = cut_faces(data.name, files, template=template, size=size, margin=MARGIN, device=device)
+    faces = cut_faces(
+        *(data.name, files),
+        template=template,
+        size=size,
+        margin=MARGIN,
+        device=device,
+        skip_unreadable=True,
+    )
     folders = [files[row].parent.relative_to(data) for row in faces.rows.tolist()]
     identities = [str(folder) if folder.parts else "" for folder in folders]
     named = {*identities} - {""}

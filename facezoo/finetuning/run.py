@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from facezoo.data.crops import cut_faces, read_pair
+from facezoo.data.crops import cut_faces, errors_of, read_pair, warn_unreadable
 from facezoo.data.labeled import LabeledImages, read_labeled
-from facezoo.errors import UnsupportedError, warn_once
+from facezoo.errors import ImageError, UnsupportedError, warn_once
 from facezoo.evaluate.metrics import SCORES, confusion, predicted_classes
 from facezoo.finetuning.card import card_of, command_line
 from facezoo.finetuning.loop import (
@@ -101,7 +101,7 @@ def finetune(
 
     Args:
         data: a folder of class folders, or a ``.csv`` or ``.parquet`` file with columns of images
-            and labels. Images without a face are left out with a warning.
+            and labels. Images that cannot be read or have no face are left out with a warning.
         out: folder for the result.
         model: name that ``facezoo.load`` takes, of a model with expression classes. If its
             expression features are trained, its ``identity_removal`` is left out with a warning.
@@ -124,7 +124,7 @@ def finetune(
         ValueError: if the data has fewer than two classes, or a class without a training image,
             or ``out`` holds a run of another recipe, seed, data or checkpoint.
         FileNotFoundError: if ``data`` or an image does not exist.
-        ImageError: if an image cannot be read.
+        ImageError: if no image can be read, or one is not square and ``aligned`` is True.
         NoFaceError: if no image has a face.
         UnknownNameError: if there is no such model.
         UnsupportedError: if the model has no classifier, or takes meshes.
@@ -244,7 +244,10 @@ def _digest(labeled: LabeledImages) -> dict[str, Any]:
     columns = labeled.files, labeled.labels.tolist(), labeled.splits, labeled.identities, points
     contents = sha256()
     for image in labeled.images:
-        data = image if isinstance(image, bytes) else Path(str(image)).read_bytes()
+        try:
+            data = image if isinstance(image, bytes) else Path(str(image)).read_bytes()
+        except OSError:  # it is left out
+            data = b""
         contents.update(sha256(data).digest())
     return {
         "name": labeled.name,
@@ -292,16 +295,21 @@ def _crop(
             device=net.device,
             names=names,
             detection=detection,
+            skip_unreadable=True,
         )
         return crops.images, crops.rows
     plain = replace(preprocessing, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     sources = list(zip(labeled.images, names, strict=True))
-    parts = [
-        prepare_aligned(batch.images, plain, [name for _, name in batch.sources])
-        for batch in read_batches(sources, torch.device("cpu"), read=read_pair, progress=True)
-    ]
-    whole = (torch.cat(parts) * 255).round().to(torch.uint8)
-    return whole, torch.arange(len(whole))
+    parts, rows, errors = list[Tensor](), list[int](), dict[int, ImageError]()
+    for batch in read_batches(
+        sources, torch.device("cpu"), read=read_pair, collect_errors=True, progress=True
+    ):
+        errors |= errors_of(batch)
+        if readable := [batch.first + place for place in batch.index]:
+            parts.append(prepare_aligned(batch.images, plain, [names[row] for row in readable]))
+            rows += readable
+    warn_unreadable(labeled.name, errors, len(sources))
+    return (torch.cat(parts) * 255).round().to(torch.uint8), torch.tensor(rows)
 
 
 def _part(examples: Examples, rows: Tensor, requested: Tensor) -> Examples:

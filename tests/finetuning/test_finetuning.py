@@ -12,7 +12,7 @@ import pytest
 import timm
 import torch
 from interrupting import interrupted
-from packs import noise, write_csv
+from packs import face_at, noise, photo_of, png, use_square_detector, write_csv
 from PIL import Image
 from two_processes import launch
 
@@ -393,14 +393,42 @@ def test_the_interval_of_the_accuracy_covers_the_truth_as_often_as_it_claims():
 
 
 @pytest.mark.parametrize("aligned", [True, False])
-def test_a_broken_image_is_named_by_its_row(tree, base, tmp_path, aligned):
-    images = [(tree / "calm" / f"{n:02d}.png").read_bytes() for n in range(6)]
-    images[4] = b"junk"
-    columns = {"image": images, "label": ["x", "y"] * 3, "split": ["train"] * 4 + ["val"] * 2}
-    pq.write_table(pa.table(columns), tmp_path / "q.parquet")
+@pytest.mark.parametrize("landmarks", [True, False])
+def test_a_broken_image_is_left_out_and_named_by_its_row(
+    base, tmp_path, monkeypatch, aligned, landmarks
+):
+    use_square_detector(monkeypatch)
+    image = png(photo_of((50, 50, 100)).numpy())
+    columns = {"image": [image] * 8, "label": ["x", "y"] * 4, "split": ["train"] * 6 + ["test"] * 2}
+    if landmarks:
+        columns["landmarks"] = [face_at(50, 50, 100)["landmarks"]] * 8
     options = {"model": base, "recipe": QUICK, "aligned": aligned, "device": "cpu"}
-    with pytest.raises(ImageError, match=r"q\.parquet, row 4: image \(4 bytes\)"):
-        finetune(tmp_path / "q.parquet", tmp_path / "out", **options)
+
+    def go(out, *broken):
+        columns["image"] = [b"junk" if row in broken else image for row in range(8)]
+        pq.write_table(pa.table(columns), tmp_path / f"{out}.parquet")
+        return finetune(tmp_path / f"{out}.parquet", tmp_path / out, **options)
+
+    named = r"row 4: image \(4 bytes\)"
+    with pytest.warns(match=rf"2 of 8 images of some\.parquet cannot .* some\.parquet, {named}"):
+        done = go("some", 4, 7)
+    assert done.metrics[0].protocol.startswith("1 faces")
+    card = facezoo.load(tmp_path / "some", device="cpu").card
+    assert card.training.data[-1] == "some.parquet: 5 faces of 2 classes"
+    with (
+        pytest.warns(match="3 of 8 images of lost"),
+        pytest.raises(ValueError, match="training image with a face for the class 'x'"),
+    ):
+        go("lost", 0, 2, 4)
+    with pytest.raises(ImageError, match=r"none of 8 images of none\.parquet can be read"):
+        go("none", *range(8))
+
+
+def test_a_link_to_a_file_that_is_gone_is_left_out(tree, base, tmp_path):
+    shutil.copytree(tree, tmp_path / "data")
+    (tmp_path / "data" / "calm" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.warns(match=r"1 of 33 images of data cannot be read .*gone\.png"):
+        tune(tmp_path / "data", tmp_path / "out", base)
 
 
 def test_the_folder_opens_and_predicts_the_new_classes(tree, base, tmp_path):

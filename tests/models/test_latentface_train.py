@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 from interrupting import interrupted
-from packs import write_faces_wild, write_ferplus, write_lfw
+from packs import photo_of, use_square_detector, write_faces_wild, write_ferplus, write_lfw
 from PIL import Image
 
 import facezoo
@@ -284,6 +284,17 @@ def test_a_folder_of_folders_is_read_as_identities(tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match=r"neither lfw\.parquet nor images"):
         read_face_crops(tmp_path / "empty", LatentFace(**SMALL).preprocessing, CPU)
+
+
+def test_own_images_that_cannot_be_read_are_left_out(tmp_path, monkeypatch):
+    use_square_detector(monkeypatch)
+    for name in ("id1/1.png", "id1/2.png", "id2/1.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(photo_of((50, 50, 100)).numpy()).save(tmp_path / name)
+    (tmp_path / "id1" / "2.png").write_bytes(b"junk")
+    with pytest.warns(match=r"1 of 3 images of .* cannot be read .*2\.png"):
+        faces = read_face_crops(tmp_path, LatentFace(**SMALL).preprocessing, CPU)
+    assert faces.identities == ["id1", "id2"]
 
 
 def test_the_convex_depth_is_nearest_in_the_middle_and_smoother_than_noise():
