@@ -105,7 +105,7 @@ def read_labeled(
     source: str | os.PathLike[str],
     *,
     label_column: str | None = None,
-    classes: Sequence[str] | None = None,
+    classes: Sequence[str | int] | None = None,
 ) -> LabeledImages:
     """Read images and their classes.
 
@@ -123,8 +123,9 @@ def read_labeled(
             library stores in a Parquet file are used. Rows without a label, and rows with the
             label -1 among whole numbers, are left out.
         label_column: label column of a table; None for the first of ``LABELS`` in the table.
-        classes: classes to use, in this order; None for all: in the order of the datasets
-            library, else sorted by name, or by number if all are whole numbers.
+        classes: names or whole numbers of the classes to use, in this order; None for all: in the
+            order of the datasets library, else sorted by name, or by number if all are whole
+            numbers.
 
     Raises:
         FileNotFoundError: if the source, or a file that a table names, does not exist.
@@ -152,7 +153,7 @@ def read_labeled(
 
 
 def _labeled(
-    path: Path, columns: Mapping[str, list[Any]], classes: Sequence[str] | None
+    path: Path, columns: Mapping[str, list[Any]], classes: Sequence[str | int] | None
 ) -> LabeledImages:
     """Keep the rows whose label is among the classes."""
     if isinstance(classes, str):
@@ -162,7 +163,7 @@ def _labeled(
     known = [word for word in order if word in present] + sorted(present - set(order))
     if all(re.fullmatch(r"-?\d+", word) for word in present):
         known = sorted(present, key=lambda word: (int(word), word))
-    requested = tuple(known if classes is None else classes)
+    requested = tuple(known if classes is None else (_word(word) or "" for word in classes))
     if unknown := [word for word in requested if word not in known]:
         raise ValueError(f"{path} has no class {unknown[0]!r}; it has {', '.join(known) or 'none'}")
     if len(set(requested)) < 2:

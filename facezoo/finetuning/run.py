@@ -77,7 +77,7 @@ def finetune(
     model: str = "ipd-fer",
     recipe: Finetuning | None = None,
     label_column: str | None = None,
-    classes: Sequence[str] | None = None,
+    classes: Sequence[str | int] | None = None,
     aligned: bool = False,
     seed: int = 0,
     device: str | torch.device | None = None,
@@ -107,7 +107,8 @@ def finetune(
             expression features are trained, its ``identity_removal`` is left out with a warning.
         recipe: recipe; None for the defaults. Settings that are None suit the number of images.
         label_column: column of a table; None to look for the usual names.
-        classes: classes to use, in this order; None for all in the data.
+        classes: names or whole numbers of the classes to use, in this order; None for all in the
+            data.
         aligned: the images are crops in the model's template.
         seed: seed of the new classifier, order and augmentation.
         device: where to train; None for the best device.
@@ -168,7 +169,8 @@ def finetune(
         print(plan(net, parts, recipe, net.card.name if net.card else model), flush=True)
     fit(net, parts["train"], parts.get("val"), recipe, target / STATE, seed=seed)
     command = command_line(
-        data, out, model, recipe, label_column, classes, aligned, seed, detection
+        *(data, out, model, recipe, label_column),
+        *(None if classes is None else labeled.classes, aligned, seed, detection),
     )
     metrics = tuple(
         metric

@@ -200,6 +200,11 @@ def test_whole_numbers_are_classes_sorted_by_value(tmp_path):
     floats = [10.0, 2.0, 1.0, float("nan")]  # as pandas writes a column with an empty cell
     path = write_parquet(tmp_path / "q.parquet", image=image, label=floats)
     assert read_labeled(path).classes == ("1", "2", "10")
+    for classes in ([10, 1], np.array([10, 1]), [10.0, 1.0], ["10", "1"]):
+        data = read_labeled(path, classes=classes)
+        assert (data.classes, data.labels.tolist()) == (("10", "1"), [0, 1])
+    with pytest.raises(ValueError, match=r"has no class '3'; it has 1, 2, 10"):
+        read_labeled(path, classes=[1, 3])
 
 
 def test_the_label_minus_one_means_no_label(tmp_path):

@@ -303,6 +303,16 @@ def test_a_search_over_numpy_values_is_recorded_in_plain_numbers(tree, base, tmp
             Finetuning(**{name: 1.5})
 
 
+def test_classes_may_be_whole_numbers(tree, base, tmp_path):
+    path = write_csv(tree / "numbers.csv", tree, label=lambda row: row // 16)
+    recipe = Finetuning(epochs=1, probe=True)
+    options = {"model": base, "recipe": recipe, "aligned": True, "device": "cpu"}
+    done = finetune(path, tmp_path / "out", classes=[1, 0], **options)
+    assert done.classes == ("1", "0")
+    command = facezoo.load(tmp_path / "out", device="cpu").card.training.command
+    assert "--classes 1,0" in command
+
+
 def test_few_validation_images_of_the_user_are_neither_trained_on_nor_reported(
     tree, base, tmp_path
 ):
