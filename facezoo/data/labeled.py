@@ -113,7 +113,8 @@ def read_labeled(
         source: one of
 
             - a folder with a folder of images per class, or with ``train``, ``val`` and ``test``
-              folders of these; hidden files and folders are ignored;
+              folders of these; hidden files and folders are ignored. Each class folder for
+              training needs an image; others without one are named in a warning;
             - a ``.csv`` file with a column ``file`` (relative to it) and a label column;
             - a ``.parquet`` file with a column ``image`` (bytes, paths, or the structs of the
               datasets library) or ``file``, and a label column.
@@ -131,8 +132,14 @@ def read_labeled(
         FileNotFoundError: if the source, or a file that a table names, does not exist.
         ImportError: if the source is a Parquet file and pyarrow is not installed.
         ValueError: if the source has fewer than two classes, lacks a column, has a row with a
-            label and no image, or is a folder and a column is named.
+            label and no image, or is a folder and a column is named, or a class folder for training
+            has no image.
     """
+    if isinstance(classes, str):
+        raise ValueError(f"classes must be a list of names, got the text {classes!r}")
+    names = None
+    if classes is not None:
+        names = tuple(word if isinstance(word, str) else _word(word) or "" for word in classes)
     path = Path(source)
     if not path.exists():
         raise FileNotFoundError(f"no file or folder {path}; give a folder, .csv or .parquet file")
@@ -143,27 +150,25 @@ def read_labeled(
                 f"{path} is a folder, and its labels are the names of the folders in it; leave out "
                 f"the column {label_column!r}, or give a table"
             )
-        columns = _from_folder(path)
+        columns = _from_folder(path, names)
     elif suffix in (".csv", ".parquet"):
         table = _csv_columns(path) if suffix == ".csv" else _parquet_columns(path, label_column)
         columns = _from_table(path, table, label_column)
     else:
         raise ValueError(f"labels come from a folder, .csv or .parquet file, got {str(path)!r}")
-    return _labeled(path, columns, classes)
+    return _labeled(path, columns, names)
 
 
 def _labeled(
-    path: Path, columns: Mapping[str, list[Any]], classes: Sequence[str | int] | None
+    path: Path, columns: Mapping[str, list[Any]], classes: tuple[str, ...] | None
 ) -> LabeledImages:
     """Keep the rows whose label is among the classes."""
-    if isinstance(classes, str):
-        raise ValueError(f"classes must be a list of names, got the text {classes!r}")
     words = columns["label"]
     present, order = {word for word in words if word is not None}, columns["class"]
     known = [word for word in order if word in present] + sorted(present - set(order))
     if all(re.fullmatch(r"-?\d+", word) for word in present):
         known = sorted(present, key=lambda word: (int(word), word))
-    requested = tuple(known if classes is None else (_word(word) or "" for word in classes))
+    requested = tuple(known) if classes is None else classes
     if unknown := [word for word in requested if word not in known]:
         raise ValueError(f"{path} has no class {unknown[0]!r}; it has {', '.join(known) or 'none'}")
     if len(set(requested)) < 2:
@@ -191,7 +196,7 @@ def _labeled(
     )
 
 
-def _from_folder(root: Path) -> dict[str, list[Any]]:
+def _from_folder(root: Path, classes: Sequence[str] | None) -> dict[str, list[Any]]:
     top = root
     folders = _folders_in(top)
     if len(folders) == 1 and any(_as_split(inner, _NAMES) for inner in _folders_in(folders[0])):
@@ -212,9 +217,15 @@ def _from_folder(root: Path) -> dict[str, list[Any]]:
         name: [] for name in ("image", "file", "label", "split", "identity", "class")
     }
     skipped: list[str] = []
+    empty: list[Path] = []
+    lacking: list[Path] = []
     for folder, split in by_split.items():
-        for inner in _folders_in(folder):
+        inside = _folders_in(folder)
+        empty += [folder] if split and not inside else []
+        for inner in inside:
             images, unknown = images_in(inner)
+            if not images and (classes is None or inner.name in classes):
+                (lacking if split in ("", "train") else empty).append(inner)
             skipped += [f"{inner.relative_to(root).as_posix()}/{name}" for name in unknown]
             for file in (inner / name for name in images):
                 values = (file, file.relative_to(root).as_posix(), inner.name, split, "")
@@ -222,7 +233,18 @@ def _from_folder(root: Path) -> dict[str, list[Any]]:
                     columns[name].append(value)
     if skipped:
         warn_once(f"{root}: {skipped_message(skipped)}")
+    if lacking:
+        raise ValueError(
+            f"{root} has class folders without an image: {_listed(lacking, root)}; add images, "
+            "remove these folders, or list the classes to use"
+        )
+    if empty:
+        warn_once(f"{root} has folders without an image: {_listed(empty, root)}")
     return columns
+
+
+def _listed(folders: Sequence[Path], root: Path) -> str:
+    return ", ".join(folder.relative_to(root).as_posix() for folder in folders)
 
 
 def _folders_in(folder: Path) -> list[Path]:

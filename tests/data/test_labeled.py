@@ -94,6 +94,25 @@ def test_classes_that_differ_only_in_case_are_an_error(tree, tmp_path):
         read_labeled(tmp_path, classes="calm,cross")
 
 
+@pytest.mark.parametrize("split", ["", "train/"])
+def test_a_class_folder_for_training_without_an_image_is_an_error(tree, tmp_path, split):
+    root = place(tmp_path, tree, f"mine/{split}") / "mine"
+    for word in ("sad", "glad"):
+        (root / split / word).mkdir()
+    (root / split / "sad" / "notes.txt").touch()
+    with pytest.raises(ValueError, match=f"without an image: {split}glad, {split}sad; add images"):
+        read_labeled(root)
+    assert len(read_labeled(root, classes=CLASSES)) == 32
+
+
+def test_other_folders_without_an_image_are_named_in_a_warning(tree, tmp_path):
+    place(tmp_path, tree, "data/train", "data/test")
+    for folder in ("data/val", "data/test/sad"):
+        (tmp_path / folder).mkdir()
+    with pytest.warns(match=r"folders without an image: test/sad, val$"):
+        assert read_labeled(tmp_path / "data").classes == CLASSES
+
+
 def test_hidden_folders_and_files_are_ignored(tree, tmp_path):
     root = place(tmp_path, tree, ".mine") / ".mine"
     for name in (".thumbnails/x.png", "calm/.cache/x.png", "calm/.x.png", "__MACOSX/x.png"):
@@ -279,7 +298,7 @@ def test_sources_without_labels_are_errors(tree, tmp_path):
         read_labeled(write_csv(tree / "none.csv", tree), label_column="mood")
     with pytest.raises(ValueError, match="no class 'glad'"):
         read_labeled(tree, classes=["glad", "calm"])
-    (tmp_path / "one").mkdir()
+    shutil.copytree(tree / "calm", tmp_path / "one")
     with pytest.raises(ValueError, match="two classes or more"):
         read_labeled(tmp_path)
     (tmp_path / "labels.txt").touch()
