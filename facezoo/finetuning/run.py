@@ -165,6 +165,7 @@ def finetune(
             parts["train"] = _part(examples, rows, labeled.rows("train", "val"))
         del parts["val"]
     _check_classes(labeled, parts["train"].labels)
+    _warn_of_classes_without_scores(labeled, parts)
     if together.first:
         print(plan(net, parts, recipe, net.card.name if net.card else model), flush=True)
     fit(net, parts["train"], parts.get("val"), recipe, target / STATE, seed=seed)
@@ -328,16 +329,29 @@ def _check_classes(labeled: LabeledImages, train: Tensor) -> None:
         )
 
 
+def _warn_of_classes_without_scores(labeled: LabeledImages, parts: Mapping[str, Examples]) -> None:
+    for name in ("val", "test"):
+        labels = parts[name].labels.tolist() if name in parts else []
+        missing = [word for row, word in enumerate(labeled.classes) if row not in labels]
+        if labels and missing:
+            warn_once(
+                f"{labeled.name} has no {name} face of the classes {', '.join(missing)}; its "
+                f"{name} scores are of the other classes only, so add images of these"
+            )
+
+
 def _metrics(net: FaceModel, part: Examples, name: str, split: str, command: str) -> list[Metric]:
     counts = confusion(predicted_classes(predict(net, part)), part.labels, len(net.labels))
     samples = _sample_confusions(counts)
+    present, total = int((counts.sum(1) > 0).sum()), len(net.labels)
+    classes = f"{total} classes" if present == total else f"{present} of {total} classes"
     metrics = []
     for key, score in SCORES.items():
         value = score(counts)
         sampled = np.array([score(sample) for sample in samples])
         low, high = np.quantile(sampled, (0.025, 0.975))
         protocol = (
-            f"{len(part)} faces, {len(net.labels)} classes, 95 % interval "
+            f"{len(part)} faces, {classes}, 95 % interval "
             f"{100 * min(low, value):.1f} to {100 * max(high, value):.1f}"
         )
         metrics.append(Metric(key, round(100 * value, 4), "%", name, split, protocol, command))

@@ -347,6 +347,22 @@ def test_test_faces_are_reported_with_their_number_and_an_interval(tree, base, t
         assert min(picture.size) > 128
 
 
+def test_scores_name_the_number_of_classes_that_a_split_has(tree, base, tmp_path):
+    shutil.copytree(tree, tmp_path / "data" / "train")
+    for split in ("val", "test"):
+        for part in range(4):
+            folder = tmp_path / "data" / split / "calm" / str(part)
+            shutil.copytree(tree / "calm", folder)
+    with (
+        pytest.warns(match="data has no val face of the classes cross; its val scores"),
+        pytest.warns(match="data has no test face of the classes cross; its test scores"),
+    ):
+        done = tune(tmp_path / "data", tmp_path / "out", base)
+    assert {m.split for m in done.metrics} == {"val", "test"}
+    assert all(m.protocol.startswith("64 faces, 1 of 2 classes, 95 %") for m in done.metrics)
+    assert facezoo.load(tmp_path / "out", device="cpu").card.metrics == done.metrics[3:]
+
+
 def test_the_plan_is_printed_before_the_training(tree, base, tmp_path, monkeypatch, capsys):
     path = write_csv(tree / "plan.csv", tree, split=lambda row: "train" if row % 4 else "test")
     with interrupted(monkeypatch, "fit", run):
@@ -421,10 +437,10 @@ def test_a_broken_image_is_left_out_and_named_by_its_row(
 
     named = r"row 4: image \(4 bytes\)"
     with pytest.warns(match=rf"2 of 8 images of some\.parquet cannot .* some\.parquet, {named}"):
-        done = go("some", 4, 7)
-    assert done.metrics[0].protocol.startswith("1 faces")
+        done = go("some", 4, 5)
+    assert done.metrics[0].protocol.startswith("2 faces")
     card = facezoo.load(tmp_path / "some", device="cpu").card
-    assert card.training.data[-1] == "some.parquet: 5 faces of 2 classes"
+    assert card.training.data[-1] == "some.parquet: 4 faces of 2 classes"
     with (
         pytest.warns(match="3 of 8 images of lost"),
         pytest.raises(ValueError, match="training image with a face for the class 'x'"),
