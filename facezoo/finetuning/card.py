@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ _BASE = ", which training started from: "
 def command_line(
     data: Any,
     out: Any,
-    model: str,
+    model: str | os.PathLike[str],
     recipe: Finetuning,
     label_column: str | None,
     classes: Sequence[str] | None,

@@ -74,7 +74,7 @@ def finetune(
     data: str | os.PathLike[str],
     out: str | os.PathLike[str],
     *,
-    model: str = "ipd-fer",
+    model: str | os.PathLike[str] = "ipd-fer",
     recipe: Finetuning | None = None,
     label_column: str | None = None,
     classes: Sequence[str | int] | None = None,
@@ -103,8 +103,9 @@ def finetune(
         data: a folder of class folders, or a ``.csv`` or ``.parquet`` file with columns of images
             and labels. Images that cannot be read or have no face are left out with a warning.
         out: folder for the result.
-        model: name that ``facezoo.load`` takes, of a model with expression classes. If its
-            expression features are trained, its ``identity_removal`` is left out with a warning.
+        model: name or folder that ``facezoo.load`` takes, of a model with expression classes. If
+            its expression features are trained, its ``identity_removal`` is left out with a
+            warning.
         recipe: recipe; None for the defaults. Settings that are None suit the number of images.
         label_column: column of a table; None to look for the usual names.
         classes: names or whole numbers of the classes to use, in this order; None for all in the
@@ -128,7 +129,7 @@ def finetune(
         ImageError: if no image can be read, or one is not square and ``aligned`` is True.
         NoFaceError: if no image has a face.
         UnknownNameError: if there is no such model.
-        UnsupportedError: if the model has no classifier, or takes meshes.
+        UnsupportedError: if the model has no classifier, takes meshes, or is not a name or folder.
 
     Examples:
         >>> result = facezoo.finetune("images", "my-model")  # doctest: +SKIP
@@ -145,9 +146,10 @@ def finetune(
     recipe = (recipe or Finetuning()).for_images(len(images))
     net = _network(model, recipe, labeled, seed, device or together.device())
     check_batch(net, recipe)
+    start = net.card.name if net.card else str(model)
     settings = {
         **asdict(recipe),
-        "model": net.card.name if net.card else model,
+        "model": start,
         "weights": net.card.weights.sha256[:12] if net.card else None,
         "data": _digest(labeled),
         "aligned": aligned,
@@ -167,7 +169,7 @@ def finetune(
     _check_classes(labeled, parts["train"].labels)
     _warn_of_classes_without_scores(labeled, parts)
     if together.first:
-        print(plan(net, parts, recipe, net.card.name if net.card else model), flush=True)
+        print(plan(net, parts, recipe, start), flush=True)
     fit(net, parts["train"], parts.get("val"), recipe, target / STATE, seed=seed)
     command = command_line(
         *(data, out, model, recipe, label_column),
@@ -211,12 +213,17 @@ def _validation_note(labeled: LabeledImages, val: Examples, tested: int) -> str:
 
 
 def _network(
-    name: str,
+    name: str | os.PathLike[str],
     recipe: Finetuning,
     labeled: LabeledImages,
     seed: int,
     device: str | torch.device | None,
 ) -> FaceModel:
+    if not isinstance(name, (str, os.PathLike)):
+        raise UnsupportedError(
+            "model must be a name or a folder, so that the card can name the start of training, "
+            f"got {type(name).__name__}; save yours with save_pretrained() and pass its folder"
+        )
     torch.manual_seed(seed)
     net = load(name, pretrained=recipe.pretrained, device=device)
     if not isinstance(net, FaceModel):

@@ -614,6 +614,14 @@ def test_a_model_of_meshes_cannot_be_fine_tuned_on_images(tree, tmp_path, capsys
     assert not (tmp_path / "out").exists()
 
 
+def test_a_model_to_start_from_is_a_name_or_a_folder(tree, base, tmp_path):
+    options = {"recipe": Finetuning(epochs=1, probe=True), "aligned": True, "device": "cpu"}
+    with pytest.raises(TypeError, match=r"got IPDFER; save yours with save_pretrained\(\)"):
+        finetune(tree, tmp_path / "out", model=small(), **options)
+    assert not (tmp_path / "out").exists()
+    assert finetune(tree, tmp_path / "out", model=Path(base), **options).classes == CLASSES
+
+
 def test_a_recipe_that_is_rejected_does_not_use_up_the_folder(tree, base, tmp_path):
     options = {"model": base, "aligned": True, "device": "cpu"}
     with pytest.raises(ValueError, match="batch_size must be 2 or more"):
