@@ -49,7 +49,8 @@ class Finetuning:
     smoothing: float = 0.1
     """Label smoothing."""
     freeze: tuple[str, ...] = ()
-    """Names of submodules that are not trained, such as ``"identity_encoder"``."""
+    """Names of submodules that are not trained, such as ``"identity_encoder"``; never the
+    classifier."""
     probe: bool = False
     """Train the classifier alone."""
     pretrained: bool = True

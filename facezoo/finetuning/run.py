@@ -124,7 +124,8 @@ def finetune(
 
     Raises:
         ValueError: if the data has fewer than two classes, or a class without a training image,
-            or ``out`` holds a run of another recipe, seed, data or checkpoint.
+            ``out`` holds a run of another recipe, seed, data or checkpoint, or the recipe freezes
+            the classifier.
         FileNotFoundError: if ``data`` or an image does not exist.
         ImageError: if no image can be read, or one is not square and ``aligned`` is True.
         NoFaceError: if no image has a face.
@@ -236,6 +237,11 @@ def _network(
         net.freeze()
     elif recipe.freeze:
         net.freeze(*recipe.freeze)
+    if not all(p.requires_grad for p in net.get_classifier().parameters()):
+        raise ValueError(
+            "freeze must leave out the classifier, which is new and must be trained, got "
+            f"{', '.join(recipe.freeze)}; to train the classifier alone, use probe"
+        )
     stage: Stage = net.embed_expression
     crop = torch.zeros(1, *net.input_shape, device=net.device)
     if hasattr(net, NAME) and stage(crop).requires_grad:

@@ -627,6 +627,10 @@ def test_a_recipe_that_is_rejected_does_not_use_up_the_folder(tree, base, tmp_pa
     with pytest.raises(ValueError, match="batch_size must be 2 or more"):
         finetune(tree, tmp_path / "out", recipe=Finetuning(epochs=1, batch_size=1), **options)
     assert not (tmp_path / "out").exists()
+    for freeze in ("expression_classifier", ("expression_encoder", "expression_classifier")):
+        with pytest.raises(ValueError, match=r"freeze must leave out .* got .*_classifier; to"):
+            finetune(tree, tmp_path / "out", recipe=Finetuning(epochs=1, freeze=freeze), **options)
+    assert not (tmp_path / "out").exists()
     probe = Finetuning(epochs=1, batch_size=1, probe=True)
     assert finetune(tree, tmp_path / "out", recipe=probe, **options).classes == CLASSES
 
