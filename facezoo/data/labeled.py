@@ -106,6 +106,7 @@ def read_labeled(
     *,
     label_column: str | None = None,
     classes: Sequence[str | int] | None = None,
+    exclude: str | os.PathLike[str] | None = None,
 ) -> LabeledImages:
     """Read images and their classes.
 
@@ -127,6 +128,7 @@ def read_labeled(
         classes: names or whole numbers of the classes to use, in this order; None for all: in the
             order of the datasets library, else sorted by name, or by number if all are whole
             numbers.
+        exclude: folder in the source that is neither a class nor a split, such as an output.
 
     Raises:
         FileNotFoundError: if the source, or a file that a table names, does not exist.
@@ -150,7 +152,7 @@ def read_labeled(
                 f"{path} is a folder, and its labels are the names of the folders in it; leave out "
                 f"the column {label_column!r}, or give a table"
             )
-        columns = _from_folder(path, names)
+        columns = _from_folder(path, names, None if exclude is None else Path(exclude).resolve())
     elif suffix in (".csv", ".parquet"):
         table = _csv_columns(path) if suffix == ".csv" else _parquet_columns(path, label_column)
         columns = _from_table(path, table, label_column)
@@ -196,9 +198,11 @@ def _labeled(
     )
 
 
-def _from_folder(root: Path, classes: Sequence[str] | None) -> dict[str, list[Any]]:
+def _from_folder(
+    root: Path, classes: Sequence[str] | None, exclude: Path | None
+) -> dict[str, list[Any]]:
     top = root
-    folders = _folders_in(top)
+    folders = [folder for folder in _folders_in(top) if folder.resolve() != exclude]
     if len(folders) == 1 and any(_as_split(inner, _NAMES) for inner in _folders_in(folders[0])):
         top, folders = folders[0], _folders_in(folders[0])
     by_split = {top: ""}
@@ -220,7 +224,7 @@ def _from_folder(root: Path, classes: Sequence[str] | None) -> dict[str, list[An
     empty: list[Path] = []
     lacking: list[Path] = []
     for folder, split in by_split.items():
-        inside = _folders_in(folder)
+        inside = [inner for inner in _folders_in(folder) if inner.resolve() != exclude]
         empty += [folder] if split and not inside else []
         for inner in inside:
             images, unknown = images_in(inner)

@@ -141,7 +141,7 @@ def finetune(
         min_face=min_face, score_threshold=score_threshold, max_side=max_side, rotations=rotations
     )
     detection = {name: v for name in DETECTION if (v := getattr(options, name)) is not None}
-    labeled = read_labeled(data, label_column=label_column, classes=classes)
+    labeled = read_labeled(data, label_column=label_column, classes=classes, exclude=out)
     images = labeled.rows("train")
     _check_classes(labeled, labeled.labels[images])
     recipe = (recipe or Finetuning()).for_images(len(images))

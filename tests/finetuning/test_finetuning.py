@@ -487,6 +487,16 @@ def test_the_command_line_does_the_same_and_resumes(tree, base, tmp_path, capsys
     assert "nothing else to freeze" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("splits", [True, False])
+def test_a_run_resumes_if_its_output_is_inside_the_data(tree, base, tmp_path, splits):
+    data = tmp_path / "data"
+    for folder in (data / "train", data / "test") if splits else (data,):
+        shutil.copytree(tree, folder)
+    first, second = (tune(data, data / "model", base) for _ in range(2))
+    assert first == second
+    assert first.classes == CLASSES
+
+
 def test_ctrl_c_exits_with_130_and_names_the_way_to_resume(
     tree, base, tmp_path, monkeypatch, capsys
 ):
