@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from PIL import Image
@@ -21,6 +22,9 @@ BT709 = 1
 
 class VideoWriter:
     """An annotated video that is written frame by frame; use it in a ``with`` statement.
+
+    The file appears, or replaces the old one, at the end of the statement. An error or an
+    interruption leaves no new file. So ``path`` may be the video that is read.
 
     Args:
         path: file to write: ``.mp4``, ``.mov`` or ``.mkv`` (H.264), or ``.webm`` (VP9).
@@ -42,17 +46,26 @@ class VideoWriter:
         self._last = -1
 
     def __enter__(self) -> VideoWriter:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        if self._path.is_dir():
+            raise ValueError(f"{self._path} is a folder; pass a file, such as annotated.mp4")
+        folder = self._path.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        self._scratch = TemporaryDirectory(prefix=".partial-", dir=folder)
+        self._partial = Path(self._scratch.name) / self._path.name
         try:
-            self._container = self._av.open(str(self._path), "w")
+            self._container = self._av.open(str(self._partial), "w")
         except (ValueError, self._av.error.FFmpegError) as error:
+            self._scratch.cleanup()
             raise ValueError(f"{self._path} cannot be written as a video: {error}") from error
         return self
 
-    def __exit__(self, *_: object) -> None:
-        with self._container:
-            if self._stream is not None:
-                self._container.mux(self._stream.encode(None))
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._scratch:
+            with self._container:
+                if self._stream is not None:
+                    self._container.mux(self._stream.encode(None))
+            if kind is None and self._stream is not None:
+                self._partial.replace(self._path)
 
     def write(self, frame: VideoFrame) -> None:
         """Draw the faces of a frame, and append it at its time."""
@@ -82,7 +95,8 @@ def save_video(
     """Draw the faces of a video on its frames, and write them to a video file.
 
     The file has the times of the frames, and no sound. An odd row or column at the lower right is
-    cut off, since codecs take even sizes.
+    cut off, since codecs take even sizes. The file appears when it is complete, so it may replace
+    the video that is read. An error or an interruption leaves no new file.
 
     Args:
         frames: results of ``facezoo.video``.
@@ -92,11 +106,11 @@ def save_video(
         landmarks: whether to draw the five landmarks.
 
     Returns:
-        Number of frames.
+        Number of frames; without frames, there is no new file.
 
     Raises:
         ImportError: if PyAV is missing.
-        ValueError: if FFmpeg cannot write such a file.
+        ValueError: if FFmpeg cannot write such a file, or ``path`` is a folder.
 
     Examples:
         >>> facezoo.plot.save_video(facezoo.video("clip.mp4", model), tmp / "annotated.mp4")

@@ -15,6 +15,7 @@ from facezoo import plot
 from facezoo.cli.main import main
 from facezoo.errors import ImageError, UnsupportedError
 from facezoo.extraction import frames as frames_module
+from facezoo.extraction import videos
 from facezoo.extraction.videos import read_frame
 
 av = pytest.importorskip("av")
@@ -131,6 +132,28 @@ def test_colors_of_an_annotated_video_are_those_of_the_frames(tmp_path, tiny):
 def test_a_video_of_another_kind_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="cannot be written as a video"):
         plot.save_video([], tmp_path / "a.txt")
+
+
+def test_a_video_may_be_replaced_by_its_annotated_copy(tmp_path, tiny):
+    clip = write_video(tmp_path / "clip.mkv", frames_with([1] * 96), "ffv1", "bgr0")
+    assert plot.save_video(facezoo.video(clip, tiny, batch_size=4), clip) == 96
+    assert len(videos.frame_keys(clip)) == 96
+    assert list(tmp_path.iterdir()) == [clip]
+
+
+def test_an_interruption_leaves_the_old_file_and_no_other(clip, tmp_path, tiny):
+    def interrupted():
+        yield from list(facezoo.video(clip, tiny))[:3]
+        raise KeyboardInterrupt
+
+    before = clip.read_bytes()
+    for path in (clip, tmp_path / "new.mp4"):
+        with pytest.raises(KeyboardInterrupt):
+            plot.save_video(interrupted(), path)
+    assert clip.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [clip]
+    with pytest.raises(ValueError, match="is a folder; pass a file"):
+        plot.save_video(facezoo.video(clip, tiny), tmp_path)
 
 
 def test_predict_prints_frames_and_saves_an_annotated_video(clip, tmp_path, capsys, tiny):
