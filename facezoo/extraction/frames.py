@@ -17,6 +17,7 @@ from typing_extensions import Unpack
 from facezoo.errors import explained_import
 from facezoo.extraction import sources
 from facezoo.extraction.tracks import Tracker
+from facezoo.extraction.videos import FrameReader
 from facezoo.models.base import FaceModel
 from facezoo.preprocess.pipeline import ImageBatch, ImageKeywords, ImageOptions, face_batches
 from facezoo.preprocess.quality import measure
@@ -101,10 +102,11 @@ Batches = Iterator[tuple[ImageBatch, list[int], list[float]]]
 
 def _file_batches(names: list[str], network: FaceModel, settings: ImageOptions) -> Batches:
     times: dict[str, float] = {}
+    reader = FrameReader()  # its own, so that several videos can be read in step
 
     def read(name: str, _: int | None) -> NDArray[np.uint8]:
-        pixels, times[name] = sources.read(Path(), name)
-        assert isinstance(pixels, np.ndarray)
+        path, key = sources.split_name(name)
+        pixels, times[name] = reader.read(Path(path), key)
         return pixels
 
     batches = face_batches(

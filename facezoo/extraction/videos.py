@@ -26,8 +26,6 @@ CONVERSION = "yuv444p"
 swscale's short cut from 4:2:0 is up to 3 levels too dark."""
 OPEN = 2
 """Videos that stay open between two frames."""
-_lock = Lock()
-_videos: OrderedDict[tuple[Path, int, int], _Video] = OrderedDict()
 
 
 def frame_keys(path: str, every: int = 1) -> list[str]:
@@ -44,34 +42,49 @@ def frame_keys(path: str, every: int = 1) -> list[str]:
     return [f"{number:08d}" for number in range(0, count, every)]
 
 
+class FrameReader:
+    """Reader of frames with its own positions in the videos; threads may share it."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._videos: OrderedDict[tuple[Path, int, int], _Video] = OrderedDict()
+
+    def read(self, path: Path, key: str) -> tuple[NDArray[np.uint8], float]:
+        """Read a frame, upright, and the time at which it is shown.
+
+        Frames in ascending order are read once; an earlier frame opens the video again.
+
+        Args:
+            key: one of ``frame_keys``.
+
+        Returns:
+            RGB (H, W, 3), and seconds on the clock of the video. AVI files, and videos without
+            times, have the number of the frame divided by the frame rate.
+
+        Raises:
+            ImageError: if the video ends before this frame, as damaged videos do.
+        """
+        number, stat = int(key), path.stat()
+        with self._lock:
+            identity = (path, stat.st_mtime_ns, stat.st_size)
+            video = self._videos.pop(identity, None)
+            if video is None or video.next > number:
+                video = _Video(path)
+            self._videos[identity] = video
+            while len(self._videos) > OPEN:
+                self._videos.popitem(last=False)
+            frame = video.read(number)
+            if frame is None:
+                raise ImageError(f"the video ends before frame {number}")
+            return upright(rgb(frame), display_matrix(frame)), video.time
+
+
+_shared = FrameReader()
+
+
 def read_frame(path: Path, key: str) -> tuple[NDArray[np.uint8], float]:
-    """Read a frame, upright, and the time at which it is shown.
-
-    Frames in ascending order are read once; an earlier frame opens the video again.
-
-    Args:
-        key: one of ``frame_keys``.
-
-    Returns:
-        RGB (H, W, 3), and seconds on the clock of the video. AVI files, and videos without times,
-        have the number of the frame divided by the frame rate.
-
-    Raises:
-        ImageError: if the video ends before this frame, as damaged videos do.
-    """
-    number, stat = int(key), path.stat()
-    with _lock:
-        identity = (path, stat.st_mtime_ns, stat.st_size)
-        video = _videos.pop(identity, None)
-        if video is None or video.next > number:
-            video = _Video(path)
-        _videos[identity] = video
-        while len(_videos) > OPEN:
-            _videos.popitem(last=False)
-        frame = video.read(number)
-        if frame is None:
-            raise ImageError(f"the video ends before frame {number}")
-        return upright(rgb(frame), display_matrix(frame)), video.time
+    """Read a frame with the reader that all extractions share; see ``FrameReader.read``."""
+    return _shared.read(path, key)
 
 
 def rgb(frame: av.VideoFrame) -> NDArray[np.uint8]:

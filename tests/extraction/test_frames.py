@@ -156,6 +156,31 @@ def test_an_interruption_leaves_the_old_file_and_no_other(clip, tmp_path, tiny):
         plot.save_video(facezoo.video(clip, tiny), tmp_path)
 
 
+def decoded(monkeypatch):
+    """List the frames that are decoded from now on."""
+    frames, decode = [], videos._decode
+
+    def listed(path):
+        for frame in decode(path):
+            frames.append(path)
+            yield frame
+
+    monkeypatch.setattr(videos, "_decode", listed)
+    return frames
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_videos_that_are_read_in_step_are_decoded_once_each(count, tmp_path, tiny, monkeypatch):
+    paths = [tmp_path / f"{number % count}.mkv" for number in range(3)]
+    for path in set(paths):
+        write_video(path, frames_with([1] * 48), "ffv1", "bgr0")
+    frames = decoded(monkeypatch)
+    readings = [facezoo.video(path, tiny, batch_size=4) for path in paths]
+    for step in zip(*readings, strict=True):
+        assert len({frame.number for frame in step}) == 1
+    assert len(frames) == 3 * 48
+
+
 def test_predict_prints_frames_and_saves_an_annotated_video(clip, tmp_path, capsys, tiny):
     model, out = str(tiny.save_pretrained(tmp_path / "model")), tmp_path / "out.mp4"
     command = ["predict", str(clip), "--model", model, "--device", "cpu"]
