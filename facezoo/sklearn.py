@@ -191,7 +191,10 @@ class FaceFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return rows.cpu().numpy()
 
     def _cached(self, images: Sequence[Any], memory: Any) -> NDArray[np.float32]:
-        """Return rows from the cache, after the images that it lacks are encoded together."""
+        """Return rows from the cache, after the images that it lacks are encoded together.
+
+        Rows that are damaged count as missing. joblib replaces them by what ``_row`` returns: None.
+        """
         cached, model = memory.cache(_row, ignore=["row"]), self._model()
         weights = model.card.weights.sha256 if model.card else self.model
         mark = fingerprint(
@@ -202,11 +205,15 @@ class FaceFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             pixels = read_image(image, index)
             digest = hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
             keys.append(f"{weights}-{mark}-{self.what}-{self.aligned}-{digest}")
-        new = [i for i, key in enumerate(keys) if not cached.check_call_in_cache(key, None)]
+        stored = cached.check_call_in_cache
+        rows = [cached(key, None) if stored(key, None) else None for key in keys]
+        new = [i for i, row in enumerate(rows) if row is None]
         if new:
             for i, row in zip(new, self._encode([images[i] for i in new]), strict=True):
-                cached(keys[i], row)
-        return np.stack([cached(key, None) for key in keys])
+                if cached(keys[i], row) is None:  # it was damaged
+                    cached.call(keys[i], row)
+                rows[i] = row
+        return np.stack(rows)
 
 
 def _row(key: str, row: NDArray[np.float32] | None) -> NDArray[np.float32] | None:  # noqa: ARG001

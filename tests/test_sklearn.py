@@ -155,6 +155,26 @@ def test_the_memory_encodes_an_image_once_whatever_list_it_is_in(
     assert counts == [12, 8, 4, 2]
 
 
+@pytest.mark.parametrize("damage", ["cut", "empty", "none", "code"])
+def test_damaged_rows_of_the_memory_are_encoded_again(base, crops, tmp_path, monkeypatch, damage):
+    monkeypatch.setattr(joblib.memory, "_FUNCTION_HASHES", {})
+    kept, plain = features(base, memory=str(tmp_path)), features(base).transform(crops[:3])
+    kept.transform(crops[:3])
+    stored = sorted(tmp_path.rglob("output.pkl"))[0]
+    if damage == "code":  # of another version of facezoo
+        (source,) = tmp_path.rglob("func_code.py")
+        source.write_text(source.read_text() + "# changed\n")
+        monkeypatch.setattr(joblib.memory, "_FUNCTION_HASHES", {})  # as in another process
+    elif damage == "none":
+        joblib.dump(None, stored)
+    else:
+        stored.write_bytes(stored.read_bytes()[:100] if damage == "cut" else b"")
+    counts = encoded(monkeypatch)
+    for _ in range(2):
+        np.testing.assert_allclose(kept.transform(crops[:3]), plain, rtol=1e-4, atol=1e-5)
+    assert counts == [3 if damage == "code" else 1]
+
+
 def test_the_memory_sees_that_a_file_has_changed(base, crops, tmp_path, monkeypatch):
     counts = encoded(monkeypatch)
     kept = features(base, memory=str(tmp_path / "memory"))
