@@ -10,6 +10,31 @@ from torch import nn
 from facezoo.errors import UnsupportedError
 
 
+def class_names(labels: Sequence[str], count: int | None = None) -> tuple[str, ...]:
+    """Return the names of classes as plain text, from a list, an array or a column.
+
+    Args:
+        labels: one name per class.
+        count: number of classes; None for any.
+
+    Raises:
+        ValueError: if they are one text, not all text, not all different, or not ``count``.
+    """
+    names = list(labels)
+    words = {name for name in names if isinstance(name, str)}
+    if isinstance(labels, str) or len(words) < len(names):
+        raise ValueError(
+            f"labels must be different words, one per class, got {labels!r}; for classes that are "
+            "numbers pass [str(number) for number in labels]"
+        )
+    if count is not None and len(names) != count:
+        raise ValueError(
+            f"labels must be {count} words, one per class, got {len(names)}: {labels!r}; for "
+            "another number of classes, call reset_classifier(labels=labels)"
+        )
+    return tuple(map(str, names))
+
+
 class Freezable(nn.Module):
     """A module with a replaceable classifier whose parts can be frozen by name."""
 

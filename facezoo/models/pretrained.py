@@ -33,6 +33,7 @@ from facezoo.hub.download import LIBRARY, HubOptions
 from facezoo.hub.files import find
 from facezoo.hub.names import CONFIG, WEIGHTS, family_of, resolve
 from facezoo.hub.tensors import as_dtype, load_into, read_tensors, restores, save, sha256_of
+from facezoo.models.freezing import class_names
 from facezoo.models.identity_removal import NAME, removal_in
 
 if TYPE_CHECKING:
@@ -154,7 +155,8 @@ class Pretrained:
         Raises:
             UnsupportedError: if ``load`` could not open the result, as with adapters, pruning
                 masks or parametrizations, or if ``dtype`` would lose the features.
-            ValueError: if weights are not stored as ``dtype``.
+            ValueError: if weights are not stored as ``dtype``, or the labels are not one different
+                word per class.
         """
         if push_to_hub and repo_id is None:
             raise ValueError("push_to_hub=True needs repo_id='org/name'")
@@ -343,9 +345,10 @@ _ADVICE = {
 
 
 def _check_tensors(model: Any) -> None:
-    """Raise UnsupportedError if the class would not load the model's tensors again."""
+    """Raise an error if the class would not load the model's tensors or labels again."""
     with SkipInit(), torch.random.fork_rng(devices=[]):
         fresh = type(model)(**model.architecture)
+    class_names(model.labels, len(fresh.labels))
     actual, expected = (
         {name: getattr(value, "shape", None) for name, value in module.state_dict().items()}
         for module in (model, fresh)

@@ -89,6 +89,24 @@ def test_renamed_labels_drop_the_metrics(tmp_path):
 
 
 @pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (("a", "b", "c"), "labels must be 2 words, one per class, got 3"),
+        ((), "labels must be 2 words, one per class, got 0"),
+        (("a", "a"), "labels must be different words"),
+        ("ab", "labels must be different words"),
+    ],
+)
+def test_labels_that_load_would_reject_are_not_saved(tmp_path, labels, message):
+    model = facezoo.load("tiny-face", **CPU)
+    model.labels = labels
+    with pytest.raises(ValueError, match=message):
+        model.save_pretrained(tmp_path / "wrong")
+    assert not (tmp_path / "wrong").exists()
+
+
+@pytest.mark.usefixtures("folder")
 def test_random_weights_are_saved_as_untrained_or_with_the_callers_card(tmp_path):
     model = facezoo.load("tiny-face", pretrained=False, **CPU)
     model.save_pretrained(tmp_path / "random")

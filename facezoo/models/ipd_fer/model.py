@@ -15,6 +15,7 @@ from facezoo.landmarks import FRONTAL_PITCH_DEG, alignment_deg
 from facezoo.models.base import basis_of, check_shape
 from facezoo.models.capabilities import constructor_arguments
 from facezoo.models.decoding import DecodingModel, check_pairs, one_number
+from facezoo.models.freezing import class_names
 from facezoo.models.identity_removal import IdentityRemoval
 from facezoo.models.ipd_fer.networks import Decoder, Encoder, PoseEncoder, RefinedDecoder
 from facezoo.preprocess.images import Images
@@ -352,17 +353,13 @@ class IPDFER(DecodingModel):
             ValueError: if the numbers do not agree, there is no class, or the labels are not
                 different words.
         """
-        names = None if labels is None else _class_names(labels)
-        num_classes = len(names or ()) if num_classes is None else index(num_classes)
+        count = None if num_classes is None else index(num_classes)
+        names = None if labels is None else class_names(labels, count)
+        num_classes = len(names or ()) if count is None else count
         if num_classes < 1:
             raise ValueError(
                 f"reset_classifier got num_classes={num_classes}; give 1 or more, or call "
                 "encode_expression() for features without a classifier"
-            )
-        if names is not None and len(names) != num_classes:
-            raise ValueError(
-                f"reset_classifier got num_classes={num_classes} and {len(names)} labels; "
-                "give one label per class"
             )
         old = self.expression_classifier.weight
         self.expression_classifier = nn.Linear(
@@ -374,19 +371,3 @@ class IPDFER(DecodingModel):
 
 def _numbered(num_classes: int) -> tuple[str, ...]:
     return tuple(f"class_{number}" for number in range(num_classes))
-
-
-def _class_names(labels: Sequence[str]) -> tuple[str, ...]:
-    """Return labels as plain text, from a list, an array or a column.
-
-    Raises:
-        ValueError: if they are one text, not all text, or not all different.
-    """
-    names = list(labels)
-    words = {name for name in names if isinstance(name, str)}
-    if isinstance(labels, str) or len(words) < len(names):
-        raise ValueError(
-            f"labels must be different words, one per class, got {labels!r}; for classes that are "
-            "numbers pass [str(number) for number in labels]"
-        )
-    return tuple(map(str, names))
