@@ -272,6 +272,19 @@ def test_the_graph_of_the_refined_decoder_takes_any_batch(tmp_path):
     torch.testing.assert_close(output, decoder(features), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("kind", ["module", "torch-export"])
+def test_the_refined_decoder_takes_an_empty_batch(kind):
+    decoder = RefinedDecoder(16, size=32, width=8, rank=4).eval()
+    features = torch.randn(2, 16, generator=torch.Generator().manual_seed(0))
+    run = decoder
+    if kind == "torch-export":
+        shapes = ({0: torch.export.Dim("batch")},)
+        run = torch.export.export(decoder, (features,), dynamic_shapes=shapes).module()
+    with torch.no_grad():
+        assert run(features[:0]).shape == (0, 3, 32, 32)
+        torch.testing.assert_close(run(features), decoder(features), atol=1e-5, rtol=0)
+
+
 @pytest.mark.slow
 def test_the_sampler_of_latentface_takes_any_batch(tmp_path):
     small = {"width": 8, "number_width": 8, "code_dim": 16, "unet_width": 8}

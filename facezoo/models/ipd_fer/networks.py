@@ -303,7 +303,7 @@ class RefinedDecoder(nn.Module):
         for number, (enlarge, modulate, refine) in enumerate(layers):
             maps = enlarge(maps)
             if number == 1:
-                maps = maps + self.see(F.pixel_unshuffle(base, 2))
+                maps = maps + self.see(_quarters(base))
             scale, shift = modulate(features)[:, :, None, None].chunk(2, 1)
             maps = F.leaky_relu(maps * (1 + scale) + shift, 0.2)
             maps = maps + F.leaky_relu(refine(maps), 0.2)
@@ -317,6 +317,15 @@ class RefinedDecoder(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Crops in [-1, 1], (B, 3, size, size), of features (B, D)."""
         return self.generate(features).clamp(-1, 1)
+
+
+def _quarters(images: Tensor) -> Tensor:
+    """Move the pixels of each 2 x 2 block into channels, (B, C, H, W) to (B, 4 C, H/2, W/2).
+
+    ``F.pixel_unshuffle`` does the same, but for B = 0 it returns its input.
+    """
+    corners = [images[..., row::2, column::2] for row in (0, 1) for column in (0, 1)]
+    return torch.stack(corners, 2).flatten(1, 2)
 
 
 class _Residual(nn.Module):
