@@ -21,7 +21,7 @@ from facezoo.hub.card import Card, Verification
 from facezoo.hub.names import card_hash, resolve
 from facezoo.preprocess.images import Images, ImageSource, describe
 from facezoo.preprocess.pipeline import ImageKeywords
-from facezoo.registry import load
+from facezoo.registry import as_image_model, load
 
 if TYPE_CHECKING:
     from facezoo.models.base import FaceModel
@@ -235,10 +235,10 @@ def _number(threshold: float) -> float:
     return number
 
 
-def _model(model: str | os.PathLike[str] | FaceModel) -> Any:
+def _model(model: str | os.PathLike[str] | FaceModel) -> FaceModel:
     if isinstance(model, (str, os.PathLike)):
-        return _loaded(Path(model) if isinstance(model, os.PathLike) else model, card_hash(model))
-    return model
+        model = _loaded(Path(model) if isinstance(model, os.PathLike) else model, card_hash(model))
+    return as_image_model(model)
 
 
 @lru_cache(maxsize=1)

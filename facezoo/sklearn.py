@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from facezoo.errors import UnsupportedError, explained_import
+from facezoo.errors import explained_import
 from facezoo.hub.names import card_hash
 from facezoo.models.base import FaceModel
 from facezoo.preprocess.detection import DetectionConfig
 from facezoo.preprocess.fingerprint import fingerprint
 from facezoo.preprocess.images import as_list, no_face, read_image
 from facezoo.preprocess.pipeline import DETECTION
-from facezoo.registry import load
+from facezoo.registry import as_image_model, load
 
 with explained_import("facezoo.sklearn needs scikit-learn: pip install 'facezoo[sklearn]'"):
     from sklearn.base import BaseEstimator, TransformerMixin
@@ -223,12 +223,7 @@ def _row(key: str, row: NDArray[np.float32] | None) -> NDArray[np.float32] | Non
 
 @lru_cache(maxsize=4)
 def _load(name: str, device: str | None, _: str) -> FaceModel:
-    model = load(name, device=device)
-    if not isinstance(model, FaceModel):
-        raise UnsupportedError(
-            f"{type(model).__name__} takes meshes, not images; name a model of images"
-        )
-    return model
+    return as_image_model(load(name, device=device))
 
 
 def _images(X: Any) -> list[Any]:

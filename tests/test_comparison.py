@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import facezoo
-from facezoo.errors import NoFaceError
+from facezoo.errors import NoFaceError, UnsupportedError
 from facezoo.evaluate.verification import threshold_at
 from facezoo.hub.card import Card, Verification
 from facezoo.models.ipd_fer import IPDFER
@@ -35,6 +35,14 @@ def test_similarities_are_cosines_of_identity_features(model, crops):
     torch.testing.assert_close(found, expected)
     assert found.shape == (2, 3)
     torch.testing.assert_close(found.diagonal(), torch.ones(2))
+
+
+def test_a_model_of_meshes_raises_an_error():
+    for compare in (facezoo.similarity, facezoo.verify):
+        with pytest.raises(UnsupportedError, match="Adv3D takes meshes, not images"):
+            compare(HOPPER, HOPPER, facezoo.load("adv3d", pretrained=False))
+    with pytest.raises(UnsupportedError, match="int is not a model; pass a model of images"):
+        facezoo.verify(HOPPER, HOPPER, 3)
 
 
 def test_two_images_match_above_the_threshold(model, crops):

@@ -21,7 +21,7 @@ from facezoo.extraction.videos import FrameReader
 from facezoo.models.base import FaceModel
 from facezoo.preprocess.pipeline import ImageBatch, ImageKeywords, ImageOptions, face_batches
 from facezoo.preprocess.quality import measure
-from facezoo.registry import load
+from facezoo.registry import as_image_model, load
 from facezoo.results import ExpressionPrediction, VideoFrame
 
 BATCH = 16
@@ -59,7 +59,7 @@ def video(
         ImageError: if the file is not a video.
         ImportError: if PyAV or OpenCV is missing.
         OSError: if the camera or the file cannot be opened.
-        UnsupportedError: if the model has no expression classes.
+        UnsupportedError: if the model has no expression classes, or takes meshes.
         ValueError: if an option has no such value, the file is not named like a video, or a pattern
             matches several.
 
@@ -78,7 +78,9 @@ def video(
     one = isinstance(source, int)
     defaults: ImageKeywords = {"faces": "all", "batch_size": 1 if one else BATCH}
     settings = ImageOptions(**{**defaults, **options, "on_missing": "skip"})  # type: ignore[arg-type]
-    network = load(model, device=device) if isinstance(model, (str, os.PathLike)) else model
+    network = as_image_model(
+        load(model, device=device) if isinstance(model, (str, os.PathLike)) else model
+    )
     network.stage("predict_expression")
     if isinstance(source, int):
         return _results(

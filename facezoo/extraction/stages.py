@@ -26,6 +26,7 @@ from facezoo.preprocess.fingerprint import fingerprint
 from facezoo.preprocess.jpeg import Photo, check_decoder
 from facezoo.preprocess.pipeline import ImageBatch, ImageOptions, face_batches
 from facezoo.preprocess.quality import measure
+from facezoo.registry import as_image_model
 from facezoo.results import flatten_rows
 
 STAGES = ("decode", "wait", "detect", "align", "encode", "write")
@@ -88,12 +89,7 @@ def plan_for(
     Raises:
         UnsupportedError: if the model takes meshes, or lacks one of the embeddings.
     """
-    if not isinstance(model, FaceModel):
-        raise UnsupportedError(
-            f"{type(model).__name__} takes meshes, not images; call its encode_expression() with "
-            "them, or extract with a model of images"
-        )
-    capabilities = model.capabilities()
+    capabilities = as_image_model(model).capabilities()
     features = list(dict.fromkeys([what] if isinstance(what, str) else what))
     available = [n.removeprefix(FEATURES) for n in capabilities if n.startswith(FEATURES)]
     if missing := [name for name in features if name not in available]:

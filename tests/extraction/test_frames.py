@@ -93,6 +93,8 @@ def test_what_is_not_a_video_is_an_error(tmp_path, tiny):
         facezoo.video(tmp_path / "a.mp4", tiny, aligned=True)
     with pytest.raises(UnsupportedError):
         facezoo.video(tmp_path / "a.mp4", facezoo.load("latentface", pretrained=False))
+    with pytest.raises(UnsupportedError, match="Adv3D takes meshes, not images; pass a model of"):
+        facezoo.video(tmp_path / "a.mp4", facezoo.load("adv3d", pretrained=False))
 
 
 def test_a_pattern_of_several_videos_raises_an_error_as_tracks_belong_to_one(clip, tiny):
