@@ -10,8 +10,9 @@ from torch import Tensor
 from typing_extensions import Unpack
 
 from facezoo.hub.card import Preprocessing
+from facezoo.preprocess.alignment import prepare_aligned
 from facezoo.preprocess.detection import no_faces
-from facezoo.preprocess.images import Images, ImageSource, as_list
+from facezoo.preprocess.images import Images, ImageSource, as_list, read_images
 from facezoo.preprocess.pipeline import (
     ImageBatch,
     ImageKeywords,
@@ -25,7 +26,7 @@ from facezoo.preprocess.pipeline import (
 from facezoo.preprocess.quality import measure
 from facezoo.preprocess.signatures import check_images
 from facezoo.registry import best_device
-from facezoo.results import Faces
+from facezoo.results import Faces, fill_rows
 
 
 def detect(
@@ -58,8 +59,8 @@ def detect(
     sources = as_list(images)
     if not sources:
         return measure([], no_faces(target))
-    parts = [faces_of(batch) for batch in face_batches(sources, target, settings)]
-    return join_faces(parts, sources)
+    batches = face_batches(sources, target, settings, remedies=("skip", "nan"))
+    return join_faces([faces_of(batch) for batch in batches], sources)
 
 
 def crops(
@@ -106,7 +107,7 @@ def crops(
     preprocessing = Preprocessing(template=template, size=size, mean=(0,) * 3, std=(1,) * 3)
     target, sources = best_device(device), as_list(images)
     if detections is None:
-        batches = face_batches(sources, target, settings)
+        batches = face_batches(sources, target, settings, remedies=["skip"])
     else:
         batches = _with_faces(sources, target, settings, detections)
     parts = [torch.empty(0, 3, size, size, dtype=torch.uint8, device=target)]
@@ -115,6 +116,34 @@ def crops(
             cut = cut_batches(batch.images, batch.faces, preprocessing, settings.batch_size)
             parts += [(part * 255).round().clamp(0, 255).to(torch.uint8) for part in cut]
     return torch.cat(parts).contiguous()
+
+
+def unit_crops(
+    images: Images, preprocessing: Preprocessing, device: torch.device, options: ImageOptions
+) -> Tensor:
+    """Cut the faces out of images as a model sees them, without its normalization.
+
+    Args:
+        images: one image or several.
+        preprocessing: template and size.
+        device: device of detector and crops.
+        options: choice and detection of the faces.
+
+    Returns:
+        RGB in [0, 1], (F, 3, S, S); NaN for an image without a face if ``on_missing`` is ``"nan"``.
+    """
+    sources, size = as_list(images), preprocessing.size
+    plain = replace(preprocessing, mean=(0,) * 3, std=(1,) * 3)
+    if options.aligned:
+        pixels = [torch.from_numpy(image).to(device) for image in read_images(sources)]
+        return prepare_aligned(pixels, plain)
+    parts = [torch.empty(0, 3, size, size, device=device)]
+    for batch in face_batches(sources, device, options):
+        assert batch.faces is not None
+        known = torch.isfinite(batch.faces.scores)
+        cut = cut_batches(batch.images, batch.faces[known], plain, options.batch_size)
+        parts.append(fill_rows(torch.cat(list(cut)), known))
+    return torch.cat(parts)
 
 
 def _with_faces(

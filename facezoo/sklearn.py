@@ -122,7 +122,7 @@ class FaceFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         rows = self._encode(images) if memory.location is None else self._cached(images, memory)
         missing = np.flatnonzero(np.isnan(rows).all(1)).tolist()
         if missing and self.on_missing == "raise":
-            raise no_face(missing, images, skipping=False)
+            raise no_face(missing, images, ("nan", "aligned"))
         return rows
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:  # noqa: ARG002

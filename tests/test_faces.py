@@ -67,8 +67,10 @@ def test_crops_of_known_faces_need_no_detection(monkeypatch):
 
 
 def test_images_without_a_face_raise_or_have_no_crop():
-    with pytest.raises(NoFaceError):
+    with pytest.raises(NoFaceError, match=r'pass on_missing="skip" to leave them out$'):
         facezoo.crops([ONE.numpy(), NONE.numpy()], device="cpu")
+    with pytest.raises(NoFaceError, match='"skip" to leave them out, or on_missing="nan" to keep'):
+        facezoo.detect(NONE.numpy(), device="cpu", on_missing="raise")
     assert facezoo.crops(NONE.numpy(), device="cpu", on_missing="skip").shape == (0, 3, 112, 112)
     with pytest.raises(ValueError, match="'raise' or 'skip'"):
         facezoo.crops(ONE.numpy(), device="cpu", on_missing="nan")

@@ -11,24 +11,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
-from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import Unpack
 
-from facezoo.errors import UnsupportedError, explained_import
-from facezoo.faces import crops as cut_out
+from facezoo.errors import explained_import
+from facezoo.faces import unit_crops
 from facezoo.models.base import FaceModel
 from facezoo.models.mesh_base import MeshEncoding
-from facezoo.plot.annotation import COLORS, Style, annotate
+from facezoo.plot.annotation import Style, annotate
 from facezoo.preprocess.images import Images, as_list
-from facezoo.results import EXPRESSIONS, ExpressionPrediction, FaceEncoding, Faces, VideoFrame
+from facezoo.preprocess.pipeline import ImageKeywords, ImageOptions
+from facezoo.registry import as_image_model
+from facezoo.results import ExpressionPrediction, FaceEncoding, Faces, VideoFrame
 
 with explained_import("facezoo.plot.figures needs matplotlib: pip install 'facezoo[viz]'"):
-    from matplotlib import colormaps
     from matplotlib.figure import Figure
+
+    from facezoo.plot.panels import as_names, colors_of, draw_cosines
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -153,7 +156,9 @@ def bars(prediction: ExpressionPrediction) -> Picture:
     for axes in panels[len(probabilities) :]:
         axes.set_axis_off()
     for index, (axes, row) in enumerate(zip(panels, probabilities, strict=False)):
-        axes.barh(prediction.classes, row.nan_to_num().tolist(), color=_colors(prediction.classes))
+        axes.barh(
+            prediction.classes, row.nan_to_num().tolist(), color=colors_of(prediction.classes)
+        )
         title = f"{index}: {prediction.labels[index] or 'no face'}"
         axes.set(title=title, xlim=(0, 1), xticks=[0, 0.5, 1])
         axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
@@ -212,7 +217,7 @@ def timeline(frames: Iterable[VideoFrame] | Any) -> Picture:
         for part in np.split(np.flatnonzero(own), breaks):
             moments = np.append(times[part], times[part[-1]] + step)
             values = [np.append(share[part], share[part[-1]]) for share in shares]
-            areas = axes.stackplot(moments, values, colors=_colors(words), step="post")
+            areas = axes.stackplot(moments, values, colors=colors_of(words), step="post")
         axes.set(ylabel=f"#{number:.0f}", ylim=(0, 1), yticks=[0, 1], yticklabels=["0", "100%"])
         axes.spines[["top", "right"]].set_visible(False)
     panels[-1].set(xlabel="time, seconds", xlim=(times.min(), times.max() + step))
@@ -252,25 +257,27 @@ def grid(pictures: Mapping[str, Tensor] | None = None, **columns: Tensor) -> Pic
         shown = values[:rows].detach().float().cpu() / (255 if values.dtype == torch.uint8 else 1)
         known = shown[shown.isfinite()]
         limits = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
-        for row in range(rows):
-            if shown.shape[1] == 1:
-                panels[row, column].imshow(
-                    shown[row, 0].numpy(), "gray", vmin=limits[0], vmax=limits[1]
-                )
+        for axes, pixels in zip(panels[:, column], shown, strict=True):
+            axes.set_axis_off()
+            if not pixels.isfinite().any():  # an image without a face
+                continue
+            if len(pixels) == 1:
+                axes.imshow(pixels[0].numpy(), "gray", vmin=limits[0], vmax=limits[1])
             else:
-                panels[row, column].imshow(shown[row].clamp(0, 1).permute(1, 2, 0).numpy())
-            panels[row, column].set_axis_off()
+                axes.imshow(pixels.clamp(0, 1).permute(1, 2, 0).numpy())
     return figure
 
 
-def parts(model: FaceModel, images: Images) -> Picture:
-    """Draw the largest face of each image, and the pictures that the model decodes from it.
+def parts(model: FaceModel, images: Images, **options: Unpack[ImageKeywords]) -> Picture:
+    """Draw the faces in images, and the pictures that the model decodes from them.
 
     Args:
         model: a model with a decoder.
         images: images; twelve are drawn at most.
+        **options: see ``crops``. With ``on_missing="nan"``, rows without a face are blank.
 
     Raises:
+        NoFaceError: if an image has no face and ``on_missing`` is ``"raise"``.
         UnsupportedError: if the model has no decoder, or takes meshes.
 
     Examples:
@@ -280,27 +287,31 @@ def parts(model: FaceModel, images: Images) -> Picture:
     decoders = [name for name in DECODED if name in model.capabilities()]
     if not decoders:
         model.reject("reconstruct")
-    pictures = {"crop": crops(model, sources)}
-    return grid(pictures | {name: getattr(model, name)(sources) for name in decoders})
+    pictures = {"crop": crops(model, sources, **options)}
+    return grid(pictures | {name: getattr(model, name)(sources, **options) for name in decoders})
 
 
-def crops(model: FaceModel, images: Images) -> Tensor:
-    """Cut out the largest face of each image in the template of a model.
+def crops(model: FaceModel, images: Images, **options: Unpack[ImageKeywords]) -> Tensor:
+    """Cut out the faces in images, in the template of a model.
+
+    Args:
+        model: a model of images.
+        images: one image or several.
+        **options: choice and detection of the faces, as in ``FaceModel.encode_expression``.
 
     Returns:
-        RGB in [0, 1], (F, 3, S, S).
+        RGB in [0, 1], (F, 3, S, S); NaN for an image without a face if ``on_missing`` is ``"nan"``.
 
     Raises:
+        NoFaceError: if an image has no face and ``on_missing`` is ``"raise"``.
         UnsupportedError: if the model takes meshes.
 
     Examples:
         >>> facezoo.plot.crops(model, "grace_hopper.jpg").shape
         torch.Size([1, 3, 112, 112])
     """
-    if not isinstance(model, FaceModel):
-        raise UnsupportedError(f"{type(model).__name__} takes meshes, and has no crops to draw")
-    template, size = model.preprocessing.template, model.preprocessing.size
-    return cut_out(images, template, size, device=model.device).float() / 255
+    preprocessing = as_image_model(model).preprocessing
+    return unit_crops(images, preprocessing, model.device, ImageOptions(**options))
 
 
 def features(named: Mapping[str, Tensor | None]) -> Picture:
@@ -326,7 +337,7 @@ def features(named: Mapping[str, Tensor | None]) -> Picture:
         if count > MOST:
             scatter(axes, plane(rows[rows.isfinite().all(1)]), title=name)
         elif count > 1:
-            _cosines(axes, rows, name)
+            draw_cosines(axes, rows, name)
         else:
             axes.plot(rows[0].numpy(), color=COLOR, linewidth=0.7)
             axes.set(title=f"{name} ({rows.shape[1]})", xticks=[])
@@ -355,7 +366,7 @@ def embedding(
         raise ValueError(f"names must be one per face: {len(rows)}, got {len(names)}")
     known = torch.isfinite(rows).all(1)
     if names is not None:
-        names = [name for name, ok in zip(_as_list(names), known.tolist(), strict=True) if ok]
+        names = [name for name, ok in zip(as_names(names), known.tolist(), strict=True) if ok]
     figure = _figure(6, 5)
     scatter(figure.subplots(), plane(rows[known], method), names, title)
     return figure
@@ -403,9 +414,9 @@ def scatter(
         >>> axes = facezoo.plot.Picture().subplots()
         >>> facezoo.plot.scatter(axes, torch.randn(20, 2), names=["a", "b"] * 10)
     """
-    labels = _as_list(names) if names is not None else [""] * len(points)
+    labels = as_names(names) if names is not None else [""] * len(points)
     kinds = sorted(set(labels))
-    colors = _colors(kinds)
+    colors = colors_of(kinds)
     for number, kind in enumerate(kinds):
         x, y = points.numpy()[[label == kind for label in labels]].T
         color = colors[number] if names is not None else COLOR
@@ -413,33 +424,6 @@ def scatter(
     axes.set(title=title, xticks=[], yticks=[])
     if names is not None and len(kinds) <= MOST_NAMES:
         axes.legend()
-
-
-def _colors(names: Sequence[str]) -> list[Any]:
-    """Return a color per class or name; more than eight cannot be told apart by all."""
-    if set(names) <= set(EXPRESSIONS):
-        return [COLORS[EXPRESSIONS.index(name)] for name in names]
-    if len(names) <= len(COLORS):
-        return list(COLORS[: len(names)])
-    return [colormaps["viridis"](number / (len(names) - 1)) for number in range(len(names))]
-
-
-def _as_list(names: Sequence[str]) -> list[str]:
-    """Convert names to a list; the numbers of a tensor would all differ."""
-    return names.tolist() if isinstance(names, Tensor) else list(names)
-
-
-def _cosines(axes: Axes, rows: Tensor, name: str) -> None:
-    """Draw a table of the cosines between faces."""
-    unit = torch.nn.functional.normalize(rows, dim=1)
-    cosines = (unit @ unit.T).numpy()
-    axes.imshow(cosines, vmin=-1, vmax=1, cmap="RdBu_r")
-    for row, column in product(range(len(rows)), repeat=2):
-        value = cosines[row, column]
-        color = "white" if abs(value) > 0.6 else "black"
-        axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=color, fontsize=8)
-    ticks = list(range(len(rows)))
-    axes.set(title=f"{name}, cosine".removeprefix(", "), xticks=ticks, yticks=ticks)
 
 
 def _figure(width: float, height: float) -> Picture:

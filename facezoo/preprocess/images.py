@@ -30,6 +30,12 @@ CHANNELS = (1, 3, 4)
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 NAMED = 5
 """Number of images without a face that an error names."""
+REMEDIES = {
+    "skip": 'on_missing="skip" to leave them out',
+    "nan": 'on_missing="nan" to keep their place',
+    "aligned": "aligned=True if they are aligned crops already",
+}
+"""Options for images without a face, and their effect."""
 ROUNDING = 1e-6
 """Float pixels may leave [0, 1] by this much, as ``x * std + mean`` does."""
 
@@ -216,18 +222,23 @@ def orientation_note(source: object) -> str:
 
 
 def no_face(
-    missing: Sequence[int], sources: Sequence[Any], *, skipping: bool = True
+    missing: Sequence[int], sources: Sequence[Any], remedies: Iterable[str] = REMEDIES
 ) -> NoFaceError:
-    """Build the error for images without a face; ``skipping`` if they may be left out."""
+    """Build the error for images without a face.
+
+    Args:
+        missing: indices of these images.
+        sources: all images.
+        remedies: keys of ``REMEDIES`` that the called function takes.
+    """
     shown = missing[:NAMED]
     several = len(sources) > 1
     called = [describe(sources[i], i if several else None) for i in shown]
     more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
     notes = [note for index in shown if (note := orientation_note(sources[index]))]
-    skip = 'on_missing="skip" to leave them out or ' if skipping else ""
+    advice = ", or ".join(REMEDIES[name] for name in remedies)
     return NoFaceError(
-        f'no face found in {", ".join(called)}{more}; pass {skip}on_missing="nan" to keep their '
-        "place, or aligned=True if they are aligned crops already"
+        f"no face found in {', '.join(called)}{more}; pass {advice}"
         f"{f'; {notes[0]}' if notes else ''}",
         missing,
     )

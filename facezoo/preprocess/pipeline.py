@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,7 +21,7 @@ from facezoo.preprocess import images as reading
 from facezoo.preprocess.alignment import prepare
 from facezoo.preprocess.bundled import detector_in, load_detector
 from facezoo.preprocess.detection import DetectionConfig, detect
-from facezoo.preprocess.images import describe, file_name, no_face, read_image
+from facezoo.preprocess.images import REMEDIES, describe, file_name, no_face, read_image
 from facezoo.preprocess.jpeg import Jpeg, JpegDecoder, decode, read_or_keep
 from facezoo.preprocess.prefetch import DECODERS, prefetch
 from facezoo.preprocess.quality import measure
@@ -213,6 +213,7 @@ def face_batches(
     *,
     runtime: Runtime = "torch",
     clock: Clock | None = None,
+    remedies: Iterable[str] = REMEDIES,
     **reading: Any,
 ) -> Iterator[ImageBatch]:
     """Read images and find their faces in batches.
@@ -221,6 +222,7 @@ def face_batches(
         sources: single images, or inputs of ``read``, as in ``read_batches``.
         device: device of the images and of the detector.
         options: choice of faces, batch size and progress bar.
+        remedies: options that the error for missing faces advises, see ``no_face``.
         **reading: further arguments of ``read_batches``.
 
     Raises:
@@ -248,7 +250,7 @@ def face_batches(
         if not missing:
             yield replace(batch, faces=faces)
     if missing:
-        raise no_face(missing, sources)
+        raise no_face(missing, sources, remedies)
 
 
 def faces_of(batch: ImageBatch) -> Faces:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 import facezoo
+from facezoo.errors import NoFaceError
 from facezoo.models.latentface import LatentFace
 
 PORTRAITS = sorted((Path(__file__).parents[2] / "examples" / "portraits").glob("*.jpg"))
@@ -160,6 +161,8 @@ def test_images_without_a_face_keep_their_row_or_have_none(model):
     assert model.depth(both, on_missing="skip").shape == (1, 64, 64)
     assert model.depth([empty], on_missing="skip").shape == (0, 64, 64)
     assert model.to_mesh([empty], on_missing="skip") == []
+    with pytest.raises(NoFaceError, match='"skip" to leave them out, or aligned=True'):
+        model.to_mesh([empty])
     assert model.encode([empty], on_missing="skip").identity.shape == (0, 24)
     assert model.encode(both, on_missing="nan").identity.isnan().all(1).tolist() == [True, False]
 

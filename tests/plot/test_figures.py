@@ -10,7 +10,7 @@ pytest.importorskip("matplotlib")
 
 import facezoo
 from facezoo import plot
-from facezoo.errors import UnsupportedError
+from facezoo.errors import NoFaceError, UnsupportedError
 from facezoo.models.adv3d import Adv3D
 from facezoo.models.ipd_fer import IPDFER
 from facezoo.models.mesh_base import MeshEncoding
@@ -132,6 +132,26 @@ def test_decoded_images_are_drawn_next_to_the_crop(model):
     assert len(figure.axes) == 8
     shown = torch.as_tensor(figure.axes[4].images[0].get_array())
     torch.testing.assert_close(shown, plot.crops(model, PORTRAITS)[1].permute(1, 2, 0))
+
+
+def test_images_without_a_face_are_left_out_or_blank(model):
+    images = [PORTRAITS[0], np.zeros((80, 80, 3), np.uint8)]
+    for draw in (plot.parts, plot.crops):
+        with pytest.raises(NoFaceError, match=r'pass on_missing="skip" .*"nan" .*aligned=True'):
+            draw(model, images)
+    assert len(plot.crops(model, images, on_missing="skip")) == 1
+    gap = plot.crops(model, images, on_missing="nan")
+    assert gap.isnan().flatten(1).all(1).tolist() == [False, True]
+    figure = plot.parts(model, images, on_missing="nan")
+    assert [len(axes.images) for axes in figure.axes] == [1] * 4 + [0] * 4
+    figure.canvas.draw()
+
+
+def test_aligned_crops_are_drawn_as_they_are(model):
+    crops = facezoo.crops(PORTRAITS)
+    torch.testing.assert_close(plot.crops(model, crops, aligned=True), crops / 255)
+    assert len(plot.parts(model, crops, aligned=True).axes) == 8
+    torch.testing.assert_close(plot.crops(model, PORTRAITS), crops / 255, atol=0.003, rtol=0)
 
 
 def test_a_model_without_a_decoder_raises_an_error():

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from facezoo.errors import NoFaceError
 from facezoo.geometry.camera import grid_triangles
 from facezoo.geometry.textured_mesh import TexturedMesh
 from facezoo.models.decoding import check_pairs, one_number
@@ -18,7 +19,7 @@ from facezoo.models.detail import relit
 from facezoo.models.latentface.latents import LatentFaceEncoding, Latents
 from facezoo.models.latentface.renderer import BORDER
 from facezoo.models.latentface.stages import LatentFaceStages
-from facezoo.preprocess.images import Images
+from facezoo.preprocess.images import Images, as_list, no_face
 from facezoo.preprocess.pipeline import ONE_FACE, ImageKeywords, ImageOptions
 
 TRANSFER = 1.4
@@ -272,7 +273,11 @@ class LatentFace(LatentFaceStages):
             latents = self.embed_latents(crops)
             return {"depth": self.decode_depth(latents), "albedo": self.decode_albedo(latents)}
 
-        maps = self._encode(images, stage, ImageOptions(**options))[0]
+        sources = as_list(images)
+        try:
+            maps = self._encode(sources, stage, ImageOptions(**options))[0]
+        except NoFaceError as error:
+            raise no_face(error.missing, sources, ("skip", "aligned")) from None
         albedo = self.to_unit(maps["albedo"]).cpu()
         return [self._mesh(*pair) for pair in zip(maps["depth"].cpu(), albedo, strict=True)]
 
