@@ -84,7 +84,8 @@ def annotate(
     Raises:
         ImageError: if the image cannot be read.
         ValueError: if ``result`` has no faces because its images were aligned, if its faces were
-            not found in this image, or if ``style`` is unknown.
+            not found in this image, if there is no image ``image_index``, or if ``style`` is
+            unknown.
 
     Examples:
         >>> from facezoo.plot import annotate

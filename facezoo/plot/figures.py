@@ -23,7 +23,7 @@ from facezoo.faces import unit_crops
 from facezoo.models.base import FaceModel
 from facezoo.models.mesh_base import MeshEncoding
 from facezoo.plot.annotation import Style, annotate
-from facezoo.preprocess.images import Images, as_list
+from facezoo.preprocess.images import Images, as_list, check_range
 from facezoo.preprocess.pipeline import ImageKeywords, ImageOptions
 from facezoo.registry import as_image_model
 from facezoo.results import ExpressionPrediction, FaceEncoding, Faces, VideoFrame
@@ -234,7 +234,8 @@ def grid(pictures: Mapping[str, Tensor] | None = None, **columns: Tensor) -> Pic
         **columns: more of these by name, such as ``grid(crop=crops, depth=model.depth(images))``.
 
     Raises:
-        ValueError: if a shape is none of these, numbers of faces differ, or there is no face.
+        ValueError: if a shape is none of these, numbers of faces differ, there is no face, or RGB
+            is outside of [0, 1].
 
     Examples:
         >>> figure = facezoo.plot.grid(crop=facezoo.plot.crops(model, "grace_hopper.jpg"))
@@ -257,6 +258,8 @@ def grid(pictures: Mapping[str, Tensor] | None = None, **columns: Tensor) -> Pic
         shown = values[:rows].detach().float().cpu() / (255 if values.dtype == torch.uint8 else 1)
         known = shown[shown.isfinite()]
         limits = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
+        if shown.shape[1] == 3:
+            check_range(*limits)
         for axes, pixels in zip(panels[:, column], shown, strict=True):
             axes.set_axis_off()
             if not pixels.isfinite().any():  # an image without a face

@@ -371,7 +371,7 @@ def _from_array(array: NDArray[Any]) -> NDArray[np.uint8]:
         return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
     if array.dtype.kind != "f":
         raise ImageError(_dtype_message(str(array.dtype)))
-    _check_range(float(array.min()), float(array.max()))
+    check_range(float(array.min()), float(array.max()))
     return np.rint(array.astype(np.float32).clip(0, 1) * 255).astype(np.uint8)
 
 
@@ -393,7 +393,7 @@ def _bytes_of_tensors(batch: Tensor) -> Tensor:
     batch = batch.detach()
     if batch.dtype in FLOATS:
         low, high = torch.stack(torch.aminmax(batch)).tolist()
-        _check_range(low, high)
+        check_range(low, high)
         batch = (batch.float().clamp(0, 1) * 255).round().byte()
     elif batch.dtype == torch.uint16:
         batch = ((batch.int() + 128) // 257).byte()
@@ -403,7 +403,8 @@ def _bytes_of_tensors(batch: Tensor) -> Tensor:
     return batch.permute(0, 2, 3, 1).contiguous()
 
 
-def _check_range(low: float, high: float) -> None:
+def check_range(low: float, high: float) -> None:
+    """Raise ImageError if the least or greatest pixel is not in [0, 1], up to ``ROUNDING``."""
     if not (np.isfinite(low) and np.isfinite(high)):
         raise ImageError("holds NaN or infinite values; floating-point pixels must be in [0, 1]")
     if low < -ROUNDING or high > 1 + ROUNDING:

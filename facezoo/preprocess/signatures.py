@@ -32,12 +32,21 @@ def check_images(images: Sequence[Tensor], faces: Faces, first: int = 0) -> None
 
     Args:
         images: uint8 RGB, each (H, W, 3).
-        faces: faces; without signatures, nothing is checked.
+        faces: faces; without signatures, only the number of images is checked.
         first: index of the first image among those of the faces.
 
     Raises:
-        ValueError: if an image has another size or shows something else.
+        ValueError: if an image has another size, shows something else, or the faces have fewer
+            images.
     """
+    count = len(faces.signatures or faces.files or ())
+    if first < 0 or (count and first + len(images) > count):
+        index = first if first < 0 else max(first, count)
+        known_images = f"{count} images" if count else "images"
+        raise ValueError(
+            f"image {index} is not one of the {known_images} of the result; pass the images of the "
+            "result, in the same order, and count them from 0"
+        )
     known = (faces.signatures or ())[first : first + len(images)]
     for index, (given, found) in enumerate(
         zip(signatures(images[: len(known)]), known, strict=True), first

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+import facezoo
 from facezoo.plot.annotation import annotate, picture_paths
 from facezoo.results import EXPRESSIONS, ExpressionPrediction, Faces
 
@@ -135,6 +137,19 @@ def test_the_image_of_another_result_is_an_error():
     annotate(Image.new("RGB", (500, 500)), faces)
     with pytest.raises(ValueError, match=r"at x 440, y 140 lies outside image 0 of 320x240 pixels"):
         annotate(Image.new("RGB", (320, 240)), faces)
+
+
+def test_an_image_that_the_result_does_not_have_is_an_error():
+    pixels = np.zeros((80, 80, 3), np.uint8)
+    signed = facezoo.detect([pixels, pixels], device="cpu")
+    named = replace(faces_at([10, 10, 60, 60]), files=("a.png", "b.png"))
+    for result in (signed, named):
+        annotate(pixels, result, image_index=1)
+        with pytest.raises(ValueError, match="image 5 is not one of the 2 images of the result"):
+            annotate(pixels, result, image_index=5)
+    for result in (signed, named, faces_at([10, 10, 60, 60])):
+        with pytest.raises(ValueError, match="image -1 is not one of the"):
+            annotate(pixels, result, image_index=-1)
 
 
 def test_a_prediction_of_aligned_crops_cannot_be_drawn():

@@ -184,6 +184,13 @@ def test_a_grid_draws_crops_of_uint8_like_those_in_0_to_1():
         torch.testing.assert_close(drawn, crop.permute(1, 2, 0) / 255)
 
 
+def test_images_outside_of_0_to_1_raise_an_error_as_elsewhere():
+    for picture in (torch.rand(2, 3, 8, 8) * 255, torch.rand(3, 3, 4, 4) - 0.5):
+        with pytest.raises(ValueError, match=r"floating-point pixels must be in \[0, 1\], got"):
+            facezoo.show(picture)
+    facezoo.show(torch.full((1, 3, 4, 4), 1 + 5e-7))  # rounding
+
+
 def test_a_grid_draws_depth_with_its_whole_range():
     depth = torch.linspace(0.9, 1.1, 2 * 4 * 4).view(2, 4, 4)
     for figure in (
