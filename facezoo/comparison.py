@@ -235,7 +235,7 @@ def _number(threshold: float) -> float:
     return number
 
 
-def _model(model: str | os.PathLike[str] | FaceModel) -> FaceModel:
+def _model(model: str | os.PathLike[str] | FaceModel) -> Any:
     if isinstance(model, (str, os.PathLike)):
         model = _loaded(Path(model) if isinstance(model, os.PathLike) else model, card_hash(model))
     return as_image_model(model)

@@ -206,7 +206,7 @@ class FaceFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             digest = hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
             keys.append(f"{weights}-{mark}-{self.what}-{self.aligned}-{digest}")
         stored = cached.check_call_in_cache
-        rows = [cached(key, None) if stored(key, None) else None for key in keys]
+        rows: list[Any] = [cached(key, None) if stored(key, None) else None for key in keys]
         new = [i for i, row in enumerate(rows) if row is None]
         if new:
             for i, row in zip(new, self._encode([images[i] for i in new]), strict=True):
