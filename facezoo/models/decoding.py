@@ -141,11 +141,11 @@ class DecodingModel(FaceModel):
         """Encode the sources and the targets of pairs.
 
         Raises:
-            ValueError: if ``check_images`` finds that their images do not match.
+            ValueError: if ``check_face_counts`` finds that their images do not match.
         """
         first, sources = self._encode_counted(source, stages[0], options)
         second, targets = self._encode_counted(target, stages[1], options)
-        check_images(sources, targets)
+        check_face_counts(sources, targets)
         return first, second
 
     def _encode_counted(
@@ -181,7 +181,7 @@ def one_number(name: str, value: float) -> float:
     return number
 
 
-def check_images(sources: Sequence[int], targets: Sequence[int]) -> None:
+def check_face_counts(sources: Sequence[int], targets: Sequence[int]) -> None:
     """Check that the images of both sides of pairs still match.
 
     Args:

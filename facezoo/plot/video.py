@@ -23,8 +23,9 @@ BT709 = 1
 class VideoWriter:
     """An annotated video that is written frame by frame; use it in a ``with`` statement.
 
-    The file appears, or replaces the old one, at the end of the statement. An error or an
-    interruption leaves no new file. So ``path`` may be the video that is read.
+    The file appears, or replaces the old one, at the end of the statement. An error leaves no new
+    file. An interruption from the keyboard, which is how cameras are stopped, keeps the frames so
+    far as a new file, and does not replace an old one. So ``path`` may be the video that is read.
 
     Args:
         path: file to write: ``.mp4``, ``.mov`` or ``.mkv`` (H.264), or ``.webm`` (VP9).
@@ -64,7 +65,8 @@ class VideoWriter:
             with self._container:
                 if self._stream is not None:
                     self._container.mux(self._stream.encode(None))
-            if kind is None and self._stream is not None:
+            stopped = kind is KeyboardInterrupt and not self._path.exists()
+            if (kind is None or stopped) and self._stream is not None:
                 self._partial.replace(self._path)
 
     def write(self, frame: VideoFrame) -> None:
@@ -96,7 +98,8 @@ def save_video(
 
     The file has the times of the frames, and no sound. An odd row or column at the lower right is
     cut off, since codecs take even sizes. The file appears when it is complete, so it may replace
-    the video that is read. An error or an interruption leaves no new file.
+    the video that is read. An error leaves no new file; an interruption from the keyboard keeps
+    the frames so far, unless they would replace a file.
 
     Args:
         frames: results of ``facezoo.video``.

@@ -143,16 +143,22 @@ def test_a_video_may_be_replaced_by_its_annotated_copy(tmp_path, tiny):
     assert list(tmp_path.iterdir()) == [clip]
 
 
-def test_an_interruption_leaves_the_old_file_and_no_other(clip, tmp_path, tiny):
-    def interrupted():
+@pytest.mark.parametrize("reason", [KeyboardInterrupt, OSError])
+def test_a_stopped_copy_keeps_the_old_file_and_an_interrupted_one_its_frames(
+    clip, tmp_path, tiny, reason
+):
+    def stopped():
         yield from list(facezoo.video(clip, tiny))[:3]
-        raise KeyboardInterrupt
+        raise reason
 
-    before = clip.read_bytes()
-    for path in (clip, tmp_path / "new.mp4"):
-        with pytest.raises(KeyboardInterrupt):
-            plot.save_video(interrupted(), path)
+    before, new = clip.read_bytes(), tmp_path / "new.mp4"
+    for path in (clip, new):
+        with pytest.raises(reason):
+            plot.save_video(stopped(), path)
     assert clip.read_bytes() == before
+    if reason is KeyboardInterrupt:  # it ends the recording of a camera
+        assert len(videos.frame_keys(new)) == 3
+        new.unlink()
     assert list(tmp_path.iterdir()) == [clip]
     with pytest.raises(ValueError, match="is a folder; pass a file"):
         plot.save_video(facezoo.video(clip, tiny), tmp_path)

@@ -13,7 +13,7 @@ from facezoo.errors import UnknownNameError
 from facezoo.hub.card import Preprocessing
 from facezoo.models.base import check_shape
 from facezoo.models.capabilities import constructor_arguments
-from facezoo.models.decoding import DecodingModel, check_images, check_pairs, one_number
+from facezoo.models.decoding import DecodingModel, check_face_counts, check_pairs, one_number
 from facezoo.models.latent_simclr.augment import appearance_layers
 from facezoo.models.latent_simclr.directions import check_direction
 from facezoo.models.latent_simclr.expression import ExpressionAxes
@@ -371,7 +371,7 @@ class LatentSimCLR(DecodingModel):
         if isinstance(target, Inversion):
             check_codes(detail)
             codes, counts = self._encode_counted(source, self.embed_codes, checked)
-            check_images(counts, [1] * len(target))
+            check_face_counts(counts, [1] * len(target))
             targets, keeps = {"face": target}, False
         else:
             stages = (self.embed_codes, of_target)
