@@ -19,9 +19,10 @@ from typing_extensions import Unpack
 from facezoo.errors import NoFaceError, explained_import
 from facezoo.hub.card import Card, Verification
 from facezoo.hub.names import card_hash, resolve
+from facezoo.models.base import as_image_model
 from facezoo.preprocess.images import Images, ImageSource, describe
 from facezoo.preprocess.pipeline import ImageKeywords
-from facezoo.registry import as_image_model, load
+from facezoo.registry import load
 
 if TYPE_CHECKING:
     from facezoo.models.base import FaceModel

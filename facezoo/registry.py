@@ -18,7 +18,6 @@ from facezoo.hub.families import FAMILIES, model_class
 if TYPE_CHECKING:
     import torch
 
-    from facezoo.models.base import FaceModel
     from facezoo.preprocess.jpeg import JpegDecoder
     from facezoo.runtimes import Runtime
 
@@ -190,22 +189,6 @@ def load(
                 f"runtime={runtime!r}"
             )
         model.set_runtime(runtime)
-    return model
-
-
-def as_image_model(model: object) -> FaceModel:
-    """Return the model, after a check that it takes images.
-
-    Raises:
-        UnsupportedError: if it takes meshes, or is not a model.
-    """
-    from facezoo.models.base import FaceModel
-
-    if not isinstance(model, FaceModel):
-        kind = "takes meshes, not images" if hasattr(model, "capabilities") else "is not a model"
-        raise UnsupportedError(
-            f"{type(model).__name__} {kind}; pass a model of images, such as ipd-fer"
-        )
     return model
 
 

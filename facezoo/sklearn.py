@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from facezoo.errors import explained_import
 from facezoo.hub.names import card_hash
-from facezoo.models.base import FaceModel
+from facezoo.models.base import FaceModel, as_image_model
 from facezoo.preprocess.detection import DetectionConfig
 from facezoo.preprocess.fingerprint import fingerprint
 from facezoo.preprocess.images import as_list, no_face, read_image
 from facezoo.preprocess.pipeline import DETECTION
-from facezoo.registry import as_image_model, load
+from facezoo.registry import load
 
 with explained_import("facezoo.sklearn needs scikit-learn: pip install 'facezoo[sklearn]'"):
     from sklearn.base import BaseEstimator, TransformerMixin

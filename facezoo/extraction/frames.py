@@ -18,10 +18,10 @@ from facezoo.errors import explained_import
 from facezoo.extraction import sources
 from facezoo.extraction.tracks import Tracker
 from facezoo.extraction.videos import FrameReader
-from facezoo.models.base import FaceModel
+from facezoo.models.base import FaceModel, as_image_model
 from facezoo.preprocess.pipeline import ImageBatch, ImageKeywords, ImageOptions, face_batches
 from facezoo.preprocess.quality import measure
-from facezoo.registry import as_image_model, load
+from facezoo.registry import load
 from facezoo.results import ExpressionPrediction, VideoFrame
 
 BATCH = 16

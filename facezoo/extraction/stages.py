@@ -21,12 +21,11 @@ from facezoo.extraction.resume import Block, Rows
 from facezoo.extraction.videos import CONVERSION
 from facezoo.extraction.writers import Layout
 from facezoo.hub.tensors import digest_of
-from facezoo.models.base import FaceModel, coordinates
+from facezoo.models.base import FaceModel, as_image_model, coordinates
 from facezoo.preprocess.fingerprint import fingerprint
 from facezoo.preprocess.jpeg import Photo, check_decoder
 from facezoo.preprocess.pipeline import ImageBatch, ImageOptions, face_batches
 from facezoo.preprocess.quality import measure
-from facezoo.registry import as_image_model
 from facezoo.results import flatten_rows
 
 STAGES = ("decode", "wait", "detect", "align", "encode", "write")

@@ -104,7 +104,8 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], strict: bool = T
     with torch.no_grad():  # one by one, so that memory never holds a second copy of all weights
         for name, tensor in state.items():
             if name in tensors:
-                tensor.copy_(_dequantize(name, tensors, scales))
+                is_quantized = name in scales
+                tensor.copy_(_dequantize(name, tensors, scales) if is_quantized else tensors[name])
 
 
 def save(

@@ -425,30 +425,18 @@ class FaceModel(Freezable, Model):
         return concatenate(results), join_faces(faces, sources) if measured else None
 
 
-def basis_of(points: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Find the subspace of an affine map from its values at zero and at the unit vectors.
-
-    Args:
-        points: (1 + K, D).
-
-    Returns:
-        Origin, (D,), and orthonormal basis, (D, R), float64; None if it is the whole space, or if
-        a number is not finite.
-    """
-    points = points.double().cpu()
-    if not points.isfinite().all():
-        return None
-    vectors, sizes, _ = torch.linalg.svd((points[1:] - points[0]).T, full_matrices=False)
-    basis = vectors[:, sizes > 1e-6 * sizes[0]]
-    if basis.shape[0] == basis.shape[1]:
-        return None
-    largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))
-    return points[0], basis * largest.sign()
-
-
 def coordinates(features: Tensor, origin: Tensor, basis: Tensor) -> Tensor:
     """Compute the coordinates (F, R) of features (F, D) by an origin (D,) and a basis (D, R)."""
     return (features - origin.to(features)) @ basis.to(features)
+
+
+def as_image_model(model: object) -> FaceModel:
+    """Return the model; raise an ``UnsupportedError`` if it does not take images."""
+    if isinstance(model, FaceModel):
+        return model
+    kind = "takes meshes, not images" if hasattr(model, "capabilities") else "is not a model"
+    name = type(model).__name__
+    raise UnsupportedError(f"{name} {kind}; pass a model of images, such as ipd-fer")
 
 
 def check_shape(images: Tensor, shape: tuple[int, int, int], name: str = "images") -> None:

@@ -1,4 +1,4 @@
-"""Erase identity from features with a linear projection."""
+"""Linear projections of features: erase identity, and find the subspace of features."""
 
 from __future__ import annotations
 
@@ -216,3 +216,24 @@ def _check(features: Tensor, labels: Tensor, keep: Tensor | None) -> None:
             f"{several} identities have two images or more; at least two are needed to see how "
             "identities differ"
         )
+
+
+def basis_of(points: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Find the subspace of an affine map from its values at zero and at the unit vectors.
+
+    Args:
+        points: (1 + K, D).
+
+    Returns:
+        Origin, (D,), and orthonormal basis, (D, R), float64; None if it is the whole space, or if
+        a number is not finite.
+    """
+    points = points.double().cpu()
+    if not points.isfinite().all():
+        return None
+    vectors, sizes, _ = torch.linalg.svd((points[1:] - points[0]).T, full_matrices=False)
+    basis = vectors[:, sizes > 1e-6 * sizes[0]]
+    if basis.shape[0] == basis.shape[1]:
+        return None
+    largest = basis.gather(0, basis.abs().argmax(0, keepdim=True))
+    return points[0], basis * largest.sign()

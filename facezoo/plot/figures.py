@@ -20,12 +20,11 @@ from typing_extensions import Unpack
 
 from facezoo.errors import explained_import
 from facezoo.faces import unit_crops
-from facezoo.models.base import FaceModel
+from facezoo.models.base import FaceModel, as_image_model
 from facezoo.models.mesh_base import MeshEncoding
 from facezoo.plot.annotation import Style, annotate
 from facezoo.preprocess.images import Images, as_list, check_range
 from facezoo.preprocess.pipeline import ImageKeywords, ImageOptions
-from facezoo.registry import as_image_model
 from facezoo.results import ExpressionPrediction, FaceEncoding, Faces, VideoFrame
 
 with explained_import("facezoo.plot.figures needs matplotlib: pip install 'facezoo[viz]'"):

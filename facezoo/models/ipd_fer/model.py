@@ -12,11 +12,11 @@ from typing_extensions import Unpack
 
 from facezoo.inference import evaluating
 from facezoo.landmarks import FRONTAL_PITCH_DEG, alignment_deg
-from facezoo.models.base import basis_of, check_shape
+from facezoo.models.base import check_shape
 from facezoo.models.capabilities import constructor_arguments
 from facezoo.models.decoding import DecodingModel, check_pairs, one_number
 from facezoo.models.freezing import class_names
-from facezoo.models.identity_removal import IdentityRemoval
+from facezoo.models.identity_removal import IdentityRemoval, basis_of
 from facezoo.models.ipd_fer.networks import Decoder, Encoder, PoseEncoder, RefinedDecoder
 from facezoo.preprocess.images import Images
 from facezoo.preprocess.pipeline import ONE_FACE, ImageKeywords, ImageOptions

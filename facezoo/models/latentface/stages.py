@@ -11,10 +11,10 @@ from torch import Tensor
 from facezoo.geometry.rasterize import Renderer
 from facezoo.geometry.shading import Light
 from facezoo.hub.card import Preprocessing
-from facezoo.models.base import basis_of, check_shape
+from facezoo.models.base import check_shape
 from facezoo.models.capabilities import constructor_arguments
 from facezoo.models.decoding import DecodingModel
-from facezoo.models.identity_removal import IdentityRemoval
+from facezoo.models.identity_removal import IdentityRemoval, basis_of
 from facezoo.models.latentface.diffusion import RepresentationDiffusion
 from facezoo.models.latentface.latents import Latents
 from facezoo.models.latentface.networks import AutoEncoder, ConfidenceNetwork, NumberEncoder
