@@ -18,7 +18,7 @@ from facezoo.hub.files import find
 from facezoo.hub.tensors import load_into, read_tensors
 from facezoo.models.capabilities import STAGES
 from facezoo.models.mesh_base import MeshModel
-from facezoo.preprocess.bundled import load_detector
+from facezoo.preprocess.bundled import read_detector
 from facezoo.preprocess.detection import detect
 from facezoo.preprocess.detector import FaceDetector
 from facezoo.preprocess.fingerprint import fingerprint
@@ -87,7 +87,7 @@ def outputs_of_detector(name):
         image = torch.from_numpy(pattern(128)).permute(2, 0, 1)[None] / 127.5 - 1
         said = detector(image)
     images = [torch.from_numpy(read_image(portrait)) for portrait in PORTRAITS]
-    faces = detect(load_detector(torch.device("cpu"), name), images)
+    faces = detect(read_detector(name, torch.device("cpu")), images)
     return {
         "pattern.logits": said.logits[:, ::7].tolist(),
         "pattern.landmarks": said.landmarks[:, ::31].tolist(),

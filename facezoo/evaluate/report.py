@@ -17,7 +17,7 @@ from facezoo.hub.families import model_class
 from facezoo.hub.names import resolve
 from facezoo.models.base import FaceModel
 from facezoo.models.mesh_base import MeshModel
-from facezoo.preprocess.bundled import load_detector
+from facezoo.preprocess.bundled import read_detector
 from facezoo.preprocess.detection import detect
 from facezoo.preprocess.detector import DETECTOR
 
@@ -35,7 +35,7 @@ def measure_checkpoint(name: str, data: Path, device: torch.device) -> tuple[Car
     card = resolve(name).card
     command = f"facezoo evaluate {card.name} --data DATA"
     if card.model == DETECTOR:
-        detector = load_detector(device, name)
+        detector = read_detector(name, device)
         find_faces = lambda images: detect(detector, [i.to(device) for i in images])  # noqa: E731
         measured = Measurements(detection(find_faces, data, command))
     elif issubclass(model_class(card.model), MeshModel):

@@ -84,7 +84,7 @@ def annotate(
     Raises:
         ImageError: if the image cannot be read.
         ValueError: if ``result`` has no faces because its images were aligned, if its faces were
-            not found in this image, if there is no image ``image_index``, or if ``style`` is
+            not found in this image, if ``image_index`` is not an image of it, or if ``style`` is
             unknown.
 
     Examples:

@@ -233,8 +233,8 @@ def grid(pictures: Mapping[str, Tensor] | None = None, **columns: Tensor) -> Pic
         **columns: more of these by name, such as ``grid(crop=crops, depth=model.depth(images))``.
 
     Raises:
-        ValueError: if a shape is none of these, numbers of faces differ, there is no face, or RGB
-            is outside of [0, 1].
+        ValueError: if a shape differs from these, numbers of faces differ, no column has a face,
+            or RGB is outside of [0, 1].
 
     Examples:
         >>> figure = facezoo.plot.grid(crop=facezoo.plot.crops(model, "grace_hopper.jpg"))

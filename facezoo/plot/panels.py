@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def colors_of(names: Sequence[str]) -> list[Any]:
-    """Return a color per class or name; more than eight cannot be told apart by all."""
+    """Return a color per class or name; not everyone can distinguish more than eight."""
     if set(names) <= set(EXPRESSIONS):
         return [COLORS[EXPRESSIONS.index(name)] for name in names]
     if len(names) <= len(COLORS):

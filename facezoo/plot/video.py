@@ -109,7 +109,7 @@ def save_video(
         landmarks: whether to draw the five landmarks.
 
     Returns:
-        Number of frames; without frames, there is no new file.
+        Number of frames; 0 frames write no file.
 
     Raises:
         ImportError: if PyAV is missing.

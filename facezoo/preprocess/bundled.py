@@ -1,4 +1,4 @@
-"""Face detectors, loaded once per device or runtime."""
+"""Face detectors; the default is loaded once per device or runtime."""
 
 from __future__ import annotations
 
@@ -17,21 +17,35 @@ from facezoo.runtimes import Runtime, use_runtime
 
 
 @cache
-def load_detector(device: torch.device, name: str | os.PathLike[str] = DETECTOR) -> FaceDetector:
-    """Load a face detector; all models on a device share it.
+def load_detector(device: torch.device) -> FaceDetector:
+    """Load the default face detector; all models on a device share it.
+
+    Raises:
+        WeightsError: if its weights cannot be found or trusted.
+    """
+    return read_detector(DETECTOR, device)
+
+
+def read_detector(name: str | os.PathLike[str], device: torch.device) -> FaceDetector:
+    """Read a face detector of the package, or one of your own.
 
     Args:
+        name: its checkpoint, or a folder or ``.safetensors`` file with a card.
         device: where it runs.
-        name: its checkpoint, or a folder or ``.safetensors`` file with a card. The default is the
-            detector of all models.
 
     Returns:
         The detector, for ``facezoo.preprocess.detection.detect``.
 
     Raises:
-        UnknownNameError: if there is no such checkpoint.
+        UnknownNameError: if no checkpoint, file or folder has this name.
         UnsupportedError: if the checkpoint is not a face detector.
         WeightsError: if its weights cannot be found or trusted.
+
+    Examples:
+        >>> from facezoo.preprocess.bundled import read_detector
+        >>> detector = read_detector("face-detector.wild-ferplus", torch.device("cpu"))
+        >>> detector.training
+        False
     """
     source = resolve(name)
     card = source.card

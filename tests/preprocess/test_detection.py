@@ -17,7 +17,7 @@ from facezoo.errors import UnsupportedError
 from facezoo.evaluate.detection import misplaced_faces, rotated_faces
 from facezoo.hub.card import CHECKPOINTS
 from facezoo.preprocess import detection
-from facezoo.preprocess.bundled import load_detector
+from facezoo.preprocess.bundled import load_detector, read_detector
 from facezoo.preprocess.detection import DetectionConfig
 from facezoo.preprocess.detector import Candidates, FaceDetector
 
@@ -519,13 +519,20 @@ def test_landmarks_of_portraits_at_any_rotation_are_right_or_missing(name):
         assert rotated_faces(everywhere, [labeled], degrees)[0] == 1, f"{degrees} degrees"
 
 
-def test_a_detector_is_loaded_by_name_or_from_its_folder(tmp_path):
-    for suffix in ("json", "safetensors"):
-        shutil.copy(CHECKPOINTS / f"face-detector.wild.{suffix}", tmp_path)
-    own = load_detector(CPU, tmp_path / "face-detector.wild.safetensors")
+def test_a_detector_is_read_by_name_or_from_its_file_as_it_is_now(tmp_path):
+    path = tmp_path / "own.safetensors"
+
+    def boxes_of(name):
+        for suffix in (".json", ".safetensors"):
+            shutil.copy(CHECKPOINTS / f"{name}{suffix}", path.with_suffix(suffix))
+        return [detection.detect(read_detector(n, CPU), [image]).boxes for n in (name, path)]
+
     image = torch.from_numpy(np.array(Image.open("examples/portraits/grace_hopper.jpg")))
-    expected = detection.detect(load_detector(CPU), [image])
-    assert detection.detect(own, [image]).boxes.equal(expected.boxes)
-    assert load_detector(CPU, "face-detector.wild") is not own
+    default, own = boxes_of("face-detector.wild")
+    assert own.equal(default)
+    assert detection.detect(load_detector(CPU), [image]).boxes.equal(default)
+    other, replaced = boxes_of("face-detector.wild-ferplus")
+    assert replaced.equal(other)
+    assert not replaced.equal(own)
     with pytest.raises(UnsupportedError, match="is a checkpoint of ipd-fer; expected one of face"):
-        load_detector(CPU, "ipd-fer")
+        read_detector("ipd-fer", CPU)
