@@ -7,13 +7,15 @@ Calibration of Modern Neural Networks", ICML 2017).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from facezoo.data.augment import augment
 from facezoo.models.ipd_fer.losses import expression_loss
 from facezoo.models.ipd_fer.model import IPDFER
 from facezoo.models.ipd_fer.networks import Encoder
@@ -22,6 +24,9 @@ from facezoo.models.ipd_fer.train.recipes import SIZE, Recipe, Stage
 from facezoo.results import EXPRESSIONS
 from facezoo.training.loop import Position, fit
 from facezoo.training.optim import autocast, descend, layer_groups
+
+STRONG = partial(augment, blur=0.3, erase=0.3, noise=0.2, jpeg=0.2)
+"""Augmentation for soft labels, which come from crops without augmentation."""
 
 
 class ExpressionTraining:
@@ -32,6 +37,7 @@ class ExpressionTraining:
         rows: training split of each data set by name, FER+ or the official set first.
         encoder: tensors of the encoder that E_exp starts from.
         rank: dimensions that the features may use, see ``Encoder``.
+        change: augmentation, ``augment`` or ``STRONG``.
     """
 
     def __init__(
@@ -42,8 +48,10 @@ class ExpressionTraining:
         encoder: Mapping[str, Tensor],
         device: torch.device,
         rank: int | None = None,
+        change: Callable[..., Tensor] = augment,
     ) -> None:
         self.rows, self.val, self.device = list(rows.values()), val, device
+        self.change = change
         self.parts = nn.ModuleDict(
             {
                 "expression_encoder": Encoder(recipe.backbone, recipe.feature_dim, rank=rank),
@@ -56,7 +64,7 @@ class ExpressionTraining:
 
     def loss(self, index: Tensor, size: int, generator: torch.Generator) -> Tensor:
         """Compute L_exp of a batch of (data set, row), (2, B)."""
-        images = sample_images(self.rows, index, size, generator).to(self.device)
+        images = sample_images(self.rows, index, size, generator, self.change).to(self.device)
         with autocast(self.device):
             features = self.parts["expression_encoder"](images)
         logits = self.parts["expression_classifier"](features.float())

@@ -71,13 +71,11 @@ def train_identity(
     out: Path,
     seed: int,
     device: torch.device,
-    first: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """Train E_id and select the epoch of highest verification accuracy.
 
     Args:
         recipe: recipe whose ``start.identity`` is used.
-        first: tensors of the E_id to start from; None for random weights.
 
     Returns:
         Tensors of the model by name: of E_id, and of the removal of expression from f_id.
@@ -91,8 +89,6 @@ def train_identity(
     offset = (1 - config.centering) * teachers[torch.isfinite(teachers).all(1)].mean(0).to(device)
     numbers = number_identities(rows)
     encoder, head = Encoder(recipe.backbone, dim), nn.Linear(dim, len(offset))
-    if first is not None:
-        encoder.load_state_dict(first)
     centers = nn.Linear(dim, 1 + int(max(n.max() for n in numbers)), bias=False)
     queue = EmbeddingQueue(config.queue, dim, len(offset))
     named = {"encoder": encoder, "head": head, "centers": centers, "queue": queue}

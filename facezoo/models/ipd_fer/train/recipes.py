@@ -140,7 +140,7 @@ class Recipe:
     redecode: bool = False
     """Train E_pose (``main``) and G_dec of the checkpoint ``--start`` again."""
     further: bool = False
-    """Before that, train its E_id, E_exp and C_exp further, by the stages of ``start``."""
+    """Before that, train its E_exp and C_exp further, by ``start.expression``."""
     reclassify: bool = False
     """Fit C_exp of the checkpoint ``--start`` again to its features; ``main`` has the steps."""
     backbone: str = "resnet18"
@@ -209,18 +209,8 @@ RECIPES = {
         Stage(1, 48, steps=220),
         None,
         Start(
-            IdentityConfig(
-                Stage(
-                    16,
-                    128,
-                    1.5e-3,
-                    warmup=0.03,
-                    average=0.999,
-                    sizes=((0, 64), (7, 96), (11, SIZE)),
-                ),
-                removed_directions=8,
-            ),
-            Stage(1, lr=3e-4, warmup=0.1, average=0.998),
+            IdentityConfig(removed_directions=8),
+            Stage(6, lr=4e-4, warmup=0.1, average=0.999, sizes=((0, 80), (4, SIZE))),
             self_training=SelfTraining(1),
         ),
         DecoderConfig(Stage(1, 16, 1.5e-3, average=0.99, steps=1300)),

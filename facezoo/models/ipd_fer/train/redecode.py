@@ -1,9 +1,9 @@
 """Train the pose encoder and the decoder of a finished checkpoint again; ours, not in the paper.
 
-E_id, E_exp and C_exp stay as they are, or are trained further first. E_pose learns four numbers
-from landmarks. Expression is removed from f_id in closed form, and the three features move into
-subspaces that are orthogonal to each other, so that no feature can carry a part of another. G_dec
-is then trained on pairs (``decoder.py``).
+E_id stays as it is; E_exp and C_exp do too, or are trained further first. E_pose learns four
+numbers from landmarks. Expression is removed from f_id in closed form, and the three features move
+into subspaces that are orthogonal to each other, so that no feature can carry a part of another.
+G_dec is then trained on pairs (``decoder.py``).
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ from facezoo.models.ipd_fer.train.decoder import (
     decoder_rows,
     train_decoder,
 )
-from facezoo.models.ipd_fer.train.expression import ExpressionTraining, calibrate, soft_labels
-from facezoo.models.ipd_fer.train.identity import (
-    expression_removal,
-    known_expressions,
-    train_identity,
+from facezoo.models.ipd_fer.train.expression import (
+    STRONG,
+    ExpressionTraining,
+    calibrate,
+    soft_labels,
 )
+from facezoo.models.ipd_fer.train.identity import expression_removal, known_expressions
 from facezoo.models.ipd_fer.train.recipes import Recipe, Stage
 from facezoo.training.loop import Position, fit
 from facezoo.training.optim import autocast, descend, layer_groups
@@ -113,9 +114,10 @@ def redecode(
 def train_further(
     chosen: Recipe, sources: Sources, start: IPDFER, out: Path, seed: int, device: torch.device
 ) -> None:
-    """Train E_id, E_exp and C_exp of a checkpoint further, in place.
+    """Train E_exp and C_exp of a checkpoint further, in place.
 
-    The checkpoint itself gives the soft labels of the web faces that E_exp learns from.
+    The checkpoint itself gives the soft labels of the web faces, which E_exp then learns from
+    strongly augmented crops.
     """
     rows, faces = dict(sources.train), sources.faces["faces_wild"]
     file = out / "soft-labels.pt"
@@ -125,16 +127,12 @@ def train_further(
         saved = {"expression": labels}
         save_state(file, **saved)
     rows["faces_wild"] = replace(faces, expression=saved["expression"])
-    first = start.cpu().identity_encoder.state_dict()
-    identity = train_identity(chosen, sources, out, seed, device, first)
-    prefix = "identity_encoder."
-    start.identity_encoder.load_state_dict(
-        {k.removeprefix(prefix): v for k, v in identity.items() if k.startswith(prefix)}
-    )
     assert chosen.start.expression is not None
     torch.manual_seed(seed)
-    encoder, rank = start.expression_encoder, start.architecture["expression_rank"]
-    training = ExpressionTraining(chosen, rows, sources.val, encoder.state_dict(), device, rank)
+    encoder, rank = start.cpu().expression_encoder, start.architecture["expression_rank"]
+    training = ExpressionTraining(
+        chosen, rows, sources.val, encoder.state_dict(), device, rank, change=STRONG
+    )
     training.parts["expression_classifier"].load_state_dict(
         start.expression_classifier.state_dict()
     )
