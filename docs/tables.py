@@ -196,13 +196,13 @@ def numbers_text(model: str) -> str:
     """Format the headline numbers of a model next to a baseline."""
     entries = json.loads((ROOT / "docs/results/benchmark.json").read_text(encoding="utf-8"))
     if model == "adv3d":
-        header = ["measure", "`adv3d.ict`", "`adv3d.ict-neutral`", "copy of the input", "chance"]
+        header = ["measure", "`adv3d.ict-neutral`", "`adv3d.ict`", "copy of the input", "chance"]
         rows = [
             [
                 title,
                 *(
                     _short(value(f"benchmark:meshes/adv3d.{tag}/metrics/[name={name}]/value"))
-                    for tag in ("ict", "ict-neutral")
+                    for tag in ("ict-neutral", "ict")
                 ),
                 _short(value(f"ict:tables/faces/[method=copy of the input]/{name}"))
                 if name not in MESH_CHANCE

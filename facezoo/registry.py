@@ -82,7 +82,7 @@ def download(names: str | Iterable[str]) -> dict[str, Path]:
 
     Examples:
         >>> facezoo.download("adv3d")["adv3d"].name
-        'adv3d.ict.safetensors'
+        'adv3d.ict-neutral.safetensors'
     """
     from facezoo.hub.files import find
     from facezoo.hub.names import resolve

@@ -145,7 +145,7 @@ class Card:
     Examples:
         >>> card = facezoo.info("adv3d")
         >>> card.name, card.licenses.weights
-        ('adv3d.ict', 'mit')
+        ('adv3d.ict-neutral', 'mit')
     """
 
     model: Slug

@@ -33,7 +33,7 @@ LARGEST_RESIDUAL = 0.2
 """Largest mean distance from the template, as a share of the template's mean radius."""
 WARN_ROTATION_DEG, WARN_SHIFT_MM = 8.0, 10.0
 """Pose relative to the template above which corresponding meshes get a warning. Faces drawn from
-the code distribution of ``adv3d.ict`` stay below both."""
+the code distribution of ``adv3d.ict-neutral`` stay below both."""
 FIVE = ((36, 37, 38, 39, 40, 41), (42, 43, 44, 45, 46, 47), (30,), (48,), (54,))
 """Right eye, left eye, nose tip, right and left mouth corner, as means of the 68 landmarks."""
 ALIGNMENTS = (None, "vertices", "landmarks")

@@ -317,7 +317,7 @@ def test_a_model_of_meshes_has_its_own_table(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "as_metrics", lambda found, command: [metric])
     monkeypatch.setattr(run._Run, "is_complete", lambda self, name: True)
     found = facezoo.benchmark(["adv3d"], data=tmp_path, out=tmp_path, device="cpu")
-    assert "| `adv3d.ict` | 91.2 |" in table_text(found.content, "meshes")
+    assert "| `adv3d.ict-neutral` | 91.2 |" in table_text(found.content, "meshes")
     assert table_text(found.content, "overview") == "Not measured."
 
 

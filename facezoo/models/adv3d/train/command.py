@@ -128,7 +128,7 @@ def run(
         record,
         model="adv3d",
         tag=name,
-        default=name == "ict",
+        default=name == "ict-neutral",
         flags=f" --recipe {name}" + (f" --start {RESULT.format(name)}" if base else ""),
         precision=config.precision,
         licenses=Licenses(code="Apache-2.0", weights=license_name, data=license_name),
