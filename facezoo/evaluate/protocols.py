@@ -189,7 +189,8 @@ def _subsets(
 def neutral_or_happy(model: FaceModel, data: Path, pack: str, command: str) -> list[Metric]:
     """Measure neutral against happiness, the two classes whose labels are reliable on these packs.
 
-    The more probable of the two classes is the prediction; the other classes are ignored.
+    The more probable of the two classes is the prediction; the other classes are ignored. The
+    recalls of both classes are measured on aligned crops only.
     """
     name = {"lfw": "LFW", "london_expr": "Face Research Lab London Set"}[pack]
     split = "val" if pack == "lfw" else None
@@ -202,12 +203,13 @@ def neutral_or_happy(model: FaceModel, data: Path, pack: str, command: str) -> l
     metrics = []
     for way, logits in both_ways(model, table, "predict_expression"):
         predicted = predicted_classes(logits[labeled][:, columns])
-        share = (predicted == (truth[labeled] == happy).long()).double().mean()
-        metrics.append(
-            Metric(
-                "accuracy", 100 * float(share), "%", name, split or "all", f"{rule}; {way}", command
-            )
-        )
+        right = (predicted == (truth[labeled] == happy).long()).double()
+        shares = {"accuracy": right.mean()}
+        if way == ALIGNED:
+            for number, label in zip((neutral, happy), NEUTRAL_OR_HAPPY, strict=True):
+                shares[f"recall of {label}"] = right[truth[labeled] == number].mean()
+        where = (name, split or "all", f"{rule}; {way}", command)
+        metrics += [Metric(what, 100 * float(v), "%", *where) for what, v in shares.items()]
     return metrics
 
 

@@ -120,9 +120,11 @@ def test_neutral_or_happy_compares_two_classes_and_ignores_the_rest(tmp_path, mo
     logits[[0, 3, 4], [0, 0, 0]] = 5
     logits[1, 1] = 5
     monkeypatch.setattr(protocols, "both_ways", lambda *_: iter([(ALIGNED, logits)]))
-    (metric,) = protocols.neutral_or_happy(model, tmp_path, "lfw", "c")
+    metric, *recalls = protocols.neutral_or_happy(model, tmp_path, "lfw", "c")
     assert metric.value == pytest.approx(75)
     assert "4 images" in metric.protocol
+    found = {recall.name: recall.value for recall in recalls}
+    assert found == {"recall of neutral": 100, "recall of happiness": 50}
     assert (metric.dataset, metric.split) == ("LFW", "val")
 
 
@@ -133,7 +135,7 @@ def test_neutral_or_happy_goes_by_the_names_of_the_classes(tmp_path, model, monk
     logits[[0, 3], 2] = 5  # the neutral ones
     logits[[1, 4], 1] = 5
     monkeypatch.setattr(protocols, "both_ways", lambda *_: iter([(ALIGNED, logits)]))
-    (metric,) = protocols.neutral_or_happy(model, tmp_path, "lfw", "c")
+    metric, *_ = protocols.neutral_or_happy(model, tmp_path, "lfw", "c")
     assert metric.value == 100
     assert "4 images" in metric.protocol
 
