@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,6 +22,7 @@ from facezoo.models.base import as_image_model
 from facezoo.preprocess.images import Images, ImageSource, describe
 from facezoo.preprocess.pipeline import ImageKeywords
 from facezoo.registry import load
+from facezoo.results import as_array
 
 if TYPE_CHECKING:
     from facezoo.models.base import FaceModel
@@ -114,8 +114,8 @@ def verify(
         ImageError: if an image cannot be read.
         NoFaceError: if an image has no face.
         UnsupportedError: if the model has no identity features.
-        ValueError: if ``threshold`` is None and the card has none, if it is NaN, or if ``faces`` or
-            ``on_missing`` has another value.
+        ValueError: if ``threshold`` is None and the card has none, if it is not a cosine, or if
+            ``faces`` or ``on_missing`` has another value.
 
     Examples:
         >>> facezoo.verify("grace_hopper.jpg", "eileen_collins.jpg").same
@@ -162,7 +162,8 @@ def cluster(
     Memory and time grow with the square of the number of faces: use it for up to about 20,000.
 
     Args:
-        features: identity features of ``encode_identity``, (N, D); rows of NaN are left out.
+        features: identity features of ``encode_identity``, (N, D), a data frame of them too; rows
+            of NaN are left out.
         threshold: least mean cosine between two groups that are merged; None for the verification
             threshold in the card of ``model``. ``"hdbscan"`` has none.
         model: checkpoint, folder or model that computed the features; only its card is read.
@@ -176,8 +177,8 @@ def cluster(
 
     Raises:
         ImportError: if scikit-learn is not installed.
-        ValueError: if ``features`` is not (N, D), ``method`` is unknown, ``threshold`` is NaN, or
-            the card has no threshold and none is given.
+        ValueError: if ``features`` is not (N, D), ``method`` is unknown, ``threshold`` is not a
+            cosine, or the card has no threshold and none is given.
 
     Examples:
         >>> features = model.encode_identity(["eileen_collins.jpg", "grace_hopper.jpg"])
@@ -186,9 +187,7 @@ def cluster(
     """
     if method not in ("average", "hdbscan"):
         raise ValueError(f"method must be 'average' or 'hdbscan', got {method!r}")
-    rows = torch.as_tensor(features).detach().float().cpu()
-    if rows.ndim != 2:
-        raise ValueError(f"features must be (N, D), got {tuple(rows.shape)}")
+    rows = _rows(features)
     with explained_import("cluster needs scikit-learn: pip install 'facezoo[sklearn]'"):
         from scipy.cluster.hierarchy import fcluster, linkage
         from scipy.spatial.distance import squareform
@@ -215,6 +214,20 @@ def cluster(
     return result
 
 
+def _rows(features: Any) -> Tensor:
+    """Convert features to a float32 tensor (N, D) on the CPU; see ``cluster``."""
+    try:
+        rows = torch.as_tensor(as_array(features)).detach().float().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"features must be numbers (N, D), such as those of encode_identity, got "
+            f"{type(features).__name__}"
+        ) from error
+    if rows.ndim != 2:
+        raise ValueError(f"features must be (N, D), got {tuple(rows.shape)}")
+    return rows
+
+
 def _verification(card: Card | None, name: str) -> Verification:
     if card is None or card.verification is None:
         raise ValueError(
@@ -228,11 +241,11 @@ def _number(threshold: float) -> float:
     """Convert a threshold to a plain number.
 
     Raises:
-        ValueError: if it is not a number: no similarity is above NaN.
+        ValueError: if it is not between -1 and 1.
     """
     number = float(threshold)
-    if math.isnan(number):
-        raise ValueError("threshold must be a cosine from -1 to 1, got nan")
+    if not -1 <= number <= 1:
+        raise ValueError(f"threshold must be a cosine from -1 to 1, got {number:g}")
     return number
 
 

@@ -58,13 +58,15 @@ def convolve(
 def fused(network: nn.Module, x: Tensor, build: Callable[[], Built]) -> Built | None:
     """Return what ``build`` makes of a network with ``fuse``, if nothing but its result matters.
 
-    This is in eval mode, without gradients and hooks, and on a CPU with oneDNN. Parameters, state
-    dict and training are not affected. A network with a changed layer or weight is built again.
+    This is in eval mode, without gradients, hooks and tracing, and on a CPU with oneDNN. Weights,
+    state dict and training are not affected. A network with a changed layer or weight is built
+    again.
 
     Returns:
         The result of ``build``; None if the layers must run one by one.
     """
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or x.device.type != "cpu":
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    if traced or torch.is_grad_enabled() or x.device.type != "cpu":
         return None
     modules, weights, buffers = [network], list[Any](), list[Any]()
     for module in modules:  # which grows

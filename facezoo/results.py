@@ -46,7 +46,18 @@ POSE = ("yaw_deg", "pitch_deg", "roll_deg")
 
 
 class Result:
-    """Base of dataclasses of tensors with a short repr; use it with ``@dataclass(repr=False)``."""
+    """Base of dataclasses of tensors with a short repr, which are equal if their content is.
+
+    Use it with ``@dataclass(repr=False, eq=False)``.
+    """
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        names = [field.name for field in fields(self)]  # type: ignore[arg-type]
+        return all(_equal(getattr(self, name), getattr(other, name)) for name in names)
 
     def to(self, target: str | torch.device | torch.dtype) -> Self:
         """Move every tensor to a device, or convert floating-point tensors to a dtype."""
@@ -83,6 +94,15 @@ class Result:
 
     def _repr_html_(self) -> str:
         return titled(self, self._table())
+
+
+def _equal(first: Any, second: Any) -> bool:
+    if not (hasattr(first, "shape") and hasattr(second, "shape")):
+        return bool(first == second)
+    first, second = _to_numpy(first), _to_numpy(second)
+    if first.shape != second.shape:
+        return False
+    return bool(((first == second) | ((first != first) & (second != second))).all())
 
 
 def _to_numpy(value: Any) -> Any:
@@ -148,19 +168,35 @@ def fill_rows(rows: Any, known: Tensor) -> Any:
     return map_tensors(filled, rows)
 
 
+def as_array(values: Any) -> Any:
+    """Copy a column or frame of pandas or polars to an array; return anything else as it is."""
+    return values.to_numpy().copy() if hasattr(values, "to_numpy") else values
+
+
 def as_rows(index: Any, count: int) -> Any:
     """Convert an index of ``count`` faces so that a single number keeps the axis of faces.
 
     Raises:
+        TypeError: if it is None, a bool or text.
         IndexError: if it is a number without a face.
     """
+    index = as_array(index)
     if getattr(index, "ndim", None) == 0:  # a number of numpy or torch
-        index = int(index)
+        index = index.item()
+    if index is None or isinstance(index, (bool, str)):
+        raise TypeError(
+            f"faces are selected by a number, a slice, a mask or a list of numbers, got {index!r}"
+        )
+    if isinstance(index, slice):  # torch takes no negative step
+        return list(range(count)[index])
     if not isinstance(index, int):
         return index
     if not -count <= index < count:
         raise IndexError(f"face {index} does not exist; there are {count} faces")
     return slice(index, index + 1 or None)
+
+
+TEXT_COLUMNS = ("file", "label")
 
 
 class FaceTable(Result):
@@ -204,7 +240,12 @@ class FaceTable(Result):
         except ImportError as error:
             extra = "'facezoo[pandas]'" if library == "pandas" else "polars"
             raise ImportError(f"to_frame needs {library}: pip install {extra}") from error
-        return module.DataFrame(self._columns())
+        columns = self._columns()
+        names = [name for name in TEXT_COLUMNS if name in columns]
+        if library == "polars":
+            return module.DataFrame(columns, schema_overrides=dict.fromkeys(names, module.String))
+        text = module.Series([""]).dtype  # the type of text differs between versions
+        return module.DataFrame(columns).astype(dict.fromkeys(names, text))
 
 
 class Signature(NamedTuple):
@@ -216,7 +257,7 @@ class Signature(NamedTuple):
     """RGB of a grid of pixels, one byte per color."""
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Faces(FaceTable):
     """Faces in a list of images, in the order of the images.
 
@@ -294,8 +335,8 @@ class Faces(FaceTable):
             seen[image] = seen.get(image, 0) + 1
         columns: dict[str, Any] = {
             "file": [self.files[i] if self.files else None for i in index],
-            "image_index": index,
-            "face": numbers,
+            "image_index": _to_numpy(self.image_index),
+            "face": torch.tensor(numbers, dtype=torch.int64).numpy(),
         }
         for names, values in (
             (BOX, self.boxes),
@@ -311,7 +352,7 @@ class Faces(FaceTable):
         return columns
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class FaceEncoding(FaceTable):
     """All features of faces; None for a feature that the model lacks.
 
@@ -330,6 +371,9 @@ class FaceEncoding(FaceTable):
     pose: Tensor | None = None
     """(F, D)."""
 
+    def __len__(self) -> int:
+        return next(len(x) for x in (self.expression, self.identity, self.pose) if x is not None)
+
     def _columns(self) -> dict[str, Any]:
         columns = _columns_of(self.faces)
         for field in fields(self):
@@ -341,7 +385,7 @@ class FaceEncoding(FaceTable):
         return columns
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class ExpressionPrediction(FaceTable):
     """Expression classes, one row per face.
 
@@ -387,7 +431,7 @@ def _columns_of(faces: Faces | None) -> dict[str, Any]:
     return {} if faces is None else faces._columns()
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class PosePrediction(FaceTable):
     """Head poses, one row per face."""
 
@@ -416,7 +460,7 @@ class PosePrediction(FaceTable):
         return {**_columns_of(self.faces), **dict(zip(POSE, angles, strict=True))}
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class VideoFrame(Result):
     """Faces of one frame of a video, and their expressions."""
 

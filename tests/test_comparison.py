@@ -5,6 +5,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import polars as pl
 import pytest
 import torch
 
@@ -13,6 +15,7 @@ from facezoo.errors import NoFaceError, UnsupportedError
 from facezoo.evaluate.verification import threshold_at
 from facezoo.hub.card import Card, Verification
 from facezoo.models.ipd_fer import IPDFER
+from facezoo.results import FaceEncoding
 
 HOPPER = "examples/portraits/grace_hopper.jpg"
 VERIFICATION = Verification(0.5, 0.01, 0.2, "LFW pairs", "some pairs")
@@ -48,7 +51,7 @@ def test_a_model_of_meshes_raises_an_error():
 def test_two_images_match_above_the_threshold(model, crops):
     value = float(facezoo.similarity(crops[0], crops[1], model, aligned=True))
     below = facezoo.verify(*crops[:2], model, threshold=value - 0.01, aligned=True)
-    above = facezoo.verify(*crops[:2], model, threshold=value + 0.01, aligned=True)
+    above = facezoo.verify(*crops[:2], model, threshold=(value + 1) / 2, aligned=True)
     assert (below.same, above.same) == (True, False)
     assert bool(below) is True
     assert bool(above) is False
@@ -89,7 +92,7 @@ def test_thresholds_are_plain_numbers(model, crops):
     match = facezoo.verify(*crops[:2], model, threshold=np.float32(0.5), aligned=True)
     assert json.loads(json.dumps(asdict(match)))["threshold"] == 0.5
     assert type(match.same) is bool
-    for threshold in (float("nan"), np.float32("nan")):
+    for threshold in (float("nan"), np.float32("nan"), 44, -1.5):
         with pytest.raises(ValueError, match="threshold must be a cosine"):
             facezoo.verify(*crops[:2], model, threshold=threshold, aligned=True)
         with pytest.raises(ValueError, match="threshold must be a cosine"):
@@ -149,7 +152,16 @@ def test_the_largest_cluster_is_the_first_and_rows_of_nan_have_none():
     assert facezoo.cluster(features[:0]).tolist() == []
 
 
+def test_clusters_take_data_frames():
+    features, _ = people(3, 4, 0.1)
+    expected = facezoo.cluster(features, threshold=0.5)
+    for frame in (pd.DataFrame(features.numpy()), pl.DataFrame(features.numpy())):
+        assert torch.equal(facezoo.cluster(frame, threshold=0.5), expected)
+
+
 def test_clusters_of_wrong_input_are_errors():
+    with pytest.raises(ValueError, match=r"must be numbers \(N, D\), .* got FaceEncoding"):
+        facezoo.cluster(FaceEncoding(torch.eye(2), torch.eye(2)))
     with pytest.raises(ValueError, match=r"features must be \(N, D\), got \(3,\)"):
         facezoo.cluster(torch.zeros(3))
     with pytest.raises(ValueError, match="'average' or 'hdbscan'"):

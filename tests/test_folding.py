@@ -83,3 +83,10 @@ def test_gradients_and_training_reach_the_layers(network):
     with torch.no_grad():
         network(IMAGES)
     assert not torch.equal(network.bn1.running_mean, mean)
+
+
+@pytest.mark.filterwarnings("ignore:.*jit.trace")
+def test_a_network_is_traced_by_its_layers(network):
+    with torch.no_grad():
+        traced = torch.jit.trace(network, IMAGES)  # which compares two runs
+        torch.testing.assert_close(traced(IMAGES), network(IMAGES), rtol=1e-3, atol=1e-3)

@@ -8,6 +8,8 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
+import polars as pl
 import pytest
 import torch
 from PIL import Image, ImageFilter
@@ -68,6 +70,9 @@ def test_faces_know_how_many_they_are():
         (np.int64(2), [2]),
         (torch.tensor(3), [3]),
         (slice(0, 0), []),
+        (slice(None, None, -1), [3, 2, 1, 0]),
+        (slice(3, None, -2), [3, 1]),
+        (pd.Series([True, False, True, False], index=[7, 8, 9, 10]), [0, 2]),
     ],
 )
 def test_faces_are_selected_by_slices_masks_indices_and_numbers(index, rows):
@@ -84,6 +89,24 @@ def test_faces_are_selected_by_slices_masks_indices_and_numbers(index, rows):
 def test_a_face_that_does_not_exist_is_an_index_error(index):
     with pytest.raises(IndexError):
         faces_of(4)[index]
+
+
+@pytest.mark.parametrize("index", [None, True, np.bool_(True), "boxes"])
+def test_an_index_that_selects_no_rows_is_a_type_error(index):
+    with pytest.raises(TypeError, match="a number, a slice, a mask or a list"):
+        faces_of(4)[index]
+
+
+def test_results_are_equal_if_their_content_is():
+    assert with_gap() == with_gap()  # NaN too
+    assert faces_of(2) != faces_of(3)
+    assert faces_of(2) != dataclasses.replace(faces_of(2), files=("a.jpg",))
+    assert faces_of(2) in [faces_of(1), faces_of(2)]
+    assert faces_of(2) != "two faces"
+    encoding = FaceEncoding(torch.ones(2, 3), None, with_gap())
+    assert encoding == FaceEncoding(torch.ones(2, 3), None, with_gap())
+    assert encoding != FaceEncoding(torch.zeros(2, 3), None, with_gap())
+    assert len(encoding) == 2
 
 
 def test_a_loop_over_faces_ends_after_the_last_one():
@@ -165,6 +188,20 @@ def test_a_frame_has_the_columns_of_the_table(library):
     assert list(frame["file"]) == ["a.jpg", "a.jpg"]
     assert {"yaw_deg", "sharpness", "expression_2", "identity_1"} < set(frame.columns)
     assert "pose_0" not in frame.columns
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_frames_without_a_face_have_the_same_types_of_columns(library):
+    def predicted(count):
+        faces = dataclasses.replace(faces_of(count), files=("a.jpg",))
+        shares = torch.full((count, 2), 0.5)
+        return ExpressionPrediction(["calm"] * count, shares, ("calm", "cross"), faces)
+
+    full, empty = (predicted(count).to_frame(library) for count in (2, 0))
+    assert len(empty) == 0
+    assert list(full.dtypes) == list(empty.dtypes)
+    joined = {"pandas": pd.concat, "polars": pl.concat}[library]([empty, full])
+    assert list(joined.dtypes) == list(full.dtypes)
 
 
 def test_an_unknown_library_of_frames_is_an_error():

@@ -241,7 +241,16 @@ class FaceModel(Freezable, Model):
         return ExpressionPrediction(labels, probabilities, self.labels, faces)
 
     def name_labels(self, probabilities: Tensor) -> list[str | None]:
-        """Name the most probable class of each row, None for rows of NaN."""
+        """Name the most probable class of each row, None for rows of NaN.
+
+        Raises:
+            ValueError: if there are not as many probabilities as labels.
+        """
+        if probabilities.shape[-1] != len(self.labels):
+            raise ValueError(
+                f"the classifier has {probabilities.shape[-1]} outputs, and the model has "
+                f"{len(self.labels)} labels; replace it by reset_classifier(labels=[...])"
+            )
         known = torch.isfinite(probabilities).all(-1).tolist()
         best = probabilities.nan_to_num().argmax(-1).tolist()
         return [self.labels[b] if k else None for b, k in zip(best, known, strict=True)]

@@ -68,6 +68,9 @@ class Freezable(nn.Module):
     def freeze(self, *names: str) -> None:
         """Stop gradients for parts, and keep their norms in eval mode during training.
 
+        This model's ``train`` keeps them so. If another module holds a frozen part, call the part's
+        ``eval`` after ``train`` of that module.
+
         ``save_pretrained`` does not store which parts are frozen.
 
         Args:

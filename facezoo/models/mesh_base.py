@@ -56,7 +56,7 @@ class MeshKeywords(TypedDict, total=False):
     landmarks: Landmarks | None
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class MeshEncoding(Result):
     """Both codes of meshes."""
 

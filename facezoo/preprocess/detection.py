@@ -92,8 +92,10 @@ class DetectionConfig:
         rotations: Sequence[int] | None = None,
     ) -> DetectionConfig:
         """Return the default settings with those that are not None replaced."""
-        if isinstance(rotations, int):
-            raise ValueError(f"rotations must be a list such as (0, 90, 180, 270), got {rotations}")
+        if isinstance(rotations, (int, str)):
+            raise ValueError(
+                f"rotations must be a list such as (0, 90, 180, 270), got {rotations!r}"
+            )
         values: dict[str, Any] = {
             "min_face": min_face,
             "score_threshold": score_threshold,

@@ -10,7 +10,7 @@ import inspect
 import io
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, Union
@@ -69,16 +69,28 @@ def as_list(sources: Images) -> list[ImageSource]:
         sources = sources.ravel().tolist()
     if hasattr(sources, "to_pylist"):  # arrays of pyarrow
         sources = sources.to_pylist()
+    is_iterator = isinstance(sources, Iterator)
     if isinstance(sources, (str, bytes, bytearray, memoryview, np.ndarray, Tensor, Mapping, Set)):
         images: list[Any] = [sources]
     elif isinstance(sources, Iterable) and not {"read", "columns"}.intersection(dir(sources)):
-        images = list(sources)
+        images = [_kept(image) for image in sources] if is_iterator else list(sources)
     else:
         images = [sources]
     if any(isinstance(image, (np.ndarray, Tensor)) and image.ndim == 4 for image in images):
         batches = [i if getattr(i, "ndim", 0) == 4 else [i] for i in images]
         images = [image for batch in batches for image in batch]
     return images
+
+
+def _kept(source: Any) -> Any:
+    """Copy what an iterator may change before the next image: a buffer, or a frame of a file."""
+    if isinstance(source, np.ndarray):
+        return source.copy()
+    if isinstance(source, Tensor):
+        return source.clone()
+    if isinstance(source, Image.Image) and getattr(source, "is_animated", False):
+        return source.copy()
+    return source
 
 
 def read_image(source: ImageSource, index: int | None = None) -> NDArray[np.uint8]:
@@ -359,6 +371,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _from_array(array: NDArray[Any]) -> NDArray[np.uint8]:
+    array = np.asarray(array)  # subclasses may hide NaN, or keep two dimensions
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in CHANNELS):
         raise ImageError(_array_shape_message(array.shape))
     if array.size == 0:

@@ -124,6 +124,13 @@ def test_labels_that_do_not_fit_the_classes_raise_an_error(model):
     assert model.labels == EXPRESSIONS
 
 
+def test_a_classifier_without_names_for_its_outputs_is_an_error():
+    model = IPDFER(BACKBONE, 16, 8, None, None).eval()
+    model.expression_classifier = torch.nn.Linear(16, 3)
+    with pytest.raises(ValueError, match="has 3 outputs, and the model has 8 labels"):
+        model.predict_expression(torch.zeros(1, 3, 112, 112), aligned=True)
+
+
 @pytest.mark.parametrize("count", [np.arange(3).max() + 1, torch.tensor(3)])
 def test_classes_counted_by_numpy_or_torch_can_be_saved(model, tmp_path, count):
     model.reset_classifier(count)

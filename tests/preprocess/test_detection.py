@@ -342,8 +342,9 @@ def test_settings_out_of_range_raise(options, message):
 def test_options_that_are_none_keep_the_default():
     assert DetectionConfig.override(min_face=None, max_side=None) == DetectionConfig()
     assert DetectionConfig.override(rotations=[0, 180]).rotations == (0, 180)
-    with pytest.raises(ValueError, match=r"rotations must be a list such as .*, got 180"):
-        DetectionConfig.override(rotations=180)
+    for rotations in (180, "0,90"):
+        with pytest.raises(ValueError, match=r"rotations must be a list such as .*, got "):
+            DetectionConfig.override(rotations=rotations)
 
 
 def test_boxes_that_agree_share_in_the_position_by_their_score():

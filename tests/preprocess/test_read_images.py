@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import ExifTags, Image, ImageCms, ImageOps, PngImagePlugin
+from PIL import ExifTags, Image, ImageCms, ImageOps, ImageSequence, PngImagePlugin
 
 from facezoo.errors import ImageError
 from facezoo.preprocess import images as reading
@@ -443,6 +443,34 @@ def test_a_mixed_list_is_read_in_order(tmp_path):
     sources = [path, encode(gradient(5, 5)), tensor, gradient(7, 7), Image.fromarray(gradient(8))]
     for listed in (sources, tuple(sources)):
         assert [len(image) for image in read_images(listed)] == [4, 5, 6, 7, 8]
+
+
+def test_iterators_may_use_one_buffer_for_all_images():
+    def frames():
+        buffer = np.zeros((4, 4, 3), np.uint8)
+        for value in (10, 200):
+            buffer[:] = value
+            yield buffer
+
+    def tensors():
+        for frame in frames():
+            yield torch.from_numpy(frame).permute(2, 0, 1)
+
+    file = io.BytesIO()
+    shades = [Image.fromarray(frame.copy()) for frame in frames()]
+    shades[0].save(file, "GIF", save_all=True, append_images=shades[1:])
+    for images in (frames(), tensors(), ImageSequence.Iterator(Image.open(file))):
+        assert [image.min() for image in read_images(images)] == [10, 200]
+
+
+def test_subclasses_of_arrays_are_read_as_arrays():
+    gray = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    expected = read_image(gray)
+    assert np.array_equal(read_image(gray.view(type("Pixels", (np.ndarray,), {}))), expected)
+    assert np.array_equal(read_image(np.ma.masked_array(gray, gray > 60)), expected)
+    shares = np.ma.masked_invalid(np.where(gray > 60, np.nan, gray / 255))
+    with pytest.raises(ImageError, match="holds NaN"):
+        read_image(shares)
 
 
 def test_columns_generators_and_arrays_of_paths_are_lists(tmp_path):

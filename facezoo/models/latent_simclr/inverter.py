@@ -25,7 +25,7 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 """Function of images and targets, each (B, 3, S, S), that returns a distance per pair, (B,)."""
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Inversion(Result):
     """Codes and feature of images, from which a generator draws them.
 

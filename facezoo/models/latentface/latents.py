@@ -11,7 +11,7 @@ from torch import Tensor
 from facezoo.results import FaceEncoding, Result, as_rows
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Latents(Result):
     """Outputs of the four encoders of the first stage for B faces."""
 
@@ -38,7 +38,7 @@ class Latents(Result):
         return Latents(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class LatentFaceEncoding(FaceEncoding):
     """A ``FaceEncoding`` with the codes that it is computed from; ``pose`` is the view."""
 

@@ -29,7 +29,7 @@ MAX_SHIFT = (0.1, 0.1, 0.0)
 """Largest movement along x, y and z; Unsup3D's faces do not move in depth."""
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class Rendering(Result):
     """B rendered faces."""
 
