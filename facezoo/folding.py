@@ -65,7 +65,7 @@ def fused(network: nn.Module, x: Tensor, build: Callable[[], Built]) -> Built | 
     Returns:
         The result of ``build``; None if the layers must run one by one.
     """
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
     if traced or torch.is_grad_enabled() or x.device.type != "cpu":
         return None
     modules, weights, buffers = [network], list[Any](), list[Any]()
