@@ -25,6 +25,7 @@ from facezoo.models.ipd_fer.train.expression import (
     ExpressionTraining,
     calibrate,
     fit_temperature,
+    narrow,
     reclassify,
     score_expression,
     soft_labels,
@@ -226,3 +227,39 @@ def test_reclassify_lowers_the_loss_and_changes_nothing_but_the_classifier(rows)
         "expression_classifier.weight",
         "expression_classifier.bias",
     }
+
+
+def test_narrow_keeps_the_logits_and_what_the_classifier_reads_of_the_features(rows):
+    torch.manual_seed(0)
+    model = IPDFER(BACKBONE, 24, 4, None, None, expression_rank=6).eval()
+    norm = model.expression_encoder.norm
+    norm.running_mean.uniform_(-1, 1)
+    norm.running_var.uniform_(0.01, 0.05)
+    norm.bias.data.uniform_(-1, 1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def encode(network):
+        return torch.cat([embed(network.embed_expression, x.crops, CPU) for x in rows.values()])
+
+    features = encode(model)
+    result = narrow(model, rows, CPU)
+    changed = encode(result)
+    with torch.no_grad():
+        logits = model.expression_classifier(features)
+        # The encoder may run in bfloat16.
+        torch.testing.assert_close(result.expression_classifier(changed), logits, atol=1e-2, rtol=0)
+    assert result.architecture["expression_rank"] == 3
+    assert result.expression_basis()[1].shape == (24, 3)
+    # What is removed is uncorrelated with what is left, so no linear map can predict it.
+    left, removed = changed - changed.mean(0), features - changed
+    assert removed.norm() > 0.1 * left.norm()
+    assert (left.T @ removed).norm() < 0.02 * left.norm() * removed.norm()
+    after = result.state_dict()
+    same = [
+        k
+        for k in before
+        if not k.startswith(("expression_encoder.projection", "expression_encoder.norm.bias"))
+    ]
+    assert all(torch.equal(after[k], before[k]) for k in same)
+    with pytest.raises(ValueError, match="needs features of 4 dimensions or more"):
+        narrow(result, rows, CPU)

@@ -253,3 +253,52 @@ def reclassify(
     if recipe.calibrated:
         calibrate(model, next(iter(val.values())), device)
     return model.cpu()
+
+
+@torch.no_grad()
+def narrow(model: IPDFER, rows: Mapping[str, Rows], device: torch.device) -> IPDFER:
+    """Reduce f_exp to the directions that C_exp reads, K - 1 of them; the logits stay the same.
+
+    What C_exp does not read becomes its linear estimate from what it reads, so that f_exp says
+    nothing beyond the classes. It held identity, and no expression that a probe needs.
+
+    Args:
+        model: with an ``expression_rank`` of K or more.
+        rows: training split of each data set by name, over which f_exp varies.
+
+    Returns:
+        A model with an ``expression_rank`` of K - 1 and the other parts of ``model``.
+
+    Raises:
+        ValueError: if f_exp has no directions that C_exp does not read.
+    """
+    classifier, rank = model.expression_classifier, model.architecture["expression_rank"]
+    kept = len(classifier.weight) - 1
+    if rank is None or rank <= kept:
+        raise ValueError(
+            f"this recipe needs features of {kept + 1} dimensions or more, and --start has an "
+            f"expression_rank of {rank}"
+        )
+    encode = model.to(device).eval().embed_expression
+    features = torch.cat([embed(encode, part.crops, device) for part in rows.values()]).double()
+    mean = features.mean(0)
+    _, sizes, axes = torch.linalg.svd(features - mean, full_matrices=False)
+    spread, axes = sizes[:rank], axes[:rank]  # axes over directions, (rank, D)
+    weight = classifier.weight.cpu().double()
+    seen = (weight - weight.mean(0)) @ axes.T * spread
+    directions = torch.linalg.svd(seen).Vh[:kept]
+    read, write = directions / spread @ axes, (directions * spread @ axes).T
+    result = IPDFER(**{**model.architecture, "expression_rank": kept})
+    encoder = "expression_encoder."
+    state = {name: value.cpu().double() for name, value in model.state_dict().items()}
+    inward, outward = (f"{encoder}projection.{n}.weight" for n in range(2))
+    norm = model.expression_encoder.norm.cpu()
+    assert norm.running_var is not None
+    scale = state[f"{encoder}norm.weight"] / (norm.running_var.double() + norm.eps).sqrt()
+    shift = scale * state[f"{encoder}norm.running_mean"]
+    offset = state[f"{encoder}norm.bias"] - shift
+    state[inward] = read @ (scale[:, None] * state[outward]) @ state[inward]
+    state[outward] = write / scale[:, None]
+    state[f"{encoder}norm.bias"] = mean + write @ read @ (offset - mean) + shift
+    result.load_state_dict(state)
+    return result.eval()

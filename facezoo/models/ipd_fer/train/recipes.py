@@ -143,6 +143,8 @@ class Recipe:
     """Before that, train its E_exp and C_exp further, by ``start.expression``."""
     reclassify: bool = False
     """Fit C_exp of the checkpoint ``--start`` again to its features; ``main`` has the steps."""
+    narrow: bool = False
+    """Reduce f_exp of the checkpoint ``--start`` to the directions that its C_exp reads."""
     backbone: str = "resnet18"
     feature_dim: int = 512
     soft_labels: bool = False
@@ -205,6 +207,7 @@ RECIPES = {
         logit_adjustment=0.2,
         calibrated=True,
     ),
+    "narrow": Recipe(Stage(), None, narrow=True),
     "refine": Recipe(
         Stage(1, 48, steps=220),
         None,
@@ -228,8 +231,8 @@ RECIPES = {
 pose encoder and decoder, f_exp in twelve dimensions, one update per batch. ``wide`` is ours beyond
 the paper: web faces with soft labels, f_pose of four numbers, f_id without expression, and a
 decoder trained on pairs. ``redecode``, ``reclassify`` and ``refine`` bring an older checkpoint
-closer to ``wide`` in less time. A baseline takes as many updates of E_exp per epoch as the recipe
-of its name; the paper's own algorithm takes two.
+closer to ``wide`` in less time, and ``narrow`` makes its f_exp smaller. A baseline takes as many
+updates of E_exp per epoch as the recipe of its name; the paper's own algorithm takes two.
 """
 
 ABLATIONS = ("confusion", "cos", "id", "recon", "discriminator", "pose", "rank")

@@ -24,6 +24,7 @@ from facezoo.models.ipd_fer.train.data import Rows, Sources
 from facezoo.models.ipd_fer.train.expression import (
     ExpressionTraining,
     calibrate,
+    narrow,
     reclassify,
     soft_labels,
 )
@@ -48,7 +49,7 @@ USE = (
 )
 START_SEED = 0
 """Seed of the stages before Algorithm 1, which all seeds of a run share."""
-CONTINUING = ("compact", "redecode", "reclassify", "refine")
+CONTINUING = ("compact", "redecode", "reclassify", "refine", "narrow")
 """Recipes whose checkpoints have the tag of the data set alone, and replace each other."""
 SMOKE: dict[str, Any] = {
     "steps": 2,
@@ -104,7 +105,7 @@ def run(
     if smoke:
         chosen = shortened(chosen, **SMOKE)
     # An unsuitable checkpoint is an error before the data are read.
-    needed = start is not None or chosen.redecode or chosen.reclassify
+    needed = start is not None or chosen.redecode or chosen.reclassify or chosen.narrow
     base = _load_start(chosen, start).card if needed else None
     with Processes.present().first_alone():  # the others map the crops that it aligns
         sources = _read_sources(chosen, data, dataset, fold, start, device, out / "crops")
@@ -217,6 +218,8 @@ def train(
     """
     if chosen.reclassify:
         return reclassify(_load_start(chosen, start), chosen, sources.train, sources.val, device)
+    if chosen.narrow:
+        return narrow(_load_start(chosen, start), sources.train, device)
     if chosen.redecode:
         return redecode(chosen, sources, _load_start(chosen, start), out, seed, device)
     beginning = begin(chosen, sources, start_folder, device, start)
