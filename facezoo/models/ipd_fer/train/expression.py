@@ -257,28 +257,31 @@ def reclassify(
 
 @torch.no_grad()
 def narrow(model: IPDFER, rows: Mapping[str, Rows], device: torch.device) -> IPDFER:
-    """Reduce f_exp to the directions that C_exp reads, K - 1 of them; the logits stay the same.
+    """Reduce f_exp to the K - 1 directions that C_exp reads; its predictions stay the same.
 
     What C_exp does not read becomes its linear estimate from what it reads, so that f_exp says
     nothing beyond the classes. It held identity, and no expression that a probe needs.
 
     Args:
-        model: with an ``expression_rank`` of K or more.
+        model: with an ``expression_rank`` of K - 1 or more.
         rows: training split of each data set by name, over which f_exp varies.
 
     Returns:
-        A model with an ``expression_rank`` of K - 1 and the other parts of ``model``.
+        A model with an ``expression_rank`` of K - 1 and the other parts of ``model``; the model
+        itself if this is its rank.
 
     Raises:
-        ValueError: if f_exp has no directions that C_exp does not read.
+        ValueError: if f_exp fills all D dimensions, or fewer than C_exp reads.
     """
     classifier, rank = model.expression_classifier, model.architecture["expression_rank"]
     kept = len(classifier.weight) - 1
-    if rank is None or rank <= kept:
+    if rank is None or rank < kept:
         raise ValueError(
-            f"this recipe needs features of {kept + 1} dimensions or more, and --start has an "
+            f"this recipe needs features of {kept} dimensions or more, and --start has an "
             f"expression_rank of {rank}"
         )
+    if rank == kept:
+        return model
     encode = model.to(device).eval().embed_expression
     features = torch.cat([embed(encode, part.crops, device) for part in rows.values()]).double()
     mean = features.mean(0)
