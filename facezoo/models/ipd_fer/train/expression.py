@@ -256,7 +256,7 @@ def reclassify(
 
 
 @torch.no_grad()
-def narrow(model: IPDFER, rows: Mapping[str, Rows], device: torch.device) -> IPDFER:
+def narrow(model: IPDFER, rows: Rows, device: torch.device) -> IPDFER:
     """Reduce f_exp to the K - 1 directions that C_exp reads; its predictions stay the same.
 
     What C_exp does not read becomes its linear estimate from what it reads, so that f_exp says
@@ -264,7 +264,7 @@ def narrow(model: IPDFER, rows: Mapping[str, Rows], device: torch.device) -> IPD
 
     Args:
         model: with an ``expression_rank`` of K - 1 or more.
-        rows: training split of each data set by name, over which f_exp varies.
+        rows: images over which f_exp is estimated: in color, as those of the decoder.
 
     Returns:
         A model with an ``expression_rank`` of K - 1 and the other parts of ``model``; the model
@@ -283,7 +283,7 @@ def narrow(model: IPDFER, rows: Mapping[str, Rows], device: torch.device) -> IPD
     if rank == kept:
         return model
     encode = model.to(device).eval().embed_expression
-    features = torch.cat([embed(encode, part.crops, device) for part in rows.values()]).double()
+    features = embed(encode, rows.crops, device).double()
     mean = features.mean(0)
     _, sizes, axes = torch.linalg.svd(features - mean, full_matrices=False)
     spread, axes = sizes[:rank], axes[:rank]  # axes over directions, (rank, D)

@@ -219,7 +219,7 @@ def train(
     if chosen.reclassify:
         return reclassify(_load_start(chosen, start), chosen, sources.train, sources.val, device)
     if chosen.narrow:
-        return narrow(_load_start(chosen, start), sources.train, device)
+        return narrow(_load_start(chosen, start), sources.heads["lfw"], device)
     if chosen.redecode:
         return redecode(chosen, sources, _load_start(chosen, start), out, seed, device)
     beginning = begin(chosen, sources, start_folder, device, start)
