@@ -64,9 +64,9 @@ def replace_detector(monkeypatch):
 
 def tiny_model(seed=0):
     torch.manual_seed(seed)
-    return facezoo.load(
-        "ipd-fer", pretrained=False, backbone="test_resnet", feature_dim=8, device="cpu"
-    )
+    # CSV files hold all 8 numbers of features that fill their space.
+    options = {"backbone": "test_resnet", "feature_dim": 8, "expression_rank": 8}
+    return facezoo.load("ipd-fer", pretrained=False, device="cpu", **options)
 
 
 def write_image(path, faces, seed=0):

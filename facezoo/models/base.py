@@ -183,7 +183,7 @@ class FaceModel(Freezable, Model):
         Examples:
             >>> features = model.encode_expression("eileen_collins.jpg")
             >>> model.compact_expression(features).shape
-            torch.Size([1, 12])
+            torch.Size([1, 7])
         """
         space = self.expression_basis()
         return features if space is None else coordinates(features, *space)
