@@ -97,8 +97,9 @@ class Result:
 
 
 def _equal(first: Any, second: Any) -> bool:
-    if not (hasattr(first, "shape") and hasattr(second, "shape")):
-        return bool(first == second)
+    are_arrays = [hasattr(value, "dtype") for value in (first, second)]
+    if not all(are_arrays):
+        return not any(are_arrays) and bool(first == second)
     first, second = _to_numpy(first), _to_numpy(second)
     if first.shape != second.shape:
         return False

@@ -20,16 +20,25 @@ from facezoo.errors import warn_once
 from facezoo.extraction import ExtractionReport
 from facezoo.geometry.meshes import Mesh
 from facezoo.landmarks import LANDMARK_NAMES, head_pose
+from facezoo.models.latentface.latents import Latents
 from facezoo.results import (
     ExpressionPrediction,
     FaceEncoding,
     Faces,
+    Result,
     concatenate,
     flatten_rows,
     map_tensors,
 )
 
 PORTRAIT = Path(__file__).parent.parent / "examples" / "portraits" / "grace_hopper.jpg"
+
+
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
+class Nested(Result):
+    """A result in a result."""
+
+    latents: Latents
 
 
 def faces_of(count):
@@ -106,7 +115,18 @@ def test_results_are_equal_if_their_content_is():
     encoding = FaceEncoding(torch.ones(2, 3), None, with_gap())
     assert encoding == FaceEncoding(torch.ones(2, 3), None, with_gap())
     assert encoding != FaceEncoding(torch.zeros(2, 3), None, with_gap())
+    assert encoding != FaceEncoding(torch.ones(2, 3), torch.ones(2, 3), with_gap())
     assert len(encoding) == 2
+
+
+def test_results_with_a_field_named_shape_are_compared_too():
+    def latents(value):
+        return Latents(*(torch.full((2, 3), value) for _ in dataclasses.fields(Latents)))
+
+    assert latents(1.0) == latents(1.0)
+    assert latents(1.0) != latents(2.0)
+    assert Nested(latents(1.0)) == Nested(latents(1.0))
+    assert Nested(latents(1.0)) != Nested(latents(2.0))
 
 
 def test_a_loop_over_faces_ends_after_the_last_one():
