@@ -105,7 +105,7 @@ def test_the_neutral_stage_adds_neutral_codes_to_a_checkpoint(chosen, data, tmp_
     train = partial(run, data, tmp_path / "runs", seed=1, device=CPU, name="compact")
     paths = [train(stage=stage) for stage in ("1", "2")]
     start = str(paths[-1].with_suffix(".safetensors"))
-    with pytest.raises(ValueError, match="--start names the checkpoint for --stage neutral"):
+    with pytest.raises(ValueError, match="--stage neutral needs --start"):
         train(stage="neutral")
     path = train(stage="neutral", start=start)
     card = json.loads(path.read_text())
@@ -368,6 +368,17 @@ def test_the_recipe_wild_starts_from_a_checkpoint_and_adds_whole_heads(tmp_path,
     assert model.architecture["expression_directions"] == 5
     before, after = (m.texture_autoencoder.encoder[0].weight.flatten() for m in (start, model))
     assert 0.9 < torch.cosine_similarity(before, after, dim=0) < 1
+
+    again = str(result.with_suffix(".safetensors"))
+    train = partial(run, tmp_path, tmp_path / "further", seed=1, device=CPU, name="wild")
+    train(stage="1", start=again)
+    with pytest.raises(ValueError, match="give both stages the same --start"):
+        train(stage="2")
+    further = json.loads(train(stage="2", start=again).read_text())["training"]
+    assert further["base"] == "latentface.wild"
+    assert "--recipe wild --start latentface.wild --stage 2" in further["command"]
+    with pytest.raises(ValueError, match="recipe compact starts from random weights"):
+        run(tmp_path, tmp_path / "out", stage="1", seed=1, device=CPU, name="compact", start=again)
 
 
 @pytest.mark.parametrize("missing", ["ferplus.parquet", "faces_wild.parquet"])

@@ -29,7 +29,11 @@ TRAIN = TrainCommand(
             help="1 trains the autoencoders, 2 the diffusion on their codes, neutral adds neutral "
             "codes to a checkpoint",
         ),
-        click.Option(["--start"], metavar="CHECKPOINT", help="the checkpoint for --stage neutral"),
+        click.Option(
+            ["--start"],
+            metavar="CHECKPOINT",
+            help="the checkpoint for --stage neutral, or for a recipe that starts from one",
+        ),
     ),
 )
 CONVERT = ConvertCommand(convert_file)

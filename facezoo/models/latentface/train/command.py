@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from facezoo.data.packs import check_packs
 from facezoo.data.unlabeled import FaceCrops, image_files, read_face_crops
-from facezoo.hub.card import bundled_cards
+from facezoo.hub.card import Card
 from facezoo.hub.tensors import load_into, read_tensors, save
 from facezoo.models.latentface.model import LatentFace
 from facezoo.models.latentface.train.neutral import PACKS, with_neutral_codes
@@ -66,7 +66,8 @@ def run(
         data: see ``read_face_crops``.
         out: folder of the runs; each has a folder ``<recipe>-seed<n>``.
         stage: "1", "2" or "neutral".
-        start: checkpoint that stage ``neutral`` starts from.
+        start: checkpoint that stage ``neutral`` starts from. For a recipe that starts from a
+            checkpoint, ``start`` may name another one; stages 1 and 2 must then have the same.
         smoke: run one epoch of small batches, as a test.
 
     Returns:
@@ -79,15 +80,19 @@ def run(
     """
     if stage not in STAGES:
         raise ValueError(f"stage must be one of {', '.join(STAGES)}, got {stage}")
-    if (start is None) == (stage == "neutral"):
-        raise ValueError("--start names the checkpoint for --stage neutral, and only for that")
     config = recipe_named(RECIPES, name)
+    if stage == "neutral":
+        if start is None:
+            raise ValueError("--stage neutral needs --start, the checkpoint to which it adds codes")
+    elif start is not None:
+        config = starting_from(config, name, start)
     if smoke:
         config = shortened(config, epochs=1, batch_size=2)
     if config.neutral:  # its labels are read after all training
         check_packs(data, *PACKS)
     folder = out / f"{name}-seed{seed}"
-    if start is not None:
+    if stage == "neutral":
+        assert start is not None
         return run_neutral(config, data, start, folder / "neutral", seed, device, smoke)
     if stage == "1":
         return run_stage1(config, data, folder / "stage1", seed, device)
@@ -100,18 +105,34 @@ def run(
     return run_stage2(config, name, data, read_tensors(tensors), folder, seed, device, smoke)
 
 
-def load_start(model: LatentFace, config: Recipe) -> None:
-    """Copy the networks of the checkpoint that a recipe starts from, if it names one."""
+def starting_from(config: Recipe, name: str, start: str) -> Recipe:
+    """Let a recipe start from another checkpoint of the same architecture.
+
+    Raises:
+        ValueError: if the recipe starts from random weights.
+    """
     if config.start is None:
-        return
+        raise ValueError(f"--start has no use here: the recipe {name} starts from random weights")
+    return replace(config, start=start)
+
+
+def load_start(model: LatentFace, config: Recipe) -> Card | None:
+    """Copy the networks of the checkpoint that a recipe starts from; return its card."""
+    if config.start is None:
+        return None
     start: LatentFace = LatentFace.from_pretrained(config.start)
     tensors = start.float().state_dict()
     load_into(model, {name: tensors[name] for name in model.state_dict()})
+    return start.card
 
 
 def run_stage1(config: Recipe, data: Path, out: Path, seed: int, device: torch.device) -> Path:
     """Train the autoencoders and write them; see ``run``."""
-    settings = {"autoencoding": asdict(config.autoencoding), "architecture": config.architecture}
+    settings = {
+        "autoencoding": asdict(config.autoencoding),
+        "architecture": config.architecture,
+        "start": config.start,
+    }
     begin_run(out, seed=seed, recipe=settings)
     check_data(out, digest_of_files(data, image_files(data, config.wild)))
     torch.manual_seed(seed)
@@ -133,11 +154,16 @@ def run_stage2(
     smoke: bool = False,
 ) -> Path:
     """Train the diffusion on the codes of the autoencoders; write weights and card."""
+    stage1 = json.loads((out / "stage1" / "run.json").read_text(encoding="utf-8"))
+    if (earlier := stage1["recipe"].get("start", config.start)) != config.start:
+        raise ValueError(
+            f"stage 1 of {out} started from {earlier or 'random weights'}, stage 2 would start "
+            f"from {config.start}; give both stages the same --start"
+        )
     record = begin_run(out / "stage2", seed=seed, recipe=asdict(config))
     files = image_files(data, config.wild)
     check_data(out / "stage2", digest_of_files(data, files), out / "stage1")
     # The stages may have been trained at different commits.
-    stage1 = json.loads((out / "stage1" / "run.json").read_text(encoding="utf-8"))
     record["recipe"] = {**record["recipe"], "autoencoding_commit": stage1["commit"]}
     first = LatentFace(**{**config.architecture, "diffusion": False})
     load_into(first, autoencoders)
@@ -146,13 +172,16 @@ def run_stage2(
     limit = float(torch.cat([codes.mean(0) for codes in persons]).max())
     torch.manual_seed(seed)
     model = LatentFace(**{**config.architecture, "code_limit": limit})
-    load_start(model, config)
+    base = load_start(model, config)
     tensors = train_diffusion(model, persons, config.disentangling, out / "stage2", seed, device)
     model.load_state_dict({**first.state_dict(), **tensors})
     sources: tuple[str, ...] = (
         faces.description,
         f"feature loss by {config.autoencoding.features}",
     )
+    flags = f" --recipe {name}"
+    if base is not None and config.start != RECIPES[name].start:
+        flags += f" --start {base.name}"
     tag = faces.tag if name in ("compact", faces.tag) else f"{faces.tag}-{name}"
     if config.neutral:
         model = with_neutral_codes(model, data, config.expression_directions, device)
@@ -162,10 +191,10 @@ def run_stage2(
         tag,
         out,
         record,
-        flags=f" --recipe {name}",
+        flags=flags,
         stages=(" --stage 1", " --stage 2"),
         data=sources,
-        base=None if config.start is None else bundled_cards()[config.start],
+        base=base,
         smoke=smoke,
     )
 
