@@ -1,4 +1,4 @@
-"""Compare fine-tuning, training from scratch and a linear probe on LFW.
+"""Compare a linear probe, ``--probe``, fine-tuning and training from scratch on LFW.
 
     OMP_NUM_THREADS=1 python benchmarks/finetune.py DATA --out docs/results/finetune.lfw.json
 
@@ -38,11 +38,9 @@ RECIPES = {
 }
 """Fine-tuning recipe and number of seeds by labels per class."""
 
-PROBED = {
-    "linear probe of identity features": "encode_identity",
-    "linear probe of expression features": "encode_expression",
-}
-TRAINED = ("fine-tuned", "from scratch")
+PROBED = {"linear probe": "encode_expression"}
+CLASSIFIER = "`--probe`"
+TRAINED = (CLASSIFIER, "fine-tuned", "from scratch")
 
 
 def probes_of(per_class: str, seeds: int) -> int:
@@ -52,7 +50,7 @@ def probes_of(per_class: str, seeds: int) -> int:
 
 def recipe_of(arm: str, tuned: Finetuning) -> Finetuning:
     """Return the recipe of an arm."""
-    values = asdict(tuned)
+    values = asdict(tuned) | {"probe": arm == CLASSIFIER}
     if arm == "from scratch":
         values |= {"epochs": 2 * tuned.epochs, "layer_decay": 1.0, "pretrained": False}
     return Finetuning(**values)
