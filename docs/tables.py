@@ -328,10 +328,10 @@ def removal_text(results: Path = ROOT / "docs" / "results") -> str:
         "directions removed",
         "identity before",
         "identity after",
-        "identity, control",
+        "identity, random removal",
         "expression before",
         "expression after",
-        "the same without `keep=`",
+        "expression after, without `keep=`",
     ]
     return _table(header, rows)
 

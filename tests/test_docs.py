@@ -337,7 +337,8 @@ def test_every_metric_of_a_card_is_defined():
 
 
 def test_the_detection_settings_and_templates_are_those_of_the_code():
-    page = (ROOT / "docs" / "guides" / "detect.md").read_text(encoding="utf-8")
+    pages = [ROOT / "docs" / name for name in ("guides/detect.md", "reference/preprocess.md")]
+    page = "".join(path.read_text(encoding="utf-8") for path in pages)
     for field in fields(DetectionConfig):
         assert f"| `{field.name}` | {field.default} |" in page
     page = (ROOT / "docs" / "concepts" / "templates.md").read_text(encoding="utf-8")
