@@ -125,6 +125,14 @@ def check_batch(model: FaceModel, recipe: Finetuning) -> None:
         )
 
 
+def freeze_parts(model: FaceModel, recipe: Finetuning) -> None:
+    """Freeze what a recipe does not train."""
+    if recipe.probe:
+        model.freeze()
+    elif recipe.freeze:
+        model.freeze(*recipe.freeze)
+
+
 def selects_epoch(val: Examples | None) -> bool:
     """Return True if the validation split is large enough to select the epoch."""
     return val is not None and len(val) >= MIN_VALIDATION
@@ -144,6 +152,8 @@ def fit(
 ) -> list[dict[str, float]]:
     """Train a model's classifier and the parts below it that are not frozen, in place.
 
+    The parts that the recipe does not train (``probe``, ``freeze``) are frozen first.
+
     The result is the epoch of the highest balanced accuracy on ``MIN_VALIDATION`` or more
     validation faces, else the last epoch. Several processes share every batch, and a call after an
     interruption resumes.
@@ -160,6 +170,7 @@ def fit(
     Raises:
         ValueError: if the loss is not finite.
     """
+    freeze_parts(model, recipe)
     optimizer = torch.optim.AdamW(
         layer_groups(model, recipe.layer_decay), lr=recipe.rate, weight_decay=recipe.weight_decay
     )

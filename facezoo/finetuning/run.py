@@ -26,6 +26,7 @@ from facezoo.finetuning.loop import (
     Finetuning,
     check_batch,
     fit,
+    freeze_parts,
     predict,
     selects_epoch,
 )
@@ -233,10 +234,7 @@ def _network(
             "predicts expressions, such as ipd-fer"
         )
     net.reset_classifier(labels=labeled.classes)
-    if recipe.probe:
-        net.freeze()
-    elif recipe.freeze:
-        net.freeze(*recipe.freeze)
+    freeze_parts(net, recipe)
     if not all(p.requires_grad for p in net.get_classifier().parameters()):
         raise ValueError(
             "freeze must leave out the classifier, which is new and must be trained, got "

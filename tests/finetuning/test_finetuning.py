@@ -87,6 +87,17 @@ def test_a_frozen_part_keeps_weights_and_norms_and_the_rest_moves():
     assert "expression_classifier.weight" in changed
 
 
+@pytest.mark.parametrize("probe", [True, False])
+def test_a_loop_of_ones_own_trains_what_the_recipe_names(probe):
+    model = small()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    recipe = Finetuning(epochs=1, batch_size=16, probe=probe)
+    fit(model, examples(), None, recipe, progress=False)
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert "expression_classifier.weight" in changed
+    assert any(name.startswith("expression_encoder") for name in changed) != probe
+
+
 def test_freezing_everything_but_the_classifier_is_the_default():
     model = small()
     model.freeze()
