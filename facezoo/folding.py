@@ -7,25 +7,35 @@ from functools import cache, partial
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
-SAMPLES = 8
-"""Numbers of each tensor that show if it was changed behind torch's back."""
+WHOLE = 4096
+"""Largest tensor of which all numbers show if it was changed behind torch's back. Of larger ones,
+two numbers of each row do, at evenly spread columns: they show a changed channel."""
+SETTINGS = ("eps", "stride", "padding", "dilation", "groups", "padding_mode", "forward")
+"""Attributes of layers that change what they compute."""
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 Built = TypeVar("Built")
 Step = Callable[[Tensor], Tensor]
 
 
 class Watch:
-    """A memory of tensors that notices if they were replaced or changed, also through ``.data``."""
+    """A memory of tensors that notices if they were replaced or changed.
+
+    A change through ``.data`` or a numpy view is noticed in every small tensor and in every row and
+    column of a weight, see ``WHOLE``; a change of a few numbers of a large weight may be missed.
+    """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         # The views hold the memory, so that no other tensors can have its address.
         flat = [t.detach().as_strided((t.numel(),), (1,)) for t in tensors]
-        views = [t.view(INTEGERS[t.itemsize]).numpy() for t in flat]
-        self._samples = [view[:: max(1, len(view) // SAMPLES)] for view in views]
+        self._views = [t.view(INTEGERS[t.itemsize]).numpy() for t in flat]
+        self._places = [_places(t) for t in tensors]
         self._state = self._read(tensors)
 
     def unchanged(self, tensors: Sequence[Tensor]) -> bool:
@@ -34,11 +44,23 @@ class Watch:
 
     def _read(self, tensors: Sequence[Tensor]) -> list[Any]:
         state: list[Any] = [(t.data_ptr(), t._version) for t in tensors]
-        return state + [sample.tobytes() for sample in self._samples]
+        pairs = zip(self._views, self._places, strict=True)
+        return state + [(v if p is None else v.take(p)).tobytes() for v, p in pairs]
 
 
-_FUSED: WeakKeyDictionary[nn.Module, tuple[list[nn.Module], Watch, Any]] = WeakKeyDictionary()
-"""Parts and weights of each network, and what was built of them."""
+def _places(tensor: Tensor) -> NDArray[np.int64] | None:
+    """Return the flat indices of the numbers to compare, None for all."""
+    if tensor.ndim < 2 or tensor.numel() <= WHOLE:
+        return None
+    rows, columns = len(tensor), tensor.numel() // len(tensor)
+    point = np.arange(2 * rows)
+    golden = (5**0.5 - 1) / 2  # multiples of it, modulo 1, are evenly spread
+    indices: NDArray[np.int64] = point % rows * columns + (point * golden % 1 * columns).astype(int)
+    return indices
+
+
+_FUSED: WeakKeyDictionary[nn.Module, tuple[Any, Watch, Any]] = WeakKeyDictionary()
+"""Layers, their settings and weights of each network, and what was built of them."""
 
 
 def convolve(
@@ -58,15 +80,15 @@ def convolve(
 def fused(network: nn.Module, x: Tensor, build: Callable[[], Built]) -> Built | None:
     """Return what ``build`` makes of a network with ``fuse``, if nothing but its result matters.
 
-    This is in eval mode, without gradients, hooks and tracing, and on a CPU with oneDNN. Weights,
-    state dict and training are not affected. A network with a changed layer or weight is built
-    again.
+    This is in eval mode, without gradients of any kind, hooks, replaced methods and tracing, and on
+    a CPU with oneDNN. Weights, state dict and training are not affected. A network with a changed
+    layer or weight is built again, see ``Watch``.
 
     Returns:
         The result of ``build``; None if the layers must run one by one.
     """
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
-    if traced or torch.is_grad_enabled() or x.device.type != "cpu":
+    if traced or torch.is_grad_enabled() or x.device.type != "cpu" or _observed():
         return None
     modules, weights, buffers = [network], list[Any](), list[Any]()
     for module in modules:  # which grows
@@ -82,8 +104,11 @@ def fused(network: nn.Module, x: Tensor, build: Callable[[], Built]) -> Built | 
     if weights[0].dtype != x.dtype or weights[0].is_inference() or torch.is_autocast_enabled("cpu"):
         return None
     tensors = weights + [b for b in buffers if b is not None]
+    layers = modules[1:], [[vars(m).get(name) for name in SETTINGS] for m in modules[1:]]
+    if any(settings[-1] is not None for settings in layers[1]):  # a method was replaced
+        return None
     entry = _FUSED.get(network)
-    if entry is None or entry[0] != modules[1:] or not entry[1].unchanged(tensors):
+    if entry is None or entry[0] != layers or not entry[1].unchanged(tensors):
         kinds = {(type(w), w.dtype) for w in weights}
         places = {(t.device.type, t.is_inference()) for t in tensors}
         if kinds != {(nn.Parameter, x.dtype)} or places != {("cpu", False)}:
@@ -92,8 +117,15 @@ def fused(network: nn.Module, x: Tensor, build: Callable[[], Built]) -> Built | 
             return None
         # Tensors from outside of inference mode serve everywhere.
         with torch.inference_mode(False), torch.no_grad():
-            entry = _FUSED[network] = (modules[1:], Watch(tensors), build())
+            entry = _FUSED[network] = (layers, Watch(tensors), build())
     return entry[2]
+
+
+def _observed() -> bool:
+    """Return whether hooks of all modules or a transform of torch.func look at the layers."""
+    observers = nn.modules.module._global_forward_hooks, nn.modules.module._global_forward_pre_hooks
+    levels = forward_ad._current_level, torch._C._functorch.maybe_current_level()  # type: ignore[attr-defined]
+    return any(observers) or levels != (-1, None)
 
 
 def fuse(

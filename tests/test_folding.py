@@ -54,6 +54,12 @@ def test_the_state_dict_and_copies_are_those_of_the_plain_layers(network):
         lambda net: net.bn1.weight.data.add_(1),
         lambda net: net.layer3[0].conv2.weight.data.mul_(2),
         lambda net: net.bn1.running_mean.zero_(),
+        lambda net: net.layer1[0].conv1.weight.data[5].zero_(),
+        lambda net: net.layer4[0].conv1.weight.data[:, 7].zero_(),
+        lambda net: net.layer2[0].bn1.bias.data[3].add_(1),
+        lambda net: net.layer3[0].conv1.weight.detach().numpy()[2].fill(0),
+        lambda net: setattr(net.layer1[0].bn1, "eps", 1.0),
+        lambda net: setattr(net.layer1[0], "forward", lambda x: x * 0),
         lambda net: net.load_state_dict({k: v * 1.1 for k, v in net.state_dict().items()}),
         lambda net: setattr(net.layer1[0].conv1, "weight", nn.Parameter(torch.ones(64, 64, 3, 3))),
         lambda net: setattr(net, "maxpool", nn.MaxPool2d(5, 2, 2)),
@@ -66,6 +72,27 @@ def test_changed_weights_and_layers_are_used(network, change):
     before = features(network)
     change(network)
     assert not torch.allclose(features(network), before)
+
+
+def test_hooks_of_all_modules_run(network):
+    features(network)
+    seen = []
+    hook = nn.modules.module.register_module_forward_hook(lambda m, *_: seen.append(type(m)))
+    with hook, torch.no_grad():
+        network(IMAGES)
+    assert nn.Conv2d in seen
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")  # torch's own
+def test_transforms_of_functions_reach_the_layers(network):
+    tangent = torch.ones_like(IMAGES)
+    expected = torch.func.jvp(network, (IMAGES,), (tangent,))[1].detach()
+    with torch.no_grad():
+        network(IMAGES)
+        result = torch.func.jvp(network, (IMAGES,), (tangent,))[1]
+        each = torch.vmap(lambda image: network(image[None])[0])(IMAGES)
+    torch.testing.assert_close(result, expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(each, features(network), rtol=1e-3, atol=1e-3)
 
 
 def test_hooks_of_the_layers_run(network):

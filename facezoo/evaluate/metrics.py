@@ -40,6 +40,7 @@ def confusion(predicted: Tensor, truth: Tensor, classes: int) -> Tensor:
     Returns:
         int64, (K, K + 1); the last column counts rows without a prediction.
     """
+    predicted, truth = predicted.long(), truth.long()  # smaller integers would overflow
     columns = classes + 1
     flat = truth * columns + predicted.where(predicted >= 0, classes)
     return torch.bincount(flat, minlength=classes * columns).view(classes, columns)
@@ -70,7 +71,12 @@ def scores(predicted: Tensor, truth: Tensor) -> dict[str, float]:
 
     Returns:
         Values in [0, 1] by name.
+
+    Raises:
+        ValueError: if there are not as many predictions as classes of rows.
     """
+    if len(predicted) != len(truth):
+        raise ValueError(f"there are {len(predicted)} predictions of {len(truth)} rows")
     if predicted.ndim == 2:
         counts = confusion(predicted_classes(predicted), truth, predicted.shape[1])
     else:

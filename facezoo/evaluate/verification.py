@@ -71,8 +71,9 @@ def ten_fold_accuracy(similarity: Tensor, same: Tensor, fold: Tensor) -> tuple[f
         Mean and population standard deviation over the folds, in [0, 1].
 
     Raises:
-        ValueError: if there is only one fold.
+        ValueError: if there is only one fold, or a similarity is NaN.
     """
+    same = _truth(similarity, same)
 
     def predict(rest: Tensor, inside: Tensor) -> Tensor:
         return similarity[inside] > best_threshold(similarity[rest], same[rest])
@@ -143,8 +144,9 @@ def threshold_at(similarity: Tensor, same: Tensor, false_match_rate: float) -> t
         Threshold, and the share of the pairs of one identity that are not above it.
 
     Raises:
-        ValueError: if there is no pair of one kind.
+        ValueError: if there is no pair of one kind, or a similarity is NaN.
     """
+    same = _truth(similarity, same)
     if not bool(same.any()) or bool(same.all()):
         raise ValueError("a threshold needs pairs of one identity and pairs of two")
     different = similarity[~same].sort(descending=True).values
@@ -158,7 +160,11 @@ def best_threshold(similarity: Tensor, same: Tensor) -> float:
     Args:
         similarity: larger means more alike, (P,).
         same: ground truth, bool, (P,).
+
+    Raises:
+        ValueError: if a similarity is NaN.
     """
+    same = _truth(similarity, same)
     order = similarity.argsort()
     ordered, truth = similarity[order], same[order].double()
     # A cut after the i-th smallest: different pairs below and same pairs above are correct.
@@ -176,6 +182,18 @@ def best_threshold(similarity: Tensor, same: Tensor) -> float:
     middle = (below + above) / 2
     # The middle of two adjacent numbers may be rounded to the upper one.
     return float(middle if middle < above else below)
+
+
+def _truth(similarity: Tensor, same: Tensor) -> Tensor:
+    """Return the ground truth as bool, also for 0 and 1; NaN has no place in an order."""
+    if len(similarity) != len(same):
+        raise ValueError(f"there are {len(similarity)} similarities and {len(same)} labels")
+    if count := int(similarity.isnan().sum()):
+        raise ValueError(
+            f"{count} of {len(similarity)} similarities are NaN; leave these pairs out, or count "
+            "them as different: similarity.nan_to_num(-1)"
+        )
+    return same.bool()
 
 
 def _over_folds(

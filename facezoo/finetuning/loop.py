@@ -138,6 +138,7 @@ def selects_epoch(val: Examples | None) -> bool:
     return val is not None and len(val) >= MIN_VALIDATION
 
 
+@torch.random.fork_rng(devices=[])
 @torch.inference_mode(False)
 @torch.enable_grad()
 def fit(

@@ -71,6 +71,7 @@ class Finetuned:
 
 @torch.inference_mode(False)
 @torch.enable_grad()
+@torch.random.fork_rng(devices=[])
 def finetune(
     data: str | os.PathLike[str],
     out: str | os.PathLike[str],

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from facezoo.results import as_array
+
 NAME = "identity_removal"
 """Attribute of a model that holds the projection, and prefix of its tensors' names."""
 PERMUTATIONS = 5
@@ -85,8 +87,8 @@ def remove_identity(
 
     Args:
         features: features of training images, (N, D).
-        identities: identity of each image, numbers or names, N; identities with one image are
-            ignored.
+        identities: identity of each image, numbers or names, N; None or NaN for unknown.
+            Identities with one image are ignored.
         keep: classes to preserve, such as expressions, N: whole numbers, -1 for unknown; or names,
             None for unknown, as in ``prediction.labels``. Only directions that are uncorrelated
             with these classes are removed. Preserving a covariance while erasing another follows
@@ -179,6 +181,7 @@ def _between(white: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 def _tensor(values: Any) -> Tensor:
     """Convert values to a tensor on their device; torch would use its default device."""
+    values = as_array(values)
     return values if isinstance(values, Tensor) else torch.as_tensor(values, device="cpu")
 
 
@@ -187,14 +190,19 @@ def _numbers(identities: Tensor | Sequence[Hashable]) -> Tensor:
         return identities.cpu().unique(return_inverse=True)[1]
     # As keys, numbers of torch are equal only to themselves.
     names = [name.item() if isinstance(name, Tensor) else name for name in identities]
+    # Unknown identities differ from each other.
+    names = [object() if name is None or name != name else name for name in names]
     number = {name: index for index, name in enumerate(dict.fromkeys(names))}
     return torch.tensor([number[name] for name in names], device="cpu")
 
 
 def _classes(keep: Tensor | Sequence[int | str | None]) -> Tensor:
     """Number the names of classes, -1 for None; numbers stay."""
-    if isinstance(keep, Tensor) or not any(isinstance(name, str) for name in keep):
-        return _tensor(keep)
+    if isinstance(keep, Tensor):
+        return keep
+    if not any(isinstance(name, str) for name in keep):
+        unknown = any(number is None for number in keep)
+        return _tensor([-1 if number is None else number for number in keep] if unknown else keep)
     numbers = _numbers(keep)
     unknown = torch.tensor([not isinstance(name, str) for name in keep], device="cpu")
     return numbers.masked_fill(unknown, -1)

@@ -59,6 +59,16 @@ def test_scores_take_classes_too():
     assert list(scores(predicted, truth).values()) == pytest.approx(expected)
 
 
+def test_many_classes_in_small_integers_do_not_overflow():
+    truth = torch.arange(20).repeat(5)
+    predicted = truth.roll(3)
+    wanted = scores(predicted, truth)
+    assert scores(predicted.to(torch.uint8), truth.to(torch.uint8)) == wanted
+    assert scores(predicted.to(torch.int8), truth) == wanted
+    with pytest.raises(ValueError, match="1 predictions of 100 rows"):
+        scores(predicted[:1], truth)
+
+
 def test_a_missing_prediction_is_wrong_even_if_the_first_class_is_true():
     truth = torch.tensor([0, 0, 3, 1])
     result = scores(as_probabilities([None, 0, None, 1]), truth)

@@ -16,6 +16,7 @@ from facezoo.evaluate.verification import (
     learned_accuracy,
     read_pairs,
     ten_fold_accuracy,
+    threshold_at,
     verification_accuracy,
 )
 from facezoo.models.ipd_fer import IPDFER
@@ -83,6 +84,30 @@ def test_the_threshold_of_a_fold_does_not_see_the_fold():
     same = torch.tensor([False, True, False, True])
     mean, _ = ten_fold_accuracy(similarity, same, torch.tensor([0, 0, 1, 1]))
     assert mean == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.float32])
+def test_labels_may_be_0_and_1(dtype):
+    similarity = torch.rand(200, generator=torch.Generator().manual_seed(2))
+    same = torch.rand(200, generator=torch.Generator().manual_seed(3)) < similarity
+    fold = torch.arange(200) % 4
+    for measure in (
+        lambda truth: threshold_at(similarity, truth, 0.01),
+        lambda truth: best_threshold(similarity, truth),
+        lambda truth: ten_fold_accuracy(similarity, truth, fold),
+    ):
+        assert measure(same.to(dtype)) == measure(same)
+
+
+def test_nan_similarities_raise_an_error():
+    similarity, same = torch.tensor([0.9, torch.nan, 0.1, 0.2]), torch.tensor([1, 1, 0, 0]).bool()
+    for measure in (
+        lambda: threshold_at(similarity, same, 0.0),
+        lambda: best_threshold(similarity, same),
+        lambda: ten_fold_accuracy(similarity, same, torch.tensor([0, 1, 0, 1])),
+    ):
+        with pytest.raises(ValueError, match=r"1 of 4 similarities are NaN.*nan_to_num\(-1\)"):
+            measure()
 
 
 def test_a_single_fold_raises_an_error():

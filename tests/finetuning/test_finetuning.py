@@ -299,6 +299,14 @@ def test_few_images_are_all_trained_on_and_no_score_is_reported(tree, base, tmp_
     assert "model-index" not in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_the_random_numbers_of_the_caller_continue(tree, base, tmp_path):
+    torch.manual_seed(5)
+    wanted = torch.rand(1)
+    torch.manual_seed(5)
+    tune(tree, tmp_path / "out", base)
+    assert torch.rand(1) == wanted
+
+
 def test_a_search_over_numpy_values_is_recorded_in_plain_numbers(tree, base, tmp_path):
     recipe = Finetuning(epochs=np.int64(1), batch_size=np.int64(16), rate=np.float64(0.02))
     out = tmp_path / "out"

@@ -1,3 +1,4 @@
+from copy import deepcopy
 from types import SimpleNamespace
 
 import numpy as np
@@ -116,6 +117,15 @@ def test_points_of_a_part_of_the_face_get_a_warning(model, meshes):
 def test_alignment_that_cannot_be_done_raises_an_error(model, meshes, align, landmarks, reason):
     with pytest.raises(ValueError, match=reason):
         model.encode_identity(meshes, units="mm", align=align, landmarks=landmarks)
+
+
+def test_double_precision_encodes_and_edits(model, meshes):
+    double = deepcopy(model).double()
+    codes = double.encode(meshes, units="mm", align=None)
+    assert codes.identity.dtype == torch.float32
+    expected = model.encode(meshes, units="mm", align=None)
+    torch.testing.assert_close(codes.identity, expected.identity, rtol=1e-3, atol=1e-3)
+    assert len(double.neutralize(meshes, units="mm", align=None)) == len(meshes)
 
 
 def test_nothing_to_encode_raises_an_error(model):

@@ -1,6 +1,7 @@
 """Identity removal: what it takes, what it leaves, and that it stays with a model."""
 
 import numpy as np
+import pandas
 import pytest
 import torch
 
@@ -176,6 +177,24 @@ def test_lists_and_arrays_are_taken_as_tensors_are():
     ):
         again = remove_identity(features.numpy(), people, keep=keep)
         torch.testing.assert_close(again(features), wanted(features))
+
+
+@pytest.mark.parametrize("unknown", [None, float("nan")])
+def test_unknown_identities_are_not_one_identity(unknown):
+    features = torch.cat([made(), made() + 5])  # the second half has another mean
+    names = [f"identity {number}" for number in PEOPLE.tolist()]
+    singles = [*names, *(f"unknown {row}" for row in range(len(PEOPLE)))]
+    wanted = remove_identity(features, singles)
+    removal = remove_identity(features, [*names, *[unknown] * len(PEOPLE)])
+    torch.testing.assert_close(removal(features), wanted(features))
+
+
+def test_frames_and_none_among_numbers_are_taken():
+    frame = pandas.DataFrame(made().numpy())
+    keep = LABELS.tolist()
+    wanted = remove_identity(made(), PEOPLE, keep=[-1, *keep[1:]])
+    removal = remove_identity(frame, pandas.Series(PEOPLE.numpy()), keep=[None, *keep[1:]])
+    torch.testing.assert_close(removal(made()), wanted(made()))
 
 
 def test_features_that_are_all_the_same_raise_an_error():

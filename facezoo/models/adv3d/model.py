@@ -423,7 +423,9 @@ class Adv3D(MeshModel):
     @torch.no_grad()
     def decode_samples(self, codes: Tensor) -> Tensor:
         """Decode joint codes, identity then expression, to meshes in mm, (M, N, 3)."""
-        parts = codes.split([self.architecture[f"{p}_dim"] for p in ("identity", "expression")], 1)
+        parts = codes.to(self.dtype).split(
+            [self.architecture[f"{p}_dim"] for p in ("identity", "expression")], 1
+        )
         with self._exact():
             return self.decode(*parts)[0]
 
