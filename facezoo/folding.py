@@ -124,7 +124,7 @@ def fused(network: nn.Module, x: Tensor, build: Callable[[], Built]) -> Built | 
 def _observed() -> bool:
     """Return whether hooks of all modules or a transform of torch.func look at the layers."""
     observers = nn.modules.module._global_forward_hooks, nn.modules.module._global_forward_pre_hooks
-    levels = forward_ad._current_level, torch._C._functorch.maybe_current_level()  # type: ignore[attr-defined]
+    levels = forward_ad._current_level, torch._C._functorch.maybe_current_level()
     return any(observers) or levels != (-1, None)
 
 

@@ -201,8 +201,8 @@ def _classes(keep: Tensor | Sequence[int | str | None]) -> Tensor:
     if isinstance(keep, Tensor):
         return keep
     if not any(isinstance(name, str) for name in keep):
-        unknown = any(number is None for number in keep)
-        return _tensor([-1 if number is None else number for number in keep] if unknown else keep)
+        gaps = any(number is None for number in keep)
+        return _tensor([-1 if number is None else number for number in keep] if gaps else keep)
     numbers = _numbers(keep)
     unknown = torch.tensor([not isinstance(name, str) for name in keep], device="cpu")
     return numbers.masked_fill(unknown, -1)
