@@ -172,7 +172,7 @@ def draw_groups(rows: list[list[Any]]) -> Any:
 
 
 def training_numbers() -> dict[str, list[float]]:
-    """Read three losses of stage 1 of ``latentface.wild``, by epoch, from the log of the run."""
+    """Read three losses of stage 1 of ``latentface.wild``, by epoch, from the logs of both runs."""
     with (RESULTS / "latentface.wild-stage1.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     return {name: [float(row[name]) for row in rows] for name in ("pixel", "feature", "expression")}
@@ -185,7 +185,7 @@ def draw_training(losses: dict[str, list[float]]) -> Any:
         axis.plot(range(1, len(values) + 1), values, color=MODEL, marker="o", markersize=3)
         axis.set_title(f"{name} loss", fontsize=9.5, color=TEXT)
         axis.set_xlabel("epoch")
-        axis.set_xticks(range(1, len(values) + 1))
+        axis.set_xticks([1, *range(7, len(values) + 1, 7)])  # the last epoch of each run
     return figure
 
 
