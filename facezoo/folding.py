@@ -90,20 +90,18 @@ def fused(network: nn.Module, x: Tensor, build: Callable[[], Built]) -> Built | 
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
     if traced or torch.is_grad_enabled() or x.device.type != "cpu" or _observed():
         return None
-    modules, weights, buffers = [network], list[Any](), list[Any]()
+    modules = [network]
     for module in modules:  # which grows
         if module.training or module._forward_hooks or module._forward_pre_hooks:
             return None
-        weights += module._parameters.values()
-        buffers += module._buffers.values()
         for child in module._modules.values():
             if child is not None:
                 modules.append(child)
-    weights = [w for w in weights if w is not None]
+    weights, buffers = _tensors_of(modules)
     # Inference tensors do not count their changes.
     if weights[0].dtype != x.dtype or weights[0].is_inference() or torch.is_autocast_enabled("cpu"):
         return None
-    tensors = weights + [b for b in buffers if b is not None]
+    tensors = weights + buffers
     layers = modules[1:], [[vars(m).get(name) for name in SETTINGS] for m in modules[1:]]
     if any(settings[-1] is not None for settings in layers[1]):  # a method was replaced
         return None
@@ -117,7 +115,10 @@ def fused(network: nn.Module, x: Tensor, build: Callable[[], Built]) -> Built | 
             return None
         # Tensors from outside of inference mode serve everywhere.
         with torch.inference_mode(False), torch.no_grad():
-            entry = _FUSED[network] = (layers, Watch(tensors), build())
+            del weights, buffers, tensors  # ``build`` may free them
+            built = build()
+            weights, buffers = _tensors_of(modules)
+            entry = _FUSED[network] = (layers, Watch(weights + buffers), built)
     return entry[2]
 
 
@@ -128,8 +129,15 @@ def _observed() -> bool:
     return any(observers) or levels != (-1, None)
 
 
+def _tensors_of(modules: Sequence[nn.Module]) -> tuple[list[Any], list[Any]]:
+    """Return the parameters and the buffers that modules have themselves, without None."""
+    weights = [w for module in modules for w in module._parameters.values() if w is not None]
+    buffers = [b for module in modules for b in module._buffers.values() if b is not None]
+    return weights, buffers
+
+
 def fuse(
-    convolution: Any, norm: Any, *, relu: bool = True, add: bool = False
+    convolution: Any, norm: Any, *, relu: bool = True, add: bool = False, free: bool = False
 ) -> Callable[..., Tensor]:
     """Return ``convolve`` for these layers, as one step with a folded and packed weight.
 
@@ -141,6 +149,7 @@ def fuse(
         norm: the batch norm behind it.
         relu: whether to apply a ReLU.
         add: whether to add maps before the ReLU.
+        free: whether to free the weight of the convolution, which runs only as a fused step then.
 
     Returns:
         A function of maps (B, C, H, W), channels last in memory, and of the maps to add.
@@ -159,6 +168,8 @@ def fuse(
     shift = 0 if convolution.bias is None else convolution.bias.float()
     bias = ((shift - norm.running_mean.float()) * scale + norm.bias.float()).to(convolution.weight)
     weight = (convolution.weight.float() * scale[:, None, None, None]).to(bias)
+    if free:
+        convolution.weight = None
     geometry = convolution.padding, convolution.stride, convolution.dilation, convolution.groups
     options = dict(zip(("padding", "stride", "dilation", "groups"), geometry, strict=True))
     options |= {"W": _packed(weight, *geometry), "B": bias}

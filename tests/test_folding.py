@@ -117,3 +117,24 @@ def test_a_network_is_traced_by_its_layers(network):
     with torch.no_grad():
         traced = torch.jit.trace(network, IMAGES)  # which compares two runs
         torch.testing.assert_close(traced(IMAGES), network(IMAGES), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.skipif(not folding._supported(torch.float32), reason="oneDNN is missing")
+def test_freed_weights_are_in_memory_only_as_fused_ones_with_the_same_features(network):
+    freed = deepcopy(network)
+    freed.frees_weights = True
+    with torch.no_grad():
+        expected = network(IMAGES)
+        for _ in range(2):
+            assert torch.equal(freed(IMAGES), expected)
+    wide = [m for m in freed.modules() if isinstance(m, nn.Conv2d) and m.out_channels % 64 == 0]
+    assert wide
+    assert all(layer.weight is None for layer in wide)
+
+
+def test_parts_of_a_batch_have_the_maps_of_the_whole_batch(network):
+    images = torch.randn(19, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        whole = network.forward_intermediates(images)  # the first maps are needed as a whole
+        for index, expected in enumerate(whole):
+            assert torch.equal(network.forward_intermediates(images, [index])[0], expected)

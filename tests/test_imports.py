@@ -19,7 +19,10 @@ PACKAGE = Path(facezoo.errors.__file__).parent
 # The lowest row first. An entry covers a module, or a folder with everything in it, unless a longer
 # entry names a part of it. "__init__" is facezoo/__init__.py.
 ROWS = [
-    ["version", "errors", "inference", "folding", "landmarks", "results", "display", "progress"],
+    [
+        *("version", "errors", "inference", "folding", "landmarks", "memory", "results"),
+        *("display", "progress"),
+    ],
     ["hub", "geometry"],
     ["runtimes"],
     ["preprocess", "training"],

@@ -136,7 +136,8 @@ def extract(
         device: device of the model; None for the best one, or for the device of a loaded model.
         jpeg: decoder of JPEG files, ``"pillow"`` or ``"nvjpeg"``; None for that of the model.
         runtime: what computes networks and detector: ``"torch"``, ``"onnxruntime"`` or
-            ``"openvino"``; None for that of the model.
+            ``"openvino"``; None for that of the model. A model that is passed keeps this setting, as
+            well as ``device`` and ``jpeg``.
         min_face: smallest side of a face, pixels; None for 16 pixels in an image of ``max_side``.
         score_threshold: smallest score of a face.
         max_side: longest side of an image that the detector sees at once, pixels.
@@ -261,6 +262,11 @@ def extract_each(
         )
         for model, target in zip(models, targets, strict=True)
     ]
+    # Models that were loaded by name are for this call only.
+    own = [p for p, model in zip(plans, outputs.values(), strict=True) if p.model is not model]
+    if engine == "local":
+        for plan in own:
+            plan.model.reduce_to(plan.names)
     settings = _settings(targets, plans, options, images)
     mark = sha256(repr([settings, images.names]).encode("utf-8", "surrogateescape")).hexdigest()
     if len(set(together.gather(mark))) > 1:
@@ -274,13 +280,19 @@ def extract_each(
     task = Task(plans, options, images.root, workers, PART_IMAGES)
 
     def blocks(names: Sequence[str]) -> Generator[Block, None, None]:
-        if engine == "local" and together.count == 1:
-            return process(task, names, clock)
-        from facezoo.extraction import engines
+        try:
+            if engine == "local" and together.count == 1:
+                yield from process(task, names, clock)
+                return
+            from facezoo.extraction import engines
 
-        if engine == "ray":
-            return engines.with_ray(task, names, clock, device)
-        return engines.with_processes(task, names, clock, together)
+            if engine == "ray":
+                yield from engines.with_ray(task, names, clock, device)
+            else:
+                yield from engines.with_processes(task, names, clock, together)
+        finally:  # the outputs are written without the networks
+            for plan in own:
+                plan.model.reduce_to(())
 
     reports: list[ExtractionReport] = []
     if together.first:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, ClassVar, cast
 
@@ -13,9 +13,11 @@ from typing_extensions import Unpack
 from facezoo.errors import UnsupportedError
 from facezoo.hub.card import Preprocessing
 from facezoo.inference import evaluating
+from facezoo.memory import return_unused
 from facezoo.models.capabilities import STAGES, Model
 from facezoo.models.freezing import Freezable
 from facezoo.models.identity_removal import NAME, IdentityRemoval
+from facezoo.models.resnet import ResNet
 from facezoo.preprocess.alignment import prepare_aligned
 from facezoo.preprocess.images import Images, as_list, describe
 from facezoo.preprocess.jpeg import JpegDecoder, check_decoder
@@ -64,6 +66,8 @@ class FaceModel(Freezable, Model):
     """Stages that ``as_timm`` returns as one timm model; see ``facezoo.export``."""
     unexported: ClassVar[tuple[str, ...]] = ()
     """Capabilities with a stage that cannot be exported as a fixed graph, such as rasterization."""
+    needs: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Names in ``networks`` that a stage needs, see ``reduce_to``; other stages need all."""
     jpeg: JpegDecoder = "pillow"
     """Decoder of JPEG files: ``"pillow"`` or ``"nvjpeg"``."""
     runtime: Runtime = "torch"
@@ -292,6 +296,29 @@ class FaceModel(Freezable, Model):
             return results[names] if isinstance(names, str) else results
 
         return stage
+
+    def reduce_to(self, names: Sequence[str]) -> None:
+        """Free the memory that some stages do not need, before many images are encoded.
+
+        The model can only run these stages afterwards. It cannot be saved, moved or trained.
+        A family without ``needs`` stays as it is.
+
+        Args:
+            names: names of ``stage``; none frees all networks.
+        """
+        if not self.needs:
+            return
+        needed = {network for name in names for network in self.needs.get(name, self.networks)}
+        for name in self.networks:
+            if name not in needed:
+                setattr(self, name, None)
+        if names and self.runtime == "torch":
+            for module in self.modules():
+                if isinstance(module, ResNet):
+                    module.frees_weights = True
+            # Fuse the networks now, before images use the memory.
+            self.run(self._weight().new_zeros(1, *self.input_shape), names)
+        return_unused()
 
     def run(self, crops: Tensor, names: str | Sequence[str], batch_size: int = 64) -> Any:
         """Run stages on prepared crops, in eval mode and batches, without gradients.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from facezoo.folding import convolve, fuse, fused
 DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet10t": (1, 1, 1, 1)}
 """Blocks per stage of the networks that this module builds."""
 WIDTHS = (64, 128, 256, 512)
+EARLY, IMAGES_AT_ONCE = 3, 8
+"""While encoding, the stem and the stages 1 and 2, whose maps are the largest, take 8 images at
+once."""
 Step = Callable[..., Tensor]
 
 
@@ -27,6 +31,9 @@ class ResNet(nn.Module):
     """
 
     num_features = head_hidden_size = WIDTHS[-1]
+    frees_weights = False
+    """Free the weight of a convolution once it is fused, so that it is in memory only once. The
+    network can only encode on a CPU then."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -77,21 +84,36 @@ class ResNet(nn.Module):
     def _fused(self) -> Callable[[Tensor, Sequence[int]], list[Tensor]]:
         """Return the computation of ``forward_intermediates`` with fused convolutions."""
         *first, last = self.conv1 if isinstance(self.conv1, nn.Sequential) else [self.conv1]
-        stem, pool = [*first, fuse(last, self.bn1)], self.maxpool
-        stages = [[block.fused() for block in layer] for layer in self._layers()]
+        free = self.frees_weights
+        # The largest weights come first, so that the others fit into memory that these freed.
+        stages = [[b.fused(free) for b in reversed(layer)][::-1] for layer in self._layers()[::-1]]
+        stages.reverse()
+        stem, pool = [*first, fuse(last, self.bn1, free=free)], self.maxpool
 
-        def run(images: Tensor, indices: Sequence[int]) -> list[Tensor]:
-            x = images.contiguous(memory_format=torch.channels_last)
+        def begin(x: Tensor) -> Tensor:
             for step in stem:
                 x = step(x)
-            maps = [x] if 0 in indices else []
-            for index, blocks in enumerate(stages[: max(indices)], 1):
-                x = pool(x) if index == 1 else x
-                for conv1, conv2, downsample in blocks:
-                    shortcut = x
-                    for step in downsample:
-                        shortcut = step(shortcut)
-                    x = conv2(conv1(x), shortcut)
+            return x
+
+        def advance(blocks: Sequence[tuple[Step, Step, list[Step]]], x: Tensor) -> Tensor:
+            for conv1, conv2, downsample in blocks:
+                shortcut = x
+                for step in downsample:
+                    shortcut = step(shortcut)
+                x = conv2(conv1(x), shortcut)
+            return x
+
+        steps = [begin, lambda x: advance(stages[0], pool(x))]
+        steps += [partial(advance, blocks) for blocks in stages[1:]]
+
+        def run(images: Tensor, indices: Sequence[int]) -> list[Tensor]:
+            x, maps = images.contiguous(memory_format=torch.channels_last), []
+            early = min(EARLY, *indices)
+            if early:
+                parts = [reduce(_apply, steps[:early], part) for part in x.split(IMAGES_AT_ONCE)]
+                x = torch.cat(parts)
+            for index, step in enumerate(steps[early : max(indices) + 1], early):
+                x = step(x)
                 if index in indices:
                     maps.append(x)
             return maps
@@ -127,11 +149,17 @@ class _Block(nn.Module):
         shortcut = x if self.downsample is None else self.downsample(x)
         return convolve(convolve(x, self.conv1, self.bn1), self.conv2, self.bn2, add=shortcut)
 
-    def fused(self) -> tuple[Step, Step, list[Step]]:
+    def fused(self, free: bool) -> tuple[Step, Step, list[Step]]:
         """Return both convolutions and the shortcut as fused steps; the second one adds."""
         shortcut: list[Step] = [] if self.downsample is None else [*self.downsample]
-        shortcut[-2:] = [fuse(*shortcut[-2:], relu=False)] if shortcut else []
-        return fuse(self.conv1, self.bn1), fuse(self.conv2, self.bn2, add=True), shortcut
+        shortcut[-2:] = [fuse(*shortcut[-2:], relu=False, free=free)] if shortcut else []
+        first = fuse(self.conv1, self.bn1, free=free)
+        return first, fuse(self.conv2, self.bn2, add=True, free=free), shortcut
+
+
+def _apply(x: Tensor, step: Step) -> Tensor:
+    result: Tensor = step(x)
+    return result
 
 
 def _deep_stem() -> nn.Sequential:

@@ -40,8 +40,10 @@ def prepare(images: Sequence[Tensor], faces: Faces, preprocessing: Preprocessing
     target = template_points(preprocessing.template, preprocessing.size)
     with torch.autocast(faces.landmarks.device.type, enabled=False):
         matrices = similarity_transform(faces.landmarks, target)
-        crops = align(images, faces.image_index, matrices, preprocessing.size)
-        return normalize(crops, preprocessing)
+        # Without a name for the crops, their memory is free when they are normalized.
+        return normalize(
+            align(images, faces.image_index, matrices, preprocessing.size), preprocessing
+        )
 
 
 def prepare_aligned(
@@ -85,11 +87,9 @@ def normalize(crops: Tensor, preprocessing: Preprocessing) -> Tensor:
     """
     mean = crops.new_tensor(preprocessing.mean)[:, None, None]
     std = crops.new_tensor(preprocessing.std)[:, None, None]
-    normalized = (crops / 255 - mean) / std
+    crops = (crops / 255).sub_(mean).div_(std)
     many = len(crops) >= 8
-    return normalized.contiguous(
-        memory_format=torch.channels_last if many else torch.contiguous_format
-    )
+    return crops.contiguous(memory_format=torch.channels_last if many else torch.contiguous_format)
 
 
 def align(images: Sequence[Tensor], image_index: Tensor, matrices: Tensor, size: int) -> Tensor:

@@ -29,6 +29,8 @@ _SAME_LANDMARKS = 0.5
 _ROLL_DEG, _MISFIT, _LEAST_EYES = 75.0, 0.6, 0.1
 # Crops of the second pass: side, distance of the eyes as a share of it, and crops per forward pass.
 _CROP, _CROP_EYES, _CROPS_AT_ONCE = 64, 0.32, 64
+# Pixels that the network takes at once on a CPU. A larger batch needs more memory and is slower.
+_PIXELS_ON_CPU = 1 << 18
 # The first pass keeps faces whose score is lower than the threshold by this.
 _BELOW = 0.25
 # Faces of this side in the first pass, pixels, get the mean landmarks of both passes, smaller ones
@@ -64,7 +66,7 @@ class DetectionConfig:
     vote_iou: float = 0.7
     """Boxes that overlap the best one by more than this IoU contribute to its position."""
     batch_size: int = 32
-    """Images per forward pass."""
+    """Images per forward pass; fewer on a CPU if they are large."""
     second_pass: bool = True
     """Detect small, rotated and doubtful faces again, in an aligned crop, for better landmarks and
     scores."""
@@ -228,7 +230,7 @@ def _central_faces(
 ) -> tuple[Tensor, Tensor]:
     """Return score (F,) and landmarks (F, 5, 2) of the face in the middle of each crop."""
     parts = []
-    for part in crops.split(_CROPS_AT_ONCE):
+    for part in crops.split(_at_once(_CROPS_AT_ONCE, crops.shape[2:], crops.device)):
         candidates: Candidates = detector(part.contiguous(memory_format=torch.channels_last))
         boxes = candidates.boxes
         side = part.shape[-1]
@@ -278,9 +280,10 @@ def _search(
         ):
             views.setdefault(padded_shape(view, detector.multiple), []).append(view)
     parts = []
-    for alike in views.values():
-        for begin in range(0, len(alike), config.batch_size):
-            some = alike[begin : begin + config.batch_size]
+    for shape, alike in views.items():
+        step = _at_once(config.batch_size, shape, images[0].device)
+        for begin in range(0, len(alike), step):
+            some = alike[begin : begin + step]
             parts.append(_likely(detector, some, threshold, config))
     # One copy to the host for all images: a few rows of each remain.
     boxes, points, scores, index = [torch.cat(part).cpu() for part in zip(*parts, strict=True)]
@@ -291,6 +294,13 @@ def _search(
         merged.append((*faces, index[mine][: len(faces[0])]))
     boxes, points, scores, index = map(torch.cat, zip(*merged, strict=True))
     return Faces(boxes, points, scores, index)
+
+
+def _at_once(limit: int, shape: Sequence[int], device: torch.device) -> int:
+    """Return how many images (H, W) the network takes at once."""
+    if device.type != "cpu":
+        return limit
+    return max(1, min(limit, _PIXELS_ON_CPU // (shape[0] * shape[1])))
 
 
 def _likely(

@@ -28,7 +28,7 @@ from fake_faces import (
 )
 
 from facezoo.errors import ImageError, UnsupportedError
-from facezoo.extraction import extract, extract_each, resume, sources
+from facezoo.extraction import extract, extract_each, resume, sources, stages
 from facezoo.extraction import run as running
 from facezoo.hub.tensors import digest_of
 from facezoo.preprocess import pipeline
@@ -47,6 +47,28 @@ def test_one_row_per_face_in_the_order_of_the_files(folder, tmp_path, tiny):
     assert (report.rows, report.images, report.without_face) == (12, 13, 4)
     assert report.unreadable == []
     assert not resume.folder_of(report.output).exists()
+
+
+def test_networks_of_a_named_model_are_freed_and_those_of_a_given_model_stay(
+    folder, tmp_path, monkeypatch
+):
+    present = []
+
+    def block(batch, task, *others):
+        model = task.plans[0].model
+        present.append([name for name in model.networks if getattr(model, name) is not None])
+        return original(batch, task, *others)
+
+    original = stages._block
+    monkeypatch.setattr(stages, "_block", block)
+    given, named = tiny_model(), tiny_model()
+    monkeypatch.setattr(running, "load", lambda *_, **__: named)
+    run(folder, tmp_path / "given.npz", given)
+    assert present[-1] == list(given.networks)
+    run(folder, tmp_path / "named.npz", "ipd-fer")
+    assert present[-1] == ["identity_encoder", "expression_encoder"]
+    assert named.identity_encoder is named.expression_encoder is None
+    assert (tmp_path / "named.npz").read_bytes() == (tmp_path / "given.npz").read_bytes()
 
 
 def test_features_are_those_of_the_model(folder, tmp_path, tiny):

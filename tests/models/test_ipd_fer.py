@@ -377,3 +377,17 @@ def test_poses_need_a_bottleneck(model, ours):
     assert "predict_pose" not in model.capabilities()
     with pytest.raises(UnsupportedError, match="no pose bottleneck"):
         model.predict_pose(torch.zeros(3, 112, 112), aligned=True)
+
+
+def test_a_reduced_model_keeps_only_the_networks_of_its_stages():
+    model = facezoo.load("ipd-fer", device="cpu")
+    crops = torch.rand(9, *model.input_shape, generator=torch.Generator().manual_seed(0))
+    names = ["encode_expression", "predict_expression"]
+    expected = model.run(crops, names)
+    model.reduce_to(names)
+    torch.testing.assert_close(model.run(crops, names), expected, rtol=0, atol=0)
+    assert [name for name in model.networks if getattr(model, name) is not None] == [
+        "expression_encoder"
+    ]
+    model.reduce_to([])
+    assert not [name for name in model.networks if getattr(model, name) is not None]

@@ -537,3 +537,9 @@ def test_a_detector_is_read_by_name_or_from_its_file_as_it_is_now(tmp_path):
     assert not replaced.equal(own)
     with pytest.raises(UnsupportedError, match="is a checkpoint of ipd-fer; expected one of face"):
         read_detector("ipd-fer", CPU)
+
+
+def test_the_network_takes_few_large_images_at_once_on_a_cpu(detector):
+    images = [photo_of(height=640, width=640)] * 3 + [photo_of(height=250, width=250)] * 9
+    detect(detector, images, SIZES)
+    assert detector.shown == [(1, 3, 640, 640)] * 3 + [(4, 3, 256, 256)] * 2 + [(1, 3, 256, 256)]

@@ -60,6 +60,12 @@ class IPDFER(DecodingModel):
         *("predict_pose", "reconstruct", "neutralize", "frontalize", "transfer_expression"),
     )
     networks = ("identity_encoder", "expression_encoder", "pose_encoder", "decoder")
+    needs: ClassVar = {
+        "encode_expression": ("expression_encoder",),
+        "predict_expression": ("expression_encoder",),
+        "encode_identity": ("identity_encoder",),
+        "encode_pose": ("pose_encoder",),
+    }
 
     def __init__(
         self,
