@@ -136,8 +136,8 @@ def extract(
         device: device of the model; None for the best one, or for the device of a loaded model.
         jpeg: decoder of JPEG files, ``"pillow"`` or ``"nvjpeg"``; None for that of the model.
         runtime: what computes networks and detector: ``"torch"``, ``"onnxruntime"`` or
-            ``"openvino"``; None for that of the model. A model that is passed keeps this setting, as
-            well as ``device`` and ``jpeg``.
+            ``"openvino"``; None for that of the model. A model that is passed keeps this setting,
+            as well as ``device`` and ``jpeg``.
         min_face: smallest side of a face, pixels; None for 16 pixels in an image of ``max_side``.
         score_threshold: smallest score of a face.
         max_side: longest side of an image that the detector sees at once, pixels.

@@ -14,9 +14,9 @@ from facezoo.folding import convolve, fuse, fused
 DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet10t": (1, 1, 1, 1)}
 """Blocks per stage of the networks that this module builds."""
 WIDTHS = (64, 128, 256, 512)
-EARLY, IMAGES_AT_ONCE = 3, 8
-"""While encoding, the stem and the stages 1 and 2, whose maps are the largest, take 8 images at
-once."""
+EARLY, IMAGES_PER_THREAD = 3, 8
+"""While encoding, the stem and the stages 1 and 2, whose maps are the largest, take 8 images per
+thread at once."""
 Step = Callable[..., Tensor]
 
 
@@ -110,8 +110,8 @@ class ResNet(nn.Module):
             x, maps = images.contiguous(memory_format=torch.channels_last), []
             early = min(EARLY, *indices)
             if early:
-                parts = [reduce(_apply, steps[:early], part) for part in x.split(IMAGES_AT_ONCE)]
-                x = torch.cat(parts)
+                parts = x.split(IMAGES_PER_THREAD * torch.get_num_threads())
+                x = torch.cat([reduce(_apply, steps[:early], part) for part in parts])
             for index, step in enumerate(steps[early : max(indices) + 1], early):
                 x = step(x)
                 if index in indices:

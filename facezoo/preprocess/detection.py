@@ -29,8 +29,8 @@ _SAME_LANDMARKS = 0.5
 _ROLL_DEG, _MISFIT, _LEAST_EYES = 75.0, 0.6, 0.1
 # Crops of the second pass: side, distance of the eyes as a share of it, and crops per forward pass.
 _CROP, _CROP_EYES, _CROPS_AT_ONCE = 64, 0.32, 64
-# Pixels that the network takes at once on a CPU. A larger batch needs more memory and is slower.
-_PIXELS_ON_CPU = 1 << 18
+# Pixels that each thread of the network takes at once on a CPU; more need more memory.
+_PIXELS_PER_THREAD = 1 << 19
 # The first pass keeps faces whose score is lower than the threshold by this.
 _BELOW = 0.25
 # Faces of this side in the first pass, pixels, get the mean landmarks of both passes, smaller ones
@@ -300,7 +300,8 @@ def _at_once(limit: int, shape: Sequence[int], device: torch.device) -> int:
     """Return how many images (H, W) the network takes at once."""
     if device.type != "cpu":
         return limit
-    return max(1, min(limit, _PIXELS_ON_CPU // (shape[0] * shape[1])))
+    pixels = _PIXELS_PER_THREAD * torch.get_num_threads()
+    return max(1, min(limit, pixels // (shape[0] * shape[1])))
 
 
 def _likely(
