@@ -193,7 +193,7 @@ def cluster(
         from scipy.spatial.distance import squareform
         from sklearn.cluster import HDBSCAN
     known = torch.isfinite(rows).all(1)
-    result = torch.full((len(rows),), -1)
+    result = torch.full((len(rows),), -1, dtype=torch.int64, device="cpu")
     unit = F.normalize(rows[known], dim=1)
     if method == "hdbscan":
         groups = HDBSCAN(2, copy=True).fit_predict(unit) if len(unit) > 1 else -np.ones(len(unit))
@@ -217,7 +217,7 @@ def cluster(
 def _rows(features: Any) -> Tensor:
     """Convert features to a float32 tensor (N, D) on the CPU; see ``cluster``."""
     try:
-        rows = torch.as_tensor(as_array(features)).detach().float().cpu()
+        rows = torch.as_tensor(as_array(features), device="cpu").detach().float()
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
             f"features must be numbers (N, D), such as those of encode_identity, got "

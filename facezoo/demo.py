@@ -111,9 +111,10 @@ def sample_mesh(identity: int, expression: int, strength: float) -> str:
     """Decode a random face mesh from two seeds as a ``.glb`` file; strength 0 is neutral."""
     sampler = model("adv3d")
     dims = sampler.architecture["identity_dim"], sampler.architecture["expression_dim"]
+    generators = [torch.Generator().manual_seed(int(seed)) for seed in (identity, expression)]
     codes = [
-        torch.randn(1, dim, generator=torch.Generator().manual_seed(int(seed)))
-        for dim, seed in zip(dims, (identity, expression), strict=True)
+        torch.randn(1, dim, generator=generator, dtype=torch.float32, device="cpu")
+        for dim, generator in zip(dims, generators, strict=True)
     ]
     neutral = sampler.synthesize(codes[0])[0].vertices
     full = sampler.synthesize(*codes)[0]

@@ -200,7 +200,7 @@ def export_detector(out: str | Path) -> list[Path]:
     }
     formats = _formats_in(folder, description)
     generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(3, 3, 192, 320, generator=generator)
+    inputs = torch.randn(3, 3, 192, 320, generator=generator, dtype=torch.float32, device="cpu")
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=folder) as scratch:
         path = Path(scratch) / "detections.onnx"
         write_onnx(stage, path, inputs[:2], INPUT, names, (0, 2, 3), FaceDetector.multiple)
@@ -251,9 +251,10 @@ def _requested(model: Model, kind: str, stages: str | Sequence[str] | None) -> d
 def _inputs(model: Model) -> Tensor:
     """Return three random crops, or three meshes near the template."""
     generator = torch.Generator().manual_seed(0)
-    if isinstance(model, MeshModel):
-        return model.template_mm + torch.randn(3, *model.template_mm.shape, generator=generator)
-    return torch.randn(3, *model.input_shape, generator=generator)
+    meshes = isinstance(model, MeshModel)
+    shape = model.template_mm.shape if meshes else model.input_shape
+    noise = torch.randn(3, *shape, generator=generator, dtype=torch.float32, device="cpu")
+    return model.template_mm + noise if meshes else noise
 
 
 def _compare(stage: Stage, run: Run, inputs: Tensor, name: str) -> dict[str, Any]:

@@ -137,7 +137,7 @@ def unit_crops(
     if options.aligned:
         pixels = [torch.from_numpy(image).to(device) for image in read_images(sources)]
         return prepare_aligned(pixels, plain)
-    parts = [torch.empty(0, 3, size, size, device=device)]
+    parts = [torch.empty(0, 3, size, size, dtype=torch.float32, device=device)]
     for batch in face_batches(sources, device, options):
         assert batch.faces is not None
         known = torch.isfinite(batch.faces.scores)

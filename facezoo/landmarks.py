@@ -186,7 +186,7 @@ def pose_labels(yaw: Tensor) -> Tensor:
     Returns:
         0 to 4; a limit belongs to the class below it; -1 for NaN; int64, (N,).
     """
-    classes = torch.bucketize(yaw.abs(), torch.tensor(POSE_LIMITS, device=yaw.device))
+    classes = torch.bucketize(yaw.abs(), yaw.new_tensor(POSE_LIMITS))
     return torch.where(yaw.isnan(), -1, classes)
 
 

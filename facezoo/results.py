@@ -14,6 +14,7 @@ from importlib import import_module
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +24,6 @@ from facezoo.landmarks import LANDMARK_NAMES, head_pose
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import numpy as np
     from numpy.typing import NDArray
     from typing_extensions import Self
 
@@ -337,7 +337,7 @@ class Faces(FaceTable):
         columns: dict[str, Any] = {
             "file": [self.files[i] if self.files else None for i in index],
             "image_index": _to_numpy(self.image_index),
-            "face": torch.tensor(numbers, dtype=torch.int64).numpy(),
+            "face": np.array(numbers, np.int64),
         }
         for names, values in (
             (BOX, self.boxes),

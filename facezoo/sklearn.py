@@ -137,7 +137,7 @@ class FaceFeatures(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         if self.what == "probabilities":
             model.stage("predict_expression")
             return np.array([f"p_{label}" for label in model.labels], object)
-        crops = torch.zeros(0, *model.input_shape, device=model.device)
+        crops = torch.zeros(0, *model.input_shape, dtype=torch.float32, device=model.device)
         width = model.run(crops, f"encode_{self.what}").shape[1]
         return np.array([f"{self.what}_{index}" for index in range(width)], object)
 

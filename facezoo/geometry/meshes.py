@@ -153,16 +153,20 @@ def laplacian(vertices: Tensor, edges: Tensor) -> Tensor:
 
 def some_points(points: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Pick ``count`` points (N, 3) in random order, or all of them if there are fewer."""
-    return points[torch.randperm(len(points), generator=generator)[:count]]
+    order = torch.randperm(len(points), generator=generator, device=generator.device)
+    return points[order[:count]]
 
 
 def add_noise(points: Tensor, deviation: float, generator: torch.Generator) -> Tensor:
     """Add Gaussian noise with this standard deviation to every coordinate."""
-    return points + deviation * torch.randn(points.shape, generator=generator)
+    noise = torch.randn(
+        points.shape, generator=generator, dtype=torch.float32, device=generator.device
+    )
+    return points + deviation * noise
 
 
 def cut_off(points: Tensor, share: float, generator: torch.Generator) -> Tensor:
     """Remove the ``share`` of the points that lies farthest in a random direction."""
-    direction = torch.randn(3, generator=generator)
+    direction = torch.randn(3, generator=generator, dtype=torch.float32, device=generator.device)
     order = (points @ direction).argsort()
     return points[order[: round(len(points) * (1 - share))]]

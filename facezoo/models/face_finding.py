@@ -82,13 +82,12 @@ def render(
     attributes = torch.from_numpy(np.concatenate([normals, points[:, 2:]], 1)).float()
     fragments = rasterize(projected[None], corners, (size, size))
     pixels = interpolate(fragments, attributes[None])[0]
-    light = torch.nn.functional.normalize(torch.tensor(LIGHT), dim=0)
+    light = torch.nn.functional.normalize(pixels.new_tensor(LIGHT), dim=0)
     facing = torch.nn.functional.normalize(pixels[..., :3], dim=-1)
     brightness = 0.15 + 0.85 * (facing @ light).clamp(min=0)
     mask = fragments.mask[0]
-    image = torch.where(
-        mask[..., None], brightness[..., None] * torch.tensor(COLOR), torch.tensor(BACKGROUND)
-    )
+    color, background = pixels.new_tensor(COLOR), pixels.new_tensor(BACKGROUND)
+    image = torch.where(mask[..., None], brightness[..., None] * color, background)
     depth = pixels[..., 3].double().numpy()
     depth = np.where(mask.numpy(), depth, np.nan)
     return View(image.clamp(0, 255).byte(), depth, rotation, center, scale)

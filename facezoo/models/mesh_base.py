@@ -320,12 +320,14 @@ class MeshModel(Model):
         """Fit mean (N, 3) and axes (D, N, 3) to decoded samples of the code distribution."""
         size = len(self.code_mean)
         if not size:
-            return self.template.vertices, torch.zeros(0, *self.template.vertices.shape)
+            return self.template.vertices, self.template.vertices.new_zeros(
+                0, *self.template.vertices.shape
+            )
         generator = torch.Generator().manual_seed(0)
-        scores = torch.randn(samples, size, generator=generator, dtype=torch.float64)
+        scores = torch.randn(samples, size, generator=generator, dtype=torch.float64, device="cpu")
         codes = self.code_mean.double().cpu() + scores @ self.code_axes.double().cpu().T
         shapes = self.decode_samples(codes.to(self.code_mean)).double().cpu()
-        inputs = torch.cat([torch.ones(samples, 1, dtype=torch.float64), scores], 1)
+        inputs = torch.cat([scores.new_ones(samples, 1), scores], 1)
         weights = torch.linalg.lstsq(inputs, shapes.flatten(1), driver="gelsd").solution
         return weights[0].unflatten(0, (-1, 3)), weights[1:].unflatten(1, (-1, 3))
 

@@ -216,7 +216,8 @@ def _is_turned(
     middle = (faces.boxes[:, :2] + faces.boxes[:, 2:]) / 2
     scale = _TURNED_BOX / (faces.boxes[:, 2:] - faces.boxes[:, :2]).amax(1)
     shift = (_TURNED_CROP - 1) / 2 - scale[:, None] * middle
-    matrices = torch.cat([scale[:, None, None] * torch.eye(2).to(scale), shift[..., None]], 2)
+    unit = torch.eye(2, dtype=scale.dtype, device=scale.device)
+    matrices = torch.cat([scale[:, None, None] * unit, shift[..., None]], 2)
     crops = align(images, faces.image_index, matrices, _TURNED_CROP) / 127.5 - 1
     crops = F.pad(crops, [_TURNED_PAD] * 4)
     views = torch.cat([torch.rot90(crops, turn, (2, 3)) for turn in range(4)])

@@ -258,7 +258,9 @@ class Adv3D(MeshModel):
 
         def code(mean: Tensor, logvar: Tensor) -> Tensor:
             if sampled:  # for all meshes at once, so that samples do not depend on the batches
-                noise = torch.randn(mean.shape, generator=generator, device="cpu").to(mean)
+                noise = torch.randn(
+                    mean.shape, generator=generator, dtype=torch.float32, device="cpu"
+                ).to(mean)
                 mean = sample(mean, logvar, noise)
             return mean.float()
 
@@ -385,10 +387,10 @@ class Adv3D(MeshModel):
         ends = [self.encode(mesh, **place) for mesh in (a, b)]
         if any(len(end.identity) != 1 for end in ends):
             raise ValueError("interpolate takes one mesh for each end")
-        weight = torch.linspace(0, 1, steps, device=self.device)[:, None]
         codes = {
             name: getattr(ends[0], name).expand(steps, -1) for name in ("identity", "expression")
         }
+        weight = torch.linspace(0, 1, steps, dtype=torch.float32, device=self.device)[:, None]
         codes[what] = torch.lerp(codes[what], getattr(ends[1], what).expand(steps, -1), weight)
         return self.synthesize(codes["identity"], codes["expression"])
 

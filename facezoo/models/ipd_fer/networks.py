@@ -68,7 +68,7 @@ class Encoder(nn.Module):
         width: int = self.backbone.head_hidden_size  # type: ignore[assignment]
         weight = next(self.norm.parameters())
         # Rows of an affine map show its offset at zero and its columns at the unit vectors.
-        points = torch.cat([weight.new_zeros(1, width), torch.eye(width).to(weight)])
+        points = F.pad(torch.eye(width, dtype=weight.dtype, device=weight.device), (0, 0, 1, 0))
         outward = self.norm(self.projection(points))
         outward = outward if last is None else last(outward)
         network = _backbone(name, 112, outward.shape[1])
@@ -278,7 +278,11 @@ class RefinedDecoder(nn.Module):
         """
         x, center = features.double() - features.double().mean(0), images.mean(0).flatten()
         gram = x.T @ x
-        gram += ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+        gram += (
+            ridge
+            * gram.diagonal().mean()
+            * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+        )
         cross = x.float().T @ (images.flatten(1) - center)
         lower = torch.linalg.cholesky(gram)
         whitened = torch.linalg.solve_triangular(lower, cross.double(), upper=False)

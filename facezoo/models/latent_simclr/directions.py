@@ -122,7 +122,8 @@ def read_labels(path: str | Path, count: int) -> dict[str, Tensor]:
                 f"column {name!r} of {path} has {', '.join(unknown[:3])}; expected 1, 0 or an "
                 "empty value"
             )
-        columns[name] = torch.tensor([meaning[value] for value in values])
+        labels = [meaning[value] for value in values]
+        columns[name] = torch.tensor(labels, dtype=torch.float32, device="cpu")
     return columns
 
 

@@ -87,7 +87,8 @@ class ExpressionAxes(nn.Module):
         rows = codes.flatten(1).double()
         rows = rows - rows.mean(0)
         products = rows.T @ rows
-        penalty = PENALTY * products.diagonal().mean() * torch.eye(len(products)).double()
+        unit = torch.eye(len(products), dtype=products.dtype, device=products.device)
+        penalty = PENALTY * products.diagonal().mean() * unit
         read = torch.linalg.solve(products + penalty, rows.T @ targets)
         within = differences(identities, targets)
         if within is None:
@@ -110,10 +111,11 @@ def differences(identities: Sequence[str], values: Tensor) -> Tensor | None:
         (N, K), or None if no identity has two rows.
     """
     names = {name: number for number, name in enumerate(dict.fromkeys(identities))}
-    group = torch.tensor([names[name] for name in identities])
+    group = torch.tensor([names[name] for name in identities], device=values.device)
     counts = torch.bincount(group, minlength=len(names))
     sums = values.new_zeros(len(names), values.shape[1]).index_add_(0, group, values)
-    named = torch.tensor([bool(name) for name in identities]) & (counts[group] > 1)
+    named = torch.tensor([bool(name) for name in identities], device=values.device)
+    named &= counts[group] > 1
     if not named.any():
         return None
     return (values - sums[group] / counts[group, None]) * named[:, None]

@@ -253,7 +253,7 @@ class StyleGANInverter(nn.Module):
         groups = [{"params": [p], "lr": lr} for p, lr in zip(free, lrs, strict=True)]
         optimizer = torch.optim.Adam(groups)
         best = [part.detach().clone() for part in free]
-        lowest = torch.full((len(images),), torch.inf, device=images.device)
+        lowest = images.new_full((len(images),), torch.inf)
         for step in range(steps + 1):
             distances = distance(self.synthesize(codes, feature), images)
             better = distances.detach() < lowest

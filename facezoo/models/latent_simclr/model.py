@@ -241,8 +241,9 @@ class LatentSimCLR(DecodingModel):
             RGB in [0, 1], (count, 3, S, S).
         """
         gan = self.inverter.generator
-        device = generator.device if generator is not None else None
-        z = torch.randn(count, gan.style_dim, generator=generator, device=device)
+        device = generator.device if generator is not None else "cpu"
+        shape = (count, gan.style_dim)
+        z = torch.randn(shape, generator=generator, dtype=torch.float32, device=device)
         codes = gan.map(z.to(self.directions), psi, self.inverter.encoder.mean_code)
         return self.to_unit(gan(codes, gan.stored_noise()).float())
 
@@ -399,7 +400,9 @@ class LatentSimCLR(DecodingModel):
             ValueError: if a custom direction has another shape.
         """
         if not isinstance(name, str):
-            return check_direction(torch.as_tensor(name), *self.directions.shape[1:])
+            return check_direction(
+                torch.as_tensor(name, device=self.device), *self.directions.shape[1:]
+            )
         names = self.architecture["directions"]
         if name not in names:
             available = ", ".join(names) or "none"
@@ -423,7 +426,8 @@ class LatentSimCLR(DecodingModel):
             features = self._encode(images, self.stage(name), options)[0]
             return features
         encoder = self.identity_encoder if name == "encode_identity" else self.expression_encoder
-        features = self.decode_batched(torch.as_tensor(w_plus), encoder, options.batch_size)
+        codes = torch.as_tensor(w_plus, device=self.device)
+        features = self.decode_batched(codes, encoder, options.batch_size)
         return features if name == "encode_identity" else self.without_identity(features)
 
     def _mix(self, coarse: Inversion, fine: Inversion, batch_size: int) -> Tensor:

@@ -112,7 +112,7 @@ class StyleGANGenerator(nn.Module):
     @torch.no_grad()
     def mean_code(self, count: int, generator: Generator | None = None) -> Tensor:
         """Compute the mean code of ``count`` random z, (D,)."""
-        total = torch.zeros(self.style_dim, device=self.input.input.device)
+        total = torch.zeros(self.style_dim, dtype=torch.float32, device=self.input.input.device)
         for begin in range(0, count, 4096):
             rows = min(4096, count - begin)
             z = _normal((rows, self.style_dim), self.input.input, generator)
@@ -275,7 +275,7 @@ def layer_side(number: int) -> int:
 def _normal(shape: tuple[int, ...], like: Tensor, generator: Generator | None = None) -> Tensor:
     """Sample normal noise on the generator's device and move it to the device of ``like``."""
     device = like.device if generator is None else generator.device
-    return torch.randn(shape, generator=generator, device=device).to(like)
+    return torch.randn(shape, generator=generator, dtype=torch.float32, device=device).to(like)
 
 
 class _Constant(nn.Module):

@@ -21,7 +21,8 @@ SAMPLE_STEPS = 5
 """S of the DDIM sampler, Sec. 2.4."""
 
 # Computed once as numbers, since ONNX has no cumulative product.
-_ALPHAS: list[float] = (1 - torch.linspace(1e-4, 0.02, TRAIN_STEPS)).cumprod(0).tolist()
+_BETAS = torch.linspace(1e-4, 0.02, TRAIN_STEPS, dtype=torch.float32, device="cpu")
+_ALPHAS: list[float] = (1 - _BETAS).cumprod(0).tolist()
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 StepRule = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]

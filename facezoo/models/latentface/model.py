@@ -140,7 +140,7 @@ class LatentFace(LatentFaceStages):
         Raises:
             ValueError: if ``light`` has another shape, or a number that is not in [-1, 1].
         """
-        parameters = torch.as_tensor(light)
+        parameters = torch.as_tensor(light, device="cpu")
         if tuple(parameters.shape) != (4,):
             raise ValueError(
                 f"light must be (4,), ambient, diffuse, dx, dy, got {tuple(parameters.shape)}"
