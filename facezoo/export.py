@@ -137,10 +137,11 @@ def export(
         files = []
         for name, capability in requested.items():
             stage = Stage(plain, capability)
-            with torch.no_grad():
+            # torch and timm load the file on the default device.
+            with torch.no_grad(), torch.device("cpu"):
                 path, run = _WRITERS[kind](stage, name, Path(scratch), inputs[:2])
-            # Three inputs, since two were traced.
-            entries[name] = {"file": path.name, **_compare(stage, run, inputs, name)}
+                # Three inputs, since two were traced.
+                entries[name] = {"file": path.name, **_compare(stage, run, inputs, name)}
             files.append(path)
         for path in files:
             if (folder / path.name).is_dir():
@@ -371,7 +372,7 @@ def _write_timm(stage: Stage, name: str, folder: Path, inputs: Tensor) -> tuple[
     if model.card is not None:
         config["pretrained_cfg"]["license"] = model.card.licenses.weights
     (path / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-    loaded = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
+    loaded = timm.create_model(f"local-dir:{path}", pretrained=True).float().eval()
 
     @torch.inference_mode()
     def run(crops: Tensor) -> Tensor:

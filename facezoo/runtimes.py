@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from functools import cache
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -17,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from facezoo.errors import UnsupportedError
+from facezoo.errors import UnsupportedError, warn_once
 from facezoo.folding import Watch
 from facezoo.hub.tensors import digest_of
 from facezoo.version import __version__
@@ -106,7 +108,8 @@ def write_onnx(
     dim = torch.export.Dim
     sides = {d: multiple * dim(f"side{d}", min=1) if multiple else dim.DYNAMIC for d in free}
     shapes = {d: dim("batch") if d == 0 else sides[d] for d in free}
-    with warnings.catch_warnings(), torch.no_grad():
+    # The exporter makes tensors on the default device.
+    with warnings.catch_warnings(), torch.no_grad(), torch.device("cpu"):
         warnings.simplefilter("ignore")  # of the exporter about its own parts
         torch.onnx.export(
             module,
@@ -214,7 +217,6 @@ class _InRuntime:
         inputs = torch.randn(2, *shape[1:], generator=generator, dtype=torch.float32)
         path = _cached(self.module, [self.method, *shape[1:], *self.free])
         if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_name(f".{os.getpid()}-{path.name}")
             module = self.module if x.dtype == torch.float32 else deepcopy(self.module).float()
             try:
@@ -254,13 +256,32 @@ class _Plain(nn.Module):
 
 
 def _cached(module: nn.Module, key: Sequence[object]) -> Path:
-    """Return the place of a graph: by weights, input and versions."""
+    """Return the place of a graph: by weights, input and versions; its folder can be written."""
     everything = [type(module).__name__, digest_of(module), *key, __version__, torch.__version__]
-    name = hashlib.sha256(repr(everything).encode()).hexdigest()[:24]
-    return cache_folder() / f"{name}.onnx"
+    name = f"{hashlib.sha256(repr(everything).encode()).hexdigest()[:24]}.onnx"
+    folder = cache_folder()
+    try:
+        path = folder.expanduser() / name
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+        return path
+    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
+        temporary = _temporary_folder().name
+        warn_once(
+            f"cannot write to {folder} ({getattr(error, 'strerror', error)}), so converted "
+            f"networks are kept in {temporary} until this process ends; set XDG_CACHE_HOME to a "
+            "writable folder to convert only once"
+        )
+        return Path(temporary, name)
 
 
 def cache_folder() -> Path:
     """Return the folder of graphs: ``facezoo/runtimes`` in ``XDG_CACHE_HOME`` or ``~/.cache``."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "facezoo" / "runtimes"
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "facezoo", "runtimes")
+
+
+@cache
+def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="facezoo-runtimes-")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
+import warnings
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ SUFFIXES = (".obj", ".ply", ".stl", ".glb", ".gltf")
 COMPRESSED = ("KHR_mesh_quantization", "KHR_draco_mesh_compression", "EXT_meshopt_compression")
 FLOAT = 5126
 """The glTF code of float32."""
+MAX_LOSS_MM = 0.01
+"""Largest change of a coordinate by float32 that needs no float64 and no warning."""
 
 Arrays = tuple[NDArray[Any], NDArray[np.int64]]
 """Vertices (N, 3) and triangles (T, 3)."""
@@ -63,7 +66,9 @@ def read_mesh(path: str | Path, units: str) -> Mesh:
 def write_mesh(path: str | Path, mesh: Mesh) -> Path:
     """Write a mesh in its own units; the suffix selects the format.
 
-    Programs read ``.glb`` files in meters: write ``mesh.to_units("m")``.
+    ``.obj`` files hold the exact numbers, and ``.ply`` files float64 where float32 loses more than
+    0.01 mm, far from the origin. ``.stl`` and ``.glb`` files hold float32, and such a loss gives a
+    warning. Programs read ``.glb`` files in meters: write ``mesh.to_units("m")``.
 
     Args:
         path: a file with one of ``SUFFIXES``, but not ``.gltf``.
@@ -81,21 +86,52 @@ def write_mesh(path: str | Path, mesh: Mesh) -> Path:
     if suffix == ".gltf":
         raise ValueError(f"cannot write {path}: a .gltf mesh is several files; write .glb instead")
     path.parent.mkdir(parents=True, exist_ok=True)
-    vertices = mesh.vertices.detach().cpu().float().numpy()
-    triangles = None if mesh.triangles is None else mesh.triangles.cpu().long().numpy()
+    tensor = mesh.vertices.detach().cpu()
+    vertices = (tensor if tensor.dtype == torch.float64 else tensor.float()).numpy()
+    triangles = None if mesh.triangles is None else mesh.triangles.cpu().numpy()
+    loss_mm = float(np.abs(vertices.astype(np.float32) - vertices).max()) * millimeters(mesh.units)
     if suffix == ".obj":
-        lines = [f"# units: {mesh.units}"]
-        lines += ["v {:.6f} {:.6f} {:.6f}".format(*vertex) for vertex in vertices.tolist()]
-        corners = [] if triangles is None else (triangles + 1).tolist()
-        lines += ["f {} {} {}".format(*triangle) for triangle in corners]
-        path.write_text("\n".join(lines) + "\n", encoding="ascii")
-        return path
-    trimesh = _trimesh(suffix)
-    if triangles is None:
-        trimesh.PointCloud(vertices).export(path)
+        _write_obj(path, vertices, triangles, mesh.units)
+    elif suffix == ".ply" and loss_mm > MAX_LOSS_MM:
+        _write_double_ply(path, vertices, triangles)
     else:
-        trimesh.Trimesh(vertices, triangles, process=False).export(path)
+        if loss_mm > MAX_LOSS_MM:
+            warnings.warn(
+                f"{path}: {suffix} files hold float32, which moves vertices by up to "
+                f"{loss_mm:.2g} mm so far from the origin; move the mesh near the origin, or write "
+                ".obj or .ply",
+                stacklevel=2,
+            )
+        trimesh = _trimesh(suffix)
+        faces = {} if triangles is None else {"faces": triangles, "process": False}
+        kind = trimesh.PointCloud if triangles is None else trimesh.Trimesh
+        kind(vertices, **faces).export(path)
     return path
+
+
+def _write_obj(
+    path: Path, vertices: NDArray[Any], triangles: NDArray[np.int64] | None, units: str
+) -> None:
+    lines = [f"# units: {units}"]
+    # As text, numpy writes the fewest digits that give the same number.
+    lines += [f"v {x} {y} {z}" for x, y, z in vertices.astype(str).tolist()]
+    corners = [] if triangles is None else (triangles + 1).tolist()
+    lines += ["f {} {} {}".format(*triangle) for triangle in corners]
+    path.write_text("\n".join(lines) + "\n", encoding="ascii")
+
+
+def _write_double_ply(
+    path: Path, vertices: NDArray[np.float64], triangles: NDArray[np.int64] | None
+) -> None:
+    """Write a binary PLY with float64 coordinates; trimesh writes float32."""
+    lines = ["ply", "format binary_little_endian 1.0", f"element vertex {len(vertices)}"]
+    lines += [f"property double {axis}" for axis in "xyz"]
+    faces = np.empty(0 if triangles is None else len(triangles), [("n", "u1"), ("v", "<i4", 3)])
+    if triangles is not None:
+        faces["n"], faces["v"] = 3, triangles
+        lines += [f"element face {len(faces)}", "property list uchar int vertex_indices"]
+    header = "\n".join([*lines, "end_header\n"]).encode()
+    path.write_bytes(header + vertices.astype("<f8").tobytes() + faces.tobytes())
 
 
 def _known_suffix(path: Path) -> str:

@@ -6,9 +6,11 @@ Letters: B batch, N vertices, T triangles, E edges, K corresponding points.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from facezoo.results import Result
@@ -25,7 +27,7 @@ class Mesh(Result):
     """
 
     vertices: Tensor
-    """In ``units``, (N, 3)."""
+    """In ``units``, (N, 3); whole numbers become float64."""
     units: str
     """A key of ``UNITS_MM``."""
     triangles: Tensor | None = None
@@ -33,17 +35,13 @@ class Mesh(Result):
 
     def __post_init__(self) -> None:
         millimeters(self.units)
-        for name, dtype in (("vertices", np.float64), ("triangles", np.int64)):
-            if isinstance(values := getattr(self, name), np.ndarray):
-                if name == "triangles" and values.dtype.kind not in "iu":
-                    raise ValueError(f"triangles must be whole numbers, got {values.dtype}")
-                array = np.array(values, dtype, order="C")  # torch rejects some byte orders
-                object.__setattr__(self, name, torch.from_numpy(array))
+        object.__setattr__(self, "vertices", _floats(self.vertices))
         if self.vertices.ndim != 2 or self.vertices.shape[1] != 3 or not len(self.vertices):
             raise ValueError(f"vertices must be (N, 3), got {tuple(self.vertices.shape)}")
         if not bool(torch.isfinite(self.vertices).all()):
             raise ValueError("vertices must be finite numbers; this mesh has NaN or infinity")
         if self.triangles is not None:
+            object.__setattr__(self, "triangles", _indices(self.triangles))
             _check_triangles(self.triangles, len(self.vertices))
 
     def to_units(self, units: str) -> Mesh:
@@ -52,6 +50,27 @@ class Mesh(Result):
             return self
         factor = millimeters(self.units) / millimeters(units)
         return Mesh(self.vertices * factor, units, self.triangles)
+
+
+def _floats(values: Tensor | NDArray[Any]) -> Tensor:
+    """Convert coordinates to floats; results in whole numbers would be truncated."""
+    if isinstance(values, np.ndarray):  # torch rejects some byte orders
+        return torch.from_numpy(np.array(values, np.float64, order="C"))
+    return values if values.is_floating_point() else values.double()
+
+
+def _indices(values: Tensor | NDArray[Any]) -> Tensor:
+    """Convert vertex indices to int64; torch computes little with its unsigned types.
+
+    Raises:
+        ValueError: if they are not whole numbers.
+    """
+    if isinstance(values, np.ndarray):
+        if values.dtype.kind in "iu":
+            return torch.from_numpy(np.array(values, np.int64, order="C"))
+    elif not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool):
+        return values.long()
+    raise ValueError(f"triangles must be whole numbers, got {values.dtype}")
 
 
 def millimeters(units: str | None) -> float:
@@ -71,8 +90,6 @@ def millimeters(units: str | None) -> float:
 def _check_triangles(triangles: Tensor, count: int) -> None:
     if triangles.ndim != 2 or triangles.shape[1] != 3:
         raise ValueError(f"triangles must be (T, 3), got {tuple(triangles.shape)}")
-    if triangles.is_floating_point():
-        raise ValueError(f"triangles must be whole numbers, got {triangles.dtype}")
     if len(triangles) and (int(triangles.min()) < 0 or int(triangles.max()) >= count):
         raise ValueError(
             f"triangles use vertices {int(triangles.min())} to {int(triangles.max())}, but there "

@@ -268,7 +268,7 @@ class MeshModel(Model):
             model, reference = self._shape_model
             pairs = None
             if landmarks is not None:
-                own = landmark_positions(mesh, landmarks).double().cpu().numpy()
+                own = landmark_positions(mesh, landmarks).cpu().numpy()
                 pairs = own, self.template.landmark_points(len(own)).double().cpu().numpy()
             elif reference is None:
                 reference = template_landmarks(model.mean, model.triangles)

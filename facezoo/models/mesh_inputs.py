@@ -129,27 +129,29 @@ def as_mesh(source: MeshSource, units: str | None) -> Mesh:
         raise _not_a_mesh(source)
     if source.dtype in (np.uint8, torch.uint8):
         raise ValueError("its vertices are uint8, as the pixels of an image; pass a mesh")
-    if isinstance(source, np.ndarray):  # torch rejects some byte orders and strides
-        return Mesh(torch.from_numpy(np.array(source, np.float64, order="C")), units)
-    return Mesh(source.detach(), units)
+    return Mesh(source.detach() if isinstance(source, Tensor) else source, units)  # type: ignore[arg-type]
 
 
 def landmark_positions(mesh: Mesh, landmarks: Landmarks) -> Tensor:
-    """Return landmarks as points (K, 3) in the units of the mesh.
+    """Return landmarks as points in the units of the mesh, float64, (K, 3).
 
     Raises:
         ValueError: if they are neither vertex numbers of the mesh nor coordinates.
     """
-    values = torch.as_tensor(landmarks)
-    if values.ndim == 2 and values.shape[1] == 3 and values.is_floating_point():
-        return values.to(mesh.vertices)
+    # numpy reads a list in float64, and torch in its default dtype on its default device.
+    values = landmarks if isinstance(landmarks, Tensor) else torch.from_numpy(np.array(landmarks))
+    values = values.detach().to(mesh.vertices.device)
+    numbers = values.dtype != torch.bool and not values.is_complex()
+    if values.ndim == 2 and values.shape[1] == 3 and numbers:
+        return values.double()
     last = len(mesh.vertices) - 1
     expected = f"landmarks must be vertex numbers from 0 to {last}, or coordinates (K, 3)"
-    if values.ndim != 1 or values.is_floating_point() or values.dtype == torch.bool:
+    if values.ndim != 1 or values.is_floating_point() or not numbers:
         raise ValueError(f"{expected}; got {tuple(values.shape)} of {values.dtype}")
+    values = values.long()
     if len(values) and (int(values.min()) < 0 or int(values.max()) > last):
         raise ValueError(f"{expected}; got {int(values.min())} to {int(values.max())}")
-    return mesh.vertices[values.long().to(mesh.vertices.device)]
+    return mesh.vertices[values].double()
 
 
 def align_mesh(
@@ -185,7 +187,7 @@ def align_mesh(
             raise ValueError("the template has no landmarks; use align='vertices'")
         if landmarks is None:
             raise ValueError("align='landmarks' needs landmarks=, see MeshModel; got none")
-        own = landmark_positions(mesh, landmarks).double() * millimeters(mesh.units)
+        own = landmark_positions(mesh, landmarks) * millimeters(mesh.units)
         target = template.landmark_points(len(own)).double().to(own.device)
         points = apply_motion(points, *rigid_motion(own, target))
     points = points.to(template.vertices)

@@ -71,8 +71,7 @@ class Encoder(nn.Module):
         points = F.pad(torch.eye(width, dtype=weight.dtype, device=weight.device), (0, 0, 1, 0))
         outward = self.norm(self.projection(points))
         outward = outward if last is None else last(outward)
-        network = _backbone(name, 112, outward.shape[1])
-        network.load_state_dict(self.backbone.state_dict(), strict=False)
+        network = _copied(self.backbone, name, outward.shape[1])
         head = network.get_classifier()  # type: ignore[operator]
         head.weight.copy_((outward[1:] - outward[0]).T)
         head.bias.copy_(outward[0])
@@ -153,8 +152,7 @@ class PoseEncoder(nn.Module):
     @torch.no_grad()
     def as_timm(self, name: str) -> nn.Module:
         """Return this encoder as a timm model whose classifier gives the features."""
-        network = _backbone(name, 112, self.expansion.out_features)
-        network.load_state_dict(self.backbone.state_dict(), strict=False)
+        network = _copied(self.backbone, name, self.expansion.out_features)
         head = network.get_classifier()  # type: ignore[operator]
         head.weight.copy_(self.expansion.weight @ self.angles.weight)
         head.bias.copy_(self.expansion(self.angles.bias))
@@ -358,6 +356,14 @@ def _stage(inward: int, outward: int, *, first: bool) -> nn.Sequential:
     return nn.Sequential(
         enlarge, nn.InstanceNorm2d(outward, affine=True), nn.ReLU(inplace=True), _Residual(outward)
     )
+
+
+def _copied(backbone: nn.Module, name: str, classes: int) -> nn.Module:
+    """Create a float32 timm model with a classifier, and the weights of a backbone."""
+    with torch.device("cpu"):
+        network = _backbone(name, 112, classes).float()
+    network.load_state_dict(backbone.state_dict(), strict=False)
+    return network
 
 
 def _backbone(name: str, size: int, classes: int = 0) -> nn.Module:

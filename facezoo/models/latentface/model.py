@@ -293,7 +293,7 @@ class LatentFace(LatentFaceStages):
         )
         return TexturedMesh(
             vertices=turned.flatten(0, 1),
-            triangles=grid_triangles(size, size - 2 * BORDER),
+            triangles=grid_triangles(size, size - 2 * BORDER, depth.device),
             pixels=torch.stack([column, row], -1).flatten(0, 1).float(),
             texture=albedo,
         )
