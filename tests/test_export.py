@@ -64,6 +64,18 @@ def test_an_unknown_stage_is_not_a_timm_model(model):
         model.as_timm("mood")
 
 
+@pytest.mark.parametrize("kind", ["onnx", "torch-export", "timm"])
+def test_the_defaults_of_torch_do_not_matter(model, batch, tmp_path, kind):
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            export(model, tmp_path, kind, "probabilities")
+            network = model.as_timm("pose")
+    finally:
+        torch.set_default_dtype(torch.float32)
+    torch.testing.assert_close(network(batch), expected_output(model, "pose", batch))
+
+
 def test_a_name_is_not_a_model_to_export(tmp_path):
     with pytest.raises(TypeError, match=r"result of facezoo\.load, got str"):
         export("ipd-fer", tmp_path)

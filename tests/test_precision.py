@@ -1,5 +1,7 @@
 """Promises of the performance guide for reduced precision, on the portraits of the examples."""
 
+import subprocess
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,12 +11,15 @@ import torch.nn.functional as F
 
 import facezoo
 from facezoo.errors import UnsupportedError
+from facezoo.faces import unit_crops
+from facezoo.geometry.meshes import Mesh
+from facezoo.landmarks import pose_labels
 from facezoo.models.latentface.diffusion import RepresentationDiffusion
 from facezoo.preprocess.alignment import prepare
 from facezoo.preprocess.bundled import load_detector
 from facezoo.preprocess.images import read_image
-from facezoo.preprocess.pipeline import to_device
-from facezoo.results import flatten_rows
+from facezoo.preprocess.pipeline import ImageOptions, to_device
+from facezoo.results import flatten_rows, tensors_in
 
 PORTRAITS = sorted((Path(__file__).parents[1] / "examples" / "portraits").glob("*.jpg"))
 LEAST_COSINE = 0.999
@@ -139,6 +144,11 @@ def test_the_default_device_of_torch_changes_nothing(name):
     torch.testing.assert_close(again(rows), removal(rows))
 
 
+def test_the_package_is_imported_with_any_default_device():
+    code = "import torch; torch.set_default_device('meta'); import facezoo.models.latentface"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_noise_is_drawn_on_the_processor_whatever_the_default_device_of_torch():
     with torch.device("meta"):
         assert RepresentationDiffusion(4, 8).noise.device.type == "cpu"
@@ -146,6 +156,48 @@ def test_noise_is_drawn_on_the_processor_whatever_the_default_device_of_torch():
     with torch.device("meta"):
         codes = model.encode_identity(model.template_mm, units="mm", sample=True)
     assert codes.isfinite().all()
+
+
+def tensors(value):
+    if isinstance(value, list | tuple):
+        return [tensor for part in value for tensor in tensors(part)]
+    return tensors_in(value)
+
+
+def calls():
+    """Calls of every family besides encoding."""
+    ipd, face, gan, adv3d = (
+        facezoo.load(n, device="cpu") for n in ("ipd-fer", "latentface", "latent-simclr", "adv3d")
+    )
+    template, rng = adv3d.template, torch.Generator()
+    extra = torch.cat([template.vertices, torch.tensor([[0, 0, 200.0]])])
+    scan, mesh = (Mesh(v, "mm", template.triangles) for v in (extra, template.vertices))
+    landmarks, image = template.landmark_points(5).tolist(), PORTRAITS[0]
+    table, codes = ipd.encode(PORTRAITS), gan.invert(image)
+    rows, number = table.identity.numpy(), codes.w_plus.numpy()
+    yield lambda: adv3d.neutralize(scan, topology="input")
+    yield lambda: adv3d.encode(scan, landmarks=landmarks)
+    yield lambda: adv3d.interpolate(mesh, mesh, 3)
+    yield lambda: adv3d.encode_identity(mesh, sample=True, generator=rng.manual_seed(0))
+    yield lambda: [torch.from_numpy(table.to_frame()["face"].to_numpy())]
+    yield lambda: facezoo.cluster(table.identity)
+    yield lambda: facezoo.cluster(rows)
+    yield lambda: pose_labels(table.faces.pose_deg[:, 0])
+    yield lambda: unit_crops(image, ipd.preprocessing, ipd.device, ImageOptions())
+    yield lambda: face.relight(image, [1, 1, 0, 0.5])
+    yield lambda: face.to_mesh(image)
+    yield lambda: gan.sample(2, generator=rng.manual_seed(0))
+    yield lambda: gan.edit(codes, number[0], 1.0)
+    yield lambda: gan.encode_identity(w_plus=number)
+
+
+def test_the_default_dtype_and_device_of_torch_do_not_change_other_calls():
+    for call in calls():
+        expected = tensors(call())
+        for state in (default_dtype(torch.float64), torch.device("meta")):
+            with state:
+                result = call()
+            torch.testing.assert_close(tensors(result), expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.gpu

@@ -76,6 +76,20 @@ def test_graphs_are_kept_and_copies_use_their_own_weights(model, crops, tmp_path
     torch.testing.assert_close(copy.run(crops, "encode_expression"), changed, atol=1e-4, rtol=1e-4)
 
 
+def test_without_a_cache_graphs_go_to_a_temporary_folder(model, crops, monkeypatch, tmp_path):
+    pytest.importorskip("onnxruntime")
+    expected = model.run(crops, "encode_expression")
+    (tmp_path / "file").touch()  # no folder can be made in a file
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    model.set_runtime("onnxruntime")
+    with pytest.warns(
+        UserWarning, match=r"to .*file/facezoo/runtimes .*set XDG_CACHE_HOME"
+    ) as seen:
+        result = model.run(crops, ["encode_expression", "encode_identity"])["encode_expression"]
+    torch.testing.assert_close(result, expected, atol=1e-4, rtol=1e-4)
+    assert len(seen) == 1
+
+
 def test_gradients_stay_in_pytorch(model, crops, tmp_path):
     pytest.importorskip("onnxruntime")
     model.set_runtime("onnxruntime")

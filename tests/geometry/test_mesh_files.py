@@ -306,6 +306,28 @@ def test_a_compressed_gltf_is_rejected(tmp_path, change, reason):
         read_mesh(tmp_path / "face.gltf", "m")
 
 
+@pytest.mark.parametrize("triangles", [[[0, 1, 2], [0, 2, 3]], None])
+@pytest.mark.parametrize("suffix", ["obj", "ply"])
+def test_a_mesh_far_from_the_origin_is_written_in_float64(tmp_path, suffix, triangles):
+    trimesh = pytest.importorskip("trimesh")
+    vertices = 4e5 + torch.rand(4, 3, dtype=torch.float64)  # meters, as in surveys
+    mesh = Mesh(vertices, "m", triangles and torch.tensor(triangles))
+    path = write_mesh(tmp_path / f"face.{suffix}", mesh)
+    again = read_mesh(path, "m")
+    assert torch.equal(again.vertices, vertices)
+    assert again.triangles is None if triangles is None else again.triangles.tolist() == triangles
+    assert trimesh.load(path, process=False).vertices.tolist() == vertices.tolist()
+
+
+@pytest.mark.parametrize("suffix", ["stl", "glb"])
+def test_a_format_of_float32_warns_of_a_loss(tmp_path, suffix):
+    pytest.importorskip("trimesh")
+    mesh = Mesh(square().vertices.double() / 9 + 1e3, "m", square().triangles)
+    with pytest.warns(UserWarning, match=r"up to 0\.0\d+ mm so far .* near the origin, or .*\.obj"):
+        write_mesh(tmp_path / f"face.{suffix}", mesh)
+    write_mesh(tmp_path / f"face.{suffix}", Mesh(mesh.vertices, "mm", mesh.triangles))
+
+
 @pytest.mark.parametrize("suffix", ["obj", "ply"])
 def test_a_mesh_in_bfloat16_is_written(tmp_path, suffix):
     pytest.importorskip("trimesh")

@@ -58,12 +58,26 @@ def test_too_few_or_unpaired_points_raise_an_error():
         (torch.full((4, 3), torch.inf), None, "finite"),
         (torch.zeros(4, 3), torch.zeros(1, 4, dtype=torch.long), r"\(T, 3\)"),
         (torch.zeros(4, 3), torch.zeros(1, 3), "whole numbers"),
+        (torch.zeros(4, 3), torch.zeros(1, 3, dtype=torch.bool), "whole numbers"),
         (torch.zeros(4, 3), torch.tensor([[0, 1, 4]]), "there are 4"),
     ],
 )
 def test_invalid_meshes_raise_an_error(vertices, triangles, reason):
     with pytest.raises(ValueError, match=reason):
         Mesh(vertices, "mm", triangles)
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8])
+def test_vertices_in_whole_numbers_become_float64(dtype):
+    mesh = Mesh(torch.tensor([[0, 1, 2], [3, 4, 5]], dtype=dtype), "mm")
+    assert mesh.vertices.dtype == torch.float64
+    assert mesh.to_units("m").vertices[1].tolist() == [0.003, 0.004, 0.005]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32, torch.int32])
+def test_triangles_of_any_integers_become_int64(dtype):
+    mesh = Mesh(torch.rand(3, 3), "mm", torch.tensor([[0, 1, 2]]).to(dtype))
+    assert torch.equal(mesh.triangles, torch.tensor([[0, 1, 2]]))
 
 
 def test_the_nearest_vertex_is_exact_far_from_the_origin():

@@ -10,6 +10,7 @@ from facezoo.errors import UnsupportedError
 from facezoo.geometry.mesh_files import write_mesh
 from facezoo.geometry.meshes import Mesh
 from facezoo.models.adv3d import Adv3D
+from facezoo.models.mesh_inputs import landmark_positions
 
 SIDE = 8
 COUNT = SIDE * SIDE
@@ -273,7 +274,7 @@ def test_a_model_without_a_template_raises_an_error(meshes):
         ([0, 7, 27, 56, 64], r"numbers from 0 to 63.*got 0 to 64"),
         ([0, 7, 27, 56, -1], r"numbers from 0 to 63.*got -1 to 56"),
         (torch.tensor([0.4, 7, 27, 56, 63]), r"vertex numbers.*torch\.float32"),
-        (torch.zeros(5, 3, dtype=torch.int64), r"vertex numbers.*\(5, 3\)"),
+        (torch.zeros(5, 2, dtype=torch.int64), r"vertex numbers.*\(5, 2\)"),
     ],
 )
 def test_landmarks_are_numbers_of_vertices_that_the_mesh_has(model, meshes, landmarks, reason):
@@ -444,6 +445,16 @@ def test_missing_points_at_the_origin_are_rejected(model):
     cloud = torch.cat([model.template_mm, torch.zeros(10, 3)])
     with pytest.raises(ValueError, match=r"10 vertices are \(0, 0, 0\), as missing points"):
         model.encode(cloud, units="mm")
+
+
+def test_coordinates_of_landmarks_are_exact_in_every_form():
+    whole = Mesh(torch.tensor([[3, 4, 5]]), "mm")
+    for points in ([[3, 4, 5]], np.array([[3, 4, 5]]), torch.tensor([[3, 4, 5]])):
+        assert landmark_positions(whole, points).tolist() == [[3, 4, 5]]
+    far = [[4e5 + 0.1, 0.5, -0.1]]  # float32 would move it by 6 micrometers
+    for mesh in (whole, Mesh(whole.vertices.float(), "mm")):
+        for points in (far, np.array(far), torch.tensor(far, dtype=torch.float64)):
+            assert landmark_positions(mesh, points).tolist() == far
 
 
 def test_landmarks_may_be_coordinates(model):
