@@ -179,7 +179,7 @@ def calls():
     yield lambda: adv3d.encode(scan, landmarks=landmarks)
     yield lambda: adv3d.interpolate(mesh, mesh, 3)
     yield lambda: adv3d.encode_identity(mesh, sample=True, generator=rng.manual_seed(0))
-    yield lambda: [torch.from_numpy(table.to_frame()["face"].to_numpy())]
+    yield lambda: [torch.from_numpy(table.to_frame()["face"].to_numpy().copy())]
     yield lambda: facezoo.cluster(table.identity)
     yield lambda: facezoo.cluster(rows)
     yield lambda: pose_labels(table.faces.pose_deg[:, 0])
