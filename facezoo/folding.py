@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 WHOLE = 4096
 """Largest tensor of which all numbers show if it was changed behind torch's back. Of larger ones,
 two numbers of each row do, at evenly spread columns: they show a changed channel."""
-SETTINGS = ("eps", "stride", "padding", "dilation", "groups", "padding_mode", "forward")
+SETTINGS = ("eps", "stride", "padding", "dilation", "groups", "padding_mode")
 """Attributes of layers that change what they compute."""
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 Built = TypeVar("Built")
@@ -90,10 +90,14 @@ def fused(network: nn.Module, x: Tensor, build: Callable[[], Built]) -> Built | 
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
     if traced or torch.is_grad_enabled() or x.device.type != "cpu" or _observed():
         return None
-    modules = [network]
+    modules, settings = [network], list[Any]()
     for module in modules:  # which grows
+        own = module.__dict__
         if module.training or module._forward_hooks or module._forward_pre_hooks:
             return None
+        if "forward" in own and module is not network:
+            return None
+        settings += map(own.get, SETTINGS)
         for child in module._modules.values():
             if child is not None:
                 modules.append(child)
@@ -102,9 +106,7 @@ def fused(network: nn.Module, x: Tensor, build: Callable[[], Built]) -> Built | 
     if weights[0].dtype != x.dtype or weights[0].is_inference() or torch.is_autocast_enabled("cpu"):
         return None
     tensors = weights + buffers
-    layers = modules[1:], [[vars(m).get(name) for name in SETTINGS] for m in modules[1:]]
-    if any(settings[-1] is not None for settings in layers[1]):  # a method was replaced
-        return None
+    layers = modules[1:], settings
     entry = _FUSED.get(network)
     if entry is None or entry[0] != layers or not entry[1].unchanged(tensors):
         kinds = {(type(w), w.dtype) for w in weights}
@@ -131,8 +133,14 @@ def _observed() -> bool:
 
 def _tensors_of(modules: Sequence[nn.Module]) -> tuple[list[Any], list[Any]]:
     """Return the parameters and the buffers that modules have themselves, without None."""
-    weights = [w for module in modules for w in module._parameters.values() if w is not None]
-    buffers = [b for module in modules for b in module._buffers.values() if b is not None]
+    weights, buffers = list[Any](), list[Any]()
+    for module in modules:
+        for weight in module._parameters.values():
+            if weight is not None:
+                weights.append(weight)
+        for buffer in module._buffers.values():
+            if buffer is not None:
+                buffers.append(buffer)
     return weights, buffers
 
 

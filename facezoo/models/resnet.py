@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial, reduce
 from typing import Any
 
 import torch
@@ -90,32 +89,32 @@ class ResNet(nn.Module):
         stages.reverse()
         stem, pool = [*first, fuse(last, self.bn1, free=free)], self.maxpool
 
-        def begin(x: Tensor) -> Tensor:
-            for step in stem:
-                x = step(x)
+        def advance(x: Tensor, first: int, end: int) -> Tensor:
+            """Compute the maps before ``end`` from those before ``first``; 0 is the stem."""
+            for index in range(first, end):
+                if index == 0:
+                    for step in stem:
+                        x = step(x)
+                    continue
+                x = pool(x) if index == 1 else x
+                for conv1, conv2, downsample in stages[index - 1]:
+                    shortcut = x
+                    for step in downsample:
+                        shortcut = step(shortcut)
+                    x = conv2(conv1(x), shortcut)
             return x
-
-        def advance(blocks: Sequence[tuple[Step, Step, list[Step]]], x: Tensor) -> Tensor:
-            for conv1, conv2, downsample in blocks:
-                shortcut = x
-                for step in downsample:
-                    shortcut = step(shortcut)
-                x = conv2(conv1(x), shortcut)
-            return x
-
-        steps = [begin, lambda x: advance(stages[0], pool(x))]
-        steps += [partial(advance, blocks) for blocks in stages[1:]]
 
         def run(images: Tensor, indices: Sequence[int]) -> list[Tensor]:
             x, maps = images.contiguous(memory_format=torch.channels_last), []
-            early = min(EARLY, *indices)
-            if early:
-                parts = x.split(IMAGES_PER_THREAD * torch.get_num_threads())
-                x = torch.cat([reduce(_apply, steps[:early], part) for part in parts])
-            for index, step in enumerate(steps[early : max(indices) + 1], early):
-                x = step(x)
-                if index in indices:
-                    maps.append(x)
+            done = min(EARLY, *indices)
+            parts = x.split(IMAGES_PER_THREAD * torch.get_num_threads()) if done else [x]
+            if len(parts) > 1:
+                x = torch.cat([advance(part, 0, done) for part in parts])
+            else:
+                done = 0
+            for index in sorted({*indices}):
+                x, done = advance(x, done, index + 1), index + 1
+                maps.append(x)
             return maps
 
         return run
@@ -155,11 +154,6 @@ class _Block(nn.Module):
         shortcut[-2:] = [fuse(*shortcut[-2:], relu=False, free=free)] if shortcut else []
         first = fuse(self.conv1, self.bn1, free=free)
         return first, fuse(self.conv2, self.bn2, add=True, free=free), shortcut
-
-
-def _apply(x: Tensor, step: Step) -> Tensor:
-    result: Tensor = step(x)
-    return result
 
 
 def _deep_stem() -> nn.Sequential:

@@ -5,6 +5,7 @@ import io
 import json
 import signal
 import sys
+from copy import deepcopy
 from types import SimpleNamespace
 
 import pyarrow.parquet as pq
@@ -36,8 +37,14 @@ def tiny(monkeypatch):
         model.set_runtime(runtime)
         return model
 
+    model.copies = []
+
+    def load_own(*args, **options):  # which an extraction may change
+        model.copies.append(deepcopy(load(*args, **options)))
+        return model.copies[-1]
+
     monkeypatch.setattr("facezoo.registry.load", load)
-    monkeypatch.setattr("facezoo.extraction.run.load", load)
+    monkeypatch.setattr("facezoo.extraction.run.load", load_own)
     replace_detector(monkeypatch)
     return model
 
@@ -121,7 +128,7 @@ def test_the_runtime_computes_networks_and_detector(tiny, tmp_path, monkeypatch,
     words = [command, str(tmp_path / "two.png"), "--runtime", "onnxruntime"]
     words += ["-o", str(tmp_path / "features.csv")] if command == "extract" else []
     assert main(words) == 0
-    assert tiny.runtime == "onnxruntime"
+    assert [*tiny.copies, tiny][0].runtime == "onnxruntime"
     assert runtimes == ["onnxruntime"]
     assert list((tmp_path / "cache").rglob("*.onnx"))
 

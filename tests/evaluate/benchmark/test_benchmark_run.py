@@ -419,8 +419,8 @@ def test_the_training_data_of_a_teacher_count_too():
 
 def test_the_name_of_a_base_checkpoint_is_not_training_data():
     card = bundled_cards()["latentface.wild"]
-    assert card.training.base == "latentface.lfw"
-    assert "latentface.lfw" not in training_data(card)
+    assert card.training.base == "latentface.wild"
+    assert "latentface.wild" not in training_data(card)
     assert contamination_of(training_data(card))["LFW val"] == "train split"
 
 
