@@ -87,7 +87,7 @@ def remove_identity(
 
     Args:
         features: features of training images, (N, D).
-        identities: identity of each image, numbers or names, N; None or NaN for unknown.
+        identities: identity of each image, numbers or names, N; None, NaN or NA for unknown.
             Identities with one image are ignored.
         keep: classes to preserve, such as expressions, N: whole numbers, -1 for unknown; or names,
             None for unknown, as in ``prediction.labels``. Only directions that are uncorrelated
@@ -191,9 +191,16 @@ def _numbers(identities: Tensor | Sequence[Hashable]) -> Tensor:
     # As keys, numbers of torch are equal only to themselves.
     names = [name.item() if isinstance(name, Tensor) else name for name in identities]
     # Unknown identities differ from each other.
-    names = [object() if name is None or name != name else name for name in names]
+    names = [object() if _is_unknown(name) else name for name in names]
     number = {name: index for index, name in enumerate(dict.fromkeys(names))}
     return torch.tensor([number[name] for name in names], device="cpu")
+
+
+def _is_unknown(name: Hashable) -> bool:
+    try:
+        return name is None or bool(name != name)  # NaN
+    except TypeError:  # pandas.NA
+        return True
 
 
 def _classes(keep: Tensor | Sequence[int | str | None]) -> Tensor:

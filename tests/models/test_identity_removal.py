@@ -179,7 +179,7 @@ def test_lists_and_arrays_are_taken_as_tensors_are():
         torch.testing.assert_close(again(features), wanted(features))
 
 
-@pytest.mark.parametrize("unknown", [None, float("nan")])
+@pytest.mark.parametrize("unknown", [None, float("nan"), pandas.NA])
 def test_unknown_identities_are_not_one_identity(unknown):
     features = torch.cat([made(), made() + 5])  # the second half has another mean
     names = [f"identity {number}" for number in PEOPLE.tolist()]
