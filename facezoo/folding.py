@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 WHOLE = 4096
-"""Largest tensor of which all numbers show if it was changed behind torch's back. Of larger ones,
-two numbers of each row do, at evenly spread columns: they show a changed channel."""
+"""Size up to which all numbers of a tensor are compared, to notice changes that torch does not
+count. In larger tensors, two numbers of each row are, at evenly spread columns: a changed channel
+changes at least one of them."""
 SETTINGS = ("eps", "stride", "padding", "dilation", "groups", "padding_mode")
 """Attributes of layers that change what they compute."""
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -127,8 +128,8 @@ def fused(network: nn.Module, x: Tensor, build: Callable[[], Built]) -> Built | 
 def _observed() -> bool:
     """Return whether hooks of all modules or a transform of torch.func look at the layers."""
     observers = nn.modules.module._global_forward_hooks, nn.modules.module._global_forward_pre_hooks
-    levels = forward_ad._current_level, torch._C._functorch.maybe_current_level()
-    return any(observers) or levels != (-1, None)
+    transformed = torch._C._functorch.peek_interpreter_stack() is not None
+    return any(observers) or transformed or forward_ad._current_level >= 0
 
 
 def _tensors_of(modules: Sequence[nn.Module]) -> tuple[list[Any], list[Any]]:

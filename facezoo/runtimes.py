@@ -267,7 +267,7 @@ def _cached(module: nn.Module, key: Sequence[object]) -> Path:
             with tempfile.TemporaryFile(dir=path.parent):
                 pass
         return path
-    except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
+    except (OSError, RuntimeError) as error:  # RuntimeError: the home folder is unknown
         temporary = _temporary_folder().name
         warn_once(
             f"cannot write to {folder} ({getattr(error, 'strerror', error)}), so converted "

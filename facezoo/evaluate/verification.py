@@ -144,7 +144,7 @@ def threshold_at(similarity: Tensor, same: Tensor, false_match_rate: float) -> t
         Threshold, and the share of the pairs of one identity that are not above it.
 
     Raises:
-        ValueError: if there is no pair of one kind, or a similarity is NaN.
+        ValueError: if all pairs are of the same kind, or a similarity is NaN.
     """
     same = _truth(similarity, same)
     if not bool(same.any()) or bool(same.all()):

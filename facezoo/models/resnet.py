@@ -82,16 +82,18 @@ class ResNet(nn.Module):
 
     def _fused(self) -> Callable[[Tensor, Sequence[int]], list[Tensor]]:
         """Return the computation of ``forward_intermediates`` with fused convolutions."""
-        *first, last = self.conv1 if isinstance(self.conv1, nn.Sequential) else [self.conv1]
-        free = self.frees_weights
-        # The largest weights come first, so that the others fit into memory that these freed.
-        stages = [[b.fused(free) for b in reversed(layer)][::-1] for layer in self._layers()[::-1]]
-        stages.reverse()
-        stem, pool = [*first, fuse(last, self.bn1, free=free)], self.maxpool
+        *before, last = self.conv1 if isinstance(self.conv1, nn.Sequential) else [self.conv1]
+        free, layers = self.frees_weights, self._layers()
+        # The last weights are the largest. They come first, so that the others fit into the memory
+        # that these freed.
+        blocks = [block for layer in layers for block in layer]
+        steps = {block: block.fused(free) for block in reversed(blocks)}
+        stages = [[steps[block] for block in layer] for layer in layers]
+        stem, pool = [*before, fuse(last, self.bn1, free=free)], self.maxpool
 
-        def advance(x: Tensor, first: int, end: int) -> Tensor:
-            """Compute the maps before ``end`` from those before ``first``; 0 is the stem."""
-            for index in range(first, end):
+        def advance(x: Tensor, begin: int, end: int) -> Tensor:
+            """Apply the stages from ``begin`` to before ``end``; stage 0 is the stem."""
+            for index in range(begin, end):
                 if index == 0:
                     for step in stem:
                         x = step(x)
