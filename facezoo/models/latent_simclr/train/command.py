@@ -12,7 +12,7 @@ from torch import Tensor
 
 from facezoo.data.packs import check_packs, majority_labels, read_pack, yaw_column
 from facezoo.data.unlabeled import PACK, FaceCrops, image_files, read_face_crops
-from facezoo.hub.card import Preprocessing
+from facezoo.hub.card import Preprocessing, card_named
 from facezoo.hub.tensors import load_into, read_tensors, save
 from facezoo.models.latent_simclr.directions import fit_directions
 from facezoo.models.latent_simclr.inverter import StyleGANInverter, encoder_for
@@ -100,6 +100,11 @@ def run(
             raise ValueError(f"--start is for facezoo train {PARTS[2]} only, got it for {part}")
         return run_edits(config, name, data, start, folder, seed, device, smoke)
     if part == "stylegan2":
+        if config.start is not None:
+            raise ValueError(
+                f"the recipe {name} keeps the generator of {config.start}; begin with facezoo "
+                f"train {PARTS[1]}"
+            )
         return run_generator(config, data, folder / part, seed, device)
     if part == "feature-style":
         return run_encoder(config, data, folder, seed, device)
@@ -109,7 +114,7 @@ def run(
 def run_generator(config: Recipe, data: Path, out: Path, seed: int, device: torch.device) -> Path:
     """Train the generator and write it; see ``run``."""
     begin_run(out, seed=seed, recipe=asdict(config.generator))
-    check_data(out, digest_of_files(data, image_files(data)))
+    check_data(out, digest_of_files(data, image_files(data, config.wild)))
     faces = _face_crops(config, data, device)
     return train_generator(config.generator, faces.crops, out, seed, device)
 
@@ -117,13 +122,13 @@ def run_generator(config: Recipe, data: Path, out: Path, seed: int, device: torc
 def run_encoder(config: Recipe, data: Path, folder: Path, seed: int, device: torch.device) -> Path:
     """Train the Feature-Style encoder of the generator and write it; see ``run``."""
     out = folder / PARTS[1]
-    tensors = _finished(folder / PARTS[0] / FINAL, PARTS[0])
-    begin_run(out, seed=seed, recipe=asdict(config.inversion))
-    check_data(out, digest_of_files(data, image_files(data)), folder / PARTS[0])
-    inverter = new_inverter(config, seed)
-    load_into(inverter.generator, tensors)
-    generator = torch.Generator().manual_seed(seed)
-    inverter.encoder.mean_code.copy_(inverter.generator.mean_code(10_000, generator))
+    inverter = starting_inverter(config, folder, seed)
+    settings = asdict(config.inversion)
+    if config.start is not None:
+        settings["start"] = config.start
+    begin_run(out, seed=seed, recipe=settings)
+    earlier = () if config.start is not None else (folder / PARTS[0],)
+    check_data(out, digest_of_files(data, image_files(data, config.wild)), *earlier)
     faces = _face_crops(config, data, device)
     trained = train_encoder(inverter, faces.crops, config.inversion, out, seed, device)
     return save(trained, out / ENCODER)
@@ -140,15 +145,15 @@ def run_contrast(
 ) -> Path:
     """Fit the directions and train the code encoders; write weights and card; see ``run``."""
     out = folder / PARTS[2]
-    inverter = new_inverter(config, seed)
-    load_into(inverter.generator, _finished(folder / PARTS[0] / FINAL, PARTS[0]))
+    parts = PARTS if config.start is None else PARTS[1:]
+    inverter = starting_inverter(config, folder, seed)
     load_into(inverter.encoder, _finished(folder / PARTS[1] / ENCODER, PARTS[1]))
     record = begin_run(out, seed=seed, recipe=asdict(config))
-    digest = digest_of_files(data, image_files(data))
+    digest = digest_of_files(data, image_files(data, config.wild))
     check_data(out, digest)
     runs = {
         part: json.loads((folder / part / "run.json").read_text(encoding="utf-8"))
-        for part in PARTS[:2]
+        for part in parts[:-1]
     }
     commits = {part: run["commit"] for part, run in runs.items()}
     record["recipe"] = {**record["recipe"], "commits": commits}
@@ -170,13 +175,21 @@ def run_contrast(
         )
         load_into(encoder, tensors)
     teacher, count = config.inversion.features, config.contrast.expression_axes
-    model = with_edits(model, data, faces, codes[0], labels, teacher, count, device)
+    model = with_edits(model, data, faces, codes[0], labels, teacher, count, device, config.wild)
     # The labels are in the pack only; earlier parts may have used a folder of images.
     others = [part for part, run in runs.items() if run.get("data", digest) != digest]
     sources = (faces.description, *(_other(part, runs[part]["data"]) for part in others))
-    tag, flags = f"{faces.tag}-{name}", f" --recipe {name}"
     return _write(
-        model, name, sources, folder, record, tag=tag, flags=flags, parts=PARTS, smoke=smoke
+        model,
+        name,
+        sources,
+        folder,
+        record,
+        tag=tag_of(faces, name),
+        flags=f" --recipe {name}",
+        parts=parts,
+        base=None if config.start is None else card_named(config.start),
+        smoke=smoke,
     )
 
 
@@ -201,13 +214,13 @@ def run_edits(
     check_data(out / "edits", digest_of_files(data, [data / PACK]))
     model: LatentSimCLR = LatentSimCLR.from_pretrained(start)
     base = model.card
-    if base is None or base.tag.rpartition("-")[2] != name:
+    faces = _face_crops(config, data, device)
+    if base is None or base.tag != tag_of(faces, name):
         raise ValueError(f"--start needs a checkpoint of the recipe {name}, got {start}")
     model = model.float()
-    faces = _face_crops(config, data, device)
     codes = codes_of(model.inverter.encoder, faces.crops, device)[0]
     labels = direction_labels(data, faces)
-    model = with_edits(model, data, faces, codes, labels, teacher, count, device)
+    model = with_edits(model, data, faces, codes, labels, teacher, count, device, config.wild)
     training = base.training
     commands = training.command.split(" && ")[: len(PARTS)]
     recipe = {**training.recipe, "edits": record["recipe"]}
@@ -247,6 +260,24 @@ def new_inverter(config: Recipe, seed: int) -> StyleGANInverter:
     return StyleGANInverter(generator, encoder_for(generator, **config.inversion.architecture))
 
 
+def starting_inverter(config: Recipe, folder: Path, seed: int) -> StyleGANInverter:
+    """Build the inverter that training starts from: of a checkpoint, or a trained generator's."""
+    inverter = new_inverter(config, seed)
+    if config.start is not None:
+        start: StyleGANInverter = StyleGANInverter.from_pretrained(config.start)
+        load_into(inverter, start.float().state_dict())
+        return inverter
+    load_into(inverter.generator, _finished(folder / PARTS[0] / FINAL, PARTS[0]))
+    generator = torch.Generator().manual_seed(seed)
+    inverter.encoder.mean_code.copy_(inverter.generator.mean_code(10_000, generator))
+    return inverter
+
+
+def tag_of(faces: FaceCrops, name: str) -> str:
+    """Return the tag of a checkpoint: the data, then the recipe."""
+    return name if name.startswith(f"{faces.tag}-") else f"{faces.tag}-{name}"
+
+
 def model_arguments(config: Recipe) -> dict[str, Any]:
     """Collect the arguments of ``LatentSimCLR`` from a recipe."""
     parts = (config.generator, config.inversion, config.contrast)
@@ -256,25 +287,24 @@ def model_arguments(config: Recipe) -> dict[str, Any]:
 def direction_labels(data: Path, faces: FaceCrops) -> dict[str, Tensor]:
     """Compute labels for the bundled directions: blur, skin tone, smile and yaw.
 
+    Images from outside the pack, which come last, have no label of smile and yaw.
+
     Raises:
         FileNotFoundError: if the pack with expressions and yaw is missing.
     """
     table = read_pack(data / PACK, "train")
     words = majority_labels(table)
-    smile = torch.full((len(words),), float("nan"))
-    smile[words == EXPRESSIONS.index("happiness")] = 1
-    smile[words == EXPRESSIONS.index("neutral")] = 0
-    return {
-        **measured_labels(faces.crops),
-        "smile": smile,
-        "yaw": label_extremes(yaw_column(table)),
-    }
+    smile, yaw = torch.full((2, len(faces.crops)), float("nan"))
+    smile[: len(words)][words == EXPRESSIONS.index("happiness")] = 1
+    smile[: len(words)][words == EXPRESSIONS.index("neutral")] = 0
+    yaw[: len(words)] = label_extremes(yaw_column(table))
+    return {**measured_labels(faces.crops), "smile": smile, "yaw": yaw}
 
 
 def _face_crops(config: Recipe, data: Path, device: torch.device) -> FaceCrops:
     """Read tight crops, which the face fills."""
     preprocessing = Preprocessing(size=config.generator.architecture["size"])
-    return read_face_crops(data, preprocessing, device)
+    return read_face_crops(data, preprocessing, device, config.wild)
 
 
 def _finished(path: Path, part: str) -> dict[str, Tensor]:
@@ -299,7 +329,7 @@ def _write(
         out,
         record,
         model="latent-simclr",
-        default=name == "preview",
+        default=name == "wild-preview",
         preprocessing=model.preprocessing,
         precision="float16",
         data=tuple(dict.fromkeys((*sources, *BY_IPD_FER))),

@@ -25,11 +25,12 @@ def with_edits(
     teacher: str,
     count: int,
     device: torch.device,
+    wild: bool = False,
 ) -> LatentSimCLR:
     """Return the model with changes of f for its directions, and with expression axes.
 
     Args:
-        data: folder of the training images, see ``read_face_crops``.
+        data: folder of the training images, see ``read_face_crops``, as ``wild``.
         faces: these images, aligned for the model.
         codes: their codes, (N, L, D).
         labels: labels of the directions by name, each (N,).
@@ -47,7 +48,7 @@ def with_edits(
             fitted.directions[number], codes, features, labels[name]
         )
     other = FaceModel.from_pretrained(teacher).to(device)
-    crops = read_face_crops(data, other.preprocessing, device).crops
+    crops = read_face_crops(data, other.preprocessing, device, wild).crops
     expression = encode_crops(lambda images: other.embed_expression(images).float(), crops, device)
     fitted.expression_axes.fit(codes, features, expression, faces.identities)
     return fitted

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from facezoo.training.loop import Schedule
@@ -78,7 +78,38 @@ class Recipe:
     generator: Adversarial
     inversion: Inverting
     contrast: Contrasting
+    start: str | None = None
+    """Checkpoint whose generator is kept and whose inverter is trained further."""
+    wild: bool = False
+    """Images of ``faces_wild.parquet`` are added, see ``read_face_crops``."""
 
+
+PREVIEW = Recipe(
+    Adversarial(
+        images=320_000,
+        lr=2.5e-3,
+        gamma=0.05,
+        augmentation=200_000,
+        architecture={
+            "size": 64,
+            "style_dim": 128,
+            "mapping_layers": 4,
+            "channel_multiplier": 0.0625,
+            "max_channels": 128,
+        },
+    ),
+    Inverting(
+        Schedule(6, batch_size=32, lr=1e-3, schedule="cosine", average=0.998),
+        identity_stages=(3,),
+        scales=1,
+        architecture={"depths": (1, 2, 2, 2), "width": 24, "trunk_size": 64},
+    ),
+    Contrasting(
+        Schedule(40, batch_size=512, lr=1e-3, schedule="cosine", average=0.99),
+        temperature=1.0,
+        architecture={"code_width": 128, "num_features": 256},
+    ),
+)
 
 RECIPES = {
     "paper": Recipe(
@@ -91,31 +122,16 @@ RECIPES = {
         Inverting(Schedule(60, lr=1e-4), scales=3),
         Contrasting(Schedule(200, batch_size=512, lr=1e-3, schedule="cosine")),
     ),
-    "preview": Recipe(
-        Adversarial(
-            images=320_000,
-            lr=2.5e-3,
-            gamma=0.05,
-            augmentation=200_000,
-            architecture={
-                "size": 64,
-                "style_dim": 128,
-                "mapping_layers": 4,
-                "channel_multiplier": 0.0625,
-                "max_channels": 128,
-            },
+    "preview": PREVIEW,
+    "wild-preview": replace(
+        PREVIEW,
+        inversion=replace(
+            PREVIEW.inversion,
+            schedule=Schedule(12, batch_size=32, lr=8e-4, schedule="cosine", average=0.998),
         ),
-        Inverting(
-            Schedule(6, batch_size=32, lr=1e-3, schedule="cosine", average=0.998),
-            identity_stages=(3,),
-            scales=1,
-            architecture={"depths": (1, 2, 2, 2), "width": 24, "trunk_size": 64},
-        ),
-        Contrasting(
-            Schedule(40, batch_size=512, lr=1e-3, schedule="cosine", average=0.99),
-            temperature=1.0,
-            architecture={"code_width": 128, "num_features": 256},
-        ),
+        start="latent-simclr.lfw-preview",
+        wild=True,
     ),
 }
-"""``paper`` has the papers' widths at 64 pixels; ``preview`` takes 1.5 hours on a CPU core."""
+"""``paper`` has the papers' widths at 64 pixels; ``preview`` takes 1.5 hours on a CPU core.
+``wild-preview`` keeps the generator of ``preview`` and trains the other parts on more faces."""
