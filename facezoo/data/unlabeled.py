@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,8 +15,12 @@ from facezoo.errors import warn_once
 from facezoo.hub.card import Preprocessing
 from facezoo.preprocess.folders import images_in, skipped_message
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 PACK = "lfw.parquet"
 WILD = "faces_wild.parquet"
+FERPLUS = "ferplus.parquet"
 WHOLE_HEAD = 0.85
 """Least share of pixels from the source for a crop of ``WILD`` that shows the whole head."""
 MARGIN = 2
@@ -105,12 +110,30 @@ def read_face_crops(
 def _with_wild(faces: FaceCrops, data: Path, preprocessing: Preprocessing) -> FaceCrops:
     table = read_pack(data / WILD, "train")
     heads = table.filter([share > WHOLE_HEAD for share in table["inside"].to_pylist()])
-    crops = aligned_crops(heads, preprocessing.template, preprocessing.size, MARGIN)
+    more = f"faces_wild train: {len(heads):,} whole heads without names"
+    return replace(_joined(faces, heads, preprocessing, more), tag="wild")
+
+
+def with_ferplus(faces: FaceCrops, data: Path, preprocessing: Preprocessing) -> FaceCrops:
+    """Add the images of the split ``train`` of ``ferplus.parquet``, which have no identity.
+
+    Raises:
+        FileNotFoundError: if there is no such pack in the folder.
+    """
+    check_packs(data, FERPLUS)
+    table = read_pack(data / FERPLUS, "train")
+    return _joined(faces, table, preprocessing, f"FER+ train: {len(table):,} images without names")
+
+
+def _joined(
+    faces: FaceCrops, table: pa.Table, preprocessing: Preprocessing, description: str
+) -> FaceCrops:
+    crops = aligned_crops(table, preprocessing.template, preprocessing.size, MARGIN)
     return FaceCrops(
         torch.cat([faces.crops, crops]),
         faces.identities + [""] * len(crops),
-        f"{faces.description}; faces_wild train: {len(crops):,} whole heads without names",
-        "wild",
+        f"{faces.description}; {description}",
+        faces.tag,
     )
 
 

@@ -223,6 +223,15 @@ def test_a_transfer_moves_codes_and_feature_by_the_difference_of_the_coordinates
         model.transfer_expression(*crops, strength=[1, 2], aligned=True)
 
 
+def test_exchanged_codes_have_the_coordinates_of_the_others(model):
+    codes, others = torch.randn(2, 4, *model.directions.shape[1:]).unbind()
+    axes = model.expression_axes
+    exchanged = axes.exchange(codes, others)
+    wanted = axes.coordinates(others)
+    torch.testing.assert_close(axes.coordinates(exchanged), wanted, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(axes.exchange(codes, codes), codes)
+
+
 def test_a_model_without_axes_says_what_it_cannot_do():
     model = LatentSimCLR(**{**TINY, "expression_axes": 0})
     assert "transfer_expression" not in model.capabilities()

@@ -2,12 +2,13 @@
 
 import json
 import shutil
+from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
 from interrupting import interrupted
-from packs import write_lfw
+from packs import write_faces_wild, write_ferplus, write_lfw
 from safetensors.torch import load_file
 
 import facezoo
@@ -88,6 +89,48 @@ def test_the_parts_end_in_a_checkpoint_that_loads(tmp_path):
 def test_a_part_wants_those_before_it(tmp_path, part):
     with pytest.raises(FileNotFoundError, match="finish facezoo train stylegan2 first"):
         train(tmp_path, part)
+
+
+def test_a_recipe_can_start_from_a_checkpoint_and_learn_from_more_packs(tmp_path, monkeypatch):
+    first = [train(tmp_path, part) for part in PARTS][-1].with_suffix(".safetensors")
+    contrast = replace(TINY.contrast, mixing=False, linear_head=True, neighbors=2)
+    contrast = replace(contrast, identity_epochs=1, exchange=True, ferplus=True)
+    recipe = replace(TINY, contrast=contrast, start=str(first), wild=True)
+    monkeypatch.setitem(RECIPES, "wild-preview", recipe)
+    options = {"seed": 1, "device": CPU, "name": "wild-preview"}
+    parts = partial(run, data=tmp_path, out=tmp_path / "runs", **options)
+    with pytest.raises(ValueError, match="begin with facezoo train feature-style"):
+        parts(PARTS[0])
+    with pytest.raises(FileNotFoundError, match=r"faces_wild\.parquet"):
+        parts(PARTS[1])
+    write_faces_wild(tmp_path)
+    write_ferplus(tmp_path)
+    card = [parts(part) for part in PARTS[1:]][-1]
+    before, after = load_file(first), load_file(card.with_suffix(".safetensors"))
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert not any(name.startswith("inverter.generator") for name in changed)
+    for start in ("inverter.encoder", "expression_encoder", "identity_encoder", "directions"):
+        assert any(name.startswith(start) for name in changed)
+    training = json.loads(card.read_text())["training"]
+    assert [text.split()[2] for text in training["command"].split(" && ")] == list(PARTS[1:])
+    assert training["base"] == "latent-simclr.lfw-preview"
+    assert "faces_wild train" in training["data"][-1]
+    assert "FER+ train: 6 images" in training["data"][-1]
+    assert card.name == "latent-simclr.wild-preview.json"
+
+
+def test_partners_are_alike():
+    chance = torch.Generator().manual_seed(0)
+    expression = torch.tensor([[0.0], [1.0], [10.0], [11.0], [12.0]])
+    choose = simclr.nearest_expressions(expression, 1)
+    assert choose(torch.tensor([0, 1, 2, 4]), chance).tolist() == [1, 0, 3, 3]
+    choose = simclr.nearest_expressions(expression, 100)
+    others = torch.stack([choose(torch.arange(5), chance) for _ in range(100)])
+    assert all(set(others[:, row].tolist()) == {*range(5)} - {row} for row in range(5))
+    choose = simclr.same_identities(["a", "b", "a", "", "", "c"])
+    others = torch.stack([choose(torch.arange(6), chance) for _ in range(100)])
+    assert [set(column.tolist()) for column in others.T] == [{0, 2}, {1}, {0, 2}, {3}, {4}, {5}]
 
 
 def test_edits_are_fitted_again_for_a_finished_checkpoint(tmp_path):
@@ -251,9 +294,8 @@ def test_changes_keep_gradients():
 
 
 def test_views_exchange_what_their_encoder_should_not_hold():
-    expression, identity = (set(simclr.views(what, 10)) for what in ("expression", "identity"))
-    assert expression == {4, 5, 6, 7, 8, 9}
-    assert identity == {0, 1, 2, 3}
+    assert set(simclr.replaced_styles("expression", 10)) == {4, 5, 6, 7, 8, 9}
+    assert set(simclr.replaced_styles("identity", 10)) == {0, 1, 2, 3}
 
 
 def test_the_labels_that_are_measured():

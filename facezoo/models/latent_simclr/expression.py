@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from facezoo.models.latent_simclr.inverter import Inversion
 
+LEAST = 1e-3
+"""Least share of the largest variation for a component to count; less is rounding."""
 PENALTY = 0.02
 """Ridge penalty of the coordinates, as a share of the mean variance of an entry of the codes."""
 
@@ -56,6 +58,13 @@ class ExpressionAxes(nn.Module):
             torch.einsum("bk,kchw->bchw", coordinates, self.feature),
         )
 
+    def exchange(self, codes: Tensor, others: Tensor) -> Tensor:
+        """Give codes (B, L, D) the coordinates of other codes (B, L, D), exactly."""
+        response = torch.einsum("jld,kld->jk", self.codes, self.read)
+        missing = self.coordinates(others) - self.coordinates(codes)
+        steps = torch.linalg.solve(response.T, missing.T).T
+        return codes + torch.einsum("bk,kld->bld", steps, self.codes)
+
     @torch.no_grad()
     def fit(
         self, codes: Tensor, features: Tensor, expression: Tensor, identities: Sequence[str]
@@ -79,7 +88,7 @@ class ExpressionAxes(nn.Module):
         count = len(self.read)
         centered = (expression - expression.mean(0)).double()
         left, values, _ = torch.linalg.svd(centered, full_matrices=False)
-        if int((values > values[0] * 1e-6).sum()) < count:
+        if int((values > values[0] * LEAST).sum()) < count:
             raise ValueError(
                 f"the expression features vary in fewer than {count} dimensions; fit fewer axes"
             )

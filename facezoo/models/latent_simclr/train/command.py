@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,15 @@ import torch
 from torch import Tensor
 
 from facezoo.data.packs import check_packs, majority_labels, read_pack, yaw_column
-from facezoo.data.unlabeled import PACK, FaceCrops, image_files, read_face_crops
-from facezoo.hub.card import Preprocessing, card_named
+from facezoo.data.unlabeled import (
+    FERPLUS,
+    PACK,
+    FaceCrops,
+    image_files,
+    read_face_crops,
+    with_ferplus,
+)
+from facezoo.hub.card import Card, Preprocessing
 from facezoo.hub.tensors import load_into, read_tensors, save
 from facezoo.models.latent_simclr.directions import fit_directions
 from facezoo.models.latent_simclr.inverter import StyleGANInverter, encoder_for
@@ -20,15 +28,18 @@ from facezoo.models.latent_simclr.model import LatentSimCLR
 from facezoo.models.latent_simclr.simclr import CodeEncoder
 from facezoo.models.latent_simclr.stylegan2 import StyleGANGenerator
 from facezoo.models.latent_simclr.train.adversarial import FINAL, train_generator
-from facezoo.models.latent_simclr.train.edits import with_edits
+from facezoo.models.latent_simclr.train.edits import expression_of, with_edits
 from facezoo.models.latent_simclr.train.inversion import train_encoder
 from facezoo.models.latent_simclr.train.recipes import RECIPES, Recipe
 from facezoo.models.latent_simclr.train.simclr import (
+    Partners,
+    augmentation,
     codes_of,
     label_extremes,
     measured_labels,
+    nearest_expressions,
+    same_identities,
     train_contrast,
-    views,
 )
 from facezoo.results import EXPRESSIONS
 from facezoo.training.run import (
@@ -122,7 +133,7 @@ def run_generator(config: Recipe, data: Path, out: Path, seed: int, device: torc
 def run_encoder(config: Recipe, data: Path, folder: Path, seed: int, device: torch.device) -> Path:
     """Train the Feature-Style encoder of the generator and write it; see ``run``."""
     out = folder / PARTS[1]
-    inverter = starting_inverter(config, folder, seed)
+    inverter, _ = starting_inverter(config, folder, seed)
     settings = asdict(config.inversion)
     if config.start is not None:
         settings["start"] = config.start
@@ -146,36 +157,48 @@ def run_contrast(
     """Fit the directions and train the code encoders; write weights and card; see ``run``."""
     out = folder / PARTS[2]
     parts = PARTS if config.start is None else PARTS[1:]
-    inverter = starting_inverter(config, folder, seed)
+    inverter, base = starting_inverter(config, folder, seed)
     load_into(inverter.encoder, _finished(folder / PARTS[1] / ENCODER, PARTS[1]))
     record = begin_run(out, seed=seed, recipe=asdict(config))
-    digest = digest_of_files(data, image_files(data, config.wild))
-    check_data(out, digest)
+    files = image_files(data, config.wild)
+    digest = digest_of_files(data, files)
+    more = [data / FERPLUS] if config.contrast.ferplus else []
+    check_data(out, digest_of_files(data, [*files, *more]))
     runs = {
         part: json.loads((folder / part / "run.json").read_text(encoding="utf-8"))
         for part in parts[:-1]
     }
     commits = {part: run["commit"] for part, run in runs.items()}
     record["recipe"] = {**record["recipe"], "commits": commits}
-    faces = _face_crops(config, data, device)
+    read = partial(contrast_faces, config, data, device)
+    faces = read(model_preprocessing(config))
     codes = codes_of(inverter.encoder, faces.crops, device)
     labels = direction_labels(data, faces)
+    expression = expression_of(config.inversion.features, read, device)
     directions = fit_directions(codes[0], labels)
     model = LatentSimCLR(**model_arguments(config), directions=list(directions))
     model.inverter.load_state_dict(inverter.cpu().state_dict())
     model.directions.copy_(torch.stack(list(directions.values())))
     contrast = config.contrast
+    count = contrast.expression_axes
+    model = with_edits(model, faces, codes[0], labels, expression, count, device)
     for what, encoder in encoders(model, seed).items():
-        sliders = contrast.expression_sliders if what == "expression" else contrast.identity_sliders
-        slider_directions = {name: directions[name] for name in sliders}
-        layers = views(what, codes.shape[2])
         encoder.fit_scale(codes.flatten(0, 1))
+        partners: Partners | None = None
+        rows = torch.arange(len(faces.crops))
+        settings = contrast
+        if contrast.neighbors and what == "expression":
+            partners = nearest_expressions(expression, contrast.neighbors)
+        if what == "identity" and contrast.identity_epochs:
+            rows = torch.tensor([row for row, name in enumerate(faces.identities) if name])
+            schedule = replace(contrast.schedule, epochs=contrast.identity_epochs)
+            settings = replace(contrast, schedule=schedule)
+            partners = same_identities(faces.identities)
+        augment = augmentation(what, model, contrast, device)
         tensors = train_contrast(
-            encoder, codes, slider_directions, contrast, layers, out / what, seed, device
+            *(encoder, codes, rows, augment, settings, out / what, seed, device), partners=partners
         )
         load_into(encoder, tensors)
-    teacher, count = config.inversion.features, config.contrast.expression_axes
-    model = with_edits(model, data, faces, codes[0], labels, teacher, count, device, config.wild)
     # The labels are in the pack only; earlier parts may have used a folder of images.
     others = [part for part, run in runs.items() if run.get("data", digest) != digest]
     sources = (faces.description, *(_other(part, runs[part]["data"]) for part in others))
@@ -188,7 +211,7 @@ def run_contrast(
         tag=tag_of(faces, name),
         flags=f" --recipe {name}",
         parts=parts,
-        base=None if config.start is None else card_named(config.start),
+        base=base,
         smoke=smoke,
     )
 
@@ -214,13 +237,15 @@ def run_edits(
     check_data(out / "edits", digest_of_files(data, [data / PACK]))
     model: LatentSimCLR = LatentSimCLR.from_pretrained(start)
     base = model.card
-    faces = _face_crops(config, data, device)
+    read = partial(contrast_faces, config, data, device)
+    faces = read(model_preprocessing(config))
     if base is None or base.tag != tag_of(faces, name):
         raise ValueError(f"--start needs a checkpoint of the recipe {name}, got {start}")
     model = model.float()
     codes = codes_of(model.inverter.encoder, faces.crops, device)[0]
     labels = direction_labels(data, faces)
-    model = with_edits(model, data, faces, codes, labels, teacher, count, device, config.wild)
+    expression = expression_of(teacher, read, device)
+    model = with_edits(model, faces, codes, labels, expression, count, device)
     training = base.training
     commands = training.command.split(" && ")[: len(PARTS)]
     recipe = {**training.recipe, "edits": record["recipe"]}
@@ -260,17 +285,23 @@ def new_inverter(config: Recipe, seed: int) -> StyleGANInverter:
     return StyleGANInverter(generator, encoder_for(generator, **config.inversion.architecture))
 
 
-def starting_inverter(config: Recipe, folder: Path, seed: int) -> StyleGANInverter:
-    """Build the inverter that training starts from: of a checkpoint, or a trained generator's."""
+def starting_inverter(
+    config: Recipe, folder: Path, seed: int
+) -> tuple[StyleGANInverter, Card | None]:
+    """Build the inverter that training starts from, of a checkpoint or for a trained generator.
+
+    Returns:
+        The inverter, and the card of the checkpoint.
+    """
     inverter = new_inverter(config, seed)
     if config.start is not None:
-        start: StyleGANInverter = StyleGANInverter.from_pretrained(config.start)
-        load_into(inverter, start.float().state_dict())
-        return inverter
+        start: LatentSimCLR = LatentSimCLR.from_pretrained(config.start)
+        load_into(inverter, start.float().inverter.state_dict())
+        return inverter, start.card
     load_into(inverter.generator, _finished(folder / PARTS[0] / FINAL, PARTS[0]))
     generator = torch.Generator().manual_seed(seed)
     inverter.encoder.mean_code.copy_(inverter.generator.mean_code(10_000, generator))
-    return inverter
+    return inverter, None
 
 
 def tag_of(faces: FaceCrops, name: str) -> str:
@@ -287,24 +318,41 @@ def model_arguments(config: Recipe) -> dict[str, Any]:
 def direction_labels(data: Path, faces: FaceCrops) -> dict[str, Tensor]:
     """Compute labels for the bundled directions: blur, skin tone, smile and yaw.
 
-    Images from outside the pack, which come last, have no label of smile and yaw.
+    Only images of the pack have labels; others come last, and get NaN.
 
     Raises:
         FileNotFoundError: if the pack with expressions and yaw is missing.
     """
     table = read_pack(data / PACK, "train")
     words = majority_labels(table)
-    smile, yaw = torch.full((2, len(faces.crops)), float("nan"))
-    smile[: len(words)][words == EXPRESSIONS.index("happiness")] = 1
-    smile[: len(words)][words == EXPRESSIONS.index("neutral")] = 0
-    yaw[: len(words)] = label_extremes(yaw_column(table))
-    return {**measured_labels(faces.crops), "smile": smile, "yaw": yaw}
+    smile = torch.full((len(words),), float("nan"))
+    smile[words == EXPRESSIONS.index("happiness")] = 1
+    smile[words == EXPRESSIONS.index("neutral")] = 0
+    labels = {
+        **measured_labels(faces.crops[: len(words)]),
+        "smile": smile,
+        "yaw": label_extremes(yaw_column(table)),
+    }
+    unknown = torch.full((len(faces.crops) - len(words),), float("nan"))
+    return {name: torch.cat([values, unknown]) for name, values in labels.items()}
 
 
 def _face_crops(config: Recipe, data: Path, device: torch.device) -> FaceCrops:
     """Read tight crops, which the face fills."""
-    preprocessing = Preprocessing(size=config.generator.architecture["size"])
-    return read_face_crops(data, preprocessing, device, config.wild)
+    return read_face_crops(data, model_preprocessing(config), device, config.wild)
+
+
+def contrast_faces(
+    config: Recipe, data: Path, device: torch.device, preprocessing: Preprocessing
+) -> FaceCrops:
+    """Read the images of the last part, aligned for a model."""
+    faces = read_face_crops(data, preprocessing, device, config.wild)
+    return with_ferplus(faces, data, preprocessing) if config.contrast.ferplus else faces
+
+
+def model_preprocessing(config: Recipe) -> Preprocessing:
+    """Return the preprocessing of a recipe's models."""
+    return Preprocessing(size=config.generator.architecture["size"])
 
 
 def _finished(path: Path, part: str) -> dict[str, Tensor]:

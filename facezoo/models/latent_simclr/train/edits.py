@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from facezoo.data.unlabeled import FaceCrops, center, read_face_crops
+from facezoo.data.unlabeled import FaceCrops, center
+from facezoo.hub.card import Preprocessing
 from facezoo.models.base import FaceModel
 from facezoo.models.latent_simclr.expression import feature_direction
 from facezoo.models.latent_simclr.model import LatentSimCLR
@@ -18,23 +18,21 @@ from facezoo.training.optim import autocast
 
 def with_edits(
     model: LatentSimCLR,
-    data: Path,
     faces: FaceCrops,
     codes: Tensor,
     labels: Mapping[str, Tensor],
-    teacher: str,
+    expression: Tensor,
     count: int,
     device: torch.device,
-    wild: bool = False,
 ) -> LatentSimCLR:
     """Return the model with changes of f for its directions, and with expression axes.
 
     Args:
-        data: folder of the training images, see ``read_face_crops``, as ``wild``.
-        faces: these images, aligned for the model.
+        faces: training images, aligned for the model.
         codes: their codes, (N, L, D).
         labels: labels of the directions by name, each (N,).
-        teacher: checkpoint whose expression features the axes follow.
+        expression: expression features that the axes follow, (N, M).
+        count: number of axes.
     """
     encoder = model.inverter.encoder.eval().to(device)
     features = encode_crops(lambda images: encoder(images)[1].half(), faces.crops, device)
@@ -47,11 +45,22 @@ def with_edits(
         fitted.feature_directions[number] = feature_direction(
             fitted.directions[number], codes, features, labels[name]
         )
-    other = FaceModel.from_pretrained(teacher).to(device)
-    crops = read_face_crops(data, other.preprocessing, device, wild).crops
-    expression = encode_crops(lambda images: other.embed_expression(images).float(), crops, device)
     fitted.expression_axes.fit(codes, features, expression, faces.identities)
     return fitted
+
+
+def expression_of(
+    teacher: str, read: Callable[[Preprocessing], FaceCrops], device: torch.device
+) -> Tensor:
+    """Compute the expression features of another model for the training images, (N, M).
+
+    Args:
+        teacher: name of the checkpoint.
+        read: read the images, aligned for a model.
+    """
+    other = FaceModel.from_pretrained(teacher).to(device)
+    crops = read(other.preprocessing).crops
+    return encode_crops(lambda images: other.embed_expression(images).float(), crops, device)
 
 
 @torch.inference_mode()

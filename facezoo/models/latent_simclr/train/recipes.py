@@ -65,8 +65,22 @@ class Contrasting:
     """Sliders of the expression encoder's views; yaw is ours."""
     identity_sliders: tuple[str, ...] = ("blur", "yaw", "smile")
     """Sliders of the identity encoder's views."""
-    expression_axes: int = 12
-    """Number of coordinates of ``ExpressionAxes`` (ours)."""
+    mixing: bool = True
+    """Views also replace styles by those of random faces, as in the paper."""
+    linear_head: bool = False
+    """The projection head is linear."""
+    neighbors: int = 0
+    """Ours: the views for expression are of two images. The second is one of this many with the
+    nearest expression features. 0 for one image, as in the paper."""
+    identity_epochs: int = 0
+    """Ours: epochs of the identity encoder, whose views are of two images of an identity. 0 for one
+    image, and the epochs of the expression encoder."""
+    exchange: bool = False
+    """Ours: views for identity get the expression of a random face, by the expression axes."""
+    ferplus: bool = False
+    """Codes and axes are also fitted to images of ``ferplus.parquet``."""
+    expression_axes: int = 7
+    """Number of coordinates of ``ExpressionAxes`` (ours); features of ipd-fer vary in 7."""
     architecture: dict[str, Any] = field(default_factory=dict)
     """``code_width`` and ``num_features`` of ``LatentSimCLR``."""
 
@@ -128,6 +142,17 @@ RECIPES = {
         inversion=replace(
             PREVIEW.inversion,
             schedule=Schedule(12, batch_size=32, lr=8e-4, schedule="cosine", average=0.998),
+        ),
+        contrast=Contrasting(
+            Schedule(10, batch_size=512, lr=1e-3, schedule="cosine", average=0.99),
+            temperature=0.35,
+            mixing=False,
+            linear_head=True,
+            neighbors=20,
+            identity_epochs=30,
+            exchange=True,
+            ferplus=True,
+            architecture={"code_width": 128, "num_features": 64},
         ),
         start="latent-simclr.lfw-preview",
         wild=True,

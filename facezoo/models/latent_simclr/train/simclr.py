@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from facezoo.data.unlabeled import center
 from facezoo.models.latent_simclr.augment import appearance_layers, augment_codes, structure_layers
 from facezoo.models.latent_simclr.feature_style import FeatureStyleEncoder
 from facezoo.models.latent_simclr.losses import nt_xent_loss
+from facezoo.models.latent_simclr.model import LatentSimCLR
 from facezoo.models.latent_simclr.simclr import CodeEncoder, ProjectionHead
 from facezoo.models.latent_simclr.train.recipes import Contrasting
 from facezoo.progress import progress_bar
 from facezoo.training.loop import Position, fit
 from facezoo.training.optim import autocast, descend
 
+Augment = Callable[[Tensor, Tensor, Generator], Tensor]
+"""Function from codes (B, L, D), a bank of codes (M, L, D) and a generator to views (B, L, D)."""
+Partners = Callable[[Tensor, Generator], Tensor]
+"""Function from rows of images, int64, (B,), to rows of the images of their second views."""
 QUARTER = 0.25
 """Share of images with the largest and with the smallest values that get a label."""
 
@@ -38,50 +44,127 @@ def codes_of(encoder: FeatureStyleEncoder, crops: Tensor, device: torch.device) 
 def train_contrast(
     encoder: CodeEncoder,
     codes: Tensor,
-    directions: Mapping[str, Tensor],
+    rows: Tensor,
+    augment: Augment,
     config: Contrasting,
-    layers: range,
     out: Path,
     seed: int,
     device: torch.device,
+    partners: Partners | None = None,
 ) -> dict[str, Tensor]:
     """Train a code encoder by SimCLR; the projection head is discarded.
 
     Args:
         encoder: encoder whose scale was fitted to the codes.
         codes: codes of images and of their mirror images, (2, N, L, D).
-        layers: indices of the styles that views replace.
+        rows: indices of the images to learn from, (M,).
+        augment: create a view of each code, see ``augmentation``.
         seed: seed of the head, order and random numbers.
+        partners: choose the image of the second view (ours); None for the same one.
 
     Returns:
         Averaged tensors of the encoder, on the CPU.
     """
     torch.manual_seed(seed)
-    parts = nn.ModuleDict({"encoder": encoder, "head": ProjectionHead(encoder.num_features)})
+    inputs = encoder.num_features
+    head = nn.Linear(inputs, inputs, bias=False) if config.linear_head else ProjectionHead(inputs)
+    parts = nn.ModuleDict({"encoder": encoder, "head": head})
     parts.to(device)
     bank = codes.flatten(0, 1).to(device)
-    sliders = [direction.to(device) for direction in directions.values()]
 
     optimizer = torch.optim.Adam(parts.parameters(), lr=config.schedule.lr)
 
     def step(rows: Tensor, at: Position) -> dict[str, Tensor]:
         chance = at.generator
-        side = torch.randint(2, (len(rows),), generator=chance)
-        batch = codes[side, rows].to(device)
-        views = [
-            augment_codes(batch, bank, sliders, chance, layers=layers, strength=config.strength)
-            for _ in range(2)
-        ]
+        batch = some_sides(codes, rows, chance)
+        other = batch if partners is None else some_sides(codes, partners(rows, chance), chance)
+        views = [augment(side.to(device), bank, chance) for side in (batch, other)]
         first, second = parts["head"](parts["encoder"](torch.cat(views))).chunk(2)
         loss = nt_xent_loss(first, second, config.temperature)
         descend(optimizer, loss)
         return {"loss": loss}
 
-    state = fit(
-        parts, [optimizer], step, config.schedule, torch.arange(codes.shape[1]), out, seed
-    ).state
+    state = fit(parts, [optimizer], step, config.schedule, rows, out, seed).state
     start = "encoder."
     return {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
+
+
+def augmentation(
+    what: str, model: LatentSimCLR, config: Contrasting, device: torch.device
+) -> Augment:
+    """Return the function that creates a view of each code, for one of the encoders.
+
+    Args:
+        what: ``"expression"`` or ``"identity"``.
+        model: a model with directions and, for ``config.exchange``, with expression axes.
+    """
+    wanted = config.expression_sliders if what == "expression" else config.identity_sliders
+    names = model.architecture["directions"]
+    sliders = [model.directions[names.index(name)].to(device) for name in wanted]
+    num_codes = model.directions.shape[1]
+    layers = replaced_styles(what, num_codes) if config.mixing else range(0)
+    axes = None
+    if config.exchange and what == "identity":
+        assert model.expression_axes is not None
+        axes = copy.deepcopy(model.expression_axes).to(device)
+
+    def augment(codes: Tensor, bank: Tensor, generator: Generator) -> Tensor:
+        view = augment_codes(
+            codes, bank, sliders, generator, layers=layers, strength=config.strength
+        )
+        if axes is None:
+            return view
+        rows = torch.randint(len(bank), (len(codes),), generator=generator)
+        return axes.exchange(view, bank[rows.to(bank.device)])
+
+    return augment
+
+
+def some_sides(codes: Tensor, rows: Tensor, generator: Generator) -> Tensor:
+    """Take codes (2, N, L, D) of some images, mirrored or not at random, (B, L, D)."""
+    return codes[torch.randint(2, (len(rows),), generator=generator), rows]
+
+
+def nearest_expressions(expression: Tensor, count: int) -> Partners:
+    """Pair each image with one of the images of the most similar expression; ours.
+
+    Args:
+        expression: expression features of another model, (N, M).
+        count: number of nearest images that a partner is chosen from.
+    """
+    count = min(count, len(expression) - 1)
+    nearest = torch.cat(
+        [
+            torch.cdist(part, expression).topk(count + 1, largest=False).indices[:, 1:]
+            for part in expression.float().split(1024)
+        ]
+    )
+
+    def choose(rows: Tensor, generator: Generator) -> Tensor:
+        return nearest[rows, torch.randint(count, (len(rows),), generator=generator)]
+
+    return choose
+
+
+def same_identities(identities: Sequence[str]) -> Partners:
+    """Pair each image with an image of the same identity, or itself if there is no other; ours.
+
+    Args:
+        identities: name of each image, N; empty if unknown.
+    """
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(identities))}
+    group = torch.tensor([numbers[name] for name in identities])
+    order = group.argsort(stable=True)
+    counts = torch.bincount(group)
+    starts = counts.cumsum(0) - counts
+    unknown = torch.tensor([not name for name in identities])
+
+    def choose(rows: Tensor, generator: Generator) -> Tensor:
+        own = group[rows]
+        places = (torch.rand(len(rows), generator=generator) * counts[own]).long()
+        return torch.where(unknown[rows], rows, order[starts[own] + places])
+
+    return choose
 
 
 def measured_labels(crops: Tensor) -> dict[str, Tensor]:
@@ -117,6 +200,6 @@ def label_extremes(values: Tensor) -> Tensor:
     return labels
 
 
-def views(what: str, num_codes: int) -> range:
+def replaced_styles(what: str, num_codes: int) -> range:
     """Return the styles that views for expression, as in the paper, or identity, ours, replace."""
     return appearance_layers(num_codes) if what == "expression" else structure_layers(num_codes)
