@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     def load(name: Literal["ipd-fer", "ipd-fer.ferplus-lfw"], **options: Any) -> IPDFER: ...
     @overload
     def load(
-        name: Literal["latent-simclr", "latent-simclr.lfw-preview"], **options: Any
+        name: Literal["latent-simclr", "latent-simclr.wild-preview"], **options: Any
     ) -> LatentSimCLR: ...
     @overload
     def load(

@@ -485,7 +485,7 @@ def test_a_teacher_is_recognized_as_judge_without_a_line_of_its_own():
         "spaces": [],
         "scores": {},
         "trained on": ["LFW train", "feature loss by ipd-fer"],
-        "swap": {"ipd-fer.ferplus-lfw": found, "latent-simclr.lfw-preview": found},
+        "swap": {"ipd-fer.ferplus-lfw": found, "latent-simclr.wild-preview": found},
     }
     content = {"models": {"latentface.lfw": entry}, "meshes": {}}
     trained = [row["the model was trained with the judge"] for row in TABLES["swap"](content)]

@@ -154,7 +154,7 @@ RECIPES = {
             ferplus=True,
             architecture={"code_width": 128, "num_features": 64},
         ),
-        start="latent-simclr.lfw-preview",
+        start="latent-simclr.wild-preview",
         wild=True,
     ),
 }
