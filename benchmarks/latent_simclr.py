@@ -59,7 +59,7 @@ SEEDS = 3
 PAPERS = Schedule(15, batch_size=128, lr=1e-3, schedule="cosine")
 """Seeds of the two CNNs."""
 REFINE_STEPS = 100
-EDITED, STRENGTHS = 256, (-3, -2, 2, 3)
+EDITED, STRENGTHS = 256, (-4, -3, -2, 2, 3, 4)
 """Images that are edited, and strengths."""
 TRANSFERS = (1.0, 1.5, 2.0, 2.5)
 """Strengths of transferred expressions."""
