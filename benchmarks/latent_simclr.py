@@ -61,7 +61,7 @@ PAPERS = Schedule(15, batch_size=128, lr=1e-3, schedule="cosine")
 REFINE_STEPS = 100
 EDITED, STRENGTHS = 256, (-4, -3, -2, 2, 3, 4)
 """Images that are edited, and strengths."""
-TRANSFERS = (1.0, 1.5, 2.0, 2.5)
+TRANSFERS = (1.5, 2.0, 2.5, 3.0)
 """Strengths of transferred expressions."""
 SEEN = {"blur": math.log(1.25), "skin_tone": 10.0, "yaw": 5.0}
 """Least change: sharpness by a quarter, 10 of 255 gray values, 5 degrees."""

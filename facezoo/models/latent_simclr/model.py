@@ -23,7 +23,7 @@ from facezoo.models.latent_simclr.stylegan2 import StyleGANGenerator, mix_codes
 from facezoo.preprocess.images import Images
 from facezoo.preprocess.pipeline import ONE_FACE, ImageKeywords, ImageOptions
 
-TRANSFER = 2.0
+TRANSFER = 2.5
 """Default strength of ``transfer_expression``."""
 COLOR, LOCAL = ("skin_tone",), ("smile",)
 """Directions that change colors only, and a part of the face only; crops keep their detail."""
