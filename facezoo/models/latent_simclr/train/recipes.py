@@ -159,4 +159,4 @@ RECIPES = {
     ),
 }
 """``paper`` has the papers' widths at 64 pixels; ``preview`` takes 1.5 hours on a CPU core.
-``wild-preview`` keeps the generator of ``preview`` and trains the other parts on more faces."""
+``wild-preview`` trains the included checkpoint further on more faces, without its generator."""

@@ -98,9 +98,8 @@ def augmentation(
         what: ``"expression"`` or ``"identity"``.
         model: a model with directions and, for ``config.exchange``, with expression axes.
     """
-    wanted = config.expression_sliders if what == "expression" else config.identity_sliders
-    names = model.architecture["directions"]
-    sliders = [model.directions[names.index(name)].to(device) for name in wanted]
+    names = config.expression_sliders if what == "expression" else config.identity_sliders
+    sliders = [model.direction(name).to(device) for name in names]
     num_codes = model.directions.shape[1]
     layers = replaced_styles(what, num_codes) if config.mixing else range(0)
     axes = None
