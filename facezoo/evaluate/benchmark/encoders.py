@@ -179,7 +179,8 @@ def training_data(card: Card) -> tuple[str, ...]:
 def _collect(card: Card, through: str, texts: dict[str, None], seen: set[str]) -> None:
     seen.add(card.model)
     cards, base = bundled_cards(), card.training.base or ""
-    own_texts = [*card.training.data, base]
+    # A card has the data of a base of its own model, which may not be included any more.
+    own_texts = [*card.training.data, *([] if base.startswith(f"{card.model}.") else [base])]
     texts |= dict.fromkeys(f"{text}{through}" for text in own_texts if text and text not in cards)
     for model in dict.fromkeys(card.model for card in cards.values()):
         if model not in seen and any(model in text for text in own_texts):

@@ -422,6 +422,9 @@ def test_the_name_of_a_base_checkpoint_is_not_training_data():
     assert card.training.base == "latentface.wild"
     assert "latentface.wild" not in training_data(card)
     assert contamination_of(training_data(card))["LFW val"] == "train split"
+    left_out = replace(card.training, base=f"{card.model}.lfw-of-an-earlier-version")
+    card = replace(card, training=left_out)
+    assert contamination_of(training_data(card))["LFW val"] == "train split"
 
 
 # --- the swap test --------------------------------------------------------------------------------
