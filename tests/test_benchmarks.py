@@ -388,8 +388,9 @@ def test_edits_count_faces_that_change_as_wanted(monkeypatch):
     pack = script.Pack(crops, torch.zeros(8, 1, 1), torch.tensor([0, 1] * 4), [], torch.arange(8))
     rows = script.edits_table(Brighter(), pack, pack, lambda images: images.flatten(1))
     assert [row["strength"] for row in rows] == [*script.STRENGTHS] * 4
-    assert [row["image"] for row in rows] == (["edited crop"] * 4 + ["generated"] * 4) * 2
-    dark, smile = rows[:8], rows[8:]
+    steps = len(script.STRENGTHS)
+    assert [row["image"] for row in rows] == (["edited crop"] * steps + ["generated"] * steps) * 2
+    dark, smile = rows[: 2 * steps], rows[2 * steps :]
     # A change of 0.05 a strength is 12.75 of 255 gray values.
     assert all(row["changed as wanted, %"] == 100 for row in dark)
     assert all(row["faces"] == 8 and row["identity cosine"] < 1 for row in dark)
