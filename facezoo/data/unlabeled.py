@@ -118,7 +118,7 @@ def with_ferplus(faces: FaceCrops, data: Path, preprocessing: Preprocessing) -> 
     """Add the images of the split ``train`` of ``ferplus.parquet``, which have no identity.
 
     Raises:
-        FileNotFoundError: if there is no such pack in the folder.
+        FileNotFoundError: if the folder lacks the pack.
     """
     check_packs(data, FERPLUS)
     table = read_pack(data / FERPLUS, "train")

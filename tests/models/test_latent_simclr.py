@@ -230,6 +230,8 @@ def test_exchanged_codes_have_the_coordinates_of_the_others(model):
     wanted = axes.coordinates(others)
     torch.testing.assert_close(axes.coordinates(exchanged), wanted, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(axes.exchange(codes, codes), codes)
+    with pytest.raises(RuntimeError, match="singular"):
+        LatentSimCLR(**TINY).expression_axes.exchange(codes, others)
 
 
 def test_a_model_without_axes_says_what_it_cannot_do():

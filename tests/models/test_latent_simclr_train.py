@@ -120,6 +120,26 @@ def test_a_recipe_can_start_from_a_checkpoint_and_learn_from_more_packs(tmp_path
     assert card.name == "latent-simclr.wild-preview.json"
 
 
+def test_an_interrupted_contrast_of_partners_ends_at_the_same_weights(tmp_path, monkeypatch):
+    codes = torch.randn(2, 12, 10, 6, generator=torch.Generator().manual_seed(0))
+    partners = simclr.nearest_expressions(codes[0, :, 0], 3)
+    monkeypatch.setattr(simclr, "fit", partial(fit, save_every=0.0))
+
+    def contrast(folder):
+        torch.manual_seed(0)
+        encoder = CodeEncoder(10, 6, 8, 12)
+        rows, views = torch.arange(12), lambda codes, *_: codes
+        settings = (codes, rows, views, TINY.contrast, tmp_path / folder, 0, CPU)
+        return simclr.train_contrast(encoder, *settings, partners=partners)
+
+    whole = contrast("whole")
+    with interrupted(monkeypatch, "descend", simclr, after=3):
+        contrast("broken")
+    again = contrast("broken")
+    assert whole.keys() == again.keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
+
+
 def test_partners_are_alike():
     chance = torch.Generator().manual_seed(0)
     expression = torch.tensor([[0.0], [1.0], [10.0], [11.0], [12.0]])

@@ -59,7 +59,24 @@ class ExpressionAxes(nn.Module):
         )
 
     def exchange(self, codes: Tensor, others: Tensor) -> Tensor:
-        """Give codes (B, L, D) the coordinates of other codes (B, L, D), exactly."""
+        """Give codes the expression coordinates of other codes, exactly.
+
+        Args:
+            codes: (B, L, D).
+            others: codes that have the coordinates, (B, L, D).
+
+        Returns:
+            New codes, (B, L, D).
+
+        Raises:
+            RuntimeError: if the axes were not fitted.
+
+        Examples:
+            >>> model = facezoo.load("latent-simclr")
+            >>> axes, codes = model.expression_axes, model.encode_factors(images).w_plus
+            >>> axes.exchange(codes, codes.flip(0)).shape  # two images
+            torch.Size([2, 10, 128])
+        """
         response = torch.einsum("jld,kld->jk", self.codes, self.read)
         missing = self.coordinates(others) - self.coordinates(codes)
         steps = torch.linalg.solve(response.T, missing.T).T

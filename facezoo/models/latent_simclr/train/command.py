@@ -160,10 +160,8 @@ def run_contrast(
     inverter, base = starting_inverter(config, folder, seed)
     load_into(inverter.encoder, _finished(folder / PARTS[1] / ENCODER, PARTS[1]))
     record = begin_run(out, seed=seed, recipe=asdict(config))
-    files = image_files(data, config.wild)
-    digest = digest_of_files(data, files)
-    more = [data / FERPLUS] if config.contrast.ferplus else []
-    check_data(out, digest_of_files(data, [*files, *more]))
+    digest = digest_of_files(data, image_files(data, config.wild))
+    check_data(out, digest_of_files(data, contrast_files(config, data)))
     runs = {
         part: json.loads((folder / part / "run.json").read_text(encoding="utf-8"))
         for part in parts[:-1]
@@ -234,7 +232,7 @@ def run_edits(
     teacher, count = config.inversion.features, config.contrast.expression_axes
     settings = {"features": teacher, "expression_axes": count}
     record = begin_run(out / "edits", seed=seed, recipe=settings)
-    check_data(out / "edits", digest_of_files(data, [data / PACK]))
+    check_data(out / "edits", digest_of_files(data, contrast_files(config, data)))
     model: LatentSimCLR = LatentSimCLR.from_pretrained(start)
     base = model.card
     read = partial(contrast_faces, config, data, device)
@@ -340,6 +338,12 @@ def direction_labels(data: Path, faces: FaceCrops) -> dict[str, Tensor]:
 def _face_crops(config: Recipe, data: Path, device: torch.device) -> FaceCrops:
     """Read tight crops, which the face fills."""
     return read_face_crops(data, model_preprocessing(config), device, config.wild)
+
+
+def contrast_files(config: Recipe, data: Path) -> list[Path]:
+    """Return the files of the images of the last part."""
+    files = image_files(data, config.wild)
+    return [*files, data / FERPLUS] if config.contrast.ferplus else files
 
 
 def contrast_faces(

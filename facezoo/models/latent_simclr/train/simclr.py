@@ -146,7 +146,7 @@ def nearest_expressions(expression: Tensor, count: int) -> Partners:
 
 
 def same_identities(identities: Sequence[str]) -> Partners:
-    """Pair each image with an image of the same identity, or itself if there is no other; ours.
+    """Pair each image with an image of the same identity, which may be itself; ours.
 
     Args:
         identities: name of each image, N; empty if unknown.
