@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -62,10 +63,16 @@ def in_turn(
     return timed
 
 
+def _portable(word: str) -> str:
+    """Keep the name of an absolute path only, which another machine does not have."""
+    option, equals, path = word.rpartition("=")
+    return f"{option}{equals}{Path(path).name}" if Path(path).is_absolute() else word
+
+
 def stamp(command: str, device: str = "cpu") -> dict[str, object]:
     """Record command, date, commit, hardware and versions of a run."""
     return {
-        "command": command,
+        "command": shlex.join(map(_portable, shlex.split(command))),
         "date": date.today().isoformat(),
         "commit": _commit(),
         "hardware": torch.cuda.get_device_name() if device.startswith("cuda") else processor(),

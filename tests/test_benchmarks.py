@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import shlex
 import shutil
 from argparse import Namespace
 from importlib.util import module_from_spec, spec_from_file_location
@@ -74,6 +75,18 @@ def test_the_extraction_benchmark_measures_memory_and_stages(tmp_path):
 
 
 STAMPED = {"command", "date", "commit", "hardware", "cores", "threads", "load", "versions"}
+
+
+def test_commands_of_results_have_no_path_of_the_machine():
+    stamp = benchmark("measuring").stamp(
+        "python x.py '/my data/LFW' --json=/tmp/x.json docs/x.json"
+    )
+    assert stamp["command"] == "python x.py LFW --json=x.json docs/x.json"
+    results = Path(__file__).parents[1] / "docs" / "results"
+    commands = [json.loads(file.read_text()).get("command", "") for file in results.glob("*.json")]
+    words = [word for command in commands for word in shlex.split(command)]
+    assert words
+    assert not [word for word in words if Path(word.rpartition("=")[2]).is_absolute()]
 
 
 def test_results_record_the_hardware():
