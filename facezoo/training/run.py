@@ -153,8 +153,9 @@ def write_checkpoint(
 
     The card's command joins one ``facezoo train`` per stage: of ``model`` with the stage's flags,
     or of each of ``parts`` if these are commands of their own. ``base`` is the checkpoint that
-    training started from; its name and data enter the card. The command ``before`` ran earlier.
-    ``smoke`` marks a rehearsal. ``architecture`` is by default the module's own.
+    training started from; its name and data enter the card. Without one, the name is that in
+    ``run``, if any. The command ``before`` ran earlier. ``smoke`` marks a rehearsal.
+    ``architecture`` is by default the module's own.
 
     Returns:
         The card's path, ``out/<model>.<tag>.json``.
@@ -190,7 +191,7 @@ def write_checkpoint(
             recipe=run["recipe"],
             seed=run["seed"],
             hardware=run["hardware"],
-            base=base.name if base else None,
+            base=base.name if base else run.get("base"),
         ),
         metrics=(),
         limits=(REHEARSED,) * smoke,

@@ -21,6 +21,7 @@ from facezoo.models.latent_simclr.train import (
     command,
     inversion,
     run,
+    separation,
     simclr,
 )
 from facezoo.models.latent_simclr.train.recipes import (
@@ -95,6 +96,7 @@ def test_a_recipe_can_start_from_a_checkpoint_and_learn_from_more_packs(tmp_path
     first = [train(tmp_path, part) for part in PARTS][-1].with_suffix(".safetensors")
     contrast = replace(TINY.contrast, mixing=False, linear_head=True, neighbors=2)
     contrast = replace(contrast, identity_epochs=1, exchange=True, ferplus=True)
+    contrast = replace(contrast, identity_directions=2)
     recipe = replace(TINY, contrast=contrast, start=str(first), wild=True)
     monkeypatch.setitem(RECIPES, "wild-preview", recipe)
     options = {"seed": 1, "device": CPU, "name": "wild-preview"}
@@ -115,8 +117,10 @@ def test_a_recipe_can_start_from_a_checkpoint_and_learn_from_more_packs(tmp_path
     training = json.loads(card.read_text())["training"]
     assert [text.split()[2] for text in training["command"].split(" && ")] == list(PARTS[1:])
     assert training["base"] == "latent-simclr.lfw-preview"
-    assert "faces_wild train" in training["data"][-1]
-    assert "FER+ train: 6 images" in training["data"][-1]
+    images, labels = training["data"][-2:]
+    assert "faces_wild train" in images
+    assert "FER+ train: 6 images" in images
+    assert labels == command.BY_LABELS
     assert card.name == "latent-simclr.wild-preview.json"
 
 
@@ -171,6 +175,46 @@ def test_edits_are_fitted_again_for_a_finished_checkpoint(tmp_path):
     assert commands[-1].endswith(f"--recipe preview --start {result} --seed 1")
     assert training["data"].count("perceptual and identity loss by ipd-fer") == 1
     assert training["recipe"]["edits"] == {"features": "ipd-fer", "expression_axes": 3}
+
+
+def test_identity_is_removed_once_from_a_finished_checkpoint(tmp_path, monkeypatch):
+    start = [train(tmp_path, part) for part in PARTS][-1]
+    contrast = replace(TINY.contrast, identity_directions=2)
+    monkeypatch.setitem(RECIPES, "preview", replace(TINY, contrast=contrast))
+    cards, encoders = [start], []
+    for folder in ("once", "twice"):
+        again = partial(run, PARTS[2], tmp_path, tmp_path / folder, seed=1, device=CPU)
+        cards.append(again(name="preview", start=str(cards[-1].with_suffix(".safetensors"))))
+    for card in cards:
+        tensors = load_file(card.with_suffix(".safetensors"))
+        encoders.append({k: v for k, v in tensors.items() if k.startswith("expression_encoder")})
+    changed = {k for k, v in encoders[0].items() if not torch.equal(v, encoders[1][k])}
+    assert {name.split(".")[1] for name in changed} == {"mapping"}
+    assert all(torch.equal(v, encoders[2][k]) for k, v in encoders[1].items())
+    training = json.loads(cards[-1].read_text())["training"]
+    assert training["recipe"]["edits"]["identity_directions"] == 2
+    assert command.BY_LABELS in training["data"]
+
+
+def test_the_last_layer_removes_directions_of_identity():
+    generator = torch.Generator().manual_seed(0)
+    identities = torch.arange(20).repeat_interleave(10)
+    expressions = torch.arange(200) % 2
+    codes = torch.randn(200, 2, 6, generator=generator)
+    codes[:, 0, :2] += 4 * torch.randn(20, 2, generator=generator)[identities]
+    codes[:, 1, 0] += 4 * expressions
+    torch.manual_seed(0)
+    encoder = CodeEncoder(2, 6, 8, 12)
+    encoder.fit_scale(codes)
+    for _ in range(100):
+        encoder.train()(codes)  # running statistics
+    before = encoder.eval()(codes).detach()
+    names = [f"p{number}" for number in identities.tolist()]
+    separation.separate_from_identity(encoder, codes, names, expressions, 3)
+    removal = facezoo.remove_identity(before, names, keep=expressions, directions=3)
+    torch.testing.assert_close(encoder(codes), removal(before), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(encoder.train()(codes), removal(before), rtol=0.02, atol=0.02)
+    assert encoder.mapping[0].weight.requires_grad
 
 
 def test_edits_want_the_last_part_and_a_checkpoint_of_the_recipe(tmp_path):

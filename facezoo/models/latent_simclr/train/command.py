@@ -31,6 +31,7 @@ from facezoo.models.latent_simclr.train.adversarial import FINAL, train_generato
 from facezoo.models.latent_simclr.train.edits import expression_of, with_edits
 from facezoo.models.latent_simclr.train.inversion import train_encoder
 from facezoo.models.latent_simclr.train.recipes import RECIPES, Recipe
+from facezoo.models.latent_simclr.train.separation import separate_from_identity
 from facezoo.models.latent_simclr.train.simclr import (
     Partners,
     augmentation,
@@ -58,6 +59,8 @@ RESULT = "runs/latent-simclr/{}-seed{}/{}.safetensors"
 """Weights that the training of a recipe and seed writes."""
 BY_IPD_FER = ("perceptual and identity loss by ipd-fer", "expression axes by ipd-fer")
 """Lines of a card on the other model that took part in the training."""
+BY_LABELS = "identity removed by the names of LFW, with the expressions of LFW and FER+ kept"
+"""Line of a card on the labels that the expression features were separated by."""
 CITATION = """@inproceedings{hoock2025disentanglement,
   title = {Disentanglement Learning of Facial Expression and Appearance},
   author = {Hoock, Rafael and Br{\\"u}gge, Nele Sophie and Handels, Heinz},
@@ -197,9 +200,11 @@ def run_contrast(
             *(encoder, codes, rows, augment, settings, out / what, seed, device), partners=partners
         )
         load_into(encoder, tensors)
+    _separate(model, config, data, codes[0], faces)
     # The labels are in the pack only; earlier parts may have used a folder of images.
     others = [part for part, run in runs.items() if run.get("data", digest) != digest]
     sources = (faces.description, *(_other(part, runs[part]["data"]) for part in others))
+    sources += (BY_LABELS,) * bool(contrast.identity_directions)
     return _write(
         model,
         name,
@@ -226,11 +231,15 @@ def run_edits(
 ) -> Path:
     """Fit changes of f and expression axes for a checkpoint; write weights and card; see ``run``.
 
-    The card has the commands of the training, then this one, which starts from their result.
+    Identity is removed from the expression features if the recipe says so and the training of the
+    checkpoint did not do it. The card has the commands of the training, then this one, which
+    starts from their result.
     """
     check_packs(data, PACK)
     teacher, count = config.inversion.features, config.contrast.expression_axes
     settings = {"features": teacher, "expression_axes": count}
+    if directions := config.contrast.identity_directions:
+        settings["identity_directions"] = directions
     record = begin_run(out / "edits", seed=seed, recipe=settings)
     check_data(out / "edits", digest_of_files(data, contrast_files(config, data)))
     model: LatentSimCLR = LatentSimCLR.from_pretrained(start)
@@ -245,14 +254,23 @@ def run_edits(
     expression = expression_of(teacher, read, device)
     model = with_edits(model, faces, codes, labels, expression, count, device)
     training = base.training
+    steps = (training.recipe.get(part, {}) for part in ("contrast", "edits"))
+    if not any(step.get("identity_directions") for step in steps):
+        _separate(model, config, data, codes, faces)
+    sources = training.data + (BY_LABELS,) * ("identity_directions" in settings)
     commands = training.command.split(" && ")[: len(PARTS)]
     recipe = {**training.recipe, "edits": record["recipe"]}
     recipe["training_commit"] = training.recipe.get("training_commit", training.commit)
-    record = {**record, "recipe": recipe, "hardware": training.hardware}
+    record = {
+        **record,
+        "recipe": recipe,
+        "hardware": training.hardware,
+        "base": training.base,
+    }
     return _write(
         model,
         name,
-        training.data,
+        sources,
         out,
         record,
         tag=base.tag,
@@ -261,6 +279,18 @@ def run_edits(
         before=" && ".join(commands),
         smoke=smoke,
     )
+
+
+def _separate(
+    model: LatentSimCLR, config: Recipe, data: Path, codes: Tensor, faces: FaceCrops
+) -> None:
+    """Remove identity from the expression features if the recipe says so."""
+    if directions := config.contrast.identity_directions:
+        separate_from_identity(
+            *(model.expression_encoder.cpu(), codes, faces.identities),
+            annotated_expressions(config, data, len(codes)),
+            directions,
+        )
 
 
 def _other(part: str, data: dict[str, Any]) -> str:
@@ -333,6 +363,16 @@ def direction_labels(data: Path, faces: FaceCrops) -> dict[str, Tensor]:
     }
     unknown = torch.full((len(faces.crops) - len(words),), float("nan"))
     return {name: torch.cat([values, unknown]) for name, values in labels.items()}
+
+
+def annotated_expressions(config: Recipe, data: Path, count: int) -> Tensor:
+    """Return the annotated expressions of the images of the last part, -1 for unknown, (count,)."""
+    first = majority_labels(read_pack(data / PACK, "train"))
+    last = first[:0]
+    if config.contrast.ferplus:
+        last = majority_labels(read_pack(data / FERPLUS, "train"))
+    unknown = torch.full((count - len(first) - len(last),), -1)
+    return torch.cat([first, unknown, last])
 
 
 def _face_crops(config: Recipe, data: Path, device: torch.device) -> FaceCrops:

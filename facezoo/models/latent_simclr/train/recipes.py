@@ -81,6 +81,8 @@ class Contrasting:
     """Codes and axes are also fitted to images of ``ferplus.parquet``."""
     expression_axes: int = 7
     """Number of coordinates of ``ExpressionAxes`` (ours); features of ipd-fer vary in 7."""
+    identity_directions: int = 0
+    """Ours: number of directions of identity that are removed from the expression features."""
     architecture: dict[str, Any] = field(default_factory=dict)
     """``code_width`` and ``num_features`` of ``LatentSimCLR``."""
 
@@ -152,6 +154,7 @@ RECIPES = {
             identity_epochs=30,
             exchange=True,
             ferplus=True,
+            identity_directions=24,
             architecture={"code_width": 128, "num_features": 64},
         ),
         start="latent-simclr.wild-preview",
