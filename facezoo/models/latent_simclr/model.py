@@ -345,8 +345,8 @@ class LatentSimCLR(DecodingModel):
             source: images of the expression: one, or as many faces as ``target`` has.
             target: images of the appearance, or their codes, as ``invert`` returns them.
             strength: factor on the difference. The codes show less expression than the faces do;
-                at 2, nearly as many results as real faces are classified as smiling or neutral
-                (``benchmarks/latent_simclr.py``, LFW val).
+                at the default, about as many results as real faces are classified as smiling, and
+                fewer as neutral (``benchmarks/latent_simclr.py``, LFW val).
             detail: edit the crop of the target, which keeps its detail; False returns the generated
                 face; None for True if ``target`` are not codes.
             **options: choice and detection of the faces, as in ``FaceModel.encode_expression``; by
