@@ -62,7 +62,8 @@ def predict(image: str, style: Style | None = None) -> tuple[Image.Image, str]:
     columns = prediction.probabilities[:COLUMNS].T.tolist()
     rows = ([name, *shares] for name, shares in zip(prediction.classes, columns, strict=True))
     header = ["", *(f"{n}: {label}" for n, label in enumerate(prediction.labels[:COLUMNS]))]
-    return annotate(image, prediction, style=style), table(header, rows)
+    names = range(len(prediction)) if len(prediction) > 1 else None
+    return annotate(image, prediction, style=style, names=names), table(header, rows)
 
 
 def compare(first: str, second: str) -> tuple[str, str]:

@@ -32,6 +32,19 @@ def test_a_prediction_is_a_picture_and_a_table_of_all_classes():
     assert all(name in table for name in demo.model("ipd-fer").labels)
 
 
+def test_several_faces_have_the_number_of_the_table_in_the_picture(tmp_path, monkeypatch):
+    images = [Image.open(path).convert("RGB").resize((400, 470)) for path in PORTRAITS[:2]]
+    pair = Image.new("RGB", (800, 470))
+    for number, image in enumerate(images):
+        pair.paste(image, (400 * number, 0))
+    pair.save(tmp_path / "pair.png")
+    names = []
+    monkeypatch.setattr(demo, "annotate", lambda *_, **options: names.append(options["names"]))
+    demo.predict(str(tmp_path / "pair.png"))
+    demo.predict(PORTRAITS[0])
+    assert [names[0] and [*names[0]], names[1]] == [[0, 1], None]
+
+
 def test_two_portraits_are_different_persons():
     text, faces = demo.compare(*PORTRAITS)
     assert "Different persons" in text

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,8 +34,8 @@ faces_option = click.option("--faces", type=click.Choice(["all", "largest"]), de
 
 
 @click.command(
-    epilog="An image without a face is an error only if no image has one. Unreadable files are "
-    "reported on the error stream, and the exit code is 1."
+    epilog="An image without a face is an error only if no image has one. Files that cannot be "
+    "read or saved are reported on the error stream, and the exit code is 1."
 )
 @click.argument("sources", metavar="IMAGE...", nargs=-1, required=True)
 @click.option("--model", default="ipd-fer", help="any name that load takes")
@@ -54,7 +54,8 @@ faces_option = click.option("--faces", type=click.Choice(["all", "largest"]), de
 @click.option(
     "--save",
     type=PATH,
-    help="annotated image (.png, .jpg) or video (.mp4), or a folder for several",
+    help="annotated image (.png, .jpg) or video (.mp4), or a folder for several; several faces "
+    "have their numbers, and small images are enlarged",
 )
 def predict(
     sources: tuple[str, ...],
@@ -82,6 +83,7 @@ def predict(
     entries: list[dict[str, Any]] = []
     table: list[dict[str, Any]] = []
     columns: list[str] = []
+    unsaved = False
     for file in files:
         draw = pictures.get(file)
         try:
@@ -106,6 +108,9 @@ def predict(
         except ImageError as error:
             print(f"facezoo: error: {error}", file=sys.stderr)
             entries.append({"file": str(file), "error": str(error)})
+        except SavingError as error:
+            print(f"facezoo: error: {error}", file=sys.stderr)
+            unsaved = True
     if as_json:
         print(json.dumps(entries, indent=2))
     if as_csv and columns:
@@ -115,7 +120,7 @@ def predict(
         writer.writeheader()
         writer.writerows(table)
     unreadable = any("error" in entry for entry in entries)
-    return 1 if unreadable or not table else 0
+    return 1 if unreadable or unsaved or not table else 0
 
 
 @click.command(
@@ -174,19 +179,34 @@ Result = tuple[str, "ExpressionPrediction", list[dict[str, Any]]]
 """Name of an image or frame, its prediction, and time and track of each face of a frame."""
 
 
+class SavingError(Exception):
+    """An annotated image or video could not be written; the other files do not need it."""
+
+
+@contextmanager
+def _saving(picture: Path) -> Iterator[None]:
+    """Raise errors of drawing and writing as a ``SavingError`` that names the file."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise SavingError(f"{picture} is not written: {error}") from error
+
+
 def _predict_image(
     file: Path, loaded: FaceModel, picture: Path | None, **options: Any
 ) -> Iterator[Result]:
-    """Predict an image, and write the annotated image if ``picture`` is set."""
+    """Predict an image, then write the annotated image if ``picture`` is set."""
     from facezoo.plot.annotation import annotate
 
     prediction = loaded.predict_expression(file, **options)
+    yield str(file), prediction, [{} for _ in prediction.labels]
     if picture and len(prediction):
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        annotate(file, prediction).save(picture, quality=92)
+        names = range(len(prediction)) if len(prediction) > 1 else None
+        with _saving(picture):
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            annotate(file, prediction, names=names).save(picture, quality=92)
     elif picture:
         print(f"facezoo: no face in {file}, {picture} is not written", file=sys.stderr)
-    yield str(file), prediction, [{} for _ in prediction.labels]
 
 
 def _predict_video(
@@ -196,10 +216,15 @@ def _predict_video(
     from facezoo.extraction.frames import video
     from facezoo.plot.video import VideoWriter
 
-    with VideoWriter(picture) if picture else nullcontext() as writer:
+    with ExitStack() as stack:
+        writer = None
+        if picture:
+            with _saving(picture):
+                writer = stack.enter_context(VideoWriter(picture))
         for frame in video(file, loaded, **options):
-            if writer:
-                writer.write(frame)
+            if picture and writer:
+                with _saving(picture):
+                    writer.write(frame)
             places = [{"time": frame.time, "track": track} for track in frame.track.tolist()]
             yield f"{file}::{frame.number:08d}", frame.prediction, places
 

@@ -48,8 +48,13 @@ class _Mark:
     """One face to draw, in pixels of the picture."""
 
     box: Box
+    """The part of the box in the picture."""
+    side: float
+    """Width of the whole box."""
     points: list[tuple[float, ...]]
+    name: str
     title: str
+    """Name and label."""
     bars: list[tuple[str, float, str]]
     """Name, probability and color of the most probable classes."""
     color: str
@@ -65,7 +70,9 @@ def annotate(
     names: Sequence[object] | None = None,
     scale: int | None = None,
 ) -> Image.Image:
-    """Draw faces on a copy of an image.
+    """Draw faces on a copy of an image, which is enlarged if it or its faces are small.
+
+    A box that leaves the image is drawn up to the border.
 
     Args:
         image: an image: a path, bytes, a PIL image, an array or a tensor.
@@ -75,11 +82,15 @@ def annotate(
             most probable classes; None for bars with up to four faces, else labels. Text that
             finds no place is replaced by the next smaller style.
         landmarks: whether to draw the five landmarks.
-        names: a name per face of ``result``, written before its label, such as its track.
-        scale: whole number to enlarge the image by; None to enlarge small images and small faces.
+        names: a name per face of ``result``, written before its label, such as its number or
+            track. If the label finds no place, the name is drawn alone, on the face if need be.
+        scale: whole number to enlarge the image by; 1 keeps its size. None enlarges until the
+            longer side has 480 pixels and the median face is 64 pixels wide; for the face, the
+            longer side stays within 2000 pixels.
 
     Returns:
-        An RGB picture of the size of the image, times ``scale``.
+        An RGB picture of the size of the image, times ``scale``. The boxes of ``result`` are in
+        pixels of the image, so they do not fit an enlarged picture; pass ``scale=1`` to use both.
 
     Raises:
         ImageError: if the image cannot be read.
@@ -91,6 +102,10 @@ def annotate(
         >>> from facezoo.plot import annotate
         >>> prediction = model.predict_expression("grace_hopper.jpg", faces="all")
         >>> annotate("grace_hopper.jpg", prediction, style="label").save(tmp / "annotated.png")
+
+        With the number of each face:
+
+        >>> picture = annotate("grace_hopper.jpg", prediction, names=range(len(prediction)))
     """
     if style is not None and style not in get_args(Style):
         raise ValueError(f"style must be 'box', 'label', 'bars' or None, got {style!r}")
@@ -105,32 +120,33 @@ def annotate(
     picture = Image.fromarray(pixels)
     rows = ((faces.image_index == image_index) & faces.boxes.isfinite().all(1)).nonzero()[:, 0]
     boxes = faces.boxes[rows].cpu().numpy()
-    _check_inside(boxes, image_index, picture.size)
+    if faces.signatures is None:
+        _check_inside(boxes, image_index, picture.size)
     factor = scale or _enlargement(boxes, picture.size)
     if factor > 1:
         size = (picture.width * factor, picture.height * factor)
         picture = picture.resize(size, Image.Resampling.BICUBIC)
     overlay = Image.new("RGBA", picture.size)
     draw = ImageDraw.Draw(overlay)
-    marks = [_mark(result, faces, row, factor, names) for row in rows.tolist()]
+    marks = [_mark(result, faces, row, factor, picture.size, names) for row in rows.tolist()]
     for mark in marks:
         _draw_outline(draw, mark, landmarks)
     lines = BARS if (style or ("bars" if len(marks) <= FEW else "label")) == "bars" else 0
-    occupied = [mark.box for mark in marks]
-    for mark in sorted(marks, key=lambda mark: mark.box[0] - mark.box[2]):  # the largest first
+    outlines, texts = [mark.box for mark in marks], list[Box]()
+    for mark in sorted(marks, key=lambda mark: -mark.side):
         if style != "box" and mark.title:
-            occupied += _draw_text(draw, mark, picture.size, occupied, lines)
+            texts += _draw_text(draw, mark, picture.size, outlines, texts, lines)
     return Image.alpha_composite(picture.convert("RGBA"), overlay).convert("RGB")
 
 
 def _check_inside(boxes: NDArray[np.float32], image_index: int, size: tuple[int, int]) -> None:
-    """Reject the image of another result: the center of a face lies inside its image."""
+    """Reject the image of another result: the box of a face touches its image."""
     for x0, y0, x1, y1 in boxes.tolist():
-        x, y = (x0 + x1) / 2, (y0 + y1) / 2
-        if min(x, y) < -1 or x > size[0] or y > size[1]:
+        if min(x1, y1) < -1 or x0 > size[0] or y0 > size[1]:
             raise ValueError(
-                f"a face at x {x:.0f}, y {y:.0f} lies outside image {image_index} of "
-                f"{size[0]}x{size[1]} pixels; pass the images of the result, in the same order"
+                f"a face at x {(x0 + x1) / 2:.0f}, y {(y0 + y1) / 2:.0f} lies outside image "
+                f"{image_index} of {size[0]}x{size[1]} pixels; pass the images of the result, in "
+                "the same order and not resized"
             )
 
 
@@ -187,12 +203,15 @@ def _mark(
     faces: Faces,
     row: int,
     factor: int,
+    size: tuple[int, int],
     names: Sequence[object] | None,
 ) -> _Mark:
     """Collect what is drawn of a face."""
     # Pixel centers are whole numbers in the image and in the enlarged picture.
-    box = ((faces.boxes[row] + 0.5) * factor - 0.5).tolist()
+    corners = ((faces.boxes[row] + 0.5) * factor - 0.5).tolist()
+    box = tuple(min(max(v, 0.0), limit - 1.0) for v, limit in zip(corners, size * 2, strict=True))
     points = [tuple(p) for p in ((faces.landmarks[row] + 0.5) * factor - 0.5).tolist()]
+    name = "" if names is None else str(names[row])
     title, bars, color = "", list[tuple[str, float, str]](), COLORS[-1]
     if isinstance(result, ExpressionPrediction):
         colors = (COLORS[n % len(COLORS)] for n in range(len(result.classes)))
@@ -200,17 +219,15 @@ def _mark(
         bars = sorted(triples, key=lambda triple: -triple[1])[:BARS]
         color = bars[0][2]
         title = f"{result.labels[row]} {bars[0][1]:.0%}"
-    if names is not None:
-        title = f"{names[row]} {title}".strip()
-    return _Mark(tuple(box), points, title, bars, color)
+    title = f"{name} {title}".strip()
+    return _Mark(box, corners[2] - corners[0], points, name, title, bars, color)
 
 
 def _draw_outline(draw: ImageDraw.ImageDraw, mark: _Mark, landmarks: bool) -> None:
-    face = mark.box[2] - mark.box[0]
-    width = min(max(2, round(face / 40)), 6)
+    width = min(max(2, round(mark.side / 40)), 6)
     draw.rectangle([v + d for v, d in zip(mark.box, (-1, -1, 1, 1), strict=True)], outline="#000a")
     draw.rectangle(mark.box, outline=mark.color, width=width)
-    radius = max(1.5, face / 50)
+    radius = max(1.5, mark.side / 50)
     for x, y in mark.points if landmarks else ():
         corners = (x - radius, y - radius, x + radius, y + radius)
         draw.ellipse(corners, fill=mark.color, outline="#000a")
@@ -220,26 +237,29 @@ def _draw_text(
     draw: ImageDraw.ImageDraw,
     mark: _Mark,
     size: tuple[int, int],
-    occupied: Sequence[Box],
+    boxes: Sequence[Box],
+    texts: Sequence[Box],
     lines: int,
 ) -> list[Box]:
     """Write label and bars next to a face, as large as fits; return the place, if there is one."""
-    face = mark.box[2] - mark.box[0]
-    largest = min(max(face / 7, min(max(size) / 60, face / 3)), max(size) / 24)
+    largest = min(max(mark.side / 7, min(max(size) / 60, mark.side / 3)), max(size) / 24)
     heights = [h for h in (largest * 0.85**k for k in range(8)) if h >= SMALLEST_TEXT]
     heights = heights or [SMALLEST_TEXT]
-    for bars in dict.fromkeys((tuple(mark.bars[:lines]), ())):
+    bars = tuple(mark.bars[:lines])
+    variants = [(mark.title, bars), (mark.title, ()), (mark.name, ())]
+    for title, shown in dict.fromkeys(variant for variant in variants if variant[0]):
         for height in heights:
-            extent = _extent(mark.title, bars, height)
-            if place := next(_free_places(mark.box, extent, size, occupied), None):
-                _draw_panel(draw, mark, bars, height, place)
+            extent = _extent(title, shown, height)
+            if place := next(_free_places(mark.box, extent, size, [*boxes, *texts]), None):
+                _draw_panel(draw, mark, title, shown, height, place)
                 return [place]
-    if len(occupied) > 1:
+    title = mark.title if len(boxes) == 1 else mark.name
+    if not title:
         return []
-    width, height = _extent(mark.title, (), heights[-1])  # a face that fills the image
-    left, bottom = max(mark.box[0], 0.0), min(mark.box[3], size[1] - 1.0)
-    _draw_panel(draw, mark, (), heights[-1], (left, bottom - height, left + width, bottom))
-    return []
+    places = list(_places_on(mark.box, _extent(title, (), heights[-1]), size))
+    place = next((p for p in places if not _overlaps(p, texts)), places[0])
+    _draw_panel(draw, mark, title, (), heights[-1], place)
+    return [place]
 
 
 @cache
@@ -269,16 +289,29 @@ def _free_places(
         places = places[6:] + places[:6]
     for x, y in places:
         x, y = min(max(x, 0.0), size[0] - width), min(max(y, 0.0), size[1] - height)
-        right, bottom = x + width, y + height
-        if min(x, y) >= 0 and not any(
-            x < o[2] and o[0] < right and y < o[3] and o[1] < bottom for o in occupied
-        ):
-            yield x, y, right, bottom
+        place = (x, y, x + width, y + height)
+        if min(x, y) >= 0 and not _overlaps(place, occupied):
+            yield place
+
+
+def _places_on(box: Box, extent: Box, size: tuple[int, int]) -> Iterator[Box]:
+    """Yield places in the corners of a box, the lower left first, moved into the picture."""
+    (x0, y0, x1, y1), (width, height) = box, extent
+    for y in (y1 - height, y0):
+        for x in (x0, x1 - width):
+            left, top = max(min(x, size[0] - width), 0.0), max(min(y, size[1] - height), 0.0)
+            yield left, top, left + width, top + height
+
+
+def _overlaps(place: Box, others: Sequence[Box]) -> bool:
+    left, top, right, bottom = place
+    return any(left < o[2] and o[0] < right and top < o[3] and o[1] < bottom for o in others)
 
 
 def _draw_panel(
     draw: ImageDraw.ImageDraw,
     mark: _Mark,
+    title: str,
     bars: Sequence[tuple[str, float, str]],
     height: float,
     place: Box,
@@ -288,7 +321,7 @@ def _draw_panel(
     draw.rectangle(place, fill="#000c")
     draw.rectangle((left, top, right, top + step), fill=mark.color)
     dark = sum(ImageColor.getrgb(mark.color)) < 300
-    draw.text((left + pad, top), mark.title, fill="#fff" if dark else "#000", font=font)
+    draw.text((left + pad, top), title, fill="#fff" if dark else "#000", font=font)
     x, full = right - pad - 3 * height, 3 * height
     for line, (name, value, color) in enumerate(bars, 1):
         y = top + line * step

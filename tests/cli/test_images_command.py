@@ -13,6 +13,7 @@ import pytest
 import torch
 from fake_faces import (
     DETECT,
+    LANDMARKS,
     fake_detect,
     replace_detector,
     stop_at,
@@ -23,9 +24,11 @@ from fake_faces import (
 from PIL import Image
 
 from facezoo.cli.main import main
+from facezoo.plot import annotation
 from facezoo.preprocess import pipeline
 from facezoo.preprocess.bundled import load_detector
 from facezoo.preprocess.detection import DetectionConfig
+from facezoo.results import Faces
 
 
 @pytest.fixture
@@ -210,6 +213,54 @@ def test_predict_saves_several_images_into_a_folder(tiny, tmp_path, capsys):
     assert main(["predict", str(folder), "--save", str(tmp_path / "out")]) == 0
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["000.png", "002.png"]
     assert "no face in" in capsys.readouterr().err
+
+
+def detect_at(*boxes):
+    """Make a fake detector that returns these boxes in every image."""
+
+    def detect(detector, images, config=None):
+        box = torch.tensor(boxes, dtype=torch.float32).repeat(len(images), 1)
+        points = box[:, None, :2] + LANDMARKS * (box[:, None, 2:] - box[:, None, :2])
+        index = torch.arange(len(images)).repeat_interleave(len(boxes))
+        return Faces(box, points, torch.full((len(box),), 0.75), index)
+
+    return detect
+
+
+def test_predict_saves_faces_whose_center_lies_outside_their_image(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(DETECT, detect_at([10, 25, 30, 70], [38, 4, 60, 24]))
+    write_image(tmp_path / "cut.png", 2)
+    out = tmp_path / "out.png"
+    assert main(["predict", str(tmp_path / "cut.png"), "--save", str(out)]) == 0
+    assert out.exists()
+
+
+def test_predict_continues_after_an_image_that_cannot_be_saved(tiny, tmp_path, capsys):
+    folder, out = write_folder(tmp_path / "images", [1, 1, 1]), tmp_path / "out"
+    (out / "001.png").mkdir(parents=True)  # in the place of the picture
+    assert main(["predict", str(folder), "--save", str(out)]) == 1
+    printed = capsys.readouterr()
+    assert printed.out.count("face 0: ") == 3
+    assert printed.err.startswith(f"facezoo: error: {out / '001.png'} is not written: ")
+    assert (out / "000.png").is_file()
+    assert (out / "002.png").is_file()
+    assert main(["predict", str(folder), "--save", str(out), "--json"]) == 1
+    assert [len(entry["faces"]) for entry in json.loads(capsys.readouterr().out)] == [1, 1, 1]
+
+
+def test_several_faces_have_the_printed_number_in_the_saved_picture(tiny, tmp_path, monkeypatch):
+    titles, draw = [], annotation._draw_text
+    monkeypatch.setattr(
+        annotation, "_draw_text", lambda *a: titles.append((a[1].box[0], a[1].title)) or draw(*a)
+    )
+    write_image(tmp_path / "two.png", 2)
+    write_image(tmp_path / "one.png", 1)
+    command = ["predict", "--save", str(tmp_path / "out.png")]
+    assert main([*command, str(tmp_path / "two.png")]) == 0
+    assert [title.split()[0] for _, title in sorted(titles)] == ["0", "1"]
+    titles.clear()
+    assert main([*command, str(tmp_path / "one.png")]) == 0
+    assert titles[0][1].split()[0] in tiny.labels
 
 
 def test_predict_does_not_save_over_an_image(tiny, tmp_path, capsys):

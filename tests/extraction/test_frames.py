@@ -2,12 +2,14 @@
 
 import json
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
-from fake_faces import run
+import torch
+from fake_faces import run, write_image
 from test_videos import COUNTS, RATE, frames_with, write_video
 
 import facezoo
@@ -123,6 +125,14 @@ def test_an_annotated_video_has_the_same_frames_and_times(clip, tmp_path, tiny, 
         read_frame(path, "5")
 
 
+def test_faces_whose_center_lies_outside_their_frame_are_drawn(clip, tmp_path, tiny):
+    frame = list(facezoo.video(clip, tiny))[3]
+    shift = torch.tensor([0.0, 25.0, 0.0, 40.0])
+    faces = replace(frame.faces, boxes=frame.faces.boxes + shift)  # in a frame of 40 rows
+    cut = replace(frame, faces=faces, prediction=replace(frame.prediction, faces=faces))
+    assert plot.save_video([cut], tmp_path / "a.mp4") == 1
+
+
 def test_colors_of_an_annotated_video_are_those_of_the_frames(tmp_path, tiny):
     gray = [np.full((64, 64, 3), (0, 180, 90), np.uint8)] * 2
     clip = write_video(tmp_path / "clip.mkv", gray, "ffv1", "bgr0")
@@ -202,6 +212,18 @@ def test_predict_prints_frames_and_saves_an_annotated_video(clip, tmp_path, caps
     assert len(capsys.readouterr().out.splitlines()) == 1 + sum(COUNTS)
     assert main([*command, "--save", str(tmp_path / "out.png")]) == 1
     assert "of a video writes .mkv, .mov, .mp4, .webm" in capsys.readouterr().err
+
+
+def test_predict_continues_after_a_video_that_cannot_be_saved(clip, tmp_path, capsys, tiny):
+    model, out = str(tiny.save_pretrained(tmp_path / "model")), tmp_path / "out"
+    write_image(tmp_path / "one.png", 1)
+    (out / "clip.mkv").mkdir(parents=True)  # in the place of the annotated video
+    files = [str(clip), str(tmp_path / "one.png")]
+    assert main(["predict", *files, "--model", model, "--device", "cpu", "--save", str(out)]) == 1
+    printed = capsys.readouterr()
+    assert f"facezoo: error: {out / 'clip.mkv'} is not written: " in printed.err
+    assert "one.png" in printed.out
+    assert (out / "one.png").is_file()
 
 
 def test_a_camera_is_read_until_it_ends(monkeypatch, tiny):

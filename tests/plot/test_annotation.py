@@ -65,11 +65,16 @@ def test_any_size_of_image_can_be_drawn_on(size):
 
 def panels_of(picture, faces, **options):
     """Return the boxes of the texts that ``annotate`` draws."""
-    places, draw = [], annotating._draw_panel
+    return [place for _, place in texts_of(picture, faces, **options)]
+
+
+def texts_of(picture, faces, **options):
+    """Return the texts that ``annotate`` draws, without bars, and their boxes."""
+    texts, draw = [], annotating._draw_panel
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(annotating, "_draw_panel", lambda *a: places.append(a[-1]) or draw(*a))
+        patch.setattr(annotating, "_draw_panel", lambda *a: texts.append((a[2], a[-1])) or draw(*a))
         annotate(picture, prediction_of(faces), scale=1, **options)
-    return places
+    return texts
 
 
 def overlap(a, b):
@@ -127,14 +132,61 @@ def test_faces_of_other_images_and_rows_of_nan_are_left_out():
     assert changed(photo, annotate(photo, prediction_of(faces), image_index=0, scale=1)).any()
 
 
-def test_a_box_that_leaves_the_image_is_drawn_as_far_as_it_is_inside():
-    picture = annotate(Image.new("RGB", (500, 500)), faces_at([-50, -50, 700, 700]))
-    assert picture.size == (500, 500)
+def test_the_name_of_every_face_is_drawn_even_if_its_label_finds_no_place():
+    corners = torch.rand(150, 2, generator=torch.Generator().manual_seed(0)) * 760
+    faces = faces_at(*torch.cat([corners, corners + 40], 1).tolist())
+    names = [str(number) for number in range(150)]
+    texts = texts_of(Image.new("RGB", (800, 800)), faces, names=names)
+    assert sorted((title.split()[0] for title, _ in texts), key=int) == names
+    assert any(title in names for title, _ in texts)  # without a label
+    assert all(min(place[:2]) >= 0 and max(place[2:]) <= 800 for _, place in texts)
 
 
-def test_the_image_of_another_result_is_an_error():
+@pytest.mark.parametrize(
+    ("box", "inside"),
+    [
+        ([-50, -50, 700, 700], [0, 0, 499, 499]),
+        ([100, 300, 300, 800], [100, 300, 300, 499]),  # the center is below
+        ([450, 100, 700, 400], [450, 100, 499, 400]),
+        ([-300, -400, 40, 90], [0, 0, 40, 90]),
+    ],
+)
+def test_a_box_that_leaves_the_image_is_drawn_up_to_the_border(box, inside):
+    photo = Image.new("RGB", (500, 500), "#963")
+    for result in (faces_at(box), prediction_of(faces_at(box))):
+        drawn = changed(photo, annotate(photo, result, landmarks=True))
+        left, top, right, bottom = inside
+        assert drawn[top : bottom + 1, [left, right]].all()
+        assert drawn[[top, bottom], left : right + 1].all()
+
+
+@pytest.mark.parametrize("box", [[100, 300, 300, 800], [450, -200, 1400, 900], [497, 0, 900, 499]])
+def test_the_label_of_a_face_at_the_border_is_inside_the_picture(box):
+    (place,) = panels_of(Image.new("RGB", (500, 500)), faces_at(box))
+    assert min(place[:2]) >= 0
+    assert max(place[2:]) <= 500
+
+
+def test_every_detected_face_that_the_border_cuts_is_drawn_on_its_image():
+    portrait = Image.open("examples/portraits/grace_hopper.jpg").convert("RGB")
+    x0, y0, x1, y1 = facezoo.detect(portrait, device="cpu").boxes[0].tolist()
+    images = [
+        portrait.crop((0, 0, portrait.width, round(y0 + share * (y1 - y0))))
+        for share in (0.4, 0.45, 0.5)
+    ]
+    faces = facezoo.detect(images, device="cpu")
+    assert faces.image_index.tolist() == [0, 1, 2]
+    assert ((faces.boxes[:, 1] + faces.boxes[:, 3]) / 2).tolist()[0] > images[0].height
+    for index, image in enumerate(images):
+        picture = annotate(image, faces, image_index=index, scale=1)
+        assert changed(image, picture)[-1, round(x0) + 5 : round(x1) - 5].all()
+    facezoo.show(faces, images)
+
+
+def test_the_image_of_another_result_is_an_error_if_a_face_does_not_touch_it():
     faces = faces_at([400, 100, 480, 180])
     annotate(Image.new("RGB", (500, 500)), faces)
+    annotate(Image.new("RGB", (410, 500)), faces)
     with pytest.raises(ValueError, match=r"at x 440, y 140 lies outside image 0 of 320x240 pixels"):
         annotate(Image.new("RGB", (320, 240)), faces)
 
