@@ -12,6 +12,7 @@ from packs import write_faces_wild, write_ferplus, write_lfw
 from safetensors.torch import load_file
 
 import facezoo
+from facezoo.evaluate.benchmark.report import contamination_of
 from facezoo.models import feature_maps
 from facezoo.models.latent_simclr.simclr import CodeEncoder
 from facezoo.models.latent_simclr.train import (
@@ -194,6 +195,7 @@ def test_identity_is_removed_once_from_a_finished_checkpoint(tmp_path, monkeypat
     training = json.loads(cards[-1].read_text())["training"]
     assert training["recipe"]["edits"]["identity_directions"] == 2
     assert command.BY_LABELS in training["data"]
+    assert set(contamination_of([command.BY_LABELS]).values()) == {"train split", "no"}
 
 
 def test_the_last_layer_removes_directions_of_identity():

@@ -59,7 +59,7 @@ RESULT = "runs/latent-simclr/{}-seed{}/{}.safetensors"
 """Weights that the training of a recipe and seed writes."""
 BY_IPD_FER = ("perceptual and identity loss by ipd-fer", "expression axes by ipd-fer")
 """Lines of a card on the other model that took part in the training."""
-BY_LABELS = "identity removed by the names of LFW, with the expressions of LFW and FER+ kept"
+BY_LABELS = "identity removed by names of LFW train, with expressions of LFW and FER+ train kept"
 """Line of a card on the labels that the expression features were separated by."""
 CITATION = """@inproceedings{hoock2025disentanglement,
   title = {Disentanglement Learning of Facial Expression and Appearance},
