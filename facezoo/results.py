@@ -7,7 +7,7 @@ y down, with pixel centers at whole numbers.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from importlib import import_module
@@ -201,14 +201,14 @@ TEXT_COLUMNS = ("file", "label")
 
 
 class FaceTable(Result):
-    """Base of results with one row per face that convert to tables."""
+    """Base of results with one row per face, or mesh, that convert to tables."""
 
     def _columns(self) -> dict[str, Any]:
         """Return the columns of a table with one row per face: arrays or lists by name."""
         raise NotImplementedError
 
     def to_dict(self) -> list[dict[str, Any]]:
-        """Return one plain dict per face, with the columns of ``to_frame``; NaN becomes None."""
+        """Return one plain dict per row, with the columns of ``to_frame``; NaN becomes None."""
         columns = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in self._columns().items()}
         rows = zip(*columns.values(), strict=True)
         return [
@@ -216,11 +216,11 @@ class FaceTable(Result):
         ]
 
     def to_frame(self, library: Literal["pandas", "polars"] = "pandas") -> Any:
-        """Return a data frame with one row per face.
+        """Return a data frame with one row per face, or per mesh.
 
         The columns have the names of the feature files of ``facezoo.extract``: file, face, box,
         score, landmarks, head pose, quality and the results. Rows of aligned crops have no file and
-        no box.
+        no box. Rows of meshes have the codes and ``residual_mm``.
 
         Args:
             library: ``"pandas"`` or ``"polars"``, which must be installed.
@@ -376,14 +376,9 @@ class FaceEncoding(FaceTable):
         return next(len(x) for x in (self.expression, self.identity, self.pose) if x is not None)
 
     def _columns(self) -> dict[str, Any]:
-        columns = _columns_of(self.faces)
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name == "faces" or value is None:
-                continue
-            rows = _to_numpy(flatten_rows(value))
-            columns |= {f"{field.name}_{n}": column for n, column in enumerate(rows.T)}
-        return columns
+        names = [field.name for field in fields(self) if field.name != "faces"]
+        features = {name: getattr(self, name) for name in names}
+        return {**_columns_of(self.faces), **feature_columns(features)}
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -426,6 +421,16 @@ class ExpressionPrediction(FaceTable):
         shares = zip(self.classes, _to_numpy(self.probabilities).T, strict=True)
         named = {f"p_{name}": column for name, column in shares}
         return {**_columns_of(self.faces), "label": self.labels, **named}
+
+
+def feature_columns(features: Mapping[str, Any]) -> dict[str, Any]:
+    """Return one column per number of each feature, such as ``expression_0``; leave out None."""
+    return {
+        f"{name}_{number}": column
+        for name, value in features.items()
+        if value is not None
+        for number, column in enumerate(_to_numpy(flatten_rows(value)).T)
+    }
 
 
 def _columns_of(faces: Faces | None) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
@@ -50,13 +49,12 @@ def _degrees(_: click.Context, __: click.Parameter, value: str | None) -> tuple[
 
 @contextmanager
 def resumable(without: str = "") -> Iterator[None]:
-    """Print how to resume, without the option ``without``, if the user interrupts the block."""
+    """If the user interrupts the block, add how to resume, without the option ``without``."""
     try:
         yield
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         change = f" without {without}" if without else ""
-        print(f"\nfacezoo: run the same command again{change} to continue", file=sys.stderr)
-        raise
+        raise click.Abort(f"run the same command again{change} to continue") from error
 
 
 def detection_options(command: Command) -> Command:

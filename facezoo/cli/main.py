@@ -74,8 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except click.Abort:
-        print("facezoo: interrupted", file=sys.stderr)
+    except click.Abort as abort:
+        print("; ".join(["facezoo: interrupted", *abort.args]), file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of a pipe, such as head, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import ceil
 from pathlib import Path
 
@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from facezoo.finetuning.loop import Examples, Finetuning, augmented
+from facezoo.finetuning.loop import Examples, Finetuning, augmented, predict
 from facezoo.models.base import FaceModel
-from facezoo.training.optim import autocast
+from facezoo.training.optim import autocast, layer_groups
 
 FEW = 100
 """Images per class below which a plan suggests to train the classifier alone."""
@@ -40,13 +40,12 @@ def plan(net: FaceModel, parts: Mapping[str, Examples], recipe: Finetuning, star
     lines.append(f"  {'all':<{width}} " + " ".join(f"{sum(c):>6}" for c in counts.values()))
     trained = "the classifier" if recipe.probe else "all parts that classify"
     trained += f" but {', '.join(recipe.freeze)}" if recipe.freeze else ""
-    steps = recipe.epochs * ceil(len(parts["train"]) / recipe.batch_size)
-    seconds = steps * _step_seconds(net, parts["train"], recipe)
+    seconds = _estimate_seconds(net, parts, recipe)
     spent = f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{max(seconds, 1):.0f} seconds"
     lines += [
         f"  training {trained}: {recipe.epochs} epochs of {len(parts['train'])} faces, "
         f"{recipe.batch_size} per step",
-        f"  time: about {spent} on {net.device}",
+        f"  time for training and scores: about {spent} on {net.device}",
     ]
     smallest = min(counts["train"])
     if smallest < FEW and not recipe.probe and recipe.pretrained:
@@ -57,19 +56,40 @@ def plan(net: FaceModel, parts: Mapping[str, Examples], recipe: Finetuning, star
     return "\n".join(lines)
 
 
-def _step_seconds(net: FaceModel, train: Examples, recipe: Finetuning) -> float:
-    """Measure the time of a training step, without changing the model."""
-    batch = train[torch.arange(min(len(train), recipe.batch_size or 1))]
-    seconds = 0.0
-    for _ in range(2):  # the first one is slower
-        begin = time.perf_counter()
+def _estimate_seconds(net: FaceModel, parts: Mapping[str, Examples], recipe: Finetuning) -> float:
+    """Estimate the time of all steps, the validations and the test, without changing the model."""
+    assert recipe.epochs is not None
+    assert recipe.batch_size is not None
+    train = parts["train"]
+    batch = train[torch.arange(min(len(train), recipe.batch_size))]
+    # With a learning rate of 0, a step takes its time and changes no weight.
+    groups = layer_groups(net, recipe.layer_decay)
+    optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0)
+
+    def step() -> None:
         images = augmented(batch, net.preprocessing, torch.Generator().manual_seed(0))
         with autocast(net.device):
             logits = net(images.to(net.device))
-        F.cross_entropy(logits.float(), batch.labels.to(net.device)).backward()
-        net.zero_grad()
-        seconds = time.perf_counter() - begin
+        loss = F.cross_entropy(logits.float(), batch.labels.to(net.device))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()  # wait for a GPU
+
+    counts = {name: len(part) for name, part in parts.items()}
+    predicted = counts.get("val", 0) * (recipe.epochs + 1) + counts.get("test", 0)
+    seconds = recipe.epochs * ceil(len(train) / recipe.batch_size) * _mean_seconds(step)
+    if predicted:
+        seconds += predicted * _mean_seconds(lambda: predict(net, batch)) / len(batch)
     return seconds
+
+
+def _mean_seconds(work: Callable[[], object], repeats: int = 3) -> float:
+    work()  # the first call is slower
+    begin = time.perf_counter()
+    for _ in range(repeats):
+        work()
+    return (time.perf_counter() - begin) / repeats
 
 
 def draw_confusion(counts: Tensor, labels: Sequence[str], title: str, path: Path) -> None:

@@ -178,23 +178,25 @@ def finetune(
         *(data, out, model, recipe, label_column),
         *(None if classes is None else labeled.classes, aligned, seed, detection),
     )
+    counts = {
+        split: confusion(predicted_classes(predict(net, part)), part.labels, len(net.labels))
+        for split, part in parts.items()
+        if split != "train" and len(part)
+    }
     metrics = tuple(
         metric
-        for split in ("val", "test")
-        if split in parts and len(parts[split])
-        for metric in _metrics(net, parts[split], labeled.name, split, command)
+        for split in counts
+        for metric in _metrics(counts[split], labeled.name, split, command)
     )
     card = card_of(
         net, labeled, len(parts["train"]), record, command, metrics, note, target, recipe
     )
     if together.first:
         net.save_pretrained(target, card=card)
-        split = "test" if len(parts["test"]) else "val"
-        if split in parts:
-            part = parts[split]
-            counts = confusion(predicted_classes(predict(net, part)), part.labels, len(net.labels))
-            title = f"{split}: {len(part)} faces, true classes in rows"
-            draw_confusion(counts, net.labels, title, target / CONFUSION)
+        if counts:
+            split = list(counts)[-1]  # test, else val
+            title = f"{split}: {len(parts[split])} faces, true classes in rows"
+            draw_confusion(counts[split], net.labels, title, target / CONFUSION)
             with (target / "README.md").open("a", encoding="utf-8") as file:
                 file.write(f"\n## Confusion matrix\n\n![{title}]({CONFUSION})\n")
     together.wait()
@@ -352,10 +354,9 @@ def _warn_of_classes_without_scores(labeled: LabeledImages, parts: Mapping[str, 
             )
 
 
-def _metrics(net: FaceModel, part: Examples, name: str, split: str, command: str) -> list[Metric]:
-    counts = confusion(predicted_classes(predict(net, part)), part.labels, len(net.labels))
+def _metrics(counts: Tensor, name: str, split: str, command: str) -> list[Metric]:
     samples = _sample_confusions(counts)
-    present, total = int((counts.sum(1) > 0).sum()), len(net.labels)
+    present, total = int((counts.sum(1) > 0).sum()), len(counts)
     classes = f"{total} classes" if present == total else f"{present} of {total} classes"
     metrics = []
     for key, score in SCORES.items():
@@ -363,7 +364,7 @@ def _metrics(net: FaceModel, part: Examples, name: str, split: str, command: str
         sampled = np.array([score(sample) for sample in samples])
         low, high = np.quantile(sampled, (0.025, 0.975))
         protocol = (
-            f"{len(part)} faces, {classes}, 95 % interval "
+            f"{int(counts.sum())} faces, {classes}, 95 % interval "
             f"{100 * min(low, value):.1f} to {100 * max(high, value):.1f}"
         )
         metrics.append(Metric(key, round(100 * value, 4), "%", name, split, protocol, command))

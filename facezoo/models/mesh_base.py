@@ -9,6 +9,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ from facezoo.models.mesh_inputs import (
     warn_of_gaps,
 )
 from facezoo.models.mesh_registration import Registration, one_thread, register, shape_model
-from facezoo.results import Result
+from facezoo.results import FaceTable, feature_columns
 
 WARN_RESIDUAL_MM = 2.5
 """Reconstruction error above which a mesh gets a warning."""
@@ -57,8 +58,13 @@ class MeshKeywords(TypedDict, total=False):
 
 
 @dataclass(frozen=True, repr=False, eq=False)
-class MeshEncoding(Result):
-    """Both codes of meshes."""
+class MeshEncoding(FaceTable):
+    """Both codes of meshes.
+
+    Examples:
+        >>> encoding = model.encode(["head.ply", "other.ply"])  # doctest: +SKIP
+        >>> encoding.to_frame().to_csv("codes.csv", index=False)  # doctest: +SKIP
+    """
 
     expression: Tensor
     """(M, D)."""
@@ -66,6 +72,15 @@ class MeshEncoding(Result):
     """(M, D)."""
     residual_mm: Tensor | None = None
     """Mean distance between each mesh and its reconstruction, (M,); NaN without correspondence."""
+
+    def __len__(self) -> int:
+        return len(self.expression)
+
+    def _columns(self) -> dict[str, Any]:
+        codes = feature_columns({"expression": self.expression, "identity": self.identity})
+        if self.residual_mm is None:
+            return codes
+        return {"residual_mm": self.numpy()["residual_mm"], **codes}
 
 
 @dataclass(frozen=True)

@@ -297,7 +297,8 @@ def test_ctrl_c_exits_with_130_and_the_same_command_resumes(tiny, tmp_path, caps
     with monkeypatch.context() as patch:
         patch.setattr(DETECT, stop_at(3, lambda: signal.raise_signal(signal.SIGINT)))
         assert main(arguments) == 130
-    assert "run the same command again to continue" in capsys.readouterr().err
+    advice = "facezoo: interrupted; run the same command again to continue\n"
+    assert capsys.readouterr().err == advice
     assert not output.exists()
     assert main(arguments) == 0
     assert pq.read_table(output)["file"].to_pylist() == [f"{n:03d}.png" for n in range(9)]

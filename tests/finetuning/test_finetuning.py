@@ -2,7 +2,9 @@
 
 import contextlib
 import json
+import re
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ import facezoo
 from facezoo.cli.main import main
 from facezoo.errors import ImageError, NoFaceError
 from facezoo.evaluate.metrics import accuracy, scores
-from facezoo.finetuning import Finetuning, finetune, fit, loop, predict, run
+from facezoo.finetuning import Finetuning, finetune, fit, loop, plan, predict, run
 from facezoo.finetuning.loop import Examples
 from facezoo.finetuning.run import _sample_confusions
 from facezoo.models.ipd_fer import IPDFER
@@ -394,8 +396,28 @@ def test_the_plan_is_printed_before_the_training(tree, base, tmp_path, monkeypat
         ["all", "24", "8"],
     ]
     assert "32 epochs of 24 faces, 10 per step" in lines[5]
-    assert lines[6].startswith("  time: about ")
+    assert lines[6].startswith("  time for training and scores: about ")
     assert "--probe" in lines[7]
+
+
+def test_the_estimated_time_includes_the_optimizer_and_the_scores(monkeypatch):
+    def slow(seconds, real):
+        def call(*arguments, **options):
+            time.sleep(seconds)
+            return real(*arguments, **options)
+
+        return call
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", slow(0.1, torch.optim.AdamW.step))
+    monkeypatch.setattr(plan, "predict", slow(0.16, plan.predict))
+    model, recipe = small().eval(), Finetuning(epochs=10, batch_size=16)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    parts = {"train": examples(32), "val": examples(32), "test": examples(64)}
+    # 20 steps of 0.1 s, and 0.01 s for each of 11 x 32 faces of val and 64 of test.
+    (line,) = (x for x in plan.plan(model, parts, recipe, "x").splitlines() if "time" in x)
+    assert 6 <= int(re.search(r"about (\d+) seconds", line)[1]) <= 20
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 @pytest.mark.parametrize(
@@ -525,7 +547,8 @@ def test_ctrl_c_exits_with_130_and_names_the_way_to_resume(
     monkeypatch.setattr(loop, "descend", interrupt)
     words = ["finetune", "--model", base, "--data", str(tree), "--out", str(tmp_path / "out")]
     assert main([*words, "--aligned", "--device", "cpu", "--probe"]) == 130
-    assert "run the same command again to continue" in capsys.readouterr().err
+    advice = "facezoo: interrupted; run the same command again to continue\n"
+    assert capsys.readouterr().err == advice
 
 
 def test_images_are_aligned_by_the_detector(tmp_path, base):

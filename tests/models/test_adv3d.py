@@ -1,4 +1,5 @@
 from copy import deepcopy
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -40,6 +41,18 @@ def test_codes_have_a_row_per_mesh_and_do_not_depend_on_the_batch(model, meshes)
     torch.testing.assert_close(apart, together.identity)
     expression = model.encode_expression(meshes.numpy(), units="mm")
     torch.testing.assert_close(expression, together.expression)
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_codes_convert_to_a_table_with_a_row_per_mesh(model, meshes, library):
+    codes = model.encode(meshes, units="mm")
+    frame = codes.to_frame(library)
+    assert len(frame) == len(codes) == 3
+    assert list(frame.columns)[:2] == ["residual_mm", "expression_0"]
+    assert list(frame.columns)[-2:] == ["identity_4", "identity_5"]
+    assert frame["expression_3"].to_list() == codes.expression[:, 3].tolist()
+    assert codes.to_dict()[2]["identity_5"] == codes.identity[2, 5].item()
+    assert "residual_mm" not in replace(codes, residual_mm=None).to_dict()[0]
 
 
 def test_codes_are_moved_and_given_as_arrays_like_any_result(model, meshes):
