@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 from facezoo.hub.card import Preprocessing
 from facezoo.preprocess.alignment import prepare_aligned
 from facezoo.preprocess.detection import no_faces
-from facezoo.preprocess.images import Images, ImageSource, as_list, read_images
+from facezoo.preprocess.images import Images, ImageSource, as_list, no_face, read_images
 from facezoo.preprocess.pipeline import (
     ImageBatch,
     ImageKeywords,
@@ -78,21 +78,23 @@ def crops(
         images: one image or several: paths, bytes, PIL images, arrays or tensors.
         template: name of the alignment template, such as ``"arcface112"`` or ``"ffhq"``.
         size: side of the crops, pixels.
-        detections: faces to cut out, as ``detect`` returns them for the same images; None to
-            detect them.
+        detections: faces to cut out, as ``detect`` returns them for the same images, in any order;
+            None to detect them. Options that choose faces then raise an error.
         device: device of detector and crops; None for the best one.
         **options: choice and detection of the faces, as in ``FaceModel.encode_expression``:
             ``faces``, ``min_face``, ``rotations`` and others. By default an image without a face is
             an error.
 
     Returns:
-        RGB in 0..255, uint8, (F, 3, S, S). Models take them with ``aligned=True``.
+        RGB in 0..255, uint8, (F, 3, S, S), in the order of the images, or of ``detections``. Models
+        take them with ``aligned=True``.
 
     Raises:
         ImageError: if an image cannot be read.
         NoFaceError: if an image has no face and ``on_missing`` is ``"raise"``.
         ValueError: if ``on_missing`` is ``"nan"``, since pixels cannot be NaN, if ``size`` is not a
-            whole number above 0, or if ``detections`` are of other images.
+            whole number above 0, or if ``detections`` are of other images or come with options that
+            choose faces.
 
     Examples:
         >>> facezoo.crops("grace_hopper.jpg", template="arcface112").shape
@@ -106,16 +108,27 @@ def crops(
     size = int(size)
     preprocessing = Preprocessing(template=template, size=size, mean=(0,) * 3, std=(1,) * 3)
     target, sources = best_device(device), as_list(images)
+    order = None
     if detections is None:
         batches = face_batches(sources, target, settings, remedies=["skip"])
     else:
-        batches = _with_faces(sources, target, settings, detections)
+        if unused := sorted(set(options) - {"on_missing", "batch_size", "progress"}):
+            raise ValueError(
+                f"{', '.join(unused)}: these options choose faces, and detections are chosen "
+                "already; pass one of both"
+            )
+        known = detections.scores.isfinite()
+        if settings.on_missing == "raise" and not bool(known.all()):
+            raise no_face(detections.image_index[~known].tolist(), sources, ["skip"])
+        order = detections.image_index[known].argsort(stable=True)
+        batches = _with_faces(sources, target, settings, detections[known][order])
     parts = [torch.empty(0, 3, size, size, dtype=torch.uint8, device=target)]
     for batch in batches:
         if batch.faces is not None and len(batch.faces):
             cut = cut_batches(batch.images, batch.faces, preprocessing, settings.batch_size)
             parts += [(part * 255).round().clamp(0, 255).to(torch.uint8) for part in cut]
-    return torch.cat(parts).contiguous()
+    rows = torch.cat(parts).contiguous()
+    return rows if order is None else rows[order.argsort().to(target)]
 
 
 def unit_crops(
@@ -149,8 +162,8 @@ def unit_crops(
 def _with_faces(
     sources: Sequence[ImageSource], device: torch.device, settings: ImageOptions, faces: Faces
 ) -> Iterator[ImageBatch]:
-    """Read images in batches and add their faces; rows of NaN are dropped."""
-    faces = faces[torch.isfinite(faces.scores)].to(device)
+    """Read images in batches and add their faces, which are sorted by image."""
+    faces = faces.to(device)
     size, progress = settings.batch_size, settings.progress
     for batch in read_batches(sources, device, batch_size=size, progress=progress):
         check_images(batch.images, faces, batch.first)

@@ -66,6 +66,30 @@ def test_crops_of_known_faces_need_no_detection(monkeypatch):
     assert torch.equal(crops, expected)
 
 
+def test_crops_of_detections_have_their_order():
+    images = [TWO.numpy(), ONE.numpy(), TWO.numpy(), ONE.numpy()]
+    faces = facezoo.detect(images, device="cpu")
+    expected = facezoo.crops(images, detections=faces, device="cpu")
+    order = torch.tensor([5, 0, 3, 2, 4, 1])
+    for batch_size in (1, 3, 64):
+        options = {"device": "cpu", "batch_size": batch_size}
+        assert torch.equal(
+            facezoo.crops(images, detections=faces[order], **options), expected[order]
+        )
+
+
+def test_detections_are_neither_dropped_nor_chosen_again():
+    images = [ONE.numpy(), NONE.numpy()]
+    faces = facezoo.detect(images, device="cpu", on_missing="nan")
+    assert len(faces) == 2
+    with pytest.raises(NoFaceError, match="no face found in image 1"):
+        facezoo.crops(images, detections=faces, device="cpu")
+    left = facezoo.crops(images, detections=faces, device="cpu", on_missing="skip")
+    assert len(left) == 1
+    with pytest.raises(ValueError, match=r"^faces, min_face: these options choose faces"):
+        facezoo.crops(images, detections=faces, faces="largest", min_face=20)
+
+
 def test_images_without_a_face_raise_or_have_no_crop():
     with pytest.raises(NoFaceError, match=r'pass on_missing="skip" to leave them out$'):
         facezoo.crops([ONE.numpy(), NONE.numpy()], device="cpu")

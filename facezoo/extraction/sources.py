@@ -143,8 +143,12 @@ def _is_container(name: str) -> bool:
 
 def split_name(name: str) -> tuple[str, str]:
     """Split a name into the shard or video and the key; the key of a plain file is empty."""
-    container, separator, key = name.partition(SEPARATOR)
-    return (container, key) if separator and _is_container(container) else (name, "")
+    end = name.find(SEPARATOR)
+    while end >= 0:  # folders and files may have the separator in their names
+        if _is_container(name[:end]):
+            return name[:end], name[end + len(SEPARATOR) :]
+        end = name.find(SEPARATOR, end + 1)
+    return name, ""
 
 
 def is_frame(name: str) -> bool:

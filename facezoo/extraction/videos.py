@@ -175,7 +175,7 @@ def _open(path: Path) -> av.container.InputContainer:
             f"PyAV {av.__version__} ignores the color matrix of videos: pip install 'av>=17'"
         )
     try:
-        return av.open(str(path))
+        return av.open(str(path.absolute()))  # FFmpeg takes 12:30.mp4 for an address
     except av.error.FFmpegError as error:
         raise ImageError(f"{path} is not a video: {error}") from error
 

@@ -9,6 +9,7 @@ Letters: F faces, D features, K classes, S side of a crop in pixels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -200,7 +201,8 @@ def timeline(frames: Iterable[VideoFrame] | Any) -> Picture:
             f"facezoo.video, or the features of a video, got the columns {', '.join(columns)}"
         )
     times, track, *shares = (
-        np.array([float(value) for value in columns[name]]) for name in ("time", "track", *classes)
+        np.array([_number(value) for value in columns[name]])
+        for name in ("time", "track", *classes)
     )
     words = [name.removeprefix("p_") for name in classes]
     numbers, lengths = np.unique(track[track >= 0], return_counts=True)
@@ -222,6 +224,14 @@ def timeline(frames: Iterable[VideoFrame] | Any) -> Picture:
     panels[-1].set(xlabel="time, seconds", xlim=(times.min(), times.max() + step))
     figure.legend(areas, words, loc="outside right upper", reverse=True)
     return figure
+
+
+def _number(value: Any) -> float:
+    """Convert an entry of a table; one without a value is None, NA or a scalar of pyarrow."""
+    try:
+        return float(value)
+    except TypeError:
+        return math.nan
 
 
 def grid(pictures: Mapping[str, Tensor] | None = None, **columns: Tensor) -> Picture:

@@ -36,6 +36,8 @@ REMEDIES = {
     "aligned": "aligned=True if they are aligned crops already",
 }
 """Options for images without a face, and their effect."""
+URL = re.compile(r"[a-z][a-z0-9+.-]+://|data:(\w+/[\w.+-]+)?[;,]", re.IGNORECASE)
+"""Start of a URL; a file may be called data:1.jpg."""
 ROUNDING = 1e-6
 """Float pixels may leave [0, 1] by this much, as ``x * std + mean`` does."""
 
@@ -266,7 +268,7 @@ def _decode(source: Any) -> NDArray[np.uint8]:
         return _from_pil(source)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return _from_file(io.BytesIO(source))
-    if isinstance(source, str) and re.match(r"[a-z][a-z0-9+.-]+://|data:", source, re.IGNORECASE):
+    if isinstance(source, str) and URL.match(source):
         raise ImageError("URLs are not fetched; download the file and pass its path or bytes")
     if inspect.iscoroutinefunction(getattr(source, "read", None)):  # an upload of Starlette
         source = getattr(source, "file", None)

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import torch
 from fake_faces import run, write_image
@@ -199,6 +200,18 @@ def test_videos_that_are_read_in_step_are_decoded_once_each(count, tmp_path, tin
     assert len(frames) == 3 * 48
 
 
+@pytest.mark.parametrize("name", ["cam::12.mkv", "12:30.mkv", "a.b::c/d.mkv"])
+def test_names_of_videos_may_have_colons(name, tmp_path, tiny, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    write_video(path, frames_with([1] * 3), "ffv1", "bgr0")
+    assert [frame.number for frame in facezoo.video(name, tiny)] == [0, 1, 2]
+    assert not facezoo.extract(name, "features.csv", model=tiny).unreadable
+    files = pd.read_csv("features.csv")["file"].tolist()
+    assert files == [f"{name}::{number:08d}" for number in range(3)]
+
+
 def test_predict_prints_frames_and_saves_an_annotated_video(clip, tmp_path, capsys, tiny):
     model, out = str(tiny.save_pretrained(tmp_path / "model")), tmp_path / "out.mp4"
     command = ["predict", str(clip), "--model", model, "--device", "cpu"]
@@ -254,8 +267,11 @@ def test_a_timeline_has_a_panel_per_track_and_a_gap_where_it_was_lost(clip, tmp_
     figure = plot.timeline(frames)
     assert [axes.get_ylabel() for axes in figure.axes] == ["#0", "#1"]
     run(clip, tmp_path / "f.parquet", tiny)
-    for table in (pd.read_parquet(tmp_path / "f.parquet"), iter(frames)):
-        assert len(plot.timeline(table).axes[0].collections) == 3 * len(tiny.labels)
+    table = pd.read_parquet(tmp_path / "f.parquet")
+    gap = pd.DataFrame({"time": [0.0], "track": [None], **{f"p_{c}": [None] for c in tiny.labels}})
+    with_gap = pd.concat([table, gap.astype(object)])
+    for source in (table, iter(frames), with_gap, pa.Table.from_pandas(with_gap)):
+        assert len(plot.timeline(source).axes[0].collections) == 3 * len(tiny.labels)
     with pytest.raises(ValueError, match="columns time, track and p_<class>"):
         plot.timeline(pd.DataFrame({"time": [0.0], "track": [0]}))
     with pytest.raises(ValueError, match="there is no face"):

@@ -603,6 +603,12 @@ def test_addresses_are_not_fetched():
             read_image(address)
 
 
+def test_a_file_may_be_called_like_an_address(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (4, 4)).save("data:1.png")
+    assert read_image("data:1.png").shape == (4, 4, 3)
+
+
 def test_a_very_long_string_is_shortened_in_the_message():
     with pytest.raises(ImageError) as caught:
         read_image("A" * 100_000)
