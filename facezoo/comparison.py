@@ -146,7 +146,7 @@ def verify(
             ) from error
     if len(features[0]) != 1 or len(features[1]) != 1:
         raise ValueError("verify compares two images, got a batch of several; pass one at a time")
-    cosine = float(F.cosine_similarity(*features))
+    cosine = float(F.cosine_similarity(*features).clamp(-1, 1))  # rounding can exceed 1
     return Match(cosine > threshold, cosine, threshold, *rates)
 
 

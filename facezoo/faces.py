@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Unpack
 
+from facezoo.display import counted
 from facezoo.hub.card import Preprocessing
 from facezoo.preprocess.alignment import prepare_aligned
 from facezoo.preprocess.detection import no_faces
@@ -92,6 +93,7 @@ def crops(
     Raises:
         ImageError: if an image cannot be read.
         NoFaceError: if an image has no face and ``on_missing`` is ``"raise"``.
+        TypeError: if ``detections`` are not ``Faces``.
         ValueError: if ``on_missing`` is ``"nan"``, since pixels cannot be NaN, if ``size`` is not a
             whole number above 0, or if ``detections`` are of other images or come with options that
             choose faces.
@@ -116,6 +118,16 @@ def crops(
             raise ValueError(
                 f"{', '.join(unused)}: these options choose faces, and detections are chosen "
                 "already; pass one of both"
+            )
+        if not isinstance(detections, Faces):
+            raise TypeError(
+                f"detections must be Faces, got {type(detections).__name__}; pass the result of "
+                "detect, or the attribute faces of an encoding or a prediction"
+            )
+        if len(detections) and int(detections.image_index.max()) >= len(sources):
+            raise ValueError(
+                f"detections have a face of image {int(detections.image_index.max())}, got only "
+                f"{counted(len(sources), 'image')}; pass the images of the detections"
             )
         known = detections.scores.isfinite()
         if settings.on_missing == "raise" and not bool(known.all()):

@@ -84,8 +84,12 @@ def test_detections_are_neither_dropped_nor_chosen_again():
     assert len(faces) == 2
     with pytest.raises(NoFaceError, match="no face found in image 1"):
         facezoo.crops(images, detections=faces, device="cpu")
+    with pytest.raises(ValueError, match="a face of image 1, got only 1 image;"):
+        facezoo.crops(images[:1], detections=faces, device="cpu")
     left = facezoo.crops(images, detections=faces, device="cpu", on_missing="skip")
     assert len(left) == 1
+    with pytest.raises(TypeError, match="detections must be Faces, got list"):
+        facezoo.crops(images, detections=[faces], device="cpu")
     with pytest.raises(ValueError, match=r"^faces, min_face: these options choose faces"):
         facezoo.crops(images, detections=faces, faces="largest", min_face=20)
 

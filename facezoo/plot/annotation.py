@@ -118,6 +118,9 @@ def annotate(
     pixels = read_image(image)
     check_images([torch.from_numpy(pixels)], faces, image_index)
     picture = Image.fromarray(pixels)
+    words = None if names is None else [str(name) for name in names]
+    if words is not None and len(words) != len(faces):
+        raise ValueError(f"names must be one per face, {len(faces)}, got {len(words)}")
     rows = ((faces.image_index == image_index) & faces.boxes.isfinite().all(1)).nonzero()[:, 0]
     boxes = faces.boxes[rows].cpu().numpy()
     if faces.signatures is None:
@@ -128,7 +131,7 @@ def annotate(
         picture = picture.resize(size, Image.Resampling.BICUBIC)
     overlay = Image.new("RGBA", picture.size)
     draw = ImageDraw.Draw(overlay)
-    marks = [_mark(result, faces, row, factor, picture.size, names) for row in rows.tolist()]
+    marks = [_mark(result, faces, row, factor, picture.size, words) for row in rows.tolist()]
     for mark in marks:
         _draw_outline(draw, mark, landmarks)
     lines = BARS if (style or ("bars" if len(marks) <= FEW else "label")) == "bars" else 0
@@ -204,14 +207,14 @@ def _mark(
     row: int,
     factor: int,
     size: tuple[int, int],
-    names: Sequence[object] | None,
+    names: Sequence[str] | None,
 ) -> _Mark:
     """Collect what is drawn of a face."""
     # Pixel centers are whole numbers in the image and in the enlarged picture.
     corners = ((faces.boxes[row] + 0.5) * factor - 0.5).tolist()
     box = tuple(min(max(v, 0.0), limit - 1.0) for v, limit in zip(corners, size * 2, strict=True))
     points = [tuple(p) for p in ((faces.landmarks[row] + 0.5) * factor - 0.5).tolist()]
-    name = "" if names is None else str(names[row])
+    name = "" if names is None else names[row]
     title, bars, color = "", list[tuple[str, float, str]](), COLORS[-1]
     if isinstance(result, ExpressionPrediction):
         colors = (COLORS[n % len(COLORS)] for n in range(len(result.classes)))

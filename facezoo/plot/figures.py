@@ -145,12 +145,17 @@ def faces(
 def bars(prediction: ExpressionPrediction) -> Picture:
     """Draw the probabilities of the classes of each face; twelve faces at most.
 
+    Raises:
+        ValueError: if there is no face.
+
     Examples:
         >>> figure = facezoo.plot.bars(model.predict_expression("grace_hopper.jpg"))
     """
     probabilities = prediction.probabilities[:MOST].detach().float().cpu()
-    columns = min(len(probabilities), 3) or 1
-    rows = -(-len(probabilities) // columns) or 1
+    if not len(probabilities):
+        raise ValueError(NO_FACE)
+    columns = min(len(probabilities), 3)
+    rows = -(-len(probabilities) // columns)
     figure = _figure(3.6 * columns, (0.6 + 0.24 * len(prediction.classes)) * rows)
     panels = list(figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat)
     for axes in panels[len(probabilities) :]:
@@ -163,8 +168,7 @@ def bars(prediction: ExpressionPrediction) -> Picture:
         axes.set(title=title, xlim=(0, 1), xticks=[0, 0.5, 1])
         axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
         axes.spines[["top", "right"]].set_visible(False)
-    if len(probabilities):
-        figure.axes[0].invert_yaxis()  # shared by all panels: the first class is on top
+    figure.axes[0].invert_yaxis()  # shared by all panels: the first class is on top
     return figure
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from facezoo.errors import explained_import
-from facezoo.plot.annotation import Style, annotate
+from facezoo.plot.annotation import VIDEO_SUFFIXES, Style, annotate
 from facezoo.results import VideoFrame
 
 CLOCK = Fraction(1, 1000)
@@ -32,6 +32,9 @@ class VideoWriter:
         style: ``"box"``, ``"label"`` or ``"bars"``; None for bars with up to four
             faces, else labels.
         landmarks: whether to draw the five landmarks.
+
+    Raises:
+        ValueError: when the statement begins, if the file is a folder or has another suffix.
     """
 
     def __init__(
@@ -49,6 +52,10 @@ class VideoWriter:
     def __enter__(self) -> VideoWriter:
         if self._path.is_dir():
             raise ValueError(f"{self._path} is a folder; pass a file, such as annotated.mp4")
+        if self._path.suffix.lower() not in VIDEO_SUFFIXES:
+            raise ValueError(
+                f"{self._path} cannot be written as a video; expected {', '.join(VIDEO_SUFFIXES)}"
+            )
         folder = self._path.parent
         folder.mkdir(parents=True, exist_ok=True)
         self._scratch = TemporaryDirectory(prefix=".partial-", dir=folder)

@@ -262,6 +262,13 @@ def test_live_shows_frames_until_its_window_is_closed(monkeypatch, tmp_path, tin
     assert "pip install 'facezoo[live]'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["out.avi", "out.gif", "out"])
+def test_videos_are_written_in_formats_that_keep_the_times(name, clip, tmp_path, tiny):
+    with pytest.raises(ValueError, match=r"expected \.mkv, \.mov, \.mp4, \.webm"):
+        plot.save_video(facezoo.video(clip, tiny), tmp_path / name)
+    assert list(tmp_path.glob("out*")) == []
+
+
 def test_a_timeline_has_a_panel_per_track_and_a_gap_where_it_was_lost(clip, tmp_path, tiny):
     frames = list(facezoo.video(clip, tiny))
     figure = plot.timeline(frames)

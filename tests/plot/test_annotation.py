@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -116,6 +117,15 @@ def test_each_style_draws_more_than_the_one_before():
     assert 0 < drawn[0] < drawn[1] < drawn[2]
     with pytest.raises(ValueError, match="'box', 'label', 'bars' or None, got 'dots'"):
         annotate(photo, faces, style="dots")
+
+
+def test_names_are_taken_in_order_and_are_one_per_face():
+    photo = Image.new("RGB", (300, 300))
+    faces = faces_at([20, 20, 80, 80], [200, 200, 280, 280])
+    names = pd.Series(["first", "second"], index=[1, 0])
+    assert annotate(photo, faces, names=names) == annotate(photo, faces, names=["first", "second"])
+    with pytest.raises(ValueError, match="one per face, 2, got 1"):
+        annotate(photo, faces, names=["first"])
 
 
 def test_names_are_drawn_also_for_faces_without_a_prediction():

@@ -259,3 +259,9 @@ def test_a_plane_wants_three_faces_and_a_method_that_it_knows():
         plot.plane(torch.randn(4, 1))
     with pytest.raises(ValueError, match="'pca' or 'tsne'"):
         plot.plane(torch.randn(4, 3), "umap")
+
+
+def test_a_prediction_of_no_face_has_no_bars():
+    prediction = facezoo.ExpressionPrediction([], torch.zeros(0, 2), ("a", "b"))
+    with pytest.raises(ValueError, match="there is no face to draw"):
+        facezoo.show(prediction)
