@@ -24,7 +24,7 @@ from facezoo.cli.common import (
     resumable,
     runtime_option,
 )
-from facezoo.errors import ImageError
+from facezoo.errors import ImageError, NoFaceError
 
 if TYPE_CHECKING:
     from facezoo.models.base import FaceModel
@@ -198,7 +198,13 @@ def _predict_image(
     """Predict an image, then write the annotated image if ``picture`` is set."""
     from facezoo.plot.annotation import annotate
 
-    prediction = loaded.predict_expression(file, **options)
+    try:
+        prediction = loaded.predict_expression(file, **options)
+    except NoFaceError as error:
+        raise NoFaceError(
+            f"no face found in {file}; pass --on-missing skip to continue, or a smaller --min-face",
+            error.missing,
+        ) from error
     yield str(file), prediction, [{} for _ in prediction.labels]
     if picture and len(prediction):
         names = range(len(prediction)) if len(prediction) > 1 else None

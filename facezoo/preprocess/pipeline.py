@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from functools import partial
 from math import prod
 from typing import Any, Literal, Protocol, TypedDict, cast
@@ -67,8 +68,18 @@ class ImageOptions:
     """Options of every method that takes images.
 
     Raises:
+        TypeError: if there is no such option.
         ValueError: if an option has no such value.
     """
+
+    def __new__(cls, *_: Any, **options: Any) -> ImageOptions:
+        """Name an unknown option, instead of this class, which users do not call."""
+        names = list(ImageKeywords.__annotations__)
+        for name in options:
+            if name not in names:
+                near = " or ".join(get_close_matches(name, names)) or ", ".join(names)
+                raise TypeError(f"there is no option {name!r} here; did you mean {near}?")
+        return super().__new__(cls)
 
     faces: Which = "all"
     """``"all"`` for every face, ``"largest"`` for one face per image."""

@@ -187,6 +187,10 @@ def test_predict_exits_with_1_only_if_no_image_has_a_face(tiny, tmp_path, capsys
     assert main(["predict", str(none)]) == 1
     assert capsys.readouterr().out == f"{none}: no face found\n"
     assert main(["predict", str(none), str(one)]) == 0
+    capsys.readouterr()
+    assert main(["predict", str(none), str(one), "--on-missing", "raise"]) == 1
+    said = f"facezoo: error: no face found in {none}; pass --on-missing skip to continue, or a "
+    assert capsys.readouterr().err == f"{said}smaller --min-face\n"
 
 
 def test_predict_continues_after_an_unreadable_file_and_exits_with_1(tiny, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """From photographs to prepared crops: choice of faces, missing faces, alignment, fingerprint."""
 
 import io
+import pickle
 import threading
 import time
 from contextlib import nullcontext
@@ -70,6 +71,15 @@ def test_the_largest_face_of_each_image_is_found():
     assert faces.image_index.tolist() == [0, 1, 2]
     assert left_edges(faces) == [100, 30, 100]
     torch.testing.assert_close(faces.boxes[1], torch.tensor(edges_of(30, 50, 60)))
+
+
+def test_an_unknown_option_is_named_with_the_nearest_one():
+    with pytest.raises(TypeError, match=r"no option .face. here; did you mean faces or min_face"):
+        ImageOptions(face="largest")
+    with pytest.raises(TypeError, match="did you mean faces, on_missing, aligned"):
+        ImageOptions(xyz=1)
+    options = ImageOptions(faces="largest")
+    assert pickle.loads(pickle.dumps(options)) == options
 
 
 def test_all_faces_are_found_by_falling_score():
