@@ -22,7 +22,7 @@ from facezoo.comparison import verify
 from facezoo.display import table
 from facezoo.errors import explained_import
 from facezoo.faces import crops
-from facezoo.plot.annotation import Style, annotate
+from facezoo.plot.annotation import Style, annotate, numbers_of
 from facezoo.registry import info, list_models, load
 
 DECODED = ("reconstruct", "neutralize", "frontalize")
@@ -62,8 +62,8 @@ def predict(image: str, style: Style | None = None) -> tuple[Image.Image, str]:
     columns = prediction.probabilities[:COLUMNS].T.tolist()
     rows = ([name, *shares] for name, shares in zip(prediction.classes, columns, strict=True))
     header = ["", *(f"{n}: {label}" for n, label in enumerate(prediction.labels[:COLUMNS]))]
-    names = range(len(prediction)) if len(prediction) > 1 else None
-    return annotate(image, prediction, style=style, names=names), table(header, rows)
+    picture = annotate(image, prediction, style=style, names=numbers_of(prediction))
+    return picture, table(header, rows)
 
 
 def compare(first: str, second: str) -> tuple[str, str]:

@@ -119,21 +119,9 @@ def crops(
                 f"{', '.join(unused)}: these options choose faces, and detections are chosen "
                 "already; pass one of both"
             )
-        if not isinstance(detections, Faces):
-            raise TypeError(
-                f"detections must be Faces, got {type(detections).__name__}; pass the result of "
-                "detect, or the attribute faces of an encoding or a prediction"
-            )
-        if len(detections) and int(detections.image_index.max()) >= len(sources):
-            raise ValueError(
-                f"detections have a face of image {int(detections.image_index.max())}, got only "
-                f"{counted(len(sources), 'image')}; pass the images of the detections"
-            )
-        known = detections.scores.isfinite()
-        if settings.on_missing == "raise" and not bool(known.all()):
-            raise no_face(detections.image_index[~known].tolist(), sources, ["skip"])
-        order = detections.image_index[known].argsort(stable=True)
-        batches = _with_faces(sources, target, settings, detections[known][order])
+        known = _known_faces(detections, sources, settings)
+        order = known.image_index.argsort(stable=True)
+        batches = _with_faces(sources, target, settings, known[order])
     parts = [torch.empty(0, 3, size, size, dtype=torch.uint8, device=target)]
     for batch in batches:
         if batch.faces is not None and len(batch.faces):
@@ -169,6 +157,24 @@ def unit_crops(
         cut = cut_batches(batch.images, batch.faces[known], plain, options.batch_size)
         parts.append(fill_rows(torch.cat(list(cut)), known))
     return torch.cat(parts)
+
+
+def _known_faces(faces: Faces, sources: Sequence[ImageSource], settings: ImageOptions) -> Faces:
+    """Check that faces are of the images, and leave rows of NaN out if the options allow it."""
+    if not isinstance(faces, Faces):
+        raise TypeError(
+            f"detections must be Faces, got {type(faces).__name__}; pass the result of detect, or "
+            "the attribute faces of an encoding or a prediction"
+        )
+    if len(faces) and (last := int(faces.image_index.max())) >= len(sources):
+        raise ValueError(
+            f"detections have a face of image {last}, got only {counted(len(sources), 'image')}; "
+            "pass the images of the detections"
+        )
+    known = faces.scores.isfinite()
+    if settings.on_missing == "raise" and not bool(known.all()):
+        raise no_face(faces.image_index[~known].tolist(), sources, ["skip"])
+    return faces[known]
 
 
 def _with_faces(

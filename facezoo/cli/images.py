@@ -196,7 +196,7 @@ def _predict_image(
     file: Path, loaded: FaceModel, picture: Path | None, **options: Any
 ) -> Iterator[Result]:
     """Predict an image, then write the annotated image if ``picture`` is set."""
-    from facezoo.plot.annotation import annotate
+    from facezoo.plot.annotation import annotate, numbers_of
 
     try:
         prediction = loaded.predict_expression(file, **options)
@@ -207,10 +207,9 @@ def _predict_image(
         ) from error
     yield str(file), prediction, [{} for _ in prediction.labels]
     if picture and len(prediction):
-        names = range(len(prediction)) if len(prediction) > 1 else None
         with _saving(picture):
             picture.parent.mkdir(parents=True, exist_ok=True)
-            annotate(file, prediction, names=names).save(picture, quality=92)
+            annotate(file, prediction, names=numbers_of(prediction)).save(picture, quality=92)
     elif picture:
         print(f"facezoo: no face in {file}, {picture} is not written", file=sys.stderr)
 

@@ -142,6 +142,11 @@ def annotate(
     return Image.alpha_composite(picture.convert("RGBA"), overlay).convert("RGB")
 
 
+def numbers_of(prediction: ExpressionPrediction) -> Sequence[int] | None:
+    """Return the names for ``annotate`` that number several faces; one face needs none."""
+    return range(len(prediction)) if len(prediction) > 1 else None
+
+
 def _check_inside(boxes: NDArray[np.float32], image_index: int, size: tuple[int, int]) -> None:
     """Reject the image of another result: the box of a face touches its image."""
     for x0, y0, x1, y1 in boxes.tolist():

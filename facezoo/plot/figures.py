@@ -146,7 +146,7 @@ def bars(prediction: ExpressionPrediction) -> Picture:
     """Draw the probabilities of the classes of each face; twelve faces at most.
 
     Raises:
-        ValueError: if there is no face.
+        ValueError: if the prediction has no face.
 
     Examples:
         >>> figure = facezoo.plot.bars(model.predict_expression("grace_hopper.jpg"))

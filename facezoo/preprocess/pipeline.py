@@ -68,7 +68,7 @@ class ImageOptions:
     """Options of every method that takes images.
 
     Raises:
-        TypeError: if there is no such option.
+        TypeError: if an option is unknown.
         ValueError: if an option has no such value.
     """
 
@@ -78,7 +78,7 @@ class ImageOptions:
         for name in options:
             if name not in names:
                 near = " or ".join(get_close_matches(name, names)) or ", ".join(names)
-                raise TypeError(f"there is no option {name!r} here; did you mean {near}?")
+                raise TypeError(f"unknown option {name!r}; did you mean {near}?")
         return super().__new__(cls)
 
     faces: Which = "all"

@@ -74,7 +74,7 @@ def test_the_largest_face_of_each_image_is_found():
 
 
 def test_an_unknown_option_is_named_with_the_nearest_one():
-    with pytest.raises(TypeError, match=r"no option .face. here; did you mean faces or min_face"):
+    with pytest.raises(TypeError, match=r"unknown option .face.; did you mean faces or min_face"):
         ImageOptions(face="largest")
     with pytest.raises(TypeError, match="did you mean faces, on_missing, aligned"):
         ImageOptions(xyz=1)
